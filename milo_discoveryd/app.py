@@ -32,6 +32,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
+from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
@@ -50,6 +51,7 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.mode import probes_hosts
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
+from milo_discoveryd.wiring.sharding import leave, shard_group
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -106,6 +108,7 @@ class Daemon:
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
+        self._group: ShardGroup | None = None
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -125,7 +128,7 @@ class Daemon:
 
         def end(number: signal.Signals) -> None:
             stop.requested(number.name, loop.time())
-            serving.cancel()
+            self._stop(serving)
 
         for number in signals:
             loop.add_signal_handler(number, end, number)
@@ -149,6 +152,15 @@ class Daemon:
             now = asyncio.get_running_loop().time()
             holds = [feed.accept(now) for feed in self._fleet.feeds]
             self._journal.accepted(any(holds))
+
+    def _stop(self, serving: "asyncio.Task[None]") -> None:
+        """Leave the shard group, then stop serving; at once if this is asked for again."""
+        group, self._group = self._group, None
+        if group is None:
+            serving.cancel()
+            return
+        leaving = asyncio.create_task(leave(group), name="leave the shard group")
+        leaving.add_done_callback(lambda _: serving.cancel())
 
     def _hung_up(self) -> None:
         if self._reloading is not None:
@@ -174,12 +186,15 @@ class Daemon:
             sources = Sources(settings, projects, self._environ, stack, run=run)
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
+            self._group = group = shard_group(settings, self._environ, self._fleet, self._metrics, stack)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
                 rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
             )
             signer = TokenSigner(secrets.token_bytes(32))
-            service = Service(self._fleet, self._info(), self._metrics, issuer, access=access, signer=signer)
+            service = Service(
+                self._fleet, self._info(), self._metrics, issuer, access=access, signer=signer, shard=group
+            )
             self._reloading = reloading = ConfigReloader(
                 settings,
                 self._load,
@@ -229,6 +244,10 @@ class Daemon:
                     tasks.create_task(
                         self._probe(projects, issuer, settings.connectivity.interval), name="probe clusters"
                     )
+                if group is not None:
+                    self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
+                    self._metrics.follow_group(group)
+                    tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(configured, self._fleet.sources, strict=True):
                     tasks.create_task(each.follow(fleet, sources), name=f"discover {each.name}".rstrip())
 

@@ -51,6 +51,9 @@ const (
 	ReasonMoved DisengageReason = "MOVED"
 	// ReasonRemoved: the source of the daemon removed the cluster by its own rules.
 	ReasonRemoved DisengageReason = "REMOVED"
+	// ReasonOwnershipLost: the daemon can't renew its ownership, and another member of its shard group may engage the
+	// cluster.
+	ReasonOwnershipLost DisengageReason = "OWNERSHIP_LOST"
 )
 
 // Event is one change to one cluster. For each cluster there is EventEngaged first, then any number of others, then

@@ -232,6 +232,24 @@ class Limits(Group, frozen=True, kw_only=True):
     """Maximum kubeconfigs per minute and caller, and maximum burst, unless its rule sets another."""
 
 
+class ShardingSettings(Group, frozen=True, kw_only=True):
+    """The group of daemons that share the clusters."""
+
+    group: Annotated[str | None, values.cluster_name] = None
+    """Name of the group of daemons that share the clusters, so that each is engaged by one of them. Default: none, and
+    every daemon engages all."""
+    member: Annotated[str | None, Text(least=1, most=170)] = None
+    """This daemon's name in the group. Default: the environment variable POD_NAME, or else the host name."""
+    namespace: Annotated[str | None, values.cluster_name] = None
+    """Namespace of the group's Leases. Default: the environment variable POD_NAMESPACE, or else the pod's."""
+    kubeconfig: Annotated[Path | None, values.file_path] = None
+    """Kubeconfig of the cluster with the group's Leases. Default: the cluster that the daemon runs in."""
+    weight: Annotated[float, Number(0, 1_000)] = 1.0
+    """This daemon's share of the clusters, in proportion to the weights of the others. 0: it owns none."""
+    release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
+    """How long subscribers that confirm releases have to end their work on a cluster that moves to another daemon."""
+
+
 class AuditSettings(Group, frozen=True, kw_only=True):
     file: Annotated[Path | None, values.file_path] = None
     """File to which audit events are appended, a line of JSON each. Default: events are only logged."""
@@ -299,6 +317,7 @@ class Settings(Group, frozen=True, kw_only=True):
     """Authorization rules: which callers see which clusters and get kubeconfigs. The first that matches a caller
     applies. Without rules every caller has full access."""
     limits: Limits = Limits()
+    sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """Interval of heartbeats on a quiet stream, unless a subscriber requests another."""

@@ -31,6 +31,7 @@ class DisengageReason(enum.Enum):
     REVOKED = "REVOKED"
     MOVED = "MOVED"
     REMOVED = "REMOVED"
+    OWNERSHIP_LOST = "OWNERSHIP_LOST"
 
 
 class Suspension(msgspec.Struct, frozen=True, gc=False):

@@ -50,6 +50,11 @@ class DirectFleet(IntakeSink, SourceFleet):
         )
 
     @property
+    def synced(self) -> bool:
+        """True after one complete list, in this run or in the run that wrote the state file."""
+        return self._is_assigned and super().synced
+
+    @property
     def pending_reports(self) -> PendingDeletions:
         return self.pending_deletions
 

@@ -7,7 +7,8 @@ comes from its callers: it is the time of their event loop.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,9 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 NOT_READY_HELD = "NotReadyHeld"
 """The reason of a source in which much of the fleet is not ready."""
+
+_PORTION = 250
+"""Clusters that are assigned in one step of the event loop."""
 
 
 class PendingReports(Protocol):
@@ -163,6 +167,8 @@ class SourceFleet(Fleet):
         """Since when nothing has been heard of the source."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._is_assigned = True
+        """Whether it is known which clusters are this daemon's to engage."""
 
     @property
     def status(self) -> SourceStatus:
@@ -210,6 +216,40 @@ class SourceFleet(Fleet):
         self._publish(self.registry.end_overdue(at(now)), now)
         if self.registry.not_ready_held != self._shown_held:
             self._set_status(self._followed)
+
+    def await_assignment(self, message: str) -> None:
+        """Engage nothing, and do not be synced, until `assign` says what is this daemon's."""
+        self._is_assigned = False
+        self.registry.assigned_elsewhere = lambda _: message
+
+    def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
+        """Engage what is this daemon's, and drain what is not, in portions; see `Registry.reassign`.
+
+        `elsewhere` returns why a cluster is not this daemon's. Until a first decision, the fleet is not synced.
+        """
+        self.registry.assigned_elsewhere = elsewhere
+        names = iter([name for name, _ in self.registry.items()])
+        while portion := [*islice(names, _PORTION)]:
+            now = at(_steady())
+            found = (self.registry.reassign(name, timeout_s, now) for name in portion if self.registry[name])
+            self._publish([event for events in found for event in events], now.steady)
+            yield
+        if is_decided and not self._is_assigned:
+            self._is_assigned = True
+            if self.synced:
+                self._observer.synced(self.registry.engaged)
+            self.notifier.notify()
+
+    def lose_ownership(self, message: str) -> None:
+        """Disengage everything at once, until `assign` is called again."""
+        self.registry.assigned_elsewhere = lambda _: message
+        now = at(_steady())
+        found = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
+        self._publish([event for events in found for event in events], now.steady)
+
+    def keeps_lost(self) -> bool:
+        """Return whether clusters that are not this daemon's are still draining."""
+        return any(self.registry.assigned_elsewhere(name) is not None for name in self.registry.releases)
 
     def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
         now = at(_steady())

@@ -122,6 +122,10 @@ class ReducedFleet(SourceFleet):
     @property
     def synced(self) -> bool:
         """True after one complete list of each resource, in this run or in the run that wrote the state file."""
+        return self._is_assigned and self._is_listed
+
+    @property
+    def _is_listed(self) -> bool:
         return all(feed.synced for feed in self.feeds)
 
     @property
@@ -132,11 +136,11 @@ class ReducedFleet(SourceFleet):
     @property
     def is_complete(self) -> bool:
         """True after one complete list of each resource in this run."""
-        return self.synced and not self.is_restored
+        return self._is_listed and not self.is_restored
 
     def next_order(self) -> int:
         """Return the place of new claims: all of the first lists are equally early."""
-        self._order += self.synced
+        self._order += self._is_listed
         return self._order
 
     def apply(self, watch: int, events: list[Event], order: int, read_at: float) -> None:

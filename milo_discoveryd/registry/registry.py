@@ -45,6 +45,8 @@ class ObjectState(enum.Enum):
     WITHDRAWN = "withdrawn"
     """The source ended it by its own rules."""
     MALFORMED = "malformed"
+    UNASSIGNED = "unassigned"
+    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
     UNREACHABLE = "disengaged_unreachable"
     """The object is ready; the cluster was disengaged because it could not be reached for long."""
     DELETED = "deleted"
@@ -55,7 +57,7 @@ _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
 """No list within the selector holds these."""
 _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
 """Of these, a limited number of records is kept."""
-_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE)
+_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -94,6 +96,13 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
         return self.cluster or self.former
 
     @property
+    def target(self) -> Target | None:
+        """The cluster of the object, where that is ready."""
+        if isinstance(self.present, Target):
+            return self.present
+        return None if self.latest is None else self.latest.target
+
+    @property
     def transitions(self) -> tuple[Transition, ...]:
         if self.cluster is None:
             return self.past
@@ -116,6 +125,8 @@ class Registry:
         """`refused` is called with each object whose claim of a project's UID begins to be refused."""
         self.log = log
         self.releases = PendingReleases()
+        self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
+        """Returns why a cluster is not this daemon's to engage; None if it is."""
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._claims = UidClaims()
@@ -173,7 +184,7 @@ class Registry:
             return True
         # After a restore from a backup, a version may be used again for something else.
         if isinstance(listed, Ready):
-            return record.state not in _OBJECT_READY or record.latest is None or record.latest.target != listed.target
+            return record.state not in _OBJECT_READY or record.target != listed.target
         return record.state is not _STATES[type(listed)]
 
     def is_news(self, seen: Observation) -> bool:
@@ -271,7 +282,10 @@ class Registry:
         assert cluster is not None, "it drains"
         assert cluster.draining is not None, "it drains"
         events = [*self._end(record, cluster.draining.reason, cluster.draining.message, now)]
-        if record.state is ObjectState.READY:
+        elsewhere = self.assigned_elsewhere(name)
+        if record.state is ObjectState.READY and elsewhere is not None:
+            self._unassign(record, cluster.target, elsewhere, now)
+        elif record.state is ObjectState.READY:
 
             def make(revision: int) -> Cluster:
                 return msgspec.structs.replace(
@@ -280,6 +294,37 @@ class Registry:
 
             events.append(self._engage(record, make))
         return events
+
+    def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
+        """Engage a ready cluster, or have it drain and end, as `assigned_elsewhere` says now."""
+        record = self._records[name]
+        elsewhere = self.assigned_elsewhere(name)
+        if elsewhere is None:
+            if record.state is not ObjectState.UNASSIGNED:
+                return []
+            assert record.target is not None, "it is ready"
+            return self._observed(Ready(record.uid, record.version, record.target), now, listed=False)
+        events = [*self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)]
+        self._unassign_ready(record, elsewhere, now)
+        return events
+
+    def lose(self, name: str, message: str, now: Moment) -> list[Event]:
+        """Disengage a cluster at once, because this daemon can't renew its ownership."""
+        record = self._records[name]
+        events = [*self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)]
+        self._unassign_ready(record, message, now)
+        return events
+
+    def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
+        """Note that the owner of a cluster is another one, unless it still drains here."""
+        if record.cluster is None and record.state in _OBJECT_READY:
+            assert record.target is not None, "it is ready"
+            self._unassign(record, record.target, message, now)
+
+    def _unassign(self, record: ClusterRecord, target: Target, message: str, now: Moment) -> None:
+        if record.state is not ObjectState.UNASSIGNED:
+            self._move(target.name, record, ObjectState.UNASSIGNED, now)
+        record.present, record.message = target, message
 
     def draining(self) -> Iterator[ClusterRecord]:
         return (self._records[name] for name in self.releases)
@@ -311,6 +356,9 @@ class Registry:
             self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
             return self._update(record, found, now)
         if connectivity.state is not ConnectivityState.REACHABLE:
+            return []
+        if (elsewhere := self.assigned_elsewhere(name)) is not None:
+            self._unassign(record, found.target, elsewhere, now)
             return []
 
         def make(revision: int) -> Cluster:
@@ -398,6 +446,11 @@ class Registry:
             return ()
         replaced = self._replaced_by(seen)
         readiness = None if self._was_engaged(seen) else seen.readiness
+        elsewhere = self.assigned_elsewhere(seen.name)
+        if elsewhere is not None and (replaced or not self._is_engaged(seen.name)):
+            record = self._record(seen, ObjectState.UNASSIGNED, now)
+            record.present, record.message = seen.target, elsewhere
+            return self._end(record, DisengageReason.REPLACED, replaced, now)
         record = self._record(seen, ObjectState.READY, now)
         before = record.cluster
         if before is None:
@@ -412,6 +465,10 @@ class Registry:
             return ()
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
         return self._update(record, cluster, now)
+
+    def _is_engaged(self, name: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.engaged
 
     def _stays_unreachable(self, seen: Ready) -> bool:
         """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""

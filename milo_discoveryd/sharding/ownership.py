@@ -33,9 +33,13 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 
+    @property
+    def is_in_view(self) -> bool:
+        return self._is_me(self.view.members)
+
     def decide(self, key: str) -> Decision:
         owner = rendezvous.owner(key, _weights(self.view.members))
-        if owner != self.member or not self._is_me(self.view.members):
+        if owner != self.member or not self.is_in_view:
             return Decision(Claim.FOREIGN, owner)
         if not self.may_engage:
             return Decision(Claim.WAITING, self.member)

@@ -49,6 +49,7 @@ _ORDER = (
     ObjectState.UNREACHABLE,
     ObjectState.NOT_READY,
     ObjectState.READY,
+    ObjectState.UNASSIGNED,
     ObjectState.OUTSIDE,
     ObjectState.WITHDRAWN,
     ObjectState.DELETED,

@@ -24,6 +24,7 @@ from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet, SourceFleet
 from milo_discoveryd.registry.registry import ObjectState
+from milo_discoveryd.telemetry.shard_metrics import Shard, ShardCollector
 from milo_kube.reflect.source_status import SourceState
 
 # Without this, each counter has a second series with its creation time.
@@ -112,6 +113,12 @@ class Metrics:
             "milo_discoveryd_drains",
             "Drains of clusters that ended: released by all subscribers, or expired at their deadline.",
             ("result",),
+            registry=self.registry,
+        )
+        self._lease_requests = Counter(
+            "milo_discoveryd_shard_lease_requests",
+            "Requests to the Leases of the shard group, by action and result.",
+            ("action", "result"),
             registry=self.registry,
         )
         self._oddities = Counter(
@@ -232,6 +239,12 @@ class Metrics:
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
         """`lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
+
+    def follow_group(self, shard: Shard) -> None:
+        self.registry.register(ShardCollector(shard))
+
+    def lease_request(self, action: str, result: str) -> None:
+        self._lease_requests.labels(action, result).inc()
 
     def set_build_info(self, version: str, mode: str) -> None:
         build = Gauge(

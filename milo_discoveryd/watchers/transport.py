@@ -67,6 +67,10 @@ class Transport:
         """Send `body`, which is JSON."""
         return await self._whole(_Request("POST", path, body=body), timeout_s)
 
+    async def put(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        """Send `body`, which is JSON."""
+        return await self._whole(_Request("PUT", path, body=body), timeout_s)
+
     async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
         return await self._whole(_Request("DELETE", path, body=body), timeout_s)
 

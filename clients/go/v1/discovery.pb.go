@@ -54,10 +54,12 @@ const (
 	DisengageReason_DISENGAGE_REASON_UNREACHABLE DisengageReason = 5
 	// The subscriber's rights no longer cover it.
 	DisengageReason_DISENGAGE_REASON_REVOKED DisengageReason = 6
-	// Another shard of the daemon has it now.
+	// Another member of the shard group owns it now.
 	DisengageReason_DISENGAGE_REASON_MOVED DisengageReason = 7
 	// The source took it away by its own rules.
 	DisengageReason_DISENGAGE_REASON_REMOVED DisengageReason = 8
+	// The daemon can't renew its ownership: another member of the shard group may engage the cluster.
+	DisengageReason_DISENGAGE_REASON_OWNERSHIP_LOST DisengageReason = 9
 )
 
 // Enum value maps for DisengageReason.
@@ -72,6 +74,7 @@ var (
 		6: "DISENGAGE_REASON_REVOKED",
 		7: "DISENGAGE_REASON_MOVED",
 		8: "DISENGAGE_REASON_REMOVED",
+		9: "DISENGAGE_REASON_OWNERSHIP_LOST",
 	}
 	DisengageReason_value = map[string]int32{
 		"DISENGAGE_REASON_UNSPECIFIED":    0,
@@ -83,6 +86,7 @@ var (
 		"DISENGAGE_REASON_REVOKED":        6,
 		"DISENGAGE_REASON_MOVED":          7,
 		"DISENGAGE_REASON_REMOVED":        8,
+		"DISENGAGE_REASON_OWNERSHIP_LOST": 9,
 	}
 )
 
@@ -357,21 +361,25 @@ const (
 	Engagement_REASON_DRAINING Engagement_Reason = 8
 	// The source ended it by its own rules: `message` says which.
 	Engagement_REASON_REMOVED Engagement_Reason = 9
+	// It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
+	// has not released it yet.
+	Engagement_REASON_UNASSIGNED Engagement_Reason = 10
 )
 
 // Enum value maps for Engagement_Reason.
 var (
 	Engagement_Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_ENGAGED",
-		2: "REASON_NOT_READY",
-		3: "REASON_OUTSIDE_SELECTOR",
-		4: "REASON_MALFORMED",
-		5: "REASON_DELETED",
-		6: "REASON_CONFIRMING_DELETION",
-		7: "REASON_UNREACHABLE",
-		8: "REASON_DRAINING",
-		9: "REASON_REMOVED",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_ENGAGED",
+		2:  "REASON_NOT_READY",
+		3:  "REASON_OUTSIDE_SELECTOR",
+		4:  "REASON_MALFORMED",
+		5:  "REASON_DELETED",
+		6:  "REASON_CONFIRMING_DELETION",
+		7:  "REASON_UNREACHABLE",
+		8:  "REASON_DRAINING",
+		9:  "REASON_REMOVED",
+		10: "REASON_UNASSIGNED",
 	}
 	Engagement_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -384,6 +392,7 @@ var (
 		"REASON_UNREACHABLE":         7,
 		"REASON_DRAINING":            8,
 		"REASON_REMOVED":             9,
+		"REASON_UNASSIGNED":          10,
 	}
 )
 
@@ -556,8 +565,12 @@ type WatchClustersResponse struct {
 	// Sources of which the daemon has not seen a complete list yet. Their clusters are not in the view: of these sources,
 	// clusters known from before are not gone. Once such a source is complete, the stream starts over (`reset`).
 	PendingSources []string `protobuf:"bytes,8,rep,name=pending_sources,json=pendingSources,proto3" json:"pending_sources,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The clusters are shared by a group of daemons. Work in them only while RenewOwnership says that they are this daemon's:
+	// otherwise, when the daemon is killed or stopped, another one engages them for its subscribers while you go on. Set
+	// together with `source`.
+	Sharded       bool `protobuf:"varint,9,opt,name=sharded,proto3" json:"sharded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchClustersResponse) Reset() {
@@ -644,6 +657,13 @@ func (x *WatchClustersResponse) GetPendingSources() []string {
 		return x.PendingSources
 	}
 	return nil
+}
+
+func (x *WatchClustersResponse) GetSharded() bool {
+	if x != nil {
+		return x.Sharded
+	}
+	return false
 }
 
 // ClusterEvent is one change to one cluster.
@@ -2151,6 +2171,99 @@ func (*EndSubscriptionResponse) Descriptor() ([]byte, []int) {
 	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{22}
 }
 
+// RenewOwnershipRequest has no fields.
+type RenewOwnershipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewOwnershipRequest) Reset() {
+	*x = RenewOwnershipRequest{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOwnershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOwnershipRequest) ProtoMessage() {}
+
+func (x *RenewOwnershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOwnershipRequest.ProtoReflect.Descriptor instead.
+func (*RenewOwnershipRequest) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
+}
+
+// RenewOwnershipResponse is the state of a daemon's ownership.
+type RenewOwnershipResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset while the daemon owns nothing: an earlier response stands until its time has passed. Also unset on a daemon that
+	// shares clusters with no other, whose ownership does not end.
+	ValidFor *durationpb.Duration `protobuf:"bytes,1,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
+	// The daemon shares the clusters with others.
+	Sharded       bool `protobuf:"varint,2,opt,name=sharded,proto3" json:"sharded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewOwnershipResponse) Reset() {
+	*x = RenewOwnershipResponse{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOwnershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOwnershipResponse) ProtoMessage() {}
+
+func (x *RenewOwnershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOwnershipResponse.ProtoReflect.Descriptor instead.
+func (*RenewOwnershipResponse) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RenewOwnershipResponse) GetValidFor() *durationpb.Duration {
+	if x != nil {
+		return x.ValidFor
+	}
+	return nil
+}
+
+func (x *RenewOwnershipResponse) GetSharded() bool {
+	if x != nil {
+		return x.Sharded
+	}
+	return false
+}
+
 // GetServerInfoRequest has no fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2160,7 +2273,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2285,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2298,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
 }
 
 // GetServerInfoResponse describes the daemon.
@@ -2207,14 +2320,16 @@ type GetServerInfoResponse struct {
 	Limits            *Limits             `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
 	// The sources of clusters, in a daemon with several. `mode` is then "sources", and `source` that of the source that is
 	// known worst.
-	Sources       []*Source `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
+	Sources []*Source `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Set where the daemon shares the clusters with others.
+	Sharding      *Sharding `protobuf:"bytes,11,opt,name=sharding,proto3" json:"sharding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2341,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2354,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{24}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -2312,6 +2427,13 @@ func (x *GetServerInfoResponse) GetSources() []*Source {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetSharding() *Sharding {
+	if x != nil {
+		return x.Sharding
+	}
+	return nil
+}
+
 // Source is a configured source of clusters.
 type Source struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2329,7 +2451,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2463,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2476,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Source) GetName() string {
@@ -2392,6 +2514,203 @@ func (x *Source) GetCounts() *FleetCounts {
 	return nil
 }
 
+// Sharding describes the group of daemons that share the clusters, as this one sees it. Members are described to callers
+// that may see all clusters.
+type Sharding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// This daemon.
+	Member string `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	// The number of the view: of the members among which the clusters are distributed.
+	View int64 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
+	// Every member has acknowledged the view, and no other is to join or leave.
+	Settled bool           `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`
+	Members []*ShardMember `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
+	// As in RenewOwnershipResponse.
+	ValidFor *durationpb.Duration `protobuf:"bytes,6,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
+	// Why the Leases of the group can't be read or written; empty if they can.
+	Problem       string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sharding) Reset() {
+	*x = Sharding{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sharding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sharding) ProtoMessage() {}
+
+func (x *Sharding) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sharding.ProtoReflect.Descriptor instead.
+func (*Sharding) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Sharding) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Sharding) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+func (x *Sharding) GetView() int64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *Sharding) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
+func (x *Sharding) GetMembers() []*ShardMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Sharding) GetValidFor() *durationpb.Duration {
+	if x != nil {
+		return x.ValidFor
+	}
+	return nil
+}
+
+func (x *Sharding) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// ShardMember is one daemon of a shard group.
+type ShardMember struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Weight float64                `protobuf:"fixed64,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// It is one of the view's members.
+	InView bool `protobuf:"varint,3,opt,name=in_view,json=inView,proto3" json:"in_view,omitempty"`
+	// A process holds its Lease.
+	Alive bool `protobuf:"varint,4,opt,name=alive,proto3" json:"alive,omitempty"`
+	// It is about to leave.
+	Leaving bool `protobuf:"varint,5,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// The latest view whose losses it has released.
+	AcknowledgedView int64 `protobuf:"varint,6,opt,name=acknowledged_view,json=acknowledgedView,proto3" json:"acknowledged_view,omitempty"`
+	// The known clusters that the view gives it.
+	Clusters      int32 `protobuf:"varint,7,opt,name=clusters,proto3" json:"clusters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardMember) Reset() {
+	*x = ShardMember{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardMember) ProtoMessage() {}
+
+func (x *ShardMember) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardMember.ProtoReflect.Descriptor instead.
+func (*ShardMember) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ShardMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ShardMember) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *ShardMember) GetInView() bool {
+	if x != nil {
+		return x.InView
+	}
+	return false
+}
+
+func (x *ShardMember) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *ShardMember) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+func (x *ShardMember) GetAcknowledgedView() int64 {
+	if x != nil {
+		return x.AcknowledgedView
+	}
+	return 0
+}
+
+func (x *ShardMember) GetClusters() int32 {
+	if x != nil {
+		return x.Clusters
+	}
+	return 0
+}
+
 // FleetCounts counts what the daemon knows.
 type FleetCounts struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -2404,14 +2723,16 @@ type FleetCounts struct {
 	// Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it.
 	Unreachable int32 `protobuf:"varint,6,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
 	// Of the engaged ones, those about to be disengaged.
-	Draining      int32 `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining int32 `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Ready, and owned by other members of the shard group, or by none at present.
+	Unassigned    int32 `protobuf:"varint,8,opt,name=unassigned,proto3" json:"unassigned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FleetCounts) Reset() {
 	*x = FleetCounts{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2744,7 @@ func (x *FleetCounts) String() string {
 func (*FleetCounts) ProtoMessage() {}
 
 func (x *FleetCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2757,7 @@ func (x *FleetCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetCounts.ProtoReflect.Descriptor instead.
 func (*FleetCounts) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FleetCounts) GetEngaged() int32 {
@@ -2488,6 +2809,13 @@ func (x *FleetCounts) GetDraining() int32 {
 	return 0
 }
 
+func (x *FleetCounts) GetUnassigned() int32 {
+	if x != nil {
+		return x.Unassigned
+	}
+	return 0
+}
+
 // CredentialSource is a configured source of the kubeconfigs that the daemon issues.
 type CredentialSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2505,7 +2833,7 @@ type CredentialSource struct {
 
 func (x *CredentialSource) Reset() {
 	*x = CredentialSource{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2845,7 @@ func (x *CredentialSource) String() string {
 func (*CredentialSource) ProtoMessage() {}
 
 func (x *CredentialSource) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2858,7 @@ func (x *CredentialSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialSource.ProtoReflect.Descriptor instead.
 func (*CredentialSource) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{27}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CredentialSource) GetName() string {
@@ -2582,7 +2910,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2922,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2935,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{28}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Limits) GetDefaultHeartbeatInterval() *durationpb.Duration {
@@ -2660,7 +2988,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"subscriber\x18\a \x01(\tR\n" +
 	"subscriber\x126\n" +
-	"\x17accepts_pending_sources\x18\b \x01(\bR\x15acceptsPendingSources\"\xe4\x02\n" +
+	"\x17accepts_pending_sources\x18\b \x01(\bR\x15acceptsPendingSources\"\xfe\x02\n" +
 	"\x15WatchClustersResponse\x127\n" +
 	"\x06events\x18\x01 \x03(\v2\x1f.milo.discovery.v1.ClusterEventR\x06events\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12+\n" +
@@ -2669,7 +2997,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x05reset\x18\x05 \x01(\bR\x05reset\x127\n" +
 	"\x06source\x18\x06 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\x129\n" +
 	"\asources\x18\a \x03(\v2\x1f.milo.discovery.v1.SourceStatusR\asources\x12'\n" +
-	"\x0fpending_sources\x18\b \x03(\tR\x0ependingSources\"\xff\x02\n" +
+	"\x0fpending_sources\x18\b \x03(\tR\x0ependingSources\x12\x18\n" +
+	"\asharded\x18\t \x01(\bR\asharded\"\xff\x02\n" +
 	"\fClusterEvent\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x124\n" +
 	"\acluster\x18\x02 \x01(\v2\x1a.milo.discovery.v1.ClusterR\acluster\x12:\n" +
@@ -2773,13 +3102,13 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"subscriber\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa5\x03\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xbc\x03\n" +
 	"\n" +
 	"Engagement\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\bR\aengaged\x12<\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.milo.discovery.v1.Engagement.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf2\x01\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x89\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_ENGAGED\x10\x01\x12\x14\n" +
@@ -2790,7 +3119,9 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x1aREASON_CONFIRMING_DELETION\x10\x06\x12\x16\n" +
 	"\x12REASON_UNREACHABLE\x10\a\x12\x13\n" +
 	"\x0fREASON_DRAINING\x10\b\x12\x12\n" +
-	"\x0eREASON_REMOVED\x10\t\"\xea\x01\n" +
+	"\x0eREASON_REMOVED\x10\t\x12\x15\n" +
+	"\x11REASON_UNASSIGNED\x10\n" +
+	"\"\xea\x01\n" +
 	"\n" +
 	"Transition\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x12:\n" +
@@ -2828,8 +3159,12 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\"\x19\n" +
-	"\x17EndSubscriptionResponse\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xe7\x03\n" +
+	"\x17EndSubscriptionResponse\"\x17\n" +
+	"\x15RenewOwnershipRequest\"j\n" +
+	"\x16RenewOwnershipResponse\x126\n" +
+	"\tvalid_for\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
+	"\asharded\x18\x02 \x01(\bR\asharded\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xa0\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12 \n" +
@@ -2842,13 +3177,30 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x12credential_sources\x18\b \x03(\v2#.milo.discovery.v1.CredentialSourceR\x11credentialSources\x121\n" +
 	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\x123\n" +
 	"\asources\x18\n" +
-	" \x03(\v2\x19.milo.discovery.v1.SourceR\asources\"\xb9\x01\n" +
+	" \x03(\v2\x19.milo.discovery.v1.SourceR\asources\x127\n" +
+	"\bsharding\x18\v \x01(\v2\x1b.milo.discovery.v1.ShardingR\bsharding\"\xb9\x01\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
 	"\x06status\x18\x03 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06status\x12\x16\n" +
 	"\x06synced\x18\x04 \x01(\bR\x06synced\x126\n" +
-	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\xed\x01\n" +
+	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\xf2\x01\n" +
+	"\bSharding\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x16\n" +
+	"\x06member\x18\x02 \x01(\tR\x06member\x12\x12\n" +
+	"\x04view\x18\x03 \x01(\x03R\x04view\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled\x128\n" +
+	"\amembers\x18\x05 \x03(\v2\x1e.milo.discovery.v1.ShardMemberR\amembers\x126\n" +
+	"\tvalid_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"\xcb\x01\n" +
+	"\vShardMember\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x01R\x06weight\x12\x17\n" +
+	"\ain_view\x18\x03 \x01(\bR\x06inView\x12\x14\n" +
+	"\x05alive\x18\x04 \x01(\bR\x05alive\x12\x18\n" +
+	"\aleaving\x18\x05 \x01(\bR\aleaving\x12+\n" +
+	"\x11acknowledged_view\x18\x06 \x01(\x03R\x10acknowledgedView\x12\x1a\n" +
+	"\bclusters\x18\a \x01(\x05R\bclusters\"\x8d\x02\n" +
 	"\vFleetCounts\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\x05R\aengaged\x12\x1b\n" +
 	"\tnot_ready\x18\x02 \x01(\x05R\bnotReady\x12)\n" +
@@ -2856,7 +3208,10 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\tmalformed\x18\x04 \x01(\x05R\tmalformed\x12 \n" +
 	"\vsubscribers\x18\x05 \x01(\x05R\vsubscribers\x12 \n" +
 	"\vunreachable\x18\x06 \x01(\x05R\vunreachable\x12\x1a\n" +
-	"\bdraining\x18\a \x01(\x05R\bdraining\"\xa9\x01\n" +
+	"\bdraining\x18\a \x01(\x05R\bdraining\x12\x1e\n" +
+	"\n" +
+	"unassigned\x18\b \x01(\x05R\n" +
+	"unassigned\"\xa9\x01\n" +
 	"\x10CredentialSource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -2869,7 +3224,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x0fstalled_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0estalledTimeout\x12G\n" +
 	"\x12max_kubeconfig_ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10maxKubeconfigTtl\x12\"\n" +
 	"\rmax_page_size\x18\x04 \x01(\x05R\vmaxPageSize\x12(\n" +
-	"\x10max_filter_bytes\x18\x05 \x01(\x05R\x0emaxFilterBytes*\xaf\x02\n" +
+	"\x10max_filter_bytes\x18\x05 \x01(\x05R\x0emaxFilterBytes*\xd4\x02\n" +
 	"\x0fDisengageReason\x12 \n" +
 	"\x1cDISENGAGE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18DISENGAGE_REASON_DELETED\x10\x01\x12\x1e\n" +
@@ -2879,11 +3234,12 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x1cDISENGAGE_REASON_UNREACHABLE\x10\x05\x12\x1c\n" +
 	"\x18DISENGAGE_REASON_REVOKED\x10\x06\x12\x1a\n" +
 	"\x16DISENGAGE_REASON_MOVED\x10\a\x12\x1c\n" +
-	"\x18DISENGAGE_REASON_REMOVED\x10\b*q\n" +
+	"\x18DISENGAGE_REASON_REMOVED\x10\b\x12#\n" +
+	"\x1fDISENGAGE_REASON_OWNERSHIP_LOST\x10\t*q\n" +
 	"\x10KubeconfigFormat\x12!\n" +
 	"\x1dKUBECONFIG_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aKUBECONFIG_FORMAT_EMBEDDED\x10\x01\x12\x1a\n" +
-	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\xd3\x05\n" +
+	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\xba\x06\n" +
 	"\x10DiscoveryService\x12d\n" +
 	"\rWatchClusters\x12'.milo.discovery.v1.WatchClustersRequest\x1a(.milo.discovery.v1.WatchClustersResponse0\x01\x12_\n" +
 	"\fListClusters\x12&.milo.discovery.v1.ListClustersRequest\x1a'.milo.discovery.v1.ListClustersResponse\x12Y\n" +
@@ -2891,7 +3247,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"GetCluster\x12$.milo.discovery.v1.GetClusterRequest\x1a%.milo.discovery.v1.GetClusterResponse\x12h\n" +
 	"\x0fIssueKubeconfig\x12).milo.discovery.v1.IssueKubeconfigRequest\x1a*.milo.discovery.v1.IssueKubeconfigResponse\x12e\n" +
 	"\x0eReleaseCluster\x12(.milo.discovery.v1.ReleaseClusterRequest\x1a).milo.discovery.v1.ReleaseClusterResponse\x12h\n" +
-	"\x0fEndSubscription\x12).milo.discovery.v1.EndSubscriptionRequest\x1a*.milo.discovery.v1.EndSubscriptionResponse\x12b\n" +
+	"\x0fEndSubscription\x12).milo.discovery.v1.EndSubscriptionRequest\x1a*.milo.discovery.v1.EndSubscriptionResponse\x12e\n" +
+	"\x0eRenewOwnership\x12(.milo.discovery.v1.RenewOwnershipRequest\x1a).milo.discovery.v1.RenewOwnershipResponse\x12b\n" +
 	"\rGetServerInfo\x12'.milo.discovery.v1.GetServerInfoRequest\x1a(.milo.discovery.v1.GetServerInfoResponseBG\n" +
 	"\x19com.miloapis.discovery.v1P\x01Z(go.miloapis.com/discovery/v1;discoveryv1b\x06proto3"
 
@@ -2908,7 +3265,7 @@ func file_milo_discovery_v1_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(DisengageReason)(0),            // 0: milo.discovery.v1.DisengageReason
 	(KubeconfigFormat)(0),           // 1: milo.discovery.v1.KubeconfigFormat
@@ -2939,21 +3296,25 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(*ReleaseClusterResponse)(nil),  // 26: milo.discovery.v1.ReleaseClusterResponse
 	(*EndSubscriptionRequest)(nil),  // 27: milo.discovery.v1.EndSubscriptionRequest
 	(*EndSubscriptionResponse)(nil), // 28: milo.discovery.v1.EndSubscriptionResponse
-	(*GetServerInfoRequest)(nil),    // 29: milo.discovery.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),   // 30: milo.discovery.v1.GetServerInfoResponse
-	(*Source)(nil),                  // 31: milo.discovery.v1.Source
-	(*FleetCounts)(nil),             // 32: milo.discovery.v1.FleetCounts
-	(*CredentialSource)(nil),        // 33: milo.discovery.v1.CredentialSource
-	(*Limits)(nil),                  // 34: milo.discovery.v1.Limits
-	nil,                             // 35: milo.discovery.v1.Cluster.LabelsEntry
-	nil,                             // 36: milo.discovery.v1.Cluster.AnnotationsEntry
-	(*durationpb.Duration)(nil),     // 37: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
+	(*RenewOwnershipRequest)(nil),   // 29: milo.discovery.v1.RenewOwnershipRequest
+	(*RenewOwnershipResponse)(nil),  // 30: milo.discovery.v1.RenewOwnershipResponse
+	(*GetServerInfoRequest)(nil),    // 31: milo.discovery.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 32: milo.discovery.v1.GetServerInfoResponse
+	(*Source)(nil),                  // 33: milo.discovery.v1.Source
+	(*Sharding)(nil),                // 34: milo.discovery.v1.Sharding
+	(*ShardMember)(nil),             // 35: milo.discovery.v1.ShardMember
+	(*FleetCounts)(nil),             // 36: milo.discovery.v1.FleetCounts
+	(*CredentialSource)(nil),        // 37: milo.discovery.v1.CredentialSource
+	(*Limits)(nil),                  // 38: milo.discovery.v1.Limits
+	nil,                             // 39: milo.discovery.v1.Cluster.LabelsEntry
+	nil,                             // 40: milo.discovery.v1.Cluster.AnnotationsEntry
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
 }
 var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	14, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	37, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
-	37, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	41, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
+	41, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
 	8,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
 	13, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
 	13, // 5: milo.discovery.v1.WatchClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
@@ -2961,21 +3322,21 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	9,  // 7: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
 	0,  // 8: milo.discovery.v1.ClusterEvent.reason:type_name -> milo.discovery.v1.DisengageReason
 	24, // 9: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	35, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
-	36, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
-	38, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
-	38, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
+	39, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
+	40, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
+	42, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
+	42, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
 	12, // 14: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
 	10, // 15: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
 	11, // 16: milo.discovery.v1.Cluster.suspensions:type_name -> milo.discovery.v1.Suspension
 	0,  // 17: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
-	38, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
-	38, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
+	42, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
+	42, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
 	3,  // 20: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
-	38, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
+	42, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
 	4,  // 22: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
-	38, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
-	38, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
+	42, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
+	42, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
 	14, // 25: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
 	9,  // 26: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
 	13, // 27: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
@@ -2984,49 +3345,55 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	20, // 30: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
 	21, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
 	19, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
-	38, // 33: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	42, // 33: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
 	5,  // 34: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	38, // 35: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	42, // 35: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
 	2,  // 36: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
 	0,  // 37: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	38, // 38: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	37, // 39: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	42, // 38: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	41, // 39: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
 	1,  // 40: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
 	24, // 41: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	38, // 42: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	38, // 43: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	38, // 44: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	38, // 45: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	13, // 46: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	32, // 47: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	33, // 48: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
-	34, // 49: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
-	31, // 50: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
-	13, // 51: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
-	32, // 52: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
-	38, // 53: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
-	37, // 54: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	37, // 55: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	37, // 56: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	6,  // 57: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	15, // 58: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	17, // 59: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	22, // 60: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	25, // 61: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
-	27, // 62: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
-	29, // 63: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	7,  // 64: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	16, // 65: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	18, // 66: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	23, // 67: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	26, // 68: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
-	28, // 69: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
-	30, // 70: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	64, // [64:71] is the sub-list for method output_type
-	57, // [57:64] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	42, // 42: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 43: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	42, // 44: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	41, // 45: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
+	42, // 46: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	13, // 47: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	36, // 48: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
+	37, // 49: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	38, // 50: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
+	33, // 51: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
+	34, // 52: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
+	13, // 53: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
+	36, // 54: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
+	35, // 55: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
+	41, // 56: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
+	42, // 57: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 58: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	41, // 59: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	41, // 60: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	6,  // 61: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	15, // 62: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	17, // 63: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	22, // 64: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	25, // 65: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	27, // 66: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	29, // 67: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
+	31, // 68: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	7,  // 69: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	16, // 70: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	18, // 71: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	23, // 72: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	26, // 73: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	28, // 74: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	30, // 75: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
+	32, // 76: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	69, // [69:77] is the sub-list for method output_type
+	61, // [61:69] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }
@@ -3040,7 +3407,7 @@ func file_milo_discovery_v1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_milo_discovery_v1_discovery_proto_rawDesc), len(file_milo_discovery_v1_discovery_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

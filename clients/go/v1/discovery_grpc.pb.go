@@ -38,6 +38,7 @@ const (
 	DiscoveryService_IssueKubeconfig_FullMethodName = "/milo.discovery.v1.DiscoveryService/IssueKubeconfig"
 	DiscoveryService_ReleaseCluster_FullMethodName  = "/milo.discovery.v1.DiscoveryService/ReleaseCluster"
 	DiscoveryService_EndSubscription_FullMethodName = "/milo.discovery.v1.DiscoveryService/EndSubscription"
+	DiscoveryService_RenewOwnership_FullMethodName  = "/milo.discovery.v1.DiscoveryService/RenewOwnership"
 	DiscoveryService_GetServerInfo_FullMethodName   = "/milo.discovery.v1.DiscoveryService/GetServerInfo"
 )
 
@@ -96,6 +97,10 @@ type DiscoveryServiceClient interface {
 	// wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
 	// subscription.
 	EndSubscription(ctx context.Context, in *EndSubscriptionRequest, opts ...grpc.CallOption) (*EndSubscriptionResponse, error)
+	// RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+	// you sent its request, on a clock that also advances while the machine is suspended.
+	RenewOwnership(ctx context.Context, in *RenewOwnershipRequest, opts ...grpc.CallOption) (*RenewOwnershipResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -177,6 +182,16 @@ func (c *discoveryServiceClient) EndSubscription(ctx context.Context, in *EndSub
 	return out, nil
 }
 
+func (c *discoveryServiceClient) RenewOwnership(ctx context.Context, in *RenewOwnershipRequest, opts ...grpc.CallOption) (*RenewOwnershipResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewOwnershipResponse)
+	err := c.cc.Invoke(ctx, DiscoveryService_RenewOwnership_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -242,6 +257,10 @@ type DiscoveryServiceServer interface {
 	// wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
 	// subscription.
 	EndSubscription(context.Context, *EndSubscriptionRequest) (*EndSubscriptionResponse, error)
+	// RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+	// you sent its request, on a clock that also advances while the machine is suspended.
+	RenewOwnership(context.Context, *RenewOwnershipRequest) (*RenewOwnershipResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedDiscoveryServiceServer()
@@ -271,6 +290,9 @@ func (UnimplementedDiscoveryServiceServer) ReleaseCluster(context.Context, *Rele
 }
 func (UnimplementedDiscoveryServiceServer) EndSubscription(context.Context, *EndSubscriptionRequest) (*EndSubscriptionResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method EndSubscription not implemented")
+}
+func (UnimplementedDiscoveryServiceServer) RenewOwnership(context.Context, *RenewOwnershipRequest) (*RenewOwnershipResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method RenewOwnership not implemented")
 }
 func (UnimplementedDiscoveryServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -397,6 +419,24 @@ func _DiscoveryService_EndSubscription_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DiscoveryService_RenewOwnership_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewOwnershipRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DiscoveryServiceServer).RenewOwnership(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DiscoveryService_RenewOwnership_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DiscoveryServiceServer).RenewOwnership(ctx, req.(*RenewOwnershipRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DiscoveryService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -441,6 +481,10 @@ var DiscoveryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "EndSubscription",
 			Handler:    _DiscoveryService_EndSubscription_Handler,
+		},
+		{
+			MethodName: "RenewOwnership",
+			Handler:    _DiscoveryService_RenewOwnership_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",

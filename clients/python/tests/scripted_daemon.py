@@ -81,6 +81,9 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.requests: list[Message] = []
         self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
         self.ended_subscriptions: list[str] = []
+        self.ownership: pb.RenewOwnershipResponse | None = None
+        """What each renewal of the ownership is answered; None: it is never answered."""
+        self.renewals = 0
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -126,6 +129,12 @@ class ScriptedDaemon(DiscoveryServiceServicer):
     async def EndSubscription(self, request, context):
         self.ended_subscriptions.append(request.subscriber)
         return pb.EndSubscriptionResponse()
+
+    async def RenewOwnership(self, request, context):
+        self.renewals += 1
+        if self.ownership is None:
+            await asyncio.Event().wait()
+        return self.ownership
 
     async def _answer(self, method, request, context):
         self.requests.append(request)

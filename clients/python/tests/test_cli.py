@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
@@ -324,6 +325,52 @@ class TestStatus:
     async def test_status_prints_json(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
         assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
+
+
+class TestShards:
+    GROUP = pb.Sharding(
+        group="dns",
+        member="dns-0",
+        view=3,
+        settled=True,
+        valid_for=Duration(seconds=12),
+        members=[
+            pb.ShardMember(name="dns-0", weight=1, in_view=True, alive=True, acknowledged_view=3, clusters=7),
+            pb.ShardMember(name="dns-1", weight=2.5, in_view=True, leaving=True, acknowledged_view=2, clusters=5),
+            pb.ShardMember(name="dns-2", weight=1, alive=True, acknowledged_view=3),
+        ],
+    )
+
+    async def test_shards_lists_members_and_their_clusters(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
+        outcome = await command("shards")
+        assert outcome.status == 0
+        assert [" ".join(line) for line in outcome.lines if line] == [
+            "group dns",
+            "member dns-0, owns its share",
+            "view 3, settled",
+            "MEMBER WEIGHT CLUSTERS ACKNOWLEDGED STATE",
+            "dns-0 1 7 3 member",
+            "dns-1 2.5 5 2 not running, leaving",
+            "dns-2 1 0 3 not in the view",
+        ]
+
+    async def test_shards_exits_with_7_while_the_group_is_not_settled(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=pb.Sharding(group="dns", problem="late"))]
+        outcome = await command("shards")
+        assert outcome.status == 7
+        assert ["problem", "late"] in outcome.lines
+        assert "owns nothing at present" in outcome.out
+
+    async def test_shards_of_a_daemon_without_a_group(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
+        outcome = await command("shards")
+        assert (outcome.status, outcome.out) == (3, "")
+
+    async def test_shards_prints_json(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
+        found = json.loads((await command("shards", "-o", "json")).out)
+        assert (found["group"], found["validFor"], found["members"][1]["weight"]) == ("dns", "12s", 2.5)
 
 
 class TestVersionAndCompletion:

@@ -12,6 +12,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.rfc3339 import rfc3339
+from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.source_status import SourceStatus
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
@@ -21,6 +22,7 @@ _REASONS = {
     ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
     ObjectState.WITHDRAWN: pb.Engagement.REASON_REMOVED,
     ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
+    ObjectState.UNASSIGNED: pb.Engagement.REASON_UNASSIGNED,
     ObjectState.DELETED: pb.Engagement.REASON_DELETED,
     ObjectState.READY: pb.Engagement.REASON_ENGAGED,
 }
@@ -114,6 +116,28 @@ def credential_source(of: SourceHealth, problem: str | None = None) -> pb.Creden
         healthy=not of.problem,
         message=of.problem and (problem or of.problem),
         expires_at=None if of.expires_at is None else timestamp(of.expires_at),
+    )
+
+
+def sharding(of: GroupStatus) -> pb.Sharding:
+    """Convert the status, without what the clusters or the clock say."""
+    return pb.Sharding(
+        group=of.group,
+        member=of.member,
+        view=of.view,
+        settled=of.is_settled,
+        problem=of.problem,
+        members=[
+            pb.ShardMember(
+                name=each.name,
+                weight=each.weight,
+                in_view=each.is_in_view,
+                alive=each.is_alive,
+                leaving=each.is_leaving,
+                acknowledged_view=each.acknowledged,
+            )
+            for each in of.members
+        ],
     )
 
 

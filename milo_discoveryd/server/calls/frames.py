@@ -68,6 +68,7 @@ _REVISION = _length_delimited(pb.WatchClustersResponse.REVISION_FIELD_NUMBER)
 _PREVIOUS_REVISION = _length_delimited(pb.WatchClustersResponse.PREVIOUS_REVISION_FIELD_NUMBER)
 _SYNCED = _number(pb.WatchClustersResponse.SYNCED_FIELD_NUMBER, 1)
 _RESET = _number(pb.WatchClustersResponse.RESET_FIELD_NUMBER, 1)
+_SHARDED = _number(pb.WatchClustersResponse.SHARDED_FIELD_NUMBER, 1)
 _SOURCE = _length_delimited(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
 _SOURCES = _length_delimited(pb.WatchClustersResponse.SOURCES_FIELD_NUMBER)
 _PENDING_SOURCES = _length_delimited(pb.WatchClustersResponse.PENDING_SOURCES_FIELD_NUMBER)
@@ -141,6 +142,7 @@ def batch(
     source: pb.SourceStatus | None = None,
     sources: Iterable[pb.SourceStatus] = (),
     pending_sources: Iterable[str] = (),
+    sharded: bool = False,
 ) -> bytes:
     return frames.followed_by(
         _text(_REVISION, revision)
@@ -150,6 +152,7 @@ def batch(
         + (b"" if source is None else _field(_SOURCE, source.SerializeToString()))
         + b"".join(_field(_SOURCES, each.SerializeToString()) for each in sources)
         + b"".join(_text(_PENDING_SOURCES, each) for each in pending_sources)
+        + (_SHARDED if sharded else b"")
     )
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import msgspec
@@ -38,6 +39,8 @@ from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
+from milo_discoveryd.sharding import rendezvous
+from milo_discoveryd.sharding.status import GroupStatus
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 CLUSTERS_PER_STEP = 250
@@ -59,6 +62,15 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     stalled_s: float
 
 
+class Shard(Protocol):
+    """This daemon as a member of a group."""
+
+    def valid_s(self) -> float | None:
+        """Return for how long the present ownership holds; None while the daemon owns nothing."""
+
+    def status(self) -> GroupStatus: ...
+
+
 class Service:
     def __init__(
         self,
@@ -70,8 +82,11 @@ class Service:
         access: AccessControl,
         signer: TokenSigner,
         draw: Draw = random.random,
+        shard: Shard | None = None,
     ) -> None:
+        """`shard`: set if the daemon shares the clusters with others."""
         self._fleet = fleet
+        self.shard = shard
         self._issuer = issuer
         self._info = info
         self._metrics = metrics
@@ -227,6 +242,13 @@ class Service:
             raise
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
+    async def renew_ownership(self, request: pb.RenewOwnershipRequest, caller: Caller) -> pb.RenewOwnershipResponse:
+        async with self.access.authorize(caller, "RenewOwnership"):
+            valid_s = None if self.shard is None else self.shard.valid_s()
+        return pb.RenewOwnershipResponse(
+            sharded=self.shard is not None, valid_for=None if valid_s is None else _duration(valid_s)
+        )
+
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
@@ -253,6 +275,7 @@ class Service:
             ],
             synced=self._fleet.synced,
             counts=_counted(counts, len(self.streams) if scope.is_everything else call.open_streams),
+            sharding=await self._sharding(scope),
             credential_sources=[convert.credential_source(each, problem) for each in sources],
             limits=pb.Limits(
                 max_kubeconfig_ttl=_duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
@@ -262,6 +285,26 @@ class Service:
                 max_filter_bytes=requests.MAX_FILTER_BYTES,
             ),
         )
+
+    async def _sharding(self, scope: ClusterScope) -> pb.Sharding | None:
+        if self.shard is None:
+            return None
+        status, valid_s = self.shard.status(), self.shard.valid_s()
+        found = convert.sharding(status)
+        if valid_s is not None:
+            found.valid_for.CopyFrom(_duration(valid_s))
+        if not scope.is_everything:
+            del found.members[:]
+            found.problem = ""
+            return found
+        clusters: Counter[str | None] = Counter()
+        names = iter([name for name, record in self._fleet.registry.items() if record.target is not None])
+        while portion := [*islice(names, CLUSTERS_PER_STEP)]:
+            clusters.update(rendezvous.owner(name, status.weights) for name in portion)
+            await asyncio.sleep(0)
+        for member in found.members:
+            member.clusters = clusters[member.name]
+        return found
 
     async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
         stream = WatchStream(
@@ -274,6 +317,7 @@ class Service:
             metrics=self._metrics,
             stalled_s=self._info.stalled_s,
             stopping=self._stopping,
+            sharded=self.shard is not None,
             rotation=await self._rotation(asked, call) if asked.with_kubeconfigs else None,
             subscription=(
                 releases.subscription(call.caller, asked.subscriber, scoped(asked.wanted, call.scope), filter_bytes)
@@ -374,6 +418,7 @@ def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.Fleet
         malformed=counts.malformed,
         unreachable=counts.unreachable,
         draining=counts.draining,
+        unassigned=counts.unassigned,
         subscribers=subscribers,
     )
 
@@ -456,6 +501,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest, max_age_s=HANDOUT_MAX_AGE_S),
             "ReleaseCluster": unary(service.release_cluster, pb.ReleaseClusterRequest),
             "EndSubscription": unary(service.end_subscription, pb.EndSubscriptionRequest),
+            "RenewOwnership": unary(service.renew_ownership, pb.RenewOwnershipRequest),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

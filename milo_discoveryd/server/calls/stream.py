@@ -58,8 +58,13 @@ class WatchStream:
         stopping: asyncio.Event,
         rotation: KubeconfigRotation | None = None,
         subscription: Subscription | None = None,
+        sharded: bool = False,
     ) -> None:
-        """`rotation`: None unless the subscriber asked for kubeconfigs. `subscription`: if it confirms releases."""
+        """`rotation`: None unless the subscriber asked for kubeconfigs. `subscription`: if it confirms releases.
+
+        `sharded`: the daemon shares the clusters with others.
+        """
+        self._sharded = sharded
         self._fleet = fleet
         self._sources = fleet.select(asked.wanted.sources)
         self._epoch = epoch
@@ -258,6 +263,7 @@ class WatchStream:
             source=sources[0] if sources else None,
             sources=sources[1:],
             pending_sources=sorted(self._pending) if batch.synced else (),
+            sharded=self._sharded and bool(sources),
         )
         self._send_deadline.set(now + self._stalled_s)
         if self.cursor is None or len(data) < LARGE_BATCH * self._fleet.log.batch_bytes:

@@ -328,6 +328,7 @@ def test_object_states_are_counted() -> None:
         ObjectState.MALFORMED: 1,
         ObjectState.OUTSIDE: 1,
         ObjectState.WITHDRAWN: 0,
+        ObjectState.UNASSIGNED: 0,
         ObjectState.UNREACHABLE: 0,
         ObjectState.DELETED: 1,
     }

@@ -200,6 +200,29 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
     )
 
 
+def _sharding(message: pb.Sharding) -> model.Sharding:
+    return model.Sharding(
+        group=message.group,
+        member=message.member,
+        view=message.view,
+        settled=message.settled,
+        members=tuple(
+            model.ShardMember(
+                name=each.name,
+                weight=each.weight,
+                in_view=each.in_view,
+                alive=each.alive,
+                leaving=each.leaving,
+                acknowledged_view=each.acknowledged_view,
+                clusters=each.clusters,
+            )
+            for each in message.members
+        ),
+        valid_for=_duration(message, "valid_for"),
+        problem=message.problem,
+    )
+
+
 def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
     counts, limits = message.counts, message.limits
     return model.ServerInfo(
@@ -237,6 +260,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             max_page_size=limits.max_page_size,
             max_filter_bytes=limits.max_filter_bytes,
         ),
+        sharding=_sharding(message.sharding) if message.HasField("sharding") else None,
     )
 
 
@@ -247,6 +271,7 @@ def _counts(message: pb.FleetCounts) -> model.FleetCounts:
         outside_selector=message.outside_selector,
         malformed=message.malformed,
         unreachable=message.unreachable,
+        unassigned=message.unassigned,
         subscribers=message.subscribers,
         draining=message.draining,
     )

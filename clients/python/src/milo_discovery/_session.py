@@ -23,6 +23,7 @@ from milo_discovery.errors import StreamBroken
 from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
 
+OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own"
 MISSING_AFTER_RECONNECT = "it was gone when the connection to the daemon came back"
 
 # Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,
@@ -131,6 +132,22 @@ class Session:
         if batch.synced:
             self.pending_sources = tuple(batch.pending_sources)
         return changes
+
+    def lose_ownership(self) -> tuple[Event, ...]:
+        """Empty the view: the daemon may have lost its clusters to another. The next stream begins with a snapshot."""
+        lost = tuple(
+            Event(
+                type=EventType.DISENGAGED,
+                cluster=known.cluster,
+                reason=DisengageReason.OWNERSHIP_LOST,
+                message=OWNERSHIP_NOT_RENEWED,
+            )
+            for known in self._view.values()
+        )
+        self._view.clear()
+        self._phase = _Closed()
+        self.revision = ""
+        return lost
 
     def _continue(self, phase: _Phase, batch: pb.WatchClustersResponse) -> _Step:
         match phase:

@@ -13,6 +13,7 @@ from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._convert import WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import read_access
+from milo_discovery._ownership import Ownership
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
@@ -32,6 +33,7 @@ class Subscription:
         self.session = Session()
         self.subscriber = self._request.subscriber
         """The name under which clusters are released; empty if releases are not confirmed."""
+        self.ownership = Ownership()
         self.silence_limit = _convert.silence_limit(options)
         """A stream that is silent for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
@@ -57,6 +59,10 @@ class Subscription:
             self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
         self.pending.extend(map(_without_unusable_kubeconfig, changes))
+
+    def ownership_ended(self) -> None:
+        """Disengage all clusters, because the daemon did not renew its ownership."""
+        self.pending.extend(self.session.lose_ownership())
 
     def stream_lost(self, error: DiscoveryError, now: float) -> timedelta:
         """Record that the stream broke; return how long to wait before the next one."""

@@ -31,6 +31,7 @@ class DisengageReason(_OpenEnum):
     REVOKED = 6
     MOVED = 7
     REMOVED = 8
+    OWNERSHIP_LOST = 9
 
 
 class ConnectivityState(_OpenEnum):
@@ -234,6 +235,8 @@ class FleetCounts:
     outside_selector: int = 0
     malformed: int = 0
     unreachable: int = 0
+    unassigned: int = 0
+    """Ready, and owned by other members of the shard group, or by none at present."""
     subscribers: int = 0
     draining: int = 0
 
@@ -272,6 +275,36 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardMember:
+    """One daemon of a shard group."""
+
+    name: str = ""
+    weight: float = 0.0
+    in_view: bool = False
+    """It is one of those among which the clusters are distributed."""
+    alive: bool = False
+    leaving: bool = False
+    acknowledged_view: int = 0
+    clusters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """The group of daemons that share the clusters, as the daemon sees it."""
+
+    group: str = ""
+    member: str = ""
+    """The daemon itself."""
+    view: int = 0
+    settled: bool = False
+    """Every member has acknowledged the view, and no other is to join or leave."""
+    members: tuple[ShardMember, ...] = ()
+    valid_for: timedelta | None = None
+    """For how long the daemon's ownership holds; None while it owns nothing."""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """The daemon's version, state and limits."""
 
@@ -285,3 +318,5 @@ class ServerInfo:
     credential_sources: tuple[CredentialSource, ...] = ()
     limits: Limits = Limits()
     sources: tuple[Source, ...] = ()
+    sharding: Sharding | None = None
+    """Set where the daemon shares the clusters with others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -13,6 +14,7 @@ from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
+from milo_discovery._ownership import boottime
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
@@ -52,6 +54,7 @@ class Watch(WatchState):
         self._on_close = on_close
         self._signal = ChangeSignal()
         self._reader: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def synced(self) -> None:
@@ -79,6 +82,10 @@ class Watch(WatchState):
             self._on_close(self)
             self._signal.notify()
         await self._stop_reading()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
 
     async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
         """Iterate over events and stream notices: Synced, Connected, Disconnected, Refreshed."""
@@ -147,6 +154,7 @@ class Watch(WatchState):
         clock = asyncio.get_running_loop().time
         try:
             while True:
+                await self._signal.wait_for(self._is_owner)
                 try:
                     await self._read_stream(clock)
                 except NOT_RETRYABLE:
@@ -173,6 +181,11 @@ class Watch(WatchState):
                         batch = await call.read()
                     if not isinstance(batch, pb.WatchClustersResponse):
                         raise StreamBroken("the daemon ended the stream")
+                    if batch.sharded and self._keeper is None:
+                        await self._renew_ownership(channel)
+                        self._keeper = asyncio.create_task(self._keep_ownership(), name="milo-discovery ownership")
+                    if batch.events and not self._is_owner():
+                        raise StreamBroken("the daemon does not own its clusters at present")
                     subscription.received(batch, clock())
                     self._signal.notify()
                     await asyncio.sleep(0)  # waiters get the events before gRPC is asked for more
@@ -181,3 +194,34 @@ class Watch(WatchState):
             raise status_error_of_call(error) from error
         except TimeoutError as error:
             raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error
+
+    def _is_owner(self) -> bool:
+        return self._subscription.ownership.is_held(boottime())
+
+    async def _renew_ownership(self, channel: grpc.aio.Channel) -> None:
+        """Ask for how long the daemon's clusters are its own. A failure leaves the last response to expire."""
+        ownership, asked_at = self._subscription.ownership, boottime()
+        renew = DiscoveryServiceStub(channel).RenewOwnership
+        ownership.sharded = True
+        with suppress(grpc.aio.AioRpcError):
+            timeout = ownership.timeout_s(asked_at)
+            response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
+            ownership.renewed(response, asked_at)
+
+    async def _keep_ownership(self) -> None:
+        """Renew the ownership, and disengage all clusters when it ends."""
+        ownership, was_owner = self._subscription.ownership, self._is_owner()
+        while ownership.sharded:
+            await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
+            if not was_owner or self._is_owner():
+                # A channel of its own for each call: one that lost its daemon waits long before it connects again.
+                async with self._connect() as channel:
+                    await self._renew_ownership(channel)
+            is_owner = self._is_owner()
+            if was_owner and not is_owner:
+                self._subscription.ownership_ended()
+                await self._stop_reading()
+            if was_owner != is_owner:
+                was_owner = is_owner
+                self._signal.notify()
+        self._keeper = None

@@ -21,6 +21,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 EPOCH = "0123456789abcdef"
@@ -254,3 +255,24 @@ def test_each_of_several_sources_is_named() -> None:
     now, status = Moment(1000.0, 10.0), SourceStatus(SourceState.STREAMING, 5.0)
     assert [each.name for each in convert.sources({"": status}, status, now)] == [""]
     assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]
+
+
+def test_sharding_describes_the_group_and_its_members() -> None:
+    status = GroupStatus(
+        group="dns",
+        member="a",
+        view=3,
+        is_settled=True,
+        members=(MemberStatus(name="a", weight=2.0, is_in_view=True, is_alive=True, is_leaving=True, acknowledged=3),),
+        problem="late",
+    )
+    assert convert.sharding(status) == pb.Sharding(
+        group="dns",
+        member="a",
+        view=3,
+        settled=True,
+        problem="late",
+        members=[
+            pb.ShardMember(name="a", weight=2.0, in_view=True, alive=True, leaving=True, acknowledged_view=3),
+        ],
+    )

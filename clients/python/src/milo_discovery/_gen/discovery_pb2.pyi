@@ -54,9 +54,11 @@ class _DisengageReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disen
     DISENGAGE_REASON_REVOKED: _DisengageReason.ValueType  # 6
     """The subscriber's rights no longer cover it."""
     DISENGAGE_REASON_MOVED: _DisengageReason.ValueType  # 7
-    """Another shard of the daemon has it now."""
+    """Another member of the shard group owns it now."""
     DISENGAGE_REASON_REMOVED: _DisengageReason.ValueType  # 8
     """The source took it away by its own rules."""
+    DISENGAGE_REASON_OWNERSHIP_LOST: _DisengageReason.ValueType  # 9
+    """The daemon can't renew its ownership: another member of the shard group may engage the cluster."""
 
 class DisengageReason(_DisengageReason, metaclass=_DisengageReasonEnumTypeWrapper):
     """DisengageReason says why a cluster was disengaged."""
@@ -76,9 +78,11 @@ DISENGAGE_REASON_UNREACHABLE: DisengageReason.ValueType  # 5
 DISENGAGE_REASON_REVOKED: DisengageReason.ValueType  # 6
 """The subscriber's rights no longer cover it."""
 DISENGAGE_REASON_MOVED: DisengageReason.ValueType  # 7
-"""Another shard of the daemon has it now."""
+"""Another member of the shard group owns it now."""
 DISENGAGE_REASON_REMOVED: DisengageReason.ValueType  # 8
 """The source took it away by its own rules."""
+DISENGAGE_REASON_OWNERSHIP_LOST: DisengageReason.ValueType  # 9
+"""The daemon can't renew its ownership: another member of the shard group may engage the cluster."""
 Global___DisengageReason: _TypeAlias = DisengageReason  # noqa: Y015
 
 class _KubeconfigFormat:
@@ -191,6 +195,7 @@ class WatchClustersResponse(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     PENDING_SOURCES_FIELD_NUMBER: _builtins.int
+    SHARDED_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """Where the stream stands after this batch. Opaque: hand it back as `resume_revision`, do nothing else with
     it.
@@ -203,6 +208,11 @@ class WatchClustersResponse(_message.Message):
     """The stream has delivered a complete view, and all that follows are changes to it."""
     reset: _builtins.bool
     """This batch starts over: clusters known from before that are not named between here and `synced` are gone."""
+    sharded: _builtins.bool
+    """The clusters are shared by a group of daemons. Work in them only while RenewOwnership says that they are this daemon's:
+    otherwise, when the daemon is killed or stopped, another one engages them for its subscribers while you go on. Set
+    together with `source`.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterEvent]:
         """In revision order. Apply them all before keeping `revision`."""
@@ -234,10 +244,11 @@ class WatchClustersResponse(_message.Message):
         source: Global___SourceStatus | None = ...,
         sources: _abc.Iterable[Global___SourceStatus] | None = ...,
         pending_sources: _abc.Iterable[_builtins.str] | None = ...,
+        sharded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pending_sources", b"pending_sources", "previous_revision", b"previous_revision", "reset", b"reset", "revision", b"revision", "source", b"source", "sources", b"sources", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pending_sources", b"pending_sources", "previous_revision", b"previous_revision", "reset", b"reset", "revision", b"revision", "sharded", b"sharded", "source", b"source", "sources", b"sources", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,6 +906,10 @@ class Engagement(_message.Message):
         """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
         REASON_REMOVED: Engagement._Reason.ValueType  # 9
         """The source ended it by its own rules: `message` says which."""
+        REASON_UNASSIGNED: Engagement._Reason.ValueType  # 10
+        """It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
+        has not released it yet.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Engagement.Reason.ValueType  # 0
@@ -916,6 +931,10 @@ class Engagement(_message.Message):
     """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
     REASON_REMOVED: Engagement.Reason.ValueType  # 9
     """The source ended it by its own rules: `message` says which."""
+    REASON_UNASSIGNED: Engagement.Reason.ValueType  # 10
+    """It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
+    has not released it yet.
+    """
 
     ENGAGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -1166,6 +1185,53 @@ class EndSubscriptionResponse(_message.Message):
 Global___EndSubscriptionResponse: _TypeAlias = EndSubscriptionResponse  # noqa: Y015
 
 @_typing.final
+class RenewOwnershipRequest(_message.Message):
+    """RenewOwnershipRequest has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewOwnershipRequest: _TypeAlias = RenewOwnershipRequest  # noqa: Y015
+
+@_typing.final
+class RenewOwnershipResponse(_message.Message):
+    """RenewOwnershipResponse is the state of a daemon's ownership."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    SHARDED_FIELD_NUMBER: _builtins.int
+    sharded: _builtins.bool
+    """The daemon shares the clusters with others."""
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """Unset while the daemon owns nothing: an earlier response stands until its time has passed. Also unset on a daemon that
+        shares clusters with no other, whose ownership does not end.
+        """
+
+    def __init__(
+        self,
+        *,
+        valid_for: _duration_pb2.Duration | None = ...,
+        sharded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sharded", b"sharded", "valid_for", b"valid_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewOwnershipResponse: _TypeAlias = RenewOwnershipResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """GetServerInfoRequest has no fields."""
 
@@ -1198,6 +1264,7 @@ class GetServerInfoResponse(_message.Message):
     CREDENTIAL_SOURCES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    SHARDING_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The program's version."""
     mode: _builtins.str
@@ -1224,6 +1291,10 @@ class GetServerInfoResponse(_message.Message):
         known worst.
         """
 
+    @_builtins.property
+    def sharding(self) -> Global___Sharding:
+        """Set where the daemon shares the clusters with others."""
+
     def __init__(
         self,
         *,
@@ -1237,10 +1308,11 @@ class GetServerInfoResponse(_message.Message):
         credential_sources: _abc.Iterable[Global___CredentialSource] | None = ...,
         limits: Global___Limits | None = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
+        sharding: Global___Sharding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "limits", b"limits", "source", b"source", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "limits", b"limits", "sharding", b"sharding", "source", b"source", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_sources", b"credential_sources", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_sources", b"credential_sources", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "sharding", b"sharding", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1286,6 +1358,99 @@ class Source(_message.Message):
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
+class Sharding(_message.Message):
+    """Sharding describes the group of daemons that share the clusters, as this one sees it. Members are described to callers
+    that may see all clusters.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    member: _builtins.str
+    """This daemon."""
+    view: _builtins.int
+    """The number of the view: of the members among which the clusters are distributed."""
+    settled: _builtins.bool
+    """Every member has acknowledged the view, and no other is to join or leave."""
+    problem: _builtins.str
+    """Why the Leases of the group can't be read or written; empty if they can."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMember]: ...
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """As in RenewOwnershipResponse."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        member: _builtins.str = ...,
+        view: _builtins.int = ...,
+        settled: _builtins.bool = ...,
+        members: _abc.Iterable[Global___ShardMember] | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "member", b"member", "members", b"members", "problem", b"problem", "settled", b"settled", "valid_for", b"valid_for", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sharding: _TypeAlias = Sharding  # noqa: Y015
+
+@_typing.final
+class ShardMember(_message.Message):
+    """ShardMember is one daemon of a shard group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    IN_VIEW_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_VIEW_FIELD_NUMBER: _builtins.int
+    CLUSTERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    weight: _builtins.float
+    in_view: _builtins.bool
+    """It is one of the view's members."""
+    alive: _builtins.bool
+    """A process holds its Lease."""
+    leaving: _builtins.bool
+    """It is about to leave."""
+    acknowledged_view: _builtins.int
+    """The latest view whose losses it has released."""
+    clusters: _builtins.int
+    """The known clusters that the view gives it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        in_view: _builtins.bool = ...,
+        alive: _builtins.bool = ...,
+        leaving: _builtins.bool = ...,
+        acknowledged_view: _builtins.int = ...,
+        clusters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_view", b"acknowledged_view", "alive", b"alive", "clusters", b"clusters", "in_view", b"in_view", "leaving", b"leaving", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMember: _TypeAlias = ShardMember  # noqa: Y015
+
+@_typing.final
 class FleetCounts(_message.Message):
     """FleetCounts counts what the daemon knows."""
 
@@ -1298,6 +1463,7 @@ class FleetCounts(_message.Message):
     SUBSCRIBERS_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    UNASSIGNED_FIELD_NUMBER: _builtins.int
     engaged: _builtins.int
     not_ready: _builtins.int
     outside_selector: _builtins.int
@@ -1308,6 +1474,8 @@ class FleetCounts(_message.Message):
     """Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it."""
     draining: _builtins.int
     """Of the engaged ones, those about to be disengaged."""
+    unassigned: _builtins.int
+    """Ready, and owned by other members of the shard group, or by none at present."""
     def __init__(
         self,
         *,
@@ -1318,10 +1486,11 @@ class FleetCounts(_message.Message):
         subscribers: _builtins.int = ...,
         unreachable: _builtins.int = ...,
         draining: _builtins.int = ...,
+        unassigned: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unassigned", b"unassigned", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,6 +67,11 @@ class DiscoveryServiceStub(object):
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.SerializeToString,
                 response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.FromString,
                 _registered_method=True)
+        self.RenewOwnership = channel.unary_unary(
+                '/milo.discovery.v1.DiscoveryService/RenewOwnership',
+                request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.SerializeToString,
+                response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/milo.discovery.v1.DiscoveryService/GetServerInfo',
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.GetServerInfoRequest.SerializeToString,
@@ -157,6 +162,15 @@ class DiscoveryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewOwnership(self, request, context):
+        """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+        that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+        you sent its request, on a clock that also advances while the machine is suspended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """GetServerInfo describes the daemon itself.
         """
@@ -196,6 +210,11 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
                     servicer.EndSubscription,
                     request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.FromString,
                     response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.SerializeToString,
+            ),
+            'RenewOwnership': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewOwnership,
+                    request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.FromString,
+                    response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -368,6 +387,33 @@ class DiscoveryService(object):
             '/milo.discovery.v1.DiscoveryService/EndSubscription',
             milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.SerializeToString,
             milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewOwnership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milo.discovery.v1.DiscoveryService/RenewOwnership',
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.SerializeToString,
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.FromString,
             options,
             channel_credentials,
             insecure,

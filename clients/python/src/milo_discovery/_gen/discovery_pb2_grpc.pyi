@@ -101,6 +101,11 @@ class DiscoveryServiceStub:
     wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
     subscription.
     """
+    RenewOwnership: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.RenewOwnershipRequest, _discovery_pb2.RenewOwnershipResponse]
+    """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+    that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+    you sent its request, on a clock that also advances while the machine is suspended.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]
     """GetServerInfo describes the daemon itself."""
 
@@ -164,6 +169,11 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
     wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
     subscription.
+    """
+    RenewOwnership: _aio.UnaryUnaryMultiCallable[_discovery_pb2.RenewOwnershipRequest, _discovery_pb2.RenewOwnershipResponse]  # type: ignore[assignment]
+    """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+    that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+    you sent its request, on a clock that also advances while the machine is suspended.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the daemon itself."""
@@ -261,6 +271,17 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
         wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
         subscription.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewOwnership(
+        self,
+        request: _discovery_pb2.RenewOwnershipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.RenewOwnershipResponse, _abc.Awaitable[_discovery_pb2.RenewOwnershipResponse]]:
+        """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
+        that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
+        you sent its request, on a clock that also advances while the machine is suspended.
         """
 
     @_abc_1.abstractmethod

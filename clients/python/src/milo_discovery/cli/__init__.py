@@ -23,6 +23,7 @@ _MODULE_OF = {
     "kubeconfig": "kubeconfig",
     "list": "queries",
     "publish": "publish",
+    "shards": "queries",
     "status": "queries",
     "sync": "sync",
     "version": "version",

@@ -36,7 +36,8 @@ def to_json(value: Any) -> Any:
 
 @to_json.register(str)
 @to_json.register(int)
-def _unchanged(value: str | int) -> str | int:
+@to_json.register(float)
+def _unchanged(value: str | float) -> str | float:
     return value
 
 

@@ -1,4 +1,4 @@
-"""The commands that make one query: list, get, explain, status."""
+"""The commands that make one query: list, get, explain, status, shards."""
 
 from __future__ import annotations
 
@@ -114,6 +114,29 @@ def status(ctx: click.Context, connection: Connection, *, form: str, headers: bo
     else:
         _print(form, info, names=())
     if not info.synced or info.source.state is SourceState.STALE:
+        ctx.exit(ExitStatus.NOT_SYNCED)
+
+
+@click.command("shards")
+@unary
+@formatted("table", "json", "yaml")
+@click.pass_context
+def shards(ctx: click.Context, connection: Connection, *, form: str, headers: bool) -> None:
+    """Show how the clusters are distributed over a group of daemons. Exits with 7 while the group is not settled."""
+    sharding = connection.run(lambda client: client.server_info()).sharding
+    if sharding is None:
+        print_message("the daemon shares its clusters with no other: sharding.group is not set")
+        ctx.exit(ExitStatus.NOT_FOUND)
+    if form == "table":
+        for line in text_output.shards(sharding):
+            click.echo(line)
+        click.echo()
+        _print_table(
+            text_output.SHARD_COLUMNS, [text_output.shard_row(each) for each in sharding.members], headers=headers
+        )
+    else:
+        _print(form, sharding, names=())
+    if not sharding.settled:
         ctx.exit(ExitStatus.NOT_SYNCED)
 
 

@@ -16,6 +16,8 @@ from milo_discovery.model import (
     EventType,
     PendingRelease,
     ServerInfo,
+    Sharding,
+    ShardMember,
     SourceState,
     SourceStatus,
     Suspension,
@@ -270,6 +272,38 @@ def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
         unsynced = "" if each.synced else "; no complete list yet"
         about = f"{each.kind}, {each.counts.engaged} engaged{unsynced}, {source(each.status, now)}"
         yield f"source {each.name}", about
+
+
+SHARD_COLUMNS = ("MEMBER", "WEIGHT", "CLUSTERS", "ACKNOWLEDGED", "STATE")
+
+
+def shards(sharding: Sharding) -> Iterator[str]:
+    """Yield lines that describe the shard group, without its members."""
+    held = "owns nothing at present" if sharding.valid_for is None else "owns its share"
+    settled = "settled" if sharding.settled else "waits for acknowledgements, or for members that join or leave"
+    facts = [
+        ("group", sharding.group),
+        ("member", f"{sharding.member}, {held}"),
+        ("view", f"{sharding.view}, {settled}"),
+    ]
+    if sharding.problem:
+        facts.append(("problem", sharding.problem))
+    yield from table(facts)
+
+
+def shard_row(member: ShardMember) -> tuple[str, ...]:
+    states = [
+        *([] if member.alive else ["not running"]),
+        *(["leaving"] if member.leaving else []),
+        *([] if member.in_view else ["not in the view"]),
+    ]
+    return (
+        member.name,
+        f"{member.weight:g}",
+        str(member.clusters),
+        str(member.acknowledged_view),
+        ", ".join(states) or "member",
+    )
 
 
 def source(status: SourceStatus, now: datetime) -> str:

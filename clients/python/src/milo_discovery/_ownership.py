@@ -1,0 +1,54 @@
+"""Until when the clusters of a sharded daemon are its own, without I/O.
+
+A daemon that is killed or stopped can't say that it lost its clusters, and another one engages them. So a subscriber
+asks for how long they are the daemon's, and ends its work when that time has passed without a new response.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+RENEWAL_INTERVAL_S = 3.0
+RENEWAL_TIMEOUT_S = 3.0
+
+
+def boottime() -> float:
+    """Return the time of a clock that also advances while the machine is suspended, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+class Ownership:
+    """The deadline of the ownership that a daemon reports. Times are those of `boottime`."""
+
+    def __init__(self) -> None:
+        self.sharded = False
+        """Whether the daemon shares the clusters with others, as far as is known."""
+        self._until = -inf
+
+    @property
+    def until(self) -> float:
+        """When the ownership ends; never for a daemon that shares the clusters with no other."""
+        return self._until if self.sharded else inf
+
+    def is_held(self, now: float) -> bool:
+        return now < self.until
+
+    def renewed(self, response: pb.RenewOwnershipResponse, asked_at: float) -> None:
+        """Apply a response. It counts from its request, because it may have been long under way."""
+        self.sharded = response.sharded
+        if response.HasField("valid_for"):
+            self._until = max(self._until, asked_at + response.valid_for.ToTimedelta().total_seconds())
+
+    def next_renewal_s(self, now: float) -> float:
+        """Return how long to wait before the next request."""
+        left = self._until - now
+        return min(RENEWAL_INTERVAL_S, left) if left > 0 else RENEWAL_INTERVAL_S / 3
+
+    def timeout_s(self, now: float) -> float:
+        """Return how long to wait for a response: no longer than the ownership lasts."""
+        left = self._until - now
+        return min(RENEWAL_TIMEOUT_S, left) if left > 0 else RENEWAL_TIMEOUT_S

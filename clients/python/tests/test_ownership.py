@@ -1,0 +1,139 @@
+"""The ownership of a daemon that shares the clusters with others, which a subscriber renews."""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery import DisengageReason, EngagedCluster, EventType, Fleet
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._ownership import Ownership, boottime
+
+from .eventually import eventually
+from .messages import disengaged, engaged, following, snapshot
+
+LONG = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=600))
+SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(nanos=400_000_000))
+NONE = pb.RenewOwnershipResponse(sharded=True)
+
+
+def sharded(batch: pb.WatchClustersResponse) -> pb.WatchClustersResponse:
+    batch.sharded = True
+    return batch
+
+
+class TestDeadline:
+    def test_ownership_without_sharding_never_ends(self):
+        assert Ownership().until == inf
+        assert Ownership().is_held(1e9)
+
+    def test_ownership_counts_from_the_request(self):
+        ownership = Ownership()
+        ownership.renewed(LONG, 100.0)
+        assert ownership.until == 700.0
+        assert (ownership.is_held(699.0), ownership.is_held(700.0)) == (True, False)
+
+    def test_response_without_a_time_leaves_the_one_before(self):
+        ownership = Ownership()
+        ownership.renewed(NONE, 50.0)
+        assert not ownership.is_held(50.0)
+        ownership.renewed(LONG, 100.0)
+        ownership.renewed(NONE, 200.0)
+        assert ownership.until == 700.0
+
+    def test_delayed_response_does_not_shorten_the_ownership(self):
+        ownership = Ownership()
+        ownership.renewed(LONG, 100.0)
+        ownership.renewed(LONG, 90.0)
+        assert ownership.until == 700.0
+
+    def test_renewals_end_before_the_ownership_does(self):
+        ownership = Ownership()
+        ownership.renewed(LONG, 100.0)
+        assert ownership.next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
+        assert ownership.next_renewal_s(699.0) == ownership.timeout_s(699.0) == 1.0
+        assert ownership.next_renewal_s(701.0) == 1.0
+        assert ownership.timeout_s(701.0) == 3.0
+
+    def test_clock_advances(self):
+        assert boottime() <= boottime()
+
+
+class TestWatch:
+    async def test_clusters_of_a_sharded_daemon_are_engaged_while_it_owns_them(self, client, daemon):
+        daemon.ownership = LONG
+        async with client.watch() as watch:
+            stream = await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            stream.send(following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED)))
+            assert (await anext(watch)).reason is DisengageReason.MOVED
+        assert daemon.renewals == 1
+
+    async def test_daemon_that_owns_nothing_engages_nothing(self, client, daemon):
+        daemon.ownership = NONE
+        async with client.watch() as watch:
+            reading = asyncio.create_task(anext(watch))
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            await eventually(lambda: daemon.renewals >= 1)
+            assert not watch.clusters
+            daemon.ownership = LONG
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await reading).type is EventType.ENGAGED
+
+    async def test_clusters_are_disengaged_when_the_ownership_is_not_renewed(self, client, daemon):
+        daemon.ownership = SHORT
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            daemon.ownership = None
+            lost = await anext(watch)
+            assert (lost.type, lost.reason) == (EventType.DISENGAGED, DisengageReason.OWNERSHIP_LOST)
+            assert not watch.clusters
+
+    async def test_clusters_are_disengaged_when_the_daemon_is_killed(self, client, daemon):
+        daemon.ownership = SHORT
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            await daemon.stop()
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+
+    async def test_lost_clusters_are_engaged_again_from_a_snapshot(self, client, daemon):
+        daemon.ownership = SHORT
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            daemon.ownership = None
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+            daemon.ownership = LONG
+            reading = asyncio.create_task(anext(watch))
+            stream = await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+            assert stream.request.resume_revision == ""
+            assert (await reading).type is EventType.ENGAGED
+
+    async def test_fleet_cancels_handlers_of_lost_clusters(self, client, daemon):
+        daemon.ownership = SHORT
+        fleet = Fleet(client)
+        running: set[str] = set()
+
+        @fleet.on_engage
+        async def work(cluster: EngagedCluster) -> None:
+            running.add(cluster.name)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.discard(cluster.name)
+
+        async with fleet:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"), engaged("b"))))
+            await eventually(lambda: running == {"a", "b"})
+            daemon.ownership = None
+            await eventually(lambda: not running)
+
+
+async def daemon_stream(daemon, *batches):
+    stream = await daemon.stream()
+    stream.send(*batches)
+    return stream

@@ -1,0 +1,67 @@
+"""Has the fleet engage the clusters that a member owns."""
+
+from collections.abc import Iterator
+
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.registry import ObjectState
+from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
+
+STARTING = "the members of the shard group are not known yet"
+LOST = "the Lease of this member of the shard group was not renewed in time"
+
+
+class Decisions:
+    """What an ownership decides for each cluster, computed once."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        self._decided: dict[str, Decision] = {}
+
+    def __getitem__(self, name: str) -> Decision:
+        found = self._decided.get(name)
+        if found is None:
+            found = self._decided[name] = self._ownership.decide(name)
+        return found
+
+    def elsewhere(self, name: str) -> str | None:
+        """Return why a cluster is not this member's to engage; None if it is."""
+        decision, number = self[name], self._ownership.view.number
+        if decision.claim is Claim.OWNED:
+            return None
+        if decision.claim is Claim.FOREIGN:
+            return f"member {decision.member} of the shard group owns it (view {number})"
+        if not self._ownership.may_engage:
+            return f"this member owns it (view {number}), and waits until the Leases are known to be current"
+        return f"this member is to own it (view {number}), once member {decision.member} has released it"
+
+
+class FleetAssignment:
+    def __init__(self, fleet: Fleet, release_timeout_s: float) -> None:
+        """`release_timeout_s`: how long subscribers have to release a cluster that moves."""
+        self._fleet = fleet
+        self._release_timeout_s = release_timeout_s
+        self._decisions: Decisions | None = None
+        for each in fleet.sources:
+            each.await_assignment(STARTING)
+
+    def assign(self, ownership: Ownership) -> Iterator[None]:
+        self._decisions = decisions = Decisions(ownership)
+        is_decided = ownership.may_engage or not ownership.is_in_view
+        for each in self._fleet.sources:
+            yield from each.assign(decisions.elsewhere, self._release_timeout_s, is_decided=is_decided)
+
+    def lose_ownership(self) -> None:
+        for each in self._fleet.sources:
+            each.lose_ownership(LOST)
+
+    def keeps_lost(self) -> bool:
+        return any(each.keeps_lost() for each in self._fleet.sources)
+
+    def unowned(self) -> int:
+        decisions = self._decisions
+        if decisions is None:
+            return 0
+        return sum(
+            record.state is ObjectState.UNASSIGNED and decisions[name].claim is not Claim.FOREIGN
+            for name, record in self._fleet.registry.items()
+        )

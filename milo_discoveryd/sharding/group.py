@@ -1,0 +1,218 @@
+"""A member at work: performs its requests, and has the fleet engage what it owns."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.log import log
+from milo_discoveryd.sharding.actions import Evict, Read, Request, Wait, WriteView
+from milo_discoveryd.sharding.lease_client import ConflictError
+from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.ownership import Ownership
+from milo_discoveryd.sharding.status import GroupStatus, group_status
+
+TICK_S = 1.0
+"""Longest wait between two looks at the clock: timers stand still while the machine is suspended."""
+
+
+class Leases(Protocol):
+    async def read(self) -> GroupState: ...
+
+    async def write(self, request: Request) -> str: ...
+
+
+class Assignee(Protocol):
+    """What engages and disengages the clusters."""
+
+    def assign(self, ownership: Ownership) -> Iterable[None]:
+        """Engage and drain what the ownership says, in portions."""
+
+    def lose_ownership(self) -> None:
+        """Disengage everything at once."""
+
+    def keeps_lost(self) -> bool:
+        """Return whether clusters that were taken away are still engaged."""
+
+    def unowned(self) -> int:
+        """Return the number of ready clusters that the member is to own and that are not engaged."""
+
+
+class GroupObserver(Protocol):
+    def lease_request(self, action: str, result: str) -> None: ...
+
+
+def boottime() -> float:
+    """Return the time of the clock that also advances while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class ShardGroup:
+    def __init__(
+        self,
+        name: str,
+        member: Member,
+        leases: Leases,
+        assignee: Assignee,
+        *,
+        observer: GroupObserver,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._name = name
+        self.member = member
+        self._leases = leases
+        self._assignee = assignee
+        self._observer = observer
+        self._clock = clock
+        self._woken = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._applied: Ownership | None = None
+        self._is_silent = False
+        self._is_applied = False
+        """Whether all of it was applied."""
+        self._problem = ""
+        self._view_since: tuple[int, float] = (0, clock())
+        self.ended = asyncio.Event()
+
+    @property
+    def members(self) -> int:
+        known = self.member.state.known
+        return 0 if known is None else len(known.members)
+
+    def unowned(self) -> int:
+        return self._assignee.unowned()
+
+    def status(self) -> GroupStatus:
+        return group_status(self._name, self.member, self._problem)
+
+    def valid_s(self) -> float | None:
+        """Return for how long the present ownership holds; None while the member owns nothing."""
+        now = self._clock()
+        ownership = self.member.ownership(now)
+        if ownership is None or self._applied is None or not ownership.may_engage:
+            return None
+        return self.member.fence_at - now
+
+    def unsettled_s(self) -> float:
+        """Return for how long the group has been changing its view; 0 if it is settled."""
+        self._note_view()
+        return 0.0 if self.member.is_settled else self._clock() - self._view_since[1]
+
+    def wake(self) -> None:
+        """Look at the fleet again: a cluster that was taken away is released."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Take part in the group until the member has left, or this is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            applying = tasks.create_task(self._apply_in_time(), name="apply ownership")
+            while not self.member.has_ended:
+                action = self.member.next(self._clock())
+                self._woken.set()
+                if isinstance(action, Wait):
+                    await self._wait(action.until)
+                else:
+                    await self._perform(action)
+            self._lose()
+            self.ended.set()
+            applying.cancel()
+
+    async def leave(self, *, keeps_term: bool) -> None:
+        """End the membership, by a hand-over, or so that a successor of the same name continues."""
+        if keeps_term:
+            # Operators go on until their deadline, and a successor engages the same clusters.
+            self._is_silent = True
+            self.member.stop()
+        else:
+            self.member.leave()
+        self.wake()
+        await self.ended.wait()
+
+    async def _wait(self, until: float) -> None:
+        delay = min(TICK_S, until - self._clock())
+        if delay > 0:
+            await _within(delay, self._drained)
+        self._drained.clear()
+
+    async def _apply_in_time(self) -> None:
+        while True:
+            self._woken.clear()
+            await self._apply()
+            fenced_in_s = self.member.fence_at - self._clock()
+            await _within(min(TICK_S, fenced_in_s) if fenced_in_s > 0 else TICK_S, self._woken)
+
+    async def _apply(self) -> None:
+        self._note_view()
+        ownership = self.member.ownership(self._clock())
+        if ownership is None:
+            self._lose()
+            return
+        if ownership != self._applied or not self._is_applied:
+            self._applied, self._is_applied = ownership, False
+            for _ in self._assignee.assign(ownership):
+                await asyncio.sleep(0)
+                if self.member.ownership(self._clock()) != ownership:
+                    self._woken.set()
+                    return
+            self._is_applied = True
+        if not self._assignee.keeps_lost() and self.member.state.drained < ownership.view.number:
+            self.member.drained(ownership.view.number)
+            self._drained.set()
+
+    def _lose(self) -> None:
+        if self._applied is not None and not self._is_silent:
+            self._applied = None
+            log.warning("shard ownership lost", member=self.member.name, problem=self._problem)
+            self._assignee.lose_ownership()
+
+    def _note_view(self) -> None:
+        known = self.member.state.known
+        number = 0 if known is None else known.number
+        if self.member.is_settled or number != self._view_since[0]:
+            self._view_since = (number, self._clock())
+
+    async def _perform(self, request: Request) -> None:
+        started_at, name = self._clock(), type(request).__name__
+        try:
+            done = await self._answered(request)
+        except ConflictError:
+            self._observer.lease_request(name, "conflict")
+            self.member.conflicted(self._clock())
+        except BackendError as error:
+            self._observer.lease_request(name, "error")
+            self._note_problem(str(error))
+            self.member.failed(self._clock())
+        else:
+            self._observer.lease_request(name, "ok")
+            self._note_problem("")
+            done(started_at, self._clock())
+
+    async def _answered(self, request: Request) -> Callable[[float, float], None]:
+        member = self.member
+        if isinstance(request, Read):
+            group = await self._leases.read()
+            return lambda started_at, now: member.was_read(group, started_at, now)
+        version = await self._leases.write(request)
+        if isinstance(request, Evict):
+            log.warning("shard member evicted", member=request.lease.member)
+        elif isinstance(request, WriteView):
+            log.info("shard view written", view=request.view.number, members=sorted(request.view.members))
+        return lambda started_at, now: member.was_written(request, version, started_at, now)
+
+    def _note_problem(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            log.warning("shard Leases not updated", problem=problem)
+        elif self._problem and not problem:
+            log.info("shard Leases updated again")
+        self._problem = problem
+
+
+async def _within(delay: float, event: asyncio.Event) -> None:
+    """Wait for the event, but no longer than `delay`."""
+    try:
+        async with asyncio.timeout(delay):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,76 @@
+"""Reads and writes of a group's Leases over HTTP."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from milo_discoveryd.credentials.kubernetes_api import ApiAnswer, KubernetesApi, refuse
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding import lease_objects
+from milo_discoveryd.sharding.actions import Delete, Evict, Request, WriteLease, WriteView
+from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseNames
+from milo_discoveryd.sharding.leases import GroupState
+from milo_kube.http.errors import TransportError
+
+TIMEOUT_S = 4.0
+"""Short enough that a renewal which fails once can be repeated before the fence."""
+REQUIRED_RULE = "get, list, create, update and delete on leases.coordination.k8s.io in this namespace"
+
+
+class LeaseApi(KubernetesApi, Protocol):
+    async def put(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
+
+
+class ConflictError(Exception):
+    """The object has another version, or does not exist."""
+
+
+class LeaseClient:
+    def __init__(self, api: LeaseApi, names: LeaseNames, *, origin: str, wall: Callable[[], float] = time.time) -> None:
+        self._api = api
+        self._names = names
+        self._origin = origin
+        self._wall = wall
+
+    async def read(self) -> GroupState:
+        """List the Leases as they are, not as a cache of the API server has them. Raises BackendError."""
+        try:
+            query = (("labelSelector", self._names.selector),)
+            answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
+            if answer.status != 200:
+                refuse(self._origin, answer, f"list Leases in namespace {self._names.namespace}", REQUIRED_RULE)
+            return lease_objects.decode_list(answer.body, self._names)
+        except (TransportError, LeaseFormatError) as error:
+            raise BackendError(str(error)) from error
+
+    async def write(self, request: Request) -> str:
+        """Write an object, and return its version. Raises ConflictError and BackendError."""
+        try:
+            answer = await self._written(request)
+            if answer.status in (404, 409):
+                raise ConflictError
+            if answer.status not in (200, 201):
+                refuse(self._origin, answer, f"write a Lease in namespace {self._names.namespace}", REQUIRED_RULE)
+            return "" if isinstance(request, Delete) else lease_objects.decode_version(answer.body)
+        except (TransportError, LeaseFormatError) as error:
+            raise BackendError(str(error)) from error
+
+    async def _written(self, request: Request) -> ApiAnswer:
+        names = self._names
+        match request:
+            case Delete(lease):
+                body = lease_objects.encode_precondition(lease.version)
+                return await self._api.delete(names.path(names.member(lease.member)), body, timeout_s=TIMEOUT_S)
+            case WriteLease(lease) | Evict(lease):
+                body = lease_objects.encode_member(lease, names, self._wall())
+                return await self._put_or_post(names.member(lease.member), lease.version, body)
+            case WriteView(view, version):
+                body = lease_objects.encode_view(view, version, names, self._wall())
+                return await self._put_or_post(names.view, version, body)
+            case _:
+                raise AssertionError("a read writes nothing")
+
+    async def _put_or_post(self, name: str, version: str, body: bytes) -> ApiAnswer:
+        if version:
+            return await self._api.put(self._names.path(name), body, timeout_s=TIMEOUT_S)
+        return await self._api.post(self._names.collection, body, timeout_s=TIMEOUT_S)

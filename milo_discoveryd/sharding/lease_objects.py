@@ -1,0 +1,170 @@
+"""Leases of a group as Kubernetes objects (coordination.k8s.io/v1), and back."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+
+GROUP_LABEL = "discovery.miloapis.com/shard-group"
+_PREFIX = "discovery.miloapis.com/"
+VIEW = "view"
+"""The part of the view's Lease in the place of a member's name."""
+_DURATION_S = 30
+
+
+class LeaseFormatError(ValueError):
+    """A Lease of the group was not written by this program. The message names it."""
+
+
+class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    name: str
+    uid: str
+    resource_version: str
+    annotations: dict[str, str] = {}
+
+
+class _Spec(msgspec.Struct, frozen=True, rename="camel"):
+    holder_identity: str = ""
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    metadata: _Metadata
+    spec: _Spec = _Spec()
+
+    @property
+    def version(self) -> str:
+        return f"{self.metadata.uid}/{self.metadata.resource_version}"
+
+
+class _LeaseList(msgspec.Struct, frozen=True):
+    items: list[_Lease]
+
+
+class _StoredView(msgspec.Struct, frozen=True):
+    number: int
+    id: str
+    members: dict[str, ViewMember]
+    previous: dict[str, ViewMember]
+
+
+class LeaseNames(msgspec.Struct, frozen=True):
+    namespace: str
+    group: str
+
+    @property
+    def collection(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
+
+    @property
+    def selector(self) -> str:
+        return f"{GROUP_LABEL}={self.group}"
+
+    @property
+    def view(self) -> str:
+        return self.member(VIEW)
+
+    def member(self, member: str) -> str:
+        return f"milo-discovery-{self.group}-{member}"
+
+    def path(self, name: str) -> str:
+        return f"{self.collection}/{name}"
+
+
+def encode_member(lease: MemberLease, names: LeaseNames, wall: float) -> bytes:
+    flags = {"leaving": lease.is_leaving, "stopped": lease.is_stopped}
+    annotations = {
+        "member": lease.member,
+        "term": lease.term,
+        "weight": repr(lease.weight),
+        "acknowledged-view": str(lease.acknowledged),
+        "instance": lease.instance,
+        **{name: "true" for name, is_set in flags.items() if is_set},
+    }
+    return _encode(names.member(lease.member), lease.version, lease.holder, annotations, names=names, wall=wall)
+
+
+def encode_view(view: View, version: str, names: LeaseNames, wall: float) -> bytes:
+    annotations = {"view": msgspec.json.encode(view).decode()}
+    return _encode(names.view, version, view.id, annotations, names=names, wall=wall)
+
+
+def encode_precondition(version: str) -> bytes:
+    """Return the body of a DELETE of that version only."""
+    uid, _, resource_version = version.partition("/")
+    return msgspec.json.encode({"preconditions": {"uid": uid, "resourceVersion": resource_version}})
+
+
+def decode_list(body: bytes, names: LeaseNames) -> GroupState:
+    """Raises LeaseFormatError."""
+    try:
+        leases = msgspec.json.decode(body, type=_LeaseList).items
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise LeaseFormatError(f"the list of Leases is no list of Leases: {error}") from error
+    members: dict[str, MemberLease] = {}
+    view, view_version = None, ""
+    for lease in leases:
+        try:
+            if lease.metadata.name == names.view:
+                view, view_version = _view(lease), lease.version
+            else:
+                member = _member(lease)
+                members[member.member] = member
+        except (KeyError, ValueError, msgspec.MsgspecError) as error:
+            raise LeaseFormatError(
+                f"Lease {names.namespace}/{lease.metadata.name} has the label {names.selector}, and was not written by"
+                f" milo-discoveryd ({error}): delete it"
+            ) from error
+    return GroupState(members=members, view=view, view_version=view_version)
+
+
+def decode_version(body: bytes) -> str:
+    """Return the version of a Lease that was written. Raises LeaseFormatError."""
+    try:
+        return msgspec.json.decode(body, type=_Lease).version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise LeaseFormatError(f"the response to a write is no Lease: {error}") from error
+
+
+def _member(lease: _Lease) -> MemberLease:
+    found = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
+    return MemberLease(
+        member=found["member"],
+        version=lease.version,
+        holder=lease.spec.holder_identity,
+        term=found["term"],
+        weight=float(found["weight"]),
+        acknowledged=int(found["acknowledged-view"]),
+        is_leaving=found.get("leaving") == "true",
+        is_stopped=found.get("stopped") == "true",
+        instance=found.get("instance", ""),
+    )
+
+
+def _view(lease: _Lease) -> View:
+    stored = msgspec.json.decode(lease.metadata.annotations[f"{_PREFIX}view"], type=_StoredView)
+    return View(number=stored.number, id=stored.id, members=stored.members, previous=stored.previous)
+
+
+def _encode(
+    name: str, version: str, holder: str, annotations: Mapping[str, str], *, names: LeaseNames, wall: float
+) -> bytes:
+    uid, _, resource_version = version.partition("/")
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": names.namespace,
+        "labels": {GROUP_LABEL: names.group, "app.kubernetes.io/managed-by": "milo-discoveryd"},
+        "annotations": {f"{_PREFIX}{key}": value for key, value in annotations.items()},
+    }
+    if version:
+        # With the UID, a Lease that was deleted is not created again by an update.
+        metadata |= {"uid": uid, "resourceVersion": resource_version}
+    time = datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    spec: dict[str, Any] = {"leaseDurationSeconds": _DURATION_S, "renewTime": time}
+    if holder:
+        spec["holderIdentity"] = holder
+    return msgspec.json.encode(
+        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+    )

@@ -1,0 +1,52 @@
+"""Metrics of a daemon that shares the clusters with others."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Shard(Protocol):
+    @property
+    def members(self) -> int:
+        """The number of members among which the clusters are distributed."""
+
+    def valid_s(self) -> float | None: ...
+
+    def unsettled_s(self) -> float: ...
+
+    def unowned(self) -> int:
+        """Return the number of ready clusters that this daemon is to own and has not engaged."""
+
+
+class ShardCollector(Collector):
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "milo_discoveryd_shard_members",
+            "Members of the shard group among which the clusters are distributed, as this daemon sees them.",
+            value=self._shard.members,
+        )
+        yield GaugeMetricFamily(
+            "milo_discoveryd_shard_ownership_held",
+            "1 while this daemon's Lease is renewed, so that it may engage the clusters that it owns.",
+            value=self._shard.valid_s() is not None,
+        )
+        yield GaugeMetricFamily(
+            "milo_discoveryd_shard_view_unsettled_seconds",
+            "How long the shard group has been changing its view, or has waited for acknowledgements of it; 0 if it is"
+            " settled.",
+            value=self._shard.unsettled_s(),
+        )
+        yield GaugeMetricFamily(
+            "milo_discoveryd_shard_unowned_clusters",
+            "Ready clusters that this daemon is to own and has not engaged, because their former owner has not released"
+            " them, or because this daemon's Lease is not renewed.",
+            value=self._shard.unowned(),
+        )

@@ -1,0 +1,78 @@
+"""Builds the member of a shard group from settings and from the pod that the daemon runs in."""
+
+import asyncio
+import re
+import secrets
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import load_discovery_upstream
+from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.log import log
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.sharding.assignment import FleetAssignment
+from milo_discoveryd.sharding.group import GroupObserver, ShardGroup
+from milo_discoveryd.sharding.lease_client import LeaseClient
+from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
+from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.open_upstream import RESPONSE_LIMIT
+
+LEAVE_S = 20.0
+"""Within the grace period of a pod, which is 30 s by default."""
+_MEMBER = re.compile(r"[a-z0-9]([-.a-z0-9]{0,168}[a-z0-9])?")
+_STABLE = re.compile(r".*-[0-9]{1,4}")
+"""Names of a StatefulSet's pods, which return after a restart."""
+
+
+def is_stable(member: str) -> bool:
+    """Return whether a process of the same name is expected to follow, so that nothing should move meanwhile."""
+    return _STABLE.fullmatch(member) is not None
+
+
+async def leave(group: ShardGroup) -> None:
+    """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
+    try:
+        async with asyncio.timeout(LEAVE_S):
+            await group.leave(keeps_term=is_stable(group.member.name))
+    except TimeoutError:
+        log.warning("shard group not left in time; its members go on when this one's Lease expires")
+
+
+def shard_group(
+    settings: Settings, environ: Mapping[str, str], fleet: Fleet, observer: GroupObserver, closing: AsyncExitStack
+) -> ShardGroup | None:
+    """Return the group, or None without sharding. `closing` closes its connections. Raises StartError."""
+    wanted = settings.sharding
+    if wanted.group is None:
+        return None
+    name = wanted.member or environ.get("POD_NAME") or socket.gethostname()
+    if not _MEMBER.fullmatch(name) or name == VIEW:
+        raise StartError(
+            f"sharding.member: {name!r} can't be a member's name; set a DNS name in lower case, and not {VIEW!r}"
+        )
+    upstream = load_discovery_upstream(wanted.kubeconfig, environ, settings.exec_plugins)
+    connect_timeout_s = settings.source.connect_timeout.total_seconds()
+    transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=connect_timeout_s, environ=environ)
+    closing.push_async_exit(aclosing(transport))
+    names = LeaseNames(wanted.namespace or _own_namespace(environ), wanted.group)
+    return ShardGroup(
+        wanted.group,
+        Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
+        LeaseClient(transport, names, origin=upstream.origin),
+        FleetAssignment(fleet, wanted.release_timeout.total_seconds()),
+        observer=observer,
+    )
+
+
+def _own_namespace(environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:
+    if found := environ.get("POD_NAMESPACE"):
+        return found
+    try:
+        return (service_account / "namespace").read_text().strip()
+    except OSError as error:
+        raise StartError(f"sharding.namespace: not set, and not in a pod ({error}): set it") from error

@@ -1,0 +1,176 @@
+"""Members at work: requests one after another, ownership applied and ended in time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding.actions import Read, Request
+from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.sharding.lease_client import ConflictError
+from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.state import Timing
+from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
+from tests.simulation.sharding.lease_api import LeaseApi
+from tests.support.eventually import eventually
+
+TIMING = Timing(
+    renew_interval_s=0.2,
+    read_interval_s=0.2,
+    unsettled_read_interval_s=0.02,
+    retry_interval_s=0.05,
+    fence_after_s=1.0,
+    evict_after_s=2.0,
+    debounce_s=0.1,
+)
+KEYS = [f"project-{number}" for number in range(12)]
+
+
+class Leases:
+    """The Lease API of the simulations; while it is down, every request fails."""
+
+    def __init__(self, api: LeaseApi) -> None:
+        self._api = api
+        self.is_down = False
+
+    async def read(self) -> GroupState:
+        return (await self._applied(Read()))[0]
+
+    async def write(self, request: Request) -> str:
+        return (await self._applied(request))[1]
+
+    async def _applied(self, request: Request) -> tuple[GroupState, str]:
+        await asyncio.sleep(0)
+        if self.is_down:
+            raise BackendError("no Lease API")
+        try:
+            return self._api.apply(request, 0.0)
+        except ApiConflictError:
+            raise ConflictError from None
+
+
+class Operator:
+    """Engages what it is told, and releases what it lost when the test lets it."""
+
+    def __init__(self) -> None:
+        self.engaged: set[str] = set()
+        self.draining: set[str] = set()
+        self.holds = False
+        self.told: list[str] = []
+
+    def assign(self, ownership: Ownership) -> Iterator[None]:
+        for key in KEYS:
+            claim = ownership.decide(key).claim
+            if claim is Claim.OWNED:
+                self.engaged.add(key)
+            elif claim is Claim.FOREIGN and key in self.engaged:
+                self.engaged.discard(key)
+                self.draining |= {key} if self.holds else set()
+            yield
+        self.told.append("assigned")
+
+    def lose_ownership(self) -> None:
+        self.engaged.clear()
+        self.draining.clear()
+        self.told.append("lost")
+
+    def keeps_lost(self) -> bool:
+        return bool(self.draining)
+
+    def unowned(self) -> int:
+        return 0
+
+
+class Requests:
+    def __init__(self) -> None:
+        self.results: list[str] = []
+
+    def lease_request(self, action: str, result: str) -> None:
+        self.results.append(f"{action} {result}")
+
+
+class Daemon:
+    def __init__(self, name: str, api: LeaseApi, holder: str = "1") -> None:
+        self.operator, self.leases, self.requests = Operator(), Leases(api), Requests()
+        member = Member(name, f"{name}#{holder}", timing=TIMING)
+        self.group = ShardGroup("ops", member, self.leases, self.operator, observer=self.requests)
+        self.running = asyncio.create_task(self.group.run())
+
+    @property
+    def engaged(self) -> set[str]:
+        return self.operator.engaged
+
+
+@pytest.fixture
+async def daemons() -> AsyncIterator[list[Daemon]]:
+    started: list[Daemon] = []
+    yield started
+    for daemon in started:
+        daemon.running.cancel()
+        await asyncio.wait([daemon.running])
+
+
+async def pair(daemons: list[Daemon]) -> tuple[Daemon, Daemon, LeaseApi]:
+    api = LeaseApi()
+    first, second = Daemon("a", api), Daemon("b", api)
+    daemons += [first, second]
+    await eventually(lambda: first.engaged and second.engaged and first.engaged | second.engaged == set(KEYS))
+    return first, second, api
+
+
+async def test_daemons_of_a_group_share_the_clusters(daemons: list[Daemon]) -> None:
+    first, second, _ = await pair(daemons)
+    assert not first.engaged & second.engaged
+    assert first.group.members == 2
+    assert first.group.valid_s() is not None
+    await eventually(lambda: first.group.unsettled_s() == 0.0)
+    assert first.group.status().view == second.group.status().view
+    assert first.group.unowned() == 0
+
+
+async def test_leaving_daemon_hands_over_after_its_operator_released(daemons: list[Daemon]) -> None:
+    first, second, _ = await pair(daemons)
+    before = set(second.engaged)
+    first.operator.holds = True
+    leaving = asyncio.create_task(first.group.leave(keeps_term=False))
+    await eventually(lambda: first.operator.draining)
+    assert second.engaged == before
+    first.operator.draining.clear()
+    first.group.wake()
+    await leaving
+    await eventually(lambda: second.engaged == set(KEYS))
+
+
+async def test_stopped_daemon_disengages_nothing_and_is_continued(daemons: list[Daemon]) -> None:
+    first, second, api = await pair(daemons)
+    before = set(first.engaged)
+    await first.group.leave(keeps_term=True)
+    assert first.operator.told[-1] == "assigned"
+    successor = Daemon("a", api, "2")
+    daemons.append(successor)
+    await eventually(lambda: successor.engaged == before)
+    assert len(api.views) == len({view.number for view in api.views})
+    assert not second.engaged & successor.engaged
+
+
+async def test_daemon_without_the_lease_api_loses_its_clusters_and_gets_them_back(daemons: list[Daemon]) -> None:
+    first, second, _ = await pair(daemons)
+    before = set(first.engaged)
+    first.leases.is_down = second.leases.is_down = True
+    await eventually(lambda: first.operator.told[-1] == "lost" and not first.engaged)
+    assert first.group.valid_s() is None
+    assert first.group.status().problem == "no Lease API"
+    assert "WriteLease error" in first.requests.results
+    first.leases.is_down = second.leases.is_down = False
+    await eventually(lambda: first.engaged == before)
+    assert first.group.status().problem == ""
+
+
+async def test_killed_daemon_is_evicted(daemons: list[Daemon]) -> None:
+    first, second, _ = await pair(daemons)
+    first.running.cancel()
+    await eventually(lambda: second.engaged == set(KEYS))
+    assert "Evict ok" in second.requests.results

@@ -1,0 +1,103 @@
+"""A fleet that engages what its member of the group owns."""
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.registry.registry import ObjectState
+from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
+from milo_discoveryd.sharding.leases import View, ViewMember
+from milo_discoveryd.sharding.ownership import Ownership
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
+from tests.unit.registry.fleets import ready
+from tests.unit.sharding.fleets import new_fleet
+
+KEY = SubscriberKey("caller", "operator")
+ALONE = Ownership(view=View(number=1, id="1", members={"a": ViewMember("a.1")}), member="a", term="a.1")
+GONE = Ownership(
+    view=View(number=2, id="2", members={"b": ViewMember("b.1")}, previous=ALONE.view.members), member="a", term="a.1"
+)
+NEXT = Ownership(
+    view=View(number=2, id="2", members={"a": ViewMember("a.1")}, previous={"b": ViewMember("b.1")}),
+    member="a",
+    term="a.1",
+    unsettled=frozenset({"b"}),
+)
+STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
+
+
+def listed(*names: str) -> tuple[DirectFleet, FleetAssignment]:
+    fleet = new_fleet()
+    assignment = FleetAssignment(fleet, 30.0)
+    for _ in fleet.take([ListStarted(), *(Listed(ready(name, uid=name)) for name in names), ListEnded()], 0.0):
+        pass
+    return fleet, assignment
+
+
+def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
+    for _ in assignment.assign(ownership):
+        pass
+
+
+def message(fleet: DirectFleet, name: str = "x") -> str:
+    record = fleet.registry[name]
+    assert record is not None
+    return record.message
+
+
+async def test_fleet_is_not_synced_before_its_member_is_known() -> None:
+    fleet, assignment = listed("x", "y")
+    assert (fleet.synced, fleet.registry.engaged, message(fleet)) == (False, 0, STARTING)
+    assert assignment.unowned() == 0
+    assign(assignment, STARTED)
+    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (False, 0, 2)
+    assert "waits until the Leases are known to be current" in message(fleet)
+    assign(assignment, ALONE)
+    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 2, 0)
+
+
+async def test_member_outside_the_view_is_synced_and_owns_nothing() -> None:
+    fleet, assignment = listed("x")
+    assign(assignment, GONE)
+    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 0, 0)
+    assert message(fleet) == "member b of the shard group owns it (view 2)"
+
+
+async def test_cluster_that_another_member_has_not_released_is_unowned() -> None:
+    fleet, assignment = listed("x")
+    assign(assignment, NEXT)
+    assert (fleet.registry.engaged, assignment.unowned()) == (0, 1)
+    assert message(fleet) == "this member is to own it (view 2), once member b has released it"
+
+
+async def test_clusters_that_move_are_kept_until_they_are_released() -> None:
+    fleet, assignment = listed("x", "y")
+    assign(assignment, ALONE)
+    fleet.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
+    ended: list[str] = []
+    fleet.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    assign(assignment, GONE)
+    assert (assignment.keeps_lost(), ended) == (True, [])
+    fleet.release(KEY, "x")
+    assert (assignment.keeps_lost(), ended) == (True, ["x"])
+    fleet.release(KEY, "y")
+    assert (assignment.keeps_lost(), ended) == (False, ["x", "y"])
+
+
+async def test_lost_ownership_disengages_everything() -> None:
+    fleet, assignment = listed("x")
+    assign(assignment, ALONE)
+    assignment.lose_ownership()
+    record = fleet.registry["x"]
+    assert record is not None
+    assert (record.state, record.message, fleet.synced) == (ObjectState.UNASSIGNED, LOST, True)
+    assert record.transitions[-1].reason is DisengageReason.OWNERSHIP_LOST
+    assert assignment.unowned() == 1
+    assign(assignment, ALONE)
+    assert fleet.registry.engaged == 1
+
+
+async def test_clusters_are_assigned_in_portions() -> None:
+    _, assignment = listed(*(f"project-{number}" for number in range(600)))
+    assert len([*assignment.assign(ALONE)]) == 3

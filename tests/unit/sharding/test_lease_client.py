@@ -1,0 +1,123 @@
+"""Requests to the Lease API, and what becomes of its answers."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import pytest
+
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding import lease_objects
+from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
+from milo_discoveryd.sharding.lease_client import ConflictError, LeaseClient
+from milo_discoveryd.sharding.lease_objects import LeaseNames
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View
+from milo_kube.http.errors import TransportError
+
+NAMES = LeaseNames("operators", "dns")
+PATH = "/apis/coordination.k8s.io/v1/namespaces/operators/leases"
+NEW = MemberLease(member="a", holder="a.1", term="a.1.1")
+HELD = msgspec.structs.replace(NEW, version="uid/7")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+
+class Api:
+    """Answers each request alike, and keeps what was asked."""
+
+    def __init__(self, answer: Answer | TransportError) -> None:
+        self._answer = answer
+        self.asked: list[tuple[str, str]] = []
+        self.body = b""
+
+    async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
+        return self._answered("GET", path + "?" + "&".join("=".join(pair) for pair in query), b"")
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        return self._answered("POST", path, body)
+
+    async def put(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        return self._answered("PUT", path, body)
+
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        return self._answered("DELETE", path, body)
+
+    def _answered(self, method: str, path: str, body: bytes) -> Answer:
+        self.asked.append((method, path))
+        self.body = body
+        if isinstance(self._answer, TransportError):
+            raise self._answer
+        return self._answer
+
+
+def client(answer: Answer | TransportError) -> tuple[LeaseClient, Api]:
+    api = Api(answer)
+    return LeaseClient(api, NAMES, origin="the cluster", wall=lambda: 0.0), api
+
+
+def stored(version: str) -> bytes:
+    found = json.loads(lease_objects.encode_member(HELD, NAMES, 0.0))
+    found["metadata"]["resourceVersion"] = version
+    return json.dumps(found).encode()
+
+
+async def test_list_asks_for_the_leases_of_the_group() -> None:
+    leases, api = client(Answer(200, b'{"items": []}'))
+    assert await leases.read() == GroupState(members={})
+    assert api.asked == [("GET", f"{PATH}?labelSelector=discovery.miloapis.com/shard-group=dns")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked"),
+    [
+        (WriteLease(NEW), ("POST", PATH)),
+        (WriteLease(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a")),
+        (Evict(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a")),
+        (WriteView(View(number=1, id="1", members={}), ""), ("POST", PATH)),
+        (WriteView(View(number=2, id="2", members={}), "uid/3"), ("PUT", f"{PATH}/milo-discovery-dns-view")),
+    ],
+)
+async def test_write_creates_or_replaces_a_lease_and_returns_its_version(
+    request_: Request, asked: tuple[str, str]
+) -> None:
+    leases, api = client(Answer(201, stored("8")))
+    assert await leases.write(request_) == "uid/8"
+    assert api.asked == [asked]
+
+
+async def test_deletion_is_of_one_version() -> None:
+    leases, api = client(Answer(200, b"{}"))
+    assert await leases.write(Delete(HELD)) == ""
+    assert api.asked == [("DELETE", f"{PATH}/milo-discovery-dns-a")]
+    assert api.body == lease_objects.encode_precondition("uid/7")
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_write_over_another_version_is_a_conflict(status: int) -> None:
+    with pytest.raises(ConflictError):
+        await client(Answer(status))[0].write(WriteLease(HELD))
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(403), Answer(500), Answer(200, b"{"), TransportError("timeout", "no answer")]
+)
+async def test_failure_is_a_backend_error(answer: Answer | TransportError) -> None:
+    leases, _ = client(answer)
+    with pytest.raises(BackendError):
+        await leases.read()
+    with pytest.raises(BackendError):
+        await leases.write(WriteLease(HELD))
+
+
+async def test_denied_request_names_the_rule() -> None:
+    with pytest.raises(BackendError, match=r"list Leases in namespace operators .* leases\.coordination\.k8s\.io"):
+        await client(Answer(403))[0].read()
+
+
+async def test_read_cannot_be_written() -> None:
+    with pytest.raises(AssertionError):
+        await client(Answer(200))[0].write(Read())

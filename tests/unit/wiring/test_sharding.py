@@ -1,0 +1,66 @@
+"""The member of a shard group, from settings and the pod."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.config.settings import ShardingSettings
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.wiring.sharding import is_stable, shard_group
+from tests.unit.sharding.fleets import new_fleet
+
+KUBECONFIG = """
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "https://leases.example.com"}}]
+users: [{name: u, user: {token: t}}]
+"""
+
+
+async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> ShardGroup | None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG)
+    settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
+    async with AsyncExitStack() as stack:
+        return shard_group(settings, environ, new_fleet(), Metrics(), stack)
+
+
+async def test_daemon_without_a_group_shares_nothing(tmp_path: Path) -> None:
+    assert await built(tmp_path, {}) is None
+
+
+async def test_member_is_named_by_its_pod(tmp_path: Path) -> None:
+    group = await built(tmp_path, {"POD_NAME": "dns-1", "POD_NAMESPACE": "operators"}, group="dns", weight=2.0)
+    assert group is not None
+    assert (group.member.name, group.member.weight) == ("dns-1", 2.0)
+    assert group.member.holder.startswith("dns-1.")
+    assert group.status().group == "dns"
+
+
+async def test_setting_of_the_name_takes_precedence(tmp_path: Path) -> None:
+    group = await built(tmp_path, {"POD_NAME": "dns-1"}, group="dns", member="other", namespace="operators")
+    assert group is not None
+    assert group.member.name == "other"
+
+
+@pytest.mark.parametrize("name", ["view", "Upper", "-a", "a_b"])
+async def test_invalid_name_of_a_member_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StartError, match=r"sharding\.member"):
+        await built(tmp_path, {"POD_NAMESPACE": "operators"}, group="dns", member=name)
+
+
+async def test_namespace_outside_of_a_pod_must_be_set(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"sharding\.namespace"):
+        await built(tmp_path, {}, group="dns", member="a")
+
+
+@pytest.mark.parametrize(
+    ("name", "stable"), [("dns-0", True), ("dns-12", True), ("dns-7d9f4c-x2kfp", False), ("dns-7d9f4c-24567", False)]
+)
+def test_names_of_a_stateful_set_are_stable(name: str, *, stable: bool) -> None:
+    assert is_stable(name) is stable
