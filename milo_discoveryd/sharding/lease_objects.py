@@ -80,6 +80,7 @@ def encode_member(lease: MemberLease, names: LeaseNames, wall: float) -> bytes:
         "term": lease.term,
         "weight": repr(lease.weight),
         "acknowledged-view": str(lease.acknowledged),
+        "renewal": str(lease.renewal),
         "instance": lease.instance,
         **{name: "true" for name, is_set in flags.items() if is_set},
     }
@@ -139,6 +140,7 @@ def _member(lease: _Lease) -> MemberLease:
         acknowledged=int(found["acknowledged-view"]),
         is_leaving=found.get("leaving") == "true",
         is_stopped=found.get("stopped") == "true",
+        renewal=int(found["renewal"]),
         instance=found.get("instance", ""),
     )
 

@@ -23,8 +23,15 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     """The member leaves the group: the next view is to be without it."""
     is_stopped: bool = False
     """The holder has stopped. A process of the same name continues its term at once."""
+    renewal: int = 0
+    """Differs in each write of a holder. Versions alone repeat after the Leases were restored from a backup."""
     instance: str = ""
     """Of processes with the same instance (containers of a pod), no two run at a time."""
+
+    @property
+    def seen_as(self) -> str:
+        """Identify this write among all of the Lease."""
+        return f"{self.version} {self.holder} {self.renewal}"
 
     @property
     def is_held(self) -> bool:

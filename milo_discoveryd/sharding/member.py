@@ -121,13 +121,13 @@ class Member:
     def was_read(self, group: GroupState, started_at: float, now: float) -> None:
         self.check(now)
         state = self.state
-        versions = {name: lease.version for name, lease in group.members.items()}
+        writes = {name: lease.seen_as for name, lease in group.members.items()}
         for view in (group.view, state.known):
             if view is not None:
-                versions = {**dict.fromkeys((*view.members, *view.previous), ""), **versions}
+                writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
         seen = {
-            name: was if (was := state.seen.get(name)) and was.version == version else Seen(version, now)
-            for name, version in versions.items()
+            name: was if (was := state.seen.get(name)) and was.write == write else Seen(write, now)
+            for name, write in writes.items()
         }
         self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen)
         self._update_candidates(now)
@@ -181,6 +181,7 @@ class Member:
             holder=self.holder,
             term=f"{self.holder}.{state.terms + 1}",
             weight=self.weight,
+            renewal=self._next_renewal(lease),
             instance=self._instance,
         )
         if lease is None:
@@ -203,7 +204,7 @@ class Member:
             return
         if self.state.lease is None:
             self._begin_to_hold(lease, now)
-        self._set(lease=lease, renewed_at=started_at)
+        self._set(lease=lease, renewals=lease.renewal, renewed_at=started_at)
         self._replace_lease(lease, now)
         if self.state.resumed_at is None and not self.is_fenced(now):
             self._set(resumed_at=started_at, unconfirmed=None)
@@ -225,14 +226,20 @@ class Member:
         acknowledged = self._acknowledgeable(now)
         is_leaving = state.intent is Intent.LEAVE
         wanted = msgspec.structs.replace(lease, acknowledged=acknowledged, is_leaving=is_leaving)
+        is_changed = wanted != lease
+        wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
             # As the last member, too: nobody could take over before this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))
-        if wanted != lease or now >= state.renewed_at + self._timing.renew_interval_s:
+        if is_changed or now >= state.renewed_at + self._timing.renew_interval_s:
             return WriteLease(wanted)
         return None
+
+    def _next_renewal(self, lease: MemberLease | None) -> int:
+        """Return a number that no write of this holder had, also none that a restored backup lacks."""
+        return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
 
     def _acknowledgeable(self, now: float) -> int:
         """Return the latest view that the member can acknowledge."""
@@ -291,9 +298,9 @@ class Member:
         state = self.state
         if state.resumed_at is None or started_at < state.resumed_at or self.is_confirmed:
             return
-        others = {name: lease.version for name, lease in group.members.items() if lease.is_held and name != self.name}
+        others = {name: lease.seen_as for name, lease in group.members.items() if lease.is_held and name != self.name}
         if state.unconfirmed is not None:
-            others = {name: version for name, version in state.unconfirmed.items() if others.get(name) == version}
+            others = {name: write for name, write in state.unconfirmed.items() if others.get(name) == write}
         self._set(unconfirmed=others)
 
     def _update_candidates(self, now: float) -> None:
@@ -312,7 +319,7 @@ class Member:
         assert group is not None
         self._set(
             group=msgspec.structs.replace(group, members={**group.members, lease.member: lease}),
-            seen={**self.state.seen, lease.member: Seen(lease.version, now)},
+            seen={**self.state.seen, lease.member: Seen(lease.seen_as, now)},
         )
         self._update_candidates(now)
 
@@ -388,7 +395,7 @@ class Member:
         for lease in group.members.values():
             yield self._removable_at(group, lease)
         for seen in state.seen.values():
-            if not seen.version:
+            if not seen.write:
                 yield seen.since + timing.evict_after_s
 
     def _set(self, **changes: object) -> None:

@@ -40,7 +40,7 @@ class Intent(enum.Enum):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    version: str
+    write: str
     since: float
 
 
@@ -60,8 +60,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     is_read_due: bool = True
     retry_at: float = -inf
     seen: Mapping[str, Seen] = {}
-    """When the present version of each Lease was first received; an empty version for one that a view names and that
-    does not exist."""
+    """When the last write of each Lease was first received; an empty text for one that a view names and that does not
+    exist."""
     candidates: Candidates = Candidates({}, -inf)
     lease: MemberLease | None = None
     """The member's own Lease as last written, while this process holds it."""
@@ -69,6 +69,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """Start of the last successful renewal."""
     has_held: bool = False
     """This process has held the Lease. It does not take it from another process again."""
+    renewals: int = 0
     terms: int = 0
     rejoin_at: float = -inf
     known: View | None = None
@@ -76,7 +77,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     resumed_at: float | None = None
     """Start of the renewal with which the present uninterrupted time began; None while fenced."""
     unconfirmed: Mapping[str, str] | None = None
-    """Versions of the other members' Leases that did not change since `resumed_at`; None before the first read."""
+    """Writes of the other members' Leases that did not change since `resumed_at`; None before the first read."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0

@@ -93,7 +93,7 @@ class Search:
         processes = []
         for member in self._members:
             name = member.name
-            seen = {each.member: Seen(each.version, START) for each in leases.values()}
+            seen = {each.member: Seen(each.seen_as, START) for each in leases.values()}
             if name in terms:
                 state = State(
                     group=group,

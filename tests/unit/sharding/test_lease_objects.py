@@ -16,6 +16,7 @@ LEASE = MemberLease(
     acknowledged=3,
     is_leaving=True,
     is_stopped=True,
+    renewal=12,
     instance="pod",
 )
 VIEW = View(

@@ -424,4 +424,14 @@ def test_view_names_members_whose_leases_never_existed() -> None:
     view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
     member = Member("a", "a#1")
     member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)
-    assert member.state.seen["gone"].version == ""
+    assert member.state.seen["gone"].write == ""
+
+
+def test_version_that_repeats_after_a_restore_is_not_the_same_write() -> None:
+    driver = settled("a", "b")
+    driver.run(1)
+    evictor, group, at = driver.members["b"], driver.api.group, driver.now
+    renewed = msgspec.structs.replace(group.members["a"], renewal=group.members["a"].renewal + 1)
+    group = msgspec.structs.replace(group, members={**group.members, "a": renewed})
+    evictor.was_read(group, at + 20, at + 20)
+    assert evictor.state.seen["a"].since == at + 20
