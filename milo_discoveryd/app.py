@@ -187,6 +187,7 @@ class Daemon:
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._group = group = shard_group(settings, self._environ, self._fleet, self._metrics, stack)
+            self._metrics.follow_group(group)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
                 rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
@@ -246,7 +247,6 @@ class Daemon:
                     )
                 if group is not None:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
-                    self._metrics.follow_group(group)
                     tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(configured, self._fleet.sources, strict=True):
                     tasks.create_task(each.follow(fleet, sources), name=f"discover {each.name}".rstrip())

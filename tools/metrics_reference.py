@@ -55,19 +55,6 @@ class Family(NamedTuple):
             yield self.name, labels
 
 
-class _NoGroup:
-    members = 0
-
-    def valid_s(self) -> None:
-        return None
-
-    def unsettled_s(self) -> float:
-        return 0.0
-
-    def unowned(self) -> int:
-        return 0
-
-
 def families() -> list[Family]:
     """The metrics of a new daemon."""
     metrics = Metrics()
@@ -80,7 +67,7 @@ def families() -> list[Family]:
     metrics.follow_tasks(lambda: 0)
     metrics.follow_log(lambda: 0)
     metrics.follow_credentials(lambda: ())
-    metrics.follow_group(_NoGroup())
+    metrics.follow_group(None)
     return sorted(_families(metrics.registry))
 
 

@@ -20,6 +20,21 @@ class Shard(Protocol):
         """Return the number of ready clusters that this daemon is to own and has not engaged."""
 
 
+class Unsharded:
+    """The state of a daemon that shares the clusters with no other."""
+
+    members = 0
+
+    def valid_s(self) -> None:
+        return None
+
+    def unsettled_s(self) -> float:
+        return 0.0
+
+    def unowned(self) -> int:
+        return 0
+
+
 class ShardCollector(Collector):
     def __init__(self, shard: Shard) -> None:
         self._shard = shard

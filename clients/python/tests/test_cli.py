@@ -365,7 +365,7 @@ class TestShards:
     async def test_shards_of_a_daemon_without_a_group(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")
-        assert (outcome.status, outcome.out) == (3, "")
+        assert (outcome.status, outcome.out) == (0, "")
 
     async def test_shards_prints_json(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
