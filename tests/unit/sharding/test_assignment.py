@@ -1,6 +1,7 @@
 """A fleet that engages what its member of the group owns."""
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
@@ -9,7 +10,7 @@ from milo_discoveryd.registry.registry import ObjectState
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
 from tests.unit.sharding.fleets import new_fleet
 
@@ -30,7 +31,8 @@ STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 def listed(*names: str) -> tuple[DirectFleet, FleetAssignment]:
     fleet = new_fleet()
     assignment = FleetAssignment(fleet, 30.0)
-    for _ in fleet.take([ListStarted(), *(Listed(ready(name, uid=name)) for name in names), ListEnded()], 0.0):
+    found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
+    for _ in fleet.take([ListStarted(), *found, ListEnded()], 0.0):
         pass
     return fleet, assignment
 
