@@ -90,6 +90,7 @@ class TestStreams:
                 include_kubeconfigs=True,
                 kubeconfig_ttl=Duration(seconds=300),
                 heartbeat_interval=Duration(seconds=7),
+                accepts_pending_sources=True,
             )
 
     async def test_string_instead_of_a_collection_is_refused(self, client):
@@ -216,11 +217,15 @@ class TestReconnecting:
             assert again.request.resume_revision == ""
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
 
-    async def test_silent_stream_is_reconnected(self, daemon):
+    async def test_silent_stream_is_reconnected(self, client, daemon):
         subscription = Subscription({}, AT_ONCE)
         subscription.silence_limit = timedelta(milliseconds=50)
         watch = Watch(
-            subscription, lambda: open_aio_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
+            subscription,
+            lambda: open_aio_channel(daemon.address, ClientCredentials()),
+            lambda _: None,
+            lambda: (),
+            client.release,
         )
         async with watch:
             feed = watch.feed()

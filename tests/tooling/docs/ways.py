@@ -49,6 +49,7 @@ NEED_A_CLUSTER = (
     "kubectl -n NAMESPACE logs POD -c milo-discoveryd --previous",
     "kubectl -n NAMESPACE logs POD -c milo-discoveryd --since=15m",
     "kubectl -n NAMESPACE logs POD -c OPERATOR --tail=200",
+    "kubectl -n NAMESPACE get leases -l discovery.miloapis.com/shard-group=GROUP",
     "kubectl -n NAMESPACE port-forward POD 9464",
     "kubectl -n NAMESPACE top pod POD --containers",
     "kubectl get pods -A -l discovery.miloapis.com/daemon=milo-discoveryd",
@@ -89,7 +90,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES
-        case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
+        case ["go", *_] | ["npm", *_]:
             return Way.EXAMPLE
         case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
             return Way.SIGNALLED

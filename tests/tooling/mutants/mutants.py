@@ -1170,8 +1170,8 @@ MUTANTS = (
     Mutant(
         "a cluster that drains is not engaged again when it is ready",
         "registry/registry.py",
-        "        if record.state is ObjectState.READY:\n\n            def make",
-        "        if False:\n\n            def make",
+        "        elif record.state is ObjectState.READY:\n\n            def make",
+        "        elif False:\n\n            def make",
         DRAINING,
     ),
     Mutant(
