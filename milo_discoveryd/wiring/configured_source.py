@@ -69,7 +69,9 @@ class ConfiguredSource:
             request_timeout_s=source.request_timeout.total_seconds(),
         )
         async with aclosing(transport):
-            await discovery.run(transport, collections_of(self.settings, self.mode, self.name), place_of(self.mode))
+            await discovery.run(
+                transport, collections_of(self.settings, self.mode, self.name), place_of(self.mode, self.name)
+            )
 
     def _state_file(self, upstream: Upstream) -> StateFile | None:
         directory = self.settings.state_directory

@@ -87,10 +87,17 @@ def _present(seen: Ready) -> Event:
     return Event(EventType.ENGAGED, cluster)
 
 
-def place_of(mode: WatchedMode | ReducedMode) -> PlaceOf:
-    if isinstance(mode, WatchedMode):
-        return lambda stored: mode.place_of(stored.local_name, stored.uid)
-    return lambda stored: mode.restored_place(replace(stored, name=stored.local_name))
+def place_of(mode: WatchedMode | ReducedMode, source: str = "") -> PlaceOf:
+    """Return the mode's addresses of stored clusters. They raise ValueError for a cluster that is not of the source."""
+
+    def place(stored: Target) -> tuple[str, ...]:
+        if key_of(stored.local_name, source) != stored.name:
+            raise ValueError(f"{stored.name!r} is not of the source {source!r}")
+        if isinstance(mode, WatchedMode):
+            return mode.place_of(stored.local_name, stored.uid)
+        return mode.restored_place(replace(stored, name=stored.local_name))
+
+    return place
 
 
 def reduce_of(mode: ReducedMode, source: str) -> Reduce:

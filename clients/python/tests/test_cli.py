@@ -605,6 +605,7 @@ class TestErrors:
             "kubeconfig",
             "list",
             "publish",
+            "shards",
             "status",
             "sync",
             "version",

@@ -141,7 +141,7 @@ async def test_get_cluster_reports_unconfirmed_deletion(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 300, "INVALID_ARGUMENT")]
+    ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 400, "INVALID_ARGUMENT")]
 )
 async def test_get_cluster_of_unknown_name_is_not_found(world: World, name: str, code: str) -> None:
     world.listed()

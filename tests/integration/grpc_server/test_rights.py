@@ -228,7 +228,7 @@ async def test_unmatched_caller_is_denied_by_every_call(place: RulesWorld) -> No
     assert {told_of(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
     assert {"(listener nobody)" in told_of(each)[2] for each in errors} == {True}
     assert place.denials() == [("nobody", "NO_RULE")] * 8
-    assert max(len(line.get("cluster", "")) for line in place.world.audited) == 253
+    assert max(len(line.get("cluster", "")) for line in place.world.audited) == 253 + 64
 
 
 # --- changes of the rules ---

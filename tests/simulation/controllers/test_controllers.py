@@ -84,6 +84,7 @@ class SimulatedDiscovery:
 
     def __init__(self) -> None:
         self.api_clients = self
+        self.subscriber = "simulation"
         self._items: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self.engaged: dict[str, int] = {}
         self._engagements = 0
@@ -107,6 +108,10 @@ class SimulatedDiscovery:
     async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
         while True:
             yield await self._items.get()
+
+    async def release(self, *_arguments: Any) -> None: ...
+
+    async def end_subscription(self, _subscriber: str) -> None: ...
 
     @asynccontextmanager
     async def renewer(self, *_arguments: Any, **_options: Any) -> AsyncIterator[None]:

@@ -47,7 +47,7 @@ def pair(ends: float) -> dict[str, str]:
 
 def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretSource:
     given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "key": "kubeconfig"} | differing
-    return KubeconfigSecretSource("secret", api, origin="test", **given)
+    return KubeconfigSecretSource("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
 async def test_secret_certificate_is_handed_out_until_its_expiry() -> None:

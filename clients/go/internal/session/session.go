@@ -345,7 +345,9 @@ func visiblyEqual(a, b *pb.Cluster) bool {
 		a.GetSuspended() == b.GetSuspended() &&
 		a.GetConnectivity().GetState() == b.GetConnectivity().GetState() &&
 		a.GetConnectivity().GetMessage() == b.GetConnectivity().GetMessage() &&
-		proto.Equal(a.GetDraining(), b.GetDraining())
+		proto.Equal(a.GetDraining(), b.GetDraining()) &&
+		a.GetSource() == b.GetSource() &&
+		slices.EqualFunc(a.GetSuspensions(), b.GetSuspensions(), func(x, y *pb.Suspension) bool { return proto.Equal(x, y) })
 }
 
 // sameBookkeeping compares what describes the daemon's handling of the cluster: when and as what it engaged the

@@ -43,6 +43,9 @@ func set(message protoreflect.Message, field protoreflect.FieldDescriptor) {
 	case field.IsMap():
 		entries := message.Mutable(field).Map()
 		entries.Set(protoreflect.ValueOfString("key").MapKey(), protoreflect.ValueOfString("value"))
+	case field.IsList():
+		entries := message.Mutable(field).List()
+		entries.Append(entries.NewElement())
 	case field.Kind() == protoreflect.MessageKind:
 		set(message.Mutable(field).Message(), field.Message().Fields().Get(0))
 	case field.Kind() == protoreflect.StringKind:
