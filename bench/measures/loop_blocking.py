@@ -56,6 +56,6 @@ class _Loop:
     async def _longest_s(self) -> float:
         """The longest blocking since the last call."""
         self._asked += 1
-        self._daemon.signal(signal.SIGUSR2)
+        self._daemon.signal(signal.SIGRTMIN)
         *_, line = await self._daemon.until_said(self._asked, beginning=SAYS)
         return float(line.removeprefix(SAYS))

@@ -19,9 +19,9 @@ async def measure(setting: Setting) -> Samples:
             async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
                 await watch.synced()
                 writes = Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
-                daemon.signal(signal.SIGUSR2)
+                daemon.signal(signal.SIGRTMIN)
                 await read_by(partial(subscriber, watch), writes)
-                daemon.signal(signal.SIGUSR2)
+                daemon.signal(signal.SIGRTMIN)
                 *_, line = await daemon.until_said(said)
             legs = {leg: seconds / scale.latency_writes * 1e6 for leg, seconds in json.loads(line).items()}
             for leg, took_us in legs.items():

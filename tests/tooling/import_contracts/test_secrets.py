@@ -134,6 +134,6 @@ def hints(kind: type) -> Iterator[str]:
 
 def test_metrics_have_no_label_for_a_secret() -> None:
     assert {label for family in families() for label in family.labels} == {
-        "action", "cluster", "credential_source", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "mode", "organization",
-        "reason", "result", "state", "type", "uid", "version",
+        "action", "cluster", "credential_source", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "mode",
+        "organization", "reason", "result", "state", "type", "uid", "version",
     }  # fmt: skip
