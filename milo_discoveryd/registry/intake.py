@@ -173,8 +173,8 @@ class Intake:
                 self._listed[observation.name] = observation.uid
                 if not self.synced or self._registry.would_change(observation):
                     self._staged[observation.name] = observation
-            case Unlisted(name, namespace):
-                key = self._keys.key(namespace, name)
+            case unlisted:
+                key = self._keys.key(unlisted.namespace, unlisted.name)
                 self._listed.pop(key, None)
                 self._staged.pop(key, None)
 

@@ -23,7 +23,8 @@ async def _not_there(*_: object) -> NotFound:
     return NotFound()
 
 
-def _nothing_held(*_: object, **__: object) -> ConfirmEach:
+def _nothing_held(guard: RemovalGuard, *_: object, **__: object) -> ConfirmEach:
+    guard.held = None
     return ConfirmEach()
 
 

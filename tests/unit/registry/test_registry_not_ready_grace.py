@@ -43,7 +43,7 @@ def test_not_ready_cluster_is_held_and_explained() -> None:
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
     assert record.grace_until == wall(70)
     assert fleet.due_at == 70.0
-    assert fleet.engaged == 1
+    assert (fleet.engaged, fleet.not_ready_held_count) == (1, 0)
 
 
 def test_grace_that_was_running_is_extended_by_the_outage() -> None:
