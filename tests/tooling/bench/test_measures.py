@@ -13,7 +13,12 @@ from bench.setting import Setting
 
 SLOPES = {f"{key}_per_cluster{few}" for key in ("bytes", "cpu_us") for few in ("", ".to_10k")}
 CHURNED = ("p50_ms", "p99_ms", "resets", "gaps", "differences", "changes", "cpu_percent", "rss_mib", "growth_percent")
-WITH_GO = {"small.over_client_go_mib", "sync_100k.ratio_to_client_go", "latency.cpu_ratio_to_client_go", "controllers.go_kib_ratio"}
+WITH_GO = {
+    "small.over_client_go_mib",
+    "sync_100k.ratio_to_client_go",
+    "latency.cpu_ratio_to_client_go",
+    "controllers.go_kib_ratio",
+}
 EXACTLY = {
     "rotation.mints": 1,
     "rotation.clusters": TINY.clusters,
