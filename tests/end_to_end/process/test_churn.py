@@ -136,6 +136,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
         "annotation_prefixes": ["example.com/"],
         "connectivity": {"interval": "1s"},
         "kubeconfigs": {"sources": [token_source(place)]},
+        "removals": {"hold_not_ready": False},  # otherwise many changes to not ready would be delayed
     }
     digests = object_digests(place)
     async with place.daemon(**settings) as daemon, place.client() as client:
