@@ -30,6 +30,7 @@ def a_source(api: ScriptedApi) -> KubeconfigRequestSource:
         "gardener",
         api,
         origin="test",
+        clock=lambda: NOW,
         resource=SHOOTS,
         subresource="adminkubeconfig",
         api_version="authentication.gardener.cloud/v1alpha1",
