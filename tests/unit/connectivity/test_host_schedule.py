@@ -29,8 +29,8 @@ def states(changes: list[ConnectivityChange]) -> dict[str, ConnectivityState]:
     return {change.name: change.connectivity.state for change in changes}
 
 
-def requests(schedule: ProbeSchedule | HostSchedule, *, minutes: int) -> int:
-    """Answer each probe at once; return how many there were."""
+def answer_due_probes(schedule: ProbeSchedule | HostSchedule, *, minutes: int) -> int:
+    """Answer each due probe at once; return the number of probes."""
     count = 0
     while (due := schedule.next_at) is not None and due < 60.0 * minutes:
         for probe in schedule.due(due):
@@ -46,7 +46,7 @@ def test_requests_in_ten_minutes_for_a_thousand_clusters_behind_one_host(
     schedule = make(POLICY, lambda: 0.5)
     for number in range(1000):
         schedule.watch(f"c{number}", HOST, number, 0.0)
-    assert least <= requests(schedule, minutes=10) <= most
+    assert least <= answer_due_probes(schedule, minutes=10) <= most
 
 
 def test_outcome_applies_to_all_clusters_behind_the_host() -> None:

@@ -1,4 +1,4 @@
-"""The schedule, run."""
+"""The prober, which runs the schedule."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ class World:
         self.results: list[str] = []
         self.states: dict[str, ConnectivityState] = {}
         self.answer: ProbeOutcome | None = ProbeReached()
-        """None: it never comes."""
+        """The outcome of the probe; None for one that never answers."""
         self.waiting = 0
         self.gone: set[str] = set()
         self.prober = Prober(
@@ -132,9 +132,9 @@ async def test_moved_cluster_is_probed_at_new_endpoint(world: World) -> None:
 
 
 async def test_cluster_disengaged_before_its_probe_is_skipped(world: World) -> None:
-    await asyncio.sleep(0)  # the prober waits for something to do
+    await asyncio.sleep(0)  # the prober waits for a due probe
     world.prober.engaged(cluster("alpha"))
-    # After the prober has made the task, and before the task begins.
+    # The prober has created the task, which has not begun.
     asyncio.get_running_loop().call_soon(world.end, "alpha")
     await eventually(lambda: world.asked == ["https://alpha.example.com"])
     world.prober.engaged(cluster("beta"))

@@ -1,4 +1,4 @@
-"""Which cluster is probed when, and what the answers make of it."""
+"""The probe schedule: which cluster is probed when, and what the results mean."""
 
 from collections.abc import Callable
 
@@ -32,8 +32,8 @@ SICK = ProbeFailed("5xx", "500")
 REACHABLE, UNREACHABLE = ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE
 
 
-class World:
-    """A schedule, its clock, and whoever answers."""
+class ScheduleDriver:
+    """A schedule with a manual clock and scripted results."""
 
     def __init__(self, policy: ProbePolicy = POLICY) -> None:
         self.schedule = ProbeSchedule(policy, lambda: 0.5)
@@ -57,11 +57,11 @@ class World:
         return [f"{verdict.name} {verdict.connectivity.state.value}" for verdict in verdicts]
 
     def run(self, seconds: float, outcome: ProbeOutcome) -> list[str]:
-        """So long, with this answer to every probe."""
+        """Run for `seconds`, with one answer to every probe."""
         return self._run(seconds, lambda _: outcome)
 
     def run_each(self, seconds: float, **outcomes: ProbeOutcome) -> list[str]:
-        """So long, with an answer of its own for each cluster."""
+        """Run for `seconds`, with an answer for each cluster."""
         return self._run(seconds, outcomes.__getitem__)
 
     def _run(self, seconds: float, answer: Callable[[str], ProbeOutcome]) -> list[str]:
@@ -78,161 +78,161 @@ class World:
 
 
 def test_engaged_cluster_is_probed_and_reachable() -> None:
-    world = World()
-    world.engage("alpha")
-    (probe,) = world.due()
-    assert world.tell(probe, ProbeReached()) == ["alpha REACHABLE"]
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    (probe,) = driver.due()
+    assert driver.tell(probe, ProbeReached()) == ["alpha REACHABLE"]
 
 
 def test_probe_repeats_each_interval_and_unchanged_results_are_not_reported() -> None:
-    world = World()
-    world.engage("alpha")
-    assert world.run(250.0, ProbeReached()) == ["alpha REACHABLE"]
-    assert [at for at, _ in world.probed] == [100.0, 160.0, 220.0, 280.0, 340.0]
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    assert driver.run(250.0, ProbeReached()) == ["alpha REACHABLE"]
+    assert [at for at, _ in driver.probed] == [100.0, 160.0, 220.0, 280.0, 340.0]
 
 
 def test_http_error_counts_as_reachable() -> None:
-    world = World()
-    world.engage("alpha")
-    (probe,) = world.due()
-    (verdict,) = world.schedule.record(probe, ProbeReached("Unauthorized"), Moment(5.0, world.now))
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    (probe,) = driver.due()
+    (verdict,) = driver.schedule.record(probe, ProbeReached("Unauthorized"), Moment(5.0, driver.now))
     assert (verdict.connectivity.state, verdict.connectivity.message) == (REACHABLE, "Unauthorized")
     assert verdict.connectivity.since == 5.0
 
 
 def test_short_failure_is_not_reported() -> None:
-    world = World()
-    world.engage("alpha")
-    world.run(10.0, ProbeReached())
-    assert world.run(61.0, SICK) == []
-    assert world.run(60.0, ProbeReached()) == []
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    driver.run(10.0, ProbeReached())
+    assert driver.run(61.0, SICK) == []
+    assert driver.run(60.0, ProbeReached()) == []
 
 
 def test_long_failure_is_reported_once_with_its_cause() -> None:
-    world = World()
-    world.engage("alpha")
-    assert world.run(200.0, SICK) == ["alpha UNREACHABLE"]
-    assert world.run(60.0, ProbeReached()) == ["alpha REACHABLE"]
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    assert driver.run(200.0, SICK) == ["alpha UNREACHABLE"]
+    assert driver.run(60.0, ProbeReached()) == ["alpha REACHABLE"]
 
 
 def test_probes_of_one_host_are_spread_over_its_budget() -> None:
-    world = World()
-    world.engage(*(f"p-{number}" for number in range(1000)))
-    world.run(100.0, ProbeReached())
-    assert len(world.state) == 1000
-    per_second = [sum(at <= second < at + 1.0 for at, _ in world.probed) for second in range(101, 200)]
+    driver = ScheduleDriver()
+    driver.engage(*(f"p-{number}" for number in range(1000)))
+    driver.run(100.0, ProbeReached())
+    assert len(driver.state) == 1000
+    per_second = [sum(at <= second < at + 1.0 for at, _ in driver.probed) for second in range(101, 200)]
     assert max(per_second) <= 21
-    world.probed.clear()
-    world.run(200.0, ProbeReached())
-    assert len(world.probed) == pytest.approx(2000, rel=0.1)
+    driver.probed.clear()
+    driver.run(200.0, ProbeReached())
+    assert len(driver.probed) == pytest.approx(2000, rel=0.1)
 
 
 def test_probes_of_all_hosts_share_a_budget() -> None:
-    world = World()
+    driver = ScheduleDriver()
     for number in range(1000):
-        world.engage(f"p-{number}", host=f"h-{number}")
-    world.run(10.0, ProbeReached())
-    assert 450 <= len(world.probed) <= 560
+        driver.engage(f"p-{number}", host=f"h-{number}")
+    driver.run(10.0, ProbeReached())
+    assert 450 <= len(driver.probed) <= 560
 
 
 def test_probes_in_flight_are_limited() -> None:
-    world = World()
+    driver = ScheduleDriver()
     for number in range(100):
-        world.engage(f"p-{number}", host=f"h-{number}")
-    first = world.due()
+        driver.engage(f"p-{number}", host=f"h-{number}")
+    first = driver.due()
     assert len(first) == POLICY.at_once
-    assert world.schedule.next_at is None
-    world.tell(first[0], ProbeReached())
-    assert len(world.due()) == 1
+    assert driver.schedule.next_at is None
+    driver.tell(first[0], ProbeReached())
+    assert len(driver.due()) == 1
 
 
 def test_unreachable_host_is_probed_once() -> None:
-    world = World()
-    world.engage(*(f"p-{number}" for number in range(1000)))
-    world.run(200.0, ProbeReached())
-    world.probed.clear()
-    told = world.run(300.0, GONE)
-    assert len(world.probed) < 60
+    driver = ScheduleDriver()
+    driver.engage(*(f"p-{number}" for number in range(1000)))
+    driver.run(200.0, ProbeReached())
+    driver.probed.clear()
+    told = driver.run(300.0, GONE)
+    assert len(driver.probed) < 60
     assert sorted(told) == sorted(f"p-{number} UNREACHABLE" for number in range(1000))
 
 
 def test_recovered_host_restores_its_clusters() -> None:
-    world = World()
-    world.engage("alpha", "beta", "gamma")
-    world.run(200.0, ProbeReached())
-    world.run(300.0, GONE)
-    assert set(world.state.values()) == {UNREACHABLE}
-    told = world.run(20.0, ProbeReached())
+    driver = ScheduleDriver()
+    driver.engage("alpha", "beta", "gamma")
+    driver.run(200.0, ProbeReached())
+    driver.run(300.0, GONE)
+    assert set(driver.state.values()) == {UNREACHABLE}
+    told = driver.run(20.0, ProbeReached())
     assert sorted(told) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
 
 
 def test_cluster_that_failed_alone_must_recover_alone() -> None:
-    world = World()
-    world.engage("sick", "well")
-    world.run_each(200.0, sick=SICK, well=ProbeReached())
-    assert world.state == {"sick": UNREACHABLE, "well": REACHABLE}
-    world.run(300.0, GONE)
-    assert world.state == {"sick": UNREACHABLE, "well": UNREACHABLE}
-    world.run_each(60.0, sick=SICK, well=ProbeReached())
-    assert world.state == {"sick": UNREACHABLE, "well": REACHABLE}
+    driver = ScheduleDriver()
+    driver.engage("sick", "well")
+    driver.run_each(200.0, sick=SICK, well=ProbeReached())
+    assert driver.state == {"sick": UNREACHABLE, "well": REACHABLE}
+    driver.run(300.0, GONE)
+    assert driver.state == {"sick": UNREACHABLE, "well": UNREACHABLE}
+    driver.run_each(60.0, sick=SICK, well=ProbeReached())
+    assert driver.state == {"sick": UNREACHABLE, "well": REACHABLE}
 
 
 def test_late_result_of_disengaged_cluster_is_ignored() -> None:
-    world = World()
-    world.engage("alpha", "beta")
-    alpha, beta = world.due()
-    world.schedule.forget("alpha")
-    world.schedule.forget("nobody")
-    assert world.tell(alpha, ProbeReached()) == []
-    world.tell(beta, ProbeReached())
-    world.run(100.0, ProbeReached())
-    assert {name for _, name in world.probed[2:]} == {"beta"}
+    driver = ScheduleDriver()
+    driver.engage("alpha", "beta")
+    alpha, beta = driver.due()
+    driver.schedule.forget("alpha")
+    driver.schedule.forget("nobody")
+    assert driver.tell(alpha, ProbeReached()) == []
+    driver.tell(beta, ProbeReached())
+    driver.run(100.0, ProbeReached())
+    assert {name for _, name in driver.probed[2:]} == {"beta"}
 
 
 def test_disengaged_cluster_yields_its_slot() -> None:
-    world = World()
-    world.engage("alpha", "beta", "gamma")
-    world.schedule.forget("alpha")
-    world.run(1.0, ProbeReached())
-    assert [name for _, name in world.probed] == ["beta", "gamma"]
+    driver = ScheduleDriver()
+    driver.engage("alpha", "beta", "gamma")
+    driver.schedule.forget("alpha")
+    driver.run(1.0, ProbeReached())
+    assert [name for _, name in driver.probed] == ["beta", "gamma"]
 
 
 def test_unreachable_host_is_probed_after_its_representative_is_gone() -> None:
-    world = World()
-    world.engage("alpha", "beta", "gamma")
-    world.run(2.0, GONE)
-    while not (scouts := world.due()):
-        world.now += 0.1
+    driver = ScheduleDriver()
+    driver.engage("alpha", "beta", "gamma")
+    driver.run(2.0, GONE)
+    while not (scouts := driver.due()):
+        driver.now += 0.1
     [scout] = scouts
-    world.schedule.forget(scout.name)
-    world.tell(scout, GONE)
-    world.probed.clear()
-    world.run(30.0, ProbeReached())
-    assert {name for _, name in world.probed} == {"alpha", "beta", "gamma"} - {scout.name}
+    driver.schedule.forget(scout.name)
+    driver.tell(scout, GONE)
+    driver.probed.clear()
+    driver.run(30.0, ProbeReached())
+    assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
 
 
 def test_result_of_earlier_incarnation_is_ignored() -> None:
-    world = World()
-    world.engage("alpha")
-    (before,) = world.due()
-    world.schedule.watch("alpha", "h", 2, world.now)
-    assert world.tell(before, ProbeReached()) == []
-    (after,) = world.due()
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    (before,) = driver.due()
+    driver.schedule.watch("alpha", "h", 2, driver.now)
+    assert driver.tell(before, ProbeReached()) == []
+    (after,) = driver.due()
     assert after == Probe("alpha", 2, after.watch)
 
 
 def test_probe_of_former_endpoint_in_flight_does_not_count_for_the_new_one() -> None:
-    world = World()
-    world.engage("alpha")
-    (before,) = world.due()
-    world.schedule.watch("alpha", "elsewhere", 1, world.now)
-    (after,) = world.due()
-    assert world.tell(before, ProbeReached()) == []
-    assert world.tell(after, ProbeReached()) == ["alpha REACHABLE"]
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    (before,) = driver.due()
+    driver.schedule.watch("alpha", "elsewhere", 1, driver.now)
+    (after,) = driver.due()
+    assert driver.tell(before, ProbeReached()) == []
+    assert driver.tell(after, ProbeReached()) == ["alpha REACHABLE"]
 
 
 def test_nothing_is_known_of_a_cluster_without_a_probe() -> None:
-    assert World().schedule.known() == []
+    assert ScheduleDriver().schedule.known() == []
 
 
 @given(
@@ -242,31 +242,31 @@ def test_nothing_is_known_of_a_cluster_without_a_probe() -> None:
     )
 )
 def test_every_cluster_is_probed_again(steps: list[tuple[str, str]]) -> None:
-    world = World()
+    driver = ScheduleDriver()
     watched: set[str] = set()
     for name, step in steps:
         match step:
             case "watch":
-                world.engage(name, host="h1" if name < "d" else "h2")
+                driver.engage(name, host="h1" if name < "d" else "h2")
                 watched.add(name)
             case "forget":
-                world.schedule.forget(name)
+                driver.schedule.forget(name)
                 watched.discard(name)
             case "wait":
-                world.now += 20.0
+                driver.now += 20.0
             case _:
                 outcome: ProbeOutcome = {"ok": ProbeReached(), "sick": SICK, "gone": GONE}[step]
-                for probe in world.due():
-                    world.tell(probe, outcome)
-    world.probed.clear()
-    world.run(200.0, ProbeReached())
-    assert {name for _, name in world.probed} == watched
+                for probe in driver.due():
+                    driver.tell(probe, outcome)
+    driver.probed.clear()
+    driver.run(200.0, ProbeReached())
+    assert {name for _, name in driver.probed} == watched
 
 
 def test_late_result_of_forgotten_host_is_ignored() -> None:
-    world = World()
-    world.engage("alpha")
-    (alpha,) = world.due()
-    world.schedule.forget("alpha")
-    assert world.tell(alpha, ProbeReached()) == []
-    assert world.schedule.next_at is None or world.due() == []
+    driver = ScheduleDriver()
+    driver.engage("alpha")
+    (alpha,) = driver.due()
+    driver.schedule.forget("alpha")
+    assert driver.tell(alpha, ProbeReached()) == []
+    assert driver.schedule.next_at is None or driver.due() == []

@@ -1,4 +1,4 @@
-"""Five hundred clusters, of which fifty swallow whatever is sent to them: nobody else's news comes any later."""
+"""Fifty of five hundred clusters never answer: probes of the others are not delayed."""
 
 import heapq
 
@@ -18,12 +18,12 @@ ANSWERED_S = 0.02
 SWALLOWED = ProbeFailed("timeout", "it did not answer in time", is_of_host=True)
 
 
-def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict[str, float]:
-    """When each that answers was first known to, by the daemon's usual settings, each on a host of its own."""
+def first_reports(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict[str, float]:
+    """Return when each responsive cluster was first reported, with default settings and a host per cluster."""
     rate = ProbePolicy().rate_per_s
     schedule = ProbeSchedule(ProbePolicy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
     for number in range(clusters):
-        # They come first, which is the worst that they can do.
+        # The clusters that never answer come first, which is the worst case.
         schedule.watch(f"{'dead' if number < black_holes else 'well'}-{number}", f"host-{number}", 1, 0.0)
     known: dict[str, float] = {}
     under_way: list[tuple[float, str, Probe]] = []
@@ -42,8 +42,8 @@ def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict
     return {name: at for name, at in known.items() if name.startswith("well")}
 
 
-def test_black_hole_does_not_delay_other_results() -> None:
-    without, beside = first_news(500, 0), first_news(500, 50)
+def test_unresponsive_cluster_does_not_delay_other_results() -> None:
+    without, beside = first_reports(500, 0), first_reports(500, 50)
     assert len(beside) == 450
     assert max(beside.values()) <= max(without.values()) + 0.1
     assert max(without.values()) < 11.0

@@ -1,4 +1,4 @@
-"""Who is given up for being unreachable, where that is wanted, and who is not."""
+"""The setting `disengage_unreachable_after`: which unreachable clusters are disengaged."""
 
 import msgspec
 import pytest
@@ -10,8 +10,8 @@ from tests.unit.connectivity.test_schedule import GONE, POLICY, SICK
 GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=1000.0, give_up_after_s=600.0)
 
 
-class World:
-    """Clusters on hosts of their own, unless it is said otherwise; those that are away answer with a failure."""
+class ClusterFleet:
+    """Clusters on hosts of their own by default, of which some fail their probes."""
 
     def __init__(self, policy: ProbePolicy = GIVING_UP, *, well: int = 0) -> None:
         self.schedule = ProbeSchedule(policy, lambda: 0.5)
@@ -41,66 +41,66 @@ class World:
 
 
 def test_unreachable_cluster_disengages_after_configured_time() -> None:
-    world = World(well=9)
-    world.engage("alpha", away=SICK)
-    world.run(1200.0)
-    assert world.given_up == {"alpha": pytest.approx(60.0 + 600.0, abs=60.0)}
+    fleet = ClusterFleet(well=9)
+    fleet.engage("alpha", away=SICK)
+    fleet.run(1200.0)
+    assert fleet.given_up == {"alpha": pytest.approx(60.0 + 600.0, abs=60.0)}
 
 
 def test_unreachable_cluster_never_disengages_by_default() -> None:
-    world = World(POLICY, well=9)
-    world.engage("alpha", away=SICK)
-    world.run(100_000.0)
-    assert world.given_up == {}
+    fleet = ClusterFleet(POLICY, well=9)
+    fleet.engage("alpha", away=SICK)
+    fleet.run(100_000.0)
+    assert fleet.given_up == {}
 
 
 def test_reachable_result_restarts_disengage_timer() -> None:
-    world = World(well=9)
-    world.engage("alpha", away=SICK)
-    world.run(600.0)
-    del world.away["alpha"]
-    world.run(700.0)
-    world.away["alpha"] = SICK
-    world.run(1200.0)
-    assert world.given_up == {}
-    world.run(1600.0)
-    assert set(world.given_up) == {"alpha"}
+    fleet = ClusterFleet(well=9)
+    fleet.engage("alpha", away=SICK)
+    fleet.run(600.0)
+    del fleet.away["alpha"]
+    fleet.run(700.0)
+    fleet.away["alpha"] = SICK
+    fleet.run(1200.0)
+    assert fleet.given_up == {}
+    fleet.run(1600.0)
+    assert set(fleet.given_up) == {"alpha"}
 
 
 def test_shared_host_outage_disengages_nothing() -> None:
-    world = World(well=40)
+    fleet = ClusterFleet(well=40)
     for name in ("alpha", "beta", "gamma"):
-        world.engage(name, host="shared", away=GONE)
-    world.run(100_000.0)
-    assert world.given_up == {}
+        fleet.engage(name, host="shared", away=GONE)
+    fleet.run(100_000.0)
+    assert fleet.given_up == {}
 
 
 def test_cluster_unreachable_after_host_recovery_restarts_timer() -> None:
-    world = World(well=40)
+    fleet = ClusterFleet(well=40)
     for name in ("alpha", "beta", "gamma"):
-        world.engage(name, host="shared", away=GONE)
-    world.run(3000.0)
-    world.away = {"alpha": SICK}
-    world.run(3500.0)
-    assert world.given_up == {}
-    world.run(4000.0)
-    assert set(world.given_up) == {"alpha"}
-    assert world.given_up["alpha"] >= 3600.0
+        fleet.engage(name, host="shared", away=GONE)
+    fleet.run(3000.0)
+    fleet.away = {"alpha": SICK}
+    fleet.run(3500.0)
+    assert fleet.given_up == {}
+    fleet.run(4000.0)
+    assert set(fleet.given_up) == {"alpha"}
+    assert fleet.given_up["alpha"] >= 3600.0
 
 
 def test_cluster_with_own_host_disengages() -> None:
-    world = World(well=9)
-    world.engage("alpha", away=GONE)
-    world.run(1200.0)
-    assert set(world.given_up) == {"alpha"}
+    fleet = ClusterFleet(well=9)
+    fleet.engage("alpha", away=GONE)
+    fleet.run(1200.0)
+    assert set(fleet.given_up) == {"alpha"}
 
 
 @pytest.mark.parametrize(
     ("away", "well", "given_up"),
     [
-        (1, 0, False),  # the only one: nothing shows that it isn't us
+        (1, 0, False),  # the only cluster: the daemon itself may be cut off
         (1, 1, True),
-        (2, 1, False),  # more than half
+        (2, 1, False),  # more than half of the clusters
         (10, 10, True),
         (11, 20, False),  # more than ten, and than a fifth
         (20, 80, True),
@@ -109,44 +109,44 @@ def test_cluster_with_own_host_disengages() -> None:
     ],
 )
 def test_no_cluster_disengages_while_too_many_are_unreachable(away: int, well: int, given_up: bool) -> None:
-    world = World(well=well)
+    fleet = ClusterFleet(well=well)
     for number in range(away):
-        world.engage(f"away-{number}", away=SICK)
-    world.run(3000.0)
-    assert len(world.given_up) == (away if given_up else 0)
+        fleet.engage(f"away-{number}", away=SICK)
+    fleet.run(3000.0)
+    assert len(fleet.given_up) == (away if given_up else 0)
 
 
 def test_disengagement_timer_restarts_once_few_clusters_are_unreachable() -> None:
-    world = World(well=2)
+    fleet = ClusterFleet(well=2)
     for name in ("alpha", "beta", "gamma"):
-        world.engage(name, away=SICK)
-    world.run(3000.0)
-    assert world.given_up == {}
-    world.schedule.forget("gamma")
-    del world.away["beta"]
-    world.run(3500.0)
-    assert world.given_up == {}
-    world.run(3800.0)
-    assert set(world.given_up) == {"alpha"}
+        fleet.engage(name, away=SICK)
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
+    fleet.schedule.forget("gamma")
+    del fleet.away["beta"]
+    fleet.run(3500.0)
+    assert fleet.given_up == {}
+    fleet.run(3800.0)
+    assert set(fleet.given_up) == {"alpha"}
 
 
 def test_unneeded_probe_is_the_last() -> None:
-    world = World()
-    world.engage("alpha")
-    (probe,) = world.schedule.due(0.0)
-    world.schedule.drop(probe)
-    assert world.schedule.next_at is None
+    fleet = ClusterFleet()
+    fleet.engage("alpha")
+    (probe,) = fleet.schedule.due(0.0)
+    fleet.schedule.drop(probe)
+    assert fleet.schedule.next_at is None
 
 
 def test_time_in_which_many_are_unreachable_does_not_count() -> None:
-    world = World(well=8)
+    fleet = ClusterFleet(well=8)
     for number in range(12):
-        world.engage(f"away-{number}", away=SICK)
-    world.run(2000.0)
-    assert world.given_up == {}
+        fleet.engage(f"away-{number}", away=SICK)
+    fleet.run(2000.0)
+    assert fleet.given_up == {}
     for number in range(3):
-        del world.away[f"away-{number}"]
-    world.run(2500.0)
-    assert world.given_up == {}
-    world.run(3000.0)
-    assert len(world.given_up) == 9
+        del fleet.away[f"away-{number}"]
+    fleet.run(2500.0)
+    assert fleet.given_up == {}
+    fleet.run(3000.0)
+    assert len(fleet.given_up) == 9

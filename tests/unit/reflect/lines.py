@@ -1,4 +1,4 @@
-"""Bytes as an API server sends them."""
+"""Watch lines as an API server sends them."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from milo_kube.reflect.wire import Decoder
 
 
 def observe(obj: KubeObject) -> Observation:
-    """A judgement that keeps what was decoded in sight."""
+    """Return an observation whose message is the decoded labels."""
     metadata = obj.metadata
     return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, repr(metadata.labels or {}))
 

@@ -1,4 +1,4 @@
-"""How long it takes until something is tried again."""
+"""Backoff between retries."""
 
 import pytest
 

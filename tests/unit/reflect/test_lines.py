@@ -1,4 +1,4 @@
-"""A stream of bytes is cut into the same lines, however it comes."""
+"""Splitting of a byte stream into lines."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def fed(*chunks: bytes, limit: int = 100) -> list[bytes]:
     return [bytes(line) for chunk in chunks for line in lines.feed(chunk)]
 
 
-def test_lines_come_out_whole_and_empty_ones_are_left_out() -> None:
+def test_line_splitter_returns_whole_lines_and_skips_empty_ones() -> None:
     assert fed(STREAM) == [b'{"a":1}', b'{"b":\r', b'"two"}']
 
 
@@ -21,7 +21,7 @@ def test_line_splitter_is_independent_of_chunk_boundaries(cut: int) -> None:
     assert fed(STREAM[:cut], STREAM[cut:]) == fed(STREAM)
 
 
-def test_bytes_one_by_one_make_the_same_lines() -> None:
+def test_line_splitter_accepts_single_bytes() -> None:
     assert fed(*(STREAM[index : index + 1] for index in range(len(STREAM)))) == fed(STREAM)
 
 

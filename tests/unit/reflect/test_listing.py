@@ -1,4 +1,4 @@
-"""From nothing to a complete list: page by page, or as a watch that begins with it."""
+"""The initial list, in pages or as a streaming list."""
 
 import pytest
 
@@ -19,7 +19,8 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
-from tests.unit.reflect.life import (
+from tests.unit.reflect.lines import seen
+from tests.unit.reflect.reflector_driver import (
     CUT,
     END_OF_LIST,
     EXPIRED,
@@ -28,12 +29,11 @@ from tests.unit.reflect.life import (
     STREAMING,
     TIMEOUT_S,
     UNAVAILABLE,
-    Life,
+    ReflectorDriver,
     changed,
     listed,
     refused,
 )
-from tests.unit.reflect.lines import seen
 
 FIRST_PAGE = FetchPage("", 5000)
 ALL_AT_ONCE = FetchPage("", 0)
@@ -41,264 +41,264 @@ STREAMED_LIST = OpenWatch("", TIMEOUT_S)
 
 
 def test_source_is_catching_up_before_first_read() -> None:
-    assert Life().reflector.status == SourceStatus(
+    assert ReflectorDriver().reflector.status == SourceStatus(
         SourceState.CATCHING_UP, START, "Starting", "the first complete list is being read"
     )
-    assert not Life().reflector.synced
+    assert not ReflectorDriver().reflector.synced
 
 
 def test_list_is_read_page_by_page() -> None:
-    life = Life(ReflectorPolicy(streaming_lists=False, page_size=2))
-    assert life.request == FetchPage("", 2)
-    assert life.page(seen("a"), seen("b"), then="t1") == [ListStarted(), Listed(seen("a")), Listed(seen("b"))]
-    assert life.request == FetchPage("t1", 2)
-    assert not life.reflector.synced
-    assert life.page(seen("c"), version="12") == [Listed(seen("c")), ListEnded()]
-    assert life.request == OpenWatch("12", TIMEOUT_S)
-    assert life.reflector.synced
+    driver = ReflectorDriver(ReflectorPolicy(streaming_lists=False, page_size=2))
+    assert driver.request == FetchPage("", 2)
+    assert driver.page(seen("a"), seen("b"), then="t1") == [ListStarted(), Listed(seen("a")), Listed(seen("b"))]
+    assert driver.request == FetchPage("t1", 2)
+    assert not driver.reflector.synced
+    assert driver.page(seen("c"), version="12") == [Listed(seen("c")), ListEnded()]
+    assert driver.request == OpenWatch("12", TIMEOUT_S)
+    assert driver.reflector.synced
 
 
 def test_page_is_read_when_its_last_object_was_consumed() -> None:
-    life = Life()
-    findings = life.reflector.listed(ListPage("10", ""), [seen("a")], life.now)
+    driver = ReflectorDriver()
+    findings = driver.reflector.listed(ListPage("10", ""), [seen("a")], driver.now)
     assert next(findings) == ListStarted()
-    assert life.request == FIRST_PAGE
+    assert driver.request == FIRST_PAGE
     assert list(findings) == [Listed(seen("a")), ListEnded()]
-    assert life.request == OpenWatch("10", TIMEOUT_S)
+    assert driver.request == OpenWatch("10", TIMEOUT_S)
 
 
 def test_complete_list_makes_source_current() -> None:
-    life = Life()
-    life.now = 105.0
-    life.page()
-    assert life.reflector.status == SourceStatus(SourceState.STREAMING, 105.0, last_contact=105.0)
+    driver = ReflectorDriver()
+    driver.now = 105.0
+    driver.page()
+    assert driver.reflector.status == SourceStatus(SourceState.STREAMING, 105.0, last_contact=105.0)
 
 
 def test_list_without_version_is_repeated_after_interval() -> None:
-    life = Life()
-    assert life.page(seen("a"), version="") == [ListStarted(), Listed(seen("a")), ListEnded()]
-    assert life.request == Wait(START + 8.0)
-    life.now += 8.0
-    assert life.request == FIRST_PAGE
+    driver = ReflectorDriver()
+    assert driver.page(seen("a"), version="") == [ListStarted(), Listed(seen("a")), ListEnded()]
+    assert driver.request == Wait(START + 8.0)
+    driver.now += 8.0
+    assert driver.request == FIRST_PAGE
 
 
 def test_failed_page_restarts_list_after_backoff() -> None:
-    life = Life()
-    life.page(then="t1")
-    assert life.failed() == []
-    assert life.request == Wait(START + 1.0)
-    assert life.status == (SourceState.STALE, START, "ServerError")
-    life.now += 1.0
-    assert life.request == FIRST_PAGE
-    assert life.page(seen("a"))[0] == ListStarted()
+    driver = ReflectorDriver()
+    driver.page(then="t1")
+    assert driver.failed() == []
+    assert driver.request == Wait(START + 1.0)
+    assert driver.status == (SourceState.STALE, START, "ServerError")
+    driver.now += 1.0
+    assert driver.request == FIRST_PAGE
+    assert driver.page(seen("a"))[0] == ListStarted()
 
 
 def test_response_time_counts_toward_backoff() -> None:
-    life = Life()
+    driver = ReflectorDriver()
     for delay in (1.0, 2.0, 4.0, 8.0):
-        assert life.request == FIRST_PAGE
-        life.now += 1.5
-        life.failed()
-        assert life.request == Wait(life.now + max(delay - 1.5, 1.0))
-        life.now += delay
+        assert driver.request == FIRST_PAGE
+        driver.now += 1.5
+        driver.failed()
+        assert driver.request == Wait(driver.now + max(delay - 1.5, 1.0))
+        driver.now += delay
 
 
 def test_expired_list_restarts_at_once() -> None:
-    life = Life()
-    life.page(then="t1")
-    assert life.failed(EXPIRED) == [Relisting("Expired")]
-    assert life.request == FIRST_PAGE
+    driver = ReflectorDriver()
+    driver.page(then="t1")
+    assert driver.failed(EXPIRED) == [Relisting("Expired")]
+    assert driver.request == FIRST_PAGE
 
 
 def test_list_that_expires_twice_is_requested_in_one_page() -> None:
-    life = Life()
+    driver = ReflectorDriver()
     for _ in range(2):
-        life.page(then="t1")
-        life.failed(EXPIRED)
-    assert life.request == ALL_AT_ONCE
-    life.page()
-    life.opened()
-    life.now += 60
-    life.failed(EXPIRED)
-    assert life.request == FIRST_PAGE, "the next list begins with pages again"
-    life.page(then="t1")
-    life.failed(EXPIRED)
-    assert life.request == FIRST_PAGE
+        driver.page(then="t1")
+        driver.failed(EXPIRED)
+    assert driver.request == ALL_AT_ONCE
+    driver.page()
+    driver.opened()
+    driver.now += 60
+    driver.failed(EXPIRED)
+    assert driver.request == FIRST_PAGE, "the next list is paged again"
+    driver.page(then="t1")
+    driver.failed(EXPIRED)
+    assert driver.request == FIRST_PAGE
 
 
 def test_expired_first_page_waits_for_backoff() -> None:
-    life = Life()
-    life.failed(EXPIRED)
-    assert life.request == Wait(START + 1.0)
+    driver = ReflectorDriver()
+    driver.failed(EXPIRED)
+    assert driver.request == Wait(START + 1.0)
 
 
 def test_streaming_list_starts_as_a_watch() -> None:
-    life = Life(STREAMING)
-    assert life.request == STREAMED_LIST
-    assert life.opened() == [ListStarted()]
-    assert life.request == ReadWatch(START + 15.0)
-    life.now += 10.0
-    assert life.events(changed("a", "3"), changed("b", "4")) == [Listed(seen("a", "3")), Listed(seen("b", "4"))]
-    assert life.request == ReadWatch(START + 25.0), "each chunk shows that it goes on"
-    assert not life.reflector.synced
-    assert life.events(Bookmark("5", False), END_OF_LIST, changed("c", "11")) == [
+    driver = ReflectorDriver(STREAMING)
+    assert driver.request == STREAMED_LIST
+    assert driver.opened() == [ListStarted()]
+    assert driver.request == ReadWatch(START + 15.0)
+    driver.now += 10.0
+    assert driver.events(changed("a", "3"), changed("b", "4")) == [Listed(seen("a", "3")), Listed(seen("b", "4"))]
+    assert driver.request == ReadWatch(START + 25.0), "each chunk restarts the timeout"
+    assert not driver.reflector.synced
+    assert driver.events(Bookmark("5", False), END_OF_LIST, changed("c", "11")) == [
         ListEnded(),
         ObjectChanged(seen("c", "11")),
     ]
-    assert life.reflector.synced
-    assert life.status == (SourceState.STREAMING, START + 10.0, "")
+    assert driver.reflector.synced
+    assert driver.status == (SourceState.STREAMING, START + 10.0, "")
 
 
 def test_streaming_list_continues_as_watch_from_its_version() -> None:
-    life = listed(STREAMING)
-    life.now += 60
-    assert life.ended() == []
-    assert life.request == OpenWatch("10", TIMEOUT_S)
+    driver = listed(STREAMING)
+    driver.now += 60
+    assert driver.ended() == []
+    assert driver.request == OpenWatch("10", TIMEOUT_S)
 
 
 def test_object_deleted_during_streaming_list_is_not_listed() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    assert life.events(changed("a", "3"), ObjectRemoved("a", "uid-a", "4")) == [Listed(seen("a", "3")), Unlisted("a")]
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    assert driver.events(changed("a", "3"), ObjectRemoved("a", "uid-a", "4")) == [Listed(seen("a", "3")), Unlisted("a")]
 
 
 def test_streaming_list_without_version_is_repeated_after_interval() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    assert life.events(Bookmark("", True), changed("a", "3")) == [ListEnded()]
-    assert not life.reflector.is_reading
-    assert life.request == Wait(START + 8.0)
-    life.now += 8.0
-    assert life.request == STREAMED_LIST
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    assert driver.events(Bookmark("", True), changed("a", "3")) == [ListEnded()]
+    assert not driver.reflector.is_reading
+    assert driver.request == Wait(START + 8.0)
+    driver.now += 8.0
+    assert driver.request == STREAMED_LIST
 
 
 def test_invalid_event_in_streaming_list_is_ignored() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    assert life.events(UnknownEvent("what?"), changed("a", "3")) == [EventIgnored("what?"), Listed(seen("a", "3"))]
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    assert driver.events(UnknownEvent("what?"), changed("a", "3")) == [EventIgnored("what?"), Listed(seen("a", "3"))]
 
 
 @pytest.mark.parametrize("status", [400, 403, 422])
 def test_server_without_streaming_lists_is_listed_in_pages(status: int) -> None:
-    life = Life(STREAMING)
-    assert life.failed(Failure("Invalid", "sendInitialEvents is forbidden", status)) == []
-    assert life.request == FIRST_PAGE
-    assert life.status[0] is SourceState.CATCHING_UP
+    driver = ReflectorDriver(STREAMING)
+    assert driver.failed(Failure("Invalid", "sendInitialEvents is forbidden", status)) == []
+    assert driver.request == FIRST_PAGE
+    assert driver.status[0] is SourceState.CATCHING_UP
 
 
 def test_streaming_list_is_requested_again_for_next_list() -> None:
-    life = Life(STREAMING)
-    life.failed(Failure("Forbidden", "no", 403))
-    life.page()
-    life.opened()
-    life.failed(EXPIRED)
-    assert life.request == STREAMED_LIST
+    driver = ReflectorDriver(STREAMING)
+    driver.failed(Failure("Forbidden", "no", 403))
+    driver.page()
+    driver.opened()
+    driver.failed(EXPIRED)
+    assert driver.request == STREAMED_LIST
 
 
 def test_server_building_its_cache_is_listed_in_pages_meanwhile() -> None:
-    life = Life(STREAMING)
-    life.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 1.0))
-    assert life.request == FIRST_PAGE
+    driver = ReflectorDriver(STREAMING)
+    driver.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 1.0))
+    assert driver.request == FIRST_PAGE
 
 
 def test_retry_after_of_busy_server_is_respected_after_first_view() -> None:
-    life = listed(STREAMING)
-    life.now += 60
-    life.failed(EXPIRED)
-    life.request  # noqa: B018 - to be asked is what makes it go on
-    life.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 3.0))
-    assert life.request == Wait(life.now + 3.0)
-    life.now += 3.0
-    assert life.request == STREAMED_LIST
+    driver = listed(STREAMING)
+    driver.now += 60
+    driver.failed(EXPIRED)
+    driver.request  # noqa: B018 - to be asked is what makes it go on
+    driver.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 3.0))
+    assert driver.request == Wait(driver.now + 3.0)
+    driver.now += 3.0
+    assert driver.request == STREAMED_LIST
 
 
 def test_stalled_streaming_list_falls_back_to_pages() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    life.events(changed("a", "3"))
-    life.now += 15.0
-    assert life.silent() == [Relisting("StreamingListUnsupported")]
-    assert life.request == FIRST_PAGE
-    life.page()
-    life.opened()
-    life.failed(EXPIRED)
-    assert life.request == FIRST_PAGE, "it is not asked again"
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    driver.events(changed("a", "3"))
+    driver.now += 15.0
+    assert driver.silent() == [Relisting("StreamingListUnsupported")]
+    assert driver.request == FIRST_PAGE
+    driver.page()
+    driver.opened()
+    driver.failed(EXPIRED)
+    assert driver.request == FIRST_PAGE, "streaming is not requested again"
 
 
 def test_interrupted_streaming_list_restarts_after_backoff() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    assert life.ended() == []
-    assert life.status == (SourceState.STALE, START, "ListCut")
-    assert life.request == Wait(START + 1.0)
-    life.now += 1.0
-    assert life.request == STREAMED_LIST
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    assert driver.ended() == []
+    assert driver.status == (SourceState.STALE, START, "ListCut")
+    assert driver.request == Wait(START + 1.0)
+    driver.now += 1.0
+    assert driver.request == STREAMED_LIST
 
 
 @pytest.mark.parametrize("failure", [CUT, Failure("MalformedResponse", "not an event")])
 def test_streaming_list_that_fails_twice_falls_back_to_pages(failure: Failure) -> None:
-    life = Life(STREAMING)
-    life.opened()
-    life.failed(failure)
-    life.now += 1.0
-    life.opened()
-    assert life.failed(failure) == []
-    assert life.request == FIRST_PAGE
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    driver.failed(failure)
+    driver.now += 1.0
+    driver.opened()
+    assert driver.failed(failure) == []
+    assert driver.request == FIRST_PAGE
 
 
 def test_unreachable_server_gets_no_paged_list() -> None:
-    life = Life(STREAMING)
+    driver = ReflectorDriver(STREAMING)
     for delay in (1.0, 2.0, 4.0):
-        assert life.request == STREAMED_LIST
-        life.failed(UNAVAILABLE)
-        assert life.request == Wait(life.now + delay)
-        life.now += delay
+        assert driver.request == STREAMED_LIST
+        driver.failed(UNAVAILABLE)
+        assert driver.request == Wait(driver.now + delay)
+        driver.now += delay
 
 
 def test_junk_within_a_streaming_list_ends_it() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    assert life.events(changed("a", "3"), Undecodable("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]
-    assert life.request == Wait(START + 1.0)
-    assert not life.reflector.synced
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    assert driver.events(changed("a", "3"), Undecodable("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]
+    assert driver.request == Wait(START + 1.0)
+    assert not driver.reflector.synced
 
 
 def test_error_event_ends_streaming_list() -> None:
-    life = Life(STREAMING)
-    life.opened()
-    life.events(refused(504))
-    assert life.status == (SourceState.STALE, START, "WatchError")
-    assert life.request == Wait(START + 1.0)
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    driver.events(refused(504))
+    assert driver.status == (SourceState.STALE, START, "WatchError")
+    assert driver.request == Wait(START + 1.0)
 
 
 def test_streaming_lists_can_be_switched_off() -> None:
-    assert Life(PAGES).request == FIRST_PAGE
-    assert Life(STREAMING).request == STREAMED_LIST
+    assert ReflectorDriver(PAGES).request == FIRST_PAGE
+    assert ReflectorDriver(STREAMING).request == STREAMED_LIST
 
 
 @pytest.mark.parametrize(
     ("asked_s", "waited_s"), [(3.0, 3.0), (0.0, 0.1), (-5.0, 0.1), (1e9, 300.0), (None, 1.0), (0.5, 0.5)]
 )
 def test_retry_after_is_respected_within_limits(asked_s: float | None, waited_s: float) -> None:
-    life = Life()
-    life.failed(Failure("TooManyRequests", "429", 429, asked_s))
-    assert life.request == Wait(START + waited_s)
+    driver = ReflectorDriver()
+    driver.failed(Failure("TooManyRequests", "429", 429, asked_s))
+    assert driver.request == Wait(START + waited_s)
 
 
 def test_repeated_retry_after_is_limited() -> None:
-    life = Life()
+    driver = ReflectorDriver()
     waits = []
     for _ in range(32):
-        assert life.request == FIRST_PAGE
-        life.failed(Failure("TooManyRequests", "429", 429, 0.5))
-        request = life.request
+        assert driver.request == FIRST_PAGE
+        driver.failed(Failure("TooManyRequests", "429", 429, 0.5))
+        request = driver.request
         assert isinstance(request, Wait)
-        waits.append(request.until - life.now)
-        life.now = request.until
+        waits.append(request.until - driver.now)
+        driver.now = request.until
     assert waits == [0.5] * 30 + [8.0] * 2
 
 
-def test_waits_are_drawn_so_that_many_daemons_do_not_come_back_at_once() -> None:
+def test_retries_have_jitter() -> None:
     reflector = Reflector(PAGES, lambda: 0.5, START)
     reflector.failed(UNAVAILABLE, START)
     assert reflector.next(START) == Wait(START + 1.5)

@@ -1,4 +1,4 @@
-"""A list that is asked for out of turn, to be held against another; and what versions tell of a server."""
+"""Lists that are requested besides a healthy watch, and what resource versions say about the server."""
 
 import pytest
 
@@ -11,74 +11,74 @@ from milo_kube.reflect.messages import (
     ReadWatch,
     Relisting,
 )
-from tests.unit.reflect.life import START, Life, changed, listed, watching
 from tests.unit.reflect.lines import seen
+from tests.unit.reflect.reflector_driver import START, ReflectorDriver, changed, listed, watching
 
 
 def test_relist_is_performed_on_request_despite_healthy_watch() -> None:
-    life = watching()
-    life.reflector.relist_by(START + 30.0)
-    assert life.request == ReadWatch(START + 30.0)
-    life.now += 20.0
-    life.events(changed("a", "11"))
-    assert life.request == ReadWatch(START + 30.0)
-    life.now += 10.0
-    assert life.silent() == [Relisting("Verification")]
-    assert isinstance(life.request, FetchPage)
+    driver = watching()
+    driver.reflector.relist_by(START + 30.0)
+    assert driver.request == ReadWatch(START + 30.0)
+    driver.now += 20.0
+    driver.events(changed("a", "11"))
+    assert driver.request == ReadWatch(START + 30.0)
+    driver.now += 10.0
+    assert driver.silent() == [Relisting("Verification")]
+    assert isinstance(driver.request, FetchPage)
 
 
 def test_watch_continues_if_relist_request_is_withdrawn() -> None:
-    life = watching()
-    before = life.request
-    life.reflector.relist_by(START + 30.0)
-    life.reflector.relist_by(None)
-    assert life.request == before
+    driver = watching()
+    before = driver.request
+    driver.reflector.relist_by(START + 30.0)
+    driver.reflector.relist_by(None)
+    assert driver.request == before
 
 
-def test_silence_before_the_list_is_wanted_is_silence() -> None:
-    life = watching()
-    life.reflector.relist_by(START + 1000.0)
-    life.now += 250.0
-    assert life.silent() == []
+def test_silence_before_a_requested_relist_counts_as_silence() -> None:
+    driver = watching()
+    driver.reflector.relist_by(START + 1000.0)
+    driver.now += 250.0
+    assert driver.silent() == []
 
 
-def relisted(life: Life, version: str) -> list[object]:
-    life.reflector.relist_by(life.now)
-    life.silent()
-    return list(life.page(version=version))
+def relisted(driver: ReflectorDriver, version: str) -> list[object]:
+    driver.reflector.relist_by(driver.now)
+    driver.silent()
+    return list(driver.page(version=version))
 
 
 def test_relist_with_later_version_is_of_same_server() -> None:
-    life = watching()
-    assert relisted(life, "10") == [ListStarted(), ListEnded()]
-    life.opened()
-    assert relisted(life, "11") == [ListStarted(), ListEnded()]
+    driver = watching()
+    assert relisted(driver, "10") == [ListStarted(), ListEnded()]
+    driver.opened()
+    assert relisted(driver, "11") == [ListStarted(), ListEnded()]
 
 
 def test_relist_with_earlier_version_is_reported() -> None:
-    life = watching()
-    assert relisted(life, "9") == [ListStarted(), ListEnded(versions_went_back=True, version="9")]
+    driver = watching()
+    assert relisted(driver, "9") == [ListStarted(), ListEnded(versions_went_back=True, version="9")]
 
 
 def test_versions_of_events_count_as_those_of_lists() -> None:
-    life = watching()
-    assert life.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
-    assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True, version="14")]
+    driver = watching()
+    assert driver.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
+    assert relisted(driver, "14") == [ListStarted(), ListEnded(versions_went_back=True, version="14")]
 
 
 def test_lists_are_older_until_the_server_has_caught_up() -> None:
-    life = watching()
-    relisted(life, "5")
-    life.opened()
-    assert relisted(life, "6") == [ListStarted(), ListEnded(versions_went_back=True, version="6")]
-    life.opened()
-    assert relisted(life, "10") == [ListStarted(), ListEnded()]
+    driver = watching()
+    relisted(driver, "5")
+    driver.opened()
+    assert relisted(driver, "6") == [ListStarted(), ListEnded(versions_went_back=True, version="6")]
+    driver.opened()
+    assert relisted(driver, "10") == [ListStarted(), ListEnded()]
 
 
 @pytest.mark.parametrize("version", ["", "opaque", "\u0665"])
 def test_opaque_version_is_not_compared(version: str) -> None:
-    life = listed()
-    life.opened()
-    life.reflector.relist_by(life.now)
-    life.silent()
-    assert list(life.page(seen("a"), version=version)) == [ListStarted(), Listed(seen("a")), ListEnded()]
+    driver = listed()
+    driver.opened()
+    driver.reflector.relist_by(driver.now)
+    driver.silent()
+    assert list(driver.page(seen("a"), version=version)) == [ListStarted(), Listed(seen("a")), ListEnded()]

@@ -1,4 +1,4 @@
-"""Resource versions that can be compared."""
+"""Comparison of resource versions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a watch's lines, a list's pages and refusals tell; and that nothing in them can do harm."""
+"""Decoding of watch events, list pages and error responses."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def test_object_is_decoded_and_judged_by_mode(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
-def test_fields_that_nobody_reads_are_skipped() -> None:
+def test_unused_fields_are_skipped() -> None:
     assert DECODER.line(
         line("ADDED", thing("a", "7", managedFields=[{"f:x": {}}]) | {"kind": "Project"})
     ) == ObjectSeen(seen("a", "7"))
@@ -85,7 +85,7 @@ def test_invalid_line_is_malformed_response(content: str, problem: str) -> None:
     assert problem in found.problem
 
 
-def test_text_that_is_not_unicode_is_junk_or_skipped() -> None:
+def test_invalid_unicode_is_malformed_or_skipped() -> None:
     assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Undecodable)
     skipped = line("ADDED", thing("a", "7") | {"x": "@"}).replace(b"@", b"\xff")
     assert DECODER.line(skipped) == ObjectSeen(seen("a", "7"))
@@ -117,7 +117,7 @@ def test_malformed_object_without_uid_or_version_has_name() -> None:
     )
 
 
-def test_labels_that_are_not_unicode_are_a_fault_of_that_object() -> None:
+def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
     found = DECODER.object(b'{"metadata":{' + NAMED.encode() + b',"labels":{"x":"\xff"}}}')
     assert isinstance(found, Malformed)
     assert "utf-8" in found.message
@@ -146,15 +146,15 @@ def page(items: Any, **metadata: str) -> bytes:
 
 
 def test_page_has_objects_and_continue_token() -> None:
-    told, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
-    assert told == ListPage("5", "on")
+    header, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
+    assert header == ListPage("5", "on")
     assert list(observations) == [seen("a"), seen("b")]
 
 
 @pytest.mark.parametrize("items", [None, []])
 def test_empty_page_is_an_empty_list(items: Any) -> None:
-    told, observations = DECODER.page(page(items, resourceVersion="5"))
-    assert (told, list(observations)) == (ListPage("5", ""), [])
+    header, observations = DECODER.page(page(items, resourceVersion="5"))
+    assert (header, list(observations)) == (ListPage("5", ""), [])
 
 
 def test_malformed_object_in_page_leaves_others_valid() -> None:
@@ -209,7 +209,7 @@ def test_status_message_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("field", ["uid", "resourceVersion"])
-def test_object_with_an_endless_identity_is_malformed(field: str) -> None:
+def test_object_with_an_oversized_identity_is_malformed(field: str) -> None:
     event = DECODER.line(line("ADDED", thing("a", "7", **{field: "9" * 5000})))
     assert isinstance(event, ObjectSeen)
     assert isinstance(event.observation, Malformed)

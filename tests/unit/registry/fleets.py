@@ -1,4 +1,4 @@
-"""Small builders: objects, moments, and a log whose frames can be read."""
+"""Builders of observations, timestamps and clusters, and a log with readable frames."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _EVENTS = msgspec.json.Decoder(Event)
 
 
 def at(seconds: float) -> Moment:
-    """The two clocks differ, so that no test passes with the wrong one."""
+    """Return a moment whose wall clock differs from its monotonic clock, so that a test that confuses them fails."""
     return Moment(WALL_AT_ZERO + seconds, seconds)
 
 
@@ -30,7 +30,7 @@ def wall(seconds: float) -> float:
 
 
 def target(name: str = "a", uid: str = "u1", **fields: Any) -> Target:
-    """`suspended` stands for a suspension without details."""
+    """Return a cluster's target; `suspended` adds a suspension without details."""
     labels = tuple(sorted(fields.pop("labels", {}).items()))
     if fields.pop("suspended", False):
         fields["suspensions"] = ()
@@ -66,7 +66,7 @@ def cluster(
 
 
 class NamedLog(ChangeLog):
-    """With entries by name, as a registry has them."""
+    """A log that also keeps entries by name, as the registry does."""
 
     @cached_property
     def _by_name(self) -> defaultdict[str, LogEntry]:

@@ -1,4 +1,4 @@
-"""When who waits for changes is woken."""
+"""Debouncing of the notifications that wake waiting streams."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a reader of the change log is given: a snapshot, then what came since, merged where it is slow."""
+"""What a cursor returns: a snapshot, then changes, coalesced for a slow reader."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
@@ -45,8 +45,8 @@ def evict_frames(log: NamedLog) -> None:
         pass
 
 
-def told(cursor: Cursor) -> list[Event]:
-    """All that there is for it, however many batches it takes."""
+def received(cursor: Cursor) -> list[Event]:
+    """Return all pending events, over as many batches as it takes."""
     return [event for _, events in parts(cursor) for event in events]
 
 
@@ -102,12 +102,12 @@ def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
     for index in range(count):
         engage(log, f"a{index}")
     cursor = reader(log, Filter(names=frozenset({f"a{count - 1}"})))
-    first, second, third = cursor.take(), cursor.take(), cursor.take()
-    assert first == Batch((), count, reset=True, synced=False, is_whole=False)
+    first_frame, second, third = cursor.take(), cursor.take(), cursor.take()
+    assert first_frame == Batch((), count, reset=True, synced=False, is_whole=False)
     assert second == Batch((), count, synced=False, is_whole=False)
     assert third is not None
     assert (len(third.frames), third.reset, third.synced) == (1, False, True)
-    assert (first.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
+    assert (first_frame.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
 
 
 def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
@@ -122,10 +122,10 @@ def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
     assert batch is not None
     assert read(batch.frames) == [engaged(b)]
     assert (batch.revision, batch.synced) == (2, True)
-    assert told(cursor) == [engaged(c), disengaged(a, DELETED, "gone")]
+    assert received(cursor) == [engaged(c), disengaged(a, DELETED, "gone")]
 
 
-def test_readers_at_about_the_same_time_share_a_snapshot() -> None:
+def test_readers_that_start_close_together_share_a_snapshot() -> None:
     log = readable_log()
     for index in range(100):
         engage(log, f"a{index}")
@@ -135,11 +135,11 @@ def test_readers_at_about_the_same_time_share_a_snapshot() -> None:
     batch = late.take()
     assert batch is not None
     assert batch.revision == 100
-    assert told(late) == [engaged(one_more)]
+    assert received(late) == [engaged(one_more)]
     assert early.revision == 100
     for index in range(2):
         engage(log, f"c{index}")
-    assert reader(log).revision == 103, "an earlier one that is too far behind is not as good"
+    assert reader(log).revision == 103, "the earlier snapshot is too far behind to be shared"
 
 
 def test_snapshot_behind_compaction_is_not_shared() -> None:
@@ -159,10 +159,10 @@ def test_changes_come_in_order() -> None:
     log = readable_log()
     cursor = following(log)
     a, b = engage(log, "a"), engage(log, "b")
-    assert told(cursor) == [engaged(a), engaged(b)]
+    assert received(cursor) == [engaged(a), engaged(b)]
     b = update(log, b, suspended=True)
     log.disengage(log.entry("a"), NOT_READY, "degraded", 0.0)
-    assert told(cursor) == [updated(b), disengaged(a, NOT_READY, "degraded")]
+    assert received(cursor) == [updated(b), disengaged(a, NOT_READY, "degraded")]
     assert cursor.take() is None
 
 
@@ -177,7 +177,7 @@ def test_repeated_changes_are_coalesced_to_the_latest() -> None:
     cursor = following(log)
     for message in ("2 left", "1 left", "none left"):
         a = update(log, a, deletion_message=message)
-    assert told(cursor) == [updated(a)]
+    assert received(cursor) == [updated(a)]
 
 
 def test_cluster_engaged_and_disengaged_between_reads_is_omitted() -> None:
@@ -185,27 +185,27 @@ def test_cluster_engaged_and_disengaged_between_reads_is_omitted() -> None:
     cursor = following(log)
     engage(log)
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
-    assert told(cursor) == []
+    assert received(cursor) == []
     assert cursor.revision == 2
 
 
 def test_cluster_disengaged_and_engaged_again_is_sent_as_both() -> None:
     log = readable_log()
-    first = engage(log)
+    first_frame = engage(log)
     cursor = following(log)
     log.disengage(log.entry("a"), NOT_READY, "degraded", 0.0)
     second = engage(log)
-    assert told(cursor) == [disengaged(first, NOT_READY, "degraded"), engaged(second)]
+    assert received(cursor) == [disengaged(first_frame, NOT_READY, "degraded"), engaged(second)]
 
 
 def test_repeated_reengagements_are_coalesced_to_first_end_and_last_start() -> None:
     log = readable_log()
-    first = engage(log)
+    first_frame = engage(log)
     cursor = following(log)
     for message in ("one", "two", "three"):
         log.disengage(log.entry("a"), NOT_READY, message, 0.0)
         last = engage(log)
-    assert told(cursor) == [disengaged(first, NOT_READY, "one"), engaged(last)]
+    assert received(cursor) == [disengaged(first_frame, NOT_READY, "one"), engaged(last)]
 
 
 def test_disengagement_carries_last_known_cluster() -> None:
@@ -214,17 +214,17 @@ def test_disengagement_carries_last_known_cluster() -> None:
     cursor = following(log)
     a = update(log, a, suspended=True)
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
-    assert told(cursor) == [disengaged(a, DELETED, "gone")]
+    assert received(cursor) == [disengaged(a, DELETED, "gone")]
 
 
 def test_replacement_is_atomic_for_every_reader() -> None:
     log = readable_log()
-    first = engage(log)
+    first_frame = engage(log)
     cursor = following(log)
     second = log.replace(log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2"), 0.0)
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [disengaged(first, REPLACED, "another UID"), engaged(second)]
+    assert read(batch.frames) == [disengaged(first_frame, REPLACED, "another UID"), engaged(second)]
     assert batch.revision == 2
 
 
@@ -236,11 +236,11 @@ def test_label_change_engages_and_disengages_by_filter() -> None:
     a = engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)
     a = update(log, a, labels={"env": "prod"})
-    assert told(cursor) == [engaged(a)]
+    assert received(cursor) == [engaged(a)]
     a = update(log, a, labels={"env": "dev"})
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
+    assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
     update(log, a, labels={"env": "test"})
-    assert told(cursor) == []
+    assert received(cursor) == []
 
 
 def test_cluster_that_left_and_reentered_filter_between_reads_is_unchanged() -> None:
@@ -249,7 +249,7 @@ def test_cluster_that_left_and_reentered_filter_between_reads_is_unchanged() -> 
     cursor = following(log, PROD)
     update(log, a, labels={"env": "dev"})
     a = update(log, a, labels={"env": "prod"}, suspended=True)
-    assert told(cursor) == [updated(a)]
+    assert received(cursor) == [updated(a)]
 
 
 def test_cluster_that_left_filter_and_was_deleted_is_disengaged() -> None:
@@ -258,7 +258,7 @@ def test_cluster_that_left_filter_and_was_deleted_is_disengaged() -> None:
     cursor = following(log, PROD)
     a = update(log, a, labels={"env": "dev"})
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
-    assert told(cursor) == [disengaged(a, DELETED, "gone")]
+    assert received(cursor) == [disengaged(a, DELETED, "gone")]
 
 
 def test_disengagement_outside_filter_is_not_sent() -> None:
@@ -266,17 +266,17 @@ def test_disengagement_outside_filter_is_not_sent() -> None:
     engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
-    assert told(cursor) == []
+    assert received(cursor) == []
 
 
 def test_replacement_outside_filter_disengages_previous_incarnation() -> None:
     log = readable_log()
-    first = engage(log, labels={"env": "prod"})
+    first_frame = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
     log.replace(
         log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2", labels={"env": "dev"}), 0.0
     )
-    assert told(cursor) == [disengaged(first, REPLACED, "another UID")]
+    assert received(cursor) == [disengaged(first_frame, REPLACED, "another UID")]
 
 
 def test_organization_change_moves_cluster_between_filters() -> None:
@@ -284,10 +284,10 @@ def test_organization_change_moves_cluster_between_filters() -> None:
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
     a = update(log, a, organization="esa")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
+    assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-# --- coming back ---
+# --- resume ---
 
 
 def test_resume_returns_changes_since_revision() -> None:
@@ -298,7 +298,7 @@ def test_resume_returns_changes_since_revision() -> None:
     cursor = reader(log, resume=2)
     assert cursor.resumed
     assert cursor.lag == 2
-    assert told(cursor) == [updated(b), disengaged(a, DELETED, "gone")]
+    assert received(cursor) == [updated(b), disengaged(a, DELETED, "gone")]
 
 
 def test_resume_at_head_returns_nothing() -> None:
@@ -313,8 +313,8 @@ def test_resume_reports_cluster_that_left_filter() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     a = update(log, a, labels={"env": "dev"})
-    assert told(reader(log, PROD, resume=1)) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
-    assert told(reader(log, PROD, resume=2)) == []
+    assert received(reader(log, PROD, resume=1)) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
+    assert received(reader(log, PROD, resume=2)) == []
 
 
 def test_resume_at_future_revision_returns_snapshot() -> None:
@@ -322,7 +322,7 @@ def test_resume_at_future_revision_returns_snapshot() -> None:
     a = engage(log)
     cursor = reader(log, resume=2)
     assert not cursor.resumed
-    assert told(cursor) == [engaged(a)]
+    assert received(cursor) == [engaged(a)]
 
 
 def test_resume_before_compaction_returns_snapshot() -> None:
@@ -335,7 +335,7 @@ def test_resume_before_compaction_returns_snapshot() -> None:
     log.disengage(log.entry("c"), DELETED, "", 0.0)
     assert not reader(log, resume=3).resumed
     assert reader(log, resume=4).resumed
-    assert told(reader(log, resume=3)) == [engaged(b)]
+    assert received(reader(log, resume=3)) == [engaged(b)]
 
 
 def test_label_change_is_retained_like_a_tombstone() -> None:
@@ -347,7 +347,7 @@ def test_label_change_is_retained_like_a_tombstone() -> None:
     assert not reader(log, resume=2).resumed
 
 
-def test_memory_ends_with_age() -> None:
+def test_changes_older_than_retention_are_forgotten() -> None:
     log = readable_log(Retention(age_s=60.0))
     engage(log, "a")
     engage(log, "b")
@@ -383,7 +383,7 @@ def test_resume_from_before_log_was_cleared_returns_snapshot() -> None:
     assert log.snapshot().clusters == []
 
 
-# --- far behind ---
+# --- readers that are far behind ---
 
 
 def test_long_changes_are_split_into_consistent_parts() -> None:
@@ -400,13 +400,13 @@ def test_long_changes_are_split_into_consistent_parts() -> None:
 def test_change_beyond_a_part_is_sent_after_its_earlier_state() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
-    first = engage(log, "a", labels={"env": "dev"})  # 1
+    first_frame = engage(log, "a", labels={"env": "dev"})  # 1
     b = engage(log, "b")  # 2
-    second = update(log, first, labels={"env": "prod"})  # 3
+    second = update(log, first_frame, labels={"env": "prod"})  # 3
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)  # 4
     c = engage(log, "c")  # 5
     assert parts(cursor) == [
-        (2, [engaged(b), engaged(first)]),
+        (2, [engaged(b), engaged(first_frame)]),
         (4, [disengaged(second, DELETED, "gone")]),
         (5, [engaged(c)]),
     ]
@@ -460,18 +460,18 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     log = NamedLog(encode, Retention())
     engage(log)
 
-    def first() -> bytes:
-        """That a newcomer is sent; each goes before the next comes, so they share no snapshot."""
+    def first_frame() -> bytes:
+        """Return the first frame of a new reader; each ends before the next begins, so they share no snapshot."""
         batch = reader(log).take()
         assert batch is not None
         return batch.frames.joined
 
-    assert [first(), first()] == [b"1", b"1"]
+    assert [first_frame(), first_frame()] == [b"1", b"1"]
     evict_frames(log)
-    assert first() == b"1", "somebody had begun since it was last asked to let go"
+    assert first_frame() == b"1", "a reader began after the previous eviction"
     for _ in range(3):
         evict_frames(log)
-    assert first() == b"2"
+    assert first_frame() == b"2"
 
 
 def test_evicted_frames_do_not_change_what_is_sent() -> None:
@@ -479,11 +479,11 @@ def test_evicted_frames_do_not_change_what_is_sent() -> None:
     a, b = engage(log, "a"), engage(log, "b")
     cursor = following(log)
     a = update(log, a, labels={"env": "prod"})
-    assert told(following(log)) == []
+    assert received(following(log)) == []
     evict_frames(log)
     evict_frames(log)
-    assert told(cursor) == [updated(a)]
-    assert told(reader(log)) == [engaged(b), engaged(a)]
+    assert received(cursor) == [updated(a)]
+    assert received(reader(log)) == [engaged(b), engaged(a)]
 
 
 def test_prefetched_batch_reflects_later_changes() -> None:
@@ -493,7 +493,7 @@ def test_prefetched_batch_reflects_later_changes() -> None:
     a = update(log, a, version="2")
     cursor.prefetch()
     update(log, a, version="3")
-    (event,) = told(cursor)
+    (event,) = received(cursor)
     assert event.cluster.source_version == "3"
 
 
@@ -503,7 +503,7 @@ def test_cursor_in_filter_transition_does_not_prefetch() -> None:
     cursor = following(log)
     cursor.change_view(Filter(names=frozenset("b")))
     cursor.prefetch()
-    assert [event.type for event in told(cursor)] == [EventType.DISENGAGED]
+    assert [event.type for event in received(cursor)] == [EventType.DISENGAGED]
 
 
 def test_cursor_beyond_retention_does_not_prefetch() -> None:
@@ -513,4 +513,4 @@ def test_cursor_beyond_retention_does_not_prefetch() -> None:
     a = update(log, a, labels={"env": "prod"})
     update(log, a, labels={"env": "test"})
     cursor.prefetch()
-    assert [event.type for event in told(cursor)] == [EventType.ENGAGED]
+    assert [event.type for event in received(cursor)] == [EventType.ENGAGED]

@@ -1,4 +1,4 @@
-"""How frames become messages."""
+"""Assembly of messages from shared frames."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which clusters a subscriber wants to see."""
+"""Filters, and the views made of them."""
 
 import pytest
 
@@ -33,13 +33,13 @@ def test_empty_filter_matches_everything() -> None:
     assert not Filter(names=frozenset({"a"})).is_everything
 
 
-def test_filters_that_say_the_same_have_the_same_fingerprint_in_any_run() -> None:
+def test_equal_filters_have_the_same_fingerprint_in_every_process() -> None:
     one = Filter(parse("a=1,b"), frozenset({"x", "y"}))
     other = Filter(parse("b, a in (1)"), frozenset({"y", "x"}))
     assert one.fingerprint == other.fingerprint == "1674ca829e012c3c"
 
 
-def test_filters_that_say_something_else_have_another() -> None:
+def test_different_filters_have_different_fingerprints() -> None:
     filters = [
         EVERYTHING,
         Filter(parse("a")),

@@ -1,4 +1,4 @@
-"""What a reader is told when it may see more from now on, or less."""
+"""What a reader receives when its visible clusters change with its rights."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
@@ -25,7 +25,7 @@ def update(log: NamedLog, before: Cluster, env: str = "prod", **fields: object) 
 
 def following(log: NamedLog, wanted: ClusterView) -> Cursor:
     cursor = Cursor(log, wanted, None)
-    told(cursor)
+    received(cursor)
     return cursor
 
 
@@ -35,7 +35,7 @@ def parts(cursor: Cursor) -> list[tuple[list[Event], bool]]:
     return [(read(batch.frames), batch.is_whole) for batch in batches]
 
 
-def told(cursor: Cursor) -> list[Event]:
+def received(cursor: Cursor) -> list[Event]:
     return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
 
 
@@ -64,7 +64,7 @@ def test_changes_after_filter_transition_use_new_filter() -> None:
     cursor.change_view(PROD)
     b = update(log, b, "dev", suspended=True)
     a = update(log, a, "prod", suspended=True)
-    assert told(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
+    assert received(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
 
 
 def test_filter_transition_reports_unread_disengagement_as_last_known() -> None:
@@ -74,7 +74,7 @@ def test_filter_transition_reports_unread_disengagement_as_last_known() -> None:
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     log.disengage(log.entry("b"), DELETED, "gone", 0.0)
     cursor.change_view(DEV)
-    assert told(cursor) == [
+    assert received(cursor) == [
         disengaged(a, REVOKED, NO_LONGER),
         engaged(b),
         disengaged(b, DELETED, "gone"),
@@ -87,7 +87,7 @@ def test_filter_transition_coalesces_unread_changes() -> None:
     cursor = following(log, PROD)
     b = update(log, b, "dev", suspended=True)
     cursor.change_view(DEV)
-    assert told(cursor) == [engaged(b)]
+    assert received(cursor) == [engaged(b)]
 
 
 def test_unread_engagement_follows_filter_transition() -> None:
@@ -95,7 +95,7 @@ def test_unread_engagement_follows_filter_transition() -> None:
     cursor = following(log, PROD)
     b = engage(log, "b", "dev")
     cursor.change_view(DEV)
-    assert told(cursor) == [engaged(b)]
+    assert received(cursor) == [engaged(b)]
 
 
 def test_filter_transition_in_parts_is_resumable_only_after_the_last() -> None:
@@ -124,9 +124,9 @@ def test_second_filter_transition_reverts_only_what_was_sent() -> None:
     assert batch is not None
     assert read(batch.frames) == [disengaged(a, REVOKED, NO_LONGER)]
     cursor.change_view(PROD)
-    assert told(cursor) == [engaged(a)]
+    assert received(cursor) == [engaged(a)]
     cursor.change_view(DEV)
-    assert told(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
+    assert received(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
 
 
 def test_third_filter_transition_accounts_for_both_before_it() -> None:
@@ -140,7 +140,7 @@ def test_third_filter_transition_accounts_for_both_before_it() -> None:
     cursor.change_view(EVERYTHING)
     cursor.take()  # a is back
     cursor.change_view(Filter(names=frozenset({"none"})))
-    names = [event.cluster.target.name for event in told(cursor)]
+    names = [event.cluster.target.name for event in received(cursor)]
     assert names == ["a", "b", "c"]
 
 
@@ -154,7 +154,7 @@ def test_filter_transition_during_snapshot_restarts_it() -> None:
     batch = cursor.take()
     assert batch is not None
     assert batch.reset
-    assert [*read(batch.frames), *told(cursor)] == [engaged(b)]
+    assert [*read(batch.frames), *received(cursor)] == [engaged(b)]
 
 
 def test_filter_transitions_at_one_revision_share_their_frames() -> None:

@@ -1,4 +1,4 @@
-"""What a verdict on a cluster's connectivity makes of the fleet, and who is told of it."""
+"""How the fleet applies connectivity results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The grace of a cluster that is not ready does not run while the source is lost."""
+"""The `not_ready_grace` timer is paused while the source is lost."""
 
 import msgspec
 import pytest
@@ -30,7 +30,7 @@ def take(fleet: DirectFleet, now: float, *events: SourceEvent) -> None:
 
 @pytest.fixture
 def fleet() -> DirectFleet:
-    """One cluster, not ready since second 100."""
+    """Return a fleet with one cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
     made = DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready=NotReadyClusters(GRACE_S))
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
@@ -69,7 +69,7 @@ def test_grace_that_began_after_the_loss_is_not_extended(fleet: DirectFleet) -> 
     assert fleet.due_at == 210.0
 
 
-def test_grace_is_not_paused_before_anything_was_heard() -> None:
+def test_grace_is_not_paused_before_first_contact() -> None:
     fleet = DirectFleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
     fleet.source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
     fleet.source(streaming(6.0))

@@ -1,4 +1,4 @@
-"""Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
+"""Malformed objects are reported once each, however often they are written."""
 
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -19,7 +19,7 @@ class Ledger(Journal):
         self.refused.append((seen.name, seen.version))
 
 
-def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
+def reported(*findings: SourceEvent) -> list[tuple[str, str]]:
     ledger = Ledger()
     fleet = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
     for finding in findings:
@@ -30,18 +30,18 @@ def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
 
 def test_malformed_objects_are_reported_from_lists_and_watches() -> None:
     listed, later = malformed("..", "1"), malformed("..%2e", "2")
-    assert told_of(ListStarted(), Listed(listed), ListEnded(), ObjectChanged(later)) == [("..", "1"), ("..%2e", "2")]
+    assert reported(ListStarted(), Listed(listed), ListEnded(), ObjectChanged(later)) == [("..", "1"), ("..%2e", "2")]
 
 
 def test_malformed_object_is_reported_once() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
     again = [ListStarted(), Listed(malformed("a", "2")), ListEnded()]
-    assert told_of(*first, ObjectChanged(malformed("a", "2")), *again) == [("a", "1")]
+    assert reported(*first, ObjectChanged(malformed("a", "2")), *again) == [("a", "1")]
 
 
 def test_malformed_object_is_reported_again_after_recovery() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
-    assert told_of(*first, ObjectChanged(ready("a", "2")), ObjectChanged(malformed("a", "3"))) == [
+    assert reported(*first, ObjectChanged(ready("a", "2")), ObjectChanged(malformed("a", "3"))) == [
         ("a", "1"),
         ("a", "3"),
     ]

@@ -1,4 +1,4 @@
-"""A fleet of which much becomes not ready at once: what the source's status, the log and subscribers are told."""
+"""A fleet of which many clusters become not ready at once: source status, log and subscribers."""
 
 import msgspec
 import pytest

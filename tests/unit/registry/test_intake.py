@@ -1,4 +1,4 @@
-"""From what the reflector finds to what is committed: lists are compared, and what seems gone is asked about first."""
+"""The intake, from findings of the reflector to commits: list comparison and deletion confirmation."""
 
 from collections.abc import Iterable
 
@@ -51,10 +51,10 @@ DELETED, NOT_READY, LABELS_CHANGED = (
 
 
 class Source:
-    """A registry that is fed through an intake; `now` is moved by hand."""
+    """A registry fed through an intake, with a manual clock."""
 
     def __init__(self, *listed: Observation) -> None:
-        """With a first list of these, unless there are none."""
+        """Begin with a complete first list of these objects, if there are any."""
         self.registry: Registry = registry()
         self.pending_deletions = PendingDeletions(lambda: 0.0)
         self.intake = Intake(self.registry, self.pending_deletions)
@@ -68,15 +68,15 @@ class Source:
     def lists(self, *observations: Observation) -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded())
 
-    def asked(self) -> list[str]:
-        return [question.name for question in self.questions()]
+    def requested_names(self) -> list[str]:
+        return [request.name for request in self.due_requests()]
 
-    def questions(self) -> list[ConfirmationRequest]:
+    def due_requests(self) -> list[ConfirmationRequest]:
         return self.pending_deletions.take_due(self.now)
 
     def answer(self, answer: ConfirmationResult) -> list[Event]:
-        (question,) = self.questions()
-        return self.intake.resolve(question, answer, at(self.now))
+        (request,) = self.due_requests()
+        return self.intake.resolve(request, answer, at(self.now))
 
     def state(self, name: str = "a") -> ObjectState:
         record = self.registry[name]
@@ -101,7 +101,7 @@ def test_restarted_first_list_starts_empty() -> None:
     source.lists(ready("b"))
     assert source.registry["a"] is None
     assert source.registry.engaged == 1
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_deletion_during_first_list_is_confirmed_after_it() -> None:
@@ -139,7 +139,7 @@ def test_abandoned_relist_changes_nothing() -> None:
     source.take(Relisting("Expired"))
     assert source.lists(ready("a")) == []
     assert source.registry["b"] is None
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_identical_relist_changes_nothing() -> None:
@@ -148,7 +148,7 @@ def test_identical_relist_changes_nothing() -> None:
     head = source.registry.log.head
     assert source.lists(*everything) == []
     assert source.registry.log.head == head
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_object_created_after_restore_is_applied_despite_lower_version() -> None:
@@ -160,7 +160,7 @@ def test_object_created_after_restore_is_applied_despite_lower_version() -> None
 
 
 @pytest.mark.parametrize(
-    ("known", "listed", "told"),
+    ("known", "listed", "expected"),
     [
         (not_ready("a", "5"), ready("a", "5"), ["ENGAGED"]),
         (ready("a", "5"), ready("a", "5", suspended=True), ["UPDATED"]),
@@ -170,9 +170,9 @@ def test_object_created_after_restore_is_applied_despite_lower_version() -> None
     ],
 )
 def test_version_reused_by_restored_server_is_compared_by_uid(
-    known: Observation, listed: Observation, told: list[str]
+    known: Observation, listed: Observation, expected: list[str]
 ) -> None:
-    assert [each.type.name for each in Source(known).lists(listed)] == told
+    assert [each.type.name for each in Source(known).lists(listed)] == expected
 
 
 def test_relist_is_applied_although_versions_went_back() -> None:
@@ -185,11 +185,11 @@ def test_relist_is_applied_although_versions_went_back() -> None:
 def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     assert source.lists(ready("b")) == []
-    assert sorted(source.asked()) == ["a", "c"]
+    assert sorted(source.requested_names()) == ["a", "c"]
     assert source.registry.engaged == 3
 
 
-def test_witnesses_are_three_that_are_there_and_beyond_suspicion() -> None:
+def test_witnesses_are_three_existing_objects_without_pending_deletion() -> None:
     source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
     first = source.intake.reference_objects
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
@@ -219,9 +219,9 @@ def test_empty_relist_disengages_nothing_by_itself() -> None:
 def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
-    (question,) = source.questions()
+    (request,) = source.due_requests()
     source.lists(ready())
-    assert source.intake.resolve(question, NotFound(), at(0)) == []
+    assert source.intake.resolve(request, NotFound(), at(0)) == []
     assert source.registry.engaged == 1
 
 
@@ -230,7 +230,7 @@ def test_object_known_outside_selector_is_not_confirmed_for_each_list() -> None:
     source.lists()
     source.answer(Found(outside()))
     source.lists()
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
@@ -244,7 +244,7 @@ def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
 
 
 def restored() -> Source:
-    """Begins with `a` and `b`, which an earlier run had engaged at 5."""
+    """Return a source restored with clusters `a` and `b`, engaged by an earlier run at second 5."""
     source = Source()
     source.intake.restore([(ready("a"), wall(5)), (ready("b"), wall(5))], at(100))
     return source
@@ -260,7 +260,7 @@ def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
 def test_first_list_is_compared_with_restored_clusters() -> None:
     source = restored()
     assert source.lists(ready("a"), ready("c", "9")) == [done(engaged(cluster("c", 3, version="9")))]
-    assert source.asked() == ["b"]
+    assert source.requested_names() == ["b"]
     assert source.registry.engaged == 3
 
 
@@ -270,7 +270,7 @@ def test_abandoned_first_list_after_restore_changes_nothing() -> None:
     assert source.registry.engaged == 2
 
 
-# --- what is reported as deleted ---
+# --- reported deletions ---
 
 
 def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> None:
@@ -316,9 +316,9 @@ def test_confirmation_read_of_an_older_version_is_applied_without_a_guard() -> N
 def test_pending_deletion_ends_when_object_is_seen() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
-    (question,) = source.questions()
+    (request,) = source.due_requests()
     source.take(ObjectChanged(ready(version="5")))
-    assert source.intake.resolve(question, NotFound(), at(0)) == []
+    assert source.intake.resolve(request, NotFound(), at(0)) == []
     assert source.registry.engaged == 1
 
 
@@ -332,20 +332,20 @@ def test_replayed_event_does_not_resolve_pending_deletion(version: str) -> None:
 def test_event_before_deletion_in_one_batch_is_applied() -> None:
     source = Source(ready("b"))
     assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 3)))]
-    assert source.asked() == ["a"]
+    assert source.requested_names() == ["a"]
 
 
 def test_deletion_without_uid_applies_to_current_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", ""))
-    assert source.asked() == ["a"]
+    assert source.requested_names() == ["a"]
 
 
 @pytest.mark.parametrize("report", [DeletionReported("b", "u1"), DeletionReported("a", "u0")])
 def test_deletion_of_unknown_object_is_not_confirmed(report: DeletionReported) -> None:
     source = Source(ready())
     source.take(report)
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_deletion_of_deleted_object_is_not_confirmed() -> None:
@@ -353,7 +353,7 @@ def test_deletion_of_deleted_object_is_not_confirmed() -> None:
     source.take(DeletionReported("a", "u1"))
     source.answer(NotFound())
     source.take(DeletionReported("a", "u1"))
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
@@ -376,8 +376,8 @@ def test_changes_are_committed_together() -> None:
 
 def test_list_and_subsequent_events_may_share_a_chunk() -> None:
     source = Source()
-    told = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
-    assert [each.type.name for each in told] == ["ENGAGED", "DISENGAGED"]
+    expected = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
+    assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
 
 
 @pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])

@@ -1,4 +1,4 @@
-"""Lists and reads that are older than what was seen: a replica that lags behind, or a server restored from a backup."""
+"""Lists and reads that are older than what was seen: a lagging replica, or a server restored from a backup."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def at_version_120() -> Source:
 
 
 def restored(source: Source, *listed: Observation) -> None:
-    """Let the server show the same old list until it counts as restored."""
+    """Apply the same old list until the server counts as restored."""
     for source.now in (0.0, 10.0, 30.0):
         assert source.lists(*listed, versions_went_back=True) == []
 
@@ -38,7 +38,7 @@ def test_list_of_a_lagging_replica_is_ignored() -> None:
 def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
     source = at_version_120()
     source.lists(versions_went_back=True)
-    assert (source.engaged, source.asked()) == (6, [])
+    assert (source.engaged, source.requested_names()) == (6, [])
 
 
 def test_restored_server_disengages_no_cluster_that_it_has_in_an_older_state() -> None:
@@ -171,7 +171,7 @@ def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read() -> 
     hostile = not_ready("a?b#c")
     source = Source(hostile)
     source.lists(*FLEET)
-    assert source.asked() == []
+    assert source.requested_names() == []
     record = source.registry["a?b#c"]
     assert record is not None
     assert record.state is ObjectState.DELETED
@@ -194,4 +194,4 @@ def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
     assert isinstance(seen, Ready)
     source.take(ObjectChanged(seen))
     source.now = 1000.0
-    assert source.asked() == []
+    assert source.requested_names() == []

@@ -1,4 +1,4 @@
-"""What a list lacks of the fleet, where a guard stands before the intake."""
+"""The intake with a removal guard: lists that lack much of the fleet."""
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
@@ -21,7 +21,7 @@ LIMITS = RemovalLimits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
 
 
 class Source:
-    """With a fleet of six, all ready."""
+    """A fleet of six ready clusters."""
 
     def __init__(self, *more: Observation) -> None:
         self.registry = registry()
@@ -36,13 +36,13 @@ class Source:
     def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
 
-    def asked(self) -> list[str]:
-        return [question.name for question in self.pending_deletions.take_due(self.now)]
+    def requested_names(self) -> list[str]:
+        return [request.name for request in self.pending_deletions.take_due(self.now)]
 
     def answers(self, answer: ConfirmationResult) -> list[Event]:
-        """To all that is asked now."""
-        questions = self.pending_deletions.take_due(self.now)
-        return [done for each in questions for done in self.intake.resolve(each, answer, at(self.now))]
+        """Answer all pending confirmation reads."""
+        requests = self.pending_deletions.take_due(self.now)
+        return [done for each in requests for done in self.intake.resolve(each, answer, at(self.now))]
 
     @property
     def engaged(self) -> int:
@@ -52,7 +52,7 @@ class Source:
 def test_empty_relist_is_held_with_reason() -> None:
     source = Source()
     source.lists()
-    assert source.asked() == []
+    assert source.requested_names() == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.intake.held is not None
     why = source.pending_deletions.explain("a")
@@ -98,7 +98,7 @@ def test_contradicting_confirmation_stops_release() -> None:
     source.lists()
     source.answers(Found(ready("a")))
     source.now = 40.0
-    assert source.asked() == ["a"]  # a refuted deletion is checked again
+    assert source.requested_names() == ["a"]  # a refuted deletion is checked again
     assert (source.engaged, source.pending_deletions.held) == (6, 5)
     assert source.intake.held is not None
 
@@ -122,7 +122,7 @@ def test_object_outside_selector_is_no_contradiction() -> None:
     (done,) = source.answers(Found(outside("a")))
     assert done.reason is DisengageReason.LABELS_CHANGED
     source.now = 31.0
-    assert source.asked() == ["b"]
+    assert source.requested_names() == ["b"]
 
 
 def test_missing_object_is_kept_after_versions_went_back() -> None:
@@ -132,7 +132,7 @@ def test_missing_object_is_kept_after_versions_went_back() -> None:
     source.lists(*FLEET[1:], versions_went_back=True)
     source.now = 1000.0
     source.lists(*FLEET[1:])
-    assert source.asked() == []
+    assert source.requested_names() == []
     assert source.engaged == 6
 
 
@@ -148,10 +148,10 @@ def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
 def test_confirmation_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
-    [asked] = source.pending_deletions.take_due(source.now)
+    [requested_names] = source.pending_deletions.take_due(source.now)
     portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
-    next(portions)  # from here on others have their turn
-    [left] = source.intake.resolve(asked, Found(outside("a")), at(source.now))
+    next(portions)  # confirmations are limited per second from here on
+    [left] = source.intake.resolve(requested_names, Found(outside("a")), at(source.now))
     assert left.reason is DisengageReason.LABELS_CHANGED
     for _ in portions:
         pass
@@ -162,7 +162,7 @@ def test_confirmation_during_list_is_not_held() -> None:
 def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
     source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
     source.lists(*FLEET)
-    assert sorted(source.asked()) == ["x", "y", "z"]
+    assert sorted(source.requested_names()) == ["x", "y", "z"]
     assert source.intake.held is None
 
 
@@ -176,7 +176,7 @@ def test_restored_clusters_remain_known_while_lists_are_held() -> None:
 
 
 def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> None:
-    """Whoever came while the daemon was away is known to no watch."""
+    """No watch reports objects that were created while the daemon was down."""
     source = Source()
     source.intake.restore([], at(0.0))
     source.lists()
@@ -191,7 +191,7 @@ def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> Non
 OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
 
 
-def anew(names: str) -> tuple[Observation, ...]:
+def recreated(names: str) -> tuple[Observation, ...]:
     return tuple(ready(name, "9", uid="u9") for name in names)
 
 
@@ -211,7 +211,7 @@ def test_f21_watch_of_another_server_is_ignored() -> None:
         source.take(ObjectChanged(ready("a", "9", uid="u9")), DeletionReported("b", "u1"), ObjectChanged(OTHERS[0]))
         == []
     )
-    assert source.asked() == []
+    assert source.requested_names() == []
 
 
 def test_f21_repeated_lists_of_another_server_disengage_nothing() -> None:
@@ -219,7 +219,7 @@ def test_f21_repeated_lists_of_another_server_disengage_nothing() -> None:
     for second in range(0, 1000, 30):
         source.now = float(second)
         assert source.lists(*OTHERS) == []
-    assert source.asked() == []
+    assert source.requested_names() == []
     assert source.engaged == 6
 
 
@@ -229,7 +229,7 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     source.now = 30.0
     (engaged,) = source.lists(*FLEET[1:], ready("g"))
     assert engaged.cluster.target.name == "g"
-    assert source.asked() == ["a"]
+    assert source.requested_names() == ["a"]
     assert source.intake.held is None
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
@@ -239,36 +239,36 @@ def test_f21_empty_list_after_another_server_requires_a_second() -> None:
     source.lists(*OTHERS)
     source.now = 30.0
     source.lists()
-    assert source.asked() == []
+    assert source.requested_names() == []
     source.now = 60.0
     source.lists()
-    assert source.asked() == ["a"]
+    assert source.requested_names() == ["a"]
 
 
 def test_f19_replacement_of_most_objects_is_held_then_applied_one_by_one() -> None:
     source = Source()
-    (engaged,) = source.lists(FLEET[0], *anew("bcdef"), ready("g"))
+    (engaged,) = source.lists(FLEET[0], *recreated("bcdef"), ready("g"))
     assert engaged.cluster.target.name == "g"
     assert (source.engaged, source.pending_deletions.held) == (7, 5)
     source.now = 30.0
-    source.lists(FLEET[0], *anew("bcdef"), ready("g"))
-    told = []
+    source.lists(FLEET[0], *recreated("bcdef"), ready("g"))
+    events = []
     for place, name in enumerate("bcdef"):
         source.now = 30.0 + place
-        told += source.answers(Found(anew(name)[0]))
-    assert [each.reason for each in told] == [DisengageReason.REPLACED, None] * 5
+        events += source.answers(Found(recreated(name)[0]))
+    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 5
     assert len(source.pending_deletions) == 0
 
 
 def test_f19_replacement_of_few_objects_is_applied_at_once() -> None:
     source = Source()
-    done = source.lists(*FLEET[1:], *anew("a"))
+    done = source.lists(*FLEET[1:], *recreated("a"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
 
 
 def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
     source = Source()
     source.intake.restore([], at(0.0))
-    done = source.lists(*anew("abcdef"))
+    done = source.lists(*recreated("abcdef"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
     assert not source.intake.is_restored

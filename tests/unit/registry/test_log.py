@@ -1,4 +1,4 @@
-"""What the change log keeps, and for how long."""
+"""What the change log caches and retains, and for how long."""
 
 import gc
 
@@ -82,8 +82,8 @@ def test_readers_with_different_filters_get_different_snapshots() -> None:
     for name in "ab":
         engage(log, name)
     all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
-    told = [reader.take() for reader in (all_of_it, only_a)]
-    assert [len(batch.frames) for batch in told if batch] == [2, 1]
+    batches = [reader.take() for reader in (all_of_it, only_a)]
+    assert [len(batch.frames) for batch in batches if batch] == [2, 1]
 
 
 def test_readers_with_different_filters_share_identical_batches() -> None:
@@ -91,16 +91,16 @@ def test_readers_with_different_filters_share_identical_batches() -> None:
     for name in "ab":
         engage(log, name)
     update_all(log)
-    told = [
+    batches = [
         Cursor(log, wanted, 2).take()
         for wanted in (EVERYTHING, Filter(names=frozenset("ab")), Filter(names=frozenset("b")))
     ]
-    everything, both, only_b = (batch.frames for batch in told if batch)
+    everything, both, only_b = (batch.frames for batch in batches if batch)
     assert both is everything
     assert only_b == everything[1:]
 
 
-def test_updates_come_in_batches_that_are_no_larger_than_they_may_be() -> None:
+def test_update_batches_respect_the_size_limit() -> None:
     log = readable_log(batch_bytes=1)
     for name in "abc":
         engage(log, name)
@@ -116,8 +116,8 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
         engage(log, f"a{number}")
     update_all(log)
     for _ in range(2):
-        told = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
-        assert [len(batch.frames) for batch in told if batch] == [*range(100, 0, -1)]
+        batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
+        assert [len(batch.frames) for batch in batches if batch] == [*range(100, 0, -1)]
 
 
 def test_update_frame_is_encoded_once_for_all_readers() -> None:
@@ -128,7 +128,7 @@ def test_update_frame_is_encoded_once_for_all_readers() -> None:
     log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
     for seen in (1, 2):
         Cursor(log, EVERYTHING, seen).take()
-    assert encode.encoded == 2  # b, and the update of a
+    assert encode.encoded == 2  # the engagement of b, and the update of a
 
 
 def test_slice_cache_is_bounded() -> None:
@@ -142,7 +142,7 @@ def test_slice_cache_is_bounded() -> None:
     Cursor(log, Filter(names=frozenset({"a", "b256"})), 1).take()
     assert encode.encoded == 0
     Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).take()
-    assert encode.encoded == 1, "the oldest gave way"
+    assert encode.encoded == 1, "the oldest entry was evicted"
 
 
 def test_change_invalidates_slice_cache() -> None:
@@ -164,7 +164,7 @@ def test_frequent_changes_of_one_cluster_use_few_log_entries() -> None:
     assert len(log.since(0, EVERYTHING).frames) == 1
 
 
-def test_disengaged_clusters_leave_no_trace_after_retention() -> None:
+def test_disengaged_clusters_are_forgotten_after_retention() -> None:
     for retention in (Retention(count=0), Retention(count=7)):
         log = readable_log(retention)
         for index in range(3000):

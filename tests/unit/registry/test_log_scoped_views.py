@@ -1,4 +1,4 @@
-"""What the end of a cluster shows to a reader who may not see everything."""
+"""What readers with a limited scope receive when a cluster ends."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
@@ -35,7 +35,7 @@ def following(log: NamedLog) -> Cursor:
     return cursor
 
 
-def told(cursor: Cursor) -> list[Event]:
+def received(cursor: Cursor) -> list[Event]:
     return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
 
 
@@ -44,7 +44,7 @@ def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:
     a = engage(log)
     cursor = following(log)
     update(log, a, "secret")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
+    assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
 def test_reason_of_end_outside_scope_is_not_sent() -> None:
@@ -53,16 +53,16 @@ def test_reason_of_end_outside_scope_is_not_sent() -> None:
     cursor = following(log)
     update(log, a, "secret")
     log.disengage(log.entry("a"), DELETED, "because of what others may not know", 0.0)
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
+    assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-def test_cluster_that_had_the_name_meanwhile_is_not_visible() -> None:
+def test_cluster_that_briefly_had_the_name_is_not_visible() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
     update(log, a, "secret")
     again = replace(log, "prod")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter"), engaged(again)]
+    assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter"), engaged(again)]
 
 
 def test_replacement_outside_scope_is_sent_as_deletion() -> None:
@@ -70,7 +70,7 @@ def test_replacement_outside_scope_is_sent_as_deletion() -> None:
     a = engage(log)
     cursor = following(log)
     replace(log, "secret")
-    assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
+    assert received(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
 def test_replacement_by_malformed_object_is_sent_as_deletion() -> None:
@@ -78,7 +78,7 @@ def test_replacement_by_malformed_object_is_sent_as_deletion() -> None:
     a = engage(log)
     cursor = following(log)
     log.disengage(log.entry("a"), REPLACED, "UID u2, before u1", 0.0)
-    assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
+    assert received(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
 def test_replacement_inside_scope_is_sent_as_replaced() -> None:
@@ -86,4 +86,4 @@ def test_replacement_inside_scope_is_sent_as_replaced() -> None:
     a = engage(log)
     cursor = following(log)
     again = replace(log, "prod")
-    assert told(cursor) == [disengaged(a, REPLACED, "UID u2, before u1"), engaged(again)]
+    assert received(cursor) == [disengaged(a, REPLACED, "UID u2, before u1"), engaged(again)]

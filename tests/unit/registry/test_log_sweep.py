@@ -1,4 +1,4 @@
-"""Old places in the log are swept up, and no reader of a part misses what happened at one."""
+"""Sweeping of superseded log entries, and readers that are within a part meanwhile."""
 
 from functools import partial
 
@@ -23,17 +23,17 @@ def words(event: Event) -> bytes:
 
 @pytest.fixture
 def log() -> NamedLog:
-    """One that sweeps at almost every step, and gives out parts of a frame or two."""
+    """Return a log that sweeps at almost every step, with parts of one or two frames."""
     return NamedLog(words, Retention(), batch_bytes=1, stale_slots=1)
 
 
 def read_on(log: NamedLog, revision: int) -> list[str]:
-    told: list[str] = []
+    received: list[str] = []
     while revision < log.head:
         part = log.since(revision, EVERYTHING)
-        told += b"".join(part.frames).decode().split(";")[:-1]
+        received += b"".join(part.frames).decode().split(";")[:-1]
         revision = part.revision
-    return told
+    return received
 
 
 def test_swept_updates_keep_engagement_first(log: NamedLog) -> None:
@@ -41,9 +41,9 @@ def test_swept_updates_keep_engagement_first(log: NamedLog) -> None:
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     for step in range(1, 10):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
-    told = [event for event in read_on(log, 0) if "alpha" in event]
-    assert told[0] == "ENGAGED alpha"
-    assert set(told[1:]) <= {"UPDATED alpha"}
+    received = [event for event in read_on(log, 0) if "alpha" in event]
+    assert received[0] == "ENGAGED alpha"
+    assert set(received[1:]) <= {"UPDATED alpha"}
 
 
 def test_swept_reengagement_keeps_disengagement_first(log: NamedLog) -> None:
@@ -56,8 +56,8 @@ def test_swept_reengagement_keeps_disengagement_first(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1, 10):
         log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
-    told = [event for event in read_on(log, seen) if "alpha" in event]
-    assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
+    received = [event for event in read_on(log, seen) if "alpha" in event]
+    assert received == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
 def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: NamedLog) -> None:
@@ -91,8 +91,8 @@ def test_sweep_runs_in_stretches_until_complete(log: NamedLog) -> None:
         log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
         assert len(log._entries) <= 2 * len(names)
         assert {each.target.name for each in log.clusters()} == set(names)
-    told = read_on(log, 0)
-    assert [event for event in told if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
+    received = read_on(log, 0)
+    assert [event for event in received if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
 
 
 def test_growing_fleet_requires_no_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +108,8 @@ def test_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
-    told = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
-    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
+    received = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
+    assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
 def test_change_during_partial_read_is_sent_after_sweep(log: NamedLog) -> None:
@@ -119,5 +119,5 @@ def test_change_during_partial_read_is_sent_after_sweep(log: NamedLog) -> None:
     reader = Cursor(log, EVERYTHING, 0)
     first = reader.take()
     log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
-    told = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
-    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"
+    received = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
+    assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

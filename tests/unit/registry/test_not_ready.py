@@ -1,4 +1,4 @@
-"""Clusters that become not ready are disengaged after their grace, and not while much of the fleet does so at once."""
+"""Clusters that become not ready: grace, limit, and the hold of a mass."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ def names(count: int, first: int = 0) -> list[str]:
 
 
 class Engaged:
-    """A number of engaged clusters, and what became of them."""
+    """A number of engaged clusters, with the disengagements so far."""
 
     def __init__(self, count: int, *, grace_s: float = 0.0, limits: RemovalLimits | None = LIMITS) -> None:
         self.clusters = NotReadyClusters(grace_s, limits)
@@ -106,7 +106,7 @@ def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
 
 
 def test_mass_that_builds_up_over_time_is_held() -> None:
-    """50 per second, of 5,000: fewer than the limit each second, and more within the time of a hold."""
+    """Fifty per second of 5,000 are below the limit in each second, and above it over a hold."""
     fleet = Engaged(5000)
     for second in range(30):
         fleet.not_ready(names(50, 50 * second), float(second))
@@ -116,7 +116,7 @@ def test_mass_that_builds_up_over_time_is_held() -> None:
 
 
 def test_clusters_that_become_ready_again_do_not_count() -> None:
-    """A fleet in which clusters flap, a few at a time, is not a mass."""
+    """Clusters that flap, a few at a time, are not a mass."""
     fleet = Engaged(100)
     for second in range(100):
         name = f"c{second}"
@@ -132,7 +132,7 @@ def test_not_ready_clusters_count_only_for_the_time_of_a_hold() -> None:
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (60, None)
 
 
-def test_limit_applies_when_graces_are_over() -> None:
+def test_limit_applies_to_clusters_whose_grace_ended() -> None:
     fleet = Engaged(100, grace_s=60.0)
     fleet.not_ready(names(100), 0.0)
     fleet.run(60.0)
@@ -157,7 +157,7 @@ def test_without_limits_all_are_disengaged_when_their_grace_is_over() -> None:
     assert len(fleet.disengaged_at) == 50
 
 
-def test_hold_does_not_end_in_time_in_which_the_source_was_lost() -> None:
+def test_hold_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.tick(SETTLE_S)
@@ -167,7 +167,7 @@ def test_hold_does_not_end_in_time_in_which_the_source_was_lost() -> None:
     assert fleet.clusters.held.until == SETTLE_S + 80.0
 
 
-def test_release_does_not_continue_in_time_in_which_the_source_was_lost() -> None:
+def test_release_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.run(31.0)
@@ -203,7 +203,7 @@ def test_clear_forgets_everything() -> None:
     assert (fleet.clusters.due_at, fleet.clusters.held, fleet.clusters.held_count) == (None, None, 0)
 
 
-def test_nothing_is_overdue_before_its_time() -> None:
+def test_cluster_is_not_overdue_before_its_deadline() -> None:
     fleet = Engaged(100)
     assert fleet.clusters.overdue(100, 0.0) == NOTHING
     fleet.not_ready(names(100), 0.0)

@@ -1,4 +1,4 @@
-"""What seems to be gone is asked about until there is an answer."""
+"""Confirmation of deletions: reads, retries and limits."""
 
 from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.registry.pending_deletions import (
@@ -18,49 +18,49 @@ def pending_deletions(concurrency: int = 20) -> PendingDeletions:
     return PendingDeletions(lambda: 0.0, concurrency, Backoff(first_s=1.0, cap_s=4.0))
 
 
-def asked(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
-    (question,) = of.take_due(now)
-    return question
+def next_request(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
+    (request,) = of.take_due(now)
+    return request
 
 
 def test_not_found_confirms_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    assert pending.resolve(asked(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
     assert len(pending) == 0
 
 
 def test_found_object_is_returned_as_observation() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    assert pending.resolve(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
+    assert pending.resolve(next_request(pending), Found(STILL_THERE), 1.0) == STILL_THERE
     assert len(pending) == 0
 
 
 def test_unreadable_object_resolves_nothing() -> None:
-    """It may be outside the selector, and then no watch will ever tell of it."""
+    """The object may be outside the selector, where no watch would ever report it."""
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    assert pending.resolve(asked(pending), Found(Malformed("a", "u1", "5", "nonsense")), 0.0) is None
+    assert pending.resolve(next_request(pending), Found(Malformed("a", "u1", "5", "nonsense")), 0.0) is None
     assert pending.explain("a") == (0.0, "the object can't be decoded")
-    assert pending.resolve(asked(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
+    assert pending.resolve(next_request(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
 
 
 def test_unreadable_object_with_another_uid_is_returned() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     another = Malformed("a", "u2", "5", "nonsense")
-    assert pending.resolve(asked(pending), Found(another), 0.0) == another
+    assert pending.resolve(next_request(pending), Found(another), 0.0) == another
 
 
 def test_deletion_is_confirmed_once_per_name() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    question = asked(pending)
+    request = next_request(pending)
     pending.add("a", "u1", 1.0)
     assert pending.take_due(5.0) == []
     assert pending.explain("a") == (0.0, "")
-    assert pending.resolve(question, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(request, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_unanswered_confirmation_is_retried_with_backoff() -> None:
@@ -68,12 +68,12 @@ def test_unanswered_confirmation_is_retried_with_backoff() -> None:
     pending.add("a", "u1", 0.0)
     now = 0.0
     for delay in (1.0, 2.0, 4.0, 4.0):
-        assert pending.resolve(asked(pending, now), Inconclusive("503: not now"), now) is None
+        assert pending.resolve(next_request(pending, now), Inconclusive("503: not now"), now) is None
         assert pending.explain("a") == (0.0, "503: not now")
         assert pending.next_at == now + delay
         assert pending.take_due(now + delay - 0.1) == []
         now += delay
-    assert pending.resolve(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
 
 
 def test_response_time_counts_toward_confirmation_backoff() -> None:
@@ -81,9 +81,9 @@ def test_response_time_counts_toward_confirmation_backoff() -> None:
     pending.add("a", "u1", 0.0)
     now = 0.0
     for delay in (1.0, 2.0, 4.0, 4.0):
-        question = asked(pending, now)
+        request = next_request(pending, now)
         now += 1.5
-        pending.resolve(question, Inconclusive("no answer"), now)
+        pending.resolve(request, Inconclusive("no answer"), now)
         assert pending.next_at == now + max(delay - 1.5, 1.0)
         now = pending.next_at
 
@@ -97,7 +97,7 @@ def test_concurrent_confirmations_are_limited() -> None:
     assert pending.take_due(0.0) == []
     pending.resolve(first, NotFound(), 1.0)
     assert pending.next_at == 0.0
-    assert [question.name for question in pending.take_due(1.0)] == ["c"]
+    assert [request.name for request in pending.take_due(1.0)] == ["c"]
     pending.resolve(second, Inconclusive("no"), 2.0)
     assert pending.next_at == 3.0
 
@@ -105,10 +105,10 @@ def test_concurrent_confirmations_are_limited() -> None:
 def test_pending_deletion_ends_when_object_is_seen_and_late_answer_is_ignored() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    question = asked(pending)
+    request = next_request(pending)
     pending.discard("a")
     assert pending.explain("a") is None
-    assert pending.resolve(question, NotFound(), 1.0) is None
+    assert pending.resolve(request, NotFound(), 1.0) is None
 
 
 def test_list_resolves_deletions_of_listed_names() -> None:
@@ -122,10 +122,10 @@ def test_list_resolves_deletions_of_listed_names() -> None:
 def test_late_answer_does_not_resolve_later_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    early = asked(pending)
+    early = next_request(pending)
     pending.discard("a")
     pending.add("a", "u1", 1.0)
-    late = asked(pending, 1.0)
+    late = next_request(pending, 1.0)
     assert pending.resolve(early, NotFound(), 2.0) is None
     assert pending.resolve(late, NotFound(), 2.0) == ConfirmedDeletion("a", "u1")
 
@@ -133,11 +133,11 @@ def test_late_answer_does_not_resolve_later_deletion() -> None:
 def test_pending_deletion_of_another_uid_is_separate() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    early = asked(pending)
+    early = next_request(pending)
     pending.add("a", "u2", 1.0)
     assert pending.explain("a") == (1.0, "")
     assert pending.resolve(early, NotFound(), 2.0) is None
-    assert pending.resolve(asked(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
+    assert pending.resolve(next_request(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
 
 
 def test_deletion_resolved_before_confirmation_sends_no_request() -> None:
@@ -164,15 +164,15 @@ def test_held_deletion_is_not_confirmed_until_reported_again() -> None:
     pending.add("a", "u1", 1000.0)
     assert pending.held == 0
     assert pending.explain("a") == (0.0, "")
-    assert pending.resolve(asked(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_in_flight_answer_of_held_deletion_is_ignored() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    question = asked(pending)
+    request = next_request(pending)
     pending.hold("a", "u1", 1.0, "too many at once")
-    assert pending.resolve(question, NotFound(), 2.0) is None
+    assert pending.resolve(request, NotFound(), 2.0) is None
     assert pending.held == 1
 
 
@@ -188,7 +188,7 @@ def test_confirmation_can_be_scheduled_later() -> None:
     pending.add("a", "u1", 0.0, confirm_at=3.0)
     assert pending.next_at == 3.0
     assert pending.take_due(2.9) == []
-    assert asked(pending, 3.0).name == "a"
+    assert next_request(pending, 3.0).name == "a"
 
 
 REFUSED = Inconclusive("403: forbidden", is_refusal=True)
@@ -215,7 +215,7 @@ def test_refused_read_pauses_all_others() -> None:
 def test_refused_reads_obey_retry_after() -> None:
     pending = pending_deletions()
     pending.add("a", "u", 0.0)
-    pending.resolve(asked(pending), Inconclusive("429", is_refusal=True, retry_after_s=42.0), 0.0)
+    pending.resolve(next_request(pending), Inconclusive("429", is_refusal=True, retry_after_s=42.0), 0.0)
     assert pending.next_at == 42.0
     assert pending.take_due(41.9) == []
 
@@ -251,21 +251,21 @@ def test_refuted_deletion_is_checked_again_at_growing_intervals() -> None:
     pending.add("a", "u1", 0.0)
     now, waits = 0.0, []
     for _ in range(12):
-        pending.resolve(asked(pending, now), Found(STILL_THERE), now)
+        pending.resolve(next_request(pending, now), Found(STILL_THERE), now)
         assert len(pending) == 0
         assert pending.next_at is not None
         waits.append(pending.next_at - now)
         now = pending.next_at
     assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert waits[-1] == 300.0
-    assert pending.resolve(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
 
 
 def test_refuted_deletion_ends_when_the_object_is_seen() -> None:
     pending = pending_deletions()
     for seen in (pending.discard, lambda name: pending.discard_all({name})):
         pending.add("a", "u1", 0.0)
-        pending.resolve(asked(pending), Found(STILL_THERE), 0.0)
+        pending.resolve(next_request(pending), Found(STILL_THERE), 0.0)
         seen("a")
         assert pending.take_due(1000.0) == []
 
@@ -273,6 +273,6 @@ def test_refuted_deletion_ends_when_the_object_is_seen() -> None:
 def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    pending.resolve(asked(pending), Found(STILL_THERE), 0.0)
+    pending.resolve(next_request(pending), Found(STILL_THERE), 0.0)
     pending.add("a", "u1", 5.0)
     assert pending.explain("a") == (5.0, "")

@@ -1,4 +1,4 @@
-"""Which subscribers a draining cluster waits for, and when it waits for none."""
+"""Which subscribers a draining cluster waits for, and until when."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_drain_ends_with_the_last_release() -> None:
     assert releases.release(TWO, "a")
 
 
-def test_release_by_a_stranger_changes_nothing() -> None:
+def test_release_by_an_unknown_subscriber_is_ignored() -> None:
     releases = draining(ONE)
     assert not releases.release(SubscriberKey("another caller", "one"), "a")
     assert awaited(releases) == ["one"]
@@ -91,7 +91,7 @@ def test_ended_drain_that_begins_again_has_its_new_deadline() -> None:
     assert releases.due(50.0) == []
 
 
-# --- streams that end and return ---
+# --- streams that end and resume ---
 
 
 def test_drain_waits_for_a_subscriber_that_disconnected_before_it() -> None:
@@ -117,7 +117,7 @@ def test_drain_goes_on_waiting_for_a_subscriber_that_disconnects() -> None:
     releases.begin(cluster("a"), 1000.0, 0.0)
     releases.close(of, 1.0)
     assert awaited(releases) == ["one"]
-    releases.begin(cluster("b"), 1000.0, 500.0)  # by then it is forgotten
+    releases.begin(cluster("b"), 1000.0, 500.0)  # the disconnected subscription has expired by then
     assert awaited(releases) == ["one"]
     assert releases.awaited("a")[0].since is None
     assert awaited(releases, "b") == []
@@ -153,7 +153,7 @@ def test_subscriber_with_two_streams_is_connected_until_both_end() -> None:
     assert not releases.is_connected(ONE)
 
 
-def test_ended_subscription_holds_up_nothing() -> None:
+def test_ended_subscription_does_not_delay_drains() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.open(stream(TWO), 0.0)
@@ -162,7 +162,7 @@ def test_ended_subscription_holds_up_nothing() -> None:
     assert releases.end_subscription(ONE) == []
     assert awaited(releases) == ["two"]
     assert not releases.knows(ONE)
-    assert releases.end_subscription(ONE) == [], "a repeated one is a no-op"
+    assert releases.end_subscription(ONE) == [], "a repeated end is a no-op"
 
 
 def test_ended_subscription_may_be_the_last_that_was_awaited() -> None:

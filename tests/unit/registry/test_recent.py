@@ -1,4 +1,4 @@
-"""A bounded cache that drops its oldest entry first."""
+"""A bounded cache that evicts its oldest entry."""
 
 from milo_discoveryd.registry.recent import Recent
 

@@ -1,4 +1,4 @@
-"""What is engaged, for what is known of the objects."""
+"""Engagements, for what is known of the objects."""
 
 import msgspec
 import pytest
@@ -37,10 +37,10 @@ DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
 ANOTHER = "the name now belongs to another object: UID u2, before u1"
 
 
-def after(*told: Observation | ConfirmedDeletion) -> Registry:
-    """Each a second after the one before."""
+def after(*items: Observation | ConfirmedDeletion) -> Registry:
+    """Commit each item a second after the previous one."""
     fleet = registry()
-    for second, item in enumerate(told):
+    for second, item in enumerate(items):
         fleet.commit([item], at(second))
     return fleet
 
@@ -95,7 +95,7 @@ def test_object_no_longer_ready_is_disengaged() -> None:
     fleet = after(ready())
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.engaged == 0
-    assert known(fleet).latest == cluster(), "it is kept as last engaged"
+    assert known(fleet).latest == cluster(), "the event carries the cluster as last engaged"
 
 
 def test_object_outside_selector_is_disengaged() -> None:
@@ -141,7 +141,7 @@ def test_repeated_deletion_is_ignored() -> None:
     assert known(fleet).since == wall(1)
 
 
-# --- another object under the name ---
+# --- another object under the same name ---
 
 
 def test_recreated_cluster_replaces_the_old_one_in_one_revision() -> None:
@@ -176,7 +176,7 @@ def test_new_object_not_ready_counts_from_its_creation() -> None:
     assert known(fleet).since == wall(1)
 
 
-# --- what came before ---
+# --- stale observations ---
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_repeated_observation_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("known_version", "seen"), [("10", "2x"), ("x", "9"), ("", "9"), ("10", ""), ("10", "²")])
-def test_versions_that_are_no_numbers_count_in_the_order_they_come(known_version: str, seen: str) -> None:
+def test_opaque_versions_are_ordered_by_arrival(known_version: str, seen: str) -> None:
     assert after(ready(version=known_version)).commit([not_ready(version=seen)], at(1)) != []
 
 
@@ -263,9 +263,9 @@ REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refus
 
 def test_connectivity_result_is_an_update() -> None:
     fleet = after(ready())
-    told = msgspec.structs.replace(cluster(), connectivity=REFUSED)
-    assert fleet.set_connectivity("a", 1, REFUSED, at(1)) == [done(updated(told))]
-    assert list(fleet.clusters()) == [told]
+    items = msgspec.structs.replace(cluster(), connectivity=REFUSED)
+    assert fleet.set_connectivity("a", 1, REFUSED, at(1)) == [done(updated(items))]
+    assert list(fleet.clusters()) == [items]
     assert fleet.log.head == 2
 
 

@@ -14,7 +14,7 @@ BACK = Connectivity(ConnectivityState.REACHABLE, wall(9), "")
 
 
 def assigned_to(member: str | None, fleet: Registry | None = None) -> Registry:
-    """`member`: the other member that owns everything; None if this one does."""
+    """Return a registry in which `member` owns every cluster; None is this daemon itself."""
     fleet = fleet or registry()
     fleet.assigned_elsewhere = lambda _: member and f"{member} owns it"
     return fleet
@@ -84,7 +84,7 @@ def test_moved_cluster_drains_until_it_is_released() -> None:
     assert kinds(fleet.reassign("a", 30.0, at(1))) == [(EventType.UPDATED, None)]
     assert record(fleet).engaged
     assert fleet.commit([ready(version="5", labels={"tier": "gold"})], at(2)) != [], (
-        "it is updated as long as it drains"
+        "a draining cluster is still updated"
     )
     assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED)]
     assert record(fleet).state is ObjectState.UNASSIGNED

@@ -1,4 +1,4 @@
-"""What probes found becomes a part of the cluster."""
+"""Probe results as a field of the cluster."""
 
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
 from milo_discoveryd.registry.events import EventType

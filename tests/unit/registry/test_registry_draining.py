@@ -34,7 +34,7 @@ NOT_READY, LABELS_CHANGED = DisengageReason.NOT_READY, DisengageReason.LABELS_CH
 
 
 def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Registry:
-    """Cluster "a", engaged at 0, and one subscriber."""
+    """Return a registry with one subscriber and cluster "a", engaged at second 0."""
     fleet = registry(grace_s, drain_s=30.0)
     fleet.commit([ready()], at(0))
     fleet.releases.open(Subscription(KEY, "", view), 0.0)
@@ -62,7 +62,7 @@ def test_not_ready_cluster_drains() -> None:
     assert current(fleet) == draining()
     assert fleet.engaged == 1
     assert fleet.releases.due_at == 40.0
-    assert [*fleet.clusters()] == [draining()], "it counts as engaged, for credentials and probes"
+    assert [*fleet.clusters()] == [draining()], "a draining cluster counts as engaged, for credentials and probes"
 
 
 def test_cluster_that_left_the_selector_drains() -> None:
@@ -96,7 +96,7 @@ def test_drain_ends_as_announced() -> None:
     assert fleet.releases.due_at is None
     record = fleet["a"]
     assert record is not None
-    assert record.former == cluster(), "nothing of the drain is left to explain"
+    assert record.former == cluster(), "the drain has left no trace"
     assert (record.past[-1].reason, record.past[-1].at) == (NOT_READY, wall(20))
 
 
@@ -118,16 +118,16 @@ def test_engagement_after_a_drain_has_the_latest_fields_and_no_probe_result() ->
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("end", "reason"),
     [
         (ConfirmedDeletion("a", "u1"), DisengageReason.DELETED),
         (not_ready(version="3", uid="u2"), DisengageReason.REPLACED),
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_other_ends_are_immediate(told: Observation | ConfirmedDeletion, reason: DisengageReason) -> None:
+def test_other_ends_are_immediate(end: Observation | ConfirmedDeletion, reason: DisengageReason) -> None:
     for fleet in (with_subscriber(), drained()):
-        assert fleet.commit([told], at(20))[0].reason is reason
+        assert fleet.commit([end], at(20))[0].reason is reason
         assert len(fleet.releases) == 0
 
 
@@ -184,7 +184,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
     assert [event.type for event in events] == [EventType.UPDATED, EventType.DISENGAGED]
 
 
-def test_draining_record_is_not_dropped_as_one_of_too_many_absent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_record_is_not_evicted_with_absent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "ABSENT_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
@@ -196,10 +196,10 @@ def test_draining_record_is_not_dropped_as_one_of_too_many_absent_ones(monkeypat
     assert fleet.count(ObjectState.OUTSIDE) == 1
 
 
-# --- what readers are sent ---
+# --- what readers receive ---
 
 
-def taken(cursor: Cursor) -> list[Event]:
+def received(cursor: Cursor) -> list[Event]:
     batch = cursor.take()
     return [] if batch is None else read(batch.frames)
 
@@ -207,29 +207,29 @@ def taken(cursor: Cursor) -> list[Event]:
 def test_only_readers_that_confirm_are_sent_the_drain() -> None:
     fleet = with_subscriber()
     confirming, other = Cursor(fleet.log, CONFIRMING, None), Cursor(fleet.log, EVERYTHING, None)
-    assert taken(confirming) == taken(other) == [engaged(cluster())]
+    assert received(confirming) == received(other) == [engaged(cluster())]
     drained(fleet)
-    assert taken(confirming) == [updated(draining())]
-    assert taken(other) == [disengaged(cluster(), NOT_READY, "degraded")]
+    assert received(confirming) == [updated(draining())]
+    assert received(other) == [disengaged(cluster(), NOT_READY, "degraded")]
     fleet.end_drain("a", at(20))
-    assert taken(confirming) == [disengaged(draining(), NOT_READY, "degraded")]
-    assert taken(other) == []
+    assert received(confirming) == [disengaged(draining(), NOT_READY, "degraded")]
+    assert received(other) == []
 
 
 def test_snapshot_has_draining_clusters_only_for_readers_that_confirm() -> None:
     fleet = drained()
-    assert taken(Cursor(fleet.log, CONFIRMING, None)) == [engaged(draining())]
-    assert taken(Cursor(fleet.log, EVERYTHING, None)) == []
+    assert received(Cursor(fleet.log, CONFIRMING, None)) == [engaged(draining())]
+    assert received(Cursor(fleet.log, EVERYTHING, None)) == []
 
 
 def test_slow_reader_is_sent_the_end_alone() -> None:
     fleet = with_subscriber()
     cursors = [Cursor(fleet.log, view, None) for view in (CONFIRMING, EVERYTHING)]
     for cursor in cursors:
-        taken(cursor)
+        received(cursor)
     drained(fleet)
     fleet.end_drain("a", at(20))
-    (confirming,), (other,) = (taken(cursor) for cursor in cursors)
+    (confirming,), (other,) = (received(cursor) for cursor in cursors)
     assert (confirming.type, confirming.reason) == (other.type, other.reason) == (EventType.DISENGAGED, NOT_READY)
     assert confirming.cluster.draining is not None
     assert other.cluster.draining is None
@@ -242,5 +242,7 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
     draining_at = fleet.log.head
     records = [*fleet.draining()]
     assert read(fleet.log.draining_frames(records, draining_at, CONFIRMING)) == [updated(draining())]
-    assert read(fleet.log.draining_frames(records, engaged_at, CONFIRMING)) == [], "it is sent that as a change"
+    assert read(fleet.log.draining_frames(records, engaged_at, CONFIRMING)) == [], (
+        "the drain is an update for a reader that knows the cluster"
+    )
     assert read(fleet.log.draining_frames(records, draining_at, EVERYTHING)) == []

@@ -1,4 +1,4 @@
-"""With a grace, a cluster that stops being ready stays engaged for a while, in case it is ready again."""
+"""The `not_ready_grace` setting: a cluster that stops being ready stays engaged for that time."""
 
 import pytest
 
@@ -24,7 +24,7 @@ NOT_READY = DisengageReason.NOT_READY
 
 
 def held(since: float = 10.0) -> Registry:
-    """Engaged at 0, not ready since `since`, and held for a minute."""
+    """Return a registry with a cluster engaged at 0, not ready since `since`, with a grace of a minute."""
     fleet = registry(grace_s=60.0)
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(since)) == []
@@ -100,7 +100,7 @@ def test_not_ready_grace_starts_over_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("observed", "reason"),
     [
         (ConfirmedDeletion("a", "u1"), DisengageReason.DELETED),
         (outside(version="3"), DisengageReason.LABELS_CHANGED),
@@ -109,10 +109,10 @@ def test_not_ready_grace_starts_over_each_time() -> None:
     ],
 )
 def test_other_disengagements_do_not_wait_for_grace(
-    told: Observation | ConfirmedDeletion, reason: DisengageReason
+    observed: Observation | ConfirmedDeletion, reason: DisengageReason
 ) -> None:
     fleet = held()
-    assert fleet.commit([told], at(20))[0].reason is reason
+    assert fleet.commit([observed], at(20))[0].reason is reason
     assert fleet.due_at is None
     assert known(fleet).grace_until is None
 

@@ -1,4 +1,4 @@
-"""Clusters that are disengaged since they can't be reached, and engaged again when they can."""
+"""Clusters that are disengaged as unreachable, and engaged again when they answer."""
 
 import msgspec
 import pytest
@@ -15,17 +15,17 @@ BACK = Connectivity(ConnectivityState.REACHABLE, wall(9), "")
 UNREACHABLE = DisengageReason.UNREACHABLE
 
 
-def given_up() -> Registry:
+def with_unreachable_cluster() -> Registry:
     fleet = registry()
     fleet.commit([ready()], at(0))
     fleet.set_connectivity("a", 1, AWAY, at(1))
     assert list(fleet.disengage_unreachable("a", 1, "not reached", at(2))) == [
-        Event(EventType.DISENGAGED, told(connectivity=AWAY), UNREACHABLE, "not reached")
+        Event(EventType.DISENGAGED, cluster_with(connectivity=AWAY), UNREACHABLE, "not reached")
     ]
     return fleet
 
 
-def told(**fields: object) -> object:
+def cluster_with(**fields: object) -> object:
     return msgspec.structs.replace(cluster(), **fields)
 
 
@@ -35,7 +35,7 @@ def moved() -> Ready:
 
 
 def test_unreachable_cluster_is_disengaged_with_explanation() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     record = fleet["a"]
     assert record is not None
     assert (record.state, record.engaged, record.message) == (ObjectState.UNREACHABLE, False, "not reached")
@@ -45,18 +45,18 @@ def test_unreachable_cluster_is_disengaged_with_explanation() -> None:
 
 
 def test_unreachable_cluster_is_disengaged_once() -> None:
-    assert list(given_up().disengage_unreachable("a", 1, "not reached", at(3))) == []
+    assert list(with_unreachable_cluster().disengage_unreachable("a", 1, "not reached", at(3))) == []
 
 
 def test_unreachable_cluster_is_still_probed() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     assert fleet.needs_probe("a", 1)
     assert not fleet.needs_probe("a", 2)
     assert not fleet.needs_probe("b", 1)
 
 
 def test_unreachable_cluster_sends_no_events_on_probes_and_changes() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
         assert fleet.set_connectivity("a", 1, found, at(3)) == []
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
@@ -64,7 +64,7 @@ def test_unreachable_cluster_sends_no_events_on_probes_and_changes() -> None:
 
 
 def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     fleet.commit([ready(version="3", labels={"env": "prod"})], at(4))
     wanted = msgspec.structs.replace(
         cluster(incarnation=fleet.log.head + 1, engaged_at=9, version="3", labels={"env": "prod"}), connectivity=BACK
@@ -77,27 +77,27 @@ def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
 def test_change_of_unreachable_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.needs_probe("a", 1)
     assert fleet.set_connectivity("a", 1, BACK, at(4)) == []
 
 
 def test_unreachable_cluster_not_ready_meanwhile_is_engaged_when_ready() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     fleet.commit([not_ready(version="3")], at(3))
     (change,) = fleet.commit([ready(version="4")], at(4))
     assert change.type is EventType.ENGAGED
 
 
 def test_recreated_object_of_unreachable_cluster_is_another_cluster() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     (change,) = fleet.commit([ready(version="5", uid="u2")], at(3))
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
 
 
 def test_unreachable_cluster_that_moved_is_probed_at_new_endpoint() -> None:
-    fleet = given_up()
+    fleet = with_unreachable_cluster()
     (change,) = fleet.commit([moved()], at(3))
     assert (change.type, change.cluster.target.endpoint) == (EventType.ENGAGED, "https://elsewhere.example.com")
 
@@ -137,10 +137,10 @@ def test_readiness_is_reported_with_the_first_engagement_of_an_object() -> None:
     def seen(version: str, uid: str = "u1") -> Observation:
         return msgspec.structs.replace(ready("a", version, uid), readiness=("created", version))
 
-    def told_of(*observed: Observation) -> list[tuple[str, str] | None]:
+    def first_ready(*observed: Observation) -> list[tuple[str, str] | None]:
         events = fleet.commit(observed, at(0))
         return [event.readiness for event in events if event.type is EventType.ENGAGED]
 
-    assert told_of(not_ready("a", "0"), seen("1")) == [("created", "1")]
-    assert told_of(not_ready("a", "2"), seen("3")) == [None]
-    assert told_of(seen("4", "u2")) == [("created", "4")]
+    assert first_ready(not_ready("a", "0"), seen("1")) == [("created", "1")]
+    assert first_ready(not_ready("a", "2"), seen("3")) == [None]
+    assert first_ready(seen("4", "u2")) == [("created", "4")]

@@ -1,4 +1,4 @@
-"""A list that lacks most of the fleet is not believed at once."""
+"""The removal guard: when a list that lacks much of the fleet is believed."""
 
 import pytest
 
@@ -103,7 +103,8 @@ def test_list_of_the_restored_server_is_not_behind() -> None:
         assert guard.is_behind(version, versions_went_back=True)
         assert guard.ignores(version, is_behind=True, now=now) is ignored
     assert not guard.is_behind("52", versions_went_back=True)
-    assert guard.is_behind("51", versions_went_back=True)  # a replica of it that lags, or a second restore
+    # a lagging replica of the restored server, or a second restore
+    assert guard.is_behind("51", versions_went_back=True)
     assert not guard.is_behind("121", versions_went_back=False)
 
 

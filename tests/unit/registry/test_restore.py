@@ -1,4 +1,4 @@
-"""Beginning with what an earlier run of the daemon knew."""
+"""A fleet restored from the state of an earlier run."""
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.events import Event, EventType
@@ -14,7 +14,7 @@ def restored(*names: str) -> Source:
     return source
 
 
-def told(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None]]:
+def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None]]:
     return [(each.type, each.cluster.target.name, each.reason) for each in done]
 
 
@@ -36,7 +36,7 @@ def test_first_list_identical_to_restored_fleet_changes_nothing() -> None:
 def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     source = restored("alpha", "beta")
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
-    assert told(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
-    (question,) = source.pending_deletions.take_due(source.now)
-    answered = source.intake.resolve(question, NotFound(), at(source.now))
-    assert told(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
+    assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
+    (request,) = source.pending_deletions.take_due(source.now)
+    answered = source.intake.resolve(request, NotFound(), at(source.now))
+    assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]

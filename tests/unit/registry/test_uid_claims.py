@@ -1,4 +1,4 @@
-"""Objects that claim the UID of one project: the earlier claim stands, and without an earlier one none does."""
+"""Several objects that claim the UID of one project: the earlier claim holds; without an earlier one, none does."""
 
 from collections.abc import Iterable
 
@@ -15,15 +15,15 @@ from tests.unit.registry.fleets import at, outside, readable_log, target
 BANK = "uid-of-bank"
 
 
-class Told(Registry):
-    """A registry that keeps what it refused, and takes one thing per second."""
+class RecordingRegistry(Registry):
+    """A registry with a list of rejected names and a clock of one second per call."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
         self.seconds = 0.0
         super().__init__(readable_log(), refused=lambda seen: self.refused.append(seen.name))
 
-    def see(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
+    def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
         self.seconds += 1
         done = self.commit(seen, at(self.seconds), consistent=listed, listed=listed)
         return [(each.type, each.cluster.target.name) for each in done]
@@ -37,7 +37,7 @@ class Told(Registry):
 
 
 def claims(name: str, uid: str = BANK, version: str = "1") -> Ready:
-    """A ready object whose label claims this project."""
+    """Return a ready object whose label claims this project."""
     return Ready(f"object-{name}", version, target(name, uid))
 
 
@@ -49,103 +49,103 @@ def deleted(name: str) -> ConfirmedDeletion:
     return ConfirmedDeletion(name, f"object-{name}")
 
 
-def of(*seen: Observation) -> Told:
-    fleet = Told()
+def registry_with(*seen: Observation) -> RecordingRegistry:
+    fleet = RecordingRegistry()
     for each in seen:
-        fleet.see(each)
+        fleet.observe(each)
     return fleet
 
 
 def test_earlier_claim_wins_and_later_object_is_malformed() -> None:
-    fleet = of(claims("bank"), claims("shop-x"))
+    fleet = registry_with(claims("bank"), claims("shop-x"))
     assert fleet.engaged_names() == {"bank"}
     assert fleet.state("shop-x") is ObjectState.MALFORMED
     assert fleet.refused == ["shop-x"]
-    assert fleet.see(claims("bank", version="2")) == []
+    assert fleet.observe(claims("bank", version="2")) == []
     assert fleet.state("bank") is ObjectState.READY
 
 
 def test_object_that_changes_its_claim_keeps_its_cluster_and_does_not_get_the_other() -> None:
-    fleet = of(claims("bank"), claims("shop-x", "uid-of-shop"))
-    assert fleet.see(claims("shop-x", BANK, "2")) == []
+    fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
+    assert fleet.observe(claims("shop-x", BANK, "2")) == []
     (shop,) = (each for each in fleet.clusters() if each.target.name == "shop-x")
     assert shop.target.uid == "uid-of-shop"
     assert fleet.refused == ["shop-x"]
 
 
 def test_object_that_is_not_ready_holds_its_claim() -> None:
-    assert of(unready("bank"), claims("shop-x")).engaged_names() == set()
-    fleet = of(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
+    assert registry_with(unready("bank"), claims("shop-x")).engaged_names() == set()
+    fleet = registry_with(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
     assert fleet.engaged_names() == {"bank"}
-    assert fleet.see(unready("shop-x")) == []
-    assert fleet.see(claims("shop-x", version="3")) == []
+    assert fleet.observe(unready("shop-x")) == []
+    assert fleet.observe(claims("shop-x", version="3")) == []
 
 
 def test_object_without_a_label_holds_its_own_uid() -> None:
     own = Ready("own-uid", "1", target("bank", "own-uid"))
-    assert of(own, claims("shop-x", "own-uid")).engaged_names() == {"bank"}
-    assert of(NotReady("bank", "own-uid", "1", ""), claims("shop-x", "own-uid")).engaged_names() == set()
+    assert registry_with(own, claims("shop-x", "own-uid")).engaged_names() == {"bank"}
+    assert registry_with(NotReady("bank", "own-uid", "1", ""), claims("shop-x", "own-uid")).engaged_names() == set()
 
 
 @pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
 def test_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
-    fleet = Told()
-    fleet.see(*(claims(name) for name in names), listed=True)
+    fleet = RecordingRegistry()
+    fleet.observe(*(claims(name) for name in names), listed=True)
     fleet.list_ended()
     assert fleet.engaged_names() == set()
     assert fleet.count(ObjectState.MALFORMED) == 2
     assert sorted(fleet.refused) == ["bank", "shop-x"]
-    assert fleet.see(claims("bank", version="2")) == [], "nor does an event make one of them the earlier"
-    assert sorted(fleet.refused) == ["bank", "shop-x"], "and it is audited once"
+    assert fleet.observe(claims("bank", version="2")) == [], "an event makes neither of them the earlier claim"
+    assert sorted(fleet.refused) == ["bank", "shop-x"], "the conflict is audited once"
 
 
 def test_list_that_contains_both_does_not_end_the_earlier_claim() -> None:
-    fleet = of(claims("bank"))
-    fleet.see(claims("shop-x"), claims("bank", version="2"), listed=True)
+    fleet = registry_with(claims("bank"))
+    fleet.observe(claims("shop-x"), claims("bank", version="2"), listed=True)
     assert fleet.engaged_names() == {"bank"}
 
 
 def test_third_claim_is_malformed_too() -> None:
-    fleet = Told()
-    fleet.see(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()
     fleet.list_ended()
-    assert fleet.see(deleted("shop-x")) == []
-    assert fleet.see(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
+    assert fleet.observe(deleted("shop-x")) == []
+    assert fleet.observe(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
 
 
 def test_object_is_engaged_when_the_other_claim_ends() -> None:
-    fleet = Told()
-    fleet.see(claims("bank"), claims("shop-x"), listed=True)
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     fleet.list_ended()
-    assert fleet.see(claims("shop-x", "uid-of-shop", "2")) == [
+    assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
         (EventType.ENGAGED, "bank"),
         (EventType.ENGAGED, "shop-x"),
     ]
 
 
 def test_claim_passes_on_when_the_holder_is_deleted() -> None:
-    fleet = of(claims("bank"), claims("shop-x"))
-    assert fleet.see(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
-    fleet = of(claims("bank"), claims("shop-x"), unready("shop-x"))
-    assert fleet.see(deleted("bank")) == [(EventType.DISENGAGED, "bank")]
-    assert fleet.see(claims("shop-x", version="3")) == [(EventType.ENGAGED, "shop-x")]
-    fleet = of(claims("bank"), claims("shop-x"), claims("shop-y"))
-    assert fleet.see(deleted("bank")) == [(EventType.DISENGAGED, "bank")], (
-        "it is not known which of the two was earlier"
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
+    fleet = registry_with(claims("bank"), claims("shop-x"), unready("shop-x"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank")]
+    assert fleet.observe(claims("shop-x", version="3")) == [(EventType.ENGAGED, "shop-x")]
+    fleet = registry_with(claims("bank"), claims("shop-x"), claims("shop-y"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank")], (
+        "which of the two claimed earlier is unknown"
     )
 
 
 def test_later_claim_that_ends_changes_nothing() -> None:
-    fleet = of(claims("bank"), claims("shop-x"))
-    assert fleet.see(deleted("shop-x")) == []
-    assert fleet.see(claims("shop-y")) == []
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    assert fleet.observe(deleted("shop-x")) == []
+    assert fleet.observe(claims("shop-y")) == []
     assert fleet.engaged_names() == {"bank"}
 
 
 def test_disengaged_claimant_says_why() -> None:
-    fleet = Told()
-    fleet.see(claims("bank"), claims("shop-x"), listed=True)
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     record = fleet["bank"]
     assert record is not None
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
@@ -153,33 +153,33 @@ def test_disengaged_claimant_says_why() -> None:
 
 
 def test_project_that_is_created_again_under_its_name_keeps_its_claim() -> None:
-    fleet = of(claims("bank"))
+    fleet = registry_with(claims("bank"))
     again = Ready("another-object", "5", target("bank", BANK))
-    assert fleet.see(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
+    assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
 
 
 def test_restored_claim_is_the_earlier_one() -> None:
-    fleet = Told()
+    fleet = RecordingRegistry()
     fleet.restore(claims("bank"), 0.0, at(0))
     assert fleet.restore(claims("shop-x"), 0.0, at(0)) == []
-    fleet.see(claims("shop-x"), claims("bank"), listed=True)
+    fleet.observe(claims("shop-x"), claims("bank"), listed=True)
     assert fleet.engaged_names() == {"bank"}
 
 
 def test_claim_ends_with_the_record_of_an_object_that_left_the_selector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
-    fleet = of(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
+    fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
     assert fleet.engaged_names() == set()
-    fleet.see(outside("other", "2", "object-other"))
-    assert fleet.see(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
+    fleet.observe(outside("other", "2", "object-other"))
+    assert fleet.observe(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
 
 
 def test_cleared_registry_knows_no_claim() -> None:
-    fleet = of(claims("bank"))
+    fleet = registry_with(claims("bank"))
     fleet.clear()
-    assert fleet.see(claims("shop-x")) == [(EventType.ENGAGED, "shop-x")]
+    assert fleet.observe(claims("shop-x")) == [(EventType.ENGAGED, "shop-x")]
 
 
 def test_malformed_object_keeps_its_claim() -> None:
     broken = Malformed("bank", "object-bank", "2", "nonsense")
-    assert of(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}
+    assert registry_with(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}

@@ -1,4 +1,4 @@
-"""What a daemon remembers over a restart: all of it, or none."""
+"""Encoding of the state file: a restart uses all of it or none."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_file_of_newer_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=["another-shape", "no-text", "too-deep", "no-time", "endless"],
 )
-def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body: bytes) -> None:
+def test_invalid_content_with_a_valid_checksum_is_rejected(body: bytes) -> None:
     data = b"milo-discoveryd state %d %s\n%s" % (encoding.FORMAT, encoding._checksum(body), body)
     with pytest.raises(StateFileError, match="content"):
         decode(data, ORIGIN)

@@ -1,4 +1,4 @@
-"""A reflector whose life a test tells step by step."""
+"""A reflector that a test drives step by step."""
 
 from milo_discoveryd.model.observation import Observation
 from milo_kube.reflect.backoff import Backoff
@@ -9,7 +9,7 @@ from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, 
 from tests.unit.reflect.lines import seen
 
 TIMEOUT_S = 240
-"""What a watch asks for, with nothing drawn at random."""
+"""The timeout that a watch requests, without jitter."""
 START = 100.0
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=Backoff(first_s=1.0, cap_s=8.0))
 STREAMING = ReflectorPolicy(streaming_lists=True, backoff=Backoff(first_s=1.0, cap_s=8.0))
@@ -24,8 +24,8 @@ def changed(name: str, version: str) -> ObjectSeen[Observation]:
     return ObjectSeen(seen(name, version))
 
 
-class Life:
-    """`now` is moved by hand. Each step asserts that it is what the reflector asked for."""
+class ReflectorDriver:
+    """Drives a reflector with a manual clock, and asserts that each step is what it requested."""
 
     def __init__(self, policy: ReflectorPolicy = PAGES) -> None:
         self.now = START
@@ -64,23 +64,23 @@ class Life:
         return self.reflector.failed(failure, self.now)
 
 
-def listed(policy: ReflectorPolicy = PAGES) -> Life:
-    """Through the first list, at version 10."""
-    life = Life(policy)
+def listed(policy: ReflectorPolicy = PAGES) -> ReflectorDriver:
+    """Return a driver whose reflector completed its first list, at version 10."""
+    driver = ReflectorDriver(policy)
     if policy.streaming_lists:
-        life.opened()
-        life.events(END_OF_LIST)
+        driver.opened()
+        driver.events(END_OF_LIST)
     else:
-        life.page()
-    return life
+        driver.page()
+    return driver
 
 
-def watching(policy: ReflectorPolicy = PAGES) -> Life:
-    """Through the first list, and on a watch from version 10 that has just been opened."""
-    life = listed(policy)
+def watching(policy: ReflectorPolicy = PAGES) -> ReflectorDriver:
+    """Return a driver whose reflector has just opened a watch from version 10."""
+    driver = listed(policy)
     if not policy.streaming_lists:
-        life.opened()
-    return life
+        driver.opened()
+    return driver
 
 
 def refused(code: int, reason: str = "") -> ErrorStatus:
