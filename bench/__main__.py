@@ -19,6 +19,7 @@ from bench.measures import (
     commands,
     controllers,
     fanout,
+    floods,
     go,
     herd,
     hostile_clients,
@@ -62,6 +63,7 @@ MEASURES: dict[str, Measure] = {
     "rights": rights.measure,
     "listeners": listeners.measure,
     "hostile_clients": hostile_clients.measure,
+    "floods": floods.measure,
     "status_page": status_page.measure,
     "capacity": capacity.measure,
     "churn": churn.steady,
@@ -69,7 +71,7 @@ MEASURES: dict[str, Measure] = {
     "controllers": controllers.measure,
     "go": go.measure,
 }
-NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "go"}
+NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "go"}
 """These take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
 """On a real server, so does creating the projects."""

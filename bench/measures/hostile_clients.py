@@ -40,7 +40,7 @@ async def measure(setting: Setting) -> Samples:
     refused = tuple(kind for kind in ATTACKS if kind != "junk")
     company = {**{kind: (kind,) for kind in ATTACKS}, REFUSED: refused, ALL: tuple(ATTACKS)}
     samples: dict[str, list[float]] = defaultdict(list)
-    _papers(folder)
+    certificates(folder)
     async with AsyncExitStack() as stack:
         here = f"127.0.0.1:{free_port()}"
         milo, daemon = await stack.enter_async_context(
@@ -115,8 +115,8 @@ class Told:
         return {**{f"{name}_ms": writes.at(cut) for name, cut in _CUTS}, "daemon_cpu_percent": busy}
 
 
-def _papers(directory: Path) -> None:
-    """The certificates of the daemons and of all clients."""
+def certificates(directory: Path) -> None:
+    """Write the certificates of the daemons and of all clients."""
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
     an_hour_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)

@@ -49,7 +49,7 @@ UNREAD = Unread()
 def earliest(cluster: str, claims: Sequence[ObjectClaim]) -> Observation | None:
     """Reduce claims whose contents are observations: the earliest stands, and none if two of them are the earliest.
 
-    Whoever may create objects could otherwise take over a cluster by an object that names it too.
+    A user who can create objects could otherwise take over a cluster by an object that names it too.
     """
     if not claims:
         return None

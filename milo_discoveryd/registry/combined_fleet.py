@@ -86,9 +86,9 @@ class CombinedFleet(Fleet):
         for fleet in self._fleets.values():
             fleet.change_view(subscription, view)
 
-    def end_subscription(self, key: SubscriberKey) -> None:
-        for fleet in self._fleets.values():
-            fleet.end_subscription(key)
+    def end_subscription(self, key: SubscriberKey) -> bool:
+        known = [fleet.end_subscription(key) for fleet in self._fleets.values()]
+        return any(known)
 
     def release(self, key: SubscriberKey, name: str) -> None:
         self._fleets[_source(name)].release(key, name)

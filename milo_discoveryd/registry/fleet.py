@@ -129,8 +129,8 @@ class Fleet(ABC):
     def change_view(self, subscription: Subscription, view: ClusterView) -> None: ...
 
     @abstractmethod
-    def end_subscription(self, key: SubscriberKey) -> None:
-        """Wait no longer for a subscriber."""
+    def end_subscription(self, key: SubscriberKey) -> bool:
+        """Wait no longer for a subscriber. Return False if it was not known."""
 
     @abstractmethod
     def release(self, key: SubscriberKey, name: str) -> None:
@@ -268,8 +268,10 @@ class SourceFleet(Fleet):
     def change_view(self, subscription: Subscription, view: ClusterView) -> None:
         self._end_drains(self.registry.releases.change_view(subscription, view))
 
-    def end_subscription(self, key: SubscriberKey) -> None:
+    def end_subscription(self, key: SubscriberKey) -> bool:
+        is_known = self.registry.releases.knows(key)
         self._end_drains(self.registry.releases.end_subscription(key))
+        return is_known
 
     def release(self, key: SubscriberKey, name: str) -> None:
         if self.registry.releases.release(key, name):

@@ -1,7 +1,7 @@
 """Decides which object stands for a project if several objects claim the project's UID.
 
-In mode `project-control-plane` the UID is a label, which whoever may write the object can choose. The earlier claim
-stands. If no claim is known to be earlier, because one list contained both, none stands.
+In mode `project-control-plane` the UID is a label, which every user who can write the object can choose. The earlier
+claim stands. If no claim is known to be earlier, because one list contained both, none stands.
 """
 
 from collections.abc import Iterable

@@ -1,19 +1,22 @@
-"""Rate limit for audit lines about denials: any client can cause them, as often as it likes."""
+"""Rate limit for audit lines about calls: any client can cause them, as often as it likes."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_kube.rate_limit import KeyedBuckets, Rate
 
 RATE = Rate(per_second=1.0, burst=20.0)
-"""Lines for each caller and reason, so that one kind of denial can't hide another."""
+"""Lines for each caller and reason or event, so that one kind of call can't hide another."""
 MAX_KEYS = 10_000
 
 
-class DenialAudit(Protocol):
-    """Where denials are recorded."""
+class CallAudit(Protocol):
+    """Where calls are recorded."""
+
+    def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        """Record a call that succeeded."""
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None: ...
 
@@ -22,27 +25,45 @@ class DenialAudit(Protocol):
 
 
 class PacedAudit:
-    """Records denials up to a rate. Those beyond it are counted, and the next line or `flush` gives their number."""
+    """Records calls up to a rate. Those beyond it are counted, and the next line or `flush` gives their number."""
 
-    def __init__(self, audit: DenialAudit, clock: Callable[[], float]) -> None:
+    def __init__(self, audit: CallAudit, clock: Callable[[], float]) -> None:
         self._audit = audit
         self._clock = clock
         self._buckets: KeyedBuckets[tuple[str, str]] = KeyedBuckets(MAX_KEYS)
-        self._suppressed: dict[tuple[str, str], tuple[Caller, str, int]] = {}
+        self._suppressed: dict[tuple[str, str], _Suppressed] = {}
+
+    def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        """Record a call that succeeded."""
+        self._record(self._audit.noted, caller, rule, event, about)
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
-        key, now = (caller_key(caller), reason), self._clock()
-        if self._buckets.bucket(key, RATE, now).take(now):
-            _, _, count = self._suppressed.get(key, (caller, rule, 0))
-            self._suppressed[key] = (caller, rule, count + 1)
+        if not self._record(self._audit.refused, caller, rule, reason, about):
             self._audit.suppressed(reason)
-            return
-        if key in self._suppressed:
-            about["suppressed"] = self._suppressed.pop(key)[2]
-        self._audit.refused(caller, rule, reason, **about)
 
     def flush(self) -> None:
-        """Record the number of denials that were suppressed since the last line about their kind."""
+        """Record the number of calls that were suppressed since the last line of their kind."""
         waiting, self._suppressed = self._suppressed, {}
-        for (_, reason), (caller, rule, count) in waiting.items():
-            self._audit.refused(caller, rule, reason, suppressed=count)
+        for (_, name), each in waiting.items():
+            each.record(each.caller, each.rule, name, suppressed=each.times)
+
+    def _record(
+        self, record: Callable[..., None], caller: Caller, rule: str, name: str, about: dict[str, object]
+    ) -> bool:
+        """Record a call, or count it and return False."""
+        key, now = (caller_key(caller), name), self._clock()
+        if self._buckets.bucket(key, RATE, now).take(now):
+            earlier = self._suppressed.get(key)
+            self._suppressed[key] = _Suppressed(record, caller, rule, 1 if earlier is None else earlier.times + 1)
+            return False
+        if key in self._suppressed:
+            about["suppressed"] = self._suppressed.pop(key).times
+        record(caller, rule, name, **about)
+        return True
+
+
+class _Suppressed(NamedTuple):
+    record: Callable[..., None]
+    caller: Caller
+    rule: str
+    times: int

@@ -1,4 +1,4 @@
-"""The audit log: issued credentials, denied requests and changed authorization rules, without secrets.
+"""The audit log: issued credentials, releases, denied requests and changed authorization rules, without secrets.
 
 Events go to the log with `logger: audit`, and, whatever the log level, to a file of their own if one is configured.
 """
@@ -77,6 +77,10 @@ class Audit:
 
     def handed_out(self, to: Recipient, what: str, **about: object) -> None:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
+
+    def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        """Record a call that had an effect."""
+        self._note(event, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._metrics.refused(reason.lower())

@@ -17,7 +17,7 @@ from milo_discoveryd.server.calls.grpc_errors import (
     PermissionDeniedError,
 )
 from milo_discoveryd.server.calls.verification import AlwaysFresh, Freshness
-from milo_discoveryd.server.paced_audit import DenialAudit, PacedAudit
+from milo_discoveryd.server.paced_audit import CallAudit, PacedAudit
 
 RETRY_STREAM_S = 5.0
 """Streams end at any time, so there is no better estimate."""
@@ -26,7 +26,7 @@ RETRY_STREAM_S = 5.0
 class AccessControl:
     """The rules and quotas that all calls go through."""
 
-    def __init__(self, rights: Rights, limits: QuotaLimits, audit: DenialAudit, clock: Callable[[], float]) -> None:
+    def __init__(self, rights: Rights, limits: QuotaLimits, audit: CallAudit, clock: Callable[[], float]) -> None:
         self.rights = rights
         """The current rules; calls that are under way notice when they are replaced."""
         self.quotas = Quotas(limits)
@@ -153,6 +153,10 @@ class CallContext:
     async def penalize_miss(self) -> None:
         """Delay the answer of a denied or failed request, by how often this caller has had such."""
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
+
+    def noted(self, event: str, **about: object) -> None:
+        """Record in the audit that the call had an effect."""
+        self._access.audit.noted(self.caller, self.rule, event, **about)
 
     def refused(self, reason: str, **about: object) -> None:
         """Record a denial in the audit."""

@@ -221,12 +221,19 @@ class Service:
             record, pending = self._visible(asked.cluster, call), self._fleet.releases_of(asked.cluster)
             if releases.must_note(asked, record, key, pending, self._info.epoch):
                 self._fleet.release(key, asked.cluster)
+                call.noted(
+                    "cluster released",
+                    cluster=asked.cluster,
+                    incarnation=asked.incarnation,
+                    subscriber=asked.subscriber,
+                )
         return pb.ReleaseClusterResponse()
 
     async def end_subscription(self, request: pb.EndSubscriptionRequest, caller: Caller) -> pb.EndSubscriptionResponse:
         async with self.access.authorize(caller, "EndSubscription") as call:
             key = SubscriberKey(call.identity, requests.subscriber(request.subscriber))
-            self._fleet.end_subscription(key)
+            if self._fleet.end_subscription(key):
+                call.noted("subscription ended", subscriber=key.name)
         return pb.EndSubscriptionResponse()
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:

@@ -30,7 +30,7 @@ class DaemonEndedError(Exception):
 
 
 class DaemonProcess:
-    """One daemon, over as many processes as it is started anew."""
+    """One daemon, over all its restarts."""
 
     def __init__(
         self,

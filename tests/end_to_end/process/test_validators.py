@@ -31,7 +31,7 @@ NOT_READY = told("DISENGAGED", "beta", 2, 2, reason="NOT_READY")
 DELETED = told("DISENGAGED", "gamma", 3, 3, reason="DELETED")
 BETA_AGAIN = told("ENGAGED", "beta", 7, 12)
 REPLACED = told("DISENGAGED", "alpha", 1, 11, reason="REPLACED")
-ALPHA_ANEW = told("ENGAGED", "alpha", 8, 13, uid="uid-other")
+ALPHA_RECREATED = told("ENGAGED", "alpha", 8, 13, uid="uid-other")
 
 
 def upstream() -> Upstream:
@@ -67,7 +67,7 @@ def history(who: str = "it") -> History:
                 at(6),
                 [
                     Batch((BETA_AGAIN,), at(7), at(6)),
-                    Batch((REPLACED, ALPHA_ANEW), at(8), at(7)),
+                    Batch((REPLACED, ALPHA_RECREATED), at(8), at(7)),
                     Batch((), at(8), at(8)),
                 ],
             ),
@@ -135,7 +135,7 @@ def test_valid_history_passes() -> None:
 
 def test_snapshot_of_another_daemon_passes() -> None:
     restarted = history()
-    now = (replace(each, incarnation=f"another {each.name}") for each in (DELTA, BETA_AGAIN, ALPHA_ANEW))
+    now = (replace(each, incarnation=f"another {each.name}") for each in (DELTA, BETA_AGAIN, ALPHA_RECREATED))
     snapshot(*now, revision=at(2, epoch="b" * 16))(restarted)
     assert breaches([restarted], upstream()) == []
 
@@ -152,23 +152,27 @@ def test_snapshot_of_another_daemon_passes() -> None:
         pytest.param("reliable", drop(0, 4), id="the last batch before a cut is lost"),
         pytest.param("reliable", events(0, 4, DELETED), id="an end is lost"),
         pytest.param("reliable", events(1, 0), id="an engagement is lost"),
-        pytest.param("reliable", events(1, 1, ALPHA_ANEW), id="a replacement shows its second half only"),
-        pytest.param("reliable", events(1, 1, ALPHA_ANEW, REPLACED), id="a replacement is the wrong way round"),
+        pytest.param("reliable", events(1, 1, ALPHA_RECREATED), id="a replacement shows its second half only"),
+        pytest.param("reliable", events(1, 1, ALPHA_RECREATED, REPLACED), id="a replacement is the wrong way round"),
         pytest.param("reliable", events(1, 2, RELABELLED), id="an update comes after the end"),
-        pytest.param("reliable", events(1, 1, REPLACED, replace(ALPHA_ANEW, labels=DEV)), id="labels are wrong"),
-        pytest.param("reliable", events(1, 1, REPLACED, replace(ALPHA_ANEW, uid="uid-alpha")), id="a uid is ignored"),
+        pytest.param("reliable", events(1, 1, REPLACED, replace(ALPHA_RECREATED, labels=DEV)), id="labels are wrong"),
+        pytest.param(
+            "reliable", events(1, 1, REPLACED, replace(ALPHA_RECREATED, uid="uid-alpha")), id="a uid is ignored"
+        ),
         pytest.param("atomic", insert(1, 1, Batch((), at(8), at(7))), id="a heartbeat overtakes events"),
         pytest.param(
             "atomic",
             lambda history: (
                 events(1, 1, REPLACED)(history),
-                insert(1, 2, Batch((ALPHA_ANEW,), at(8), at(8)))(history),
+                insert(1, 2, Batch((ALPHA_RECREATED,), at(8), at(8)))(history),
             ),
             id="one revision is split over two batches",
         ),
         pytest.param("resumable", resumed_from(at(6, epoch="b" * 16)), id="another daemon's revision is resumed from"),
         pytest.param("resumable", resumed_from(at(3, 1)), id="half a snapshot is resumed from"),
-        pytest.param("resumable", snapshot(DELTA, BETA_AGAIN, ALPHA_ANEW, revision=at(8)), id="a resume is refused"),
+        pytest.param(
+            "resumable", snapshot(DELTA, BETA_AGAIN, ALPHA_RECREATED, revision=at(8)), id="a resume is refused"
+        ),
         pytest.param("agreeing", events(0, 4, NOT_READY), id="two readers at one revision know different clusters"),
         pytest.param("agreeing", events(0, 2), id="a heartbeat hides what is not told yet"),
         pytest.param("snapshots", batch(0, 0, reset=False), id="a stream from the start begins without a snapshot"),
@@ -185,7 +189,7 @@ def test_snapshot_of_another_daemon_passes() -> None:
         ),
         pytest.param(
             "no_phantoms",
-            snapshot(BETA_AGAIN, ALPHA_ANEW, revision=at(2, epoch="b" * 16)),
+            snapshot(BETA_AGAIN, ALPHA_RECREATED, revision=at(2, epoch="b" * 16)),
             id="a cluster that is well is left out of a snapshot",
         ),
     ],

@@ -152,7 +152,7 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
 
 
 def snapshots(history: History) -> Iterator[str]:
-    """A snapshot is of one revision, with each cluster once in it; and whoever starts anew is given one."""
+    """A snapshot is of one revision, with each cluster once in it; and a subscriber without a revision gets one."""
     for stream in history.streams:
         inside: Batch | None = None
         names: set[str] = set()

@@ -3,7 +3,7 @@
 `./dev real peer` builds the Go program that embeds Milo's own provider, and prints where it is.
 `./dev demo --real` comes here too, as `demo`.
 `./dev real parity` runs scenarios with that program beside the daemon, and writes docs/parity.md.
-`./dev real record` writes anew what the real servers answer (tests/integration/sandbox_conformance).
+`./dev real record` renews the recordings of what the real servers answer (tests/integration/sandbox_conformance).
 
 Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
 """

@@ -1,7 +1,7 @@
 """Builds the servers from published Go modules, once, into the user's cache folder.
 
 Nothing of theirs is in this tree: a go.mod names what is built and in which version, and the go command brings it.
-Each program's folder in the cache is keyed by its version and by its definition, so a change of either builds anew.
+Each program's folder in the cache is keyed by its version and by its definition, so a change of either builds it again.
 """
 
 import contextlib

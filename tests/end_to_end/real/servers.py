@@ -242,9 +242,9 @@ class RealApi(ABC):
             "kind": "AuthenticationConfiguration",
             "jwt": issuers,
         }
-        anew = self._authentication.with_suffix(".new")
-        anew.write_text(json.dumps(configuration))
-        anew.replace(self._authentication)
+        replacement = self._authentication.with_suffix(".new")
+        replacement.write_text(json.dumps(configuration))
+        replacement.replace(self._authentication)
 
     @property
     def _before_it(self) -> Proxy:

@@ -16,7 +16,7 @@ class Access:
     server: str
     tls: ssl.SSLContext
     token: Callable[[], str | None]
-    """Read anew for each request: a token file is kept fresh by whoever wrote it."""
+    """Read for each request, since the token file is renewed by another process."""
 
 
 def read(path: Path) -> Access:

@@ -58,7 +58,7 @@ async def serve(folder: Path, port: int) -> None:
         port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
     )
     remember(sandbox.store, folder / DATA)
-    # It has another CA each time: whoever trusts the file has to read it anew.
+    # It has another CA each time: clients have to read the file again.
     write_secret(folder / AUTHORITY, sandbox.ca_pem.decode())
     loop = asyncio.get_running_loop()
     async with sandbox:

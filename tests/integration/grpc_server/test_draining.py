@@ -188,11 +188,11 @@ async def test_subscriber_that_reconnects_is_told_again(draining_world: World) -
             assert (told([batch]), batch.reset) == (["UPDATED alpha"], False)
             assert batch.events[0].cluster.HasField("draining")
         await gone(world)
-    async with confirming(world) as anew:
-        (batch,) = await anew.until_synced()
+    async with confirming(world) as returned:
+        (batch,) = await returned.until_synced()
         assert sorted(told([batch])) == ["ENGAGED alpha", "ENGAGED beta"]
         await release(world)
-        assert await anew.events() == ["DISENGAGED alpha NOT_READY"]
+        assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
 
 async def test_subscriber_that_released_is_not_told_again(draining_world: World) -> None:
@@ -283,6 +283,31 @@ async def test_release_without_cluster_or_incarnation_is_refused(draining_world:
             pb.ReleaseClusterRequest(cluster="alpha", subscriber="s"),
         ):
             assert (await refusal(stub.ReleaseCluster(request)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effect(tmp_path: Path) -> None:
+    async with a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as place:
+        world = place.world
+        world.listed(ready("alpha"))
+        of = incarnation(world)
+        asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="operator")
+        leaving = pb.EndSubscriptionRequest(subscriber="operator")
+        async with place.caller("shop") as caller:
+            await caller.stub.EndSubscription(leaving)
+            async with caller.watching(confirm_releases=True, subscriber="operator") as mine:
+                await mine.until_synced()
+                world.seen(not_ready("alpha"))
+                assert await mine.events() == ["UPDATED alpha"]
+                for _ in range(2):
+                    await caller.stub.ReleaseCluster(asked)
+                await caller.stub.EndSubscription(leaving)
+    assert [(line["event"], line["rule"], line["caller"]["listener"]) for line in world.audited] == [
+        ("cluster released", "shop", "shop"),
+        ("subscription ended", "shop", "shop"),
+    ]
+    released, ended = world.audited
+    assert (released["cluster"], released["incarnation"], released["subscriber"]) == ("alpha", of, "operator")
+    assert ended["subscriber"] == "operator"
 
 
 # --- rights ---

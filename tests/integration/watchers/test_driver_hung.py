@@ -102,7 +102,7 @@ async def test_any_answer_proves_liveness(status: int) -> None:
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:
-    # As after SIGTERM: whoever comes anew is refused, and who is there is served for a minute more.
+    # As after SIGTERM: new connections are refused, and open ones are served for another minute.
     played = Played()
     watch = Said(bookmark(5, ends_list=True))
     played.watches = [watch]

@@ -189,6 +189,9 @@ class Ledger:
     def confirmations_accepted(self) -> None:
         self._note("daemon: confirmations are answered again")
 
+    def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        self._note("daemon:", event)
+
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
 

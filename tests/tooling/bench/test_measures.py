@@ -68,6 +68,17 @@ KEYS = {
         for name in ("guessing", "revisions", "wrong_ca", "expired", "nobody", "junk", "refused", "all")
         for figure in ("p99_ms", "elsewhere_p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
     },
+    "floods": {
+        f"floods.{kind}.{figure}"
+        for kind in ("health_watches", "calls")
+        for figure in (
+            *("memory_before_mib", "memory_growth_mib", "denied_per_s", "turned_away_per_s"),
+            *("audit_mib_per_day", "other_caller_p99_ms", "daemon_cpu_percent"),
+        )
+    }
+    | {f"floods.filters.{figure}" for figure in ("open_streams", "memory_before_mib", "memory_growth_mib")}
+    | {"floods.idle_connections.served_after_s"}
+    | {"floods.silent_connections.per_s", "floods.silent_connections.others_percent"},
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
     "status_page": {

@@ -967,9 +967,23 @@ MUTANTS = (
     Mutant(
         "one kind of denial hides another in the audit",
         "server/paced_audit.py",
-        "key, now = (caller_key(caller), reason), self._clock()",
+        "key, now = (caller_key(caller), name), self._clock()",
         'key, now = (caller_key(caller), ""), self._clock()',
         ("tests/unit/server/test_paced_audit.py",),
+    ),
+    Mutant(
+        "an ended subscription is not in the audit",
+        "server/calls/service.py",
+        "            if self._fleet.end_subscription(key):\n",
+        "            if self._fleet.end_subscription(key) and False:\n",
+        ("tests/integration/grpc_server/test_draining.py",),
+    ),
+    Mutant(
+        "a release is not in the audit",
+        "server/calls/service.py",
+        '"cluster released",',
+        '"refused",',
+        ("tests/integration/grpc_server/test_draining.py",),
     ),
     Mutant(
         "calls in flight are not limited",

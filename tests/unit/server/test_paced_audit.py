@@ -1,4 +1,4 @@
-"""The rate limit for audit lines about denials."""
+"""The rate limit for audit lines about calls."""
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.paced_audit import RATE, PacedAudit
@@ -11,6 +11,9 @@ class Audit:
     def __init__(self) -> None:
         self.lines: list[tuple[str, object]] = []
         self.counted: list[str] = []
+
+    def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        self.lines.append((event, about.get("suppressed")))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self.lines.append((reason, about.get("suppressed")))
@@ -61,3 +64,12 @@ def test_paced_audit_budget_is_not_per_port() -> None:
     for port in range(100):
         there.deny(JUNK, port=port)
     assert len(there.audit.lines) == BURST
+
+
+def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event() -> None:
+    there = Pacing()
+    for _ in range(BURST + 3):
+        there.paced.noted(Caller(listener="net"), "", "subscription ended")
+    there.paced.flush()
+    assert there.audit.lines[BURST:] == [("subscription ended", 3)]
+    assert not there.audit.counted, "they are no denials"

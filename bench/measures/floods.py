@@ -1,0 +1,174 @@
+"""The effect of floods: memory of the daemon, answers a second, audit lines, and what other callers get meanwhile.
+
+Each kind has a daemon of its own. A flood comes from a caller that no rule matches, from one that is allowed, or from
+connections that nobody authenticates; it is repeated for as long as the figures are taken.
+"""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from statistics import quantiles
+
+import grpc
+import msgspec
+
+from bench.daemon import Daemon
+from bench.floods import OPEN, flood
+from bench.measures.hostile_clients import certificates
+from bench.process import free_port
+from bench.setting import Samples, Setting
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+
+_DAY_S = 86_400
+_PROJECTS = 100
+_GIVES_UP_AFTER_S = 5.0
+_SERVED_WITHIN_S = 120.0
+_EVERY_S = 0.05
+
+
+async def measure(setting: Setting) -> Samples:
+    scale = setting.scale
+    return {
+        f"floods.{key}": [value]
+        for each in (
+            await _refused(setting, "health_watches", scale.flood_watches),
+            await _refused(setting, "calls", scale.flood_calls),
+            await _filters(setting, scale.flood_filters),
+            await _idle_connections(setting, scale.flood_connections),
+            await _silent_connections(setting, scale.flood_connections, scale.flood_handshakes),
+        )
+        for key, value in each.items()
+    }
+
+
+async def _refused(setting: Setting, kind: str, wanted: int) -> dict[str, float]:
+    """Calls by a caller that no rule matches, beside one that a rule matches."""
+    async with _place(setting, kind) as (daemon, folder):
+        late_ms: list[float] = []
+        before = daemon.rss_mib
+        async with flood(kind, f"unix:{folder}/nobody.sock", folder, wanted) as running:
+            answers, began, spent = await running.figures(), time.perf_counter(), daemon.cpu_s
+            audit = folder / "audit.jsonl"
+            written = audit.stat().st_size
+            while (took_s := time.perf_counter() - began) < setting.scale.flood_s:
+                late_ms.append(1000 * await _answered(daemon.address))
+                await asyncio.sleep(_EVERY_S)
+            busy = 100 * (daemon.cpu_s - spent) / took_s
+            written, answers = audit.stat().st_size - written, await running.figures() - answers
+        return {
+            f"{kind}.memory_before_mib": before,
+            f"{kind}.memory_growth_mib": daemon.peak_mib - before,
+            f"{kind}.denied_per_s": answers[grpc.StatusCode.PERMISSION_DENIED.name] / took_s,
+            f"{kind}.turned_away_per_s": answers[grpc.StatusCode.RESOURCE_EXHAUSTED.name] / took_s,
+            f"{kind}.audit_mib_per_day": written / took_s * _DAY_S / 2**20,
+            f"{kind}.other_caller_p99_ms": quantiles(late_ms, n=100)[98] if len(late_ms) > 1 else late_ms[0],
+            f"{kind}.daemon_cpu_percent": busy,
+        }
+
+
+async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
+    """Streams with large filters, of a caller that may have streams."""
+    async with _place(setting, "filters") as (daemon, folder):
+        before = daemon.rss_mib
+        async with flood("filters", daemon.address, folder, wanted) as running:
+            figures = await running.figures()
+        return {
+            "filters.open_streams": figures[OPEN],
+            "filters.memory_before_mib": before,
+            "filters.memory_growth_mib": daemon.peak_mib - before,
+        }
+
+
+async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
+    """Idle connections at a Unix listener with default settings."""
+    async with (
+        _place(setting, "idle_connections") as (daemon, folder),
+        flood("idle_connections", daemon.address, folder, wanted),
+    ):
+        began = time.perf_counter()
+        async with asyncio.timeout(_SERVED_WITHIN_S):
+            while True:
+                with suppress(grpc.aio.AioRpcError):
+                    await _answered(daemon.address)
+                    break
+                await asyncio.sleep(_EVERY_S)
+        return {"idle_connections.served_after_s": time.perf_counter() - began}
+
+
+async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
+    """Silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
+    async with _place(setting, "silent_connections") as (_, folder):
+        port = int((folder / "port").read_text())
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(folder / "friend.crt", folder / "friend.key")
+        source = f"[::1]:{port}" if socket.has_dualstack_ipv6() else f"127.0.0.2:{port}"
+        async with flood("silent_connections", source, folder, wanted) as running:
+            before, began = await running.figures(), time.perf_counter()
+            succeeded = 0
+            for _ in range(handshakes):
+                succeeded += await _connects(port, context)
+                await asyncio.sleep(_EVERY_S)
+            attempts = (await running.figures() - before).total()
+            return {
+                "silent_connections.per_s": attempts / (time.perf_counter() - began),
+                "silent_connections.others_percent": 100 * succeeded / handshakes,
+            }
+
+
+@asynccontextmanager
+async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Path]]:
+    """A daemon with rules: callers at one of its Unix sockets match none."""
+    folder = setting.directory / kind
+    folder.mkdir()
+    certificates(folder)
+    port = free_port()
+    (folder / "port").write_text(str(port))
+    tls = {name: str(folder / file) for name, file in _TLS_FILES.items()}
+    config = {
+        "listen": [
+            {"name": "network", "address": f":{port}", "tls": tls},
+            {"name": "nobody", "address": f"unix://{folder}/nobody.sock"},
+            # The start waits for the last socket; the others exist then.
+            {"name": "local", "address": f"unix://{setting.directory}/daemon.sock"},
+        ],
+        "rights": [
+            {"name": "friends", "who": {"san": "dns:friend.example.com"}, "clusters": "all"},
+            {"name": "local", "who": {"listener": "local"}, "clusters": "all"},
+        ],
+        "audit": {"file": str(folder / "audit.jsonl")},
+    }
+    (folder / "config.yaml").write_bytes(msgspec.json.encode(config))  # JSON is YAML
+    async with setting.daemon(_PROJECTS, config=folder / "config.yaml", listens=False) as (_, daemon):
+        await _answered(daemon.address)
+        yield daemon, folder
+
+
+_TLS_FILES = {"certificate": "server.crt", "key": "server.key", "client_ca": "ca.pem"}
+
+
+async def _answered(address: str) -> float:
+    """Return how long a call on a new connection took."""
+    began = time.perf_counter()
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stub = DiscoveryServiceStub(channel)
+        await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_GIVES_UP_AFTER_S)
+    return time.perf_counter() - began
+
+
+async def _connects(port: int, context: ssl.SSLContext) -> bool:
+    """Return whether a TLS connection was accepted: the server sends its HTTP/2 settings."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_GIVES_UP_AFTER_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            try:
+                return bool(await reader.read(1))
+            finally:
+                writer.close()
+    return False
