@@ -13,9 +13,10 @@ import msgspec
 from bench import in_process
 from bench.setting import Samples, Setting
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import ClusterRecord, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.telemetry.logging import configure
 
 _GRAIN = 16

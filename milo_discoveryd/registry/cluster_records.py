@@ -1,10 +1,88 @@
-"""The records of clusters, as readers see them."""
+"""What is known of each cluster, engaged or not."""
 
+import enum
 from collections.abc import Iterator
 from typing import Protocol
 
-from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.model.observation import ObjectFields
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log_entry import LogEntry
+
+TRANSITIONS_KEPT = 8
+
+
+class ObjectState(enum.Enum):
+    """Why a cluster is engaged or not, as far as its object goes."""
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    OUTSIDE = "outside_selector"
+    WITHDRAWN = "withdrawn"
+    """The source ended it by its own rules."""
+    MALFORMED = "malformed"
+    UNASSIGNED = "unassigned"
+    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
+    UNREACHABLE = "disengaged_unreachable"
+    """The object is ready; the cluster was disengaged because it could not be reached for long."""
+    DELETED = "deleted"
+
+
+class Transition(msgspec.Struct, frozen=True):
+    type: EventType
+    at: float
+    incarnation: int
+    reason: DisengageReason | None = None
+    message: str = ""
+
+
+class ClusterRecord(LogEntry, kw_only=True, gc=False):
+    """Everything that is known of a name."""
+
+    uid: str
+    version: str
+    state: ObjectState
+    since: float
+    """When the state was entered."""
+    message: str = ""
+    present: ObjectFields | Target | None = None
+    """What scopes go by, where the object was last seen in a state in which it is not to be engaged."""
+    former: Cluster | None = None
+    """The cluster as it was last engaged, if it no longer is."""
+    grace_until: float | None = None
+    """The object is not ready; the cluster stays engaged until then in case it becomes ready again."""
+    past: tuple[Transition, ...] = ()
+    """Earlier transitions, oldest first. That to the present engagement is derived from the cluster."""
+
+    @property
+    def engaged(self) -> bool:
+        return self.cluster is not None
+
+    @property
+    def latest(self) -> Cluster | None:
+        """The cluster as engaged, or as last engaged."""
+        return self.cluster or self.former
+
+    @property
+    def target(self) -> Target | None:
+        """The cluster of the object, where that is ready."""
+        if isinstance(self.present, Target):
+            return self.present
+        return None if self.latest is None else self.latest.target
+
+    @property
+    def transitions(self) -> tuple[Transition, ...]:
+        if self.cluster is None:
+            return self.past
+        return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
+
+    def end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
+        """Add the transition while `cluster` is still set, and return the event."""
+        ended = Transition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
+        self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
+        return Event(EventType.DISENGAGED, cluster, reason, message)
 
 
 class ClusterRecords(Protocol):

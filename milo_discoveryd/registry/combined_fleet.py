@@ -6,13 +6,13 @@ from itertools import chain
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, Cluster, DisengageReason
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.fleet import Fleet, PendingReports, SourceFleet, worst
 from milo_discoveryd.registry.intake_sink import IntakeSink
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_kube.reflect.source_status import SourceStatus
 
 

@@ -6,6 +6,7 @@ from itertools import islice
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
@@ -15,7 +16,7 @@ from milo_discoveryd.registry.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,

@@ -8,6 +8,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.pending_deletions import (
@@ -19,7 +20,7 @@ from milo_discoveryd.registry.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Relisting, SourceEvent
 from milo_kube.reflect.source_status import SourceState, SourceStatus

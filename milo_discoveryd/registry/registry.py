@@ -9,7 +9,6 @@ cluster drains first, if a subscriber confirms releases. All other ends are imme
 object was deleted or replaced, the API server is unreachable, another object claims the UID.
 """
 
-import enum
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -26,31 +25,14 @@ from milo_discoveryd.model.cluster import (
 )
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready, Withdrawn
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
 from milo_discoveryd.registry.uid_claims import UidClaims
 from milo_kube.reflect.versions import is_older
-
-
-class ObjectState(enum.Enum):
-    """Why a cluster is engaged or not, as far as its object goes."""
-
-    READY = "ready"
-    NOT_READY = "not_ready"
-    OUTSIDE = "outside_selector"
-    WITHDRAWN = "withdrawn"
-    """The source ended it by its own rules."""
-    MALFORMED = "malformed"
-    UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
-    UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it could not be reached for long."""
-    DELETED = "deleted"
-
 
 # Tuples: faster than a set, because members of an Enum are slow to hash.
 _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
@@ -60,56 +42,6 @@ _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
 _OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
 
-class Transition(msgspec.Struct, frozen=True):
-    type: EventType
-    at: float
-    incarnation: int
-    reason: DisengageReason | None = None
-    message: str = ""
-
-
-class ClusterRecord(LogEntry, kw_only=True, gc=False):
-    """Everything that is known of a name."""
-
-    uid: str
-    version: str
-    state: ObjectState
-    since: float
-    """When the state was entered."""
-    message: str = ""
-    present: ObjectFields | Target | None = None
-    """What scopes go by, where the object was last seen in a state in which it is not to be engaged."""
-    former: Cluster | None = None
-    """The cluster as it was last engaged, if it no longer is."""
-    grace_until: float | None = None
-    """The object is not ready; the cluster stays engaged until then in case it becomes ready again."""
-    past: tuple[Transition, ...] = ()
-    """Earlier transitions, oldest first. That to the present engagement is derived from the cluster."""
-
-    @property
-    def engaged(self) -> bool:
-        return self.cluster is not None
-
-    @property
-    def latest(self) -> Cluster | None:
-        """The cluster as engaged, or as last engaged."""
-        return self.cluster or self.former
-
-    @property
-    def target(self) -> Target | None:
-        """The cluster of the object, where that is ready."""
-        if isinstance(self.present, Target):
-            return self.present
-        return None if self.latest is None else self.latest.target
-
-    @property
-    def transitions(self) -> tuple[Transition, ...]:
-        if self.cluster is None:
-            return self.past
-        return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
-
-
-TRANSITIONS_KEPT = 8
 ABSENT_RECORDS_KEPT = 10_000
 
 
@@ -457,7 +389,7 @@ class Registry:
             return (self._engage(record, make, readiness),)
         if replaced:
             self.releases.end(seen.name)
-            ended = _ended(record, before, DisengageReason.REPLACED, replaced, now)
+            ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
             self._unreachable -= _is_unreachable(before)
             cluster = self.log.replace(record, replaced, make, now.steady)
             return (ended, Event(EventType.ENGAGED, cluster, readiness=readiness))
@@ -563,7 +495,7 @@ class Registry:
         if cluster.draining is not None:
             self.releases.end(name)
             self._note_absent(name, record.state)
-        ended = _ended(record, cluster, reason, message, now)
+        ended = record.end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.disengage(record, reason, message, now.steady)
         self._engaged -= 1
@@ -630,13 +562,6 @@ def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Clu
         return cluster
     target = msgspec.structs.replace(target, labels=present.labels, organization=present.organization)
     return msgspec.structs.replace(cluster, target=target)
-
-
-def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> Event:
-    """Add the transition to the record, while it still says when the cluster was engaged, and return the event."""
-    ended = Transition(EventType.DISENGAGED, now.wall, cluster.incarnation, reason, message)
-    record.past = (*record.transitions, ended)[-TRANSITIONS_KEPT:]
-    return Event(EventType.DISENGAGED, cluster, reason, message)
 
 
 _STATES = {

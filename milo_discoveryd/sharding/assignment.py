@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import ObjectState
 from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
 
 STARTING = "the members of the shard group are not known yet"

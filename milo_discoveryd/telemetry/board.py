@@ -14,10 +14,10 @@ from milo_discoveryd.kubeconfigs.issuer import HeldCredential
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.telemetry.status import (

@@ -21,9 +21,9 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet, SourceFleet
-from milo_discoveryd.registry.registry import ObjectState
 from milo_discoveryd.telemetry.shard_metrics import Shard, ShardCollector, Unsharded
 from milo_kube.reflect.source_status import SourceState
 

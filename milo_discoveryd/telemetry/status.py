@@ -8,7 +8,7 @@ import msgspec
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, Pairs
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 
 PAGE_SIZE = 50
 ENGAGED, UNREACHABLE = "engaged", "unreachable"

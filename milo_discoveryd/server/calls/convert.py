@@ -9,8 +9,8 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.source_status import SourceStatus

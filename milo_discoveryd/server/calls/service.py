@@ -21,11 +21,10 @@ from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issue
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecords
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords
 from milo_discoveryd.registry.filter import without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import SubscriberKey
-from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility

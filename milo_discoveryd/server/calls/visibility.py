@@ -7,8 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.cluster_records import ClusterRecords
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords, ObjectState, Transition
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.source_status import SourceStatus
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.registry import ClusterRecord, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
 

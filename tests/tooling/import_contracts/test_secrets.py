@@ -16,8 +16,8 @@ from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.state_file.encoding import StoredFleet
 from milo_discoveryd.telemetry.status import DaemonStatus
 from tools.metrics_reference import families

@@ -6,6 +6,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import PORTION, Intake
 from milo_discoveryd.registry.pending_deletions import (
@@ -16,7 +17,7 @@ from milo_discoveryd.registry.pending_deletions import (
     NotFound,
     PendingDeletions,
 )
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.messages import (
     DeletionReported,
     EventIgnored,

@@ -3,8 +3,8 @@
 import pytest
 
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.pending_deletions import Found, NotFound
-from milo_discoveryd.registry.registry import ObjectState
 from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_intake_removal_guard import FLEET, Source

@@ -8,6 +8,7 @@ from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ear
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -15,7 +16,6 @@ from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import Inconclusive, NotFound, PendingDeletions
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
 from milo_discoveryd.registry.reduction import Reduce
-from milo_discoveryd.registry.registry import ObjectState
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal

@@ -6,11 +6,12 @@ import pytest
 from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry import registry as module
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
+from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import (
     at,
     cluster,

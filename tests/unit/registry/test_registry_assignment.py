@@ -1,10 +1,11 @@
 """Clusters that other members of a shard group own are known and not engaged."""
 
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry, wall
 
 KEY = SubscriberKey("caller", "operator")

@@ -7,12 +7,13 @@ from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, Conne
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry import registry as registry_module
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import (
     at,
     cluster,

@@ -5,9 +5,10 @@ import pytest
 
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
 
 AWAY = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connect: refused")

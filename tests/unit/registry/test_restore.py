@@ -1,9 +1,9 @@
 """A fleet restored from the state of an earlier run."""
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.pending_deletions import NotFound
-from milo_discoveryd.registry.registry import ObjectState
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source
 

@@ -7,9 +7,10 @@ import pytest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.registry import registry as module
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, outside, readable_log, target
 
 BANK = "uid-of-bank"

@@ -2,11 +2,11 @@
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.registry.registry import ObjectState
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership

@@ -17,8 +17,8 @@ from milo_discoveryd.model.cluster import (
     Target,
 )
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
