@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, CallMetrics
 from milo_discoveryd.server.calls.rpc_context import Authenticator
@@ -146,7 +147,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixSocket):
             # Local users can read the proto file anyway; remote ones learn no more than they need.
-            reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
 
     def _bind(self, server: grpc.aio.Server, address: UnixSocket | TcpEndpoint) -> str:

@@ -1,0 +1,71 @@
+"""The gRPC reflection service.
+
+The servicer of grpcio-reflection copies each file descriptor into a message of `descriptor_pb2`, a module of 4 MiB.
+`FileDescriptor.serialized_pb` is what the copy serializes to.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+NAME = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+
+
+class ReflectionServicer(reflection_pb2_grpc.ServerReflectionServicer):  # type: ignore[misc]  # has no type hints
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = sorted(services)
+        self._pool = descriptor_pool.Default()
+
+    async def ServerReflectionInfo(self, request_iterator: AsyncIterable[Any], context: object) -> AsyncIterator[Any]:  # noqa: N802
+        async for request in request_iterator:
+            yield self._response(request)
+
+    def _response(self, request: Any) -> Any:
+        try:
+            match request.WhichOneof("message_request"):
+                case "list_services":
+                    services = [reflection_pb2.ServiceResponse(name=name) for name in self._services]
+                    found = {"list_services_response": reflection_pb2.ListServiceResponse(service=services)}
+                case "file_by_filename":
+                    found = _files(self._pool.FindFileByName(request.file_by_filename))
+                case "file_containing_symbol":
+                    found = _files(self._pool.FindFileContainingSymbol(request.file_containing_symbol))
+                case "file_containing_extension":
+                    extension = request.file_containing_extension
+                    extended = self._pool.FindMessageTypeByName(extension.containing_type)
+                    known = self._pool.FindExtensionByNumber(extended, extension.extension_number)
+                    found = _files(self._pool.FindFileContainingSymbol(known.full_name))
+                case "all_extension_numbers_of_type":
+                    extended = self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
+                    numbers = sorted(extension.number for extension in self._pool.FindAllExtensions(extended))
+                    response = reflection_pb2.ExtensionNumberResponse(
+                        base_type_name=extended.full_name, extension_number=numbers
+                    )
+                    found = {"all_extension_numbers_response": response}
+                case _:
+                    found = _error(grpc.StatusCode.INVALID_ARGUMENT)
+        except KeyError:
+            found = _error(grpc.StatusCode.NOT_FOUND)
+        return reflection_pb2.ServerReflectionResponse(original_request=request, **found)
+
+
+def _files(file: FileDescriptor) -> dict[str, Any]:
+    files = [descriptor.serialized_pb for descriptor in _with_dependencies(file, {}).values()]
+    return {"file_descriptor_response": reflection_pb2.FileDescriptorResponse(file_descriptor_proto=files)}
+
+
+def _with_dependencies(file: FileDescriptor, found: dict[str, FileDescriptor]) -> dict[str, FileDescriptor]:
+    if file.name not in found:
+        found[file.name] = file
+        for dependency in file.dependencies:
+            _with_dependencies(dependency, found)
+    return found
+
+
+def _error(code: grpc.StatusCode) -> dict[str, Any]:
+    number, text = code.value
+    return {"error_response": reflection_pb2.ErrorResponse(error_code=number, error_message=text)}
