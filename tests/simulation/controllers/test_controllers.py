@@ -21,7 +21,7 @@ from milo_discovery.controllers.controller import Target, Watched
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
 from milo_kube.list_watch import Answer
-from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.simulation.seeded.watch_faults import WatchFaultInjector
@@ -232,8 +232,8 @@ class Simulation:
         found = []
         for cluster, server in servers.items():
             for name in NAMES:
-                thing = server.world.server.things.get(name)
-                newest = str(thing.version) if thing is not None and thing.inside else None
+                obj = server.world.server.objects.get(name)
+                newest = str(obj.version) if obj is not None and obj.inside else None
                 of_object = [each for each in self.history if (each.cluster, each.name) == (cluster, name)]
                 here = [each for each in of_object if each.engagement == engaged[cluster]]
                 last = here[-1] if here else None
@@ -276,7 +276,7 @@ def test_validator_reports_overlaps() -> None:
 async def test_validator_reports_lost_reconciles() -> None:
     simulation = Simulation(0)
     server = Server()
-    server.put("a", Thing("uid", 0, ready=True, inside=True, readable=True, content=0))
+    server.put("a", ApiObject("uid", 0, ready=True, inside=True, readable=True, content=0))
     servers = {"one": SimulatedCluster(Api(server, Random(0), print, bool), World(server, Random(0)))}
     assert len(simulation.outdated(servers, {"one": 1})) == 1
     cases = (("1", 1, True, 1), ("2", 1, False, 1), ("2", 9, True, 1), ("2", 1, True, 0))

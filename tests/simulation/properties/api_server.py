@@ -1,6 +1,6 @@
-"""A model of an API server, without time or I/O: objects, versions, watches, and all that can go wrong with them.
+"""A model of an API server without time or I/O: objects, versions, watches and their faults.
 
-It keeps what was true and when, so that whoever claims that something ended can be asked for evidence.
+It records every past state, so that a test can check each reported end against it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ _MODE = ProjectMode(Setting(project_endpoint="https://api.example.com"))
 
 
 def observe(obj: KubeObject) -> Observation:
-    """As the daemon does: the mode's judgement, of what the selector covers."""
+    """Observe an object as the daemon does: by its mode, if the selector matches."""
     metadata = obj.metadata
     if (metadata.labels or {}).get("in") == "yes":
         return _MODE.observe(obj)
@@ -30,7 +30,7 @@ def place_of(stored: Target) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Thing:
+class ApiObject:
     uid: str
     version: int
     ready: bool
@@ -57,16 +57,16 @@ class Thing:
 
 
 @dataclass
-class Happening:
+class RecordedChange:
     version: int
     kind: str
     name: str
-    thing: Thing
+    obj: ApiObject
 
 
 @dataclass
 class Watch:
-    """`position` is None for one from a version of the future: it is silent for ever."""
+    """A watch from `position`; None stands for a future version, which never receives an event."""
 
     position: int | None
     initial: list[bytes] = field(default_factory=list)
@@ -76,120 +76,121 @@ class Watch:
 class Server:
     def __init__(self) -> None:
         self.version = 1
-        self.things: dict[str, Thing] = {}
-        self.history: list[Happening] = []
+        self.objects: dict[str, ApiObject] = {}
+        self.history: list[RecordedChange] = []
         self.compacted = 0
-        self.truth: list[dict[str, Thing]] = [{}]
-        """Everything, after each change of anything."""
-        self.backups: list[tuple[int, dict[str, Thing]]] = []
-        self.told = 0
-        """The latest version that a list or a watch told of."""
-        self.looked_at = 0
-        """The latest version of an object that was asked for by name."""
+        self.states: list[dict[str, ApiObject]] = [{}]
+        """All objects, after each change."""
+        self.backups: list[tuple[int, dict[str, ApiObject]]] = []
+        self.sent_version = 0
+        """The latest version that a list or a watch sent."""
+        self.read_version = 0
+        """The latest version of an object that was read by name."""
         self.is_behind = False
-        """It was restored to before what it had told, and nobody has seen a list since. Who had read beyond can tell as
-        long as it has not caught up, and nobody can tell once it has: so in this model nothing is written meanwhile."""
+        """Whether it was restored to before a version that it had sent, and no list was read since. A client can
+        detect this until the server has caught up, and not afterwards, so nothing is written meanwhile in this
+        model."""
 
-    # --- what its users do ---
+    # --- writes and faults ---
 
-    def put(self, name: str, thing: Thing) -> None:
+    def put(self, name: str, obj: ApiObject) -> None:
         self.version += 1
-        before = self.things.get(name)
-        thing = replace(thing, version=self.version)
-        self.things[name] = thing
+        before = self.objects.get(name)
+        obj = replace(obj, version=self.version)
+        self.objects[name] = obj
         was_inside = before is not None and before.inside
-        if thing.inside:
-            self._happened("MODIFIED" if was_inside else "ADDED", name, thing)
+        if obj.inside:
+            self._record("MODIFIED" if was_inside else "ADDED", name, obj)
         elif before is not None and was_inside:
-            # With its old labels, and a new version.
-            self._happened("DELETED", name, replace(before, version=self.version, readable=True))
+            # a watch reports the old labels with the new version
+            self._record("DELETED", name, replace(before, version=self.version, readable=True))
         else:
-            self.truth.append(dict(self.things))
+            self.states.append(dict(self.objects))
 
     def delete(self, name: str) -> None:
         self.version += 1
-        thing = self.things.pop(name)
-        if thing.inside:
-            self._happened("DELETED", name, replace(thing, version=self.version, readable=True))
+        obj = self.objects.pop(name)
+        if obj.inside:
+            self._record("DELETED", name, replace(obj, version=self.version, readable=True))
         else:
-            self.truth.append(dict(self.things))
+            self.states.append(dict(self.objects))
 
     def compact(self) -> None:
         self.compacted = self.version
         self.history.clear()
 
     def back_up(self) -> None:
-        self.backups.append((self.version, dict(self.things)))
+        self.backups.append((self.version, dict(self.objects)))
 
     def restore(self) -> None:
-        """Versions go back."""
-        self.version, things = self.backups[-1]
-        self.things = dict(things)
+        """Restore the last backup: versions go back."""
+        self.version, objects = self.backups[-1]
+        self.objects = dict(objects)
         self.history.clear()
         self.compacted = self.version
-        self.is_behind = self.is_behind or self.version < self.told
-        self.truth.append(dict(self.things))
+        self.is_behind = self.is_behind or self.version < self.sent_version
+        self.states.append(dict(self.objects))
 
-    # --- what it answers ---
+    # --- reads ---
 
     def page(self, limit: int, token: str) -> bytes | None:
-        """None where the token is of a version that was compacted, or of another time."""
+        """Return a page of the list, or None if the token's version was compacted or restored away."""
         version, _, start = token.partition(":") if token else (str(self.version), "", "0")
         if token and int(version) != self.version:
             return None
-        names = sorted(name for name, thing in self.things.items() if thing.inside)
+        names = sorted(name for name, obj in self.objects.items() if obj.inside)
         end = int(start) + limit if limit else len(names)
-        items = [self.things[name].encoded(name) for name in names[int(start) : end]]
+        items = [self.objects[name].encoded(name) for name in names[int(start) : end]]
         metadata = {"resourceVersion": str(self.version)}
         if end < len(names):
             metadata["continue"] = f"{self.version}:{end}"
         return msgspec.json.encode({"metadata": metadata, "items": items})
 
-    def look(self, name: str) -> bytes | None:
-        thing = self.things.get(name)
-        self.looked_at = max(self.looked_at, thing.version if thing else 0)
-        return None if thing is None else msgspec.json.encode(thing.encoded(name))
+    def read_object(self, name: str) -> bytes | None:
+        obj = self.objects.get(name)
+        self.read_version = max(self.read_version, obj.version if obj else 0)
+        return None if obj is None else msgspec.json.encode(obj.encoded(name))
 
     def watch(self, version: str) -> Watch | None:
-        """None for one that is too old. With no version it begins with the list."""
+        """Return a watch, or None if the version is too old; without a version it begins with a list."""
         if not version:
-            inside = [(name, thing) for name, thing in sorted(self.things.items()) if thing.inside]
-            initial = [line("ADDED", thing.encoded(name)) for name, thing in inside]
+            inside = [(name, obj) for name, obj in sorted(self.objects.items()) if obj.inside]
+            initial = [line("ADDED", obj.encoded(name)) for name, obj in inside]
             return Watch(self.version, [*initial, bookmark(self.version, ends_list=True)])
         if int(version) < self.compacted:
             return None
         return Watch(int(version)) if int(version) <= self.version else Watch(None)
 
     def was_listed(self, version: str) -> None:
-        """Its user has seen all of a list."""
+        """Record that the client read a complete list."""
         self.is_behind = False
-        self.told = self.looked_at = int(version)
+        self.sent_version = self.read_version = int(version)
 
     def read(self, watch: Watch) -> list[bytes]:
-        """What there is for it now; a bookmark where there is nothing."""
+        """Return the pending events of a watch, or a bookmark if there are none."""
         if watch.initial:
             lines, watch.initial = watch.initial, []
             return lines
         if watch.position is None or watch.position < self.compacted:
             return []
         after = watch.position
-        lines = [line(each.kind, each.thing.encoded(each.name)) for each in self.history if each.version > after]
-        watch.position = self.told = self.version
+        lines = [line(each.kind, each.obj.encoded(each.name)) for each in self.history if each.version > after]
+        watch.position = self.sent_version = self.version
         watch.sent += lines
         return lines or [bookmark(self.version)]
 
-    # --- what it knows to be true ---
+    # --- recorded states ---
 
     def evidence(self, name: str, uid: str, reason: DisengageReason | None, since: int) -> bool:
-        """Whether that reason was ever true of the object since the truth numbered `since`."""
-        for truth in self.truth[since:]:
-            thing = truth.get(name)
-            same = thing if thing is not None and thing.uid == uid else None
+        """Whether the reason was true of the object at any time since state number `since`."""
+        for states in self.states[since:]:
+            obj = states.get(name)
+            same = obj if obj is not None and obj.uid == uid else None
             match reason:
                 case DisengageReason.DELETED:
                     found = same is None
                 case DisengageReason.REPLACED:
-                    found = thing is not None and thing.uid != uid
+                    found = obj is not None and obj.uid != uid
                 case DisengageReason.NOT_READY:
                     found = same is not None and not same.ready
                 case DisengageReason.LABELS_CHANGED:
@@ -201,11 +202,11 @@ class Server:
         return False
 
     def first_seen(self, name: str, uid: str) -> int:
-        return next(index for index, truth in enumerate(self.truth) if name in truth and truth[name].uid == uid)
+        return next(index for index, states in enumerate(self.states) if name in states and states[name].uid == uid)
 
-    def _happened(self, kind: str, name: str, thing: Thing) -> None:
-        self.history.append(Happening(self.version, kind, name, thing))
-        self.truth.append(dict(self.things))
+    def _record(self, kind: str, name: str, obj: ApiObject) -> None:
+        self.history.append(RecordedChange(self.version, kind, name, obj))
+        self.states.append(dict(self.objects))
 
 
 def line(kind: str, content: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The left half of the daemon, driven step by step instead of by tasks and timers."""
+"""The part of the daemon that follows a source, driven step by step instead of by tasks and timers."""
 
 from collections.abc import Callable, Iterable
 
@@ -40,12 +40,12 @@ class Follower:
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
         self.intake = Intake(self.registry, self.pending_deletions)
         self.done: list[Event] = []
-        """All that was told, once the first list was complete."""
+        """All events since the first list was complete."""
         self.watch: Watch | None = None
         self._lines = Lines()
 
     def step(self, answer: Failure | None = None) -> None:
-        """Makes the next request; `answer` is what comes of it instead of what should."""
+        """Make the next request; `answer` replaces the server's response."""
         match self.reflector.next(self.now):
             case Wait(until):
                 self.now = max(self.now, until)
@@ -56,42 +56,44 @@ class Follower:
             case ReadWatch():
                 self._read(answer)
 
-    def hears(self, *lines: bytes) -> None:
-        """These lines arrive on the open watch, whole or not."""
+    def receive(self, *lines: bytes) -> None:
+        """Receive these bytes on the open watch, of complete or partial lines."""
         events = [self.decoder.line(line) for chunk in lines for line in self._lines.feed(chunk)]
-        self._found(self.reflector.events(events, self.now))
+        self._apply_findings(self.reflector.events(events, self.now))
 
     def ended(self) -> None:
         cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-        self._found(self.reflector.failed(cut, self.now) if self._lines.partial else self.reflector.ended(self.now))
+        self._apply_findings(
+            self.reflector.failed(cut, self.now) if self._lines.partial else self.reflector.ended(self.now)
+        )
 
     def failed(self, failure: Failure) -> None:
-        self._found(self.reflector.failed(failure, self.now))
+        self._apply_findings(self.reflector.failed(failure, self.now))
 
-    def waits(self) -> None:
-        """Until the request that is under way has lasted too long."""
+    def time_out(self) -> None:
+        """Wait until the request in flight has timed out."""
         request = self.reflector.next(self.now)
         assert isinstance(request, ReadWatch)
         self.now = max(self.now, request.until)
-        self._found(self.reflector.silent(self.now))
+        self._apply_findings(self.reflector.silent(self.now))
 
-    def asks(self, *, answered: bool = True) -> None:
-        for question in self.pending_deletions.take_due(self.now):
-            body = self.server.look(question.name)
+    def confirm_deletions(self, *, answered: bool = True) -> None:
+        for request in self.pending_deletions.take_due(self.now):
+            body = self.server.read_object(request.name)
             found = None if body is None else self.decoder.object(body)
             answer = NotFound() if found is None else Found(found)
-            told = answer if answered else Inconclusive("503")
-            self.done += self.intake.resolve(question, told, at(self.now))
+            result = answer if answered else Inconclusive("503")
+            self.done += self.intake.resolve(request, result, at(self.now))
 
-    def ticks(self) -> None:
+    def run_timers(self) -> None:
         self.done += self.registry.end_overdue(at(self.now))
 
     def settle(self, enough: Callable[[], bool]) -> None:
-        """Goes on, with nothing going wrong any more, until it is enough."""
+        """Continue without faults until `enough` is true."""
         for _ in range(60):
             self.step()
-            self.asks()
-            self.ticks()
+            self.confirm_deletions()
+            self.run_timers()
             if enough():
                 return
             self.now += 5.0
@@ -103,7 +105,7 @@ class Follower:
             self.failed(answer or EXPIRED)
             return
         page, observations = self.decoder.page(body)
-        self._found(self.reflector.listed(page, observations, self.now))
+        self._apply_findings(self.reflector.listed(page, observations, self.now))
 
     def _open(self, version: str, answer: Failure | None) -> None:
         self.watch = self.server.watch(version)
@@ -111,24 +113,24 @@ class Follower:
         if answer is not None or self.watch is None:
             self.failed(answer or EXPIRED)
             return
-        self._found(self.reflector.opened(self.now))
+        self._apply_findings(self.reflector.opened(self.now))
 
     def _read(self, answer: Failure | None) -> None:
         assert self.watch is not None
         if answer is not None:
             self.failed(answer)
         elif self.watch.position is not None and not self.watch.initial and self.watch.position < self.server.compacted:
-            self.hears(b'{"type":"ERROR","object":{"code":410,"reason":"Expired"}}\n')
+            self.receive(b'{"type":"ERROR","object":{"code":410,"reason":"Expired"}}\n')
         elif lines := self.server.read(self.watch):
-            self.hears(*lines)
+            self.receive(*lines)
         else:
-            self.waits()
+            self.time_out()
 
-    def _found(self, findings: Iterable[SourceEvent[Observation]]) -> None:
+    def _apply_findings(self, findings: Iterable[SourceEvent[Observation]]) -> None:
         def noted() -> Iterable[SourceEvent[Observation]]:
             for finding in findings:
                 if isinstance(finding, ListStarted) and not self.intake.synced:
-                    self.done.clear()  # nothing was published yet
+                    self.done.clear()  # nothing was published before the first list is complete
                 yield finding
                 if isinstance(finding, ListEnded):
                     assert isinstance(self.reflector.state, Opening | Watching)

@@ -1,4 +1,4 @@
-"""A fleet that changes, with a picture of the whole of it at every revision: what readers are held against."""
+"""A changing fleet with a snapshot of every revision, as the model that readers are compared with."""
 
 import msgspec
 from hypothesis.stateful import RuleBasedStateMachine
@@ -7,54 +7,57 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining
 from milo_discoveryd.registry.log import Retention
 from tests.unit.registry.fleets import NamedLog, cluster
 
-Picture = dict[str, Cluster]
+Snapshot = dict[str, Cluster]
 
 
-class Pictured(RuleBasedStateMachine):
+class ModeledFleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.log = NamedLog(lambda event: b"", Retention())
-        self.picture: Picture = {}
-        self.pictures: list[Picture] = [{}]
+        self.snapshot: Snapshot = {}
+        self.snapshots: list[Snapshot] = [{}]
         self.now = 0.0
         self.changes = 0
 
     def engage_or_update(self, name: str, labels: dict[str, str], organization: str) -> None:
-        before = self.picture.get(name)
+        before = self.snapshot.get(name)
         if before is None:
-            made = self.log.engage(
-                self.log.entry(name), lambda revision: self.made(name, revision, labels, organization)
+            changed = self.log.engage(
+                self.log.entry(name), lambda revision: self.make_cluster(name, revision, labels, organization)
             )
         else:
-            made = self.made(name, before.incarnation, labels, organization)
-            made = msgspec.structs.replace(made, draining=before.draining)
-            self.log.update(self.log.entry(made.target.name), made, self.now)
-        self.happened({**self.picture, name: made})
+            changed = self.make_cluster(name, before.incarnation, labels, organization)
+            changed = msgspec.structs.replace(changed, draining=before.draining)
+            self.log.update(self.log.entry(changed.target.name), changed, self.now)
+        self.record({**self.snapshot, name: changed})
 
     def drain(self, name: str, labels: dict[str, str], organization: str) -> None:
-        before = self.picture.get(name)
+        before = self.snapshot.get(name)
         if before is not None and before.draining is None:
-            made = msgspec.structs.replace(before, draining=Draining(DisengageReason.NOT_READY, "", self.now))
-            self.log.update(self.log.entry(name), made, self.now)
-            self.happened({**self.picture, name: made})
+            changed = msgspec.structs.replace(before, draining=Draining(DisengageReason.NOT_READY, "", self.now))
+            self.log.update(self.log.entry(name), changed, self.now)
+            self.record({**self.snapshot, name: changed})
 
     def replace(self, name: str, labels: dict[str, str], organization: str) -> None:
-        if name in self.picture:
-            made = self.log.replace(
-                self.log.entry(name), "", lambda revision: self.made(name, revision, labels, organization), self.now
+        if name in self.snapshot:
+            changed = self.log.replace(
+                self.log.entry(name),
+                "",
+                lambda revision: self.make_cluster(name, revision, labels, organization),
+                self.now,
             )
-            self.happened({**self.picture, name: made})
+            self.record({**self.snapshot, name: changed})
 
     def disengage(self, name: str, labels: dict[str, str], organization: str) -> None:
-        if name in self.picture:
+        if name in self.snapshot:
             self.log.disengage(self.log.entry(name), DisengageReason.DELETED, "", self.now)
-            self.happened({other: each for other, each in self.picture.items() if other != name})
+            self.record({other: each for other, each in self.snapshot.items() if other != name})
 
-    def made(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
-        """No two are equal, so that nothing old passes for something new."""
+    def make_cluster(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
+        """Return a cluster that differs from all others, so that an outdated one is detected."""
         self.changes += 1
         return cluster(name, incarnation, labels=labels, organization=organization, version=str(self.changes))
 
-    def happened(self, picture: Picture) -> None:
-        self.picture = picture
-        self.pictures.append(picture)
+    def record(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.snapshots.append(snapshot)

@@ -1,6 +1,6 @@
-"""Whatever happens to the fleet, and whenever readers look, pause or come back: what each was given adds up.
+"""Cursors under arbitrary changes, pauses and resumes: what a reader received adds up to the fleet.
 
-The model is the plainest there is: a picture of the whole fleet at every revision.
+The model is a snapshot of the whole fleet at every revision.
 """
 
 from hypothesis import settings
@@ -13,7 +13,7 @@ from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import Retention
-from tests.simulation.properties.pictured import Picture, Pictured
+from tests.simulation.properties.pictured import ModeledFleet, Snapshot
 from tests.unit.registry.fleets import read, readable_log
 
 CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage", "drain"])
@@ -33,59 +33,61 @@ FILTERS = st.sampled_from(
 )
 
 
-def covered(picture: Picture, wanted: Filter) -> Picture:
-    return {name: each for name, each in picture.items() if wanted.matches(each)}
+def covered(snapshot: Snapshot, wanted: Filter) -> Snapshot:
+    return {name: each for name, each in snapshot.items() if wanted.matches(each)}
 
 
-def incarnations(picture: Picture) -> dict[str, int]:
-    return {name: each.incarnation for name, each in picture.items()}
+def incarnations(snapshot: Snapshot) -> dict[str, int]:
+    return {name: each.incarnation for name, each in snapshot.items()}
 
 
 class Reader:
-    """Applies what it is given, as a subscriber does, and holds it against the pictures."""
+    """Applies events as a subscriber does, and compares the result with the model."""
 
-    def __init__(self, fleet: "Fleet", wanted: Filter, resume: int | None, view: Picture) -> None:
+    def __init__(self, fleet: "Fleet", wanted: Filter, resume: int | None, view: Snapshot) -> None:
         self.fleet = fleet
         self.wanted = wanted
         self.cursor = Cursor(fleet.log, wanted, resume)
         self.view = dict(view)
         self.synced = self.cursor.resumed
         self.revision = resume if resume is not None and self.cursor.resumed else 0
-        self.given: list[tuple[int, Picture]] = [(self.revision, dict(view))] if self.synced else []
+        self.given: list[tuple[int, Snapshot]] = [(self.revision, dict(view))] if self.synced else []
 
     def take(self) -> bool:
         batch = self.cursor.take()
         if batch is None:
             assert self.revision <= self.fleet.log.head
-            assert self.view == covered(self.fleet.picture, self.wanted), "with nothing left to read, it is all there"
+            assert self.view == covered(self.fleet.snapshot, self.wanted), (
+                "a reader without pending events has the whole fleet"
+            )
             return False
         if batch.reset:
             self.view = {}
         else:
-            assert batch.revision >= self.revision, "revisions never go back"
+            assert batch.revision >= self.revision, "revisions do not decrease"
         self._apply(batch)
         self.revision, self.synced = batch.revision, batch.synced
         if batch.synced:
-            then = covered(self.fleet.pictures[batch.revision], self.wanted)
-            assert incarnations(self.view) == incarnations(then), "true of the revision it carries"
+            then = covered(self.fleet.snapshots[batch.revision], self.wanted)
+            assert incarnations(self.view) == incarnations(then), "the view is the fleet at the batch's revision"
             self.given.append((batch.revision, dict(self.view)))
         return True
 
     def _apply(self, batch: Batch) -> None:
-        then = self.fleet.pictures[batch.revision]
+        then = self.fleet.snapshots[batch.revision]
         for event in read(batch.frames):
             name, known = event.cluster.target.name, self.view.get(event.cluster.target.name)
             if event.type is EventType.ENGAGED:
-                assert known is None, "never engaged twice"
+                assert known is None, "a cluster is engaged once"
                 assert self.wanted.matches(event.cluster)
                 self.view[name] = event.cluster
                 continue
-            assert known is not None, "nothing is told of what was never engaged"
-            assert known.incarnation == event.cluster.incarnation, "nor of another incarnation"
+            assert known is not None, "only engaged clusters receive other events"
+            assert known.incarnation == event.cluster.incarnation, "events are of the engaged incarnation"
             if event.type is EventType.UPDATED:
                 assert self.wanted.matches(event.cluster)
                 if self.fleet.in_one_piece:
-                    assert event.cluster != known, "nothing is told twice"
+                    assert event.cluster != known, "an update changes something"
                 self.view[name] = event.cluster
                 continue
             del self.view[name]
@@ -94,7 +96,9 @@ class Reader:
             assert event.cluster.draining is None or self.wanted.confirms_releases
             left = still is not None and still.incarnation == known.incarnation
             drains = left and still is not None and still.draining is not None and not self.wanted.confirms_releases
-            assert (event.reason is DisengageReason.LABELS_CHANGED) == (left and not drains), "told for what it was"
+            assert (event.reason is DisengageReason.LABELS_CHANGED) == (left and not drains), (
+                "the reason is the actual one"
+            )
             assert not drains or event.reason is DisengageReason.NOT_READY
 
     def catch_up(self) -> None:
@@ -102,7 +106,7 @@ class Reader:
             pass
 
 
-class Fleet(Pictured):
+class Fleet(ModeledFleet):
     def __init__(self) -> None:
         super().__init__()
         self.in_one_piece = True
@@ -120,43 +124,43 @@ class Fleet(Pictured):
         self.readers = [Reader(self, wanted, None, {}) for wanted in filters]
 
     @rule(changes=st.lists(st.tuples(CHANGES, NAMES, LABELS, ORGANIZATIONS), min_size=1, max_size=6))
-    def things_happen(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
+    def change_objects(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
         for change, name, labels, organization in changes:
             getattr(self, change)(name, labels, organization)
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
-    def time_passes(self, seconds: float) -> None:
+    def advance_time(self, seconds: float) -> None:
         self.now += seconds
         self.log.forget(self.now)
 
     @rule()
-    def frames_are_let_go_of(self) -> None:
+    def evict_frames(self) -> None:
         _ = [*self.log.evict_frames()]
 
     @rule(wanted=FILTERS)
-    def somebody_begins_to_read(self, wanted: Filter) -> None:
+    def add_reader(self, wanted: Filter) -> None:
         self.readers.append(Reader(self, wanted, None, {}))
 
     @rule(which=st.integers(0, 9))
-    def somebody_reads_a_batch(self, which: int) -> None:
+    def read_batch(self, which: int) -> None:
         self.reader(which).take()
 
     @rule(which=st.integers(0, 9))
-    def somebody_reads_it_all(self, which: int) -> None:
+    def read_all(self, which: int) -> None:
         self.reader(which).catch_up()
 
     @rule(which=st.integers(0, 9), back=st.integers(0, 5))
-    def somebody_comes_back_from_a_revision_that_was_given(self, which: int, back: int) -> None:
+    def resume_reader(self, which: int, back: int) -> None:
         reader = self.reader(which)
         if reader.given:
             revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
             again, twin, third = (Reader(self, reader.wanted, revision, view) for _ in range(3))
             assert again.cursor.resumed == self.log.reads_from(revision)
-            assert twin.cursor.take() == third.cursor.take(), "the same place gives the same bytes"
+            assert twin.cursor.take() == third.cursor.take(), "readers at one revision receive the same bytes"
             self.readers.append(again)
 
     @rule(wanted=FILTERS, ahead=st.integers(1, 5))
-    def a_revision_of_the_future_is_never_read_from(self, wanted: Filter, ahead: int) -> None:
+    def reject_future_revision(self, wanted: Filter, ahead: int) -> None:
         assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
 
     def teardown(self) -> None:
@@ -166,9 +170,9 @@ class Fleet(Pictured):
     def reader(self, which: int) -> Reader:
         return self.readers[which % len(self.readers)]
 
-    def happened(self, picture: Picture) -> None:
-        super().happened(picture)
-        assert len(self.pictures) == self.log.head + 1, "each change has one revision"
+    def record(self, snapshot: Snapshot) -> None:
+        super().record(snapshot)
+        assert len(self.snapshots) == self.log.head + 1, "each change has one revision"
 
 
 class TestReaders(Fleet.TestCase):

@@ -1,5 +1,5 @@
-"""Whatever an API server and the way to it do: nothing is told to have ended without evidence, and in the end all is
-as it is there."""
+"""A source under arbitrary faults: nothing is disengaged without evidence, and the fleet converges to the server's
+state."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from milo_discoveryd.registry.events import EventType
 from milo_kube.reflect.messages import Failure
 from milo_kube.reflect.reflector import Watching
-from tests.simulation.properties.api_server import Server, Thing, line
+from tests.simulation.properties.api_server import ApiObject, Server, line
 from tests.simulation.properties.follower import EXPIRED, UNAVAILABLE, Follower
 
 NAMES = st.sampled_from("abcde")
@@ -47,7 +47,7 @@ ODD_LINES = st.sampled_from(
 )
 
 
-class Life(RuleBasedStateMachine):
+class FollowingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.server = Server()
@@ -63,94 +63,94 @@ class Life(RuleBasedStateMachine):
         has_begun=MOSTLY,
     )
     def begin(self, streaming: bool, page_size: int, grace_s: float, there: list[Change], has_begun: bool) -> None:
-        self.things_happen(there)
+        self.change_objects(there)
         self.follower = Follower(self.server, streaming=streaming, page_size=page_size, grace_s=grace_s)
         if has_begun:
             self.follower.settle(lambda: self.watching)
 
-    # --- what happens upstream ---
+    # --- the API server ---
 
     @precondition(lambda self: not self.server.is_behind)
     @rule(changes=st.lists(CHANGES, min_size=1, max_size=4))
-    def things_happen(self, changes: list[Change]) -> None:
+    def change_objects(self, changes: list[Change]) -> None:
         for change, name, (ready, inside, readable) in changes:
-            before = self.server.things.get(name)
+            before = self.server.objects.get(name)
             if before is not None and change != "put":
                 self.server.delete(name)
             if change != "delete":
                 uid = before.uid if before is not None and change == "put" else None
-                self.server.put(name, self.thing(uid, ready, inside, readable))
+                self.server.put(name, self.obj(uid, ready, inside, readable))
 
     @rule()
-    def old_versions_are_compacted(self) -> None:
+    def compact_versions(self) -> None:
         self.server.compact()
 
     @rule()
-    def a_backup_is_made(self) -> None:
+    def back_up(self) -> None:
         self.server.back_up()
 
-    @precondition(lambda self: self.server.backups and self.server.told >= self.server.looked_at)
-    @precondition(lambda self: self.has_met_bookmarks and self.goes_on_from_the_last_it_was_told)
+    @precondition(lambda self: self.server.backups and self.server.sent_version >= self.server.read_version)
+    @precondition(lambda self: self.has_seen_bookmarks and self.resumes_from_latest_version)
     @rule()
-    def a_backup_is_restored(self) -> None:
+    def restore_backup(self) -> None:
         self.server.restore()
         if self.follower.reflector.is_reading:
             self.follower.failed(Failure("ConnectionLost", "the server went away"))
 
-    # --- what is asked, and what comes of it ---
+    # --- requests and faults ---
 
     @rule(times=st.integers(1, 4), asking=MOSTLY)
-    def it_goes_on(self, times: int, asking: bool) -> None:
+    def make_progress(self, times: int, asking: bool) -> None:
         for _ in range(times):
             self.follower.step()
             if asking:
-                self.follower.asks()
+                self.follower.confirm_deletions()
 
     @rule(failure=FAILURES)
-    def the_next_request_fails(self, failure: Failure) -> None:
+    def fail_next_request(self, failure: Failure) -> None:
         self.follower.step(failure)
 
     @precondition(lambda self: self.reading)
     @rule()
-    def the_watch_ends(self) -> None:
+    def end_watch(self) -> None:
         self.follower.ended()
 
     @precondition(lambda self: self.reading)
     @rule()
-    def the_watch_falls_silent(self) -> None:
-        self.follower.waits()
+    def time_out_watch(self) -> None:
+        self.follower.time_out()
 
     @precondition(lambda self: self.reading)
-    @rule(odd=ODD_LINES)
-    def something_odd_comes(self, odd: bytes) -> None:
-        self.follower.hears(odd)
+    @rule(odd_line=ODD_LINES)
+    def send_odd_line(self, odd_line: bytes) -> None:
+        self.follower.receive(odd_line)
 
     @precondition(lambda self: self.watching)
     @rule(name=NAMES)
-    def something_that_lives_is_reported_as_deleted(self, name: str) -> None:
-        thing, watch = self.server.things.get(name), self.follower.watch
-        if thing is not None and watch is not None and watch.position is not None and thing.version <= watch.position:
-            self.follower.hears(line("DELETED", thing.encoded(name)))
+    def report_false_deletion(self, name: str) -> None:
+        obj, watch = self.server.objects.get(name), self.follower.watch
+        if obj is not None and watch is not None and watch.position is not None and obj.version <= watch.position:
+            self.follower.receive(line("DELETED", obj.encoded(name)))
 
     @precondition(lambda self: self.watching and self.follower.watch and self.follower.watch.sent)
     @rule(data=st.data())
-    def what_was_said_is_said_again_in_any_order(self, data: st.DataObject) -> None:
+    def repeat_sent_events(self, data: st.DataObject) -> None:
         assert self.follower.watch is not None
-        self.follower.hears(*data.draw(st.lists(st.sampled_from(self.follower.watch.sent), min_size=1, max_size=3)))
+        self.follower.receive(*data.draw(st.lists(st.sampled_from(self.follower.watch.sent), min_size=1, max_size=3)))
 
     @rule(answered=MOSTLY)
-    def what_seems_gone_is_asked_about(self, answered: bool) -> None:
-        self.follower.asks(answered=answered)
+    def confirm_pending_deletions(self, answered: bool) -> None:
+        self.follower.confirm_deletions(answered=answered)
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 40.0]))
-    def time_passes(self, seconds: float) -> None:
+    def advance_time(self, seconds: float) -> None:
         self.follower.now += seconds
-        self.follower.ticks()
+        self.follower.run_timers()
 
-    # --- what holds ---
+    # --- invariants ---
 
     @invariant()
-    def nothing_ends_without_evidence(self) -> None:
+    def check_evidence_of_ends(self) -> None:
         if not (hasattr(self, "follower") and self.follower.intake.synced):
             return
         for done in self.follower.done[self.checked :]:
@@ -169,26 +169,28 @@ class Life(RuleBasedStateMachine):
         assert {each.target.name for each in self.follower.registry.clusters()} == self.engaged.keys()
 
     def teardown(self) -> None:
-        """Nothing goes wrong any more."""
+        """Remove all faults, and check that the fleet converges."""
         if not hasattr(self, "follower"):
             return
         if self.server.is_behind:
             self.follower.settle(lambda: not self.server.is_behind)
-        for name, thing in list(self.server.things.items()):
-            if not thing.readable:
-                self.server.put(name, self.thing(thing.uid, thing.ready, thing.inside, True))
+        for name, obj in list(self.server.objects.items()):
+            if not obj.readable:
+                self.server.put(name, self.obj(obj.uid, obj.ready, obj.inside, True))
         if self.follower.reflector.is_reading:
             self.follower.failed(Failure("ConnectionLost", "cut"))
-        self.follower.settle(self.is_as_it_is_there)
-        self.nothing_ends_without_evidence()
+        self.follower.settle(self.has_converged)
+        self.check_evidence_of_ends()
         head, asked = self.follower.registry.log.head, len(self.follower.done)
         for _ in range(5):
             self.follower.step()
-        assert (self.follower.registry.log.head, len(self.follower.done)) == (head, asked), "and then all is quiet"
+        assert (self.follower.registry.log.head, len(self.follower.done)) == (head, asked), (
+            "a settled follower reports nothing"
+        )
 
-    def is_as_it_is_there(self) -> bool:
+    def has_converged(self) -> bool:
         follower = self.follower
-        there = {name: (thing.uid, str(thing.content)) for name, thing in self.server.things.items() if thing.engages}
+        there = {name: (obj.uid, str(obj.content)) for name, obj in self.server.objects.items() if obj.engages}
         here = {
             each.target.name: (each.target.uid, dict(each.target.labels)["content"])
             for each in follower.registry.clusters()
@@ -211,19 +213,22 @@ class Life(RuleBasedStateMachine):
         return isinstance(self.follower.reflector.state, Watching)
 
     @property
-    def has_met_bookmarks(self) -> bool:
-        """Without them nobody can tell a version of the future from a quiet server."""
+    def has_seen_bookmarks(self) -> bool:
+        """Whether bookmarks were seen; without them a future version looks like a quiet server."""
         return self.follower.reflector.trust.sends_bookmarks
 
     @property
-    def goes_on_from_the_last_it_was_told(self) -> bool:
-        """A repetition takes it back a little; then it can't tell a restored server from one that moved on."""
-        return getattr(self.follower.reflector.state, "version", "") in ("", str(self.server.told))
+    def resumes_from_latest_version(self) -> bool:
+        """Whether the watch resumes from the latest version.
 
-    def thing(self, uid: str | None, ready: bool, inside: bool, readable: bool) -> Thing:
+        A repeated event moves it back a little; then a restored server cannot be told from one that moved on.
+        """
+        return getattr(self.follower.reflector.state, "version", "") in ("", str(self.server.sent_version))
+
+    def obj(self, uid: str | None, ready: bool, inside: bool, readable: bool) -> ApiObject:
         self.uids += 1
-        return Thing(uid or f"uid-{self.uids}", 0, ready, inside, readable, content=self.uids)
+        return ApiObject(uid or f"uid-{self.uids}", 0, ready, inside, readable, content=self.uids)
 
 
-class TestFollowing(Life.TestCase):
+class TestFollowing(FollowingMachine.TestCase):
     settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=50)

@@ -1,4 +1,4 @@
-"""A list is a picture of what is there: giving it twice, or in other portions, makes no difference."""
+"""Lists are idempotent: repeating one, or splitting it differently, changes nothing."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ class Source:
         self.intake = Intake(self.registry, self.pending_deletions)
 
     def take(self, findings: Sequence[SourceEvent[Observation]]) -> int:
-        """How many changes it made."""
+        """Apply the list; return the number of changes."""
         return sum(len(portion) for portion in self.intake.take(findings, at(0)))
 
     def records(self) -> dict[str, ClusterRecord | None]:

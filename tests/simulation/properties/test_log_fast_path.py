@@ -1,4 +1,4 @@
-"""The fast path of the log gives exactly what its normative read gives, wherever it applies."""
+"""The fast path of the log returns exactly what its normative read returns."""
 
 import itertools
 
@@ -34,7 +34,7 @@ VIEWS: list[ClusterView] = [
 
 
 def changed(log: NamedLog, changes: list[tuple[str, str, str]]) -> None:
-    """Apply the changes; one to a name that is not engaged engages it."""
+    """Apply the changes; a change of a name that is not engaged engages it."""
     versions = itertools.count(1)
     for change, name, env in changes:
         entry = log.entry(name)
@@ -76,7 +76,7 @@ def test_log_fast_path_equals_normative_read(
     if fast.revision == normative.revision:
         assert fast == normative
         return
-    # It stopped before an entry that changed more than once: compare with a log that ends there.
+    # It stopped before an entry that changed more than once, so compare with a log that ends there.
     shorter = NamedLog(msgspec.json.encode, Retention())
     changed(shorter, changes[: fast.revision])
     assert fast == shorter.read(revision, view)

@@ -1,7 +1,6 @@
-"""Whatever happens to the fleet and to somebody's rights, and whenever he looks: he is told all of what he may see, in
-order, and nothing of what he may not.
+"""Readers whose rights change at arbitrary times: each sees everything in its scope, in order, and nothing else.
 
-The model is that of the cursors: a picture of the whole fleet at every revision.
+The model is a snapshot of the whole fleet at every revision.
 """
 
 from hypothesis import settings
@@ -16,7 +15,7 @@ from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import Retention
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, scoped
-from tests.simulation.properties.pictured import Picture, Pictured
+from tests.simulation.properties.pictured import ModeledFleet, Snapshot
 from tests.unit.registry.fleets import read, readable_log
 
 CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
@@ -37,29 +36,29 @@ SCOPES = st.sampled_from(
 )
 
 
-def covered(picture: Picture, wanted: ClusterView) -> Picture:
-    return {name: each for name, each in picture.items() if wanted.matches(each)}
+def covered(snapshot: Snapshot, wanted: ClusterView) -> Snapshot:
+    return {name: each for name, each in snapshot.items() if wanted.matches(each)}
 
 
-def incarnations(picture: Picture) -> dict[str, int]:
-    return {name: each.incarnation for name, each in picture.items()}
+def incarnations(snapshot: Snapshot) -> dict[str, int]:
+    return {name: each.incarnation for name, each in snapshot.items()}
 
 
 class Reader:
-    """Applies what it is given, as a subscriber does; knows what it may see, and holds the two against each other."""
+    """Applies events as a subscriber does, and compares the result with its scope."""
 
     def __init__(self, fleet: "Fleet", asked: Filter, scope: ClusterScope) -> None:
         self.fleet = fleet
         self.asked = asked
         self.scopes = [scope]
-        """Those it has had since it was last through with all, the present one at the end."""
+        """The scopes since it last read everything; the current one is the last."""
         self.wanted = scoped(asked, scope)
         self.cursor = Cursor(fleet.log, self.wanted, None)
-        self.view: Picture = {}
+        self.view: Snapshot = {}
         self.revision = 0
         self.is_synced = False
 
-    def may_see(self, scope: ClusterScope) -> None:
+    def set_scope(self, scope: ClusterScope) -> None:
         self.scopes.append(scope)
         self.wanted = scoped(self.asked, scope)
         self.cursor.change_view(self.wanted)
@@ -67,57 +66,63 @@ class Reader:
     def take(self) -> bool:
         batch = self.cursor.take()
         if batch is None:
-            assert self.view == covered(self.fleet.picture, self.wanted), "with nothing left to read, it is all there"
+            assert self.view == covered(self.fleet.snapshot, self.wanted), (
+                "a reader without pending events has everything in scope"
+            )
             self.scopes = self.scopes[-1:]
             return False
         if batch.reset:
-            assert not self.is_synced or not self.fleet.log.reads_from(self.revision), "rights reset nobody"
+            assert not self.is_synced or not self.fleet.log.reads_from(self.revision), (
+                "a change of rights causes no reset"
+            )
             self.view = {}
         else:
-            assert batch.revision >= self.revision, "revisions never go back"
+            assert batch.revision >= self.revision, "revisions do not decrease"
         for event in read(batch.frames):
             if event.type is EventType.DISENGAGED:
-                self._ended(event.cluster, event.reason)
+                self._check_end(event.cluster, event.reason)
             else:
-                self._told(event.cluster, event.type)
+                self._check_event(event.cluster, event.type)
         self.revision, self.is_synced = batch.revision, batch.synced
-        self._judge(batch)
+        self._check_batch(batch)
         return True
 
-    def _told(self, told: Cluster, kind: EventType) -> None:
-        assert self.wanted.matches(told), "nobody is told of what he may not see"
-        known = self.view.get(told.target.name)
+    def _check_event(self, cluster: Cluster, kind: EventType) -> None:
+        assert self.wanted.matches(cluster), "events are in scope"
+        known = self.view.get(cluster.target.name)
         assert (known is None) == (kind is EventType.ENGAGED)
-        assert known is None or known.incarnation == told.incarnation
-        assert known != told or not self.fleet.in_one_piece, "nor of anything twice"
-        self.view[told.target.name] = told
+        assert known is None or known.incarnation == cluster.incarnation
+        assert known != cluster or not self.fleet.in_one_piece, "an update changes something"
+        self.view[cluster.target.name] = cluster
 
-    def _ended(self, told: Cluster, reason: DisengageReason | None) -> None:
-        known = self.view.pop(told.target.name)
-        assert known.incarnation == told.incarnation
+    def _check_end(self, cluster: Cluster, reason: DisengageReason | None) -> None:
+        known = self.view.pop(cluster.target.name)
+        assert known.incarnation == cluster.incarnation
         if reason is DisengageReason.REVOKED:
-            assert not self.wanted.matches(told)
-            assert any(scope.matches(told) for scope in self.scopes[:-1]), "an end shows what could be seen before it"
+            assert not self.wanted.matches(cluster)
+            assert any(scope.matches(cluster) for scope in self.scopes[:-1]), (
+                "a revocation shows what was visible before it"
+            )
         else:
-            assert self.scopes[-1].matches(told), "an end shows nothing that came after it"
+            assert self.scopes[-1].matches(cluster), "an end shows only what is visible in the current scope"
         if reason is DisengageReason.REPLACED and not self.scopes[-1].is_everything:
             assert any(
-                self.scopes[-1].matches(picture[told.target.name])
-                for picture in self.fleet.pictures
-                if told.target.name in picture and picture[told.target.name].incarnation != told.incarnation
-            ), "nor whose the name is now, if that can't be seen"
+                self.scopes[-1].matches(snapshot[cluster.target.name])
+                for snapshot in self.fleet.snapshots
+                if cluster.target.name in snapshot and snapshot[cluster.target.name].incarnation != cluster.incarnation
+            ), "REPLACED is sent only if the replacement was in scope"
 
-    def _judge(self, batch: Batch) -> None:
+    def _check_batch(self, batch: Batch) -> None:
         if batch.is_whole:
-            then = covered(self.fleet.pictures[batch.revision], self.wanted)
-            assert incarnations(self.view) == incarnations(then), "true of the revision it carries"
+            then = covered(self.fleet.snapshots[batch.revision], self.wanted)
+            assert incarnations(self.view) == incarnations(then), "the view is the fleet at the batch's revision"
 
     def catch_up(self) -> None:
         while self.take():
             pass
 
 
-class Fleet(Pictured):
+class Fleet(ModeledFleet):
     def __init__(self) -> None:
         super().__init__()
         self.in_one_piece = True
@@ -134,24 +139,24 @@ class Fleet(Pictured):
         self.readers = [Reader(self, asked, scope) for asked, scope in readers]
 
     @rule(changes=st.lists(st.tuples(CHANGES, NAMES, LABELS, ORGANIZATIONS), min_size=1, max_size=6))
-    def things_happen(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
+    def change_objects(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
         for change, name, labels, organization in changes:
             getattr(self, change)(name, labels, organization)
 
     @rule(asked=FILTERS, scope=SCOPES)
-    def somebody_begins_to_read(self, asked: Filter, scope: ClusterScope) -> None:
+    def add_reader(self, asked: Filter, scope: ClusterScope) -> None:
         self.readers.append(Reader(self, asked, scope))
 
     @rule(which=st.integers(0, 9), scope=SCOPES)
-    def somebodys_rights_change(self, which: int, scope: ClusterScope) -> None:
-        self.reader(which).may_see(scope)
+    def change_rights(self, which: int, scope: ClusterScope) -> None:
+        self.reader(which).set_scope(scope)
 
     @rule(which=st.integers(0, 9))
-    def somebody_reads_a_batch(self, which: int) -> None:
+    def read_batch(self, which: int) -> None:
         self.reader(which).take()
 
     @rule(which=st.integers(0, 9))
-    def somebody_reads_it_all(self, which: int) -> None:
+    def read_all(self, which: int) -> None:
         self.reader(which).catch_up()
 
     def teardown(self) -> None:

@@ -248,7 +248,7 @@ class Api:
     # --- what it answers ---
 
     def _look(self, name: str) -> Answer:
-        body = self.server.look(name)
+        body = self.server.read_object(name)
         if body is not None:
             return Answer(200, {}, body)
         told = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "gone", "details": {"name": name}}

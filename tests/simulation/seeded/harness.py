@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly
 from tests.end_to_end.process.validators import alternating, breaches
-from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api, Open
 from tests.simulation.seeded.daemon import Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
@@ -70,11 +70,11 @@ class Harness:
         return [f"{event.kind} {event.name}" for event in self.subscriber.history.events()][3:]
 
     def put(self, name: str, *, uid: str = "", ready: bool = True, content: int = 1) -> None:
-        self.world.put(name, Thing(uid or f"uid-{name}", 0, ready, True, True, content))
+        self.world.put(name, ApiObject(uid or f"uid-{name}", 0, ready, True, True, content))
 
-    def happens(self, name: str, **thing: Any) -> None:
+    def happens(self, name: str, **obj: Any) -> None:
         """Something that the watch tells of."""
-        self.put(name, **thing)
+        self.put(name, **obj)
         self.api.ring()
 
     async def until(self, holds: Callable[[], object], within_s: float = 600.0) -> float:

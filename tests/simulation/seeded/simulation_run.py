@@ -13,7 +13,7 @@ from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls import convert
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
 from tests.end_to_end.process.validators import alternating, breaches
-from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.daemon import CALLER, Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
@@ -183,7 +183,7 @@ class SimulationRun:
             if self._random.random() < 0.5:
                 self._api.ring()
                 await asyncio.sleep(0)
-        self._note("upstream:", self._server.version, *(f"{n}={t.uid}" for n, t in self._server.things.items()))
+        self._note("upstream:", self._server.version, *(f"{n}={t.uid}" for n, t in self._server.objects.items()))
         if self._random.random() < 0.1:
             self._server.compact()
         self._api.ring()
@@ -225,7 +225,7 @@ class SimulationRun:
         other = Server()
         other.version = self._random.choice((1, 1000))
         for name in "xyz":
-            other.put(name, Thing(f"other-{name}", 0, True, True, True, 1))
+            other.put(name, ApiObject(f"other-{name}", 0, True, True, True, 1))
         other.compact()
         own, self._api.server = self._api.server, other
         self._api.cut()

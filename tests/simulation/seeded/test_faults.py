@@ -205,7 +205,7 @@ def test_f24_stale_events_are_ignored() -> None:
 
 def test_f25_false_deletion_is_refuted() -> None:
     async def steps(harness: Harness) -> None:
-        harness.watch.say(line("DELETED", harness.server.things["a"].encoded("a")))
+        harness.watch.say(line("DELETED", harness.server.objects["a"].encoded("a")))
         await harness.until(lambda: harness.api.requests["look"])
         await harness.settled()
         assert harness.told == []
@@ -301,7 +301,7 @@ def test_f61_burst_is_complete_and_ordered() -> None:
 def test_f5_dripping_event_is_abandoned() -> None:
     async def steps(harness: Harness) -> None:
         opened = harness.watch
-        whole = line("MODIFIED", harness.server.things["a"].encoded("a"))
+        whole = line("MODIFIED", harness.server.objects["a"].encoded("a"))
         harness.happens("d")
         await harness.settled()
         harness.happens("e")

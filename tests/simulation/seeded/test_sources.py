@@ -38,7 +38,7 @@ from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduc
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
-from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.daemon import PLENTY, Ledger
 from tests.simulation.seeded.loop import WALL_AT_ZERO, VirtualLoop, clocks_of
@@ -97,13 +97,13 @@ class Changes(World):
 
     def happens(self, *, may_garble: bool = False) -> None:
         name = self._choice.choice(NAMES.replace(ALWAYS_ENGAGED, ""))
-        before = self.server.things.get(name)
+        before = self.server.objects.get(name)
         if before is not None and self._choice.random() < 0.4:
             self.delete(name)
             return
         is_new = before is None or self._choice.random() < 0.2
         uid = f"uid-{name}-{self._choice.random()}" if is_new or before is None else before.uid
-        self.put(name, Thing(uid, 0, self._choice.random() < 0.7, inside=True, readable=True, content=0))
+        self.put(name, ApiObject(uid, 0, self._choice.random() < 0.7, inside=True, readable=True, content=0))
 
 
 class Upstream:
@@ -116,14 +116,14 @@ class Upstream:
         self.api = Api(server, random, lambda *_: None, lambda: self.is_failing)
         self.faults = WatchFaultInjector(self.api, self.world, random)
         for name in NAMES:
-            self.world.put(name, Thing(f"uid-{name}", 0, ready=True, inside=True, readable=True, content=0))
+            self.world.put(name, ApiObject(f"uid-{name}", 0, ready=True, inside=True, readable=True, content=0))
 
     def happens(self) -> None:
         self.world.happens()
         self.api.ring()
 
     def ready(self) -> set[str]:
-        return {name for name, thing in self.world.server.things.items() if thing.engages}
+        return {name for name, obj in self.world.server.objects.items() if obj.engages}
 
 
 class Simulation:

@@ -45,10 +45,12 @@ class WatchFaultInjector:
 
     def report_a_deletion(self, opened: Open) -> None:
         position = opened.watch.position if opened.watch is not None else None
-        known = [(n, t) for n, t in self._world.server.things.items() if position is not None and t.version <= position]
+        known = [
+            (n, t) for n, t in self._world.server.objects.items() if position is not None and t.version <= position
+        ]
         if known:
-            name, thing = self._random.choice(known)
-            opened.say(line("DELETED", thing.encoded(name)))
+            name, obj = self._random.choice(known)
+            opened.say(line("DELETED", obj.encoded(name)))
 
     def lose_events(self, opened: Open) -> None:
         if opened.watch is not None and opened.watch.position is not None and not opened.watch.initial:

@@ -3,7 +3,7 @@
 from random import Random
 
 from tests.end_to_end.process.upstream import State, Upstream
-from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.properties.api_server import ApiObject, Server
 
 NAMES = "abcdef"
 
@@ -18,7 +18,7 @@ class World:
     def happens(self, *, may_garble: bool = False) -> None:
         """One thing."""
         name = self._random.choice(NAMES)
-        before = self.server.things.get(name)
+        before = self.server.objects.get(name)
         if before is None:
             self.put(name, self._new())
             return
@@ -41,12 +41,12 @@ class World:
                 self.delete(name)
                 self.put(name, self._new())
 
-    def put(self, name: str, thing: Thing) -> None:
-        self.server.put(name, thing)
-        if thing.readable:
-            self.upstream.note(name, state(thing))
-        elif self._is_another(name, thing.uid):
-            self.upstream.note(name, State(thing.uid, False, ()))
+    def put(self, name: str, obj: ApiObject) -> None:
+        self.server.put(name, obj)
+        if obj.readable:
+            self.upstream.note(name, state(obj))
+        elif self._is_another(name, obj.uid):
+            self.upstream.note(name, State(obj.uid, False, ()))
 
     def delete(self, name: str) -> None:
         self.server.delete(name)
@@ -54,47 +54,47 @@ class World:
 
     def mend(self) -> None:
         """Nothing is garbled any more."""
-        for name, thing in list(self.server.things.items()):
-            if not thing.readable:
-                self.put(name, self._like(thing, readable=True))
+        for name, obj in list(self.server.objects.items()):
+            if not obj.readable:
+                self.put(name, self._like(obj, readable=True))
 
     def restore(self) -> None:
         """Everything is as it was at the last backup, versions too."""
         self.server.restore()
         self.upstream.went_back = True
         for name in NAMES:
-            thing = self.server.things.get(name)
-            if thing is None and self.upstream.has(name):
+            obj = self.server.objects.get(name)
+            if obj is None and self.upstream.has(name):
                 self.upstream.note(name, None)
-            elif thing is not None and thing.readable:
-                self.upstream.note(name, state(thing))
+            elif obj is not None and obj.readable:
+                self.upstream.note(name, state(obj))
 
     def _is_another(self, name: str, uid: str) -> bool:
         return not self.upstream.has(name) or self.upstream[name].uid != uid
 
-    def _new(self) -> Thing:
+    def _new(self) -> ApiObject:
         self._made += 1
         is_ready, is_inside = self._random.random() < 0.8, self._random.random() < 0.9
         team = self._random.choice(("red", "blue"))
-        return Thing(f"uid-{self._made}", 0, is_ready, is_inside, True, self._content(), team)
+        return ApiObject(f"uid-{self._made}", 0, is_ready, is_inside, True, self._content(), team)
 
     def _like(
         self,
-        thing: Thing,
+        obj: ApiObject,
         *,
         ready: bool | None = None,
         inside: bool | None = None,
         readable: bool = True,
         team: str | None = None,
-    ) -> Thing:
-        return Thing(
-            thing.uid,
+    ) -> ApiObject:
+        return ApiObject(
+            obj.uid,
             0,
-            thing.ready if ready is None else ready,
-            thing.inside if inside is None else inside,
+            obj.ready if ready is None else ready,
+            obj.inside if inside is None else inside,
             readable,
             self._content(),
-            team or thing.team,
+            team or obj.team,
         )
 
     def _content(self) -> int:
@@ -102,6 +102,6 @@ class World:
         return self._made
 
 
-def state(thing: Thing) -> State:
-    labels = {"content": str(thing.content), "in": "yes" if thing.inside else "no", "team": thing.team}
-    return State(thing.uid, thing.ready, tuple(sorted(labels.items())))
+def state(obj: ApiObject) -> State:
+    labels = {"content": str(obj.content), "in": "yes" if obj.inside else "no", "team": obj.team}
+    return State(obj.uid, obj.ready, tuple(sorted(labels.items())))
