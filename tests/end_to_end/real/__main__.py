@@ -29,7 +29,7 @@ from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Scenario
 from tests.integration.sandbox_conformance import transcripts
 from tests.integration.sandbox_conformance.conversations import CONVERSATIONS
-from tests.integration.sandbox_conformance.recording import hold
+from tests.integration.sandbox_conformance.recording import record
 
 _FAILED = 1
 _NO_GO = 3
@@ -89,7 +89,7 @@ async def _record() -> None:
         folder = Path(name)
         async with RealServers(found, folder) as servers:
             for mode in MODES:
-                told = {each: await hold(each, mode, servers, folder) for each in CONVERSATIONS}
+                told = {each: await record(each, mode, servers, folder) for each in CONVERSATIONS}
                 say_to_stderr(f"{mode}: {len(told)} conversations in {transcripts.write(mode, told)}")
 
 

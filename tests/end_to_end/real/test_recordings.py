@@ -10,7 +10,7 @@ from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
 from tests.integration.sandbox_conformance import transcripts
 from tests.integration.sandbox_conformance.conversations import CONVERSATIONS
-from tests.integration.sandbox_conformance.recording import hold
+from tests.integration.sandbox_conformance.recording import record
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -23,4 +23,4 @@ async def test_recorded_conversation_matches_real_server(
     newest = next(iter(KUBE_APISERVERS.values()))
     if mode == "project-control-plane" and kubernetes_asked_for() is not newest:
         pytest.skip(f"recorded of {newest.title}: what others say of the same mistakes differs a little")
-    assert await hold(name, mode, servers, tmp_path) == transcripts.read(mode)[name]
+    assert await record(name, mode, servers, tmp_path) == transcripts.read(mode)[name]

@@ -1,4 +1,4 @@
-"""A plain HTTP client for the sandbox that knows nothing of Kubernetes but JSON lines."""
+"""A plain HTTP client for the sandbox, which knows only JSON lines."""
 
 import asyncio
 import json
@@ -48,12 +48,12 @@ class Stream:
             return json.loads(await self._content.readline())
 
     async def take(self, count: int) -> list[tuple[str, str]]:
-        """The next lines, each as its type and the object's name."""
+        """Return the next lines, each as its type and the object's name."""
         lines = [await self.next() for _ in range(count)]
         return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines]
 
     async def rest(self) -> list[Any]:
-        """Every line up to a clean end; raises where the connection breaks instead."""
+        """Return all lines up to a clean end; raise if the connection breaks."""
         async with asyncio.timeout(DEADLINE_S):
             return [json.loads(line) async for line in self._content]
 

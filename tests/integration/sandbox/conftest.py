@@ -1,4 +1,4 @@
-"""A sandbox for each test, quick where a real server takes its time, and a client for it."""
+"""Fixtures: a fast sandbox for each test, and its client."""
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime

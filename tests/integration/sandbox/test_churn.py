@@ -1,4 +1,4 @@
-"""Life in the sandbox: consistent, lively, and the same again from the same seed."""
+"""Random changes in the sandbox: consistent, of every kind, and reproducible by seed."""
 
 from milo_sandbox import Sandbox
 from milo_sandbox.milo import OWNER_ANNOTATION, PROJECT_FINALIZER, PROJECT_NAME_LABEL, PROJECT_UID_LABEL
@@ -42,11 +42,11 @@ def test_churn_makes_every_kind_of_change() -> None:
         b'"Ready","status":"False"',
     ):
         assert any(mark in body for body in bodies), mark
-    told = history(sandbox)
-    gone = {name for kind, name in told if kind == "DELETED"}
-    added = [name for kind, name in told if kind == "ADDED"]
+    events = history(sandbox)
+    gone = {name for kind, name in events if kind == "DELETED"}
+    added = [name for kind, name in events if kind == "ADDED"]
     assert gone
-    assert any(added.count(name) > 1 for name in gone), "none was made again under its old name"
+    assert any(added.count(name) > 1 for name in gone), "a name was used again"
 
 
 def test_churn_keeps_the_number_of_projects() -> None:
@@ -111,7 +111,7 @@ def test_churn_survives_compaction() -> None:
     assert len(sandbox.projects) > 10
 
 
-def test_names_are_unique() -> None:
+def test_names_of_projects_are_unique() -> None:
     names = Sandbox(seed=1).names
     given = [names.project() for _ in range(12_000)]
     assert len(set(given)) == len(given)

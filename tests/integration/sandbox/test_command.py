@@ -1,4 +1,4 @@
-"""The sandbox as a process: its output, its files, and its end."""
+"""The sandbox as a process: output, files and exit."""
 
 import asyncio
 import json
@@ -105,7 +105,7 @@ async def test_sandbox_reports_an_unwritable_kubeconfig_in_one_line(tmp_path: Pa
 
 
 async def introduction(process: asyncio.subprocess.Process) -> str:
-    """The commands that the sandbox prints, up to the watch that never ends."""
+    """Return the commands that the sandbox prints, up to the watch that never ends."""
     lines = []
     while not (text := await line(process)).startswith("kubectl get projects --watch"):
         assert text
@@ -128,7 +128,7 @@ async def test_sandbox_prints_commands_that_can_be_pasted_into_a_shell(tmp_path:
 
 
 async def started(kubeconfig: Path, *arguments: str) -> tuple[str, dict[str, object], str]:
-    """The address, the cluster of the kubeconfig and the projects of a sandbox that is stopped again."""
+    """Run a sandbox and stop it; return its address, the cluster of its kubeconfig and its projects."""
     async with running("--kubeconfig-out", str(kubeconfig), *arguments) as process:
         address = (await line(process)).split()[3].rstrip(":")
         assert str(kubeconfig) in await line(process)

@@ -1,4 +1,4 @@
-"""The small API behind each project."""
+"""The API of a project's control plane."""
 
 from milo_sandbox import Sandbox
 from tests.integration.sandbox.client import PROJECTS, Client

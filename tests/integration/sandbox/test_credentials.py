@@ -1,4 +1,4 @@
-"""Tokens that run out, and what their holders may do."""
+"""Tokens that expire, and the permissions of their users."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_modified_token_is_rejected(spoil: object) -> None:
         tokens.subject(spoil(tokens.issue("somebody")))
 
 
-def test_anothers_token_and_a_revoked_one_are_no_tokens() -> None:
+def test_foreign_and_revoked_tokens_are_rejected() -> None:
     tokens = Tokens(life=600, clock=Clock())
     with pytest.raises(RefusedError):
         tokens.subject(Tokens(life=600, clock=Clock()).issue("somebody"))

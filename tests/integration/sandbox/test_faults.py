@@ -1,4 +1,4 @@
-"""Faults as the pure thing they are: whom they concern, what they answer, when they are over."""
+"""Selection of faults: the requests that they match, their responses, and their end."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def faults(clock: Clock) -> Faults:
 
 
 def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
-    """The code of what is answered in the API's place and after how long to come again; 0 where the API answers."""
+    """Return the status of the fault's response and its Retry-After; 0 if the API serves the request."""
     try:
         faults.check(approach)
     except (RefusedError, PlainError) as refusal:

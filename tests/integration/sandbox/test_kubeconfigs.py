@@ -1,4 +1,4 @@
-"""The kubeconfig that the sandbox writes, and the token beside it that never runs out while the sandbox runs."""
+"""The kubeconfig that the sandbox writes, and its token file, which is renewed while the sandbox runs."""
 
 import asyncio
 from base64 import b64decode

@@ -1,4 +1,4 @@
-"""Real kubectl on the sandbox, as a person would type it."""
+"""A real kubectl on the sandbox, as a user runs it."""
 
 import asyncio
 import json
@@ -44,14 +44,14 @@ class Kubectl:
         return Result(process.returncode, out.decode(), err.decode())
 
     async def __call__(self, *arguments: str, stdin: str = "") -> str:
-        """What it prints, once it has done what it was told."""
+        """Run a command; return its output."""
         result = await self.run(*arguments, stdin=stdin)
         assert result.status == 0, result.err
         return result.out
 
     @asynccontextmanager
     async def printing(self, *arguments: str) -> AsyncIterator[Callable[[str], "asyncio.Future[str]"]]:
-        """Run it beside the test, which can wait for lines that begin with something."""
+        """Run a command in the background; the block can wait for lines with a prefix."""
         process = await self._start(*arguments)
         assert process.stdout is not None
         stdout = process.stdout

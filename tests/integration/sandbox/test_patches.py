@@ -1,4 +1,4 @@
-"""What an object becomes by a patch; the examples of the RFCs among them."""
+"""JSON merge patch, JSON patch and strategic merge patch, with the examples of the RFCs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The resources as any Kubernetes client sees them: methods, media types, statuses, lists, pages, tables."""
+"""The resources over HTTP: methods, media types, statuses, lists, pages, tables."""
 
 import asyncio
 import gzip
@@ -102,7 +102,7 @@ async def test_unknown_media_type_is_rejected(client: Client) -> None:
     assert reason(refused) == (415, "UnsupportedMediaType")
 
 
-async def test_paths_that_are_not_there_and_methods_that_do_not_fit(client: Client) -> None:
+async def test_unknown_path_is_404_and_wrong_method_is_405(client: Client) -> None:
     for path in ("/apis/x/v1/projects", f"{PROJECTS}/a/b/c", "/nothing", "/api/v1/pods"):
         assert (await client.get(path)).body == b"404 page not found\n"
     assert reason(await client.get(f"{PROJECTS}/a/scale")) == (404, "NotFound")
@@ -124,7 +124,7 @@ async def test_empty_list_is_a_list(client: Client) -> None:
     assert (await client.get(CONTROL_PLANES)).names == []
 
 
-async def test_pages_hang_together(client: Client, sandbox: Sandbox) -> None:
+async def test_pages_form_one_consistent_list(client: Client, sandbox: Sandbox) -> None:
     for number in range(5):
         sandbox.projects.create(f"p-{number}")
     first = await client.get(PROJECTS, limit="2")
@@ -196,7 +196,7 @@ async def test_large_lists_are_compressed_if_accepted_and_watches_never(client: 
     assert "Content-Encoding" not in plain.headers
     squeezed = await client.get(PROJECTS, headers={"Accept-Encoding": "gzip"})
     assert squeezed.headers["Content-Encoding"] == "gzip"
-    assert squeezed.body == plain.body  # the client has unpacked it
+    assert squeezed.body == plain.body  # the client has decompressed it
     assert len(gzip.compress(plain.body, 1)) < len(plain.body) / 5
     small = await client.get(PROJECTS, headers={"Accept-Encoding": "gzip"}, limit="10")
     assert "Content-Encoding" not in small.headers

@@ -1,4 +1,4 @@
-"""What a schema drops, fills in and forbids."""
+"""Schemas: pruning, defaults and validation."""
 
 from typing import Any
 

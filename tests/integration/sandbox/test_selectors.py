@@ -1,4 +1,4 @@
-"""Which objects a selector selects."""
+"""Label and field selectors."""
 
 import pytest
 
@@ -41,7 +41,7 @@ LABELS = {"env": "prod", "tier": "gold", "example.com/size": "12", "empty": ""}
         ("in in (x)", False),
     ],
 )
-def test_labels(text: str, selected: bool) -> None:
+def test_label_selector_matches(text: str, selected: bool) -> None:
     assert selectors.parse(text).matches("alpha", "", LABELS) is selected
 
 
@@ -68,7 +68,7 @@ def test_invalid_selector_is_refused_with_its_text(text: str) -> None:
         ("metadata.namespace=other", False),
     ],
 )
-def test_fields(text: str, selected: bool) -> None:
+def test_field_selector_matches(text: str, selected: bool) -> None:
     assert selectors.parse("", text).matches("alpha", "work", {}) is selected
 
 

@@ -1,4 +1,4 @@
-"""Server-side apply, and the owners of fields."""
+"""Server-side apply, and the managers of fields."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ async def test_object_without_fields_has_no_owner(client: Client) -> None:
     assert (created.status, "managedFields" in created.json["metadata"]) == (201, False)
 
 
-async def test_apply_without_a_difference_is_no_write(client: Client) -> None:
+async def test_apply_without_changes_keeps_the_version(client: Client) -> None:
     first = await apply(client, ONE, config_map(a="1"))
     again = await apply(client, ONE, config_map(a="1"))
     assert again.json == first.json

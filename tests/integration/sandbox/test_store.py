@@ -1,4 +1,4 @@
-"""Writing to the store: who may change what, and what each write leaves behind."""
+"""Writes to the store: validation, and what each write changes."""
 
 from typing import Any
 
@@ -92,11 +92,11 @@ def test_generation_counts_spec_changes_only(store: Store) -> None:
 def test_noop_write_keeps_the_version(store: Store) -> None:
     store.create(PROJECTS, project(labels={"a": "b"}))
     before = store.version
-    told: list[int] = []
-    store.listen(lambda: told.append(store.version))
+    notified: list[int] = []
+    store.listen(lambda: notified.append(store.version))
     merge(store, {"metadata": {"labels": {"a": "b"}}})
     merge(store, {"metadata": {"uid": None, "creationTimestamp": "2000-01-01T00:00:00Z", "generation": 7}})
-    assert (store.version, told) == (before, [])
+    assert (store.version, notified) == (before, [])
 
 
 def test_store_has_one_version_sequence(store: Store) -> None:

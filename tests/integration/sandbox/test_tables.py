@@ -1,4 +1,4 @@
-"""Tables as kubectl prints them."""
+"""Tables, as kubectl prints them."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The token endpoint of the sandbox checks what it is shown, as a real one does."""
+"""The sandbox's token endpoint validates assertions as a real one does."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-async def asked(client: Client, assertion: str, grant: str = GRANT) -> Answer:
+async def response_to(client: Client, assertion: str, grant: str = GRANT) -> Answer:
     form = urlencode({"grant_type": grant, "assertion": assertion}).encode()
     return await client.call("POST", TOKEN, form, headers={"Content-Type": "application/x-www-form-urlencoded"})
 
@@ -50,11 +50,11 @@ async def test_token_endpoint_exchanges_an_assertion_for_a_token(
     account = Account(sandbox, tmp_path)
     client.token = None
     assertion = account.assertion()
-    answer = await asked(client, assertion)
+    answer = await response_to(client, assertion)
     assert (answer.status, answer.json["token_type"], answer.json["expires_in"]) == (200, "Bearer", 600)
     client.token = answer.json["access_token"]
     assert (await client.get(PROJECTS)).status == 200
-    assert (await asked(client, assertion)).json["error"] == "invalid_grant"
+    assert (await response_to(client, assertion)).json["error"] == "invalid_grant"
     assert sandbox.token_endpoint.answered == ["ok", "invalid_grant"]
 
 
@@ -73,22 +73,22 @@ async def test_token_endpoint_exchanges_an_assertion_for_a_token(
 async def test_token_endpoint_refuses_wrong_claims(
     client: Client, sandbox: Sandbox, tmp_path: Path, differing: dict[str, Any]
 ) -> None:
-    answer = await asked(client, Account(sandbox, tmp_path).assertion(**differing))
+    answer = await response_to(client, Account(sandbox, tmp_path).assertion(**differing))
     assert (answer.status, answer.json["error"]) == (400, "invalid_grant")
 
 
 @pytest.mark.parametrize("assertion", ["", "a.b.c", "e30.e30.", "ü"])
 async def test_token_endpoint_refuses_malformed_assertions(client: Client, assertion: str) -> None:
-    assert (await asked(client, assertion)).json["error"] == "invalid_grant"
+    assert (await response_to(client, assertion)).json["error"] == "invalid_grant"
 
 
 async def test_token_endpoint_refuses_other_grants_and_revoked_keys(
     client: Client, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     account = Account(sandbox, tmp_path)
-    assert (await asked(client, account.assertion(), "password")).json["error"] == "unsupported_grant_type"
+    assert (await response_to(client, account.assertion(), "password")).json["error"] == "unsupported_grant_type"
     sandbox.token_endpoint.revoke_keys()
-    assert (await asked(client, account.assertion())).json["error"] == "invalid_grant"
+    assert (await response_to(client, account.assertion())).json["error"] == "invalid_grant"
 
 
 async def test_token_request_serves_existing_service_accounts(client: Client, sandbox: Sandbox) -> None:

@@ -1,4 +1,4 @@
-"""Reading at a version: a list shows what was there then, and the events lead from there to here."""
+"""Reads at a version: a list shows the state at that time, and later events lead to the current one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The watch as a machine: what it says, and when, with time as an argument."""
+"""The watch as a state machine with time as an argument."""
 
 import json
 from math import inf
@@ -28,14 +28,14 @@ def watch(store: Store, **query: str) -> Watch:
 
 
 def lines(watch: Watch, now: float = START) -> list[Any]:
-    """Everything that it has to say at that time."""
+    """Return everything that the watch sends at that time."""
     said = b""
     while data := watch.step(now):
         said += data
     return [json.loads(line) for line in said.splitlines()]
 
 
-def told(watch: Watch, now: float = START) -> list[tuple[str, str]]:
+def sent(watch: Watch, now: float = START) -> list[tuple[str, str]]:
     return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines(watch, now)]
 
 
@@ -43,16 +43,16 @@ def test_watch_without_version_starts_with_current_objects(store: Store) -> None
     put(store, "a")
     for query in ({}, {"resourceVersion": "0"}):
         opened = watch(store, **query)
-        assert told(opened) == [("ADDED", "a")]
+        assert sent(opened) == [("ADDED", "a")]
     put(store, "b")
-    assert told(opened) == [("ADDED", "b")]
+    assert sent(opened) == [("ADDED", "b")]
 
 
 def test_watch_resumes_after_version(store: Store) -> None:
     put(store, "a")
     version = str(store.version)
     put(store, "b")
-    assert told(watch(store, resourceVersion=version)) == [("ADDED", "b")]
+    assert sent(watch(store, resourceVersion=version)) == [("ADDED", "b")]
 
 
 def test_write_during_initial_events_follows_them(store: Store) -> None:
@@ -62,7 +62,7 @@ def test_write_during_initial_events_follows_them(store: Store) -> None:
     first = [json.loads(line) for line in opened.step(START).splitlines()]
     assert 0 < len(first) < 300
     put(store, "a-late")
-    rest = told(opened)
+    rest = sent(opened)
     assert rest[-2:] == [("BOOKMARK", ""), ("ADDED", "a-late")]
     assert len(first) + len(rest) == 302
 
@@ -87,23 +87,23 @@ def test_streaming_list_ends_with_initial_events_end_bookmark(store: Store) -> N
 def test_streaming_list_without_bookmarks_never_reports_completion(store: Store) -> None:
     put(store, "a")
     opened = watch(store, **(STREAMING | {"allowWatchBookmarks": "false"}))
-    assert told(opened) == [("ADDED", "a")]
+    assert sent(opened) == [("ADDED", "a")]
     put(store, "b")
-    assert told(opened) == [("ADDED", "b")]
+    assert sent(opened) == [("ADDED", "b")]
 
 
 def test_bookmarks_come_each_minute_and_shortly_before_the_end(store: Store) -> None:
     opened = watch(store, resourceVersion="1", allowWatchBookmarks="true", timeoutSeconds="90")
-    assert told(opened) == []
+    assert sent(opened) == []
     assert opened.wakes_at == START + 60
     put(store, "a")
     (added, mark) = lines(opened, START + 60)
     assert (added["type"], mark["type"]) == ("ADDED", "BOOKMARK")
     assert mark["object"]["metadata"]["resourceVersion"] == str(store.version)
     assert opened.wakes_at == START + 88
-    assert told(opened, START + 88) == [("BOOKMARK", "")]
+    assert sent(opened, START + 88) == [("BOOKMARK", "")]
     assert opened.wakes_at == START + 90
-    assert told(opened, START + 90) == []
+    assert sent(opened, START + 90) == []
     assert opened.done
 
 
@@ -111,28 +111,28 @@ def test_short_watch_has_no_bookmarks(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="2")
     assert opened.step(START) == b""
     assert opened.wakes_at == START + 2
-    assert told(opened, START + 2) == []
+    assert sent(opened, START + 2) == []
     assert opened.done
 
 
 def test_watch_without_bookmarks_requested_gets_none(store: Store) -> None:
     opened = watch(store)
-    assert told(opened, START + 600) == []
+    assert sent(opened, START + 600) == []
     assert not opened.done
 
 
 def test_watch_timeout_is_as_requested_or_chosen_by_server(store: Store) -> None:
     for timeout, end in (("3", START + 3), ("0", START + 2700)):
         opened = watch(store, timeoutSeconds=timeout)
-        told(opened, end - 0.01)
+        sent(opened, end - 0.01)
         assert not opened.done
-        told(opened, end)
+        sent(opened, end)
         assert opened.done
 
 
 def test_negative_watch_timeout_ends_immediately(store: Store) -> None:
     opened = watch(store, timeoutSeconds="-1")
-    assert told(opened) == []
+    assert sent(opened) == []
     assert opened.done
 
 
@@ -140,15 +140,15 @@ def test_future_version_watch_is_silent_until_it_exists(store: Store) -> None:
     future = store.version + 2
     opened = watch(store, resourceVersion=str(future), allowWatchBookmarks="true")
     put(store, "a")
-    assert told(opened, START + 500) == []
+    assert sent(opened, START + 500) == []
     put(store, "b")
     put(store, "c")
-    assert told(opened, START + 501) == [("ADDED", "c")]
+    assert sent(opened, START + 501) == [("ADDED", "c")]
 
 
 def test_future_version_streaming_list_fails_after_timeout(store: Store) -> None:
     opened = watch(store, **STREAMING, resourceVersion="99")
-    assert told(opened) == []
+    assert sent(opened) == []
     assert opened.wakes_at == START + 3
     (error,) = lines(opened, START + 3)
     assert (error["type"], error["object"]["code"]) == ("ERROR", 504)
@@ -158,9 +158,9 @@ def test_future_version_streaming_list_fails_after_timeout(store: Store) -> None
 
 def test_future_version_streaming_list_is_answered_when_it_exists(store: Store) -> None:
     opened = watch(store, **STREAMING, resourceVersion=str(store.version + 1))
-    assert told(opened) == []
+    assert sent(opened) == []
     put(store, "a")
-    assert told(opened, START + 1) == [("ADDED", "a"), ("BOOKMARK", "")]
+    assert sent(opened, START + 1) == [("ADDED", "a"), ("BOOKMARK", "")]
 
 
 def test_expired_version_watch_is_one_error_event(store: Store) -> None:
@@ -176,10 +176,10 @@ def test_expired_version_watch_is_one_error_event(store: Store) -> None:
 def test_open_watch_survives_compaction() -> None:
     store = Store([PROJECTS], history_limit=2)
     opened = watch(store)
-    assert told(opened) == []
+    assert sent(opened) == []
     store.compact()
     put(store, "a")
-    assert told(opened) == [("ADDED", "a")]
+    assert sent(opened) == [("ADDED", "a")]
     for number in range(6):
         put(store, f"p-{number}")
     (error,) = lines(opened)
@@ -191,10 +191,10 @@ def test_silenced_watch_sends_everything_afterwards(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="90")
     opened.set_silent(silent=True)
     put(store, "a")
-    assert told(opened, START + 100) == []
+    assert sent(opened, START + 100) == []
     assert opened.wakes_at == inf
     opened.set_silent(silent=False)
-    assert told(opened, START + 100) == [("ADDED", "a")]
+    assert sent(opened, START + 100) == [("ADDED", "a")]
     assert opened.done
 
 
@@ -202,5 +202,5 @@ def test_ended_watch_flushes_events_and_a_bookmark(store: Store) -> None:
     opened = watch(store, resourceVersion=str(store.version), allowWatchBookmarks="true")
     put(store, "a")
     opened.end()
-    assert told(opened) == [("ADDED", "a"), ("BOOKMARK", "")]
+    assert sent(opened) == [("ADDED", "a"), ("BOOKMARK", "")]
     assert opened.done

@@ -1,5 +1,5 @@
-"""What real API servers answered, recorded once; the sandbox is held to it.
+"""Recorded responses of real API servers, which the sandbox must reproduce.
 
-A conversation is a function that asks; a transcript is what was asked and answered, told so that two servers which
-behave alike have the same one. `./dev real record` renews the transcripts of the real servers.
+A conversation is a function that sends requests. A transcript has requests and responses, normalized so that two
+servers with the same behavior have the same one. `./dev real record` renews the transcripts of the real servers.
 """

@@ -1,4 +1,4 @@
-"""What is asked of a server. Each conversation begins with one that holds no object."""
+"""The conversations with a server; each begins with a server without objects."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,227 +22,229 @@ _FUTURE = "999999999"
 
 
 @conversation
-async def an_object_s_life(say: Speaker) -> None:
-    await say.ask("GET")
-    await say.create("alpha", labels={"env": "prod"}, annotations={"example.com/note": "one"})
-    await say.ask("GET", "/alpha")
-    await say.ask("GET")
-    await say.set_condition("alpha", "True")
-    await say.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": None, "tier": "gold"}}})
-    await say.ask("PATCH", "/alpha", {"metadata": {"labels": {"tier": "gold"}}})
-    await say.ask("DELETE", "/alpha")
-    await say.ask("GET", "/alpha")
+async def object_lifecycle(speaker: Speaker) -> None:
+    await speaker.ask("GET")
+    await speaker.create("alpha", labels={"env": "prod"}, annotations={"example.com/note": "one"})
+    await speaker.ask("GET", "/alpha")
+    await speaker.ask("GET")
+    await speaker.set_condition("alpha", "True")
+    await speaker.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": None, "tier": "gold"}}})
+    await speaker.ask("PATCH", "/alpha", {"metadata": {"labels": {"tier": "gold"}}})
+    await speaker.ask("DELETE", "/alpha")
+    await speaker.ask("GET", "/alpha")
 
 
 @conversation
-async def a_status_is_its_own(say: Speaker) -> None:
-    await say.ask("POST", "", say.thing("alpha") | {"status": {"conditions": []}})
-    if say.mode == "project":  # the other's has its default already: such a write leaves a mark in managedFields only
-        await say.ask("PATCH", "/alpha/status", {"status": {}})
+async def status_is_a_subresource(speaker: Speaker) -> None:
+    await speaker.ask("POST", "", speaker.minimal_object("alpha") | {"status": {"conditions": []}})
+    if speaker.mode == "project":  # the other kind has its default already, and such a write changes managedFields only
+        await speaker.ask("PATCH", "/alpha/status", {"status": {}})
     condition = {"type": "Ready", "status": "True", "reason": "Told", "message": "", "lastTransitionTime": _NOON}
     change = {"metadata": {"labels": {"ignored": "yes"}}, "status": {"conditions": [condition]}}
-    await say.ask("PATCH", "/alpha/status", change)
-    await say.ask("PATCH", "/alpha", {"status": {"conditions": []}})
-    await say.ask("GET", "/alpha/status")
+    await speaker.ask("PATCH", "/alpha/status", change)
+    await speaker.ask("PATCH", "/alpha", {"status": {"conditions": []}})
+    await speaker.ask("GET", "/alpha/status")
 
 
 @conversation
-async def a_watch_tells_what_happens(say: Speaker) -> None:
-    version = await say.version()
-    async with say.watch(resourceVersion=version) as watch:
-        await say.create("alpha")
+async def watch_sends_changes(speaker: Speaker) -> None:
+    version = await speaker.version()
+    async with speaker.watch(resourceVersion=version) as watch:
+        await speaker.create("alpha")
         await watch.read()
-        await say.set_condition("alpha", "True")
+        await speaker.set_condition("alpha", "True")
         await watch.read()
-        await say.set_condition("alpha", "True")  # no change, so no event
-        await say.ask("DELETE", "/alpha")
+        await speaker.set_condition("alpha", "True")  # no change, so no event
+        await speaker.ask("DELETE", "/alpha")
         await watch.read()
-        await say.create("alpha")
+        await speaker.create("alpha")
         await watch.read()
-    async with say.watch(resourceVersion=version) as again:
+    async with speaker.watch(resourceVersion=version) as again:
         await again.read(4)
 
 
 @conversation
-async def finalizers_hold_an_object(say: Speaker) -> None:
-    await say.create("alpha", finalizers=["example.com/one", "example.com/two"])
-    async with say.watch(resourceVersion=await say.version()) as watch:
-        await say.ask("DELETE", "/alpha")
+async def finalizers_delay_deletion(speaker: Speaker) -> None:
+    await speaker.create("alpha", finalizers=["example.com/one", "example.com/two"])
+    async with speaker.watch(resourceVersion=await speaker.version()) as watch:
+        await speaker.ask("DELETE", "/alpha")
         await watch.read()
-        await say.ask("DELETE", "/alpha")
-        await say.ask("PATCH", "/alpha", {"metadata": {"finalizers": ["example.com/one", "example.com/new"]}})
-        await say.ask("PATCH", "/alpha", {"metadata": {"finalizers": ["example.com/one"]}})
+        await speaker.ask("DELETE", "/alpha")
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"finalizers": ["example.com/one", "example.com/new"]}})
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"finalizers": ["example.com/one"]}})
         await watch.read()
-        await say.ask("PATCH", "/alpha", {"metadata": {"finalizers": None}})
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"finalizers": None}})
         await watch.read()
-    await say.ask("GET", "/alpha")
+    await speaker.ask("GET", "/alpha")
 
 
 @conversation
-async def labels_lead_out_of_a_selector_and_back(say: Speaker) -> None:
-    await say.create("alpha", labels={"env": "prod"})
-    await say.create("beta", labels={"env": "dev"})
-    await say.ask("GET", labelSelector="env=prod")
-    await say.ask("GET", labelSelector="env in (prod, dev),tier notin (gold)")
-    await say.ask("GET", labelSelector="!env")
-    async with say.watch(labelSelector="env=prod", resourceVersion=await say.version()) as watch:
-        await say.ask("PATCH", "/beta", {"metadata": {"labels": {"tier": "gold"}}})
-        await say.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": "dev"}}})
+async def labels_move_objects_across_a_selector(speaker: Speaker) -> None:
+    await speaker.create("alpha", labels={"env": "prod"})
+    await speaker.create("beta", labels={"env": "dev"})
+    await speaker.ask("GET", labelSelector="env=prod")
+    await speaker.ask("GET", labelSelector="env in (prod, dev),tier notin (gold)")
+    await speaker.ask("GET", labelSelector="!env")
+    async with speaker.watch(labelSelector="env=prod", resourceVersion=await speaker.version()) as watch:
+        await speaker.ask("PATCH", "/beta", {"metadata": {"labels": {"tier": "gold"}}})
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": "dev"}}})
         await watch.read()
-        await say.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": "prod"}}})
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"labels": {"env": "prod"}}})
         await watch.read()
-        await say.ask("PATCH", "/alpha", {"metadata": {"labels": {"tier": "gold"}}})
+        await speaker.ask("PATCH", "/alpha", {"metadata": {"labels": {"tier": "gold"}}})
         await watch.read()
-        await say.ask("DELETE", "/alpha")
+        await speaker.ask("DELETE", "/alpha")
         await watch.read()
 
 
 @conversation
-async def a_streaming_list_begins_with_what_is_there(say: Speaker) -> None:
-    await say.create("alpha", labels={"env": "prod"})
-    await say.create("beta")
-    async with say.watch(**_STREAMING_LIST) as watch:
+async def streaming_list_begins_with_existing_objects(speaker: Speaker) -> None:
+    await speaker.create("alpha", labels={"env": "prod"})
+    await speaker.create("beta")
+    async with speaker.watch(**_STREAMING_LIST) as watch:
         await watch.read(3)
-        await say.create("gamma")
+        await speaker.create("gamma")
         await watch.read()
-    async with say.watch(**_STREAMING_LIST, labelSelector="env=prod") as watch:
+    async with speaker.watch(**_STREAMING_LIST, labelSelector="env=prod") as watch:
         await watch.read(2)
-    async with say.watch(**_STREAMING_LIST, labelSelector="env=nothing") as watch:
+    async with speaker.watch(**_STREAMING_LIST, labelSelector="env=nothing") as watch:
         await watch.read()
-    async with say.watch(sendInitialEvents="true", resourceVersionMatch="NotOlderThan") as watch:
+    async with speaker.watch(sendInitialEvents="true", resourceVersionMatch="NotOlderThan") as watch:
         await watch.read(3)
-        await say.create("delta")  # without bookmarks, no end of the list is told
+        await speaker.create("delta")  # the end of the list is not sent without bookmarks
         await watch.read()
 
 
 @conversation
-async def streaming_lists_want_their_options(say: Speaker) -> None:
+async def streaming_list_requires_its_options(speaker: Speaker) -> None:
     for query in (
         {"sendInitialEvents": "true"},
         {"sendInitialEvents": "true", "resourceVersionMatch": "Exact"},
         {"resourceVersionMatch": "NotOlderThan"},
     ):
-        async with say.watch(**query):
+        async with speaker.watch(**query):
             pass
-    await say.ask("GET", sendInitialEvents="true", resourceVersionMatch="NotOlderThan")
+    await speaker.ask("GET", sendInitialEvents="true", resourceVersionMatch="NotOlderThan")
 
 
 @conversation
-async def a_watch_without_a_version_begins_with_what_is_there(say: Speaker) -> None:
-    await say.create("alpha")
+async def watch_without_version_begins_with_existing_objects(speaker: Speaker) -> None:
+    await speaker.create("alpha")
     for query in ({}, {"resourceVersion": "0"}):
-        async with say.watch(**query) as watch:
+        async with speaker.watch(**query) as watch:
             await watch.read()
 
 
 @conversation
-async def a_watch_ends_when_its_time_is_up(say: Speaker) -> None:
-    await say.create("alpha")
-    async with say.watch(resourceVersion=await say.version(), timeoutSeconds="1") as watch:
+async def watch_ends_at_its_timeout(speaker: Speaker) -> None:
+    await speaker.create("alpha")
+    async with speaker.watch(resourceVersion=await speaker.version(), timeoutSeconds="1") as watch:
         await watch.to_the_end()
-    async with say.watch(resourceVersion=await say.version(), timeoutSeconds="1", allowWatchBookmarks="true") as watch:
+    async with speaker.watch(
+        resourceVersion=await speaker.version(), timeoutSeconds="1", allowWatchBookmarks="true"
+    ) as watch:
         await watch.to_the_end()
 
 
 @conversation
-async def a_list_comes_in_pages(say: Speaker) -> None:
+async def list_is_paged(speaker: Speaker) -> None:
     for name in ("alpha", "beta", "gamma", "delta", "epsilon"):
-        await say.create(name, labels={"env": "prod" if name == "gamma" else "dev"})
-    first = await say.ask("GET", limit="2")
-    await say.create("beta-2")  # between two pages
-    second = await say.ask("GET", limit="2", **_on(first))
-    await say.ask("GET", limit="2", **_on(second))
-    await say.ask("GET", **_on(first))
-    await say.ask("GET", limit="2", labelSelector="env=dev")
-    await say.ask("GET", limit="5")
-    await say.ask("GET", limit="7", resourceVersion="0")
-    await say.ask("GET", **{"continue": "junk"})
-    await say.ask("GET", **_on(first), resourceVersion=first["metadata"]["resourceVersion"])
+        await speaker.create(name, labels={"env": "prod" if name == "gamma" else "dev"})
+    first = await speaker.ask("GET", limit="2")
+    await speaker.create("beta-2")  # written between two pages
+    second = await speaker.ask("GET", limit="2", **_on(first))
+    await speaker.ask("GET", limit="2", **_on(second))
+    await speaker.ask("GET", **_on(first))
+    await speaker.ask("GET", limit="2", labelSelector="env=dev")
+    await speaker.ask("GET", limit="5")
+    await speaker.ask("GET", limit="7", resourceVersion="0")
+    await speaker.ask("GET", **{"continue": "junk"})
+    await speaker.ask("GET", **_on(first), resourceVersion=first["metadata"]["resourceVersion"])
 
 
 @conversation
-async def a_list_may_name_its_version(say: Speaker) -> None:
-    await say.create("alpha")
-    version = await say.version()
-    await say.create("beta")
-    await say.ask("GET", resourceVersion=version, resourceVersionMatch="Exact")
-    await say.ask("GET", resourceVersion=version, resourceVersionMatch="NotOlderThan")
-    await say.ask("GET", resourceVersion=version)
-    await say.ask("GET", resourceVersion="0", resourceVersionMatch="Exact")
-    await say.ask("GET", resourceVersionMatch="Exact")
-    await say.ask("GET", resourceVersion=version, resourceVersionMatch="Nearly")
-    await say.ask("GET", resourceVersion="abc")
-    async with say.watch(resourceVersion="abc"):
+async def list_at_a_version(speaker: Speaker) -> None:
+    await speaker.create("alpha")
+    version = await speaker.version()
+    await speaker.create("beta")
+    await speaker.ask("GET", resourceVersion=version, resourceVersionMatch="Exact")
+    await speaker.ask("GET", resourceVersion=version, resourceVersionMatch="NotOlderThan")
+    await speaker.ask("GET", resourceVersion=version)
+    await speaker.ask("GET", resourceVersion="0", resourceVersionMatch="Exact")
+    await speaker.ask("GET", resourceVersionMatch="Exact")
+    await speaker.ask("GET", resourceVersion=version, resourceVersionMatch="Nearly")
+    await speaker.ask("GET", resourceVersion="abc")
+    async with speaker.watch(resourceVersion="abc"):
         pass
 
 
 @conversation
-async def a_version_from_the_future_is_waited_for(say: Speaker) -> None:
-    await say.create("alpha")
-    await say.ask("GET", resourceVersion=_FUTURE)
-    await say.ask("GET", resourceVersion=_FUTURE, resourceVersionMatch="Exact")
-    async with say.watch(**_STREAMING_LIST, resourceVersion=_FUTURE) as watch:
+async def future_version_is_awaited(speaker: Speaker) -> None:
+    await speaker.create("alpha")
+    await speaker.ask("GET", resourceVersion=_FUTURE)
+    await speaker.ask("GET", resourceVersion=_FUTURE, resourceVersionMatch="Exact")
+    async with speaker.watch(**_STREAMING_LIST, resourceVersion=_FUTURE) as watch:
         await watch.to_the_end()
-    async with say.watch(resourceVersion=_FUTURE, timeoutSeconds="1", allowWatchBookmarks="true") as watch:
+    async with speaker.watch(resourceVersion=_FUTURE, timeoutSeconds="1", allowWatchBookmarks="true") as watch:
         await watch.to_the_end()
 
 
 @conversation
-async def what_was_compacted_is_gone(say: Speaker) -> None:
+async def compacted_version_is_gone(speaker: Speaker) -> None:
     for name in ("alpha", "beta", "gamma"):
-        await say.create(name)
-    first = await say.ask("GET", limit="1")
+        await speaker.create(name)
+    first = await speaker.ask("GET", limit="1")
     version = first["metadata"]["resourceVersion"]
-    await say.server.compact()
-    async with say.watch(resourceVersion=version) as watch:
+    await speaker.server.compact()
+    async with speaker.watch(resourceVersion=version) as watch:
         await watch.to_the_end()
-    await say.ask("GET", resourceVersion=version, resourceVersionMatch="Exact")
-    refused = await say.ask("GET", limit="1", **_on(first))
-    await say.ask("GET", limit="1", **_on(refused))
-    async with say.watch(resourceVersion="1") as watch:
+    await speaker.ask("GET", resourceVersion=version, resourceVersionMatch="Exact")
+    refused = await speaker.ask("GET", limit="1", **_on(first))
+    await speaker.ask("GET", limit="1", **_on(refused))
+    async with speaker.watch(resourceVersion="1") as watch:
         await watch.to_the_end()
 
 
 @conversation
-async def what_is_not_there_can_t_be_had(say: Speaker) -> None:
-    await say.ask("GET", "/nobody")
-    await say.ask("DELETE", "/nobody")
-    await say.ask("PATCH", "/nobody", {"metadata": {"labels": {"a": "b"}}})
-    await say.ask("GET", "/nobody/nothing")
-    group = f"/apis/{say.kind.group}"
-    await say.ask("GET", f"{group}/v1alpha1/nothings")
-    await say.ask("GET", f"{group}/v9/{say.kind.plural}")
-    await say.ask("GET", "/apis/nothing.example.com/v1/nothings")
+async def missing_objects_are_not_found(speaker: Speaker) -> None:
+    await speaker.ask("GET", "/nobody")
+    await speaker.ask("DELETE", "/nobody")
+    await speaker.ask("PATCH", "/nobody", {"metadata": {"labels": {"a": "b"}}})
+    await speaker.ask("GET", "/nobody/nothing")
+    group = f"/apis/{speaker.kind.group}"
+    await speaker.ask("GET", f"{group}/v1alpha1/nothings")
+    await speaker.ask("GET", f"{group}/v9/{speaker.kind.plural}")
+    await speaker.ask("GET", "/apis/nothing.example.com/v1/nothings")
 
 
 @conversation
-async def what_is_wrong_is_refused(say: Speaker) -> None:
-    await say.create("alpha")
-    await say.create("alpha")
-    await say.create("Not_A_Name")
-    await say.create("beta", labels={"a": "not a value"})
-    await say.ask("POST", "", "no JSON")
-    await say.ask("POST", "", {**say.thing("beta"), "kind": "Another"})
-    await say.ask("PATCH", "/alpha", {"metadata": {}}, content_type="application/json")
-    await say.ask("PATCH", "/alpha", "no JSON")
-    await say.ask("PATCH", "/alpha/status", {"status": {"conditions": [{"type": "Ready"}]}})
-    await say.ask("PUT", "/alpha", say.thing("alpha"))
-    await say.ask("PUT", "/alpha", say.thing("alpha", resourceVersion="1"))
-    await say.ask("PUT", "", say.thing("alpha"))
-    await say.ask("POST", "/alpha", say.thing("alpha"))
-    await say.ask("GET", labelSelector="env in")
-    await say.ask("GET", limit="many")
-    await say.ask("GET", token="nobody-s")
+async def invalid_requests_are_rejected(speaker: Speaker) -> None:
+    await speaker.create("alpha")
+    await speaker.create("alpha")
+    await speaker.create("Not_A_Name")
+    await speaker.create("beta", labels={"a": "not a value"})
+    await speaker.ask("POST", "", "no JSON")
+    await speaker.ask("POST", "", {**speaker.minimal_object("beta"), "kind": "Another"})
+    await speaker.ask("PATCH", "/alpha", {"metadata": {}}, content_type="application/json")
+    await speaker.ask("PATCH", "/alpha", "no JSON")
+    await speaker.ask("PATCH", "/alpha/status", {"status": {"conditions": [{"type": "Ready"}]}})
+    await speaker.ask("PUT", "/alpha", speaker.minimal_object("alpha"))
+    await speaker.ask("PUT", "/alpha", speaker.minimal_object("alpha", resourceVersion="1"))
+    await speaker.ask("PUT", "", speaker.minimal_object("alpha"))
+    await speaker.ask("POST", "/alpha", speaker.minimal_object("alpha"))
+    await speaker.ask("GET", labelSelector="env in")
+    await speaker.ask("GET", limit="many")
+    await speaker.ask("GET", token="nobody-s")
 
 
 @conversation
-async def a_collection_is_deleted_at_once(say: Speaker) -> None:
+async def collection_is_deleted(speaker: Speaker) -> None:
     for name in ("alpha", "beta"):
-        await say.create(name)
-    async with say.watch(resourceVersion=await say.version()) as watch:
-        await say.aside("DELETE")
+        await speaker.create(name)
+    async with speaker.watch(resourceVersion=await speaker.version()) as watch:
+        await speaker.unrecorded("DELETE")
         await watch.read(2)
-    await say.ask("GET")
+    await speaker.ask("GET")
 
 
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -309,60 +311,62 @@ def _widget(spec: Any = None, status: Any = None, **metadata: Any) -> dict[str, 
 
 
 @asynccontextmanager
-async def _widgets(say: Speaker) -> AsyncIterator[None]:
-    """The kind, for as long as the block runs."""
-    await say.silently("POST", _DEFINITIONS, _DEFINITION)
-    await say.until(200, _WIDGETS)
+async def _widgets(speaker: Speaker) -> AsyncIterator[None]:
+    """Define the kind `Widget` for the duration of the block."""
+    await speaker.unrecorded_status("POST", _DEFINITIONS, _DEFINITION)
+    await speaker.until(200, _WIDGETS)
     try:
         yield
     finally:
-        await say.silently("DELETE", f"{_DEFINITIONS}/widgets.conformance.example.com")
-        await say.until(404, _WIDGETS)
+        await speaker.unrecorded_status("DELETE", f"{_DEFINITIONS}/widgets.conformance.example.com")
+        await speaker.until(404, _WIDGETS)
 
 
 @conversation
-async def a_definition_brings_a_kind(say: Speaker) -> None:
-    say.visit_control_plane()
-    await say.ask("GET", _WIDGETS)
-    async with _widgets(say):
+async def definition_adds_a_kind(speaker: Speaker) -> None:
+    speaker.visit_control_plane()
+    await speaker.ask("GET", _WIDGETS)
+    async with _widgets(speaker):
         one = f"{_WIDGETS}/one"
-        await say.ask("POST", _WIDGETS, _widget({"size": 1, "unknown": 2}, {"note": "ignored"}))
-        await say.ask("GET", _WIDGETS)
-        await say.ask("PATCH", f"{one}/status", {"status": {"note": "seen", "other": 1}, "spec": {"size": 9}})
-        await say.ask("PATCH", one, {"spec": {"size": 2}, "status": {"note": "ignored"}})
-        await say.ask("PATCH", one, {"spec": {"free": {"a": {"b": [1]}}, "port": "http", "maybe": None}})
+        await speaker.ask("POST", _WIDGETS, _widget({"size": 1, "unknown": 2}, {"note": "ignored"}))
+        await speaker.ask("GET", _WIDGETS)
+        await speaker.ask("PATCH", f"{one}/status", {"status": {"note": "seen", "other": 1}, "spec": {"size": 9}})
+        await speaker.ask("PATCH", one, {"spec": {"size": 2}, "status": {"note": "ignored"}})
+        await speaker.ask("PATCH", one, {"spec": {"free": {"a": {"b": [1]}}, "port": "http", "maybe": None}})
         for wrong in ({"size": 0}, {"size": 10}, {"size": "1"}, {"color": 1}):
-            await say.ask("PATCH", one, {"spec": wrong})
-        await say.ask("PATCH", one, {"spec": {"port": True}})
-        await say.ask("PATCH", one, {"spec": {"tags": ["a", "b", "c", "d"]}})
-        await say.ask("PATCH", one, {"spec": {"pair": {"a": "1", "b": "2", "c": "3"}}})
-        await say.ask("POST", _WIDGETS, _widget({}))
-        await say.ask("GET", f"{one}/scale")
-        await say.ask("DELETE", one)
-    await say.ask("GET", _WIDGETS)
+            await speaker.ask("PATCH", one, {"spec": wrong})
+        await speaker.ask("PATCH", one, {"spec": {"port": True}})
+        await speaker.ask("PATCH", one, {"spec": {"tags": ["a", "b", "c", "d"]}})
+        await speaker.ask("PATCH", one, {"spec": {"pair": {"a": "1", "b": "2", "c": "3"}}})
+        await speaker.ask("POST", _WIDGETS, _widget({}))
+        await speaker.ask("GET", f"{one}/scale")
+        await speaker.ask("DELETE", one)
+    await speaker.ask("GET", _WIDGETS)
 
 
 @conversation
-async def fields_have_managers(say: Speaker) -> None:
-    say.visit_control_plane()
-    async with _widgets(say):
+async def fields_have_managers(speaker: Speaker) -> None:
+    speaker.visit_control_plane()
+    async with _widgets(speaker):
         one = f"{_WIDGETS}/one"
-        await say.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
-        await say.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
-        await say.apply(one, _widget({"tags": ["b"], "pair": {"y": "2"}}, labels={"b": "2"}), "second")
-        await say.apply(one, _widget({"size": 2}), "second")
-        await say.apply(one, _widget({"size": 2}), "second", force="true")
-        await say.ask("PATCH", one, {"spec": {"color": "red"}}, fieldManager="editor")
-        await say.apply(one, _widget({"color": "green"}), "first")
-        await say.apply(one, _widget({"tags": ["a"]}), "first")
-        await say.apply(f"{one}/status", _widget(status={"conditions": [{"type": "A", "status": "True"}]}), "first")
-        await say.apply(f"{one}/status", _widget(status={"conditions": [{"type": "B", "status": "True"}]}), "second")
-        await say.apply(f"{one}/status", _widget(status={"note": "only"}), "first")
-        await say.apply(one, _widget(finalizers=["example.com/hold"]), "third")
-        await say.apply(one, _widget(), "third")
-        await say.ask("PATCH", one, _widget(), content_type="application/apply-patch+yaml")
-        await say.apply(f"{_WIDGETS}/two/status", _widget() | {"metadata": {"name": "two"}}, "first")
-        await say.apply(one, _widget(resourceVersion="1"), "first")
+        await speaker.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
+        await speaker.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
+        await speaker.apply(one, _widget({"tags": ["b"], "pair": {"y": "2"}}, labels={"b": "2"}), "second")
+        await speaker.apply(one, _widget({"size": 2}), "second")
+        await speaker.apply(one, _widget({"size": 2}), "second", force="true")
+        await speaker.ask("PATCH", one, {"spec": {"color": "red"}}, fieldManager="editor")
+        await speaker.apply(one, _widget({"color": "green"}), "first")
+        await speaker.apply(one, _widget({"tags": ["a"]}), "first")
+        await speaker.apply(f"{one}/status", _widget(status={"conditions": [{"type": "A", "status": "True"}]}), "first")
+        await speaker.apply(
+            f"{one}/status", _widget(status={"conditions": [{"type": "B", "status": "True"}]}), "second"
+        )
+        await speaker.apply(f"{one}/status", _widget(status={"note": "only"}), "first")
+        await speaker.apply(one, _widget(finalizers=["example.com/hold"]), "third")
+        await speaker.apply(one, _widget(), "third")
+        await speaker.ask("PATCH", one, _widget(), content_type="application/apply-patch+yaml")
+        await speaker.apply(f"{_WIDGETS}/two/status", _widget() | {"metadata": {"name": "two"}}, "first")
+        await speaker.apply(one, _widget(resourceVersion="1"), "first")
 
 
 def _on(page: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A mode's conversations with a server, one after another."""
+"""Recording of conversations with the servers of a mode."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.integration.sandbox_conformance.speaker import Speaker
 from tests.integration.sandbox_conformance.transcripts import Transcript
 
 
-async def hold(name: str, mode: Mode, servers: Servers, folder: Path) -> Transcript:
-    """One conversation, and what came of it."""
+async def record(name: str, mode: Mode, servers: Servers, folder: Path) -> Transcript:
+    """Hold one conversation; return its transcript."""
     async with servers.lend(mode, folder) as server, Speaker(server, mode) as speaker:
         await CONVERSATIONS[name](speaker)
     return speaker.transcript

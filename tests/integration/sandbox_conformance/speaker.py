@@ -1,4 +1,4 @@
-"""Asks a server by plain HTTP, and takes down what was asked and answered."""
+"""An HTTP client that records its requests and their responses."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from tests.end_to_end.scenarios import kubeconfig
 from tests.end_to_end.scenarios.objects import KINDS
 from tests.end_to_end.scenarios.servers import ApiServer
 from tests.end_to_end.scenarios.steps import Mode
-from tests.integration.sandbox_conformance.transcripts import HEADERS, Telling, Transcript, masked
+from tests.integration.sandbox_conformance.transcripts import HEADERS, Normalizer, Transcript, masked
 
 _DEADLINE_S = 30.0
 _MERGE = "application/merge-patch+json"
@@ -31,7 +31,7 @@ class Speaker:
         self.kind = KINDS[mode]
         self.transcript: Transcript = []
         self._access = kubeconfig.read(server.kubeconfig)
-        self._telling = Telling()
+        self._normalizer = Normalizer()
         self._root = ""
 
     async def __aenter__(self) -> Self:
@@ -46,8 +46,8 @@ class Speaker:
     ) -> None:
         await self._session.close()
 
-    def thing(self, name: str, **metadata: Any) -> dict[str, Any]:
-        """The least that the server takes for an object."""
+    def minimal_object(self, name: str, **metadata: Any) -> dict[str, Any]:
+        """Return the smallest object that the server accepts."""
         return {
             "apiVersion": f"{self.kind.group}/v1alpha1",
             "kind": self.kind.name,
@@ -65,38 +65,38 @@ class Speaker:
         content_type: str = "",
         **query: str,
     ) -> Any:
-        """The JSON of the answer, or its text; `below` is the path below the collection."""
+        """Send a request; return the JSON of the response, or its text. `below` is the path below the collection."""
         headers = self._headers(token) | {"Content-Type": content_type or self._content_type(method)}
         data = body if isinstance(body, str) or body is None else json.dumps(body)
         async with self._session.request(method, self._url(below, query), data=data, headers=headers) as response:
             answer = _read(await response.text())
-            self._note(f"{method} {below}", query, response, self._telling.told(answer))
+            self._note(f"{method} {below}", query, response, self._normalizer.normalized(answer))
             return answer
 
-    async def aside(self, method: str) -> Any:
-        """The collection, or its deletion, without a word of it in the transcript."""
+    async def unrecorded(self, method: str) -> Any:
+        """Read or delete the collection without recording it."""
         async with self._session.request(method, self._url("", {}), headers=self._headers()) as response:
             return await response.json()
 
-    async def silently(self, method: str, path: str, body: Any = None) -> int:
-        """The status of an answer that is not in the transcript."""
+    async def unrecorded_status(self, method: str, path: str, body: Any = None) -> int:
+        """Send a request without recording it; return the status of the response."""
         headers = self._headers() | {"Content-Type": self._content_type(method)}
         data = None if body is None else json.dumps(body)
         async with self._session.request(method, self._url(path, {}), data=data, headers=headers) as response:
             return response.status
 
     async def until(self, status: int, path: str) -> None:
-        """Wait until a path is answered with a status."""
+        """Wait until a path responds with a status."""
         async with asyncio.timeout(_DEADLINE_S):
-            while await self.silently("GET", path) != status:  # noqa: ASYNC110 - the server sends no event
+            while await self.unrecorded_status("GET", path) != status:  # noqa: ASYNC110 - the server sends no event
                 await asyncio.sleep(0.05)
 
     def visit_control_plane(self) -> None:
-        """Talk to the API that takes CustomResourceDefinitions, for paths from /api on."""
+        """Send the next requests to the API with CustomResourceDefinitions, with paths from /api on."""
         self._root = self.server.control_plane()
 
     async def apply(self, path: str, document: Any, manager: str, **query: str) -> Any:
-        """Apply on the server's side; take down who owns the fields afterwards."""
+        """Send a server-side apply, and record the managers of fields afterwards."""
         query = {"fieldManager": manager, **query}
         answer = await self.ask("PATCH", path, document, content_type="application/apply-patch+yaml", **query)
         if "metadata" in answer and "managedFields" in answer["metadata"]:
@@ -108,7 +108,7 @@ class Speaker:
         return answer
 
     async def create(self, name: str, **metadata: Any) -> Any:
-        return await self.ask("POST", "", self.thing(name, **metadata))
+        return await self.ask("POST", "", self.minimal_object(name, **metadata))
 
     async def set_condition(self, name: str, status: str) -> Any:
         condition = {
@@ -121,8 +121,8 @@ class Speaker:
         return await self.ask("PATCH", f"/{name}/status", {"status": {"conditions": [condition]}})
 
     async def version(self) -> str:
-        """Of the collection as it is now."""
-        return str((await self.aside("GET"))["metadata"]["resourceVersion"])
+        """Return the current version of the collection."""
+        return str((await self.unrecorded("GET"))["metadata"]["resourceVersion"])
 
     @asynccontextmanager
     async def watch(self, **query: str) -> AsyncIterator["Lines"]:
@@ -130,9 +130,9 @@ class Speaker:
         async with self._session.get(
             self._url("", query), headers=self._headers(), timeout=aiohttp.ClientTimeout(total=None)
         ) as response:
-            refused = None if response.status == 200 else self._telling.told(_read(await response.text()))
+            refused = None if response.status == 200 else self._normalizer.normalized(_read(await response.text()))
             self._note("GET ", query, response, refused)
-            yield Lines(response.content, self._telling, self.transcript)
+            yield Lines(response.content, self._normalizer, self.transcript)
 
     def _headers(self, token: str = "") -> dict[str, str]:
         return {"Authorization": f"Bearer {token or self._access.token()}"}
@@ -146,11 +146,11 @@ class Speaker:
         return f"{self._access.server}{path}{'?' if asked else ''}{asked}"
 
     def _note(self, asked: str, query: Mapping[str, str], response: aiohttp.ClientResponse, answer: Any) -> None:
-        told = {key: masked(key, value) for key, value in query.items()}
+        normalized = {key: masked(key, value) for key, value in query.items()}
         self.transcript.append(
             {
                 "asked": asked.strip(),
-                **({"query": told} if told else {}),
+                **({"query": normalized} if normalized else {}),
                 "status": response.status,
                 "headers": {name: response.headers[name] for name in HEADERS if name in response.headers},
                 **({} if answer is None else {"answer": answer}),
@@ -159,18 +159,18 @@ class Speaker:
 
 
 class Lines:
-    """Of an open watch, each taken down as it is read."""
+    """The lines of an open watch, each recorded as it is read."""
 
-    def __init__(self, body: aiohttp.StreamReader, telling: Telling, transcript: Transcript) -> None:
+    def __init__(self, body: aiohttp.StreamReader, telling: Normalizer, transcript: Transcript) -> None:
         self._body = body
-        self._telling = telling
+        self._normalizer = telling
         self._transcript = transcript
 
     async def read(self, count: int = 1) -> None:
         for _ in range(count):
             async with asyncio.timeout(_DEADLINE_S):
                 line = await self._body.readline()
-            self._transcript.append({"read": self._telling.told(_read(line.decode())) if line else "the end"})
+            self._transcript.append({"read": self._normalizer.normalized(_read(line.decode())) if line else "the end"})
 
     async def to_the_end(self) -> None:
         while not self._transcript or self._transcript[-1] != {"read": "the end"}:

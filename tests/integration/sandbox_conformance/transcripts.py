@@ -1,7 +1,7 @@
-"""Transcripts without what differs between any two runs: UIDs and versions are told by when they were first seen.
+"""Transcripts without what differs between runs: UIDs and versions are numbered in order of appearance.
 
-What is left out altogether is what the sandbox doesn't have on purpose: managedFields, the wording of messages, and
-all headers but those that clients act upon.
+They leave out what the sandbox lacks by design: managedFields, the wording of messages, and all headers except
+those that clients act on.
 """
 
 import json
@@ -34,28 +34,28 @@ def write(mode: Mode, transcripts: dict[str, Transcript]) -> Path:
 
 
 def masked(key: str, value: str) -> str:
-    """Of a question: the version or the token that an answer gave is another one each time."""
+    """Replace a version or token in a request, since it differs in each run."""
     is_version = key == "resourceVersion" and value.isdigit() and value != "0"
     is_token = key == "continue" and len(value) > _LONGEST_JUNK
     return "..." if is_version or is_token else value
 
 
-class Telling:
-    """One conversation's way of telling: what was seen first is number one."""
+class Normalizer:
+    """The numbering of UIDs and versions in one conversation."""
 
     def __init__(self) -> None:
         self._uids: dict[str, str] = {}
         self._versions: dict[int, str] = {}
 
-    def told(self, answer: Any) -> Any:
-        """An answer's JSON, or the text that it is instead."""
+    def normalized(self, answer: Any) -> Any:
+        """Return a normalized response."""
         match answer:
-            case {"type": str(kind), "object": thing}:
-                return {"type": kind, "object": self.told(thing)}
+            case {"type": str(kind), "object": minimal_object}:
+                return {"type": kind, "object": self.normalized(minimal_object)}
             case dict():
                 return {key: self._field(key, value, answer) for key, value in answer.items() if key not in _LEFT_OUT}
             case list():
-                return [self.told(each) for each in answer]
+                return [self.normalized(each) for each in answer]
             case str() if _TIME.fullmatch(answer):
                 return answer if answer.startswith("1970-") else "a time"
             case _:
@@ -70,16 +70,17 @@ class Telling:
             case "continue" if value:
                 return "a token"
             case "causes":
-                # A real server finds some of them twice, and in whatever order.
-                told = {json.dumps(self.told(cause), sort_keys=True) for cause in value}
-                return [json.loads(cause) for cause in sorted(told)]
+                # A real server lists some causes twice, and in any order.
+                normalized = {json.dumps(self.normalized(cause), sort_keys=True) for cause in value}
+                return [json.loads(cause) for cause in sorted(normalized)]
             case _:
-                return self.told(value)
+                return self.normalized(value)
 
     def _version(self, value: str, *, of_object: bool) -> str:
         number = int(value)
         if of_object:
             return self._versions.setdefault(number, f"version {len(self._versions) + 1}")
-        # Others write to a real server's etcd too, so a collection's version is somewhere behind an object's.
+        # Other writes to a real server's etcd have versions too, so a collection's version may be higher than that of
+        # an object.
         before = [each for each in self._versions if each <= number]
         return f"{self._versions[max(before)]} or later" if before else "some version"

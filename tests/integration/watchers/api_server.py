@@ -1,4 +1,4 @@
-"""A real HTTPS server on loopback whose answers a test writes, for what lies between bytes and us."""
+"""A real HTTPS server on loopback with responses that a test writes."""
 
 import ssl
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class ApiServer:
-    """`answer` is looked up at each request, so a test can change it while the server runs."""
+    """An HTTPS server; `answer` is read at each request, so that a test can change it at run time."""
 
     answer: Handler
     authority: trustme.CA = field(default_factory=trustme.CA)
@@ -47,7 +47,7 @@ class ApiServer:
         await self._runner.cleanup()
 
     async def refuse(self) -> None:
-        """Takes nobody new; who is there is served on."""
+        """Refuse new connections; open ones are served."""
         await self._site.stop()
 
     @property

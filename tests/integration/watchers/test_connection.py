@@ -1,4 +1,4 @@
-"""How connections to API servers are made."""
+"""Connections to API servers: keepalive and proxies."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ def test_socket_detects_vanished_peer() -> None:
 
 
 class Tunnels:
-    """A proxy that knows CONNECT, and takes everybody to one port of ours whatever host was asked for."""
+    """A proxy that leads every CONNECT to one local port, whatever host was requested."""
 
     def __init__(self, leads_to: int) -> None:
         self._leads_to = leads_to

@@ -1,4 +1,4 @@
-"""The driver against a real HTTPS server whose every answer the test writes."""
+"""The driver against a real HTTPS server with scripted responses."""
 
 import asyncio
 import json
@@ -61,8 +61,8 @@ def error_status(status: int, reason: str, name: str = "") -> web.Response:
     return web.json_response(body, status=status)
 
 
-class Said:
-    """An answer written piece by piece; it stays open after the last, until it is told to end or cut."""
+class ScriptedResponse:
+    """A response that is written piece by piece, and stays open until it is ended or cut."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._orders: asyncio.Queue[bytes | str] = asyncio.Queue()
@@ -71,7 +71,7 @@ class Said:
         for piece in pieces:
             self._orders.put_nowait(piece)
 
-    def say(self, piece: bytes) -> None:
+    def send(self, piece: bytes) -> None:
         self._orders.put_nowait(piece)
 
     def end(self) -> None:
@@ -97,18 +97,18 @@ class Said:
         return response
 
 
-class Played:
-    """An API server that answers lists, watches and looks at single objects in turn, as the test has laid down.
+class ScriptedServer:
+    """An API server that answers lists, watches and reads of single objects from scripted queues.
 
-    Where nothing more is laid down, it parks the request: the last word stands.
+    A request without a scripted response is left pending.
     """
 
     def __init__(self) -> None:
         self.lists: list[Answer] = []
         self.watches: list[Answer] = []
-        self.looks: list[Answer] = []
-        self.alive: Answer = Said()
-        """Says nothing, unless the test has it answer."""
+        self.reads: list[Answer] = []
+        self.alive: Answer = ScriptedResponse()
+        """The response to liveness probes; by default none."""
         self.queries: list[dict[str, str]] = []
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
@@ -116,8 +116,8 @@ class Played:
             return await self.alive(request)
         self.queries.append(dict(request.query))
         of_collection = self.watches if "watch" in request.query else self.lists
-        turn = of_collection if request.path == PATH else self.looks
-        answer = turn.pop(0) if turn else Said()
+        turn = of_collection if request.path == PATH else self.reads
+        answer = turn.pop(0) if turn else ScriptedResponse()
         return await answer(request)
 
 
@@ -137,39 +137,44 @@ def listing(version: int, *objects: dict[str, object], more: str = "") -> Answer
     return answering(lambda: web.json_response(content))
 
 
-class Running:
+class DriverRun:
     def __init__(
-        self, played: Played, server: ApiServer, fleet: DirectFleet, ledger: "Ledger", task: asyncio.Task[None]
+        self,
+        server_script: ScriptedServer,
+        server: ApiServer,
+        fleet: DirectFleet,
+        ledger: "Ledger",
+        task: asyncio.Task[None],
     ) -> None:
-        self.played = played
+        self.server_script = server_script
         self.server = server
         self.fleet = fleet
-        self.told = ledger.told
-        self.looks = ledger.looks
+        self.events = ledger.events
+        self.reads = ledger.reads
         self.task = task
 
     async def synced(self) -> None:
         await eventually(lambda: self.fleet.synced and self.fleet.status.state is SourceState.STREAMING)
 
-    async def tells(self, *events: str) -> None:
-        await eventually(lambda: self.told == list(events))
+    async def expect_events(self, *events: str) -> None:
+        await eventually(lambda: self.events == list(events))
 
 
 class Ledger(Journal):
-    """Notes changes as a person would: `ENGAGED alpha`."""
+    """A journal that records changes as text, such as `ENGAGED alpha`."""
 
     def __init__(self) -> None:
         super().__init__(Metrics(), Audit(Metrics()))
-        self.told: list[str] = []
-        self.looks: list[str] = []
+        self.events: list[str] = []
+        self.reads: list[str] = []
         self.relistings: list[str] = []
 
     def changed(self, done, *, is_live):  # type: ignore[no-untyped-def]
         reason = f" {done.reason.value}" if done.reason else ""
-        self.told.append(f"{done.type.value} {done.cluster.target.name}{reason}")
+        self.events.append(f"{done.type.value} {done.cluster.target.name}{reason}")
 
     def liveness_checked(self, result: str) -> None:
-        self.looks.append(result)
+        self.reads.append(result)
 
     def relisting(self, reason: str) -> None:
         self.relistings.append(reason)
@@ -177,8 +182,8 @@ class Ledger(Journal):
 
 @asynccontextmanager
 async def running(
-    played: Played, policy: ReflectorPolicy | None = None, liveness: LivenessPolicy | None = None
-) -> AsyncIterator[Running]:
+    server_script: ScriptedServer, policy: ReflectorPolicy | None = None, liveness: LivenessPolicy | None = None
+) -> AsyncIterator[DriverRun]:
     def encode(event: Event) -> bytes:
         return b""
 
@@ -186,7 +191,7 @@ async def running(
     pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
     fleet = DirectFleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
     mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
-    async with ApiServer(played) as server:
+    async with ApiServer(server_script) as server:
         transport = Transport(upstream(server))
         driver = Driver(
             transport,
@@ -203,7 +208,7 @@ async def running(
         )
         task = asyncio.create_task(driver.run())
         try:
-            yield Running(played, server, fleet, ledger, task)
+            yield DriverRun(server_script, server, fleet, ledger, task)
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -212,96 +217,104 @@ async def running(
 
 
 async def test_streaming_list_engages_ready_objects_and_continues_as_watch() -> None:
-    played = Played()
-    watch = Said(
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
         line("ADDED", project("alpha", 1)),
         line("ADDED", project("beta", 2, is_ready=False)),
         bookmark(5, ends_list=True),
     )
-    played.watches = [watch]
-    async with running(played) as run:
+    server_script.watches = [watch]
+    async with running(server_script) as run:
         await run.synced()
-        assert run.told == ["ENGAGED alpha"]
-        watch.say(line("MODIFIED", project("beta", 6)))
-        await run.tells("ENGAGED alpha", "ENGAGED beta")
-    assert {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}.items() <= played.queries[0].items()
+        assert run.events == ["ENGAGED alpha"]
+        watch.send(line("MODIFIED", project("beta", 6)))
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
+    assert {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}.items() <= server_script.queries[
+        0
+    ].items()
 
 
 async def test_server_without_streaming_lists_is_read_in_pages() -> None:
-    played = Played()
-    played.watches = [answering(lambda: error_status(422, "Invalid")), Said()]
-    played.lists = [listing(7, project("alpha", 1), more="page-2"), listing(7, project("beta", 2))]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    server_script.watches = [answering(lambda: error_status(422, "Invalid")), ScriptedResponse()]
+    server_script.lists = [listing(7, project("alpha", 1), more="page-2"), listing(7, project("beta", 2))]
+    async with running(server_script) as run:
         await run.synced()
-        assert run.told == ["ENGAGED alpha", "ENGAGED beta"]
-    _, first, second, watch = played.queries
+        assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
+    _, first, second, watch = server_script.queries
     assert (first["limit"], "continue" in first) == ("5000", False)
     assert second["continue"] == "page-2"
     assert watch["resourceVersion"] == "7"
 
 
 async def test_watch_cut_within_an_event_resumes_before_it() -> None:
-    played = Played()
+    server_script = ScriptedServer()
     half = line("ADDED", project("beta", 9))[:40]
-    first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = Said()
-    played.watches = [first, second]
-    async with running(played) as run:
+    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    second = ScriptedResponse()
+    server_script.watches = [first, second]
+    async with running(server_script) as run:
         await run.synced()
-        first.say(line("MODIFIED", project("alpha", 6)) + half)
+        first.send(line("MODIFIED", project("alpha", 6)) + half)
         first.cut()
         await second.asked.wait()
-        assert played.queries[-1]["resourceVersion"] == "6"
-        second.say(line("ADDED", project("beta", 9)))
-        await run.tells("ENGAGED alpha", "ENGAGED beta")
+        assert server_script.queries[-1]["resourceVersion"] == "6"
+        second.send(line("ADDED", project("beta", 9)))
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
 
 
 async def test_expired_version_leads_to_relist_with_differences_only() -> None:
-    played = Played()
-    first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = Said(line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 8)), bookmark(9, ends_list=True))
-    played.watches = [first, second]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    second = ScriptedResponse(
+        line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 8)), bookmark(9, ends_list=True)
+    )
+    server_script.watches = [first, second]
+    async with running(server_script) as run:
         await run.synced()
-        first.say(expired())
-        await run.tells("ENGAGED alpha", "ENGAGED beta")
+        first.send(expired())
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
 
 
 async def test_lost_server_is_reported_and_disengages_nothing() -> None:
-    played = Played()
-    first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    played.watches = [first, *[answering(lambda: web.Response(status=503, text="<html>no</html>"))] * 3, Said()]
-    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=0.05, cap_s=0.05))) as run:
+    server_script = ScriptedServer()
+    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    server_script.watches = [
+        first,
+        *[answering(lambda: web.Response(status=503, text="<html>no</html>"))] * 3,
+        ScriptedResponse(),
+    ]
+    async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=0.05, cap_s=0.05))) as run:
         await run.synced()
         first.cut()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
         assert (run.fleet.status.reason, run.fleet.status.message) == ("NotServing", "503: no")
         await run.synced()
-        assert run.told == ["ENGAGED alpha"]
+        assert run.events == ["ENGAGED alpha"]
 
 
 @pytest.mark.parametrize("status", [404, 503])
 async def test_resource_not_served_yet_is_resumed_at_same_version(status: int) -> None:
-    played = Played()
-    first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = Said()
-    played.watches = [first, answering(lambda: web.Response(status=status, text="404 page not found")), second]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    second = ScriptedResponse()
+    server_script.watches = [first, answering(lambda: web.Response(status=status, text="404 page not found")), second]
+    async with running(server_script) as run:
         await run.synced()
         first.cut()
         await second.asked.wait()
-    assert played.queries[-1]["resourceVersion"] == "5"
+    assert server_script.queries[-1]["resourceVersion"] == "5"
 
 
 async def test_deletion_is_reported_after_not_found() -> None:
-    played = Played()
-    watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    played.looks = [answering(lambda: error_status(404, "NotFound", name="alpha"))]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    server_script.reads = [answering(lambda: error_status(404, "NotFound", name="alpha"))]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
-        await run.tells("ENGAGED alpha", "DISENGAGED alpha DELETED")
+        watch.send(line("DELETED", project("alpha", 6)))
+        await run.expect_events("ENGAGED alpha", "DISENGAGED alpha DELETED")
 
 
 @pytest.mark.parametrize(
@@ -317,44 +330,48 @@ async def test_deletion_is_reported_after_not_found() -> None:
 async def test_inconclusive_confirmation_is_retried_and_cluster_stays_engaged(
     unsure: Callable[[], web.Response],
 ) -> None:
-    played = Played()
-    watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    asked = Said()
-    played.watches = [watch]
-    played.looks = [answering(unsure), asked]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    asked = ScriptedResponse()
+    server_script.watches = [watch]
+    server_script.reads = [answering(unsure), asked]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
+        watch.send(line("DELETED", project("alpha", 6)))
         await asked.asked.wait()
-        assert run.told == ["ENGAGED alpha"]
+        assert run.events == ["ENGAGED alpha"]
         assert run.fleet.pending_deletions.explain("alpha") is not None
 
 
 async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> None:
-    played = Played()
-    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
-    again = Said()
-    played.watches = [watch]
-    played.looks = [*(gone(name) for name in ("alpha", "beta", "gamma")), again]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)
+    )
+    again = ScriptedResponse()
+    server_script.watches = [watch]
+    server_script.reads = [*(gone(name) for name in ("alpha", "beta", "gamma")), again]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
-        await eventually(lambda: again.asked.is_set() or len(run.told) > 3)
-        assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
+        watch.send(line("DELETED", project("alpha", 6)))
+        await eventually(lambda: again.asked.is_set() or len(run.events) > 3)
+        assert run.events == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
         why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
         assert why[1] == "the server has none of the other objects either, and may be another server"
 
 
 async def test_failed_witness_check_is_reported() -> None:
-    played = Played()
-    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
-    again = Said()
-    played.watches = [watch]
-    played.looks = [gone("alpha"), answering(lambda: error_status(403, "Forbidden")), gone("gamma"), again]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)
+    )
+    again = ScriptedResponse()
+    server_script.watches = [watch]
+    server_script.reads = [gone("alpha"), answering(lambda: error_status(403, "Forbidden")), gone("gamma"), again]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
+        watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
         why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
@@ -362,33 +379,42 @@ async def test_failed_witness_check_is_reported() -> None:
 
 
 async def test_deletion_is_confirmed_by_server_with_other_objects() -> None:
-    played = Played()
-    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    played.looks = [gone("alpha"), gone("beta"), answering(lambda: web.json_response(project("gamma", 1)))]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [watch]
+    server_script.reads = [gone("alpha"), gone("beta"), answering(lambda: web.json_response(project("gamma", 1)))]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
-        await run.tells("ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma", "DISENGAGED alpha DELETED")
+        watch.send(line("DELETED", project("alpha", 6)))
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma", "DISENGAGED alpha DELETED")
 
 
 async def test_deletion_is_not_confirmed_by_unknown_server() -> None:
-    played = Played()
-    first, second, look = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said(), Said()
-    played.watches, played.looks = [first, second], [look]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    first, second, read = (
+        ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)),
+        ScriptedResponse(),
+        ScriptedResponse(),
+    )
+    server_script.watches, server_script.reads = [first, second], [read]
+    async with running(server_script) as run:
         await run.synced()
-        first.say(line("DELETED", project("alpha", 6)) + expired())
+        first.send(line("DELETED", project("alpha", 6)) + expired())
         await second.asked.wait()
-        assert not look.asked.is_set()
-        second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
+        assert not read.asked.is_set()
+        second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
         await eventually(lambda: not len(run.fleet.pending_deletions))
-        assert (run.told, look.asked.is_set()) == (["ENGAGED alpha"], False)
+        assert (run.events, read.asked.is_set()) == (["ENGAGED alpha"], False)
 
 
 async def test_confirmation_after_source_was_lost_is_ignored() -> None:
-    played = Played()
-    first, second = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
+    server_script = ScriptedServer()
+    first, second = (
+        ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)),
+        ScriptedResponse(),
+    )
     asked, may_answer = asyncio.Event(), asyncio.Event()
 
     async def late(request: web.Request) -> web.StreamResponse:
@@ -396,50 +422,52 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
         await may_answer.wait()
         return error_status(404, "NotFound", name="alpha")
 
-    played.watches, played.looks = [first, second], [late]
-    async with running(played) as run:
+    server_script.watches, server_script.reads = [first, second], [late]
+    async with running(server_script) as run:
         await run.synced()
-        first.say(line("DELETED", project("alpha", 6)))
+        first.send(line("DELETED", project("alpha", 6)))
         await asked.wait()
-        first.say(expired())
+        first.send(expired())
         await second.asked.wait()
         may_answer.set()
         await eventually(lambda: (run.fleet.pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
-        second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
+        second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
         await eventually(lambda: not len(run.fleet.pending_deletions))
-        assert run.told == ["ENGAGED alpha"]
+        assert run.events == ["ENGAGED alpha"]
 
 
 async def test_live_object_reported_as_deleted_stays_engaged() -> None:
-    played = Played()
-    watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    played.looks = [answering(lambda: web.json_response(project("alpha", 1)))]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    server_script.reads = [answering(lambda: web.json_response(project("alpha", 1)))]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
-        await eventually(lambda: not played.looks and not len(run.fleet.pending_deletions))
-        assert run.told == ["ENGAGED alpha"]
+        watch.send(line("DELETED", project("alpha", 6)))
+        await eventually(lambda: not server_script.reads and not len(run.fleet.pending_deletions))
+        assert run.events == ["ENGAGED alpha"]
 
 
 async def test_object_recreated_during_confirmation_is_replaced() -> None:
-    played = Played()
-    watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    played.looks = [answering(lambda: web.json_response(project("alpha", 7, uid="another")))]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    server_script.reads = [answering(lambda: web.json_response(project("alpha", 7, uid="another")))]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
-        await run.tells("ENGAGED alpha", "DISENGAGED alpha REPLACED", "ENGAGED alpha")
+        watch.send(line("DELETED", project("alpha", 6)))
+        await run.expect_events("ENGAGED alpha", "DISENGAGED alpha REPLACED", "ENGAGED alpha")
 
 
 async def test_malformed_object_does_not_affect_others() -> None:
-    played = Played()
+    server_script = ScriptedServer()
     bad = {"metadata": {"name": "bad", "uid": "uid-bad", "resourceVersion": "2"}, "status": {"conditions": 7}}
-    played.watches = [Said(line("ADDED", bad), line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))]
-    async with running(played) as run:
+    server_script.watches = [
+        ScriptedResponse(line("ADDED", bad), line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    ]
+    async with running(server_script) as run:
         await run.synced()
-        assert run.told == ["ENGAGED alpha"]
+        assert run.events == ["ENGAGED alpha"]
         record = run.fleet.registry["bad"]
         assert record is not None
         assert "conditions" in record.message
@@ -447,7 +475,7 @@ async def test_malformed_object_does_not_affect_others() -> None:
 
 @pytest.mark.parametrize("where", ["head of the list", "list", "watch", "look", "back-off"])
 async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
-    played = Played()
+    server_script = ScriptedServer()
     reached, gone = asyncio.Event(), asyncio.Event()
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -457,20 +485,20 @@ async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(
         finally:
             gone.set()
 
-    watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     match where:
         case "head of the list":
-            played.watches = [silent]
+            server_script.watches = [silent]
         case "list":
-            played.watches, played.lists = [answering(lambda: error_status(422, "Invalid"))], [silent]
+            server_script.watches, server_script.lists = [answering(lambda: error_status(422, "Invalid"))], [silent]
         case "watch":
-            played.watches = [watch]
+            server_script.watches = [watch]
         case "look":
-            played.watches, played.looks = [watch], [silent]
-            watch.say(line("DELETED", project("alpha", 6)))
+            server_script.watches, server_script.reads = [watch], [silent]
+            watch.send(line("DELETED", project("alpha", 6)))
         case "back-off":
-            played.watches = [answering(lambda: error_status(500, "InternalError"))]
-    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=3600, cap_s=3600))) as run:
+            server_script.watches = [answering(lambda: error_status(500, "InternalError"))]
+    async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=3600, cap_s=3600))) as run:
         match where:
             case "watch":
                 await run.synced()
@@ -491,44 +519,48 @@ async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(
 
 @pytest.mark.parametrize("answer", [project("beta", 1), {"metadata": {}}], ids=["another object", "no name"])
 async def test_confirmation_read_that_returns_another_object_is_inconclusive(answer: dict[str, object]) -> None:
-    played = Played()
-    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    again = Said()
-    played.looks = [answering(lambda: web.json_response(answer)), again]
-    async with running(played) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        *(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [watch]
+    again = ScriptedResponse()
+    server_script.reads = [answering(lambda: web.json_response(answer)), again]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(line("DELETED", project("alpha", 6)))
+        watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
-        assert run.told == ["ENGAGED alpha", "ENGAGED beta"]
+        assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
         why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("the response is not the object")
 
 
 async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
-    played = Played()
+    server_script = ScriptedServer()
     names = [f"a{number}" for number in range(100)]
-    watch = Said(*(line("ADDED", project(name, 1)) for name in names), bookmark(5, ends_list=True))
-    played.watches = [watch]
-    again = Said()
-    played.looks = [*[answering(lambda: error_status(403, "Forbidden"))] * 20, again]
-    async with running(played) as run:
+    watch = ScriptedResponse(*(line("ADDED", project(name, 1)) for name in names), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    again = ScriptedResponse()
+    server_script.reads = [*[answering(lambda: error_status(403, "Forbidden"))] * 20, again]
+    async with running(server_script) as run:
         await run.synced()
-        watch.say(b"".join(line("DELETED", project(name, 6)) for name in names))
+        watch.send(b"".join(line("DELETED", project(name, 6)) for name in names))
         await again.asked.wait()
         assert run.fleet.pending_deletions.refused == "403: Forbidden"
         assert run.fleet.pending_deletions.take_due(float("inf")) == []
 
 
 async def test_watch_that_is_always_expired_lets_deletions_be_confirmed() -> None:
-    played = Played()
-    first = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True))
-    played.watches = [first, *[answering(lambda: error_status(410, "Expired"))] * 8]
-    played.lists = [listing(6 + number, project("beta", 1)) for number in range(4)]
+    server_script = ScriptedServer()
+    first = ScriptedResponse(
+        *(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [first, *[answering(lambda: error_status(410, "Expired"))] * 8]
+    server_script.lists = [listing(6 + number, project("beta", 1)) for number in range(4)]
     found = answering(lambda: web.json_response(project("beta", 1)))
-    played.looks = [gone("alpha"), found]
-    async with running(played, ReflectorPolicy(backoff=QUICK, streaming_lists=True)) as run:
+    server_script.reads = [gone("alpha"), found]
+    async with running(server_script, ReflectorPolicy(backoff=QUICK, streaming_lists=True)) as run:
         await run.synced()
         first.end()
-        await run.tells("ENGAGED alpha", "ENGAGED beta", "DISENGAGED alpha DELETED")
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta", "DISENGAGED alpha DELETED")

@@ -1,4 +1,4 @@
-"""A server that holds its connections and answers nobody, and one that is merely quiet."""
+"""A server that holds its connections without answering, and one that is merely quiet."""
 
 import asyncio
 
@@ -12,8 +12,8 @@ from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
 from tests.integration.watchers.test_driver import (
     QUICK,
-    Played,
-    Said,
+    ScriptedResponse,
+    ScriptedServer,
     answering,
     bookmark,
     line,
@@ -25,28 +25,31 @@ from tests.support.eventually import eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
 SELDOM = LivenessPolicy(every_s=0.15)
-"""Leaves a busy machine the time to answer."""
+"""A deadline that a busy machine keeps."""
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
 
 
 async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
-    played = Played()
-    hung, resumed = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
-    played.watches = [hung, resumed]
-    async with running(played, liveness=OFTEN) as run:
+    server_script = ScriptedServer()
+    hung, resumed = (
+        ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)),
+        ScriptedResponse(),
+    )
+    server_script.watches = [hung, resumed]
+    async with running(server_script, liveness=OFTEN) as run:
         await run.synced()
         await resumed.asked.wait()
-        assert hung.gone.is_set(), "its connection is dropped before another is made"
-        assert played.queries[-1]["resourceVersion"] == "5"
-        resumed.say(line("ADDED", project("beta", 6)))
-        await run.tells("ENGAGED alpha", "ENGAGED beta")
+        assert hung.gone.is_set(), "the connection is closed before another is opened"
+        assert server_script.queries[-1]["resourceVersion"] == "5"
+        resumed.send(line("ADDED", project("beta", 6)))
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
 
 
 async def test_hung_server_is_reported_as_unresponsive() -> None:
-    played = Played()
-    played.watches = [Said(bookmark(5, ends_list=True))]
+    server_script = ScriptedServer()
+    server_script.watches = [ScriptedResponse(bookmark(5, ends_list=True))]
     patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
-    async with running(played, patient, OFTEN) as run:
+    async with running(server_script, patient, OFTEN) as run:
         await run.synced()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
         assert run.fleet.status.reason == "Unresponsive"
@@ -57,10 +60,10 @@ async def test_hung_server_before_first_answer_is_abandoned() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    played = Played()
-    then = Said(bookmark(5, ends_list=True))
-    played.watches = [never, then]
-    async with running(played, liveness=OFTEN) as run:
+    server_script = ScriptedServer()
+    then = ScriptedResponse(bookmark(5, ends_list=True))
+    server_script.watches = [never, then]
+    async with running(server_script, liveness=OFTEN) as run:
         await run.synced()
 
 
@@ -69,10 +72,10 @@ async def test_hung_watch_of_otherwise_live_server_is_abandoned(monkeypatch: pyt
         return await asyncio.Future()
 
     monkeypatch.setattr(list_watch, "WATCH_RESPONSE_TIMEOUT_S", 0.1)
-    played = Played()
-    played.alive = answering(web.Response)
-    played.watches = [never]
-    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
+    server_script = ScriptedServer()
+    server_script.alive = answering(web.Response)
+    server_script.watches = [never]
+    async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
         await eventually(lambda: run.fleet.status.reason == "Timeout")
         assert run.fleet.status.message == "no response to the watch request within 0.1 s"
 
@@ -81,36 +84,36 @@ async def test_hung_list_is_abandoned() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    played = Played()
-    played.lists = [never, listing(7, project("alpha", 1))]
-    async with running(played, PAGES, OFTEN) as run:
-        await run.tells("ENGAGED alpha")
+    server_script = ScriptedServer()
+    server_script.lists = [never, listing(7, project("alpha", 1))]
+    async with running(server_script, PAGES, OFTEN) as run:
+        await run.expect_events("ENGAGED alpha")
 
 
 @pytest.mark.parametrize("status", [200, 403, 500])
 async def test_any_answer_proves_liveness(status: int) -> None:
-    played = Played()
-    played.alive = answering(lambda: web.Response(status=status))
-    watch = Said(bookmark(5, ends_list=True))
-    played.watches = [watch]
-    async with running(played, liveness=SELDOM) as run:
+    server_script = ScriptedServer()
+    server_script.alive = answering(lambda: web.Response(status=status))
+    watch = ScriptedResponse(bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    async with running(server_script, liveness=SELDOM) as run:
         await run.synced()
-        await eventually(lambda: len(run.looks) > SELDOM.misses)
-        assert set(run.looks) == {"answered"}
+        await eventually(lambda: len(run.reads) > SELDOM.misses)
+        assert set(run.reads) == {"answered"}
         assert run.fleet.status.state is SourceState.STREAMING
         assert not watch.gone.is_set()
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:
     # As after SIGTERM: new connections are refused, and open ones are served for another minute.
-    played = Played()
-    watch = Said(bookmark(5, ends_list=True))
-    played.watches = [watch]
-    played.alive = answering(lambda: web.Response(headers={"Connection": "close"}))
-    async with running(played, liveness=OFTEN) as run:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    server_script.alive = answering(lambda: web.Response(headers={"Connection": "close"}))
+    async with running(server_script, liveness=OFTEN) as run:
         await run.synced()
         await run.server.refuse()
-        await eventually(lambda: run.looks.count("connect") > 2 * OFTEN.misses)
-        watch.say(line("ADDED", project("alpha", 6)))
-        await run.tells("ENGAGED alpha")
+        await eventually(lambda: run.reads.count("connect") > 2 * OFTEN.misses)
+        watch.send(line("ADDED", project("alpha", 6)))
+        await run.expect_events("ENGAGED alpha")
         assert run.fleet.status.state is SourceState.STREAMING

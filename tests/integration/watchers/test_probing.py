@@ -1,4 +1,4 @@
-"""Asking a real HTTPS server whether it is there."""
+"""Connectivity probes against a real HTTPS server."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 
 class Held(dict[str, Credential]):
-    """By the clusters' endpoints."""
+    """Issued credentials, by cluster endpoint."""
 
     def of(self, cluster: Cluster) -> Credential | None:
         return self.get(cluster.target.endpoint)
@@ -30,7 +30,7 @@ def at(endpoint: str) -> Cluster:
 
 
 @asynccontextmanager
-async def asker(
+async def prober(
     server: ApiServer,
     timeout_s: float = 10.0,
     held: Held | None = None,
@@ -56,7 +56,7 @@ async def asker(
 
 async def test_probe_sends_no_credential_without_tls() -> None:
     held = Held({"http://10.0.0.1:1": Credential(token=Secret("t"))})
-    async with ApiServer(answering()) as server, asker(server, held=held) as made:
+    async with ApiServer(answering()) as server, prober(server, held=held) as made:
         for endpoint in ("http://10.0.0.1:1", "http://elsewhere.test"):
             outcome = await made.ask(at(endpoint))
             assert isinstance(outcome, ProbeFailed)
@@ -68,7 +68,7 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
     async with ApiServer(answering()) as server:
         endpoint = f"{server.url}/apis/projects/alpha/control-plane"
         held = Held({endpoint: Credential(token=Secret("theirs"))})
-        async with asyncio.timeout(10), asker(server, held=held, of_hosts=True) as made:
+        async with asyncio.timeout(10), prober(server, held=held, of_hosts=True) as made:
             assert await made.ask(at(endpoint)) == ProbeReached()
         assert [request.path for request in server.requests] == ["/readyz"]
         assert server.headers("Authorization") == ["Bearer t0"]
@@ -86,7 +86,7 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
     ],
 )
 async def test_probe_result_depends_on_response(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
-    async with ApiServer(answering(status=status)) as server, asker(server) as asking:
+    async with ApiServer(answering(status=status)) as server, prober(server) as asking:
         outcome = await asking.ask(at(f"{server.url}/projects/alpha/control-plane"))
     assert holds(outcome), outcome
     (request,) = server.requests
@@ -98,7 +98,7 @@ async def test_probe_does_not_follow_redirect() -> None:
     async def away(_: web.Request) -> web.Response:
         raise web.HTTPFound("https://attacker.test/")
 
-    async with ApiServer(away) as server, asker(server) as asking:
+    async with ApiServer(away) as server, prober(server) as asking:
         outcome = await asking.ask(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "302"
@@ -109,7 +109,7 @@ async def test_probe_of_closed_port_blames_host() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    async with ApiServer(answering()) as server, asker(server) as asking:
+    async with ApiServer(answering()) as server, prober(server) as asking:
         outcome = await asking.ask(at(f"https://127.0.0.1:{port}"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
@@ -119,7 +119,7 @@ async def test_probe_timeout_is_reported() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    async with ApiServer(never) as server, asker(server, timeout_s=0.05) as asking:
+    async with ApiServer(never) as server, prober(server, timeout_s=0.05) as asking:
         outcome = await asking.ask(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "timeout"
@@ -127,14 +127,14 @@ async def test_probe_timeout_is_reported() -> None:
 
 async def test_untrusted_certificate_authority_is_reported_as_tls() -> None:
     other = trustme.CA()
-    async with ApiServer(answering()) as server, asker(server, authorities=other.cert_pem.bytes()) as asking:
+    async with ApiServer(answering()) as server, prober(server, authorities=other.cert_pem.bytes()) as asking:
         outcome = await asking.ask(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("tls", True)
 
 
 async def test_probe_of_unresolvable_host_is_dns_error() -> None:
-    async with ApiServer(answering()) as server, asker(server) as asking:
+    async with ApiServer(answering()) as server, prober(server) as asking:
         outcome = await asking.ask(at("https://no-such-host.invalid"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("dns", True)
@@ -146,7 +146,7 @@ async def test_probe_of_closing_peer_is_closed_error() -> None:
         request.transport.abort()
         return web.Response()
 
-    async with ApiServer(hang_up) as server, asker(server) as asking:
+    async with ApiServer(hang_up) as server, prober(server) as asking:
         outcome = await asking.ask(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("closed", True)
@@ -157,7 +157,7 @@ async def test_probe_credential_failure_does_not_blame_host() -> None:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
             raise BackendError("the plugin failed")
 
-    async with ApiServer(answering()) as server, asker(server, credentials=Broken()) as asking:
+    async with ApiServer(answering()) as server, prober(server, credentials=Broken()) as asking:
         outcome = await asking.ask(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("credential", False)
@@ -167,7 +167,7 @@ async def test_probe_credential_failure_does_not_blame_host() -> None:
 async def test_probe_uses_credential_handed_out_for_cluster() -> None:
     async with ApiServer(answering()) as server:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
-        async with asker(server, held=held) as asking:
+        async with prober(server, held=held) as asking:
             for name in ("alpha", "beta"):
                 assert await asking.ask(at(f"{server.url}/{name}")) == ProbeReached()
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
@@ -189,12 +189,12 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
             chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
             certificate = ClientCertificate(chain=chain, key=Secret(leaf.private_key_pem.bytes().decode()))
             held[f"{server.url}/p-{number}"] = Credential(certificate=certificate)
-        async with asker(server, held=held) as asking:
+        async with prober(server, held=held) as asking:
             oldest, *others = held
             for endpoint in [oldest, *others, *others, oldest]:
                 assert await asking.ask(at(endpoint)) == ProbeReached()
     assert callers[1:9] == callers[9:17]
-    assert len(set(callers)) == POOLS + 2, "the oldest had to connect again"
+    assert len(set(callers)) == POOLS + 2, "the oldest connection was evicted"
 
 
 async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_credential() -> None:
@@ -203,11 +203,11 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
 
     async with ApiServer(answering()) as own, ApiServer(answering()) as foreign:
         held = Held()
-        async with asker(own, held=held, authorities_of=authorities_of) as made:
+        async with prober(own, held=held, authorities_of=authorities_of) as made:
             assert await made.ask(at(foreign.url)) == ProbeReached()
             held[foreign.url] = Credential(token=Secret("its-own"))
             assert await made.ask(at(foreign.url)) == ProbeReached()
             outcome = await made.ask(at(own.url))
         assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
     assert isinstance(outcome, ProbeFailed)
-    assert outcome.cause == "tls", "the upstream's CA does not count"
+    assert outcome.cause == "tls", "the upstream's CA is not trusted for clusters"

@@ -1,4 +1,4 @@
-"""Which proxy the environment means for a server."""
+"""Selection of the proxy from environment variables."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What real API servers were seen to do, played by the sandbox: what becomes of the view, and what is told of it."""
+"""Behavior seen on real API servers, reproduced by the sandbox: the daemon's view and its events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -36,7 +36,7 @@ POLICY = ReflectorPolicy(backoff=QUICK, silence_s=1.2, liveness=LivenessPolicy(e
 
 
 class Follower:
-    """Of a sandbox with two projects that are ready, alpha and beta."""
+    """A fleet that follows a sandbox with two ready projects, alpha and beta."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -49,8 +49,8 @@ class Follower:
         )
 
     @property
-    def told(self) -> list[str]:
-        return self.ledger.told
+    def events(self) -> list[str]:
+        return self.ledger.events
 
     async def run(self, kubeconfig: Path) -> None:
         mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
@@ -66,22 +66,22 @@ class Follower:
     async def is_streaming(self) -> None:
         await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)
 
-    async def says(self, reason: str) -> None:
+    async def shows_reason(self, reason: str) -> None:
         await eventually(lambda: self.fleet.status.reason == reason)
 
-    async def tells_of(self, name: str) -> None:
-        """One that is made now, and nothing before it."""
-        told = [*self.told, f"ENGAGED {name}"]
+    async def engages(self, name: str) -> None:
+        """Create a project; its engagement is the only event."""
+        events = [*self.events, f"ENGAGED {name}"]
         self.sandbox.projects.create(name, ready=True)
-        await eventually(lambda: len(self.told) >= len(told))
-        assert self.told == told
+        await eventually(lambda: len(self.events) >= len(events))
+        assert self.events == events
 
     @contextmanager
-    def untold(self) -> Iterator[None]:
-        """Nothing is told of any cluster meanwhile."""
-        before = list(self.told)
+    def without_events(self) -> Iterator[None]:
+        """Check that no event is sent within the block."""
+        before = list(self.events)
         yield
-        assert self.told == before
+        assert self.events == before
 
 
 @pytest.fixture
@@ -105,91 +105,91 @@ async def follower(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Follower]:
 @pytest.fixture
 async def streaming(follower: Follower) -> Follower:
     await follower.is_streaming()
-    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
+    assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
     return follower
 
 
 async def test_first_view_comes_from_pages_while_watch_cache_is_built(sandbox: Sandbox, follower: Follower) -> None:
-    sandbox.faults.initializing(seconds=30.0)  # before the follower's first request: its task has not run yet
+    sandbox.faults.initializing(seconds=30.0)  # its task has not run yet, so it has sent no request
     await eventually(lambda: follower.fleet.synced)
-    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
-    await follower.says("TooManyRequests")
+    assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
+    await follower.shows_reason("TooManyRequests")
     assert follower.fleet.status.state is SourceState.STALE
 
     sandbox.faults.clear()
 
     await follower.is_streaming()
-    await follower.tells_of("gamma")
+    await follower.engages("gamma")
 
 
 async def test_starting_server_is_retried_before_its_retry_after(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.installing(seconds=0.3)
-    async with asyncio.timeout(4.0):  # it asks for five seconds
+    async with asyncio.timeout(4.0):  # the server's Retry-After is five seconds
         await follower.is_streaming()
-    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
+    assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
 
 
 async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
     backup = sandbox.snapshot()
-    await streaming.tells_of("gamma")
-    with streaming.untold():
+    await streaming.engages("gamma")
+    with streaming.without_events():
         sandbox.restore(backup)
         sandbox.drop_watches()
-        await streaming.says("RemovalsHeld")
+        await streaming.shows_reason("RemovalsHeld")
         assert streaming.ledger.relistings == ["Silence"]
         assert streaming.fleet.registry.engaged == 3
-    await streaming.tells_of("delta")
+    await streaming.engages("delta")
 
 
 async def test_watch_survives_its_servers_listener(sandbox: Sandbox, streaming: Follower) -> None:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
-    # By then it was asked whether it is there more often than it takes to give it up, and refused every time.
-    await eventually(lambda: streaming.ledger.looks.count("connect") > POLICY.liveness.misses)
+    # By then more liveness probes were refused than a hung server is allowed.
+    await eventually(lambda: streaming.ledger.reads.count("connect") > POLICY.liveness.misses)
     assert streaming.fleet.status.state is SourceState.STREAMING
-    await streaming.tells_of("gamma")
-    with streaming.untold():
+    await streaming.engages("gamma")
+    with streaming.without_events():
         await ending
-        await streaming.says("ConnectFailed")
+        await streaming.shows_reason("ConnectFailed")
         await sandbox.start()
         await streaming.is_streaming()
     assert streaming.ledger.relistings == []
 
 
 async def test_schema_change_leads_to_one_relist_without_events(sandbox: Sandbox, streaming: Follower) -> None:
-    with streaming.untold():
+    with streaming.without_events():
         sandbox.change_schema(initializing=0.5)
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
         await streaming.is_streaming()
-    await streaming.tells_of("gamma")
+    await streaming.engages("gamma")
     assert streaming.ledger.relistings == ["Expired"]
 
 
 async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
-    with streaming.untold():
+    with streaming.without_events():
         sandbox.delete_definition(PROJECTS)
         await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
-    await streaming.tells_of("gamma")
+    await streaming.engages("gamma")
 
 
 async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, streaming: Follower) -> None:
-    with streaming.untold():
+    with streaming.without_events():
         sandbox.report_recreated("alpha", "beta")
         sandbox.compact()
         sandbox.drop_watches()
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
         await streaming.is_streaming()
         await eventually(lambda: not len(streaming.fleet.pending_deletions))
-    await streaming.tells_of("gamma")
+    await streaming.engages("gamma")
 
 
 @pytest.mark.parametrize("fault", ["overloaded", "failing", "unauthorized", "forbidden"])
 async def test_rejected_requests_keep_the_view(sandbox: Sandbox, streaming: Follower, fault: str) -> None:
-    with streaming.untold():
+    with streaming.without_events():
         getattr(sandbox.faults, fault)()
         sandbox.drop_watches()
         await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
-    await streaming.tells_of("gamma")
+    await streaming.engages("gamma")

@@ -1,4 +1,4 @@
-"""What a request to an API server sends, what comes back, and what is refused."""
+"""The transport to API servers: requests, responses, and what is rejected."""
 
 import asyncio
 import gzip
@@ -127,7 +127,7 @@ async def test_netrc_and_foreign_environment_proxies_are_ignored(
 
 
 class Renewing:
-    """A source that has a new token each time one is refused."""
+    """A credential source that issues a new token after each rejection."""
 
     def __init__(self) -> None:
         self.refusals = 0

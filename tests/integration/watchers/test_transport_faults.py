@@ -1,4 +1,4 @@
-"""What a person is told when an API server cannot be talked to, and what a program decides on."""
+"""Failures to reach an API server: the message for people, and the cause for programs."""
 
 import asyncio
 import datetime
@@ -112,12 +112,12 @@ async def test_missing_client_certificate_is_tls_error() -> None:
     trustme.CA().configure_trust(context)
 
     def refuse(listener: socket.socket) -> None:
-        # A blocking server: asyncio's hangs up without the alert that others send.
+        # A blocking server, since asyncio's closes without the TLS alert that others send.
         accepted, _ = listener.accept()
         with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as wrapped:
             with pytest.raises(ssl.SSLError):
                 wrapped.do_handshake()
-            # Closing with something left unread would be a reset, which can overtake the alert.
+            # Closing with unread data causes a reset, which can overtake the alert.
             with suppress(ConnectionError):
                 while os.read(wrapped.fileno(), 1 << 16):
                     pass
@@ -187,7 +187,7 @@ async def test_server_without_response_is_timeout_error() -> None:
 
 async def test_unaccepted_connection_is_timeout_error() -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # the TLS handshake's first message, which is never answered
+        await reader.read()  # the first message of the TLS handshake, which is never answered
         writer.close()
 
     async with peer(sit) as port:

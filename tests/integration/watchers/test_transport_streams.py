@@ -1,4 +1,4 @@
-"""Reading an answer while it is being written."""
+"""Reading a response while the server writes it."""
 
 import asyncio
 from contextlib import aclosing
@@ -14,13 +14,13 @@ PATH = "/watch"
 
 
 class Script:
-    """An answer that is written as the test says: `say` sends bytes, `end` ends it, `cut` drops the connection."""
+    """A scripted response: `send` writes bytes, `end` ends it, `cut` aborts the connection."""
 
     def __init__(self) -> None:
         self._orders: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.gone = asyncio.Event()
 
-    def say(self, content: bytes) -> None:
+    def send(self, content: bytes) -> None:
         self._orders.put_nowait(content)
 
     def end(self) -> None:
@@ -44,7 +44,7 @@ class Script:
         return response
 
 
-async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server_ends_it() -> None:
+async def test_stream_yields_bytes_as_sent_and_ends_with_the_response() -> None:
     script = Script()
     async with ApiServer(script) as server:
         transport = Transport(upstream(server))
@@ -52,9 +52,9 @@ async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server
             transport.stream(PATH, [("watch", "1")], connect_timeout_s=10, silence_s=10) as stream,
             aclosing(stream.chunks()) as chunks,
         ):
-            script.say(b"one")
+            script.send(b"one")
             received = [await anext(chunks)]
-            script.say(b"two")
+            script.send(b"two")
             received.append(await anext(chunks))
             script.end()
             received += [chunk async for chunk in chunks]
@@ -76,7 +76,7 @@ async def test_stream_line_of_many_mebibytes_is_read_in_chunks() -> None:
 
 async def test_stream_cut_is_not_mistaken_for_end() -> None:
     script = Script()
-    script.say(b'{"type":"ADD')
+    script.send(b'{"type":"ADD')
     script.cut()
     async with ApiServer(script) as server:
         transport = Transport(upstream(server))
@@ -90,7 +90,7 @@ async def test_stream_cut_is_not_mistaken_for_end() -> None:
 
 async def test_silence_past_its_limit_ends_the_stream() -> None:
     script = Script()
-    script.say(b"then nothing")
+    script.send(b"then nothing")
     async with ApiServer(script) as server:
         transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=0.05) as stream:
@@ -104,7 +104,7 @@ async def test_silence_past_its_limit_ends_the_stream() -> None:
 
 async def test_leaving_a_stream_closes_its_connection() -> None:
     script = Script()
-    script.say(b"on and on")
+    script.send(b"on and on")
     async with ApiServer(script) as server:
         transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
@@ -115,7 +115,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
 
 async def test_cancelling_the_reader_closes_its_connection() -> None:
     script = Script()
-    script.say(b"on and on")
+    script.send(b"on and on")
     reading = asyncio.Event()
 
     async def read() -> None:
@@ -142,7 +142,7 @@ async def test_stream_error_body_is_read_up_to_limit() -> None:
         await transport.aclose()
 
 
-async def test_open_watches_never_keep_a_request_waiting() -> None:
+async def test_open_watches_do_not_delay_requests() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)

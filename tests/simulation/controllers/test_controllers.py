@@ -41,7 +41,7 @@ class Reconcile:
     name: str
     began: float
     version: str | None
-    """Of the object in the cache; None if it was not there."""
+    """The version of the object in the cache; None if it was not there."""
     ended: float | None = None
     succeeded: bool = False
 
@@ -128,7 +128,7 @@ class Simulation:
         self.fails = True
 
     def run(self) -> list[str]:
-        """Return what was violated."""
+        """Run; return the violations."""
         loop = VirtualLoop(Random(self.seed))
         with clocks_of(loop):
             try:
@@ -167,7 +167,7 @@ class Simulation:
         world = World(server, self.random)
         api = Api(server, self.random, lambda *_: None, lambda: True)
         for _ in range(self.random.randint(0, 8)):
-            world.happens()
+            world.change()
         api.fault_rate = 0.2
         return SimulatedCluster(api, world)
 
@@ -175,7 +175,7 @@ class Simulation:
         now = asyncio.get_running_loop().time()
         match self.random.choice(("change", "change", "change", "fault", "down", "compact", "engagement")):
             case "change":
-                server.world.happens()
+                server.world.change()
                 server.api.ring()
             case "fault":
                 server.strike(self.random)
@@ -192,7 +192,7 @@ class Simulation:
                     discovery.engage(name)
 
     def _heal(self, server: SimulatedCluster) -> None:
-        """End all faults. Events that were lost or invented are put right by another list, and by nothing else."""
+        """End all faults; another list is the only way to correct lost or invented events."""
         server.api.fault_rate = server.api.down_until = 0.0
         for opened in server.api.open:
             opened.mute = opened.without_bookmarks = False
@@ -211,7 +211,7 @@ class Simulation:
         try:
             await asyncio.sleep(self.random.choice((0.0, 0.0, 0.5, 30.0 if self.fails else 0.0)))
             if self.fails and self.random.random() < 0.3:
-                made.succeeded = self.random.random() < 0.2  # what Permanent stops needs no retry
+                made.succeeded = self.random.random() < 0.2  # an object that failed with Permanent is not retried
                 raise Permanent("no") if made.succeeded else OSError("the reconciler failed")
             made.succeeded = True
         finally:
@@ -238,14 +238,14 @@ class Simulation:
                 here = [each for each in of_object if each.engagement == engaged[cluster]]
                 last = here[-1] if here else None
                 if last is None and newest is None:
-                    continue  # it was not there in this engagement
+                    continue  # the object did not exist in this engagement
                 if last is None or (last.version, last.succeeded) != (newest, True):
                     found.append(f"{cluster}/{name}: version {newest} is there, and the last reconcile is {last}")
         return found
 
 
 def neighbours(change: Watched[Any]) -> list[Target]:
-    """Map a change to the object of the same name in the next cluster, if it is there."""
+    """Map a change to the object of the same name in the next cluster, if it exists."""
     following = CLUSTERS[(CLUSTERS.index(change.cluster.name) + 1) % len(CLUSTERS)]
     view = change.clusters.cluster(following)
     there = view is not None and view.get(KIND, change.name, selector="in=yes") is not None

@@ -25,7 +25,7 @@ EXPIRED = line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "me
 
 
 class Open:
-    """A watch that somebody reads. What is laid down in `said` comes before what is new on the server."""
+    """An open watch; pieces queued in `said` are sent before new events of the server."""
 
     status = 200
     headers: Mapping[str, str] = {}
@@ -41,15 +41,15 @@ class Open:
         self.mute = False
         self.without_bookmarks = False
         self.drips_s = 0.0
-        """So long it takes for each piece to come in."""
+        """The time that each piece takes to arrive."""
         self.is_backwards = False
-        """It tells the next few events last one first."""
+        """Whether the next events are sent in reverse order."""
 
     def ring(self) -> None:
         self._bell.set()
 
     def say(self, *pieces: bytes | TransportError | None) -> None:
-        """An error cuts it, None ends it."""
+        """Queue pieces; an error cuts the watch, None ends it."""
         self.said.extend(pieces)
         self.ring()
 
@@ -59,7 +59,7 @@ class Open:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         while True:
-            await self._api.takes_a_moment()
+            await self._api.random_delay()
             if self.said and not self.mute:
                 piece = self.said.popleft()
                 await self._drip()
@@ -73,7 +73,7 @@ class Open:
             elif not (lines := self._news()):
                 await self._quiet()
             else:
-                for chunk in lines if self.drips_s else self._api.torn(b"".join(lines)):
+                for chunk in lines if self.drips_s else self._api.split_randomly(b"".join(lines)):
                     await self._drip()
                     yield chunk
 
@@ -115,7 +115,7 @@ class Open:
 
 
 class Refused:
-    """An answer that is not a watch."""
+    """A response that is not a watch."""
 
     def __init__(self, answer: Answer) -> None:
         self.status = answer.status
@@ -130,38 +130,41 @@ class Refused:
 
 
 class Api:
-    """`fault` is the part of requests that come to something else; `lies` says whether lists may be wrong now."""
+    """The API server, with faults.
+
+    `fault_rate` is the share of requests that fail; `lies` says whether lists may be wrong now.
+    """
 
     def __init__(self, server: Server, random: Random, note: Callable[..., None], lies: Callable[[], bool]) -> None:
         self.server = server
         self.fault_rate = 0.0
         self.only: RequestFault | None = None
-        """What comes of every request that it can come of."""
+        """The one fault to inject, in every request of its kinds."""
         self.down_until = 0.0
         self.busy_until = 0.0
         self.list_drips_s = 0.0
-        """So long it takes for each object of a streaming list to come in."""
+        """The time that each object of a streaming list takes to arrive."""
         self.open: dict[Open, None] = {}
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.has_bookmarked = False
-        """To this run of the daemon: by then it knows that bookmarks are to come."""
+        """Whether this run of the daemon received a bookmark, and so knows that the server sends them."""
         self.lists = 0
-        """Told to their ends."""
-        self.owes_a_list = False
-        """What was told can only be put right by another list."""
+        """The number of complete lists."""
+        self.needs_relist = False
+        """Whether only another list can correct what was sent."""
         self._random = random
         self._note = note
         self._lies = lies
         self._loop = asyncio.get_running_loop()
 
-    # --- what the daemon asks ---
+    # --- requests ---
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
         asked = dict(query)
         kind: Kind = "list" if path == PATH else "look"
         self.requests["livez" if path == "/livez" else kind] += 1
-        await self.takes_a_moment()
+        await self.random_delay()
         fault = await self._drawn_fault(kind, timeout_s)
         lie: Lie | None = None
         match fault:
@@ -183,22 +186,22 @@ class Api:
     async def drop(self) -> None:
         self.cut()
 
-    # --- what happens on the way ---
+    # --- faults ---
 
     def cut(self, cause: str = "cut") -> None:
-        """Every open watch is lost."""
+        """Cut every open watch."""
         for each in self.open:
             each.mute = False
             each.said.clear()
             each.say(TransportError("closed", cause))
 
     def ring(self) -> None:
-        """Something happened upstream."""
+        """Wake the open watches after a change."""
         for each in self.open:
             each.ring()
 
     @property
-    def has_told_all(self) -> bool:
+    def has_sent_all(self) -> bool:
         return any(each.watch and each.watch.position == self.server.version and not each.said for each in self.open)
 
     def was_listed(self, *, is_marked: bool = False) -> None:
@@ -209,12 +212,12 @@ class Api:
         self.injected[f"{row} {name}"] += 1
         self._note(row, name)
 
-    async def takes_a_moment(self) -> None:
+    async def random_delay(self) -> None:
         if self._random.random() < 0.3:
             await asyncio.sleep(0.05 * self._random.random())
 
-    def torn(self, data: bytes) -> list[bytes]:
-        """As it may come in: not in lines."""
+    def split_randomly(self, data: bytes) -> list[bytes]:
+        """Split data at a random place, as TCP may."""
         if self._random.random() < 0.8:
             return [data]
         place = self._random.randrange(len(data))
@@ -245,14 +248,20 @@ class Api:
         is_lie = isinstance(drawn.comes, Lie) and drawn.comes.what in ("empty", "partial")
         return None if is_lie and not self._lies() else drawn
 
-    # --- what it answers ---
+    # --- responses ---
 
     def _look(self, name: str) -> Answer:
         body = self.server.read_object(name)
         if body is not None:
             return Answer(200, {}, body)
-        told = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "gone", "details": {"name": name}}
-        return Answer(404, {}, msgspec.json.encode(told))
+        status_body = {
+            "kind": "Status",
+            "code": 404,
+            "reason": "NotFound",
+            "message": "gone",
+            "details": {"name": name},
+        }
+        return Answer(404, {}, msgspec.json.encode(status_body))
 
     def _page(self, limit: int, token: str, lie: Lie | None) -> Answer:
         body = self.server.page(limit, token)
@@ -262,7 +271,7 @@ class Api:
         self.was_listed()
         if lie is None:
             return Answer(200, {}, body)
-        self.owes_a_list = True
+        self.needs_relist = True
         page = msgspec.json.decode(body)
         match lie.what:
             case "empty":
@@ -277,7 +286,7 @@ class Api:
     @asynccontextmanager
     async def _watching(self, asked: Mapping[str, str], timeout_s: float) -> AsyncIterator[Open | Refused]:
         self.requests["watch"] += 1
-        await self.takes_a_moment()
+        await self.random_delay()
         version = asked.get("resourceVersion", "")
         fault = await self._drawn_fault("open", timeout_s)
         if isinstance(fault, Answered):
@@ -307,8 +316,8 @@ class Api:
                 watch.initial = watch.initial[:-1]
                 watch.position = None
             case "empty" if watch.initial:
-                self.owes_a_list = True
+                self.needs_relist = True
                 watch.initial = watch.initial[-1:]
             case "partial" if len(watch.initial) > 1:
-                self.owes_a_list = True
+                self.needs_relist = True
                 watch.initial.pop(self._random.randrange(len(watch.initial) - 1))

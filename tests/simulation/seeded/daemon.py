@@ -63,19 +63,19 @@ STALLED_S = 60.0
 
 
 class Traits(msgspec.Struct, frozen=True):
-    """Of one run: settings, and what the API server can do."""
+    """The settings of a run, and the capabilities of its API server."""
 
     streaming: bool
     page_size: int
     grace_s: float
     batch_bytes: int
     stale_slots: int
-    """The change log is swept after so many."""
+    """The number of superseded entries after which the change log is swept."""
     tombstones: int
-    """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
+    """The number of ends for which revisions are retained; with few, for a minute at most."""
     has_memory: bool
     token_life_s: float
-    """At most."""
+    """The longest lifetime of an issued token."""
 
     @property
     def forgets(self) -> bool:
@@ -96,7 +96,7 @@ class Traits(msgspec.Struct, frozen=True):
 
 
 class Disk:
-    """Holds the state file over restarts. What was being written when the daemon died may be torn."""
+    """The state file, which outlives restarts; a write that is cut off by a kill may be torn."""
 
     def __init__(self, note: Callable[..., None]) -> None:
         self.data: bytes | None = None
@@ -137,13 +137,13 @@ class Disk:
 
 
 class Ledger:
-    """What the daemon says it did, and what streams count."""
+    """A journal of the daemon, with the clusters that it engaged and disengaged."""
 
     def __init__(self, note: Callable[..., None], epoch: str = "") -> None:
         self.engaged: dict[str, tuple[str, str]] = {}
-        """As what: UID and incarnation."""
+        """UID and incarnation, by name."""
         self.disengaged: set[str] = set()
-        """UIDs of those that were."""
+        """The UIDs of disengaged clusters."""
         self._note = note
         self._epoch = epoch
 
@@ -215,7 +215,7 @@ class Ledger:
 
 
 class Daemon:
-    """One run of it, from start to end."""
+    """One run of the daemon, from start to end."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class Daemon:
         drain_s: float = 0.0,
         ended: Callable[[Cluster], None] = lambda _: None,
     ) -> None:
-        """`handed` is called in the step in which something is handed out, `ended` in that of a disengagement."""
+        """Start; `handed` is called in the step that issues a credential, `ended` in the step of a disengagement."""
         self.epoch = epoch
         self._disk = disk
         self._tokens = tokens
@@ -316,7 +316,7 @@ class Daemon:
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
     ) -> asyncio.Task[None]:
-        """WatchClusters, as gRPC calls it: cancelled when the caller is gone."""
+        """Serve WatchClusters as the gRPC server does: canceled when the caller is gone."""
 
         async def noted(message: bytes) -> None:
             for event in pb.WatchClustersResponse.FromString(message).events:
@@ -328,7 +328,7 @@ class Daemon:
         return self._running(self._service.watch_clusters(request, CALLER, sending))
 
     def ask(self, request: pb.IssueKubeconfigRequest, who: str) -> asyncio.Task[None]:
-        """IssueKubeconfig."""
+        """Serve IssueKubeconfig."""
 
         async def asking() -> None:
             answer = await self._service.issue_kubeconfig(request, CALLER)
@@ -337,7 +337,7 @@ class Daemon:
         return self._running(asking())
 
     async def release(self, request: pb.ReleaseClusterRequest) -> None:
-        """ReleaseCluster."""
+        """Serve ReleaseCluster."""
         await self._service.release_cluster(request, CALLER)
 
     async def issue_while_draining(self, cluster: client_model.Cluster, who: str) -> str | None:
@@ -377,20 +377,20 @@ class Daemon:
         )
 
     async def drain(self) -> None:
-        """As on SIGTERM: streams are sent what they are owed."""
+        """Shut down as on SIGTERM: streams are sent the pending events."""
         self._service.end_streams()
         if self._calls:
             await asyncio.wait([*self._calls], timeout=5.0)
         await self._end()
 
     async def kill(self) -> None:
-        """As on SIGKILL, as far as anybody outside can tell."""
+        """Stop as on SIGKILL, as far as other processes can observe."""
         if self._disk is not None:
             self._disk.is_killed = True
         await self._end()
 
     async def _end(self) -> None:
-        self.fleet.registry.releases.clear()  # its timer goes on in this process
+        self.fleet.registry.releases.clear()  # the killed run's timer would go on in this process
         tasks = [self._discovering, self._keeping, self._letting_go, *self._calls]
         for task in tasks:
             task.cancel()
@@ -400,18 +400,18 @@ class Daemon:
 
     @property
     def is_quiet(self) -> bool:
-        """It follows the source, and has nothing left to find out or to wait for."""
+        """Whether it follows the source, with nothing left to confirm or to wait for."""
         fleet = self.fleet
         waits = fleet.due_at is not None or len(fleet.registry.releases)
         return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and not waits
 
     @property
     def has_settled(self) -> bool:
-        """It follows the source, if only with what it holds."""
+        """Whether it follows the source, perhaps with held removals."""
         return self.fleet.status.state is SourceState.STREAMING or self.holds_removals
 
     def check(self) -> None:
-        """Raises what it died of."""
+        """Raise the error that ended the daemon, if any."""
         for task in (self._discovering, self._keeping):
             if task.done():
                 task.result()

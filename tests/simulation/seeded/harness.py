@@ -54,44 +54,44 @@ class Harness:
         )
 
     async def restart_daemon(self) -> None:
-        """Another daemon, after the first was killed."""
+        """Kill the daemon, and start another."""
         await self.daemon.kill()
         self.daemon = self._started(2)
 
     @property
     def watch(self) -> Open:
-        """The one that is open."""
+        """The open watch."""
         (opened,) = self.api.open
         return opened
 
     @property
-    def told(self) -> list[str]:
+    def received(self) -> list[str]:
         """Events of the subscriber, after its first snapshot."""
         return [f"{event.kind} {event.name}" for event in self.subscriber.history.events()][3:]
 
     def put(self, name: str, *, uid: str = "", ready: bool = True, content: int = 1) -> None:
         self.world.put(name, ApiObject(uid or f"uid-{name}", 0, ready, True, True, content))
 
-    def happens(self, name: str, **obj: Any) -> None:
-        """Something that the watch tells of."""
+    def change(self, name: str, **obj: Any) -> None:
+        """Change an object, and report it on the watch."""
         self.put(name, **obj)
         self.api.ring()
 
     async def until(self, holds: Callable[[], object], within_s: float = 600.0) -> float:
-        """Gives how long it took."""
+        """Wait until a condition holds; return how long it took."""
         began = self.loop.time()
         while not holds():
-            assert self.loop.time() < began + within_s, "it never came about"
+            assert self.loop.time() < began + within_s, "the condition did not become true"
             await asyncio.sleep(0.1)
         return self.loop.time() - began
 
     async def settled(self, within_s: float = 600.0) -> float:
-        """All is well, and the subscriber knows it. Gives how long that took."""
+        """Wait until the subscriber has the server's state; return how long it took."""
         truth = self.world.upstream.engaged("")
         return await self.until(
             lambda: (
                 self.daemon.is_quiet
-                and self.api.has_told_all
+                and self.api.has_sent_all
                 and self.subscriber.has_read_all
                 and self.subscriber.view == {name: (each.uid, each.labels) for name, each in truth.items()}
             ),
@@ -99,7 +99,7 @@ class Harness:
         )
 
     async def end(self) -> None:
-        """Judges all that was told."""
+        """Stop, and validate everything that was sent."""
         self.daemon.check()
         assert breaches([self.subscriber.history], self.world.upstream) == []
         assert [*self.subscriber.broken, *alternating(self.subscriber.given)] == []
@@ -118,7 +118,7 @@ def run_steps(
     with_kubeconfigs: bool = False,
     on: VirtualLoop | None = None,
 ) -> None:
-    """From when all is well on, and to the verdict."""
+    """Run steps in a settled harness, and validate the result."""
     loop = on or VirtualLoop(Random(1))
 
     async def main() -> None:

@@ -16,11 +16,11 @@ WALL_AT_ZERO = 1_800_000_000.0
 
 
 class NothingLeftError(RuntimeError):
-    """All wait, and nobody will ever wake them."""
+    """All tasks wait, and nothing will wake them."""
 
 
 class Numbered(asyncio.Task[Any]):
-    """Those in a set (a task group keeps one) come in the same order each time."""
+    """A task with a number, which makes the order of a set of tasks reproducible (a task group keeps one)."""
 
     def __init__(self, *arguments: Any, number: int, **options: Any) -> None:
         self._number = number
@@ -31,7 +31,7 @@ class Numbered(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    # What asyncio's own loops are made of, in all versions that we support.
+    # The parts of asyncio's own loops, in all supported versions.
     _ready: Any
     _scheduled: list[Any]
 
@@ -39,9 +39,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 0.0
         self.slept_s = 0.0
-        """For so long the machine stood still, and with it what `time` tells."""
+        """The time for which the host was suspended; `time` excludes it."""
         self.wall_ahead_s = 0.0
-        """So much its wall clock is set wrong."""
+        """The error of the wall clock."""
         self._shuffle = random.shuffle
         numbers = count()
         self.set_task_factory(lambda loop, main, **options: Numbered(main, loop=loop, number=next(numbers), **options))
@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @property
     def wall(self) -> float:
-        """The true one, as other machines have it."""
+        """Return the true wall time, as other hosts have it."""
         return WALL_AT_ZERO + self._now + self.slept_s
 
     def _run_once(self) -> None:
@@ -75,15 +75,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle._run()
 
     def _process_events(self, event_list: object) -> None:
-        """There are none: nothing is read from outside."""
+        """Do nothing: there is no external I/O."""
 
     def _write_to_self(self) -> None:
-        """No other thread ever calls."""
+        """Do nothing: no other thread calls the loop."""
 
 
 @contextmanager
 def clocks_of(loop: VirtualLoop) -> Iterator[None]:
-    """Every clock that the daemon reads is the loop's."""
+    """Make every clock that the daemon reads the loop's."""
     wall, steady = time.time, time.monotonic
     time.time, time.monotonic = lambda: loop.wall + loop.wall_ahead_s, loop.time
     try:

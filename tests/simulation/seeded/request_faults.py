@@ -1,7 +1,4 @@
-"""Faults of single requests, from which simulations draw.
-
-Each has the number of its row in docs/reliability.md.
-"""
+"""Faults of single requests, each with the number of its row in docs/reliability.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ Kind = Literal["list", "open", "look"]
 
 @dataclass(frozen=True)
 class Lost:
-    """No answer: at once, or only when patience has run out."""
+    """No response: a failure at once, or a timeout."""
 
     cause: TransportCause
     late: bool = False
@@ -31,7 +28,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Lie:
-    """An answer that looks well, and isn't; the API server of the test knows how to make it."""
+    """A plausible but wrong response, made by the simulated API server."""
 
     what: Literal["empty", "partial", "unversioned", "mute", "ends at once", "no end mark"]
 

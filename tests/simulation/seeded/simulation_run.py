@@ -26,13 +26,13 @@ from tests.support.logs import capture_logs
 
 STEPS = (6, 13)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
-SETTLED_WITHIN_S = 600.0
-"""Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
-LOOKED_EVERY_S = 1.0
+RECOVERY_LIMIT_S = 600.0
+"""Longer than everything that may be waited for: a verification, a server's Retry-After, a grace."""
+CHECK_INTERVAL_S = 1.0
 REVOKED_WITHIN_S = 150.0
-"""By a daemon that waits for up to a minute after each attempt that failed."""
-PATIENCE_S = 100.0
-"""Of people, with removals that are held."""
+"""Longer than a revocation takes with a minute between failed attempts."""
+ADMINISTRATOR_DELAY_S = 100.0
+"""How long held removals wait for an administrator."""
 
 
 @dataclass
@@ -40,18 +40,18 @@ class Outcome:
     seed: int
     breaches: list[str]
     recovery_s: float
-    """From when nothing went wrong any more until everybody knew the truth."""
+    """The time from the end of all faults until every subscriber had the right state."""
     waited_for: frozenset[str]
-    """What the daemon rightly waits for, beyond the way to the API server."""
+    """What the daemon waits for by design, beyond the connection to the API server."""
     events: int
     handed: int
-    """Credentials."""
+    """The number of issued credentials."""
     injected: Counter[str]
     requests: Counter[str]
     virtual_s: float
     notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
     drained: int = 0
-    """Releases."""
+    """The number of releases."""
 
     @property
     def history(self) -> str:
@@ -87,7 +87,7 @@ class SimulationRun:
         self._disk = Disk(self._note) if self._traits.has_memory else None
         self._server = Server()
         self._world = World(self._server, random)
-        self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
+        self._api = Api(self._server, random, self._note, lies=lambda: self._has_listed)
         self._watch_faults = WatchFaultInjector(self._api, self._world, random)
         self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s, self._wall)
         self._read = asyncio.Event()
@@ -105,7 +105,7 @@ class SimulationRun:
             for who, selector in (("steady", ""), ("operator", ""), ("red", "team=red"))
         ]
         for _ in range(random.randrange(2 * len(NAMES))):
-            self._world.happens()
+            self._world.change()
         self._start()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(each.run(), name=each.history.who) for each in self._subscribers]
@@ -115,7 +115,7 @@ class SimulationRun:
                 await asyncio.sleep(random.choice(PAUSES_S))
             recovery_s = await self._heal()
             await self._until(lambda: self._has_recovered() and not self._unrevoked, within_s=REVOKED_WITHIN_S)
-            judged = self._judged()
+            judged = self._violations()
             for task in running:
                 task.cancel()
             for worker in self._workers:
@@ -144,7 +144,7 @@ class SimulationRun:
         return Worker(who, lambda: self._daemon, self._random, self._note)
 
     def _cluster_ended(self, ended: Cluster) -> None:
-        """Judge a disengagement, in the step in which it happens."""
+        """Check a disengagement, in the step in which it happens."""
         assert self._daemon is not None
         draining, record = ended.draining, self._daemon.fleet.registry[ended.target.name]
         assert record is not None
@@ -162,7 +162,7 @@ class SimulationRun:
             if is_known and subscriber.selects(ended):
                 self._ended_early.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
 
-    # --- what happens ---
+    # --- changes and faults ---
 
     async def _step(self) -> None:
         steps = (
@@ -179,7 +179,7 @@ class SimulationRun:
 
     async def _change_objects(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
-            self._world.happens(may_garble=self._knows_for_itself)
+            self._world.change(may_garble=self._has_listed)
             if self._random.random() < 0.5:
                 self._api.ring()
                 await asyncio.sleep(0)
@@ -207,19 +207,20 @@ class SimulationRun:
             self._api.inject("F35", "the daemon is killed")
             await dying.kill()
         is_torn = self._disk is not None and self._disk.data is not None and self._random.random() < 0.2
-        if is_torn and self._disk.data:  # there may be nothing left of it to tear
+        if is_torn and self._disk.data:  # an earlier fault may have left nothing of it
             self._api.inject("F37", "the state file is torn")
             self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
         if self._random.random() < 0.5:
             await self._change_objects()
-        # What can't be read can't be engaged: whoever has forgotten that it was has to leave it out.
-        self._world.mend()
+        # An object that cannot be decoded is engaged only by a daemon that has its state from before.
+        self._world.repair_objects()
         await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
         self._start()
 
     async def _replace_server(self) -> None:
-        """For a while, behind the same address. Of one cluster nobody could tell whose it is."""
-        if not await self._is_calm() or not self._knows_several_rightly:
+        """Replace the server for a while by another one behind the same address, unless too few clusters are known to
+        tell."""
+        if not await self._is_calm() or not self._knows_several_clusters:
             return
         self._api.inject("F21", "another server answers")
         other = Server()
@@ -232,10 +233,13 @@ class SimulationRun:
         await asyncio.sleep(self._random.choice((1.0, 40.0, 200.0)))
         self._api.server = own
         self._api.cut()
-        self._api.owes_a_list = True
+        self._api.needs_relist = True
 
     async def _restore_backup(self) -> None:
-        """Of a while ago. Nothing is written until the daemon has seen a list: after that nobody can tell."""
+        """Restore an earlier backup.
+
+        Nothing is written until the daemon has read a list, since the restore cannot be detected afterwards.
+        """
         self._server.back_up()
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
@@ -248,19 +252,22 @@ class SimulationRun:
         await self._until(lambda: self._daemon is None or self._daemon.has_settled)
 
     @property
-    def _knows_several_rightly(self) -> bool:
+    def _knows_several_clusters(self) -> bool:
         assert self._daemon is not None
         engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.registry.clusters()}
         return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
 
     async def _is_calm(self) -> bool:
-        """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
+        """Stop all faults, and return whether the daemon caught up.
+
+        Rare faults need this precondition, and are skipped otherwise.
+        """
         self._api.fault_rate = 0.0
-        return await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0)
+        return await self._until(lambda: self._has_listed and self._is_followed, within_s=100.0)
 
     @property
     def _is_followed(self) -> bool:
-        return self._daemon is not None and self._daemon.is_quiet and self._api.has_told_all
+        return self._daemon is not None and self._daemon.is_quiet and self._api.has_sent_all
 
     async def _until(self, holds: Callable[[], bool], within_s: float = 1000.0) -> bool:
         began = self._clock()
@@ -303,20 +310,20 @@ class SimulationRun:
                 self._tokens.withdraw()
 
     async def _request_credentials(self) -> None:
-        """While things happen."""
+        """Request credentials during other faults."""
         for _ in range(self._random.choice((1, 3))):
             subscriber = self._random.choice(self._subscribers)
             subscriber.ask(self._random.choice(NAMES), self._random.choice((None, 10, 60, 3600)))
         await asyncio.sleep(self._random.choice((0.0, 0.0, 0.05)))
         await self._change_objects()
 
-    # --- the end ---
+    # --- recovery ---
 
     async def _heal(self) -> float:
-        """Nothing goes wrong any more. Gives how long it took until all was well."""
+        """End all faults; return how long the recovery took."""
         self._api.fault_rate = self._api.down_until = self._api.busy_until = 0.0
         self._tokens.fault_rate = self._tokens.down_until = 0.0
-        self._world.mend()
+        self._world.repair_objects()
         for subscriber in self._subscribers:
             subscriber.go_on()
         for each in list(self._api.open):
@@ -325,34 +332,34 @@ class SimulationRun:
                 self._waited_for.add("a mute watch")
         self._note("all is well again")
         healed_at = self._clock()
-        if self._api.owes_a_list:
-            self._server.version += 1  # something else was written
+        if self._api.needs_relist:
+            self._server.version += 1  # represents an unrelated write
             self._server.compact()
             self._api.cut()
         self._api.ring()
         return await self._settled(healed_at)
 
     async def _settled(self, healed_at: float) -> float:
-        """Subscribers look after each batch; what else may be the last to happen is looked for now and then."""
+        """Wait for the recovery; checked after each batch, and now and then for what causes no batch."""
         self._truth = {
             selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
             for selector in ("", "team=red")
         }
-        self._patient_until = healed_at + PATIENCE_S
-        while not self._has_recovered() and self._clock() < healed_at + SETTLED_WITHIN_S:
-            await self._wait_for_people()
+        self._patient_until = healed_at + ADMINISTRATOR_DELAY_S
+        while not self._has_recovered() and self._clock() < healed_at + RECOVERY_LIMIT_S:
+            await self._administrate()
             self._read.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOKED_EVERY_S):
+                async with asyncio.timeout(CHECK_INTERVAL_S):
                     await self._read.wait()
         return self._clock() - healed_at
 
-    async def _wait_for_people(self) -> None:
+    async def _administrate(self) -> None:
         assert self._daemon is not None
         self._daemon.check()
         if self._daemon.holds_for_good or (self._daemon.holds_removals and self._clock() > self._patient_until):
-            # It can't tell a fleet that was all exchanged from another server's, and holds what a restore brought
-            # back: an administrator accepts that, or starts it without its state file.
+            # A fleet of which every object was replaced looks like another server's, and the state after a restore is
+            # held: an administrator accepts it, or starts the daemon without its state file.
             self._waited_for.add("a person")
             if self._seed % 2:
                 self._daemon.fleet.accept(self._clock())
@@ -361,7 +368,7 @@ class SimulationRun:
                 if self._disk is not None:
                     self._disk.data = None
                 self._start()
-            self._patient_until = self._clock() + PATIENCE_S
+            self._patient_until = self._clock() + ADMINISTRATOR_DELAY_S
         elif self._daemon.holds_removals:
             self._waited_for.add("a verification")
         elif self._daemon.fleet.due_at is not None:
@@ -371,7 +378,7 @@ class SimulationRun:
         assert self._daemon is not None
         return (
             self._daemon.is_quiet
-            and self._api.has_told_all
+            and self._api.has_sent_all
             and all(
                 each.has_read_all
                 and each.can_work
@@ -381,8 +388,8 @@ class SimulationRun:
             )
         )
 
-    def _judged(self) -> list[str]:
-        # The validators take a cluster that drains for one that is engaged by mistake.
+    def _violations(self) -> list[str]:
+        # The validators would take a draining cluster for one that is engaged by mistake.
         histories = [subscriber.history for subscriber in self._subscribers if subscriber.worker is None]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
@@ -407,17 +414,17 @@ class SimulationRun:
 
     @property
     def _unrevoked(self) -> list[str]:
-        """UIDs of those that this run of the daemon has disengaged, and whose tokens are still good."""
+        """The UIDs of clusters that this run of the daemon has disengaged, and whose tokens are still valid."""
         assert self._daemon is not None
         ledger = self._daemon.ledger
         over = ledger.disengaged - {uid for uid, _ in ledger.engaged.values()}
         return sorted(uid for uid in over if self._tokens.has_secret_of(mark(uid)))
 
-    # --- what it is made of ---
+    # --- parts ---
 
     @property
-    def _knows_for_itself(self) -> bool:
-        """Before that, nobody can tell a list with holes from a whole one, nor what it was that can't be read."""
+    def _has_listed(self) -> bool:
+        """Whether the daemon has a list of its own; before that it cannot detect incomplete lists."""
         return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_restored
 
     def _start(self) -> None:

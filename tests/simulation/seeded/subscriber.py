@@ -19,7 +19,7 @@ from tests.end_to_end.process.history import History, Labels, Stream, noted
 from tests.simulation.seeded.worker import Worker
 
 CAPACITY = 500
-"""Bytes on their way that nobody has read: what more is sent waits."""
+"""The buffer size of the connection, beyond which writes wait."""
 
 
 class Serving(Protocol):
@@ -67,7 +67,7 @@ class Subscriber:
         with_kubeconfigs: bool = False,
         worker: Worker | None = None,
     ) -> None:
-        """`read` is called after each batch. `worker`: of a subscriber that confirms releases."""
+        """Set up; `read` is called after each batch, `worker` is that of a subscriber that confirms releases."""
         self.history = History(who, label_selector)
         self.session = Session()
         self.given: list[Event] = []
@@ -95,12 +95,12 @@ class Subscriber:
 
     @property
     def has_read_all(self) -> bool:
-        """That was sent to it, by a daemon that is there."""
+        """Whether it has received everything from a running daemon."""
         return self._call is not None and not self._call.done() and not self._pipe.waiting
 
     @property
     def can_work(self) -> bool:
-        """It has a credential that is good, for each cluster, if it wants any."""
+        """Whether it has a valid credential for each cluster, if it requested credentials."""
         now = datetime.fromtimestamp(time.time(), UTC)
         return not self._with_kubeconfigs or all(
             known.kubeconfig is not None
@@ -120,13 +120,13 @@ class Subscriber:
         self._reads.set()
 
     def cut(self) -> None:
-        """The connection is lost, with what was on its way."""
+        """Cut the connection, with everything in flight."""
         if self._call is not None:
             self._is_cut = True
             self._call.cancel()
 
     def ask(self, cluster: str, ttl_s: int | None) -> None:
-        """For one kubeconfig: of whatever cluster has the name, or of the one that it knows by it."""
+        """Request one kubeconfig, by name alone or with the known incarnation."""
         daemon = self._daemon()
         if daemon is None:
             return
@@ -141,7 +141,7 @@ class Subscriber:
         asking.add_done_callback(self._answered)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until canceled."""
         while True:
             daemon = self._daemon()
             if daemon is not None:
@@ -186,13 +186,13 @@ class Subscriber:
         stream.batches.append(batch)
         self._note(self.history.who, "reads", batch)
         try:
-            told = self.session.receive(message)
+            items = self.session.receive(message)
         except StreamBroken as error:
             self.broken.append(f"session: {self.history.who}: {error}")
             raise
-        self.given += (event for event in told if isinstance(event, Event))
+        self.given += (event for event in items if isinstance(event, Event))
         if self.worker is not None:
-            self.worker.told(told)
+            self.worker.process(items)
         self._read()
 
     def _ended(self, call: asyncio.Task[None]) -> None:

@@ -33,11 +33,11 @@ from tests.unit.registry.fleets import ready
 CLUSTERS = [f"p-{number:03}" for number in range(500)]
 GIVE_UP_AFTER_S = 240.0
 NOTICED_S = 200.0
-"""What it may take besides: two turns of a probe, and its deadline."""
+"""The additional time of two probe intervals and a probe timeout."""
 
 
-class Told(Ledger):
-    """Keeps when what was told."""
+class TimedJournal(Ledger):
+    """A journal that records the time of each event."""
 
     def __init__(self) -> None:
         super().__init__(lambda *_: None)
@@ -52,16 +52,16 @@ class Told(Ledger):
 
 
 class World:
-    """All are engaged, and those in `holes` swallow whatever is asked of them."""
+    """Engaged clusters, of which those in `holes` never answer."""
 
     def __init__(self, policy: ProbePolicy) -> None:
         self.holes: set[str] = set()
         self.reached: dict[str, float] = {}
-        self.told = Told()
+        self.journal = TimedJournal()
         self._clock = asyncio.get_running_loop().time
-        self.fleet = DirectFleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.told)
+        self.fleet = DirectFleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.journal)
         schedule = ProbeSchedule(policy, lambda: 0.5)
-        prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.needs_probe)
+        prober = Prober(schedule, self._ask, self._tell, self.journal, self.fleet.registry.needs_probe)
         self.fleet.on(EventType.ENGAGED, prober.engaged)
         self.fleet.on(EventType.UPDATED, prober.updated)
         self.fleet.on(EventType.DISENGAGED, prober.disengaged)
@@ -71,7 +71,7 @@ class World:
 
     @property
     def disengaged(self) -> set[str]:
-        return {name for _, name, what in self.told.changes if what == "DISENGAGED UNREACHABLE"}
+        return {name for _, name, what in self.journal.changes if what == "DISENGAGED UNREACHABLE"}
 
     async def _ask(self, cluster: Cluster) -> ProbeOutcome:
         await asyncio.sleep(0.01)
@@ -100,7 +100,9 @@ def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) ->
 def test_f58_black_holes_delay_no_other_cluster() -> None:
     async def steps(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
-        assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), "engaged before anything was probed"
+        assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), (
+            "clusters are engaged before they are probed"
+        )
         await asyncio.sleep(30.0)
         assert world.reached.keys() == set(CLUSTERS) - world.holes
         assert max(world.reached.values()) <= 500 / ProbePolicy().rate_per_s + 10.0
@@ -113,14 +115,14 @@ def test_f58_unreachable_minority_is_disengaged_and_engaged_again() -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::10])
         began = asyncio.get_running_loop().time()
-        world.told.changes.clear()
+        world.journal.changes.clear()
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
         assert world.disengaged == world.holes
-        assert min(at for at, *_ in world.told.changes) >= began + GIVE_UP_AFTER_S
-        world.told.changes.clear()
+        assert min(at for at, *_ in world.journal.changes) >= began + GIVE_UP_AFTER_S
+        world.journal.changes.clear()
         back, world.holes = world.holes, set()
         await asyncio.sleep(NOTICED_S)
-        assert {(name, what) for _, name, what in world.told.changes} == {(name, "ENGAGED") for name in back}
+        assert {(name, what) for _, name, what in world.journal.changes} == {(name, "ENGAGED") for name in back}
 
     run_steps(steps, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))
 
@@ -134,6 +136,6 @@ def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
         assert world.fleet.registry.engaged == 500
         world.holes = set(CLUSTERS[:7])
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
-        assert world.disengaged == world.holes, "the few that stay away when the others are back"
+        assert world.disengaged == world.holes, "the few that stay unreachable when the others have recovered"
 
     run_steps(steps, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))

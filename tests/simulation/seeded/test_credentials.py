@@ -66,7 +66,7 @@ def test_f57_credential_is_not_issued_after_disengagement() -> None:
         harness.api.ring()
         await asyncio.sleep(60.0)
         assert tokens_of(harness, "b") == []
-        assert not harness.tokens.has_secret_of(mark("uid-b")), "what was on its way was revoked"
+        assert not harness.tokens.has_secret_of(mark("uid-b")), "credentials in flight were revoked"
 
     run_steps(steps)
 
@@ -77,7 +77,7 @@ def test_f57_recreated_cluster_gets_its_own_credential() -> None:
         harness.subscriber.ask("b", None)
         await asyncio.sleep(1.0)
         harness.world.delete("b")
-        harness.happens("b", uid="uid-other")
+        harness.change("b", uid="uid-other")
         await asyncio.sleep(60.0)
         assert tokens_of(harness, "b") == []
         harness.subscriber.ask("b", None)
@@ -112,11 +112,11 @@ def test_f54_deleted_bound_secret_is_created_again() -> None:
 
 
 def test_f51_unfit_source_is_retried_for_other_clusters() -> None:
-    """Nobody asks for what is gone, so nothing else would find out that it is fit by now."""
+    """Deleted clusters request nothing, so only a request for another cluster can show that the source recovered."""
 
     async def steps(harness: Harness) -> None:
         harness.tokens.only = FOR_EVER
-        harness.happens("d")
+        harness.change("d")
         await asyncio.sleep(10.0)
         for name in "abcd":
             harness.world.delete(name)
@@ -124,7 +124,7 @@ def test_f51_unfit_source_is_retried_for_other_clusters() -> None:
         await asyncio.sleep(120.0)
         harness.tokens.only = None
         harness.subscriber.cut()
-        harness.happens("e")
+        harness.change("e")
         assert await harness.until(lambda: tokens_of(harness, "e")) <= 60.0
 
     run_steps(steps, with_kubeconfigs=True)
@@ -162,6 +162,6 @@ def test_f40_wrong_clock_issues_nothing_expired_and_causes_no_request_storm(
         assert harness.tokens.requests <= 1000
         harness.loop.wall_ahead_s = 0.0
         assert await harness.until(lambda: harness.subscriber.can_work) <= 60.0
-        assert harness.told == []
+        assert harness.received == []
 
     run_steps(steps, with_kubeconfigs=True)

@@ -21,9 +21,9 @@ def test_failed_request_is_repeated_and_disengages_nothing(fault: RequestFault) 
         harness.api.cut()
         await harness.until(lambda: harness.daemon.fleet.status.state is SourceState.STALE)
         harness.api.only = None
-        harness.happens("d")
+        harness.change("d")
         assert await harness.settled() <= 45.0
-        assert harness.told == ["ENGAGED d"]
+        assert harness.received == ["ENGAGED d"]
 
     run_steps(steps)
 
@@ -53,9 +53,9 @@ def test_faulty_watch_is_followed_by_next(said: tuple[bytes | TransportError | N
     async def steps(harness: Harness) -> None:
         harness.api.requests.clear()
         harness.watch.say(*said)
-        harness.happens("d")
+        harness.change("d")
         assert await harness.settled() <= 5.0
-        assert harness.told == ["ENGAGED d"]
+        assert harness.received == ["ENGAGED d"]
         assert harness.api.requests["watch"] + harness.api.requests["list"] <= 1 + 2 * lists
 
     run_steps(steps)
@@ -64,23 +64,23 @@ def test_faulty_watch_is_followed_by_next(said: tuple[bytes | TransportError | N
 def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
     async def steps(harness: Harness) -> None:
         harness.watch.mute = True
-        harness.happens("d")
+        harness.change("d")
         assert 60.0 <= await harness.settled() <= 150.0
 
     run_steps(steps)
 
 
 def test_f10_lagging_server_never_takes_the_view_back() -> None:
-    """Behind a load balancer another server does not know the version yet."""
+    """Behind a load balancer, another replica may not have the version yet."""
 
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F10")
         harness.api.cut()
         await harness.until(lambda: harness.api.injected["F10 a version of the future"])
         harness.api.only = None
-        harness.happens("a", content=2)
+        harness.change("a", content=2)
         await harness.settled(60.0)
-        assert harness.told == ["UPDATED a"]
+        assert harness.received == ["UPDATED a"]
 
     run_steps(steps)
 
@@ -93,7 +93,7 @@ def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
         harness.server.compact()
         harness.api.cut()
         await harness.settled(60.0)
-        assert sorted(harness.told) == ["DISENGAGED b", "UPDATED a"]
+        assert sorted(harness.received) == ["DISENGAGED b", "UPDATED a"]
         assert harness.api.requests["watch"] == 2
 
     run_steps(steps)
@@ -109,22 +109,22 @@ def test_f14_list_expired_between_pages_restarts() -> None:
         harness.api.requests.clear()
         for content in range(2, 8):
             await harness.until(lambda: harness.api.requests["list"], 60.0)
-            harness.happens("a", content=content)
+            harness.change("a", content=content)
             await asyncio.sleep(0.01)
         await harness.settled(60.0)
-        assert set(harness.told) == {"UPDATED a"}
+        assert set(harness.received) == {"UPDATED a"}
 
     run_steps(steps, pages)
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
 def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
-    """So it answers while it builds its watch cache."""
+    """A server responds with 429 while it builds its watch cache."""
 
     async def steps(harness: Harness) -> None:
         harness.api.busy_until = harness.loop.time() + seconds
         harness.api.cut()
-        harness.happens("d")
+        harness.change("d")
         assert await harness.settled() <= seconds + 5.0
         assert harness.api.requests["watch"] <= 2 * seconds
 
@@ -140,7 +140,7 @@ def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
         await harness.until(lambda: harness.daemon.holds_removals)
         harness.api.only = None
         await harness.settled(60.0)
-        assert harness.told == []
+        assert harness.received == []
 
     run_steps(steps)
 
@@ -152,7 +152,7 @@ def test_f20_true_empty_list_is_applied_after_second_list() -> None:
         harness.server.compact()
         harness.api.cut()
         assert 30.0 <= await harness.settled() <= 60.0
-        assert sorted(harness.told) == ["DISENGAGED a", "DISENGAGED b", "DISENGAGED c"]
+        assert sorted(harness.received) == ["DISENGAGED a", "DISENGAGED b", "DISENGAGED c"]
 
     run_steps(steps)
 
@@ -160,16 +160,16 @@ def test_f20_true_empty_list_is_applied_after_second_list() -> None:
 def test_f22_restored_server_disengages_nothing() -> None:
     async def steps(harness: Harness) -> None:
         harness.server.back_up()
-        harness.happens("d")
-        await harness.until(lambda: harness.told == ["ENGAGED d"])
+        harness.change("d")
+        await harness.until(lambda: harness.received == ["ENGAGED d"])
         harness.world.restore()
         harness.api.cut()
         await harness.until(lambda: harness.daemon.holds_for_good)
         await asyncio.sleep(1000.0)
-        assert harness.told == ["ENGAGED d"]
-        harness.happens("d", uid="uid-e")
+        assert harness.received == ["ENGAGED d"]
+        harness.change("d", uid="uid-e")
         await harness.settled(60.0)
-        assert harness.told == ["ENGAGED d", "DISENGAGED d", "ENGAGED d"]
+        assert harness.received == ["ENGAGED d", "DISENGAGED d", "ENGAGED d"]
 
     run_steps(steps)
 
@@ -177,28 +177,28 @@ def test_f22_restored_server_disengages_nothing() -> None:
 def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
     async def steps(harness: Harness) -> None:
         harness.server.back_up()
-        harness.happens("d")
-        await harness.until(lambda: harness.told == ["ENGAGED d"])
+        harness.change("d")
+        await harness.until(lambda: harness.received == ["ENGAGED d"])
         harness.world.restore()
         harness.api.cut()
         await harness.until(lambda: harness.daemon.holds_for_good)
         harness.daemon.fleet.accept(harness.loop.time())
         assert await harness.settled() <= 70.0
-        assert harness.told == ["ENGAGED d", "DISENGAGED d"]
+        assert harness.received == ["ENGAGED d", "DISENGAGED d"]
 
     run_steps(steps)
 
 
 def test_f24_stale_events_are_ignored() -> None:
     async def steps(harness: Harness) -> None:
-        harness.happens("a", content=2)
-        harness.happens("a", ready=False)
-        await harness.until(lambda: len(harness.told) == 1)
-        harness.happens("b", content=2)
-        await harness.until(lambda: len(harness.told) == 2)
+        harness.change("a", content=2)
+        harness.change("a", ready=False)
+        await harness.until(lambda: len(harness.received) == 1)
+        harness.change("b", content=2)
+        await harness.until(lambda: len(harness.received) == 2)
         harness.watch.say(*harness.watch.sent, *harness.watch.sent[::-1])
         await harness.settled()
-        assert harness.told == ["DISENGAGED a", "UPDATED b"]
+        assert harness.received == ["DISENGAGED a", "UPDATED b"]
 
     run_steps(steps)
 
@@ -208,7 +208,7 @@ def test_f25_false_deletion_is_refuted() -> None:
         harness.watch.say(line("DELETED", harness.server.objects["a"].encoded("a")))
         await harness.until(lambda: harness.api.requests["look"])
         await harness.settled()
-        assert harness.told == []
+        assert harness.received == []
 
     run_steps(steps)
 
@@ -219,12 +219,12 @@ def test_f25_missed_deletion_is_found_by_next_list() -> None:
         assert harness.watch.watch is not None
         harness.watch.watch.position = harness.server.version
         await asyncio.sleep(1000.0)
-        assert harness.told == []
+        assert harness.received == []
         harness.server.version += 1
         harness.server.compact()
         harness.api.cut()
         await harness.settled(60.0)
-        assert harness.told == ["DISENGAGED a"]
+        assert harness.received == ["DISENGAGED a"]
 
     run_steps(steps)
 
@@ -235,7 +235,7 @@ def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
         harness.put("a", content=2)
         harness.server.compact()
         harness.api.cut()
-        assert await harness.until(lambda: harness.told == ["UPDATED a"]) <= 30.0
+        assert await harness.until(lambda: harness.received == ["UPDATED a"]) <= 30.0
         harness.api.only = None
         await harness.settled()
 
@@ -249,7 +249,7 @@ def test_f32_short_watches_are_not_reopened_in_a_loop() -> None:
         await asyncio.sleep(120.0)
         harness.api.requests.clear()
         await asyncio.sleep(600.0)
-        assert harness.api.requests["watch"] <= 30, "three a minute"
+        assert harness.api.requests["watch"] <= 30, "at most three requests a minute"
         harness.api.only = None
         await harness.settled(60.0)
 
@@ -266,7 +266,7 @@ def test_f60_flapping_condition_is_hidden_by_grace() -> None:
             harness.api.ring()
             await asyncio.sleep(0.1)
         await harness.settled()
-        assert harness.told == []
+        assert harness.received == []
 
     run_steps(steps, patient)
 
@@ -274,11 +274,11 @@ def test_f60_flapping_condition_is_hidden_by_grace() -> None:
 def test_f60_flapping_condition_without_grace_is_sent_once_per_change() -> None:
     async def steps(harness: Harness) -> None:
         for turn in range(200):
-            harness.happens("a", ready=turn % 2 == 1)
+            harness.change("a", ready=turn % 2 == 1)
             await asyncio.sleep(0.1)
         await harness.settled()
-        assert len(harness.told) <= 200
-        assert set(harness.told) == {"ENGAGED a", "DISENGAGED a"}
+        assert len(harness.received) <= 200
+        assert set(harness.received) == {"ENGAGED a", "DISENGAGED a"}
 
     run_steps(steps)
 
@@ -293,7 +293,7 @@ def test_f61_burst_is_complete_and_ordered() -> None:
                 harness.api.ring()
                 await asyncio.sleep(0.1)
         await harness.settled(15.0)
-        assert harness.told == [f"ENGAGED {name}" for name in many]
+        assert harness.received == [f"ENGAGED {name}" for name in many]
 
     run_steps(steps)
 
@@ -302,14 +302,14 @@ def test_f5_dripping_event_is_abandoned() -> None:
     async def steps(harness: Harness) -> None:
         opened = harness.watch
         whole = line("MODIFIED", harness.server.objects["a"].encoded("a"))
-        harness.happens("d")
+        harness.change("d")
         await harness.settled()
-        harness.happens("e")
+        harness.change("e")
         harness.watch.drips_s = 1.0
         harness.watch.say(*(whole[place : place + 1] for place in range(len(whole))))
         assert await harness.until(lambda: opened not in harness.api.open) <= 35.0
         await harness.settled(60.0)
-        assert harness.told == ["ENGAGED d", "ENGAGED e"]
+        assert harness.received == ["ENGAGED d", "ENGAGED e"]
 
     run_steps(steps)
 

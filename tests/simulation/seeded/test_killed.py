@@ -18,7 +18,7 @@ SCHEDULES = 4
 
 
 class Counting(VirtualLoop):
-    """Counts its turns, and can be waited for by them."""
+    """An event loop that counts its iterations."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(Random(seed))
@@ -41,14 +41,14 @@ def test_daemon_killed_at_any_step_is_replaced_without_loss(has_memory: bool) ->
     traits = replace(TRAITS, has_memory=has_memory, batch_bytes=200)
     deaths = 0
     for seed in range(SCHEDULES):
-        for turn in _turns_of_what_happens(seed, traits):
+        for turn in _iterations_without_kill(seed, traits):
             _kill_at(turn, seed, traits)
             deaths += 1
-    assert deaths > 10 * SCHEDULES, "it was not for nothing"
+    assert deaths > 10 * SCHEDULES, "credentials were issued"
 
 
-def _turns_of_what_happens(seed: int, traits: Traits) -> range:
-    """Where nobody is killed."""
+def _iterations_without_kill(seed: int, traits: Traits) -> range:
+    """Return the number of loop iterations of the scenario without a kill."""
     loop = Counting(seed)
     spans: list[range] = []
 
@@ -82,11 +82,11 @@ async def _can_work(harness: Harness) -> None:
 
 
 async def _change_several(harness: Harness) -> None:
-    """Until all is done: credentials are handed out, and what is over is revoked."""
+    """Change clusters until their credentials are issued, and those of the disengaged ones revoked."""
     harness.put("a", content=2)
     harness.world.delete("b")
     harness.put("c", uid="uid-another")
-    harness.happens("d")
+    harness.change("d")
     harness.subscriber.ask("d", None)
     await harness.settled()
     await harness.until(lambda: harness.subscriber.can_work and not harness.tokens.has_secret_of(mark("uid-b")))

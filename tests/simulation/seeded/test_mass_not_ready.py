@@ -27,7 +27,7 @@ async def becomes(harness: Harness, *, ready: bool) -> None:
 
 
 def ends(harness: Harness) -> list[str]:
-    return [told for told in harness.told if told.startswith("DISENGAGED")]
+    return [event for event in harness.received if event.startswith("DISENGAGED")]
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 20.0])
@@ -74,7 +74,7 @@ def test_f79_fleet_that_became_not_ready_in_an_outage_is_held_after_it() -> None
 def test_f79_restart_within_the_hold_holds_the_fleet_again() -> None:
     async def steps(harness: Harness) -> None:
         await engaged(harness)
-        await asyncio.sleep(10.0)  # until the state file is written
+        await asyncio.sleep(10.0)  # long enough for the state file to be written
         await becomes(harness, ready=False)
         await asyncio.sleep(10.0)
         before = len(ends(harness))

@@ -22,12 +22,12 @@ def test_outage_of_an_hour_costs_few_requests_and_no_cluster(fault: RequestFault
         await asyncio.sleep(HOUR_S)
         asked = sum(count for kind, count in harness.api.requests.items() if kind != "livez")
         assert 100 <= asked <= BUDGET, harness.api.requests
-        assert harness.told == []
+        assert harness.received == []
         harness.world.delete("b")
         harness.api.only = None
         harness.api.requests.clear()
         assert await harness.settled() <= 60.0
         assert harness.api.requests["list"] <= 2
-        assert harness.told == ["DISENGAGED b"]
+        assert harness.received == ["DISENGAGED b"]
 
     run_steps(outage)

@@ -56,14 +56,14 @@ class CalmMode(ProjectMode):
 PROJECT_MODE = CalmMode(Setting(project_endpoint="https://api.test"))
 SETTINGS = Settings(label_selector="in=yes")
 ALWAYS_ENGAGED = "e"
-"""An object of the failing source that is never touched."""
+"""The one object of the failing source that is never changed."""
 STORM_S = 600.0
 PROMPT_S = 5.0
 RECOVERY_S = 400.0
 
 
 class PairsMode:
-    """Two objects stand for one cluster: a and b for a, c and d for c, e and f for e."""
+    """A mode in which two objects make one cluster: a and b make a, c and d make c, e and f make e."""
 
     def __init__(self, setting: Setting) -> None:
         self.watches = (Watch(RESOURCE, KubeObject, self.claims),)
@@ -95,7 +95,7 @@ class Changes(World):
         super().__init__(server, random)
         self._choice = random
 
-    def happens(self, *, may_garble: bool = False) -> None:
+    def change(self, *, may_garble: bool = False) -> None:
         name = self._choice.choice(NAMES.replace(ALWAYS_ENGAGED, ""))
         before = self.server.objects.get(name)
         if before is not None and self._choice.random() < 0.4:
@@ -118,8 +118,8 @@ class Upstream:
         for name in NAMES:
             self.world.put(name, ApiObject(f"uid-{name}", 0, ready=True, inside=True, readable=True, content=0))
 
-    def happens(self) -> None:
-        self.world.happens()
+    def change(self) -> None:
+        self.world.change()
         self.api.ring()
 
     def ready(self) -> set[str]:
@@ -196,22 +196,22 @@ class Simulation:
     async def until(self, holds: Callable[[], bool], seconds: float) -> None:
         ends_at = self._loop.time() + seconds
         while not holds():
-            assert self._loop.time() < ends_at, "it takes too long"
+            assert self._loop.time() < ends_at, "the condition did not become true in time"
             await asyncio.sleep(0.25)
 
     async def calm_source_is_prompt(self) -> None:
-        self.calm.happens()
+        self.calm.change()
         await self.until(lambda: self.view("calm") == self.calm.ready(), PROMPT_S)
         assert self.session.sources["calm"].state.name == SourceState.STREAMING.name
 
     async def storm(self) -> None:
-        """Fail in every way for a while, and change meanwhile."""
+        """Inject every kind of fault for a while, with changes meanwhile."""
         self.failing.is_failing = True
         self.failing.api.fault_rate = 0.5
         ends_at = self._loop.time() + STORM_S
         while self._loop.time() < ends_at:
             self.failing.faults.strike()
-            self.failing.happens()
+            self.failing.change()
             await self.calm_source_is_prompt()
             await asyncio.sleep(self._random.random() * 10.0)
         self.failing.is_failing = False

@@ -1,7 +1,7 @@
-"""The token API of an infrastructure cluster, at the seam where the daemon's source of credentials calls it.
+"""A simulated token API of an infrastructure cluster.
 
-Each project has a Secret, and tokens bound to it: they are good while it is there. What was made is kept, for what is
-handed out to be held to.
+Each project has a Secret and tokens bound to it, which are valid while it exists. All are recorded, for the
+validators.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ Lifetime: TypeAlias = Literal["as asked", "ended", "for ever"]
 
 @dataclass(frozen=True)
 class Slow:
-    """It comes to what it should, after up to so many seconds."""
+    """A correct response, after a delay of up to `most_s`."""
 
     most_s: float
 
 
 @dataclass(frozen=True)
-class Unheard:
-    """What was asked for is done, and nobody is told."""
+class ResponseLost:
+    """A request that takes effect, and whose response is lost."""
 
 
 @dataclass(frozen=True)
 class IssuedFor:
-    """The token that is given does."""
+    """A token with another lifetime than requested."""
 
     lifetime: Lifetime
 
@@ -48,13 +48,13 @@ class IssuedFor:
 class TokenTrouble:
     row: str
     name: str
-    comes: Lost | Answered | Slow | Unheard | IssuedFor
+    comes: Lost | Answered | Slow | ResponseLost | IssuedFor
 
 
 TOKEN_FAULTS = (
     TokenTrouble("F49", "slow tokens", Slow(14.0)),
     TokenTrouble("F49", "no answer for tokens", Lost("timeout", late=True)),
-    TokenTrouble("F49", "an answer for tokens that is lost", Unheard()),
+    TokenTrouble("F49", "an answer for tokens that is lost", ResponseLost()),
     TokenTrouble("F50", "no tokens: refused", Lost("connect")),
     TokenTrouble("F50", "no tokens: cut", Lost("closed")),
     TokenTrouble("F50", "no tokens: unauthorized", Answered(status(401, "Unauthorized"))),
@@ -101,7 +101,7 @@ class _Secret(msgspec.Struct, frozen=True):
 
 @dataclass
 class Bound:
-    """A Secret, with the tokens that end with it."""
+    """A Secret and the tokens that are bound to it."""
 
     uid: str
     labels: dict[str, str]
@@ -114,18 +114,18 @@ class Bound:
 
 
 class TokenApi:
-    """`fault` is the part of requests that come to something else."""
+    """The token API; `fault_rate` is the share of requests that fail."""
 
     def __init__(
         self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]
     ) -> None:
-        """`longest_s`: for how long it lets tokens live, whatever is asked for. `wall` is its own clock."""
+        """Set up; `longest_s` limits the lifetime of tokens, `wall` is the server's own clock."""
         self.fault_rate = 0.0
         self.only: TokenTrouble | None = None
-        """What every request comes to."""
+        """The one fault to inject, in every request."""
         self.down_until = 0.0
         self.pause_s = 0.0
-        """Before each answer."""
+        """The delay of each response."""
         self.wall = wall
         self.requests = 0
         self.made: dict[str, Token] = {}
@@ -140,12 +140,12 @@ class TokenApi:
         return any(bound.of == mark for bound in self._bound.values())
 
     def withdraw(self) -> None:
-        """A person deletes one of the Secrets."""
+        """Delete one of the Secrets, as a person might."""
         if self._bound:
             self._inject(*WITHDRAWN)
             del self._bound[self._random.choice([*self._bound])]
 
-    # --- what the daemon asks ---
+    # --- requests ---
 
     async def get(self, path: str, query: Iterable[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
         assert path == SECRETS, path
@@ -179,7 +179,7 @@ class TokenApi:
             case Slow(most_s):
                 await asyncio.sleep(self._random.uniform(0.5, most_s))
                 return do("as asked")
-            case Unheard():
+            case ResponseLost():
                 do("as asked")
                 await asyncio.sleep(timeout_s)
                 raise TransportError("timeout", fault.name)
@@ -187,7 +187,7 @@ class TokenApi:
                 await asyncio.sleep(timeout_s if late else 0.0)
                 raise TransportError(cause, fault.name)
 
-    # --- what it answers ---
+    # --- responses ---
 
     def _listed(self, selector: str) -> Answer:
         wanted = [part.partition("=") for part in selector.split(",")]

@@ -16,7 +16,7 @@ class WatchFaultInjector:
         self._random = random
 
     def strike(self) -> None:
-        """One of the watches that are open."""
+        """Inject a fault into an open watch."""
         opened = next(iter(self._api.open), None)
         if opened is None:
             return
@@ -35,12 +35,12 @@ class WatchFaultInjector:
         return whole[: self._random.randrange(1, len(whole) - 1)]
 
     def say_again(self, opened: Open) -> None:
-        self._api.owes_a_list = True
+        self._api.needs_relist = True
         if opened.sent:
             opened.say(*self._random.choices(opened.sent, k=self._random.randint(1, 3)))
 
     def say_backwards(self, opened: Open) -> None:
-        self._api.owes_a_list = True
+        self._api.needs_relist = True
         opened.is_backwards = True
 
     def report_a_deletion(self, opened: Open) -> None:
@@ -54,8 +54,8 @@ class WatchFaultInjector:
 
     def lose_events(self, opened: Open) -> None:
         if opened.watch is not None and opened.watch.position is not None and not opened.watch.initial:
-            self._world.happens()
-            self._api.owes_a_list = True
+            self._world.change()
+            self._api.needs_relist = True
             opened.watch.position = max(opened.watch.position, self._world.server.version)
 
     def be_mute(self, opened: Open) -> None:

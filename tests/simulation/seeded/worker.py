@@ -14,7 +14,7 @@ from milo_discovery.model import Cluster
 from milo_discoveryd.server.calls.grpc_errors import CallError
 
 CLEANUPS_S = (0.0, 0.0, 0.5, 5.0, 40.0)
-"""The last ones take longer than the daemon waits."""
+"""How long a cleanup takes; the last ones take longer than the daemon waits."""
 RETRY_S = 1.0
 
 
@@ -27,7 +27,7 @@ class Releasing(Protocol):
 
 @dataclass
 class Handler:
-    """The work on one cluster."""
+    """The handler of one cluster."""
 
     cluster: Cluster
     ending: asyncio.Task[None] | None = None
@@ -47,8 +47,8 @@ class Worker:
         self._known: dict[str, Cluster] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def told(self, items: Iterable[Event | StreamNotice]) -> None:
-        """Follow what the session reports."""
+    def process(self, items: Iterable[Event | StreamNotice]) -> None:
+        """Process events of the session."""
         for item in items:
             if not isinstance(item, Event | Refreshed):
                 continue
@@ -56,7 +56,7 @@ class Worker:
             if isinstance(item, Event) and item.type is EventType.DISENGAGED:
                 self._known.pop(cluster.name)
                 if handler is not None and handler.ending is None:
-                    del self.handlers[cluster.name]  # cancelled, and over at once
+                    del self.handlers[cluster.name]  # canceled, and ended at once
                 continue
             self._known[cluster.name] = cluster
             if isinstance(item, Event) and item.type is EventType.KUBECONFIG:
@@ -74,7 +74,7 @@ class Worker:
 
     def _drain(self, cluster: Cluster, handler: Handler | None) -> None:
         if handler is not None and handler.ending is not None:
-            return  # it is released when the cleanup has ended
+            return  # the cluster is released when the cleanup has ended
         task = asyncio.create_task(self._end(cluster.name, handler), name=f"{self.who} ends {cluster.name}")
         if handler is not None:
             handler.ending = task
@@ -102,7 +102,7 @@ class Worker:
                         return
             await asyncio.sleep(RETRY_S)
         if cluster is not None and name not in self.handlers:
-            self._begin(cluster, None)  # it was engaged again while the handler was ending
+            self._begin(cluster, None)  # the cluster was engaged again while the handler was ending
 
     async def _check_credential(self, name: str) -> None:
         daemon, cluster = self._daemon(), self._known.get(name)

@@ -15,8 +15,8 @@ class World:
         self._random = random
         self._made = 0
 
-    def happens(self, *, may_garble: bool = False) -> None:
-        """One thing."""
+    def change(self, *, may_garble: bool = False) -> None:
+        """Make one random change."""
         name = self._random.choice(NAMES)
         before = self.server.objects.get(name)
         if before is None:
@@ -52,14 +52,14 @@ class World:
         self.server.delete(name)
         self.upstream.note(name, None)
 
-    def mend(self) -> None:
-        """Nothing is garbled any more."""
+    def repair_objects(self) -> None:
+        """Make every object decodable again."""
         for name, obj in list(self.server.objects.items()):
             if not obj.readable:
                 self.put(name, self._like(obj, readable=True))
 
     def restore(self) -> None:
-        """Everything is as it was at the last backup, versions too."""
+        """Restore the last backup, with its versions."""
         self.server.restore()
         self.upstream.went_back = True
         for name in NAMES:

@@ -25,10 +25,10 @@ class Faults:
             self._later(1, 60, lambda: self._start(pod.member.name))
 
     def kill_daemon(self) -> None:
-        """The daemon alone: its container is restarted, and its operator goes on."""
+        """Kill the daemon alone: its container is restarted, and its operator continues."""
         if pod := self._some():
             pod.kill(with_operator=False)
-            # The former operator goes on until its deadline.
+            # The former operator continues until its deadline.
             self._later(1, 60, lambda: self._start(pod.member.name, pod))
 
     def restart(self) -> None:
@@ -68,7 +68,7 @@ class Faults:
         self._world.is_down, self._world.error_share = False, 0.0
 
     def lag(self) -> None:
-        """Reads come from a replica that is behind."""
+        """Serve reads from a replica that lags behind."""
         self._world.lag_s = self._random.uniform(1, 20)
 
         def end() -> None:
@@ -77,7 +77,7 @@ class Faults:
         self._later(1, 30, end)
 
     def restore(self) -> None:
-        """The API server stops, and starts on a backup."""
+        """Stop the API server, and start it on a backup."""
         world = self._world
         if world.timeline.now < 45:
             return
@@ -119,7 +119,7 @@ KINDS = [name for name in vars(Faults) if not name.startswith("_")]
 
 
 def schedule(world: Simulation) -> float:
-    """Plan faults, and return when all of them are over."""
+    """Plan random faults; return the time when all of them have ended."""
     faults, random = Faults(world), world.random
     for _ in range(random.randint(1, 8)):
         kind = random.choice(KINDS)

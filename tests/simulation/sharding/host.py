@@ -1,4 +1,4 @@
-"""A machine of a simulation, with clocks of its own, and the simulation's events in order of time."""
+"""A simulated host with its own clocks, and the simulation's events in order of time."""
 
 import heapq
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from random import Random
 
 
 class Timeline:
-    """Events in order of true time, which nobody in the simulation can read."""
+    """Events in order of true time, which no simulated process can read."""
 
     def __init__(self) -> None:
         self.now = 0.0

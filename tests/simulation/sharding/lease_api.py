@@ -18,12 +18,15 @@ class LeaseApi:
         self.revision = revision
         self.views: list[View] = []
         self.replaced: list[str] = []
-        """Views that were lost because another one, which does not follow them, took their place."""
+        """Views that were overwritten by one that does not follow them."""
         self.has_preconditions = True
         self._past: list[tuple[float, GroupState, int]] = []
 
     def apply(self, request: Request, at: float) -> tuple[GroupState, str]:
-        """Return what was read, or the version of what was written. Raises Conflict."""
+        """Apply a request; return what was read, or the version of what was written.
+
+        Raises Conflict.
+        """
         match request:
             case Read():
                 return self.group, ""

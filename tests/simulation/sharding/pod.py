@@ -11,7 +11,7 @@ from milo_discoveryd.sharding.ownership import Claim, Ownership
 from tests.simulation.sharding.host import Host
 
 POLL_S = 3.0
-"""Interval at which the operator asks the daemon for how long its ownership holds."""
+"""Interval at which the operator asks the daemon how long its ownership is valid."""
 
 
 class Network(Protocol):
@@ -29,7 +29,7 @@ class Observer(Protocol):
 
 
 class Traits:
-    """What a mutant changes."""
+    """Behavior that a mutant changes."""
 
     clock = staticmethod(Host.boottime)
     releases_early = False
@@ -57,7 +57,7 @@ class Operator:
             self._pod.host.after(POLL_S, self.ask)
 
     def ask_once(self) -> None:
-        """Ask the daemon for how long its ownership holds, counted from the question."""
+        """Ask the daemon how long its ownership is valid, counted from the request."""
         if self.is_dead:
             return
         self.expire()
@@ -96,7 +96,7 @@ class Operator:
                 self.cancel(cluster)
 
     def host_resumed(self) -> None:
-        """Check the deadline before anything else: what was suspended for longer writes nothing more."""
+        """Check the deadline before anything else: an operator that was suspended for longer writes nothing more."""
         if self._pod.host.boottime() >= self._deadline:
             self._end_all()
 
@@ -144,7 +144,7 @@ class Pod:
         self.member = member
         self.host = host
         self.told: dict[str, int] = {}
-        """Incarnations of the clusters that the operator was told to work in."""
+        """Incarnations of the clusters that were engaged for the operator."""
         self._incarnations = 0
         self.draining: set[str] = set()
         self.is_paused = False
@@ -167,7 +167,7 @@ class Pod:
         return self._traits.clock(self.host)
 
     def valid_s(self) -> float | None:
-        """What the daemon answers to its operator: for how long its ownership holds."""
+        """Return how long the ownership is valid, which is the daemon's answer to its operator."""
         if self.is_paused or self.is_dead:
             return None
         now = self.clock()
@@ -234,7 +234,7 @@ class Pod:
         self._requests += 1
         self.requests += 1
         number = self._in_flight = self._requests
-        # A member whose fence is before the answer notices it meanwhile.
+        # A member whose fence is earlier than the response notices it meanwhile.
         self._wake_at(self.member.fence_at, now)
 
         def answered(group: GroupState | None, version: str | None) -> None:
@@ -259,7 +259,7 @@ class Pod:
         self.host.after(4.0, lambda: self._run(lambda: answered(None, None)))
 
     def _apply(self, now: float) -> None:
-        """Tell the operator of what the daemon owns."""
+        """Send the operator the engagements that follow from the ownership."""
         ownership = self.member.ownership(now)
         if ownership is None:
             if self.told:

@@ -1,4 +1,4 @@
-"""One seeded simulation: members on virtual time, random faults, and validators of what operators were told."""
+"""One seeded simulation: members on virtual time, random faults, and validators of what operators received."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from tests.simulation.sharding.pod import Pod, Traits
 CLUSTERS = [f"project-{number}" for number in range(6)]
 FAULTS_UNTIL_S = 240.0
 OWNED_WITHIN_S = 120.0
-"""After the last fault, every cluster is owned within this time: an eviction (35 s on a slow clock) after a fence or a
-takeover of as long, and a change of the view."""
+"""The time within which every cluster is owned after the last fault: an eviction (35 s on a slow clock) after a fence
+or a takeover of the same length, and a change of the view."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Outcome:
     views: int = 0
     engagements: int = 0
     settled_s: float = 0.0
-    """When every cluster was owned again after the last fault."""
+    """The time when every cluster was owned again after the last fault."""
 
 
 class Simulation:
@@ -49,7 +49,7 @@ class Simulation:
         self._running: dict[str, set[Pod]] = {name: set() for name in CLUSTERS}
         self._processes = 0
 
-    # Pods
+    # --- pods ---
 
     def start(self, name: str, host: Host | None = None, instance: str = "") -> Pod:
         self._processes += 1
@@ -74,12 +74,13 @@ class Simulation:
         host.suspend()
         self.timeline.after(for_s, resume)
 
-    # Network
+    # --- network ---
 
     def send(self, pod: Pod, request: Request, answer: Callable[[GroupState | None, str | None], None]) -> None:
         random, host = self.random, pod.host
         if self.is_down or host in self.lost_to or random.random() < 0.5 * self.error_share:
-            # Lost or refused before it takes effect. A lost one may yet arrive, after its sender gave it up.
+            # The request is lost or rejected before it takes effect. A lost one may still arrive, after its sender's
+            # timeout.
             if random.random() < 0.3:
                 self.timeline.after(random.uniform(0, 0.2), lambda: answer(None, None))
             elif host in self.lost_to and random.random() < 0.5:
@@ -101,7 +102,7 @@ class Simulation:
         if pod.host not in self.lost_from and self.random.random() >= 0.5 * self.error_share:
             self.timeline.after(self.random.uniform(0.001, 0.1), lambda: answer(group, version))
 
-    # Validators
+    # --- validators ---
 
     def breach(self, text: str) -> None:
         self.outcome.breaches.append(f"{self.timeline.now:.2f}: {text}")
@@ -116,7 +117,7 @@ class Simulation:
     def engaged(self, pod: Pod, cluster: str) -> None:
         self.outcome.engagements += 1
         for other in self.living:
-            # A process that cannot run cannot tell of its fence; its operator knows the time.
+            # A process that is paused cannot report its fence; its operator knows the deadline.
             if other is not pod and cluster in other.told and not other.is_paused and not other.host.is_suspended:
                 other.step()
                 if cluster in other.told:

@@ -1,4 +1,4 @@
-"""Seeded simulations of a group with random faults: one owner at a time, and every cluster owned afterwards."""
+"""Seeded simulations of a shard group with random faults: one owner at a time, and every cluster owned afterwards."""
 
 import pytest
 
@@ -18,7 +18,7 @@ class NoAcknowledgement(Traits):
 
 
 class EarlyAcknowledgement(Traits):
-    """Acknowledges a view before what it took away is released."""
+    """Acknowledges a view before the clusters that it takes away are released."""
 
     acknowledges_early = True
 
@@ -38,7 +38,7 @@ class EarlyRelease(Traits):
 
 
 class NoPrecondition(Traits):
-    """Writes the view whatever it is meanwhile."""
+    """Writes the view without a precondition."""
 
     has_preconditions = False
 

@@ -1,9 +1,9 @@
 """An explicit-state search of a hand-over among three members, with two clusters.
 
-A step is one of: a request takes effect; its response arrives; a handler ends; a member leaves, crashes, is stopped or
-continued; time passes. By default each process takes its steps in turn, and time passes when none is left. The search
-visits every schedule that deviates from this at most a given number of times, with at most a given number of faults at
-any point: all interleavings of renewals, reads, acknowledgements, crashes and stops within these bounds.
+A step is one of: a request takes effect; its response arrives; a handler ends; a member leaves, crashes, is stopped
+or continued; time passes. By default each process takes its steps in turn, and time passes when none is left. The
+search visits every schedule that deviates from this at most a given number of times, with at most a given number of
+faults at any point: all interleavings of renewals, reads, acknowledgements, crashes and stops within these bounds.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,8 @@ START = 100.0
 
 
 class NumberingApi(LeaseApi):
-    """Numbers the versions of each object, so that the order of writes to different objects makes no difference."""
+    """A Lease API that numbers the versions of each object separately, so that the order of writes to different
+    objects makes no difference."""
 
     def _next(self, former: str) -> str:
         return str(int(former or "0") + 1)
@@ -82,7 +83,7 @@ class Search:
         self.moves = 0
 
     def start(self) -> World:
-        """A group of `a` and `b` that has settled, and `c`, which is about to join it."""
+        """Return a settled group of `a` and `b`, and `c`, which is about to join it."""
         terms = {name: f"{name}#1.1" for name in NAMES[:2]}
         leases = {
             name: MemberLease(member=name, version="1", holder=f"{name}#1", term=terms[name], acknowledged=1)
@@ -116,7 +117,10 @@ class Search:
         return World(START, group, tuple(processes), self._faults, self._ticks, self._delays)
 
     def run(self, limit: int) -> int:
-        """Visit every reachable state; return how many there are. Raises TwoOwnersError."""
+        """Visit every reachable state; return their number.
+
+        Raises TwoOwnersError.
+        """
         seen = set()
         stack = [self.start()]
         while stack:
@@ -219,7 +223,7 @@ class Search:
         return self._with(world, index, msgspec.structs.replace(process, state=member.state))
 
     def _applied(self, process: Process, member: Member, now: float) -> Process:
-        """Tell the operator of what the member owns."""
+        """Send the operator the engagements of the member."""
         member.state = process.state
         told, draining = process.told, process.draining
         ownership = member.ownership(now)
@@ -257,7 +261,7 @@ class Search:
 
 def _require_one_owner(world: World) -> None:
     for cluster in CLUSTERS:
-        # A process that was stopped or killed cannot say that it lost a cluster: its operator goes by the deadline.
+        # A process that was stopped or killed cannot report a lost cluster: its operator relies on the deadline.
         owners = [
             name
             for name, process in zip(NAMES, world.processes, strict=True)

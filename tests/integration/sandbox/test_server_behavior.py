@@ -1,4 +1,4 @@
-"""What was seen of a real API server towards a list and watch, each behaviour in the order it was written down."""
+"""Behavior of real API servers in lists and watches, in the order in which it was recorded."""
 
 import asyncio
 from collections.abc import Callable
@@ -159,7 +159,7 @@ class TestRestarts:
 
 
 async def refusing(client: Client) -> None:
-    """Until the server takes no more connections."""
+    """Wait until the server refuses connections."""
     while True:
         try:
             await client.get("/livez")
