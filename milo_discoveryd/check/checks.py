@@ -1,4 +1,4 @@
-"""Every check there is for some settings, in the order in which the daemon would come to need what they look at."""
+"""The checks for given settings, in the order in which a starting daemon needs what they verify."""
 
 import os
 from collections import Counter

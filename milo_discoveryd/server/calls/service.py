@@ -4,12 +4,11 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
-import grpc
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 
@@ -30,18 +29,16 @@ from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
-from milo_discoveryd.server.calls.in_flight import CallSlot, InFlightCalls
+from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
-from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
-from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
+from milo_discoveryd.server.calls.verification import Freshness
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
 
-NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 CLUSTERS_PER_STEP = 250
 """Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
 PAGE_BYTES = 2 << 20
@@ -437,77 +434,3 @@ def _duration(seconds: float) -> Duration:
 
 _FIELD_OVERHEAD = 5
 """Tag and length of one cluster within a page."""
-
-Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
-
-
-def handlers(service: Service, authenticator: Authenticator, in_flight: InFlightCalls) -> grpc.GenericRpcHandler:
-    """Return the service's handlers for one listener. Batches of a stream are serialized already."""
-
-    def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
-        async def answer(request: Any, context: RpcContext) -> Any:
-            with in_flight.slot(authenticator.origin(context).owner):
-                return await call(request, await authenticator.identify(context, max_age_s=max_age_s))
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=request_type.FromString,
-            response_serializer=lambda response: response.SerializeToString(),
-        )
-
-    async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
-        with in_flight.slot(authenticator.origin(context).owner) as slot:
-            caller = await authenticator.identify(context)
-            async with _verified(caller, context) as freshness:
-                await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)
-
-    @asynccontextmanager
-    async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:
-        """End the stream when the caller's authentication expires, or its token is rejected."""
-        loop = asyncio.get_running_loop()
-        rejected: CallError | None = None
-        expires_at = caller.expires_at
-
-        async def verify(verification: StreamVerification) -> None:
-            nonlocal rejected
-            try:
-                await verification.run()
-            except CallError as error:
-                rejected = error
-                expiry.reschedule(loop.time())
-
-        def authenticate(max_age_s: float) -> Awaitable[Caller]:
-            return authenticator.identify(context, max_age_s=max_age_s)
-
-        verification = StreamVerification(caller, authenticate, loop.time) if caller.user else None
-        reviewing = None
-        try:
-            async with asyncio.timeout(None if expires_at is None else expires_at - time.time()) as expiry:
-                reviewing = None if verification is None else loop.create_task(verify(verification))
-                yield verification
-        except TimeoutError:
-            if not expiry.expired():
-                raise
-            if rejected is not None:
-                raise rejected from None
-            message = "the caller's certificate or token expired; authenticate again and retry"
-            raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
-        finally:
-            if reviewing is not None:
-                reviewing.cancel()
-
-    return grpc.method_handlers_generic_handler(
-        NAME,
-        {
-            "WatchClusters": grpc.unary_stream_rpc_method_handler(
-                watch, request_deserializer=pb.WatchClustersRequest.FromString
-            ),
-            "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
-            "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
-            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest, max_age_s=HANDOUT_MAX_AGE_S),
-            "ReleaseCluster": unary(service.release_cluster, pb.ReleaseClusterRequest),
-            "EndSubscription": unary(service.end_subscription, pb.EndSubscriptionRequest),
-            "RenewOwnership": unary(service.renew_ownership, pb.RenewOwnershipRequest),
-            "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
-        },
-    )

@@ -15,7 +15,8 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP, NAME
+from milo_discoveryd.server.calls.handlers import NAME
+from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported
 from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
 from tests.support.eventually import eventually

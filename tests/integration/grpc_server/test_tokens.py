@@ -16,7 +16,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
-from milo_discoveryd.server.calls import service, verification
+from milo_discoveryd.server.calls import handlers, verification
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
@@ -128,7 +128,7 @@ async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tm
 
 async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Other calls accept it for up to a minute."""
-    monkeypatch.setattr(service, "HANDOUT_MAX_AGE_S", 0.0)
+    monkeypatch.setattr(handlers, "HANDOUT_MAX_AGE_S", 0.0)
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         await listed(world, f"Bearer {token}")

@@ -1,0 +1,93 @@
+"""The gRPC handlers of DiscoveryService: each authenticates its caller, and passes the call to the service."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.calls.grpc_errors import CallError, UnavailableError
+from milo_discoveryd.server.calls.in_flight import InFlightCalls
+from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
+from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
+
+NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
+
+Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
+
+
+def handlers(service: Service, authenticator: Authenticator, in_flight: InFlightCalls) -> grpc.GenericRpcHandler:
+    """Return the handlers for one listener. Batches of a stream are serialized already."""
+
+    def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
+        async def answer(request: Any, context: RpcContext) -> Any:
+            with in_flight.slot(authenticator.origin(context).owner):
+                return await call(request, await authenticator.identify(context, max_age_s=max_age_s))
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=request_type.FromString,
+            response_serializer=lambda response: response.SerializeToString(),
+        )
+
+    async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
+        with in_flight.slot(authenticator.origin(context).owner) as slot:
+            caller = await authenticator.identify(context)
+            async with _verified(caller, context) as freshness:
+                await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)
+
+    @asynccontextmanager
+    async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:
+        """End the stream when the caller's authentication expires, or its token is rejected."""
+        loop = asyncio.get_running_loop()
+        rejected: CallError | None = None
+        expires_at = caller.expires_at
+
+        async def verify(verification: StreamVerification) -> None:
+            nonlocal rejected
+            try:
+                await verification.run()
+            except CallError as error:
+                rejected = error
+                expiry.reschedule(loop.time())
+
+        def authenticate(max_age_s: float) -> Awaitable[Caller]:
+            return authenticator.identify(context, max_age_s=max_age_s)
+
+        verification = StreamVerification(caller, authenticate, loop.time) if caller.user else None
+        reviewing = None
+        try:
+            async with asyncio.timeout(None if expires_at is None else expires_at - time.time()) as expiry:
+                reviewing = None if verification is None else loop.create_task(verify(verification))
+                yield verification
+        except TimeoutError:
+            if not expiry.expired():
+                raise
+            if rejected is not None:
+                raise rejected from None
+            message = "the caller's certificate or token expired; authenticate again and retry"
+            raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
+        finally:
+            if reviewing is not None:
+                reviewing.cancel()
+
+    return grpc.method_handlers_generic_handler(
+        NAME,
+        {
+            "WatchClusters": grpc.unary_stream_rpc_method_handler(
+                watch, request_deserializer=pb.WatchClustersRequest.FromString
+            ),
+            "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
+            "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
+            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest, max_age_s=HANDOUT_MAX_AGE_S),
+            "ReleaseCluster": unary(service.release_cluster, pb.ReleaseClusterRequest),
+            "EndSubscription": unary(service.end_subscription, pb.EndSubscriptionRequest),
+            "RenewOwnership": unary(service.renew_ownership, pb.RenewOwnershipRequest),
+            "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
+        },
+    )
