@@ -49,6 +49,7 @@ FULL: Bars = {
     "hostile_clients.refused.p99_ratio": Bar(1.1),
     "hostile_clients.all.p99_ratio": Bar(1.1),
     "floods.*.memory_growth_mib": Bar(150),
+    "floods.*.denied_per_s": Bar(250),
     "floods.*.audit_mib_per_day": Bar(100),
     "floods.idle_connections.served_after_s": Bar(65),
     "floods.silent_connections.others_percent": Bar(100, is_floor=True),

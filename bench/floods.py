@@ -7,7 +7,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
@@ -27,6 +28,7 @@ SILENT_PER_S = 560.0
 NAMES = 4_990
 """Of each filter: just below the limit."""
 OPEN = "open"
+_TICK_S = 0.01
 _PER_CONNECTION = 100
 """Streams that a server accepts on one connection."""
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
@@ -102,17 +104,19 @@ async def silent_connections(address: str, wanted: int, figures: Figures) -> Non
     host, _, port = address.rpartition(":")
     place = (host.strip("[]"), int(port))
     family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-    opened: list[socket.socket] = []
+    opened: deque[socket.socket] = deque()
+    began = time.perf_counter()
     while True:
-        each = socket.socket(family)
-        each.setblocking(False)
-        with suppress(BlockingIOError):
-            each.connect(place)
-        opened.append(each)
-        figures["attempted"] += 1
-        if len(opened) > wanted:
-            opened.pop(0).close()
-        await asyncio.sleep(1 / SILENT_PER_S)
+        while figures["attempted"] < SILENT_PER_S * (time.perf_counter() - began):
+            each = socket.socket(family)
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                each.connect(place)
+            opened.append(each)
+            figures["attempted"] += 1
+            if len(opened) > wanted:
+                opened.popleft().close()
+        await asyncio.sleep(_TICK_S)
 
 
 FLOODS: dict[str, Flood] = {

@@ -144,6 +144,8 @@ class Intake:
                 case ObjectChanged(observation) if self._is_held_back(observation):
                     pass
                 case ObjectChanged(observation):
+                    if self._guard is not None:
+                        self._guard.seen(observation.version)
                     if self._registry.is_news(observation):
                         self._pending_deletions.discard(observation.name)
                     changed.append(observation)

@@ -60,7 +60,7 @@ class RemovalGuard:
         self._limits = limits
         self._behind_since: float | None = None
         self._restored_at: str | None = None
-        """The version of the latest list of a server that counts as restored, while it is older than before."""
+        """The latest version of a server that counts as restored, while its lists are older than before the restore."""
         self._held_by_restore: HeldRemovals | None = None
         self._accepts = False
         self.held: HeldRemovals | None = None
@@ -92,6 +92,11 @@ class RemovalGuard:
             self._restored_at = version
             return False
         return True
+
+    def seen(self, version: str) -> None:
+        """Note the version of a change. A server may be restored a second time, to a backup since the first restore."""
+        if self._restored_at is not None and is_older(self._restored_at, version):
+            self._restored_at = version
 
     def ignores(self, version: str, *, is_behind: bool, now: float) -> bool:
         """Return whether to ignore a list because it is older than what was seen before.

@@ -149,6 +149,9 @@ def test_snapshot_of_another_daemon_passes() -> None:
         pytest.param("ordered", batch(1, 0, previous=at(5)), id="a resume goes on from elsewhere"),
         pytest.param("unique", insert(0, 3, Batch((RELABELLED,), at(5), at(4))), id="an update comes twice"),
         pytest.param("unique", events(0, 2, replace(RELABELLED, version=0)), id="an update is of the past"),
+        pytest.param(
+            "forward", events(1, 0, replace(BETA_AGAIN, version=1)), id="a cluster returns in an older version"
+        ),
         pytest.param("reliable", drop(0, 4), id="the last batch before a cut is lost"),
         pytest.param("reliable", events(0, 4, DELETED), id="an end is lost"),
         pytest.param("reliable", events(1, 0), id="an engagement is lost"),

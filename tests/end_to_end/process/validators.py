@@ -81,6 +81,20 @@ def unique(history: History, upstream: Upstream) -> Iterator[str]:
                 known[event.name] = event
 
 
+def forward(history: History, upstream: Upstream) -> Iterator[str]:
+    """No event is of an older version of its object than one that the subscriber was sent before.
+
+    Unlike `unique`, this spans incarnations and snapshots. A version of 0 was restored from a state file, and a restore
+    upstream brings older versions.
+    """
+    latest: dict[str, int] = {}
+    for batch in history.batches():
+        for event in batch.events:
+            if event.version < latest.get(event.uid, 0) and event.version and not upstream.went_back:
+                yield f"{event} at {batch.revision} is of version {event.version}, after {latest[event.uid]}"
+            latest[event.uid] = max(event.version, latest.get(event.uid, 0))
+
+
 def reliable(history: History, upstream: Upstream) -> Iterator[str]:
     """Read in order it makes sense at each step, and in the end it is the truth."""
     reader = Reader()
@@ -226,7 +240,7 @@ def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool 
         told = f"{history.who}: "
         for judge in (ordered, atomic, snapshots):
             found += [f"{judge.__name__}: {told}{breach}" for breach in judge(history)]
-        for judged in (unique, reliable, no_phantoms):
+        for judged in (unique, forward, reliable, no_phantoms):
             found += [f"{judged.__name__}: {told}{breach}" for breach in judged(history, upstream)]
         found += [f"resumable: {told}{breach}" for breach in resumable(history, forgets=forgets)]
     return found

@@ -11,6 +11,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls import convert
+from milo_kube.reflect.source_status import SourceState
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
@@ -70,7 +71,9 @@ class SimulationRun:
     def __init__(self, seed: int, random: Random, loop: VirtualLoop, drain_s: float = 0.0) -> None:
         self._seed = seed
         self._drain_s = drain_s
-        self._ended_early: list[str] = []
+        self._wrong_ends: list[str] = []
+        self._is_restored = False
+        """A backup was restored, and nothing has been written since."""
         self._random = random
         self._clock = loop.time
         self._wall = lambda: loop.wall
@@ -148,7 +151,12 @@ class SimulationRun:
         assert self._daemon is not None
         draining, record = ended.draining, self._daemon.fleet.registry[ended.target.name]
         assert record is not None
-        reason = record.past[-1].reason
+        # The name may have been engaged and disengaged again in the same commit.
+        reason = next(each.reason for each in reversed(record.past) if each.incarnation == ended.incarnation)
+        if reason is DisengageReason.NOT_READY and draining is None:
+            self._check_not_ready(ended)
+        if self._is_restored:
+            self._wrong_ends.append(f"restore: {ended.target.name} was disengaged by a restored server")
         is_over = reason not in (DisengageReason.NOT_READY, DisengageReason.LABELS_CHANGED)
         if is_over or (draining is not None and self._wall() >= draining.deadline - 1e-6):
             return
@@ -160,7 +168,24 @@ class SimulationRun:
                 continue
             is_known = self._daemon.fleet.registry.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
             if is_known and subscriber.selects(ended):
-                self._ended_early.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
+                self._wrong_ends.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
+
+    def _check_not_ready(self, ended: Cluster) -> None:
+        """Check that the source was followed, and that the version that was not ready is later than the known one."""
+        assert self._daemon is not None
+        name, fleet, now = ended.target.name, self._daemon.fleet, self._clock()
+
+        def check_source() -> None:
+            if (fleet.status.last_contact or 0.0) < now:
+                self._wrong_ends.append(f"not ready: {name} was disengaged while the source was lost")
+
+        if fleet.status.state is SourceState.STALE:
+            # What ends the loss is applied before the status says so.
+            asyncio.get_running_loop().call_later(0.001, check_source)
+        seen_at = self._world.not_ready_at.get(ended.object_uid, 0)
+        if not self._world.upstream.went_back and seen_at <= int(ended.source_version or 0):
+            known = ended.source_version
+            self._wrong_ends.append(f"not ready: {name} was last so at {seen_at}, and was known at {known}")
 
     # --- changes and faults ---
 
@@ -238,18 +263,44 @@ class SimulationRun:
     async def _restore_backup(self) -> None:
         """Restore an earlier backup.
 
-        Nothing is written until the daemon has read a list, since the restore cannot be detected afterwards.
+        Nothing is written until the daemon has read a list, since the restore cannot be detected afterwards. A daemon
+        with a state file may be killed meanwhile, before it has read that list or after.
         """
         self._server.back_up()
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
         self._api.inject("F22", "a backup is restored")
-        self._world.restore()
-        self._api.cut()
+        killed = self._random.choice(("before", "after", "never")) if self._disk is not None else "never"
         lists = self._api.lists
+        if killed == "before":
+            await self._kill_daemon()
+        self._world.restore()
+        self._is_restored = killed == "never" or self._stored_later_versions
+        self._api.cut()
+        if killed == "before":
+            self._start()
         await self._until(lambda: self._api.lists > lists)
         await self._until(lambda: self._daemon is None or self._daemon.has_settled)
+        if killed == "after":
+            await self._kill_daemon()
+            self._is_restored = self._stored_later_versions
+            self._start()
+            await self._until(lambda: self._api.lists > lists + 1)
+            await self._until(lambda: self._daemon is None or self._daemon.has_settled)
+        self._is_restored = False
+
+    @property
+    def _stored_later_versions(self) -> bool:
+        """Whether the state file, which is written now and then, tells that versions went back."""
+        stored = None if self._disk is None else self._disk.load()
+        return stored is not None and int(stored.highest_version or 0) > self._server.version
+
+    async def _kill_daemon(self) -> None:
+        assert self._daemon is not None
+        self._api.inject("F70", "the daemon is killed beside a restore")
+        dying, self._daemon = self._daemon, None
+        await dying.kill()
 
     @property
     def _knows_several_clusters(self) -> bool:
@@ -394,7 +445,7 @@ class SimulationRun:
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
         found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
-        found += self._ended_early
+        found += self._wrong_ends
         assert self._daemon is not None
         if not self._daemon.is_quiet:
             found.append("daemon: it has something left to find out in the end")

@@ -9,11 +9,13 @@ from milo_discoveryd.kubeconfigs.lease import HeldCredential
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.watchers.driver import Driver
+from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate
 
 SEEDS = 700
@@ -36,6 +38,10 @@ def _yes(*_: object) -> bool:
     return True
 
 
+def _nothing(*_: object) -> None:
+    return None
+
+
 def _for_ever(*_: object) -> float:
     return 1000.0
 
@@ -44,10 +50,19 @@ def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> LeaseKey:
     return LeaseKey(minter.source.name, ord(cluster.target.name[0]), ttl_s)
 
 
+_INIT = Reflector.__init__
+
+
+def _without_highest_version(reflector: "Reflector[Any]", *args: Any, **named: Any) -> None:
+    _INIT(reflector, *args, **{**named, "highest_version": ""})
+
+
 BUGS: list[tuple[str, type, str, Any]] = [
     ("any-answer-is-not-found", Driver, "_confirmed", _not_there),
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
+    ("a-grace-ends-while-the-source-is-lost", DirectFleet, "_pause_graces", _nothing),
+    ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),
     ("what-has-ended-is-handed-out", HeldCredential, "left_s", _for_ever),

@@ -12,6 +12,8 @@ class World:
     def __init__(self, server: Server, random: Random) -> None:
         self.server = server
         self.upstream = Upstream("in=yes")
+        self.not_ready_at: dict[str, int] = {}
+        """The latest version in which an object was not ready, by its UID."""
         self._random = random
         self._made = 0
 
@@ -42,14 +44,18 @@ class World:
                 self.put(name, self._new())
 
     def put(self, name: str, obj: ApiObject) -> None:
+        before = self.server.objects.get(name)
         self.server.put(name, obj)
+        self._note_not_ready(before, obj)
         if obj.readable:
             self.upstream.note(name, state(obj))
         elif self._is_another(name, obj.uid):
             self.upstream.note(name, State(obj.uid, False, ()))
 
     def delete(self, name: str) -> None:
+        before = self.server.objects[name]
         self.server.delete(name)
+        self._note_not_ready(before)
         self.upstream.note(name, None)
 
     def repair_objects(self) -> None:
@@ -68,6 +74,12 @@ class World:
                 self.upstream.note(name, None)
             elif obj is not None and obj.readable:
                 self.upstream.note(name, state(obj))
+
+    def _note_not_ready(self, *objects: ApiObject | None) -> None:
+        """Events carry the object as it is, or as it was before it was deleted or left the selector."""
+        for each in objects:
+            if each is not None and not each.ready:
+                self.not_ready_at[each.uid] = self.server.version
 
     def _is_another(self, name: str, uid: str) -> bool:
         return not self.upstream.has(name) or self.upstream[name].uid != uid

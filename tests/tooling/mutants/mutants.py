@@ -972,6 +972,13 @@ MUTANTS = (
         ("tests/unit/server/test_paced_audit.py",),
     ),
     Mutant(
+        "a second restore is taken for the first",
+        "registry/intake.py",
+        "                        self._guard.seen(observation.version)",
+        "                        pass",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
         "an ended subscription is not in the audit",
         "server/calls/service.py",
         "            if self._fleet.end_subscription(key):\n",

@@ -19,10 +19,10 @@ def at_version_120() -> Source:
     return source
 
 
-def restored(source: Source, *listed: Observation) -> None:
+def restored(source: Source, *listed: Observation, version: str = "") -> None:
     """Apply the same old list until the server counts as restored."""
     for source.now in (0.0, 10.0, 30.0):
-        assert source.lists(*listed, versions_went_back=True) == []
+        assert source.lists(*listed, versions_went_back=True, version=version) == []
 
 
 def test_list_of_a_lagging_replica_is_ignored() -> None:
@@ -86,6 +86,30 @@ def test_object_that_a_list_shows_at_an_older_version_is_held_though_the_list_is
     source = at_version_120()
     assert source.lists(*NEW[1:], not_ready("a", "50")) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_second_restore_since_the_first_one_is_noticed() -> None:
+    source = at_version_120()
+    kept = [ready(name, "50") for name in "abcdef"]
+    restored(source, *kept, version="50")
+    source.take(ObjectChanged(ready("g", "60")))
+    assert source.engaged == 7
+    for source.now in (100.0, 110.0):
+        assert source.lists(*kept, versions_went_back=True, version="55") == []
+        assert source.requested_names() == [], "the list is older than the change that engaged g"
+    source.now = 130.0
+    source.lists(*kept, versions_went_back=True, version="55")
+    assert (source.engaged, source.pending_deletions.held, source.requested_names()) == (7, 1, [])
+
+
+def test_server_that_was_restored_once_deletes_as_usual_while_its_versions_grow() -> None:
+    source = at_version_120()
+    kept = [ready(name, "50") for name in "abcdef"]
+    restored(source, *kept, version="50")
+    source.take(ObjectChanged(ready("g", "60")))
+    source.now = 100.0
+    source.lists(*kept, versions_went_back=True, version="61")
+    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["g"]
 
 
 def test_deletion_after_a_restore_is_confirmed_although_others_are_held() -> None:

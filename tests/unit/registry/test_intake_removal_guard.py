@@ -33,8 +33,8 @@ class Source:
     def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
-    def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Event]:
-        return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
+    def lists(self, *observations: Observation, versions_went_back: bool = False, version: str = "") -> list[Event]:
+        return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back, version))
 
     def requested_names(self) -> list[str]:
         return [request.name for request in self.pending_deletions.take_due(self.now)]
