@@ -30,6 +30,7 @@ from bench.measures import (
     parts,
     rights,
     rotation,
+    sharding,
     single_change,
     slow_reader,
     small,
@@ -70,8 +71,9 @@ MEASURES: dict[str, Measure] = {
     "fleet_50k": churn.crowded,
     "controllers": controllers.measure,
     "go": go.measure,
+    "sharding": sharding.measure,
 }
-NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "go"}
+NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "go", "sharding"}
 """These take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
 """On a real server, so does creating the projects."""
@@ -98,6 +100,8 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
+    if "sharding" in asked.names and not asked.real:
+        parser.error("sharding is measured on real API servers: add --real")
     full = bars.REAL if asked.real else bars.FULL
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     if asked.minutes is not None:

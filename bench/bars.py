@@ -82,6 +82,12 @@ FULL: Bars = {
     "go.rotation.watches_reopened": Bar(0),
     "go.churn.goroutines": Bar(0),
     "go.large.*_ratio": Bar(1.2),
+    "sharding.overlaps": Bar(0),
+    "sharding.*.lease_requests": Bar(1),
+    "sharding.imbalance": Bar(1.1),
+    "sharding.scale_up.ratio_to_ideal": Bar(1.1),
+    "sharding.rolling_update.moved": Bar(0),
+    "sharding.short_outage.moved": Bar(0),
 }
 
 REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
@@ -95,6 +101,7 @@ QUICK: Bars = {
     "fanout.*.ratio_to_bare": Bar(0.1, is_floor=True),
     "fanout.slow_reader_effect": Bar(5),
     "startup.ratio_to_python": Bar(20),
+    "sharding.overlaps": Bar(0),
     "*.resets": Bar(0),
     "*.gaps": Bar(0),
     "*.differences": Bar(0),

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -81,15 +81,16 @@ class RealMilo:
     def __init__(self, access: Access) -> None:
         self.access = access
 
-    async def populate(self, count: int) -> None:
-        made = itertools.count(1)
+    async def populate(self, indices: Sequence[int]) -> None:
+        """Create the projects of these numbers."""
+        made, count = itertools.count(1), len(indices)
 
         async def create(session: aiohttp.ClientSession, index: int) -> None:
             await _create(session, index)
             if (number := next(made)) % max(1, count // 10) == 0:
                 sys.stderr.write(f"bench: {number:,} of {count:,} projects made\n")
 
-        await self._each(range(count), create)
+        await self._each(indices, create)
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
         await self._each(range(first, first + count), lambda session, index: label(session, project_path(index), mark))
@@ -118,7 +119,7 @@ async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     await api.start()
     try:
         milo = RealMilo(Access.of(api.kubeconfig))
-        await milo.populate(count)
+        await milo.populate(range(count))
         yield milo
     finally:
         await api.close()

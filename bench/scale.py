@@ -46,6 +46,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """Few clusters, many, and as many as kopf runs in."""
+    shard_members: int = 5
+    shard_projects: tuple[int, int] = (100, 1_000)
+    shard_quiet_s: float = 60.0
 
 
 FULL = Scale(name="full")
@@ -79,6 +82,9 @@ QUICK = Scale(
     operators=(5, 20, 40),
     operator_rounds=5,
     controllers=(10, 100, 20),
+    shard_members=4,
+    shard_projects=(10, 50),
+    shard_quiet_s=30.0,
 )
 TINY = Scale(
     name="tiny",

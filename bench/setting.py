@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import daemon as daemons
 from bench.daemon import Daemon
-from bench.milo import Milo
+from bench.milo import Milo, real_milo
 from bench.scale import Scale
 
 Open = Callable[[int, Path], AbstractAsyncContextManager[Milo]]
@@ -20,6 +20,8 @@ class Setting:
         self.scale = scale
         self.directory = directory
         self._open_milo = open_milo
+        self.is_real = open_milo is real_milo
+        """Whether API servers are real ones."""
 
     def milo(self, count: int) -> AbstractAsyncContextManager[Milo]:
         return self._open_milo(count, self.directory)

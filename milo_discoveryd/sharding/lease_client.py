@@ -14,7 +14,7 @@ from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 4.0
 """Short enough that a renewal which fails once can be repeated before the fence."""
-REQUIRED_RULE = "get, list, create, update and delete on leases.coordination.k8s.io in this namespace"
+REQUIRED_RULE = "list, create, update and delete on leases.coordination.k8s.io in this namespace"
 
 
 class LeaseApi(KubernetesApi, Protocol):

@@ -365,7 +365,8 @@ class Member:
 
     def _is_authoritative(self, group: GroupState) -> bool:
         """Return whether no member knows of a later view than the one that was read."""
-        return all(lease.acknowledged <= _number(group.view) for lease in group.members.values() if lease.is_held)
+        latest = _number(group.view)
+        return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
 
     def _unsettled(self, view: View, members: Mapping[str, ViewMember], now: float) -> Iterator[str]:
         """Yield the members that may still own what the view took from them."""

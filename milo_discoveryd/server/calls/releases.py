@@ -1,4 +1,4 @@
-"""Releases of draining clusters: who may release what, and what callers are told of releases that are pending. Pure."""
+"""Releases of draining clusters: whether a release is valid, and which pending releases a caller sees. Pure."""
 
 from collections.abc import Iterator
 

@@ -2,6 +2,7 @@
 
 ./dev simulate --seed 17
 ./dev simulate --seeds 0-9999
+./dev simulate --sharding --seeds 0-9999
 """
 
 import argparse
@@ -10,20 +11,40 @@ import time
 
 from tests.simulation.seeded.report import Report
 from tests.simulation.seeded.simulation_run import simulate
+from tests.simulation.sharding.report import Report as ShardingReport
+from tests.simulation.sharding.simulation_run import simulate as simulate_group
+
+PROGRESS_EVERY = 1000
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev simulate", description="Seeded simulations on virtual time.")
+    parser.add_argument("--sharding", action="store_true", help="simulate a shard group instead of a daemon")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="run one simulation and print its history")
     which.add_argument("--seeds", metavar="FIRST-LAST", help="run a range of seeds and print a summary")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        outcome = simulate(arguments.seed)
-        print(outcome.history)
-        print("\n".join(outcome.breaches) or f"passed; recovered {outcome.recovery_s:.1f} s after the last fault")
-        return bool(outcome.breaches)
+        return (_one_of_a_group if arguments.sharding else _one)(arguments.seed)
     first, last = map(int, arguments.seeds.split("-"))
+    return (_range_of_a_group if arguments.sharding else _range)(first, last)
+
+
+def _one(seed: int) -> int:
+    outcome = simulate(seed)
+    print(outcome.history)
+    print("\n".join(outcome.breaches) or f"passed; recovered {outcome.recovery_s:.1f} s after the last fault")
+    return bool(outcome.breaches)
+
+
+def _one_of_a_group(seed: int) -> int:
+    outcome = simulate_group(seed)
+    print("faults:", ", ".join(outcome.faults))
+    print("\n".join(outcome.breaches) or f"passed; owned {outcome.settled_s:.1f} s after the last fault")
+    return bool(outcome.breaches)
+
+
+def _range(first: int, last: int) -> int:
     report = Report(first, last)
     started = time.process_time()
     for seed in range(first, last + 1):
@@ -31,6 +52,21 @@ def main() -> int:
         report.add(outcome)
         for breach in outcome.breaches:
             print(f"seed {seed}: {breach}", flush=True)
+    print(report)
+    print(f"{time.process_time() - started:.0f} s of processor time")
+    return bool(report.failed)
+
+
+def _range_of_a_group(first: int, last: int) -> int:
+    report = ShardingReport(first, last)
+    started = time.process_time()
+    for seed in range(first, last + 1):
+        outcome = simulate_group(seed)
+        report.add(outcome)
+        for breach in outcome.breaches:
+            print(f"seed {seed}: {breach}", flush=True)
+        if report.simulations % PROGRESS_EVERY == 0:
+            print(f"{report.simulations} simulations, to seed {seed}: {len(report.failed)} failed", file=sys.stderr)
     print(report)
     print(f"{time.process_time() - started:.0f} s of processor time")
     return bool(report.failed)

@@ -227,7 +227,8 @@ class Pod:
             self._send(action, now)
 
     def _wake_at(self, at: float, now: float) -> None:
-        if now < at < float("inf"):
+        if now < at < float("inf") and not now < self._wakes_at <= at:
+            self._wakes_at = at
             self.host.after(at - now + 0.001, self.step)
 
     def _send(self, request: Request, now: float) -> None:

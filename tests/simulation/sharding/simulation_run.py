@@ -29,6 +29,7 @@ class Outcome:
     engagements: int = 0
     settled_s: float = 0.0
     """The time when every cluster was owned again after the last fault."""
+    virtual_s: float = 0.0
 
 
 class Simulation:
@@ -177,4 +178,5 @@ def simulate(seed: int, traits: Traits | None = None, *, timing: Timing = TIMING
     if not world.outcome.breaches and not world.is_owned:
         world.breach(f"not owned once: {[(c, world.owners(c)) for c in CLUSTERS if len(world.owners(c)) != 1]}")
     world.outcome.views = len(world.api.views)
+    world.outcome.virtual_s = world.timeline.now
     return world.outcome

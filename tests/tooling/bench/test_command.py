@@ -27,6 +27,12 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
 
 
+def test_bench_of_sharding_needs_real_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sharding"])
+    assert "add --real" in capsys.readouterr().err
+
+
 def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["snyc_10k"])

@@ -1,0 +1,54 @@
+"""Requests to the Lease API, counted in the audit log of the API server."""
+
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from tests.end_to_end.real.programs import Programs
+from tests.end_to_end.real.servers import InfrastructureApi
+
+_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {
+            "level": "Metadata",
+            "namespaces": ["default"],
+            "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
+        },
+        {"level": "None"},
+    ],
+}
+
+
+class _User(msgspec.Struct, frozen=True):
+    username: str
+
+
+class _Event(msgspec.Struct, frozen=True, rename="camel"):
+    verb: str
+    user: _User
+    request_received_timestamp: datetime
+
+
+class AuditedApi(InfrastructureApi):
+    """A kube-apiserver that logs requests to the Leases of the namespace `default`."""
+
+    def __init__(self, programs: Programs, directory: Path) -> None:
+        super().__init__(programs, directory, proxied=False)
+        self.audit_log = directory / "audit.log"
+        self._policy = directory / "audit-policy.json"
+        self._policy.write_bytes(msgspec.json.encode(_POLICY))
+
+    def _argv(self) -> list[str]:
+        return [*super()._argv(), f"--audit-policy-file={self._policy}", f"--audit-log-path={self.audit_log}"]
+
+    def lease_requests(self, since: float, until: float) -> Counter[str]:
+        """Count the requests of each user between two times of the wall clock."""
+        events = (msgspec.json.decode(line, type=_Event) for line in self.audit_log.read_bytes().splitlines())
+        return Counter(
+            event.user.username for event in events if since <= event.request_received_timestamp.timestamp() < until
+        )

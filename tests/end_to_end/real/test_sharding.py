@@ -1,0 +1,74 @@
+"""A shard group of processes on a real kube-apiserver: one writer at a time for each project, whatever fails.
+
+The full run, with five members and a thousand projects, is `./dev bench sharding --real`.
+"""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.real.programs import Programs
+from tests.end_to_end.real.sharding.run import sharding_run
+from tests.end_to_end.real.sharding.write_history import WriteHistory
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+QUIET_S = 30.0
+
+
+async def test_projects_have_one_writer_at_a_time(built: Programs, folder: Path) -> None:
+    async with sharding_run(built, folder, interval_s=2.0) as run:
+        await run.populate(40)
+        async with run.step([0, 1, 2]):
+            await run.start(0, 1, 2)
+        assert await run.lease_requests([0, 1, 2], QUIET_S) <= 1.0
+
+        # A pod is killed, while the daemon of another is stopped for longer than until its eviction.
+        async with run.step([0, 3]) as moved:
+            await run.pod(1).kill()
+            run.pod(2).signal(signal.SIGSTOP, with_operator=False)
+            await run.start(3)
+        assert moved[0].projects > 0
+
+        async with run.step([0, 2, 3]):
+            run.pod(2).signal(signal.SIGCONT, with_operator=False)
+
+        # A rolling update and a short restart of etcd move nothing.
+        async with run.step([0, 2, 3]) as moved:
+            await run.terminate(0)
+            await run.start(0)
+        assert moved[0].projects == 0
+        async with run.step([0, 2, 3]) as moved:
+            await run.stop_etcd()
+            await run.start_etcd()
+        assert moved[0].hand_overs == []
+    assert run.history.breaches == []
+
+
+def config_map(engagement: str, manager: str = "") -> dict[str, object]:
+    manager = manager or engagement.partition("/")[0]
+    fields = [{"manager": manager, "fieldsV1": {"f:data": {"f:engagement": {}}}}]
+    return {"metadata": {"name": "project", "managedFields": fields}, "data": {"engagement": engagement}}
+
+
+async def test_history_of_successive_writers_has_no_breach() -> None:
+    history = WriteHistory()
+    for at, engagement in enumerate(["a/1/1", "a/1/1", "b/1/1", "b/1/1", "a/1/2"]):
+        history.apply(config_map(engagement), at)
+    assert history.breaches == []
+    assert [(each.former, each.next, each.gap_s) for each in history.hand_overs(0)] == [("a", "b", 1), ("b", "a", 1)]
+    assert len(list(history.hand_overs(4))) == 1
+
+
+async def test_history_of_alternating_writers_is_a_breach() -> None:
+    history = WriteHistory()
+    for at, engagement in enumerate(["a/1/1", "b/1/1", "a/1/1"]):
+        history.apply(config_map(engagement), at)
+    assert history.breaches == ["project: a/1/1 wrote again after b/1/1"]
+
+
+async def test_history_of_another_member_than_the_field_manager_is_a_breach() -> None:
+    history = WriteHistory()
+    history.apply(config_map("a/1/1", "b"), 0)
+    assert history.breaches == ["project: the fields of a/1/1 are managed by ['b']"]
