@@ -33,6 +33,7 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
@@ -186,7 +187,10 @@ class Daemon:
             sources = Sources(settings, projects, self._environ, stack, run=run)
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
-            self._group = group = shard_group(settings, self._environ, self._fleet, self._metrics, stack)
+            singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())
+            self._group = group = shard_group(
+                settings, self._environ, self._fleet, self._metrics, stack, singletons=singletons
+            )
             self._metrics.follow_group(group)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
@@ -194,7 +198,14 @@ class Daemon:
             )
             signer = TokenSigner(secrets.token_bytes(32))
             service = Service(
-                self._fleet, self._info(), self._metrics, issuer, access=access, signer=signer, shard=group
+                self._fleet,
+                self._info(),
+                self._metrics,
+                issuer,
+                access=access,
+                signer=signer,
+                shard=group,
+                singletons=singletons,
             )
             self._reloading = reloading = ConfigReloader(
                 settings,

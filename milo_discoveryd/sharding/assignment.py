@@ -1,10 +1,13 @@
 """Has the fleet engage the clusters that a member owns."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
+from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
+from milo_discoveryd.sharding.singletons import Singletons
 
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
@@ -36,9 +39,17 @@ class Decisions:
 
 
 class FleetAssignment:
-    def __init__(self, fleet: Fleet, release_timeout_s: float) -> None:
-        """`release_timeout_s`: how long subscribers have to release a cluster that moves."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        release_timeout_s: float,
+        singletons: Singletons,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`release_timeout_s`: how long subscribers have to release a cluster that moves. `clock`: for singletons."""
         self._fleet = fleet
+        self._singletons = singletons
+        self._clock = clock
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
         for each in fleet.sources:
@@ -55,7 +66,12 @@ class FleetAssignment:
             each.lose_ownership(LOST)
 
     def keeps_lost(self) -> bool:
-        return any(each.keeps_lost() for each in self._fleet.sources)
+        keeps_singletons = self._singletons.keeps_lost(self._owns_singleton, self._clock())
+        return keeps_singletons or any(each.keeps_lost() for each in self._fleet.sources)
+
+    def _owns_singleton(self, name: str) -> bool:
+        decisions = self._decisions
+        return decisions is not None and decisions[f"{SINGLETON_PREFIX}{name}"].claim is Claim.OWNED
 
     def unowned(self) -> int:
         decisions = self._decisions

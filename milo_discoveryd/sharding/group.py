@@ -11,7 +11,7 @@ from milo_discoveryd.sharding.actions import Evict, Read, Request, Wait, WriteVi
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Ownership
+from milo_discoveryd.sharding.ownership import Claim, Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 TICK_S = 1.0
@@ -86,6 +86,11 @@ class ShardGroup:
 
     def status(self) -> GroupStatus:
         return group_status(self._name, self.member, self._problem)
+
+    def owns(self, key: str) -> bool:
+        """Return whether the key is this member's at present."""
+        ownership = self.member.ownership(self._clock())
+        return ownership is not None and ownership.decide(key).claim is Claim.OWNED
 
     def valid_s(self) -> float | None:
         """Return for how long the present ownership holds; None while the member owns nothing."""

@@ -19,6 +19,7 @@ from milo_discoveryd.sharding.group import GroupObserver, ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
 from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.open_upstream import RESPONSE_LIMIT
 
@@ -44,7 +45,13 @@ async def leave(group: ShardGroup) -> None:
 
 
 def shard_group(
-    settings: Settings, environ: Mapping[str, str], fleet: Fleet, observer: GroupObserver, closing: AsyncExitStack
+    settings: Settings,
+    environ: Mapping[str, str],
+    fleet: Fleet,
+    observer: GroupObserver,
+    closing: AsyncExitStack,
+    *,
+    singletons: Singletons,
 ) -> ShardGroup | None:
     """Return the group, or None without sharding. `closing` closes its connections. Raises StartError."""
     wanted = settings.sharding
@@ -64,7 +71,7 @@ def shard_group(
         wanted.group,
         Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
         LeaseClient(transport, names, origin=upstream.origin),
-        FleetAssignment(fleet, wanted.release_timeout.total_seconds()),
+        FleetAssignment(fleet, wanted.release_timeout.total_seconds(), singletons),
         observer=observer,
     )
 

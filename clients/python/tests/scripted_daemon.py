@@ -84,6 +84,10 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.ownership: pb.RenewOwnershipResponse | None = None
         """What each renewal of the ownership is answered; None: it is never answered."""
         self.renewals = 0
+        self.claims: list[dict[str, str]] = []
+        """The claims of singleton work, each as the states by name."""
+        self.grants: pb.ClaimSingletonsResponse | Refusal | None = None
+        """What each claim is answered; None: it is never answered."""
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -135,6 +139,15 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         if self.ownership is None:
             await asyncio.Event().wait()
         return self.ownership
+
+    async def ClaimSingletons(self, request, context):
+        state = pb.SingletonClaim.State
+        self.claims.append({each.name: state.Name(each.state).removeprefix("STATE_") for each in request.claims})
+        if self.grants is None:
+            await asyncio.Event().wait()
+        if isinstance(self.grants, Refusal):
+            await self.grants.abort(context)
+        return self.grants
 
     async def _answer(self, method, request, context):
         self.requests.append(request)

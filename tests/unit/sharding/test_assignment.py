@@ -10,6 +10,7 @@ from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscriptio
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
+from milo_discoveryd.sharding.singletons import Singletons
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
 from tests.unit.sharding.fleets import new_fleet
@@ -30,7 +31,7 @@ STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 def listed(*names: str) -> tuple[DirectFleet, FleetAssignment]:
     fleet = new_fleet()
-    assignment = FleetAssignment(fleet, 30.0)
+    assignment = FleetAssignment(fleet, 30.0, Singletons(30.0, 0.0))
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
     for _ in fleet.take([ListStarted(), *found, ListEnded()], 0.0):
         pass

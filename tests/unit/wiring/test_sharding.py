@@ -10,6 +10,7 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.config.settings import ShardingSettings
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring.sharding import is_stable, shard_group
 from tests.unit.sharding.fleets import new_fleet
@@ -27,7 +28,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, new_fleet(), Metrics(), stack)
+        return shard_group(settings, environ, new_fleet(), Metrics(), stack, singletons=Singletons(30.0, 0.0))
 
 
 async def test_daemon_without_a_group_shares_nothing(tmp_path: Path) -> None:

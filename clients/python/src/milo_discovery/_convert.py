@@ -200,6 +200,10 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
     )
 
 
+def singleton_grants(message: pb.ClaimSingletonsResponse) -> model.SingletonGrants:
+    return model.SingletonGrants(granted=frozenset(message.granted), valid_for=message.valid_for.ToTimedelta())
+
+
 def _sharding(message: pb.Sharding) -> model.Sharding:
     return model.Sharding(
         group=message.group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
@@ -23,7 +23,16 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._subscription import Subscription
 from milo_discovery.errors import StatusError
-from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+from milo_discovery.model import (
+    Cluster,
+    ClusterReport,
+    Kubeconfig,
+    KubeconfigFormat,
+    Listing,
+    ServerInfo,
+    SingletonGrants,
+    SingletonState,
+)
 from milo_discovery.watch import Watch
 
 if TYPE_CHECKING:
@@ -127,6 +136,10 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     async def end_subscription(self, subscriber: str) -> None:
         """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
         await self._run(_calls.end_subscription(subscriber))
+
+    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
+        """Claim work that one replica does at a time; `Fleet.singleton` does this every few seconds."""
+        return await self._run(_calls.claim_singletons(subscriber, claims))
 
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None

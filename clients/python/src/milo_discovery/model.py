@@ -304,6 +304,23 @@ class Sharding:
     problem: str = ""
 
 
+class SingletonState(Enum):
+    """What a subscriber does of work that one replica does at a time."""
+
+    WAITING = 1
+    WORKING = 2
+    ENDING = 3
+    """It is no longer granted, and has not ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingletonGrants:
+    """The work that a subscriber may do, and for how long since its request was sent."""
+
+    granted: frozenset[str] = frozenset()
+    valid_for: timedelta = timedelta()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """The daemon's version, state and limits."""

@@ -443,9 +443,7 @@ class Cluster(_message.Message):
 
     @_builtins.property
     def suspensions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suspension]:
-        """Why it is suspended, by whom that can be ended, and since when. Empty unless `suspended`, and where the source says
-        no more.
-        """
+        """Why it is suspended, since when, and who can reinstate it. Empty unless `suspended`, and where the source does not say."""
 
     def __init__(
         self,
@@ -1230,6 +1228,114 @@ class RenewOwnershipResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewOwnershipResponse: _TypeAlias = RenewOwnershipResponse  # noqa: Y015
+
+@_typing.final
+class ClaimSingletonsRequest(_message.Message):
+    """ClaimSingletonsRequest names the singleton work that a subscriber does, or would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    subscriber: _builtins.str
+    """As in WatchClustersRequest."""
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___SingletonClaim]:
+        """At most 100."""
+
+    def __init__(
+        self,
+        *,
+        subscriber: _builtins.str = ...,
+        claims: _abc.Iterable[Global___SingletonClaim] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "subscriber", b"subscriber"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimSingletonsRequest: _TypeAlias = ClaimSingletonsRequest  # noqa: Y015
+
+@_typing.final
+class SingletonClaim(_message.Message):
+    """SingletonClaim is a subscriber's claim to one piece of singleton work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SingletonClaim._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: SingletonClaim._State.ValueType  # 0
+        """Counts as WAITING."""
+        STATE_WAITING: SingletonClaim._State.ValueType  # 1
+        """No work goes on. A grant that the subscriber had is released."""
+        STATE_WORKING: SingletonClaim._State.ValueType  # 2
+        """It was granted, and the grant has not expired."""
+        STATE_ENDING: SingletonClaim._State.ValueType  # 3
+        """It is no longer granted, and has not ended yet. Nobody else begins it meanwhile, within the daemon's limit."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: SingletonClaim.State.ValueType  # 0
+    """Counts as WAITING."""
+    STATE_WAITING: SingletonClaim.State.ValueType  # 1
+    """No work goes on. A grant that the subscriber had is released."""
+    STATE_WORKING: SingletonClaim.State.ValueType  # 2
+    """It was granted, and the grant has not expired."""
+    STATE_ENDING: SingletonClaim.State.ValueType  # 3
+    """It is no longer granted, and has not ended yet. Nobody else begins it meanwhile, within the daemon's limit."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The same in all replicas. Letters, digits and any of "-._", at most 100."""
+    state: Global___SingletonClaim.State.ValueType
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___SingletonClaim.State.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SingletonClaim: _TypeAlias = SingletonClaim  # noqa: Y015
+
+@_typing.final
+class ClaimSingletonsResponse(_message.Message):
+    """ClaimSingletonsResponse says what the subscriber may do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTED_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def granted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the claimed names, those that are granted. Begin their work, or go on with it."""
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """For how long. Unset if nothing is granted."""
+
+    def __init__(
+        self,
+        *,
+        granted: _abc.Iterable[_builtins.str] | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "valid_for", b"valid_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimSingletonsResponse: _TypeAlias = ClaimSingletonsResponse  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,15 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import render_kubeconfig
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.events import Event, StreamNotice, Synced
-from milo_discovery.model import Cluster, DisengageReason, Draining, EventType, Kubeconfig
+from milo_discovery.model import (
+    Cluster,
+    DisengageReason,
+    Draining,
+    EventType,
+    Kubeconfig,
+    SingletonGrants,
+    SingletonState,
+)
 from milo_discovery.testing.control_plane import ControlPlane
 
 ResultT = TypeVar("ResultT")
@@ -87,6 +95,10 @@ class FakeDiscovery:
 
     async def end_subscription(self, subscriber: str) -> None:
         """Accept that the Fleet has ended."""
+
+    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
+        """Grant all singleton work: there is no other replica."""
+        return SingletonGrants(granted=frozenset(claims), valid_for=timedelta(hours=1))
 
     def _release(self, cluster: Cluster) -> None:
         known = self._engaged.get(cluster.name)
