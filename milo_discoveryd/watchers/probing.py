@@ -14,10 +14,10 @@ from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import no_credential
 from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
+from milo_kube.http.proxy import environment_proxy
 
 POOLS = 8
 """Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""

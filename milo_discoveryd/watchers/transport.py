@@ -18,10 +18,10 @@ from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
+from milo_kube.http.proxy import environment_proxy
 from milo_kube.list_watch import Answer, Stream
 
 Query: TypeAlias = Sequence[tuple[str, str]]

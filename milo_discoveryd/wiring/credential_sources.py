@@ -21,8 +21,8 @@ from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.wiring.open_upstream import open_upstream
+from milo_kube.http.proxy import environment_proxy
 
 # The sources that sign import the cryptography package: 8 MB, which only daemons with such a source need.
 # ruff: noqa: PLC0415

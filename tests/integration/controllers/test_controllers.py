@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from milo_discovery.controllers import (
     Watched,
     watches,
 )
+from milo_discovery.controllers.connections import Connections
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
 
 WIDGETS = "example.com/v1/widgets"
@@ -385,6 +387,56 @@ async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Pat
     controllers.reconcile(WIDGETS)(log)
     async with controllers:
         await eventually(lambda: log.seen == [("here", "one", {})])
+
+
+async def test_kubeconfig_of_a_single_cluster_may_name_a_proxy(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.create(widget("one"))
+    async with tunnel() as (proxy, asked):
+        kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
+        document = json.loads(kubeconfig.read_text())
+        document["clusters"][0]["cluster"]["proxy-url"] = proxy
+        kubeconfig.write_text(json.dumps(document))
+        controllers = Controllers(SingleCluster(kubeconfig), registry=CollectorRegistry())
+
+        @controllers.reconcile(WIDGETS)
+        async def reconcile(request: Request) -> None:
+            await request.patch(WIDGETS, request.name, {"metadata": {"labels": {"seen": "yes"}}})
+
+        async with controllers:
+            await eventually(lambda: plane.get(WIDGETS, "one")["metadata"].get("labels") == {"seen": "yes"})
+        server = document["clusters"][0]["cluster"]["server"].split("/")[2]
+        assert set(asked) == {f"CONNECT {server} HTTP/1.1"}
+
+
+@pytest.mark.parametrize(("excepted", "is_used"), [("", True), ("api.example.com", False)])
+def test_environment_names_the_proxy_for_other_kubeconfigs(excepted: str, is_used: bool) -> None:
+    connections = Connections(environ={"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
+    assert connections.proxy("https://api.example.com:6443/apis") == ("http://proxy:3128" if is_used else None)
+
+
+@asynccontextmanager
+async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy, and the request lines that it was sent."""
+    asked: list[str] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request, _, _ = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
+        asked.append(request)
+        host, _, port = request.split()[1].rpartition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while chunk := await reader.read(1 << 16):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
 
 
 async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.watchers.proxy import environment_proxy
+from milo_kube.http.proxy import environment_proxy
 
 PROXY = "http://proxy.example.com:3128"
 

@@ -11,10 +11,10 @@ from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts
 FORBIDDEN = {
     "layers": ("milo_discoveryd/modes/reading.py", "import milo_discoveryd.registry.events"),
     "pure": ("milo_discoveryd/registry/log.py", "from asyncio import Event as Bell"),
-    "settings": ("milo_discoveryd/watchers/proxy.py", "import milo_discoveryd.config"),
+    "settings": ("milo_discoveryd/watchers/probing.py", "import milo_discoveryd.config"),
     "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
     "kubernetes": ("milo_discoveryd/watchers/driver.py", "import kubernetes"),
-    "http": ("milo_discoveryd/watchers/proxy.py", "import httptools"),
+    "http": ("milo_discoveryd/watchers/probing.py", "import httptools"),
     "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
     "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
     "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 class EngagedCluster:
     """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and follows updates."""
 
-    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: AsyncApiClients) -> None:
+    def __init__(
+        self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: AsyncApiClients, *, proxy: str | None = None
+    ) -> None:
         self.name = cluster.name
         self.uid = cluster.uid
+        self.proxy = proxy
+        """The URL of the proxy that leads to the cluster, where its kubeconfig names one."""
         self._current = cluster
         self._kubeconfig = kubeconfig
         self._api_clients = api_clients
@@ -86,14 +90,16 @@ class EngagedCluster:
 
         With `include_kubeconfigs` the stream delivers them; otherwise the daemon is asked when one is due.
         """
-        return self._api_clients.open_aio(lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy)
+        return self._api_clients.open_aio(
+            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy or self.proxy
+        )
 
     def sync_api_client(
         self, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[ApiClient]:
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
         return self._api_clients.open_blocking(
-            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
+            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy or self.proxy
         )
 
     def credentials(self) -> AbstractAsyncContextManager[AsyncRenewer]:

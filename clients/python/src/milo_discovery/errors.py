@@ -14,7 +14,7 @@ DiscoveryError
 │   ├── Unavailable               the daemon is not reached or not synced: retry later
 │   ├── TimedOut                  the deadline was exceeded
 │   └── CallFailed                any other status
-├── UnusableKubeconfig        a received kubeconfig is not one that this client accepts
+├── UnusableKubeconfig        a kubeconfig is not one that this client accepts
 ├── CertificateRenewed        an API client's certificate expired; create another API client
 ├── StreamBroken              a stream violated the protocol; watches recover by themselves
 └── HandlerFailed             a Fleet's handler raised, with on_error="raise"
@@ -117,7 +117,7 @@ class StreamBroken(DiscoveryError):
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """A received kubeconfig is not one that this client accepts. The message does not quote it."""
+    """A kubeconfig is not one that this client accepts, or names a file that cannot be read. It is not quoted."""
 
 
 class CertificateRenewed(DiscoveryError):

@@ -6,7 +6,7 @@ import functools
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,16 +16,16 @@ import click
 
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.options import Connection, Duration, connecting, filtering
-from milo_discovery.errors import TimedOut
+from milo_discovery.errors import TimedOut, UnusableKubeconfig
 
 if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.cli.watch import StreamMessages
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.controllers.local_kubeconfig import LocalSource
     from milo_discovery.publishing.api_server import ApiServer
     from milo_discovery.publishing.publisher import Publisher
     from milo_discovery.publishing.rendering import Renderer
-    from milo_discovery.publishing.target import Target
 
 R = TypeVar("R")
 
@@ -67,16 +67,17 @@ class Destination:
     resync: timedelta
     once: bool
 
-    def target(self) -> Target:
-        from milo_discovery.publishing.target import from_kubeconfig, in_cluster  # noqa: PLC0415
+    def target(self) -> tuple[LocalSource, str]:
+        """Return how to reach the API server, and the namespace to write to. Raises UnusableKubeconfig."""
+        from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount  # noqa: PLC0415
 
         if self.kubeconfig is None and self.context is not None:
             raise click.UsageError("--context needs --kubeconfig")
-        target = in_cluster() if self.kubeconfig is None else from_kubeconfig(self.kubeconfig, self.context)
-        namespace = self.namespace or target.namespace
+        source = ServiceAccount() if self.kubeconfig is None else KubeconfigFile(self.kubeconfig, self.context)
+        namespace = self.namespace or source.read().namespace
         if not namespace:
             raise click.UsageError("the kubeconfig's context has no namespace: name one with --namespace")
-        return replace(target, namespace=namespace)
+        return source, namespace
 
 
 def publishing(command: Callable[..., R]) -> Callable[..., R]:
@@ -240,17 +241,15 @@ def flux_kubeconfigs(
 
 
 def _run(connection: Connection, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
-    from milo_discovery.publishing.errors import InvalidTarget  # noqa: PLC0415
-
     if find_spec("httptools") is None:
         raise CommandFailure(
             "publishing needs httptools: pip install './clients/python[controllers]' in a clone of the repository"
         )
     try:
-        target = destination.target()
-    except InvalidTarget as error:
+        source, namespace = destination.target()
+    except UnusableKubeconfig as error:
         raise CommandFailure(str(error)) from error
-    connection.run(_Run(connection, destination, target, renderer, options).publish)
+    connection.run(_Run(connection, destination, source, namespace, renderer, options).publish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +258,8 @@ class _Run:
 
     connection: Connection
     destination: Destination
-    target: Target
+    source: LocalSource
+    namespace: str
     renderer: Renderer
     options: WatchOptions
 
@@ -267,7 +267,7 @@ class _Run:
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
         from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
-        from milo_discovery.publishing.api_server import ApiServer  # noqa: PLC0415
+        from milo_discovery.publishing.api_server import open_api_server  # noqa: PLC0415
 
         once, timeout = self.destination.once, self.connection.timeout
         messages = StreamMessages(self.connection.address)
@@ -276,7 +276,9 @@ class _Run:
         try:
             async with (
                 asyncio.timeout(timeout.total_seconds() if once and timeout is not None else None),
-                ApiServer(self.target, self.renderer.resource, concurrency=_CONCURRENCY) as server,
+                open_api_server(
+                    self.source, self.renderer.resource, self.namespace, concurrency=_CONCURRENCY
+                ) as server,
             ):
                 publisher = self._publisher(client, server, messages)
                 await publisher.run(self.options, done, once=once)

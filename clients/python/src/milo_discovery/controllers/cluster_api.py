@@ -51,12 +51,20 @@ class ClusterApi:
     """The API of one cluster. Close it to release its connections."""
 
     def __init__(
-        self, name: str, credentials: Credentials, connections: Connections, *, is_suspended: Callable[[], bool]
+        self,
+        name: str,
+        credentials: Credentials,
+        connections: Connections,
+        *,
+        is_suspended: Callable[[], bool] = lambda: False,
+        proxy: str | None = None,
     ) -> None:
+        """`proxy`: the URL of a proxy; by default that of the environment."""
         self.name = name
         self._credentials = credentials
         self._connections = connections
         self._is_suspended = is_suspended
+        self._proxy = proxy
         self._kept: Hashable = None
         """The key of the pool that is kept open between requests."""
 
@@ -161,6 +169,7 @@ class ClusterApi:
                 request.url(access.server),
                 headers=request.headers(access.token),
                 body=request.body,
+                proxy=self._proxy or self._connections.proxy(access.server),
                 connect_timeout_s=connect_timeout_s,
                 silence_s=silence_s,
             ) as response:

@@ -176,7 +176,7 @@ class Controller:
         self.queue.engage(member.cluster.name, member.incarnation)
 
     def drop(self, member: Member) -> None:
-        """Forget the queued objects of the member. Its tasks are cancelled by whoever owns them."""
+        """Forget the queued objects of the member. The runtime cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
 
     def synced(self, member: Member) -> None:

@@ -317,7 +317,11 @@ class Controllers:
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         async with cluster.credentials() as credentials:
             api = ClusterApi(
-                cluster.name, credentials, self._connections, is_suspended=lambda: cluster.current.suspended
+                cluster.name,
+                credentials,
+                self._connections,
+                is_suspended=lambda: cluster.current.suspended,
+                proxy=cluster.proxy,
             )
             try:
                 with unwrap_single_error():

@@ -1,48 +1,33 @@
-"""Requests to the API server that the objects are written to."""
+"""The objects of one resource in the API server that is written to."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import ssl
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from http import HTTPStatus
-from typing import Any, Self
-from urllib.parse import urlencode
 
-from milo_discovery._connection_credential import certificate_file
-from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.publishing.errors import InvalidTarget, TargetRefused, TargetUnavailable
+from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery.controllers.cluster_api import APPLY_PATCH, JSON, ClusterApi
+from milo_discovery.controllers.connections import Connections
+from milo_discovery.controllers.errors import ApiError, Unreachable
+from milo_discovery.controllers.local_kubeconfig import LocalSource, issue
+from milo_discovery.publishing.errors import TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import MANAGER, Document, Identity, ObservedObject, Resource
-from milo_discovery.publishing.target import Target
-from milo_kube import retry_after
-from milo_kube.http.client import Client
-from milo_kube.http.errors import TransportError
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
-_APPLY = "application/apply-patch+yaml"
-_JSON = "application/json"
 
 
 class ApiServer:
-    """The objects of one resource in the target's namespace."""
+    """The objects of one resource in a namespace."""
 
-    def __init__(self, target: Target, resource: Resource, *, concurrency: int) -> None:
-        self._target = target
-        self._collection = resource.path(target.namespace)
+    def __init__(self, api: ClusterApi, resource: Resource, namespace: str, *, concurrency: int) -> None:
+        self._api = api
+        self._collection = resource.path(namespace)
         self._resource = resource
         self._in_flight = asyncio.Semaphore(concurrency)
-        self._security: tuple[str | None, tuple[str, str] | None] | None = None
-        self._client: Client | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._client is not None:
-            await self._client.aclose()
 
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
@@ -80,7 +65,7 @@ class ApiServer:
         path = self._path(body["metadata"]["name"]) + subresource
         identified = {**body, "metadata": {**body["metadata"], "uid": uid}}
         query = {"fieldManager": MANAGER, "force": "true"}
-        return ObservedObject.of(await self._call("PATCH", path, query, identified, _APPLY))
+        return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
 
     async def delete(self, name: str, uid: str, resource_version: str) -> None:
         """Delete the object, if it is still this version. One that does not exist is no error."""
@@ -95,70 +80,40 @@ class ApiServer:
         return f"{self._collection}/{name}"
 
     async def _call(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = _JSON
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Document | None = None,
+        content_type: str = JSON,
     ) -> Document:
-        headers = {"Accept": _JSON}
-        if body is not None:
-            headers["Content-Type"] = content
-        if (token := self._target.token()) is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        url = self._target.server + path + (f"?{urlencode(query)}" if query else "")
-        data = None if body is None else json.dumps(body).encode()
         try:
-            async with self._in_flight, asyncio.timeout(_TIMEOUT_S):
-                client = await self._current_client()
-                async with client.request(
-                    method, url, headers=headers, body=data, connect_timeout_s=_TIMEOUT_S
-                ) as response:
-                    text = b""
-                    while part := await response.read():
-                        text += part
-        except TimeoutError:
-            raise TargetUnavailable(f"{self._target.server} did not answer in time") from None
-        except TransportError as error:
+            async with self._in_flight:
+                return await self._api.send(
+                    method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=_TIMEOUT_S
+                )
+        except Unreachable as error:
             raise TargetUnavailable(str(error)) from error
-        return _document(f"{method} {path}", response.status, response.headers.get("Retry-After", ""), text)
-
-    async def _current_client(self) -> Client:
-        """Return the client, which is made again when the CA or the client certificate changed."""
-        security = self._target.authorities(), self._target.certificate()
-        if self._client is None or security != self._security:
-            former = self._client
-            self._client = Client(
-                self._context(*security),
-                user_agent="milo-discovery-publish",
-                tls_server_name=self._target.tls_server_name,
-                idle_s=5.0,  # a write on a connection that the server closed meanwhile is not repeated by the client
-            )
-            self._security = security
-            if former is not None:
-                await former.aclose()
-        return self._client
-
-    def _context(self, authorities: str | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cadata=authorities)
-            if certificate is not None:
-                access = KubeconfigAccess(server=self._target.server, certificate=certificate[0], key=certificate[1])
-                with certificate_file(access) as file:
-                    assert file is not None
-                    context.load_cert_chain(file)
-        except (ssl.SSLError, ValueError) as error:
-            raise InvalidTarget(f"{self._target.server}: the CA or the client certificate is not valid PEM") from error
-        return context
+        except ApiError as error:
+            message = f"{method} {path}: {error}"
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                seconds = error.retry_after_s
+                raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds)) from error
+            raise TargetRefused(message, error.status) from error
 
 
-def _document(request: str, status: int, retry: str, text: bytes) -> Document:
+@asynccontextmanager
+async def open_api_server(
+    source: LocalSource, resource: Resource, namespace: str, *, concurrency: int
+) -> AsyncIterator[ApiServer]:
+    """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
+    proxy = (await asyncio.to_thread(source.read)).proxy
+    credentials = AsyncRenewer(lambda: issue("target", source))
+    # A write on a connection that the server closed meanwhile is not repeated, so idle ones are kept briefly.
+    connections = Connections(user_agent="milo-discovery-publish", idle_s=5.0)
+    api = ClusterApi("the target", credentials, connections, proxy=proxy)
     try:
-        document = json.loads(text)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        document = {}
-    if status < HTTPStatus.BAD_REQUEST:
-        return document
-    message = f"{request}: {status} {document.get('message') or ''}".rstrip()
-    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        seconds = retry_after.seconds(retry, datetime.now(UTC)) if retry else None
-        raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=max(seconds, 0)))
-    raise TargetRefused(message, status)
+        yield ApiServer(api, resource, namespace, concurrency=concurrency)
+    finally:
+        await api.aclose()
+        await credentials.close()

@@ -9,10 +9,6 @@ from datetime import timedelta
 from milo_discovery.errors import DiscoveryError
 
 
-class InvalidTarget(DiscoveryError):
-    """The API server to write to is not described completely, or a file with its credentials cannot be read."""
-
-
 class TargetUnavailable(DiscoveryError):
     """The API server did not answer, or asks for a retry."""
 

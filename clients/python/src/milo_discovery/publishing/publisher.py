@@ -18,7 +18,7 @@ from milo_discovery.model import Cluster, DisengageReason, EventType, SourceStat
 from milo_discovery.publishing.accesses import Accesses
 from milo_discovery.publishing.api_server import ApiServer
 from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse
-from milo_discovery.publishing.errors import InvalidTarget, TargetRefused, TargetUnavailable
+from milo_discovery.publishing.errors import TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import DesiredObject, object_name
 from milo_discovery.publishing.rendering import Renderer
 
@@ -187,7 +187,7 @@ class Publisher:
         """Observe all own objects, so that those which others changed or deleted are written again."""
         try:
             objects = await self._server.list(self._publication.identity)
-        except (TargetRefused, InvalidTarget) as error:
+        except (TargetRefused, UnusableKubeconfig) as error:
             # Rights, or the definition of the resource, may be added while this runs.
             raise TargetUnavailable(str(error)) from error
         self._publication.observe_all(objects)
@@ -206,7 +206,7 @@ class Publisher:
                 case TargetUnavailable():
                     self._dirty.add(name)
                     failure = outcome
-                case TargetRefused() | InvalidTarget():
+                case TargetRefused() | UnusableKubeconfig():
                     self._report_once(name, str(outcome))
                 case BaseException():
                     raise outcome

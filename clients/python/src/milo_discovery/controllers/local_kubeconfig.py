@@ -1,0 +1,243 @@
+"""Access to an API server as files of this machine describe it: a kubeconfig, or the service account of a pod.
+
+These files belong to the user, so they may name further files, a proxy and a credential plugin. Fields that would
+have to be ignored are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
+from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.model import Kubeconfig
+
+_READ_AGAIN = timedelta(seconds=60)
+_PLUGIN_TIMEOUT_S = 30.0
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_CLUSTER_FIELDS = frozenset(
+    {"server", "certificate-authority", "certificate-authority-data", "tls-server-name", "proxy-url", "extensions"}
+    | {"disable-compression"}
+)
+_USER_FIELDS = frozenset(
+    {"token", "tokenFile", "client-certificate", "client-certificate-data", "client-key", "client-key-data"}
+    | {"exec", "extensions"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An exec credential plugin."""
+
+    entry: Mapping[str, Any]
+    folder: Path
+    """What a relative path of the command begins at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalAccess:
+    """What the files say at the time of reading."""
+
+    access: KubeconfigAccess
+    namespace: str = ""
+    """The namespace of the context or the pod; empty if none is stated."""
+    proxy: str | None = field(default=None, repr=False)
+    """The URL of the proxy that the kubeconfig names."""
+    plugin: Plugin | None = None
+    """What to run for the credential, if the kubeconfig has no other."""
+
+
+class ServiceAccount:
+    """The service account of the pod that this process runs in."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ, folder: Path = _SERVICE_ACCOUNT) -> None:
+        self._environment = environment
+        self._folder = folder
+
+    def read(self) -> LocalAccess:
+        """Read the files. Raises UnusableKubeconfig."""
+        host, port = (self._environment.get(f"KUBERNETES_SERVICE_{each}") for each in ("HOST", "PORT"))
+        if not host or not port:
+            raise UnusableKubeconfig("not running in a pod: name a kubeconfig instead")
+        access = KubeconfigAccess(
+            server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+            authorities=_text(self._folder / "ca.crt"),
+            token=_text(self._folder / "token").strip(),
+        )
+        return LocalAccess(access=access, namespace=_text(self._folder / "namespace").strip())
+
+
+class KubeconfigFile:
+    """A context of a kubeconfig, by default the current one."""
+
+    def __init__(self, path: Path, context: str | None = None) -> None:
+        self._path = path
+        self._context = context
+
+    def read(self) -> LocalAccess:
+        """Read the kubeconfig and the files that it names. Raises UnusableKubeconfig, which quotes no content."""
+        context, cluster, user = self._selected(_document(self._path))
+        given = {key for entry in (cluster, user) for key, value in entry.items() if value not in (None, "", False)}
+        if unsupported := given - _CLUSTER_FIELDS - _USER_FIELDS:
+            raise UnusableKubeconfig(
+                f"the kubeconfig {self._path} has fields that are not supported: {', '.join(sorted(unsupported))}; use "
+                "a CA, and a token, a client certificate or an exec credential plugin"
+            )
+        token_file = user.get("tokenFile")
+        try:
+            access = KubeconfigAccess(
+                server=cluster["server"].rstrip("/"),
+                authorities=self._content(cluster, "certificate-authority"),
+                tls_server_name=cluster.get("tls-server-name") or None,
+                token=_text(self._path.parent / token_file).strip() if token_file else user.get("token") or None,
+                certificate=self._content(user, "client-certificate"),
+                key=self._content(user, "client-key"),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UnusableKubeconfig(f"the kubeconfig {self._path} is invalid in its cluster or user") from None
+        has_credential = access.token is not None or access.certificate is not None
+        return LocalAccess(
+            access=access,
+            namespace=str(context.get("namespace") or ""),
+            proxy=self._proxy(cluster.get("proxy-url")),
+            plugin=None if has_credential or not user.get("exec") else Plugin(user["exec"], self._path.parent),
+        )
+
+    def _selected(self, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        try:
+            context = _named(document["contexts"], self._context or document["current-context"])["context"]
+            cluster = _named(document["clusters"], context["cluster"])["cluster"]
+            user = _named(document["users"], context["user"])["user"] if context.get("user") else {}
+        except (LookupError, TypeError, AttributeError):
+            which = "a current context" if self._context is None else f"the context {self._context!r}"
+            raise UnusableKubeconfig(
+                f"the kubeconfig {self._path} does not have {which} with a cluster and a user"
+            ) from None
+        return context, cluster, user or {}
+
+    def _content(self, fields: Mapping[str, Any], name: str) -> str | None:
+        """Return a PEM file that is embedded or named."""
+        if fields.get(f"{name}-data"):
+            return base64.b64decode(fields[f"{name}-data"], validate=True).decode("ascii")
+        return _text(self._path.parent / fields[name]) if fields.get(name) else None
+
+    def _proxy(self, url: str | None) -> str | None:
+        if not url:
+            return None
+        try:
+            parts = urlsplit(url)
+            is_supported = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            is_supported = False
+        if not is_supported:
+            # The URL is not shown: it may contain a password.
+            raise UnusableKubeconfig(
+                f"the kubeconfig {self._path} has a proxy-url other than http://HOST:PORT or https://HOST:PORT"
+            )
+        return url
+
+
+LocalSource = ServiceAccount | KubeconfigFile
+
+
+def default_source(kubeconfig: Path | None = None, context: str | None = None) -> LocalSource:
+    """Return the kubeconfig; by default that of KUBECONFIG, the service account of the pod, or ~/.kube/config."""
+    first = os.environ.get("KUBECONFIG", "").partition(os.pathsep)[0]
+    path = kubeconfig or (Path(first) if first else None)
+    if path is None and (_SERVICE_ACCOUNT / "token").exists():
+        return ServiceAccount()
+    return KubeconfigFile(path or Path.home() / ".kube" / "config", context)
+
+
+async def issue(name: str, source: LocalSource) -> Kubeconfig:
+    """Read the credential, as a kubeconfig to renew when its files may have changed. Raises UnusableKubeconfig."""
+    found = await asyncio.to_thread(source.read)
+    access, expires_at = found.access, None
+    if found.plugin is not None:
+        access, expires_at = await _with_plugin(access, found.plugin)
+    now = datetime.now(UTC)
+    return Kubeconfig(
+        cluster=name,
+        kubeconfig=json.dumps(render_kubeconfig(name, access)).encode(),
+        issued_at=now,
+        expires_at=expires_at,
+        refresh_after=now + _READ_AGAIN if expires_at is None else now + (expires_at - now) / 2,
+    )
+
+
+async def _with_plugin(access: KubeconfigAccess, plugin: Plugin) -> tuple[KubeconfigAccess, datetime | None]:
+    """Run the plugin, without a terminal, and return the access with its credential."""
+    entry = plugin.entry
+    command = str(entry.get("command", ""))
+    program = str(plugin.folder / command) if os.sep in command else command
+    asked = {"apiVersion": entry.get("apiVersion"), "kind": "ExecCredential", "spec": {"interactive": False}}
+    try:
+        environment = {**os.environ, **{each["name"]: each["value"] for each in entry.get("env") or ()}}
+        process = await asyncio.create_subprocess_exec(
+            program, *(entry.get("args") or ()), env={**environment, "KUBERNETES_EXEC_INFO": json.dumps(asked)},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(_PLUGIN_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+        status = json.loads(output)["status"]
+        expiry = status.get("expirationTimestamp")
+        found = replace(
+            access,
+            token=status.get("token"),
+            certificate=status.get("clientCertificateData"),
+            key=status.get("clientKeyData"),
+        )
+        return found, None if expiry is None else datetime.fromisoformat(expiry)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # `from None`: the error quotes the output, which may hold a token.
+        raise UnusableKubeconfig(f"the credential plugin {command!r} of the kubeconfig failed") from None
+
+
+def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next((entry for entry in entries if entry["name"] == name), {})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UnusableKubeconfig(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UnusableKubeconfig(f"{path} is not a text file") from None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else _yaml(path, text)
+    except ValueError:
+        raise UnusableKubeconfig(f"the kubeconfig {path} is neither JSON nor YAML") from None
+    if not isinstance(found, dict):
+        raise UnusableKubeconfig(f"the file {path} is not a kubeconfig")
+    return found
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        import yaml  # noqa: PLC0415  (an optional dependency)
+    except ModuleNotFoundError:
+        raise UnusableKubeconfig(f"the kubeconfig {path} in YAML needs PyYAML: pip install PyYAML") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        # `from None`: the error quotes the file, which may hold secrets.
+        raise UnusableKubeconfig(f"the kubeconfig {path} is neither JSON nor YAML") from None

@@ -1,0 +1,138 @@
+"""Access to an API server by the files of this machine: the service account of a pod, and kubeconfigs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, issue
+from milo_discovery.errors import UnusableKubeconfig
+
+POD = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def kubeconfig(tmp_path: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
+    path = tmp_path / "kubeconfig"
+    document = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://api.test:6443/", **(cluster or {})}}],
+        "users": [{"name": "u", "user": {"token": "t"} if user is None else user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "n"}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_pod_uses_its_service_account_and_reads_renewed_tokens(tmp_path: Path):
+    for name, content in {"token": "first\n", "ca.crt": "PEM", "namespace": "ns\n"}.items():
+        (tmp_path / name).write_text(content)
+    source = ServiceAccount(POD, tmp_path)
+    found = source.read()
+    assert (found.access.server, found.namespace, found.access.authorities) == ("https://[fd00::1]:443", "ns", "PEM")
+    assert found.access.token == "first"
+    (tmp_path / "token").write_text("second")
+    assert source.read().access.token == "second"
+
+
+def test_service_account_is_that_of_a_pod(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="pod"):
+        ServiceAccount({}, tmp_path).read()
+    with pytest.raises(UnusableKubeconfig, match="cannot read"):
+        ServiceAccount(POD, tmp_path).read()
+
+
+def test_kubeconfig_with_inline_data(tmp_path: Path):
+    user = {"client-certificate-data": encoded("CERT"), "client-key-data": encoded("KEY")}
+    cluster = {
+        "certificate-authority-data": encoded("CA"),
+        "tls-server-name": "api.internal",
+        "proxy-url": "http://me:secret@proxy:3128",
+        "insecure-skip-tls-verify": False,
+    }
+    found = KubeconfigFile(kubeconfig(tmp_path, cluster=cluster, user=user)).read()
+    access = found.access
+    assert (access.server, found.namespace) == ("https://api.test:6443", "n")
+    assert (access.authorities, access.certificate, access.key, access.token) == ("CA", "CERT", "KEY", None)
+    assert access.tls_server_name == "api.internal"
+    assert found.proxy == "http://me:secret@proxy:3128"
+    assert "secret" not in repr(found)
+
+
+def test_kubeconfig_with_files_beside_it(tmp_path: Path):
+    (tmp_path / "token").write_text("from a file\n")
+    (tmp_path / "ca").write_text("CA")
+    path = kubeconfig(tmp_path, cluster={"certificate-authority": "ca"}, user={"tokenFile": "token", "token": "old"})
+    access = KubeconfigFile(path, "x").read().access
+    assert (access.token, access.authorities) == ("from a file", "CA")
+
+
+def test_yaml_kubeconfig(tmp_path: Path):
+    path = kubeconfig(tmp_path)
+    yaml = pytest.importorskip("yaml")
+    path.write_text(yaml.safe_dump(json.loads(path.read_text())))
+    assert KubeconfigFile(path).read().access.token == "t"
+
+
+def test_credential_plugin_gives_the_credential_and_its_expiry(tmp_path: Path):
+    plugin = tmp_path / "plugin"
+    status = {"token": "from the plugin", "expirationTimestamp": "2999-01-01T00:00:00Z"}
+    script = f"import os\nassert os.environ['KUBERNETES_EXEC_INFO']\nprint('''{json.dumps({'status': status})}''')\n"
+    plugin.write_text(f"#!{sys.executable}\n{script}")
+    plugin.chmod(0o755)
+    path = kubeconfig(tmp_path, user={"exec": {"command": "./plugin", "apiVersion": "client.authentication.k8s.io/v1"}})
+    issued = asyncio.run(issue("here", KubeconfigFile(path)))
+    assert read_access(issued.kubeconfig).token == "from the plugin"
+    assert issued.expires_at is not None
+    assert issued.expires_at.year == 2999
+
+
+def test_credential_plugin_that_fails_is_named_without_its_output(tmp_path: Path):
+    path = kubeconfig(tmp_path, user={"exec": {"command": "echo", "args": ["secret"]}})
+    with pytest.raises(UnusableKubeconfig, match="'echo'") as caught:
+        asyncio.run(issue("here", KubeconfigFile(path)))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "words"),
+    [
+        ({"insecure-skip-tls-verify": True}, None, "insecure-skip-tls-verify"),
+        ({"proxy-url": "socks5://proxy:1080"}, None, "proxy-url"),
+        ({}, {"token": "t", "as": "someone"}, "as"),
+        ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider"),
+    ],
+)
+def test_unsupported_fields_are_refused(tmp_path: Path, cluster: Any, user: Any, words: str):
+    with pytest.raises(UnusableKubeconfig, match=words):
+        KubeconfigFile(kubeconfig(tmp_path, cluster=cluster, user=user)).read()
+
+
+def test_unknown_context_is_refused(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="the context 'other'"):
+        KubeconfigFile(kubeconfig(tmp_path), "other").read()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "clusters: [", '"text"', '{"current-context": ""}'])
+def test_file_that_is_no_kubeconfig_is_refused_without_quoting_it(tmp_path: Path, content: str):
+    path = tmp_path / "kubeconfig"
+    path.write_text(content)
+    with pytest.raises(UnusableKubeconfig, match=str(path)):
+        KubeconfigFile(path).read()
+
+
+def test_missing_file_and_invalid_data_are_refused(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="cannot read"):
+        KubeconfigFile(tmp_path / "missing").read()
+    with pytest.raises(UnusableKubeconfig, match="invalid"):
+        KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority-data": "!"})).read()
