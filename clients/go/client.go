@@ -48,6 +48,7 @@ type Client struct {
 	credentials Credentials
 	timeout     time.Duration
 	backoff     Backoff
+	clock       clock
 	dialOptions []grpc.DialOption
 	calls       sharedConn
 	untrusted   atomic.Pointer[error] // why the last connection was refused; nil after one that was not
@@ -78,6 +79,7 @@ func Dial(options Options) (*Client, error) {
 		credentials: credentials,
 		timeout:     cmp.Or(options.Timeout, defaultTimeout),
 		backoff:     options.Backoff.withDefaults(),
+		clock:       newClock(),
 		dialOptions: options.DialOptions,
 	}
 	client.calls.dial = client.dial
@@ -93,7 +95,7 @@ func (c *Client) Close() error {
 }
 
 // List returns the engaged clusters that match a filter, ordered by name. It fails with [ErrUnavailable] until the
-// daemon has a complete view.
+// daemon has a complete view, or with several sources, that of one of them.
 func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
 	request := &pb.ListClustersRequest{Filter: fromFilter(filter)}
 	listing := &Listing{}
@@ -106,6 +108,7 @@ func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
 			listing.Clusters = append(listing.Clusters, toCluster(each))
 		}
 		listing.Revision, listing.Source = page.GetRevision(), toSource(page.GetSource())
+		listing.Sources, listing.PendingSources = convert(page.GetSources(), toSource), page.GetPendingSources()
 		request.PageToken = page.GetNextPageToken()
 		if request.PageToken == "" {
 			return listing, nil

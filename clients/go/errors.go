@@ -37,6 +37,9 @@ var (
 	// ErrStreamBroken is the error of a stream that broke a promise: a batch is missing, an event contradicts those
 	// before it, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
 	ErrStreamBroken = session.ErrBroken
+	// ErrOwnershipLost is the error of a stream that was ended because the daemon did not confirm in time that the clusters
+	// are still its own. It is reported to [Hooks].Disconnected only.
+	ErrOwnershipLost = fmt.Errorf("%w: the daemon did not confirm in time that it owns its clusters", ErrStreamBroken)
 	// ErrClosed is the error of a call or watch of a client that was closed.
 	ErrClosed = errors.New("discovery client is closed")
 )

@@ -5,6 +5,7 @@ go 1.25.0
 // The lowest versions that work, so that operators are not forced to upgrade. The generated code needs the generic
 // streams of grpc 1.64.0, which itself requires a golang.org/x/net with CVE-2023-45288; 1.65 does not.
 require (
+	golang.org/x/sys v0.20.0
 	google.golang.org/grpc v1.65.0
 	google.golang.org/protobuf v1.36.6
 )
@@ -13,6 +14,5 @@ require google.golang.org/genproto/googleapis/rpc v0.0.0-20240528184218-53152733
 
 require (
 	golang.org/x/net v0.25.0 // indirect
-	golang.org/x/sys v0.20.0 // indirect
 	golang.org/x/text v0.15.0 // indirect
 )

@@ -47,12 +47,13 @@ const (
 	ReasonUnreachable DisengageReason = "UNREACHABLE"
 	// ReasonRevoked: the rights of the subscriber no longer cover the cluster.
 	ReasonRevoked DisengageReason = "REVOKED"
-	// ReasonMoved: another shard of the daemon has the cluster now.
+	// ReasonMoved: another daemon of the shard group owns the cluster now. It is the end of the work here, not of the
+	// cluster: clean up nothing in it.
 	ReasonMoved DisengageReason = "MOVED"
 	// ReasonRemoved: the source of the daemon removed the cluster by its own rules.
 	ReasonRemoved DisengageReason = "REMOVED"
-	// ReasonOwnershipLost: the daemon can't renew its ownership, and another member of its shard group may engage the
-	// cluster.
+	// ReasonOwnershipLost: the daemon cannot renew its ownership, or did not confirm it in time, and another member of its
+	// shard group may engage the cluster. As for ReasonMoved, clean up nothing.
 	ReasonOwnershipLost DisengageReason = "OWNERSHIP_LOST"
 )
 
@@ -73,7 +74,7 @@ type Event struct {
 
 // Cluster is an engaged project control plane.
 type Cluster struct {
-	// Name of the project, and the key of the cluster everywhere.
+	// Name is the key of the cluster everywhere: that of the project or, in a daemon with several sources, SOURCE#NAME.
 	Name string
 	// UID of the project.
 	UID string
@@ -90,17 +91,30 @@ type Cluster struct {
 	DeletionRequestedAt time.Time
 	// DeletionMessage says what the deletion waits for.
 	DeletionMessage string
-	// Suspended projects serve reads and refuse writes. They stay engaged.
+	// Suspended projects serve reads and refuse writes. They stay engaged: keep what was created in them, and pause.
 	Suspended bool
+	// Suspensions are why it is suspended. Empty where the source says no more.
+	Suspensions []Suspension
 	// Connectivity is whether the daemon reaches the API server.
 	Connectivity Connectivity
 	// SourceResourceVersion is the version of the upstream object that this view was made from.
 	SourceResourceVersion string
 	// Incarnation is new each time that the daemon engages the cluster, and the same for all subscribers.
 	Incarnation string
+	// Source of the daemon that the cluster comes from, if the daemon has several.
+	Source string
 	// Draining is set once the cluster is about to be disengaged, in watches with WatchOptions.Subscriber: end the work
 	// on it, and call [Client.Release]. Its credentials work until it is disengaged.
 	Draining *Draining
+}
+
+// Suspension is a reason for which a cluster is suspended.
+type Suspension struct {
+	// Reason is its category, such as "Billing" or "Fraud".
+	Reason      string
+	SuspendedAt time.Time
+	// ReinstateAuthority is who can reinstate the project: "Operator" or "Consumer".
+	ReinstateAuthority string
 }
 
 // Draining is the planned end of an engagement.
@@ -155,6 +169,8 @@ type SourceStatus struct {
 	Message string
 	// LastContact is when Milo last answered.
 	LastContact time.Time
+	// Name of the source, in a daemon with several.
+	Name string
 }
 
 // KubeconfigFormat is how a kubeconfig carries its credential.
@@ -209,6 +225,9 @@ type Filter struct {
 	Names []string
 	// Organizations selects the clusters of any of these.
 	Organizations []string
+	// Sources selects the clusters of any of these sources of the daemon. One that it does not have is an
+	// [ErrInvalidRequest].
+	Sources []string
 }
 
 // Listing is the engaged clusters at one revision.
@@ -216,7 +235,12 @@ type Listing struct {
 	// Clusters are ordered by name.
 	Clusters []Cluster
 	Revision string
-	Source   SourceStatus
+	// Source is the state of the daemon's view of Milo; with several sources, of the one that is known worst.
+	Source SourceStatus
+	// Sources are the states of all sources that the filter covers, in a daemon with several.
+	Sources []SourceStatus
+	// PendingSources are those of which the daemon has no complete list yet: their clusters are missing.
+	PendingSources []string
 }
 
 // EngagementReason is why a name is engaged, or is not.
@@ -236,6 +260,10 @@ const (
 	EngagementUnreachable        EngagementReason = "UNREACHABLE"
 	// EngagementDraining: it is engaged, and about to be disengaged. Cluster.Draining says why and when.
 	EngagementDraining EngagementReason = "DRAINING"
+	// EngagementRemoved: the source ended it by its own rules; Message says by which.
+	EngagementRemoved EngagementReason = "REMOVED"
+	// EngagementUnassigned: it is ready, and another daemon of the shard group owns it, or has not released it yet.
+	EngagementUnassigned EngagementReason = "UNASSIGNED"
 )
 
 // Engagement says whether a name is engaged, and why.
@@ -280,7 +308,8 @@ type PendingRelease struct {
 type ServerInfo struct {
 	// Version of the program.
 	Version string
-	// Mode is "project", "project-control-plane", "single", or that of an added package.
+	// Mode is "project", "project-control-plane", "single", "declarative", that of an added package, or "sources" for a
+	// daemon with several sources.
 	Mode string
 	// Incarnation is new with each start of the daemon.
 	Incarnation string
@@ -292,6 +321,53 @@ type ServerInfo struct {
 	// CredentialSources of the kubeconfigs that the daemon issues; empty if it issues none.
 	CredentialSources []CredentialSource
 	Limits            Limits
+	// Sources of clusters, in a daemon with several.
+	Sources []Source
+	// Sharding is nil for a daemon that shares the clusters with no other.
+	Sharding *Sharding
+}
+
+// Source is a configured source of clusters.
+type Source struct {
+	Name string
+	// Kind is "project", "service-consumer", and so on.
+	Kind   string
+	Status SourceStatus
+	// Synced is set once the daemon has seen a complete list of it.
+	Synced bool
+	// Counts of its clusters, without Subscribers.
+	Counts FleetCounts
+}
+
+// Sharding describes the group of daemons that share the clusters, as this one sees it.
+type Sharding struct {
+	Group string
+	// Member is the name of this daemon.
+	Member string
+	// View is the number of the set of members among which the clusters are distributed.
+	View int64
+	// Settled is set if all members have acknowledged the view, and none is to join or leave.
+	Settled bool
+	// Members are described to callers that may see all clusters.
+	Members []ShardMember
+	// ValidFor is for how long the clusters are this daemon's own; zero while it owns none.
+	ValidFor time.Duration
+	// Problem is why the Leases of the group cannot be read or written; empty if they can.
+	Problem string
+}
+
+// ShardMember is a daemon of a shard group.
+type ShardMember struct {
+	Name   string
+	Weight float64
+	InView bool
+	// Alive is set while a process holds its Lease.
+	Alive   bool
+	Leaving bool
+	// AcknowledgedView is the latest view whose losses it has released.
+	AcknowledgedView int64
+	// Clusters is the number of known clusters that the view gives it.
+	Clusters int
 }
 
 // FleetCounts counts the clusters that the daemon knows, and its subscribers.
@@ -304,6 +380,10 @@ type FleetCounts struct {
 	Subscribers int
 	// Draining counts the engaged clusters that are about to be disengaged.
 	Draining int
+	// Unreachable counts the clusters that do not answer the daemon's probes.
+	Unreachable int
+	// Unassigned counts the clusters that are ready and owned by other members of the shard group, or by none.
+	Unassigned int
 }
 
 // CredentialSource is a configured source of kubeconfigs.

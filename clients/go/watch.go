@@ -45,14 +45,20 @@ type Hooks struct {
 	// Connected: the first batch of a stream arrived. With resumed, the stream continues from the last revision;
 	// otherwise a snapshot follows, whose differences are reported before Synced is called again.
 	Connected func(resumed bool)
-	// Disconnected: the stream broke, and every cluster stays as it is. It is called once for each loss, and not again
-	// for attempts that fail before the next Connected.
+	// Disconnected: the stream broke, and every cluster stays as it is; unless the error is an [ErrOwnershipLost], which
+	// disengages all. It is called once for each loss, and not again for attempts that fail before the next Connected.
 	Disconnected func(err error)
 	// Synced: the events up to here make up a complete view of that many clusters. It is called for each snapshot.
 	Synced func(clusters int)
-	// Source: the daemon reported the state of its own view of Milo. It does so in the first batch of a stream, with
-	// each heartbeat, and on changes.
+	// Pending: the view that is complete with the next Synced lacks the clusters of these sources of the daemon, of which
+	// the daemon has no complete list yet. Those reported before stay engaged. It is called before each Synced, with none
+	// where nothing is missing.
+	Pending func(sources []string)
+	// Source: the daemon reported the state of its own view of Milo; with several sources, of the one that is known
+	// worst. It does so in the first batch of a stream, with each heartbeat, and on changes.
 	Source func(SourceStatus)
+	// Sources: a daemon with several sources reported the state of each.
+	Sources func([]SourceStatus)
 	// KubeconfigRefused: a kubeconfig arrived that the daemon would not write (an [ErrUnusableKubeconfig]). Its event is
 	// reported without it, or not at all if it had nothing else.
 	KubeconfigRefused func(err error)
@@ -69,10 +75,16 @@ type Hooks struct {
 // daemon then merges what happens, and ends a stream that is not read for long (5 minutes by default), which is
 // resumed. Start work on clusters in goroutines of their own.
 //
+// A daemon of a shard group owns its clusters for a time that the watch renews. When that is not possible, all clusters
+// are disengaged with [ReasonOwnershipLost] before another daemon engages them, and engaged again once the daemon owns
+// them; a handle that does not return delays that. They are disengaged as well before the watch returns a terminal error,
+// since it renews no longer.
+//
 // Each watch has a connection of its own. Watches of one client are independent of each other.
 func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]Event)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	keeper := newKeeper(ctx, c)
+	defer func() { cancel(nil); keeper.wait() }()
 	defer context.AfterFunc(c.closed, func() { cancel(ErrClosed) })()
 	heartbeat := cmp.Or(options.HeartbeatInterval, defaultHeartbeat)
 	watch := watch{
@@ -84,27 +96,47 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 			HeartbeatInterval:  durationpb.New(heartbeat),
 			ConfirmReleases:    options.Subscriber != "",
 			Subscriber:         options.Subscriber,
+
+			AcceptsPendingSources: true,
 		},
+		keeper:  keeper,
 		silence: heartbeatsMissed * min(max(heartbeat, shortestHeartbeat), longestHeartbeat),
 		hooks:   options.Hooks,
 		handle:  handle,
 	}
 	retries := retries{policy: c.backoff, draw: rand.Float64}
 	for {
-		err := watch.stream(ctx)
+		owned, err := keeper.owned()
+		if err != nil {
+			return err
+		}
+		err = watch.stream(owned)
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
 		if IsTerminal(err) {
+			if keeper.sharded() {
+				watch.disown()
+			}
 			return err
 		}
-		delay := time.NewTimer(watch.lost(err, &retries))
-		select {
-		case <-ctx.Done():
-			delay.Stop()
-			return context.Cause(ctx)
-		case <-delay.C:
+		delay := watch.lost(err, &retries)
+		if owned.Err() == nil {
+			sleep(owned, delay)
 		}
+		if owned.Err() != nil && ctx.Err() == nil {
+			watch.disown()
+		}
+	}
+}
+
+// sleep returns early if ctx ends.
+func sleep(ctx context.Context, delay time.Duration) {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 
@@ -112,6 +144,7 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 type watch struct {
 	client  *Client
 	request *pb.WatchClustersRequest
+	keeper  *keeper
 	silence time.Duration
 	hooks   Hooks
 	handle  func([]Event)
@@ -150,6 +183,12 @@ func (w *watch) stream(ctx context.Context) error {
 			return w.broken(ctx, err, silent)
 		}
 		deadline.Stop()
+		if batch.GetSharded() {
+			w.keeper.share()
+		}
+		if len(batch.GetEvents()) > 0 && !w.keeper.held() {
+			return errNotOwner
+		}
 		if err := w.take(batch); err != nil {
 			return err
 		}
@@ -161,9 +200,9 @@ func (w *watch) stream(ctx context.Context) error {
 }
 
 func (w *watch) broken(ctx context.Context, err, silent error) error {
-	switch {
-	case context.Cause(ctx) == silent:
-		return silent
+	switch cause := context.Cause(ctx); {
+	case cause == silent, cause == ErrOwnershipLost:
+		return cause
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%w: the daemon ended the stream", ErrStreamBroken)
 	}
@@ -186,13 +225,24 @@ func (w *watch) take(batch *pb.WatchClustersResponse) error {
 	if batch.GetSource() != nil {
 		notify(w.hooks.Source, toSource(batch.GetSource()))
 	}
+	if len(batch.GetSources()) > 0 {
+		notify(w.hooks.Sources, convert(batch.GetSources(), toSource))
+	}
 	if events := w.events(result.Changes); len(events) > 0 {
 		w.handle(events)
 	}
 	if result.Completed {
+		notify(w.hooks.Pending, w.session.PendingSources())
 		notify(w.hooks.Synced, w.session.Len())
 	}
 	return nil
+}
+
+// disown reports the end of the work on all clusters.
+func (w *watch) disown() {
+	if events := w.events(w.session.LoseOwnership()); len(events) > 0 {
+		w.handle(events)
+	}
 }
 
 // events converts changes, without the kubeconfigs that the daemon would not write.

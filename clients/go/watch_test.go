@@ -34,7 +34,12 @@ func watch(t *testing.T, client *discovery.Client, options discovery.WatchOption
 	options.Hooks = discovery.Hooks{
 		Connected:    func(resumed bool) { seen.lines <- fmt.Sprintf("connected, resumed: %t", resumed) },
 		Disconnected: func(err error) { seen.lines <- fmt.Sprintf("disconnected: %v", err) },
-		Synced:       func(clusters int) { seen.lines <- fmt.Sprintf("synced: %d", clusters) },
+		Pending: func(sources []string) {
+			if len(sources) > 0 {
+				seen.lines <- fmt.Sprintf("pending: %v", sources)
+			}
+		},
+		Synced: func(clusters int) { seen.lines <- fmt.Sprintf("synced: %d", clusters) },
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -117,6 +122,8 @@ func TestWatchStreams(t *testing.T) {
 			IncludeKubeconfigs: true,
 			KubeconfigTtl:      durationpb.New(5 * time.Minute),
 			HeartbeatInterval:  durationpb.New(7 * time.Second),
+
+			AcceptsPendingSources: true,
 		}
 		if stream := daemon.begin(); !proto.Equal(stream.request, want) {
 			t.Errorf("the request is %v, want %v", stream.request, want)

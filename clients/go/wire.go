@@ -19,6 +19,7 @@ func fromFilter(filter Filter) *pb.ClusterFilter {
 		LabelSelector: filter.LabelSelector,
 		Names:         filter.Names,
 		Organizations: filter.Organizations,
+		Sources:       filter.Sources,
 	}
 }
 
@@ -35,6 +36,15 @@ func toTime(at *timestamppb.Timestamp) time.Time {
 		return time.Time{}
 	}
 	return at.AsTime()
+}
+
+// convert converts each message; nil stays nil.
+func convert[Message, Value any](messages []Message, value func(Message) Value) []Value {
+	var values []Value
+	for _, each := range messages {
+		values = append(values, value(each))
+	}
+	return values
 }
 
 // toName converts an enum to the name of its value without the prefix. What this client cannot name is empty.
@@ -71,6 +81,16 @@ func toDraining(message *pb.Draining) *Draining {
 	}
 }
 
+func toSuspensions(messages []*pb.Suspension) []Suspension {
+	return convert(messages, func(each *pb.Suspension) Suspension {
+		return Suspension{
+			Reason:             each.GetReason(),
+			SuspendedAt:        toTime(each.GetSuspendedAt()),
+			ReinstateAuthority: each.GetReinstateAuthority(),
+		}
+	})
+}
+
 func toCluster(message *pb.Cluster) Cluster {
 	return Cluster{
 		Name:                message.GetName(),
@@ -83,6 +103,7 @@ func toCluster(message *pb.Cluster) Cluster {
 		DeletionRequestedAt: toTime(message.GetDeletionRequestedAt()),
 		DeletionMessage:     message.GetDeletionMessage(),
 		Suspended:           message.GetSuspended(),
+		Suspensions:         toSuspensions(message.GetSuspensions()),
 		Connectivity: Connectivity{
 			State:   toName[ConnectivityState](message.GetConnectivity().GetState(), "STATE_"),
 			Since:   toTime(message.GetConnectivity().GetSince()),
@@ -90,6 +111,7 @@ func toCluster(message *pb.Cluster) Cluster {
 		},
 		SourceResourceVersion: message.GetSourceResourceVersion(),
 		Incarnation:           message.GetIncarnation(),
+		Source:                message.GetSource(),
 		Draining:              toDraining(message.GetDraining()),
 	}
 }
@@ -114,6 +136,7 @@ func toSource(message *pb.SourceStatus) SourceStatus {
 		Reason:      message.GetReason(),
 		Message:     message.GetMessage(),
 		LastContact: toTime(message.GetLastContact()),
+		Name:        message.GetName(),
 	}
 }
 
@@ -130,43 +153,45 @@ func toReport(message *pb.GetClusterResponse) *Report {
 		cluster := toCluster(message.GetCluster())
 		report.Cluster = &cluster
 	}
-	for _, each := range message.GetTransitions() {
-		report.Transitions = append(report.Transitions, Transition{
+	report.Transitions = convert(message.GetTransitions(), func(each *pb.Transition) Transition {
+		return Transition{
 			Type:        toName[EventType](each.GetType(), "TYPE_"),
 			Reason:      toReason(each.GetReason()),
 			Message:     each.GetMessage(),
 			At:          toTime(each.GetAt()),
 			Incarnation: each.GetIncarnation(),
-		})
-	}
-	for _, each := range message.GetPendingReleases() {
-		report.PendingReleases = append(report.PendingReleases, PendingRelease{
+		}
+	})
+	report.PendingReleases = convert(message.GetPendingReleases(), func(each *pb.PendingRelease) PendingRelease {
+		return PendingRelease{
 			Subscriber: each.GetSubscriber(),
 			Caller:     each.GetCaller(),
 			Connected:  each.GetConnected(),
 			Since:      toTime(each.GetSince()),
-		})
-	}
+		}
+	})
 	return report
 }
 
 func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
-	counts, limits := message.GetCounts(), message.GetLimits()
-	info := &ServerInfo{
+	limits := message.GetLimits()
+	return &ServerInfo{
 		Version:     message.GetVersion(),
 		Mode:        message.GetMode(),
 		Incarnation: message.GetIncarnation(),
 		StartedAt:   toTime(message.GetStartedAt()),
 		Source:      toSource(message.GetSource()),
 		Synced:      message.GetSynced(),
-		Counts: FleetCounts{
-			Engaged:         int(counts.GetEngaged()),
-			NotReady:        int(counts.GetNotReady()),
-			OutsideSelector: int(counts.GetOutsideSelector()),
-			Malformed:       int(counts.GetMalformed()),
-			Subscribers:     int(counts.GetSubscribers()),
-			Draining:        int(counts.GetDraining()),
-		},
+		Counts:      toCounts(message.GetCounts()),
+		CredentialSources: convert(message.GetCredentialSources(), func(each *pb.CredentialSource) CredentialSource {
+			return CredentialSource{
+				Name:      each.GetName(),
+				Type:      each.GetType(),
+				Healthy:   each.GetHealthy(),
+				Message:   each.GetMessage(),
+				ExpiresAt: toTime(each.GetExpiresAt()),
+			}
+		}),
 		Limits: Limits{
 			DefaultHeartbeatInterval: limits.GetDefaultHeartbeatInterval().AsDuration(),
 			StalledTimeout:           limits.GetStalledTimeout().AsDuration(),
@@ -174,15 +199,53 @@ func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
 			MaxPageSize:              int(limits.GetMaxPageSize()),
 			MaxFilterBytes:           int(limits.GetMaxFilterBytes()),
 		},
+		Sources: convert(message.GetSources(), func(each *pb.Source) Source {
+			return Source{
+				Name:   each.GetName(),
+				Kind:   each.GetKind(),
+				Status: toSource(each.GetStatus()),
+				Synced: each.GetSynced(),
+				Counts: toCounts(each.GetCounts()),
+			}
+		}),
+		Sharding: toSharding(message.GetSharding()),
 	}
-	for _, each := range message.GetCredentialSources() {
-		info.CredentialSources = append(info.CredentialSources, CredentialSource{
-			Name:      each.GetName(),
-			Type:      each.GetType(),
-			Healthy:   each.GetHealthy(),
-			Message:   each.GetMessage(),
-			ExpiresAt: toTime(each.GetExpiresAt()),
-		})
+}
+
+func toCounts(counts *pb.FleetCounts) FleetCounts {
+	return FleetCounts{
+		Engaged:         int(counts.GetEngaged()),
+		NotReady:        int(counts.GetNotReady()),
+		OutsideSelector: int(counts.GetOutsideSelector()),
+		Malformed:       int(counts.GetMalformed()),
+		Subscribers:     int(counts.GetSubscribers()),
+		Draining:        int(counts.GetDraining()),
+		Unreachable:     int(counts.GetUnreachable()),
+		Unassigned:      int(counts.GetUnassigned()),
 	}
-	return info
+}
+
+func toSharding(message *pb.Sharding) *Sharding {
+	if message == nil {
+		return nil
+	}
+	return &Sharding{
+		Group:   message.GetGroup(),
+		Member:  message.GetMember(),
+		View:    message.GetView(),
+		Settled: message.GetSettled(),
+		Members: convert(message.GetMembers(), func(each *pb.ShardMember) ShardMember {
+			return ShardMember{
+				Name:             each.GetName(),
+				Weight:           each.GetWeight(),
+				InView:           each.GetInView(),
+				Alive:            each.GetAlive(),
+				Leaving:          each.GetLeaving(),
+				AcknowledgedView: each.GetAcknowledgedView(),
+				Clusters:         int(each.GetClusters()),
+			}
+		}),
+		ValidFor: message.GetValidFor().AsDuration(),
+		Problem:  message.GetProblem(),
+	}
 }

@@ -36,7 +36,11 @@ func main() {
 		HeartbeatInterval: heartbeat,
 		Subscriber:        subscriber,
 		Hooks: discovery.Hooks{
-			Disconnected: func(err error) { log.Printf("the stream broke, every cluster stays as it is: %v", err) },
+			Disconnected: func(err error) {
+				if !errors.Is(err, discovery.ErrOwnershipLost) {
+					log.Printf("the stream broke, every cluster stays as it is: %v", err)
+				}
+			},
 		},
 	}
 	err = client.Watch(ctx, options, func(events []discovery.Event) {

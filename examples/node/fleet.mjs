@@ -44,6 +44,16 @@ export class Fleet {
     if (batch.synced) this.revision = batch.revision;
   }
 
+  // Empty the view: the daemon may have lost its clusters to another. The next stream begins with a snapshot.
+  *loseOwnership() {
+    const [reason, lost] = ["DISENGAGE_REASON_OWNERSHIP_LOST", this.clusters];
+    const message = "the daemon did not confirm in time that the cluster is still its own";
+    this.clusters = new Map();
+    this.#snapshot = null;
+    this.revision = "";
+    for (const cluster of lost.values()) yield { type: "TYPE_DISENGAGED", cluster, reason, message };
+  }
+
   *#differences(snapshot) {
     const message = "it was gone when the connection to the daemon came back";
     for (const [name, cluster] of this.clusters) {

@@ -1,12 +1,14 @@
 // Prints project clusters as they are engaged, updated and disengaged:
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node subscriber.mjs
+import { once } from "node:events";
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 import { Fleet } from "./fleet.mjs";
+import { Ownership } from "./ownership.mjs";
 
 const ADDRESS = process.env.MILO_DISCOVERY_ADDRESS || "unix:///run/milo-discovery/discovery.sock";
 const HEARTBEAT_S = Number(process.env.HEARTBEAT_S || 10);
@@ -51,6 +53,8 @@ async function readStream(client, fleet, onBatch) {
     confirm_releases: true,
     subscriber: SUBSCRIBER,
   });
+  const stop = () => stream.cancel();
+  ownership.once("lost", stop);
   // The daemon sends a heartbeat in every interval. After three missed ones the connection is dead.
   let silent = false;
   const watchdog = setTimeout(() => {
@@ -61,6 +65,8 @@ async function readStream(client, fleet, onBatch) {
     for await (const batch of stream) {
       watchdog.refresh();
       onBatch();
+      if (batch.sharded) await ownership.begin();
+      if (batch.events.length && !ownership.held) throw new Error("the daemon does not own its clusters at present");
       for (const event of fleet.apply(batch)) {
         print(event);
         release(event);
@@ -71,6 +77,7 @@ async function readStream(client, fleet, onBatch) {
     throw silent ? new Error(`no heartbeat for ${3 * HEARTBEAT_S} s`) : error;
   } finally {
     clearTimeout(watchdog);
+    ownership.off("lost", stop);
     stream.cancel();
   }
 }
@@ -81,8 +88,20 @@ const client = new DiscoveryService(ADDRESS, grpc.credentials.createInsecure(), 
   "grpc.enable_http_proxy": 0,
 });
 const fleet = new Fleet();
+const ownership = new Ownership(
+  (timeout) =>
+    new Promise((resolve, reject) => {
+      const options = { deadline: Date.now() + timeout };
+      client.RenewOwnership({}, options, (error, response) => (error ? reject(error) : resolve(response)));
+    }),
+);
+// End the work in all clusters: printing is all that there is here.
+ownership.on("lost", () => {
+  for (const event of fleet.loseOwnership()) print(event);
+});
 let pause = BACKOFF_MS.first;
 for (;;) {
+  if (!ownership.held) await once(ownership, "held");
   try {
     await readStream(client, fleet, () => (pause = BACKOFF_MS.first));
   } catch (error) {
@@ -90,7 +109,8 @@ for (;;) {
       console.error(`refused: ${error.message}`);
       process.exit(1);
     }
-    console.error(`the stream broke, every cluster stays as it is: ${error.message}`);
+    const outcome = ownership.held ? "every cluster stays as it is" : "and the daemon does not own its clusters";
+    console.error(`the stream broke, ${outcome}: ${error.message}`);
   }
   await sleep(pause * (0.5 + Math.random() / 2));
   pause = Math.min(2 * pause, BACKOFF_MS.longest);

@@ -46,6 +46,12 @@ func fromCluster(cluster discovery.Cluster) *pb.Cluster {
 		Suspended:             cluster.Suspended,
 		SourceResourceVersion: cluster.SourceResourceVersion,
 		Incarnation:           cluster.Incarnation,
+		Source:                cluster.Source,
+	}
+	for _, each := range cluster.Suspensions {
+		message.Suspensions = append(message.Suspensions, &pb.Suspension{
+			Reason: each.Reason, SuspendedAt: fromTime(each.SuspendedAt), ReinstateAuthority: each.ReinstateAuthority,
+		})
 	}
 	if cluster.Connectivity != (discovery.Connectivity{}) {
 		message.Connectivity = &pb.Connectivity{
@@ -88,7 +94,13 @@ func toCluster(message *pb.Cluster) discovery.Cluster {
 		Suspended:             message.GetSuspended(),
 		SourceResourceVersion: message.GetSourceResourceVersion(),
 		Incarnation:           message.GetIncarnation(),
+		Source:                message.GetSource(),
 		Draining:              toDraining(message.GetDraining()),
+	}
+	for _, each := range message.GetSuspensions() {
+		cluster.Suspensions = append(cluster.Suspensions, discovery.Suspension{
+			Reason: each.GetReason(), SuspendedAt: toTime(each.GetSuspendedAt()), ReinstateAuthority: each.GetReinstateAuthority(),
+		})
 	}
 	if probed := message.GetConnectivity(); probed != nil {
 		state := probed.GetState().String()[len("STATE_"):]
@@ -108,6 +120,7 @@ func fromSource(source discovery.SourceStatus) *pb.SourceStatus {
 		Reason:      source.Reason,
 		Message:     source.Message,
 		LastContact: fromTime(source.LastContact),
+		Name:        source.Name,
 	}
 }
 

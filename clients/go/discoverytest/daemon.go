@@ -64,6 +64,10 @@ type Daemon struct {
 	records    map[string]*record
 	log        []entry
 	resets     int
+	pending    []string
+	sharded    bool
+	ownedFor   time.Duration
+	renewals   int
 	breaks     int
 	breakError error
 	failures   map[string]error
@@ -260,6 +264,32 @@ func (d *Daemon) SetSynced(synced bool) {
 	defer d.mutex.Unlock()
 	d.synced = synced
 	d.notify()
+}
+
+// SetPendingSources says of which sources the daemon has no complete list yet, and starts all streams over: the clusters
+// with such a Source are missing from snapshots and listings.
+func (d *Daemon) SetPendingSources(sources ...string) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.pending = sources
+	d.resets++
+	d.notify()
+}
+
+// Shard has the daemon share the clusters with others, as one of a shard group does, from the next batch on. Each
+// renewal of the ownership is valid for that long; zero: the daemon owns nothing, and earlier renewals expire. Let
+// renewals fail with Fail("RenewOwnership", err).
+func (d *Daemon) Shard(validFor time.Duration) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.sharded, d.ownedFor = true, validFor
+}
+
+// Renewals returns how often subscribers asked for how long the clusters are the daemon's own.
+func (d *Daemon) Renewals() int {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	return d.renewals
 }
 
 // Reset sends a snapshot to all open streams.

@@ -26,6 +26,7 @@ func filter(filter *pb.ClusterFilter) (predicate, error) {
 	return func(cluster *pb.Cluster) bool {
 		return oneOf(filter.GetNames(), cluster.GetName()) &&
 			oneOf(filter.GetOrganizations(), cluster.GetOrganization()) &&
+			oneOf(filter.GetSources(), cluster.GetSource()) &&
 			!slices.ContainsFunc(terms, func(term predicate) bool { return !term(cluster) })
 	}, nil
 }

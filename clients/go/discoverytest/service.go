@@ -45,7 +45,7 @@ func (s service) ListClusters(_ context.Context, request *pb.ListClustersRequest
 	}
 	var clusters []*pb.Cluster
 	for _, each := range d.fleet() {
-		if covers(each.cluster) {
+		if covers(each.cluster) && !slices.Contains(d.pending, each.cluster.GetSource()) {
 			clusters = append(clusters, each.cluster)
 		}
 	}
@@ -57,6 +57,8 @@ func (s service) ListClusters(_ context.Context, request *pb.ListClustersRequest
 		Revision:  d.revision(len(d.log)),
 		TotalSize: int32(len(clusters)),
 		Source:    d.source,
+
+		PendingSources: d.pending,
 	}
 	size := cmp.Or(int(request.GetPageSize()), chunk)
 	if until := from + size; until < len(clusters) {
@@ -163,6 +165,23 @@ func (s service) EndSubscription(
 	}
 	d.ended = append(d.ended, request.GetSubscriber())
 	return &pb.EndSubscriptionResponse{}, nil
+}
+
+func (s service) RenewOwnership(
+	context.Context, *pb.RenewOwnershipRequest,
+) (*pb.RenewOwnershipResponse, error) {
+	d := s.daemon
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.renewals++
+	if err := d.failure("RenewOwnership"); err != nil {
+		return nil, err
+	}
+	response := &pb.RenewOwnershipResponse{Sharded: d.sharded}
+	if d.ownedFor > 0 {
+		response.ValidFor = durationpb.New(d.ownedFor)
+	}
+	return response, nil
 }
 
 func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
@@ -329,6 +348,7 @@ func (s *stream) follow(d *Daemon, batch *pb.WatchClustersResponse, revision str
 		batch.Source = d.source
 		d.notify()
 	}
+	batch.Sharded = d.sharded && batch.Source != nil
 	batch.PreviousRevision, batch.Revision = s.last, revision
 	s.last = revision
 	return batch
@@ -338,7 +358,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 	s.last, s.resets, s.position, s.whole = "", d.resets, len(d.log), true
 	var events []*pb.ClusterEvent
 	for _, each := range d.fleet() {
-		if s.covers(each.cluster) {
+		if s.covers(each.cluster) && !slices.Contains(d.pending, each.cluster.GetSource()) {
 			events = append(events, s.engaged(d, each.cluster))
 		}
 	}
@@ -350,7 +370,9 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 	for i, part := range parts {
 		batch := &pb.WatchClustersResponse{Events: part, Reset_: i == 0, Synced: i == len(parts)-1}
 		revision := d.revision(s.position)
-		if !batch.Synced {
+		if batch.Synced {
+			batch.PendingSources = d.pending
+		} else {
 			revision = fmt.Sprintf("%s/%d", revision, i+1) // not to be resumed from
 		}
 		batches[i] = s.follow(d, batch, revision)

@@ -18,7 +18,9 @@
 //     the daemon when its cache has stopped and its reconciles have returned. Wrap reconcilers in Reconciler for the latter.
 //     Credentials work until the daemon disengages it.
 //   - Disengaged, for whatever reason: Get stops returning it, and its context is cancelled with a *Disengaged as cause.
-//   - Daemon away, or its view stale: nothing. Clusters work on.
+//   - Daemon away, or its view stale: nothing. Clusters work on. Only a daemon of a shard group has to confirm every few
+//     seconds that the clusters are its own: without that they are disengaged as OWNERSHIP_LOST when its time has passed,
+//     since another replica engages them.
 //   - Credentials renewed: nothing that the cluster notices. Caches and watches stay.
 //
 // # Under multicluster-runtime's lock

@@ -22,16 +22,6 @@ const subscriber = "operator-0"
 
 func named(o *multicluster.Options) { o.Subscriber = subscriber }
 
-func (w *world) untilReleased(name string) {
-	w.t.Helper()
-	within(w.t, name+" to be released", func() error {
-		if !w.daemon.Released(name, subscriber) {
-			return errors.New("it is not")
-		}
-		return nil
-	})
-}
-
 // draining is a provider that runs with one engaged cluster, alpha.
 func draining(t *testing.T) (*world, *multicluster.Provider, *engagements, func()) {
 	w := newWorld(t)

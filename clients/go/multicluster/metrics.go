@@ -66,7 +66,7 @@ func (m *clientMetrics) renewed(outcome credential.Outcome) {
 	m.renewals.WithLabelValues(string(outcome)).Inc()
 }
 
-func (m *clientMetrics) hooks(synced func()) discovery.Hooks {
+func (m *clientMetrics) hooks() discovery.Hooks {
 	return discovery.Hooks{
 		Connected: func(resumed bool) {
 			m.connected.Set(1)
@@ -78,10 +78,7 @@ func (m *clientMetrics) hooks(synced func()) discovery.Hooks {
 			m.connected.Set(0)
 			m.disconnects.Inc()
 		},
-		Synced: func(int) {
-			m.synced.Set(1)
-			synced()
-		},
+		Synced:   func(int) { m.synced.Set(1) },
 		Received: func() { m.received.Set(float64(time.Now().UnixMilli()) / 1000) },
 	}
 }

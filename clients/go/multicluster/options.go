@@ -46,6 +46,10 @@ type Options struct {
 	// EngageTimeout is how long the manager may take to engage a cluster. Zero: 30 s.
 	EngageTimeout time.Duration
 
+	// HeartbeatInterval is how long the stream from the daemon may be silent; one that is silent for three intervals is
+	// opened again. Zero: 30 s.
+	HeartbeatInterval time.Duration
+
 	// Subscriber is the name under which the provider releases clusters whose disengagement is planned, once their
 	// reconciles have returned: see Reconciler. Empty: that of the host with a random number.
 	Subscriber string
@@ -86,8 +90,8 @@ func (o Options) complete() (Options, error) {
 	if given != 1 {
 		return o, errIdentity
 	}
-	if o.MaxConcurrent < 0 || o.SyncTimeout < 0 || o.EngageTimeout < 0 || o.KubeconfigTTL < 0 {
-		return o, errors.New("Options.MaxConcurrent, SyncTimeout, EngageTimeout and KubeconfigTTL must not be negative")
+	if o.MaxConcurrent < 0 || min(o.SyncTimeout, o.EngageTimeout, o.KubeconfigTTL, o.HeartbeatInterval) < 0 {
+		return o, errors.New("Options.MaxConcurrent, SyncTimeout, EngageTimeout, KubeconfigTTL and HeartbeatInterval must not be negative")
 	}
 	o.MaxConcurrent = cmp.Or(o.MaxConcurrent, defaultMaxConcurrent)
 	o.SyncTimeout = cmp.Or(o.SyncTimeout, defaultTimeout)

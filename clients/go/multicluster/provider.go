@@ -197,8 +197,9 @@ func (p *Provider) follow(ctx context.Context) error {
 		Filter:             p.options.Filter,
 		IncludeKubeconfigs: p.options.Kubeconfigs,
 		KubeconfigTTL:      p.options.KubeconfigTTL,
+		HeartbeatInterval:  p.options.HeartbeatInterval,
 		Subscriber:         p.options.Subscriber,
-		Hooks:              p.metrics.hooks(p.confirm),
+		Hooks:              p.hooks(),
 	}
 	retry := retries
 	for {
@@ -235,21 +236,56 @@ func (p *Provider) follow(ctx context.Context) error {
 	}
 }
 
-// confirm is called with each complete view. Clusters missing from the view of a restarted watch are disengaged.
-func (p *Provider) confirm() {
+func (p *Provider) hooks() discovery.Hooks {
+	hooks := p.metrics.hooks()
+	counted, synced := hooks.Disconnected, hooks.Synced
+	hooks.Disconnected = func(err error) {
+		counted(err)
+		if !errors.Is(err, discovery.ErrOwnershipLost) {
+			p.options.Logger.Info("stream from milo-discoveryd broke; clusters stay as they are", "reason", err.Error())
+			return
+		}
+		p.options.Logger.Error(err, "ownership of the clusters lost; all are disengaged")
+	}
+	var pending []string
+	hooks.Pending = func(sources []string) { pending = sources }
+	hooks.Synced = func(clusters int) {
+		synced(clusters)
+		p.confirm(pending)
+	}
+	return hooks
+}
+
+// confirm is called with each complete view. Clusters missing from the view of a restarted watch are disengaged, but for
+// those of sources that the daemon does not know yet.
+func (p *Provider) confirm(pending []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name := range p.unconfirmed {
+		if slices.Contains(pending, p.sourceOf(name)) {
+			continue
+		}
+		delete(p.unconfirmed, name)
 		gone := &Disengaged{Message: "it was gone when the subscription was accepted again"}
 		p.endDrain(name, gone)
 		p.disengage(p.entries[name], gone)
 	}
-	p.unconfirmed = nil
 	select {
 	case <-p.synced:
 	default:
 		close(p.synced)
 	}
+}
+
+// sourceOf is called with the lock held.
+func (p *Provider) sourceOf(name multicluster.ClusterName) string {
+	if e := p.entries[name]; e != nil {
+		return e.info().Source
+	}
+	if d := p.drains[name]; d != nil && d.entry != nil {
+		return d.entry.info().Source
+	}
+	return ""
 }
 
 // apply takes the events of one batch in one step, so that a replaced cluster is never missing.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -13,10 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
@@ -35,18 +32,44 @@ import (
 	"go.miloapis.com/discovery/multicluster/internal/apitest"
 )
 
-const (
-	patience = 30 * time.Second
-	local    = "local" // the project that plays the operator's own cluster
-)
+const patience = 30 * time.Second
 
-var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+// site is where the clusters of a test are.
+type site interface {
+	// client is of the daemon.
+	client() *discovery.Client
+	// identify gives a provider an identity in all projects.
+	identify(*multicluster.Options)
+	// local is the configuration of the operator's own cluster.
+	local() *rest.Config
+	engage(names ...string)
+	label(name, key, value string)
+	// move has a cluster be another project from now on.
+	move(name, project string)
+	drain(name string)
+	remove(name string)
+	endpoint(project string) string
+	// put stores a ConfigMap in a project.
+	put(project, name string, data map[string]string)
+	// data returns the content of a ConfigMap in a project; nil if there is none.
+	data(project, name string) map[string]string
+}
 
-// world is a daemon, an API server, and what a test runs on them.
+// world is a site, and what a test runs on it. The daemon and the API server are nil on a real one.
 type world struct {
+	site
 	t      *testing.T
 	daemon *discoverytest.Daemon
 	api    *apitest.Server
+}
+
+// anyWorld is on real servers where the environment has them, and otherwise in memory.
+func anyWorld(t *testing.T) *world {
+	t.Helper()
+	if path := os.Getenv(realVariable); path != "" {
+		return &world{t: t, site: newRealSite(t, path)}
+	}
+	return newWorld(t)
 }
 
 func newWorld(t *testing.T) *world {
@@ -54,6 +77,7 @@ func newWorld(t *testing.T) *world {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	w := &world{t: t, daemon: discoverytest.New(t), api: api}
+	w.site = memorySite{w}
 	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
 		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
 	})
@@ -74,23 +98,11 @@ func (w *world) config() *rest.Config {
 	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: w.api.CA()}}
 }
 
-// engage engages projects, each with an endpoint on the API server.
-func (w *world) engage(names ...string) {
-	w.t.Helper()
-	w.daemon.Batch(func(c *discoverytest.Changes) {
-		for _, name := range names {
-			c.Engage(discovery.Cluster{Name: name, Endpoint: w.api.Endpoint(name)})
-		}
-	})
-}
-
-// provider returns a provider with shared credentials, unless the options have others.
+// provider returns a provider with the identity of the site, unless the options have another.
 func (w *world) provider(change func(*multicluster.Options)) *multicluster.Provider {
 	w.t.Helper()
-	options := multicluster.Options{
-		Client: w.daemon.Client(), ProjectRestConfig: w.config(), Registerer: prometheus.NewRegistry(),
-		Logger: logger(),
-	}
+	options := multicluster.Options{Client: w.client(), Registerer: prometheus.NewRegistry(), Logger: logger()}
+	w.identify(&options)
 	if change != nil {
 		change(&options)
 	}
@@ -106,13 +118,11 @@ func withKubeconfigs(o *multicluster.Options) { o.ProjectRestConfig, o.Kubeconfi
 // manager returns a manager, whose own cluster is a project of the API server.
 func (w *world) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
 	w.t.Helper()
-	config := w.config()
-	config.Host = w.api.Endpoint(local)
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
 	if change != nil {
 		change(&options)
 	}
-	mgr, err := mcmanager.New(config, provider, options)
+	mgr, err := mcmanager.New(w.local(), provider, options)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -188,20 +198,6 @@ func (f *feeder) Reconcile(ctx context.Context, request mcreconcile.Request) (re
 	return reconcile.Result{}, cl.GetClient().Update(ctx, found)
 }
 
-// put stores a ConfigMap in a project.
-func (w *world) put(project, name string, data map[string]string) {
-	object := &unstructured.Unstructured{Object: map[string]any{}}
-	object.SetGroupVersionKind(schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"})
-	object.SetNamespace(metav1.NamespaceDefault)
-	object.SetName(name)
-	content := map[string]any{}
-	for key, value := range data {
-		content[key] = value
-	}
-	object.Object["data"] = content
-	w.api.Project(project).Apply(configMaps, object)
-}
-
 func (w *world) animal(project, name string) {
 	w.put(project, name, map[string]string{"type": "animal"})
 }
@@ -210,14 +206,27 @@ func (w *world) animal(project, name string) {
 func (w *world) untilFed(project, name string) {
 	w.t.Helper()
 	within(w.t, name+" in "+project+" to be fed", func() error {
-		found := w.api.Project(project).Get(configMaps, types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: name})
+		found := w.data(project, name)
 		if found == nil {
 			return errors.New("it is not there")
 		}
-		if food, _, _ := unstructured.NestedString(found.Object, "data", "stomach"); food != "food" {
-			return fmt.Errorf("its stomach has %q", food)
+		if found["stomach"] != "food" {
+			return fmt.Errorf("its stomach has %q", found["stomach"])
 		}
 		return nil
+	})
+}
+
+// untilReleased waits until the daemon has disengaged a cluster that drained.
+func (w *world) untilReleased(name string) {
+	w.t.Helper()
+	client := w.client()
+	within(w.t, name+" to be released", func() error {
+		report, err := client.Get(context.Background(), name)
+		if err == nil && report.Engagement.Engaged {
+			return errors.New("it is engaged")
+		}
+		return err
 	})
 }
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from math import inf
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery import DisengageReason, EngagedCluster, EventType, Fleet
+from milo_discovery import DisengageReason, EngagedCluster, EventType, Fleet, SyncDiscoveryClient
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._ownership import Ownership, boottime
 
+from .conftest import AT_ONCE
 from .eventually import eventually
 from .messages import disengaged, engaged, following, snapshot
+from .scripted_daemon import ScriptedDaemon
 
 LONG = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=600))
 SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(nanos=400_000_000))
@@ -53,7 +57,9 @@ class TestDeadline:
         ownership = Ownership()
         ownership.renewed(LONG, 100.0)
         assert ownership.next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
-        assert ownership.next_renewal_s(699.0) == ownership.timeout_s(699.0) == 1.0
+        assert (ownership.next_renewal_s(698.0), ownership.timeout_s(698.0)) == (1.0, 2.0)
+        assert (ownership.next_renewal_s(699.75), ownership.timeout_s(699.75)) == (0.2, 0.25)
+        assert ownership.next_renewal_s(699.875) == ownership.timeout_s(699.875) == 0.125
         assert ownership.next_renewal_s(701.0) == 1.0
         assert ownership.timeout_s(701.0) == 3.0
 
@@ -131,6 +137,73 @@ class TestWatch:
             await eventually(lambda: running == {"a", "b"})
             daemon.ownership = None
             await eventually(lambda: not running)
+
+
+class TestSyncWatch:
+    @pytest.fixture
+    def sync_client(self, daemon: ScriptedDaemon) -> Iterator[SyncDiscoveryClient]:
+        with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
+            yield client
+
+    async def test_clusters_of_a_sharded_daemon_are_engaged_while_it_owns_them(self, sync_client, daemon):
+        daemon.ownership = LONG
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        stream = await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        assert (await reading).type is EventType.ENGAGED
+        assert watch.is_owner
+        stream.send(following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED)))
+        assert (await asyncio.to_thread(next, watch)).reason is DisengageReason.MOVED
+        assert daemon.renewals == 1
+
+    async def test_daemon_that_owns_nothing_engages_nothing(self, sync_client, daemon):
+        daemon.ownership = NONE
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        await eventually(lambda: daemon.renewals >= 1)
+        assert not watch.clusters
+        daemon.ownership = LONG
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        assert (await reading).type is EventType.ENGAGED
+
+    @pytest.mark.parametrize("is_killed", [False, True])
+    async def test_clusters_are_disengaged_when_the_ownership_is_not_renewed(self, sync_client, daemon, is_killed):
+        daemon.ownership = SHORT
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        assert (await reading).type is EventType.ENGAGED
+        daemon.ownership = None
+        if is_killed:
+            await daemon.stop()
+        lost = await asyncio.to_thread(next, watch)
+        assert (lost.type, lost.reason) == (EventType.DISENGAGED, DisengageReason.OWNERSHIP_LOST)
+        assert not watch.clusters
+        assert not watch.is_owner
+
+    async def test_lost_clusters_are_engaged_again_from_a_snapshot(self, sync_client, daemon):
+        daemon.ownership = SHORT
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        assert (await reading).type is EventType.ENGAGED
+        daemon.ownership = None
+        assert (await asyncio.to_thread(next, watch)).reason is DisengageReason.OWNERSHIP_LOST
+        daemon.ownership = LONG
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        stream = await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+        assert stream.request.resume_revision == ""
+        assert (await reading).type is EventType.ENGAGED
+
+    async def test_close_ends_a_renewal_that_is_not_answered(self, sync_client, daemon):
+        daemon.ownership = None
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch, None))
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+        await eventually(lambda: daemon.renewals == 1)
+        await asyncio.to_thread(watch.close)
+        assert await reading is None
 
 
 async def daemon_stream(daemon, *batches):

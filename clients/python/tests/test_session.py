@@ -32,8 +32,10 @@ def test_shared_case(case: dict[str, Any]) -> None:
             case {"batch": batch}:
                 items = session.receive(ParseDict(batch, pb.WatchClustersResponse()))
                 assert "news" not in step or [describe(item) for item in items] == step["news"]
+            case {"lose": True, "news": news}:
+                assert [describe(item) for item in session.lose_ownership()] == news
             case {"state": wanted}:
-                assert state_of(session) == {"source": "", **wanted}
+                assert state_of(session) == {"source": "", "pending": [], **wanted}
 
 
 def state_of(session: Session) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "revision": session.revision,
         "synced": session.synced,
         "source": "" if source is None else f"{source.state.name} {source.reason}",
+        "pending": list(session.pending_sources),
     }
 
 

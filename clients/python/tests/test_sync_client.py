@@ -348,12 +348,12 @@ class ClosingChannel:
 
 def test_close_during_a_batch_ends_the_waiting_thread():
     stream = _StreamReader(ClosingChannel(), pb.WatchClustersRequest(), ())  # type: ignore[arg-type]  # what is used of it
-    stream.next_batch(timedelta(minutes=5))
+    stream.next_batch(300.0)
     ended: list[DiscoveryError] = []
 
     def wait() -> None:
         try:
-            stream.next_batch(timedelta(minutes=5))
+            stream.next_batch(300.0)
         except DiscoveryError as error:
             ended.append(error)
 

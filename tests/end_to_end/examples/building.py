@@ -1,4 +1,7 @@
-"""The subscribers under `examples/`, built where their toolchain is; what is built stays in the user's cache folder."""
+"""The subscribers under `examples/`, and a program on the Go provider, built where their toolchain is.
+
+What is built stays in the user's cache folder.
+"""
 
 import fcntl
 import hashlib
@@ -18,16 +21,20 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo
 Command = list[str]
 
 
-def go_program(source: Path, name: str) -> Command:
+def go_program(source: Path, name: str, package: str = ".") -> Command:
     go = tool("go")
     built = CACHE / "go" / name
     with alone(CACHE / "go"):
-        run([go, "build", "-o", str(built), "."], source)
+        run([go, "build", "-o", str(built), package], source)
     return [str(built)]
 
 
 def go_subscriber() -> Command:
     return go_program(EXAMPLES / "go", "subscriber")
+
+
+def go_provider() -> Command:
+    return go_program(ROOT / "clients" / "go" / "multicluster", "engagements", "./internal/engagements")
 
 
 def node_subscriber() -> Command:
@@ -47,7 +54,9 @@ def node_subscriber() -> Command:
     return [node, str(target / "subscriber.mjs")]
 
 
-BUILDERS = {"go": go_subscriber, "node": node_subscriber}
+BUILDERS = {"go": go_subscriber, "node": node_subscriber, "provider": go_provider}
+NEEDS_KUBERNETES = {"provider"}
+"""Compiling Kubernetes libraries takes minutes while nothing is cached."""
 
 
 def tool(name: str) -> str:
@@ -55,6 +64,13 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"there is no {name} on PATH: what is written for it is neither built nor run")
     return found
+
+
+def go_test() -> Command:
+    """Tests with the race detector, where a C compiler is."""
+    go = tool("go")
+    has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
+    return [go, "test", *(["-race"] if has_cgo == "1" and shutil.which("cc") else [])]
 
 
 def run(command: Sequence[str], directory: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from milo_sandbox import Sandbox
-from tests.end_to_end.examples.building import BUILDERS, Command
+from tests.end_to_end.examples.building import BUILDERS, NEEDS_KUBERNETES, Command
 from tests.end_to_end.examples.program import Program
 from tests.end_to_end.process.daemon import DaemonProcess
 
@@ -15,6 +15,8 @@ from tests.end_to_end.process.daemon import DaemonProcess
 @pytest.fixture(scope="session", params=sorted(BUILDERS))
 def command(request: pytest.FixtureRequest) -> Command:
     """What runs the subscriber, in each language."""
+    if request.param in NEEDS_KUBERNETES and not request.config.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     return BUILDERS[request.param]()
 
 
@@ -52,6 +54,20 @@ async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]
 async def draining_daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
     """A daemon that waits for releases, for longer than any test."""
     async with _daemon(kubeconfig, socket, MILO_DISCOVERYD_DRAIN_TIMEOUT="1h") as daemon:
+        await daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+async def sharded_daemon(sandbox: Sandbox, kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    """The only member of a shard group, whose Leases are in a project that it does not engage."""
+    sandbox.projects.create("leases")
+    leases = kubeconfig.with_name("leases")
+    leases.touch(mode=0o600)
+    leases.write_text(kubeconfig.read_text().replace(sandbox.url, sandbox.control_plane_url("leases")))
+    sharding = {"GROUP": "tests", "MEMBER": "only", "NAMESPACE": "default", "KUBECONFIG": str(leases)}
+    environ = {f"MILO_DISCOVERYD_SHARDING__{name}": value for name, value in sharding.items()}
+    async with _daemon(kubeconfig, socket, **environ) as daemon:
         await daemon.start()
         yield daemon
 

@@ -1,12 +1,10 @@
 """The tests of the Go modules, run by the go command with the race detector where a C compiler is."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.examples.building import ROOT, run, tool
+from tests.end_to_end.examples.building import ROOT, go_test, run
 
 CLIENT = "clients/go"
 NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
@@ -20,10 +18,7 @@ MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))
 
 
 def run_tests(module: str, *flags: str) -> None:
-    go = tool("go")
-    has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
-    race = ["-race"] if has_cgo == "1" and shutil.which("cc") else []
-    run([go, "test", *race, *flags, "./..."], ROOT / module)
+    run([*go_test(), *flags, "./..."], ROOT / module)
 
 
 def test_go_client_tests_pass() -> None:

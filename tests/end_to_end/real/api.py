@@ -92,8 +92,12 @@ class Api:
 
     async def define(self, definition: object) -> None:
         """Installs a custom resource definition, unless it is there."""
+        await self.ensure(DEFINITIONS, definition)
+
+    async def ensure(self, collection: str, body: object) -> None:
+        """Creates an object, unless it is there."""
         try:
-            await self.call("POST", DEFINITIONS, definition)
+            await self.call("POST", collection, body)
         except RefusedError as refusal:
             if refusal.status != _EXISTS_ALREADY:
                 raise

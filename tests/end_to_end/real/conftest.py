@@ -20,6 +20,7 @@ from tests.end_to_end.scenarios.concurrent_runs import ScenarioRuns, selected
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
 
+NAMESPACE = "milo-system"
 _SERVERS_OF_A_MODE = 2
 _OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
 _TOLD = pytest.StashKey[list[str]]()
@@ -109,4 +110,22 @@ def folder() -> Iterator[Path]:
 async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
     """A server that runs and holds no object."""
     async with servers.lend(mode, folder) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+    """An API server with objects that are clusters, in NAMESPACE."""
+    (folder / "platform").mkdir()
+    async with servers.lend("project-control-plane", folder / "platform") as server:
+        async with server.api() as api:
+            await api.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def workload(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+    """The API server of such a cluster."""
+    (folder / "workload").mkdir()
+    async with servers.lend("project", folder / "workload") as server:
         yield server

@@ -13,53 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import yaml
 
 from milo_discovery import DiscoveryClient, Watch
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.real.api import Api, RefusedError
+from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.builds import GoProgram, source_folder
+from tests.end_to_end.real.conftest import NAMESPACE
 from tests.end_to_end.real.handing_out import kubeconfig_of
 from tests.end_to_end.real.kubectl import user_of
 from tests.end_to_end.real.servers import RealApi
-from tests.end_to_end.scenarios.servers import RealServers
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
 CLUSTER_API = ("sigs.k8s.io/cluster-api", "v1.10.4", "cluster.x-k8s.io_clusters.yaml")
 INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
-NAMESPACE = "milo-system"
 _WITHIN_S = 90.0
 
 Document = dict[str, Any]
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
-    """The API server with the objects."""
-    (folder / "platform").mkdir()
-    async with servers.lend("project-control-plane", folder / "platform") as server:
-        async with server.api() as api:
-            await create(api, "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        yield server
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def workload(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
-    """The API server of the cluster."""
-    (folder / "workload").mkdir()
-    async with servers.lend("project", folder / "workload") as server:
-        yield server
-
-
-async def create(api: Api, path: str, body: Document) -> None:
-    try:
-        await api.call("POST", path, body)
-    except RefusedError as error:
-        if error.status != 409:
-            raise
 
 
 async def define(api: Api, module: tuple[str, str, str]) -> None:
@@ -120,10 +92,10 @@ async def test_cluster_api_definition(platform: RealApi, workload: RealApi, fold
     secret = {"metadata": {"name": "alpha-kubeconfig"}, "data": {"value": encoded(workload.kubeconfig_as("capi"))}}
     async with platform.api() as api:
         await define(api, CLUSTER_API)
-        await create(api, f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
+        await api.ensure(f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
         async with following(platform, "cluster-api", folder) as watch:
             await watch.synced()
-            await create(api, clusters, cluster)
+            await api.ensure(clusters, cluster)
             await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": True}})
             await expect_usable(watch, folder, f"{NAMESPACE}.alpha", "capi")
             assert watch.clusters[f"{NAMESPACE}.alpha"].labels == {"env": "prod"}
@@ -140,8 +112,8 @@ async def test_kubeconfig_secrets_definition(platform: RealApi, workload: RealAp
     }
     async with platform.api() as api, following(platform, "kubeconfig-secrets", folder) as watch:
         await watch.synced()
-        await create(api, secrets, {**secret, "metadata": {"name": "no-cluster"}})
-        await create(api, secrets, secret)
+        await api.ensure(secrets, {**secret, "metadata": {"name": "no-cluster"}})
+        await api.ensure(secrets, secret)
         await expect_usable(watch, folder, "beta", "by-secret")
         assert list(watch.clusters) == ["beta"]
         await api.call("DELETE", f"{secrets}/beta")
@@ -180,7 +152,7 @@ async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, 
         await define(api, INVENTORY_API)
         async with following(platform, "cluster-profile", folder, **changes) as watch:
             await watch.synced()
-            await create(api, profiles, profile)
+            await api.ensure(profiles, profile)
             await api.call("PATCH", f"{profiles}/gamma/status", {"status": status})
             await expect_usable(watch, folder, f"{NAMESPACE}.gamma", "admin")
             assert watch.clusters[f"{NAMESPACE}.gamma"].endpoint == workload.url

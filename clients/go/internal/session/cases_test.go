@@ -28,6 +28,7 @@ type step struct {
 	Batch  json.RawMessage `json:"batch"`
 	News   []string        `json:"news"`
 	Breaks string          `json:"breaks"`
+	Lose   bool            `json:"lose"`
 	State  *state          `json:"state"`
 }
 
@@ -36,6 +37,7 @@ type state struct {
 	Revision string   `json:"revision"`
 	Synced   bool     `json:"synced"`
 	Source   string   `json:"source"`
+	Pending  []string `json:"pending"`
 }
 
 func TestSharedCases(t *testing.T) {
@@ -90,6 +92,10 @@ func run(t *testing.T, session *Session, at string, step step) {
 		if news := describe(session, result); step.News != nil && !slices.Equal(news, step.News) {
 			t.Errorf("%s: reports %q, want %q", at, news, step.News)
 		}
+	case step.Lose:
+		if news := describe(session, Result{Changes: session.LoseOwnership()}); !slices.Equal(news, step.News) {
+			t.Errorf("%s: reports %q, want %q", at, news, step.News)
+		}
 	case step.State != nil:
 		if got := stateOf(session); fmt.Sprint(got) != fmt.Sprint(*step.State) {
 			t.Errorf("%s: the state is %+v, want %+v", at, got, *step.State)
@@ -100,7 +106,7 @@ func run(t *testing.T, session *Session, at string, step step) {
 }
 
 func stateOf(session *Session) state {
-	now := state{Revision: session.Revision(), Synced: session.Synced()}
+	now := state{Revision: session.Revision(), Synced: session.Synced(), Pending: session.PendingSources()}
 	for _, name := range slices.Sorted(maps.Keys(session.view)) {
 		known := session.view[name]
 		now.View = append(now.View, describeCluster(known.Cluster, "", "", known.Kubeconfig))

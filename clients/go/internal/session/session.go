@@ -10,6 +10,7 @@
 //     incarnation alone means that another daemon engaged it. Only a drain ends the work on it: a cluster that was
 //     draining and no longer is was disengaged and engaged again.
 //   - A batch is applied whole or not at all, and only then does its revision become the resume revision.
+//   - A snapshot says nothing of sources that the daemon does not know yet: their clusters stay as they are.
 //
 // The Python client implements the same rules; clients/testdata/session_cases.json is run by the tests of both.
 package session
@@ -31,8 +32,12 @@ import (
 // from those before it. Open another stream to continue.
 var ErrBroken = errors.New("discovery stream is inconsistent")
 
-// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
-const MissingAfterReconnect = "it was gone when the connection to the daemon came back"
+const (
+	// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
+	MissingAfterReconnect = "it was gone when the connection to the daemon came back"
+	// OwnershipNotRenewed is the message of a disengagement by LoseOwnership.
+	OwnershipNotRenewed = "the daemon did not confirm in time that the cluster is still its own"
+)
 
 // Kind is what a Change does to its cluster.
 type Kind int
@@ -97,6 +102,7 @@ type Session struct {
 	revision string
 	synced   bool
 	source   *pb.SourceStatus
+	pending  []string
 }
 
 // Revision is what the next stream resumes from; empty to start over.
@@ -107,6 +113,9 @@ func (s *Session) Synced() bool { return s.synced }
 
 // Source is the daemon's own view of Milo as last received; nil before that.
 func (s *Session) Source() *pb.SourceStatus { return s.source }
+
+// PendingSources are the sources of which the daemon has no complete list yet. Their clusters stay as they were known.
+func (s *Session) PendingSources() []string { return s.pending }
 
 // Len is the number of clusters in the view.
 func (s *Session) Len() int { return len(s.view) }
@@ -139,7 +148,26 @@ func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
 	if batch.GetSource() != nil {
 		s.source = batch.GetSource()
 	}
+	if batch.GetSynced() {
+		s.pending = batch.GetPendingSources()
+	}
 	return result, nil
+}
+
+// LoseOwnership empties the view, because another daemon may have engaged its clusters, and returns their
+// disengagements. The stream is closed for further batches, and the next one begins with a snapshot.
+func (s *Session) LoseOwnership() []Change {
+	lost := make([]Change, 0, len(s.view))
+	for _, name := range byArrival(s.view) {
+		lost = append(lost, Change{
+			Kind:    Disengaged,
+			Cluster: s.view[name].Cluster,
+			Reason:  pb.DisengageReason_DISENGAGE_REASON_OWNERSHIP_LOST,
+			Message: OwnershipNotRenewed,
+		})
+	}
+	s.phase, s.last, s.view, s.snapshot, s.revision = closed, "", nil, nil, ""
+	return lost
 }
 
 func (s *Session) advance(before phase, batch *pb.WatchClustersResponse) (Result, error) {
@@ -202,6 +230,11 @@ func (s *Session) gather(batch *pb.WatchClustersResponse) Result {
 	if !batch.GetSynced() {
 		s.phase = replacing
 		return Result{}
+	}
+	for name, known := range s.view {
+		if _, ok := s.snapshot[name]; !ok && slices.Contains(batch.GetPendingSources(), known.Cluster.GetSource()) {
+			s.snapshot[name] = known
+		}
 	}
 	changes := s.differences(s.snapshot)
 	s.view, s.snapshot = s.snapshot, nil

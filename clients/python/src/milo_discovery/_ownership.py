@@ -13,6 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 
 RENEWAL_INTERVAL_S = 3.0
 RENEWAL_TIMEOUT_S = 3.0
+SHORTEST_RENEWAL_S = 0.2
 
 
 def boottime() -> float:
@@ -44,9 +45,14 @@ class Ownership:
             self._until = max(self._until, asked_at + response.valid_for.ToTimedelta().total_seconds())
 
     def next_renewal_s(self, now: float) -> float:
-        """Return how long to wait before the next request."""
+        """Return how long to wait before the next request.
+
+        The last ones follow each other more closely, because the daemon may renew its own Lease late.
+        """
         left = self._until - now
-        return min(RENEWAL_INTERVAL_S, left) if left > 0 else RENEWAL_INTERVAL_S / 3
+        if left <= 0:
+            return RENEWAL_INTERVAL_S / 3
+        return min(RENEWAL_INTERVAL_S, max(left / 2, min(left, SHORTEST_RENEWAL_S)))
 
     def timeout_s(self, now: float) -> float:
         """Return how long to wait for a response: no longer than the ownership lasts."""

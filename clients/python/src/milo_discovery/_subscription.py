@@ -13,7 +13,7 @@ from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._convert import WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import read_access
-from milo_discovery._ownership import Ownership
+from milo_discovery._ownership import Ownership, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
@@ -107,6 +107,11 @@ class WatchState:
     def connected(self) -> bool:
         """Whether the daemon answers on the current stream."""
         return self._subscription.connected
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether the daemon's clusters are its own. Only a sharded daemon can lose them to another one."""
+        return self._subscription.ownership.is_held(boottime())
 
     @property
     def source(self) -> SourceStatus | None:

@@ -24,13 +24,19 @@ from milo_discovery._convert import FilterOptions, WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
+from milo_discovery._ownership import boottime
 from milo_discovery._subscription import Subscription, WatchState
+from milo_discovery._sync_ownership import OwnershipKeeper
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
+
+
+_OWNERSHIP_CHECK_S = 0.2
+"""How often a watch checks whether a daemon that owns nothing owns its clusters again."""
 
 
 class Release(Protocol):
@@ -172,6 +178,8 @@ class SyncWatch(WatchState):
     """The blocking twin of Watch: `for event in watch`. It reads only while it is iterated over.
 
     So `connected`, `source` and `clusters` are as of the last iteration, and a dead connection is noticed by iterating.
+    So is the end of the ownership of a sharded daemon: work that takes longer than a few seconds belongs in a thread of
+    its own, or checks `is_owner` before it writes.
     """
 
     def __init__(
@@ -190,6 +198,7 @@ class SyncWatch(WatchState):
         self._lock = threading.Lock()
         """Held while `_stream` changes: after close() in another thread, no stream may be opened."""
         self._stream: _StreamReader | None = None
+        self._keeper = OwnershipKeeper(subscription.ownership, connect, metadata)
         self._closed = threading.Event()
 
     def synced(self) -> None:
@@ -216,6 +225,7 @@ class SyncWatch(WatchState):
         if not self._closed.is_set():
             self._closed.set()
             self._on_close(self)
+        self._keeper.close()
         self._drop_stream()
         self._subscription.stream_closed()
 
@@ -246,22 +256,53 @@ class SyncWatch(WatchState):
 
     def _read_until(self, predicate: Callable[[], bool]) -> bool:
         """Read until the predicate is true; return False if the watch is closed first."""
-        while not predicate():
-            try:
-                stream = self._open_stream()
-                if stream is None:
-                    break
-                batch = stream.next_batch(self._subscription.silence_limit)
-                self._subscription.received(batch, time.monotonic())
-            except NOT_RETRYABLE:
+        while not self._closed.is_set():
+            if not self.is_owner:
                 self._drop_stream()
                 self._subscription.stream_closed()
-                raise
-            except DiscoveryError as error:
-                self._drop_stream()
-                if not self._closed.is_set():
-                    self._closed.wait(self._subscription.stream_lost(error, time.monotonic()).total_seconds())
+                self._subscription.ownership_ended()
+            if predicate():
+                break
+            if self.is_owner:
+                self._read()
+            else:
+                self._closed.wait(_OWNERSHIP_CHECK_S)
         return predicate()
+
+    def _read(self) -> None:
+        """Apply the next batch, or record that the stream broke and wait before the next one."""
+        try:
+            stream = self._open_stream()
+            batch = None if stream is None else self._next_batch(stream)
+            if batch is None:
+                return
+            if batch.sharded:
+                self._keeper.begin()
+            if batch.events and not self.is_owner:
+                raise StreamBroken("the daemon does not own its clusters at present")
+            self._subscription.received(batch, time.monotonic())
+        except NOT_RETRYABLE:
+            self._drop_stream()
+            self._subscription.stream_closed()
+            raise
+        except DiscoveryError as error:
+            self._drop_stream()
+            if not self._closed.is_set():
+                delay = self._subscription.stream_lost(error, time.monotonic())
+                self._closed.wait(min(delay.total_seconds(), self._owned_s()))
+
+    def _next_batch(self, stream: _StreamReader) -> pb.WatchClustersResponse | None:
+        """Return the next batch; None if the ownership ends first. Raises StreamBroken if nothing arrives in time."""
+        limit = self._subscription.silence_limit.total_seconds()
+        silent_at = time.monotonic() + limit
+        while (left := silent_at - time.monotonic()) > 0:
+            batch = stream.next_batch(min(left, self._owned_s()))
+            if batch is not None or not self.is_owner:
+                return batch
+        raise StreamBroken(f"no heartbeat for {limit:g} s")
+
+    def _owned_s(self) -> float:
+        return max(0.0, self._subscription.ownership.until - boottime())
 
     def _open_stream(self) -> _StreamReader | None:
         """Return the stream, opened if there is none; None once the watch is closed."""
@@ -294,12 +335,12 @@ class _StreamReader:
         self._thread = threading.Thread(target=self._read, name="milo-discovery watch", daemon=True)
         self._thread.start()
 
-    def next_batch(self, silence_limit: timedelta) -> pb.WatchClustersResponse:
-        """Return the next batch. Raises how the call ended, or StreamBroken if nothing arrives in time."""
+    def next_batch(self, timeout_s: float) -> pb.WatchClustersResponse | None:
+        """Return the next batch, or None if nothing arrives in time. Raises how the call ended."""
         try:
-            arrived = self._arrived.get(timeout=silence_limit.total_seconds())
+            arrived = self._arrived.get(timeout=timeout_s)
         except Empty:
-            raise StreamBroken(f"no heartbeat for {silence_limit.total_seconds():g} s") from None
+            return None
         self._read_ahead.release()
         if isinstance(arrived, DiscoveryError):
             raise arrived

@@ -154,7 +154,7 @@ class Watch(WatchState):
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                await self._signal.wait_for(self._is_owner)
+                await self._signal.wait_for(lambda: self.is_owner)
                 try:
                     await self._read_stream(clock)
                 except NOT_RETRYABLE:
@@ -184,7 +184,7 @@ class Watch(WatchState):
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel)
                         self._keeper = asyncio.create_task(self._keep_ownership(), name="milo-discovery ownership")
-                    if batch.events and not self._is_owner():
+                    if batch.events and not self.is_owner:
                         raise StreamBroken("the daemon does not own its clusters at present")
                     subscription.received(batch, clock())
                     self._signal.notify()
@@ -194,9 +194,6 @@ class Watch(WatchState):
             raise status_error_of_call(error) from error
         except TimeoutError as error:
             raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error
-
-    def _is_owner(self) -> bool:
-        return self._subscription.ownership.is_held(boottime())
 
     async def _renew_ownership(self, channel: grpc.aio.Channel) -> None:
         """Ask for how long the daemon's clusters are its own. A failure leaves the last response to expire."""
@@ -210,14 +207,14 @@ class Watch(WatchState):
 
     async def _keep_ownership(self) -> None:
         """Renew the ownership, and disengage all clusters when it ends."""
-        ownership, was_owner = self._subscription.ownership, self._is_owner()
+        ownership, was_owner = self._subscription.ownership, self.is_owner
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
-            if not was_owner or self._is_owner():
+            if not was_owner or self.is_owner:
                 # A channel of its own for each call: one that lost its daemon waits long before it connects again.
                 async with self._connect() as channel:
                     await self._renew_ownership(channel)
-            is_owner = self._is_owner()
+            is_owner = self.is_owner
             if was_owner and not is_owner:
                 self._subscription.ownership_ended()
                 await self._stop_reading()

@@ -1,0 +1,16 @@
+package discovery
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// boottime returns the time since the machine was started, or 0 where that is forbidden.
+func boottime() time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return time.Duration(now.Nano())
+}

@@ -1,0 +1,59 @@
+package session
+
+import (
+	"time"
+
+	pb "go.miloapis.com/discovery/v1"
+)
+
+const (
+	renewalInterval = 3 * time.Second
+	renewalTimeout  = 3 * time.Second
+	shortestRenewal = 200 * time.Millisecond
+)
+
+// Ownership is until when the clusters of a daemon are its own.
+//
+// A daemon that is killed or stopped cannot say that it lost its clusters, and another daemon of its shard group engages
+// them. So a subscriber asks for how long they are the daemon's, and ends its work when that time has passed without
+// another response. Times are those of a clock that also advances while the machine is suspended. The zero value is the
+// ownership of a daemon that shares the clusters with no other, which does not end.
+type Ownership struct {
+	sharded bool
+	until   time.Duration
+}
+
+// Share says that the daemon shares the clusters with others.
+func (o *Ownership) Share() { o.sharded = true }
+
+// Sharded reports whether the daemon shares the clusters with others, as far as is known.
+func (o *Ownership) Sharded() bool { return o.sharded }
+
+// Held reports whether the clusters are the daemon's own.
+func (o *Ownership) Held(now time.Duration) bool { return !o.sharded || now < o.until }
+
+// Renewed applies a response, which counts from its request, because it may have been under way for long.
+func (o *Ownership) Renewed(response *pb.RenewOwnershipResponse, asked time.Duration) {
+	o.sharded = response.GetSharded()
+	if response.GetValidFor() != nil {
+		o.until = max(o.until, asked+response.GetValidFor().AsDuration())
+	}
+}
+
+// NextRenewal returns how long to wait before the next request. The last requests follow each other more closely, because
+// the daemon may renew its own Lease late.
+func (o *Ownership) NextRenewal(now time.Duration) time.Duration {
+	left := o.until - now
+	if left <= 0 {
+		return renewalInterval / 3
+	}
+	return min(renewalInterval, max(left/2, min(left, shortestRenewal)))
+}
+
+// Timeout returns how long to wait for a response: no longer than the ownership lasts.
+func (o *Ownership) Timeout(now time.Duration) time.Duration {
+	if left := o.until - now; left > 0 {
+		return min(renewalTimeout, left)
+	}
+	return renewalTimeout
+}

@@ -1,0 +1,85 @@
+// Command engagements prints what the provider makes of the clusters of a daemon, for the tests of the rules that
+// subscribers follow (tests/end_to_end/examples).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"reflect"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/multicluster"
+)
+
+const lookEvery = 20 * time.Millisecond
+
+func main() {
+	log.SetFlags(0)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	heartbeat, _ := strconv.Atoi(os.Getenv("HEARTBEAT_S"))
+	logger := funcr.NewJSON(func(line string) {
+		if strings.Contains(line, "stream from milo-discoveryd broke") {
+			show("the stream broke, every cluster stays as it is:", line)
+		}
+	}, funcr.Options{})
+	ctrllog.SetLogger(logger)
+	provider, err := multicluster.New(multicluster.Options{
+		ProjectRestConfig: &rest.Config{TLSClientConfig: rest.TLSClientConfig{Insecure: true}},
+		HeartbeatInterval: time.Duration(heartbeat) * time.Second,
+		Logger:            logger,
+		Registerer:        prometheus.NewRegistry(),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := provider.Start(ctx, &printer{provider: provider}); err != nil {
+		log.Fatalf("refused: %v", err)
+	}
+}
+
+// printer prints the clusters that are engaged with it, until they are disengaged.
+type printer struct{ provider *multicluster.Provider }
+
+func (p *printer) Engage(ctx context.Context, name mc.ClusterName, _ cluster.Cluster) error {
+	info, _ := p.provider.Info(name)
+	show("ENGAGED", info.Name, info.Endpoint)
+	go p.follow(ctx, info)
+	return nil
+}
+
+func (p *printer) follow(ctx context.Context, before discovery.Cluster) {
+	name := mc.ClusterName(before.Name)
+	for {
+		select {
+		case <-ctx.Done():
+			var cause *multicluster.Disengaged
+			if errors.As(context.Cause(ctx), &cause) {
+				show("DISENGAGED", before.Name, string(cause.Reason), cause.Message)
+			}
+			return
+		case <-time.After(lookEvery):
+			if info, ok := p.provider.Info(name); ok && info.UID == before.UID && !reflect.DeepEqual(info.Labels, before.Labels) {
+				show("UPDATED", info.Name, info.Endpoint)
+				before = info
+			}
+		}
+	}
+}
+
+func show(words ...string) { fmt.Println(strings.Join(words, "  ")) }

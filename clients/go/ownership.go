@@ -1,0 +1,130 @@
+package discovery
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.miloapis.com/discovery/internal/session"
+	pb "go.miloapis.com/discovery/v1"
+)
+
+var errNotOwner = fmt.Errorf("%w: the daemon does not own its clusters at present", ErrStreamBroken)
+
+// keeper renews the ownership of a sharded daemon, beside the stream and while that is broken.
+type keeper struct {
+	ctx     context.Context
+	client  *Client
+	running sync.WaitGroup
+
+	mutex     sync.Mutex
+	ownership session.Ownership
+	renewing  bool
+	term      context.Context // ends with the ownership, with ErrOwnershipLost
+	end       context.CancelCauseFunc
+	begun     chan struct{} // closed when the next term begins
+}
+
+func newKeeper(ctx context.Context, client *Client) *keeper {
+	k := &keeper{ctx: ctx, client: client, begun: make(chan struct{})}
+	k.term, k.end = context.WithCancelCause(ctx)
+	return k
+}
+
+// wait waits for the renewals to end. The context has ended.
+func (k *keeper) wait() { k.running.Wait() }
+
+// owned waits until the daemon owns its clusters, and returns a context that ends when it no longer does.
+func (k *keeper) owned() (context.Context, error) {
+	for {
+		k.mutex.Lock()
+		term, begun := k.term, k.begun
+		k.mutex.Unlock()
+		if term.Err() == nil {
+			return term, nil
+		}
+		select {
+		case <-begun:
+		case <-k.ctx.Done():
+			return nil, context.Cause(k.ctx)
+		}
+	}
+}
+
+func (k *keeper) held() bool {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	return k.ownership.Held(k.client.clock.now())
+}
+
+func (k *keeper) sharded() bool {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	return k.ownership.Sharded()
+}
+
+// share says that the daemon is sharded. The first time, it returns when the daemon has answered for how long it owns
+// its clusters.
+func (k *keeper) share() {
+	k.mutex.Lock()
+	known := k.renewing
+	k.renewing = true
+	k.ownership.Share()
+	k.mutex.Unlock()
+	if !known {
+		k.renew()
+		k.running.Add(1)
+		go k.keep()
+	}
+}
+
+// keep renews until the daemon shares the clusters with no other.
+func (k *keeper) keep() {
+	defer k.running.Done()
+	for k.ctx.Err() == nil && k.settle() {
+		sleep(k.ctx, k.nextRenewal())
+		k.settle() // an ownership that ended meanwhile is lost, even if it can be renewed
+		k.renew()
+	}
+}
+
+// settle ends the term, or begins another. It reports whether to go on.
+func (k *keeper) settle() bool {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	switch held := k.ownership.Held(k.client.clock.now()); {
+	case !held:
+		k.end(ErrOwnershipLost)
+	case k.term.Err() != nil:
+		k.term, k.end = context.WithCancelCause(k.ctx)
+		close(k.begun)
+		k.begun = make(chan struct{})
+	}
+	k.renewing = k.ownership.Sharded()
+	return k.renewing
+}
+
+func (k *keeper) nextRenewal() time.Duration {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	return k.ownership.NextRenewal(k.client.clock.now())
+}
+
+// renew asks for how long the daemon's clusters are its own. A failure leaves the last response to expire.
+func (k *keeper) renew() {
+	k.mutex.Lock()
+	asked := k.client.clock.now()
+	timeout := k.ownership.Timeout(asked)
+	k.mutex.Unlock()
+	ctx, cancel := context.WithTimeout(k.ctx, timeout)
+	defer cancel()
+	request := &pb.RenewOwnershipRequest{}
+	response, err := call(ctx, k.client, "RenewOwnership", pb.DiscoveryServiceClient.RenewOwnership, request)
+	if err != nil {
+		return
+	}
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	k.ownership.Renewed(response, asked)
+}
