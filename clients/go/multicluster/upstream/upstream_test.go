@@ -9,6 +9,7 @@ import (
 	"runtime/pprof"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,8 @@ import (
 	"sigs.k8s.io/multicluster-runtime/pkg/clusters"
 	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	"sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded"
+	"sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded/sharder"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 	nop "sigs.k8s.io/multicluster-runtime/providers/nop"
@@ -262,5 +265,78 @@ func TestAnIndexDuringAddLosesTheCluster(t *testing.T) {
 	}
 	if _, err := all.Get(t.Context(), "project"); !errors.Is(err, mc.ErrClusterNotFound) {
 		t.Errorf("Get: %v", err)
+	}
+}
+
+// undecided is the registry and the sharder of a coordinator that owns nothing until it is let.
+type undecided struct {
+	owns  atomic.Bool
+	asked atomic.Int64
+}
+
+func (u *undecided) Self() sharder.PeerInfo       { return sharder.PeerInfo{ID: "us", Weight: 1} }
+func (u *undecided) Snapshot() []sharder.PeerInfo { return []sharder.PeerInfo{u.Self()} }
+
+func (u *undecided) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (u *undecided) ShouldOwn(string, []sharder.PeerInfo, sharder.PeerInfo) bool {
+	owns := u.owns.Load()
+	u.asked.Add(1)
+	return owns
+}
+
+// engaged is an Aware that passes the context of each engagement on.
+type engaged struct {
+	ctxs chan context.Context
+	name mc.ClusterName
+}
+
+func (e *engaged) Engage(ctx context.Context, name mc.ClusterName, _ cluster.Cluster) error {
+	if name == e.name {
+		e.ctxs <- ctx
+	}
+	return nil
+}
+
+func TestDisengagementInTheShardedCoordinatorEndsAnotherCluster(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	kube, err := client.New(config(api, "local"), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, stays := &undecided{}, &engaged{ctxs: make(chan context.Context, 10), name: "stays"}
+	coordinator := sharded.New(kube, logr.Discard(), sharded.WithPeerRegistry(group), sharded.WithSharder(group))
+	coordinator.AddAware(stays)
+	if err := coordinator.Engage(t.Context(), "stays", nil); err != nil {
+		t.Fatal(err)
+	}
+	for group.asked.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	// Another replica ended, so that this one owns both. What starts "stays" is the engagement of "goes".
+	group.owns.Store(true)
+	goes, disengage := context.WithCancel(t.Context())
+	if err := coordinator.Engage(goes, "goes", nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx := <-stays.ctxs
+	disengage()
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the other cluster works on: the defect is gone")
+	}
+	// Each engagement has the coordinator decide again, and it does not start the one that has ended.
+	if err := coordinator.Engage(t.Context(), "comes", nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-stays.ctxs:
+		t.Error("it was started again: the defect is smaller than described")
+	case <-time.After(10 * syncPoll):
 	}
 }

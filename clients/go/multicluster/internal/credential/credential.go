@@ -43,6 +43,8 @@ type Options struct {
 // open when it is replaced.
 type Credential struct {
 	options Options
+	ctx     context.Context // of attempts; ends with Close
+	cancel  context.CancelFunc
 
 	mu      sync.Mutex
 	held    *held
@@ -68,7 +70,8 @@ var errClosed = errors.New("the cluster was disengaged")
 
 // New returns a Credential that holds nothing yet.
 func New(options Options) *Credential {
-	return &Credential{options: options}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Credential{options: options, ctx: ctx, cancel: cancel}
 }
 
 // Offer replaces the credential by a newer one. One that was issued before the one that is held is ignored.
@@ -124,6 +127,7 @@ func (c *Credential) isOld(k Kubeconfig) bool {
 
 // Close gives the transport back. Requests fail from then on.
 func (c *Credential) Close() {
+	c.cancel()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
@@ -163,6 +167,9 @@ func (c *Credential) current(ctx context.Context) (*held, error) {
 func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	used, err := c.current(request.Context())
 	if err != nil {
+		if request.Body != nil { // a RoundTripper closes it, also on errors
+			_ = request.Body.Close()
+		}
 		return nil, err
 	}
 	if due := used.from.RefreshAfter; !due.IsZero() && c.options.Now().After(due) {
@@ -256,15 +263,19 @@ func (c *Credential) renewBeside(pause time.Duration) *renewal {
 }
 
 func (c *Credential) attempt(attempt *renewal) {
-	ctx, cancel := context.WithTimeout(context.Background(), issueWithin)
+	ctx, cancel := context.WithTimeout(c.ctx, issueWithin)
 	defer cancel()
 	outcome := Failed
 	issued, err := c.options.Issue(ctx)
 	if err == nil {
 		outcome, err = c.offer(issued)
 	}
+	if c.ctx.Err() != nil {
+		err = errClosed
+	} else {
+		c.options.Attempted(outcome, err)
+	}
 	attempt.err = err
-	c.options.Attempted(outcome, err)
 	c.mu.Lock()
 	c.renewal = nil
 	c.mu.Unlock()

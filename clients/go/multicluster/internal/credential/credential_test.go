@@ -212,6 +212,47 @@ func TestAClosedCredentialGivesItsTransportBack(t *testing.T) {
 	}
 }
 
+func TestCloseEndsAnAttemptThatIsUnderWay(t *testing.T) {
+	asked := make(chan struct{})
+	attempted := false
+	c := New(Options{
+		Issue: func(ctx context.Context) (Kubeconfig, error) {
+			close(asked)
+			<-ctx.Done()
+			return Kubeconfig{}, ctx.Err()
+		},
+		Pool: &Pool{}, Now: time.Now, Attempted: func(Outcome, error) { attempted = true },
+	})
+	body := &closing{Reader: strings.NewReader("content")}
+	request, err := http.NewRequest(http.MethodPost, "http://127.0.0.1", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := c.RoundTrip(request)
+		ended <- err
+	}()
+	<-asked
+	c.Close()
+	if err := <-ended; !errors.Is(err, errClosed) {
+		t.Errorf("RoundTrip: %v", err)
+	}
+	if attempted || !body.closed {
+		t.Errorf("counted as an attempt: %t; the body is closed: %t", attempted, body.closed)
+	}
+}
+
+type closing struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closing) Close() error {
+	c.closed = true
+	return nil
+}
+
 func TestParseRefusesWhatReachesOutOfTheKubeconfig(t *testing.T) {
 	good := string(kubeconfig("x", 1).Content)
 	for name, content := range map[string]string{

@@ -79,6 +79,36 @@ func (m *inTurn) RESTMappings(kind schema.GroupKind, versions ...string) ([]*met
 	return m.RESTMapper.RESTMappings(kind, versions...)
 }
 
+func (m *inTurn) KindFor(resource schema.GroupVersionResource) (schema.GroupVersionKind, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.KindFor(resource)
+}
+
+func (m *inTurn) KindsFor(resource schema.GroupVersionResource) ([]schema.GroupVersionKind, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.KindsFor(resource)
+}
+
+func (m *inTurn) ResourceFor(resource schema.GroupVersionResource) (schema.GroupVersionResource, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.ResourceFor(resource)
+}
+
+func (m *inTurn) ResourcesFor(resource schema.GroupVersionResource) ([]schema.GroupVersionResource, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.ResourcesFor(resource)
+}
+
+func (m *inTurn) ResourceSingularizer(resource string) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.ResourceSingularizer(resource)
+}
+
 // Own returns a REST mapper for one cluster. Its requests end with ctx.
 func Own(ctx context.Context, config *rest.Config, transport http.RoundTripper) (meta.RESTMapper, error) {
 	return apiutil.NewDynamicRESTMapper(config, &http.Client{Transport: alone{ctx, transport}})
