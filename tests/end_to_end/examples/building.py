@@ -8,8 +8,10 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,17 @@ def node_subscriber() -> Command:
     return [node, str(target / "subscriber.mjs")]
 
 
-BUILDERS = {"go": go_subscriber, "node": node_subscriber, "provider": go_provider}
+def python_subscriber(kind: str) -> Command:
+    return [sys.executable, "-m", "tests.end_to_end.examples.printing", kind]
+
+
+BUILDERS = {
+    "go": go_subscriber,
+    "node": node_subscriber,
+    "provider": go_provider,
+    "python": partial(python_subscriber, "asyncio"),
+    "python-blocking": partial(python_subscriber, "blocking"),
+}
 NEEDS_KUBERNETES = {"provider"}
 """Compiling Kubernetes libraries takes minutes while nothing is cached."""
 

@@ -1,4 +1,4 @@
-"""The subscribers in Go and Node, and the Go provider, as processes, against the real daemon."""
+"""The clients in Python and Go, the Go provider and the subscriber in Node, as processes, against the real daemon."""
 
 import asyncio
 from collections.abc import Callable
