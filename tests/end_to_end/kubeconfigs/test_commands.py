@@ -81,7 +81,7 @@ async def test_tokens_are_printed_only_on_request(start: Start) -> None:
         ):
             outcome = await place.discovery(*arguments)
             told += [outcome.out, outcome.err]
-        told += [(await place.discovery("credential", "--cluster", "alpha")).err, place.daemon.said]
+        told += [(await place.discovery("credential", "--cluster", "alpha")).err, place.daemon.output]
         told += [(path / "index.json").read_text(), (path / ".milo-discovery.json").read_text()]
         told += [(place.folder / name).read_text() for name in ("exec", "merged")]
         async with place.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)) as process:

@@ -1,4 +1,4 @@
-"""A sandbox and daemons beside it, each a process with settings of its own."""
+"""Fixtures: a sandbox, and daemon processes with individual settings."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -15,8 +15,8 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.streams import Stream
 
 
-class Place:
-    """A folder with a sandbox's kubeconfig, where daemons are started."""
+class Workspace:
+    """A folder with a sandbox's kubeconfig, in which daemons are started."""
 
     def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.folder = folder
@@ -32,12 +32,12 @@ class Place:
         descriptors: int | None = None,
         **settings: Any,
     ) -> DaemonProcess:
-        """Not started yet."""
+        """Return a daemon that is not started yet."""
         given = {
             "discovery_kubeconfig": str(self.kubeconfig),
             "listen": [self.address],
             "http_listen": "off",
-            "connectivity": {"interval": "off"},  # what probes find would come between the events that a test is about
+            "connectivity": {"interval": "off"},  # probe results would come between the events of a test
             **settings,
         }
         config = self.folder / "config.yaml"
@@ -52,19 +52,19 @@ class Place:
         return Stream(self.address, request)
 
     async def subscribers(self) -> int:
-        """By the daemon's own count."""
+        """Return the daemon's count of subscribers."""
         async with self.client() as client:
             return (await client.server_info()).counts.subscribers
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a short path: that of a socket has 107 characters at most."""
+    """A temporary folder with a short path, since a socket's path has 107 characters at most."""
     with TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest.fixture
-async def place(folder: Path) -> AsyncIterator[Place]:
+async def workspace(folder: Path) -> AsyncIterator[Workspace]:
     async with Sandbox() as sandbox:
-        yield Place(folder, sandbox)
+        yield Workspace(folder, sandbox)

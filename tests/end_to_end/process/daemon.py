@@ -18,7 +18,7 @@ ENDED_WITHIN_S = 30.0
 _LONGEST_LINE = 1 << 20
 _LINES_KEPT = 2000
 _LOOK_EVERY_S = 0.01
-# What decides about the daemon that runs in this environment, and would about the one under test.
+# Variables that affect a daemon in this environment, and would affect the one under test.
 _FOREIGN = ("MILO_DISCOVERY", "KUBERNETES_SERVICE_")
 
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 
 class DaemonEndedError(Exception):
-    """It ended when it was to run."""
+    """The daemon ended unexpectedly."""
 
 
 class DaemonProcess:
-    """One daemon, over all its restarts."""
+    """A daemon, over all its restarts."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class DaemonProcess:
         environ: Mapping[str, str] | None = None,
         descriptors: int | None = None,
     ) -> None:
-        """The address is where it is told to listen, in a file or by an argument; it may have so many `descriptors`."""
+        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files."""
         self.address = address
         limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
         self._command = (*limited, sys.executable, "-m", "milo_discoveryd", "run", *arguments)
@@ -68,26 +68,32 @@ class DaemonProcess:
         return self._process is not None and self._process.returncode is None
 
     @property
-    def said(self) -> str:
-        """By all processes so far, as far back as is kept."""
+    def output(self) -> str:
+        """The output of all processes so far, within the limit of kept lines."""
         return "\n".join(self._lines)
 
     def tail(self, lines: int = 20) -> str:
         return "\n".join(list(self._lines)[-lines:])
 
     def events(self, name: str) -> list[dict[str, object]]:
-        """Log lines of that event."""
+        """Return the log lines of an event."""
         decoded = [json.loads(line) for line in self._lines if line.startswith("{")]
         return [line for line in decoded if line.get("message") == name]
 
     async def start(self) -> None:
-        """Returns once it can be connected to. Raises DaemonEndedError if it gives up instead."""
+        """Start, and return once it accepts connections.
+
+        Raises DaemonEndedError if it ends instead.
+        """
         await self.spawn()
         async with asyncio.timeout(STARTED_WITHIN_S):
             await self.during(self._listens())
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the work gives. Raises DaemonEndedError if the daemon ends before the work does."""
+        """Return the result of `work`.
+
+        Raises DaemonEndedError if the daemon ends first.
+        """
         working = asyncio.create_task(work, name="during the daemon's life")
         ending = asyncio.create_task(self._wait(), name="the daemon's end")
         try:
@@ -102,7 +108,7 @@ class DaemonProcess:
             await asyncio.wait((working, ending))
 
     async def spawn(self) -> None:
-        """Returns at once."""
+        """Start, without waiting."""
         assert not self.is_running
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ,
@@ -112,7 +118,7 @@ class DaemonProcess:
         self._reading = asyncio.create_task(self._read(self._process.stdout), name="what the daemon says")
 
     async def ended(self) -> int:
-        """Its exit status, as soon as there is one, and all that it said is read."""
+        """Wait for the exit, and for the end of the output; return the exit status."""
         async with asyncio.timeout(ENDED_WITHIN_S):
             return await self._wait()
 
@@ -128,9 +134,9 @@ class DaemonProcess:
         self.signal(signal.SIGKILL)
         return await self.ended()
 
-    async def until_said(self, words: str) -> None:
-        """In some line since the beginning."""
-        await self.during(eventually(lambda: words in self.said))
+    async def wait_for_output(self, words: str) -> None:
+        """Wait until a line of the output contains `words`."""
+        await self.during(eventually(lambda: words in self.output))
 
     async def _listens(self) -> None:
         while True:

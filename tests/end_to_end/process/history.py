@@ -13,19 +13,19 @@ Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Told:
-    """One event."""
+class RecordedEvent:
+    """A received event."""
 
     kind: str
     name: str
     uid: str
     incarnation: str
     version: int
-    """Of the object upstream; they are numbers here, and the later the higher. 0: it was remembered, not read."""
+    """The object's resource version, which increases; 0 for an object that was restored, not read."""
     labels: Labels = ()
     reason: str = ""
     content: bytes = b""
-    """All that the event says of the cluster."""
+    """A digest of the whole cluster."""
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.kind, self.name, self.reason, f"incarnation {self.incarnation}")))
@@ -33,7 +33,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Batch:
-    events: tuple[Told, ...] = ()
+    events: tuple[RecordedEvent, ...] = ()
     revision: str = ""
     previous: str = ""
     synced: bool = True
@@ -45,7 +45,7 @@ class Batch:
 
     @cached_property
     def position(self) -> Position | None:
-        """Opaque to subscribers, and proof to us; None from a daemon that has nothing to say yet."""
+        """The decoded revision, which is opaque to subscribers; None if the daemon has no state yet."""
         return parse(self.revision)
 
 
@@ -57,7 +57,7 @@ class Stream:
 
 @dataclass
 class History:
-    """Of one subscriber: its streams, one after another."""
+    """The streams of one subscriber, in order."""
 
     who: str
     label_selector: str = ""
@@ -67,13 +67,13 @@ class History:
         for stream in self.streams:
             yield from stream.batches
 
-    def events(self) -> Iterator[Told]:
+    def events(self) -> Iterator[RecordedEvent]:
         for batch in self.batches():
             yield from batch.events
 
 
 def noted(batch: pb.WatchClustersResponse) -> Batch:
-    """Without kubeconfigs: those say nothing of the fleet."""
+    """Convert a batch, without kubeconfigs, which are not part of the fleet's state."""
     return Batch(
         tuple(_event(event) for event in batch.events if event.type != pb.ClusterEvent.TYPE_KUBECONFIG),
         batch.revision,
@@ -83,9 +83,9 @@ def noted(batch: pb.WatchClustersResponse) -> Batch:
     )
 
 
-def _event(event: pb.ClusterEvent) -> Told:
+def _event(event: pb.ClusterEvent) -> RecordedEvent:
     cluster = event.cluster
-    return Told(
+    return RecordedEvent(
         pb.ClusterEvent.Type.Name(event.type).removeprefix("TYPE_"),
         cluster.name,
         cluster.uid,

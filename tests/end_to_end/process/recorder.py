@@ -1,4 +1,4 @@
-"""A subscriber on the generated gRPC stubs that records its history. It can read slowly and be cut."""
+"""A subscriber on the generated gRPC stubs that records its history, and can read slowly or be cut."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,36 +8,39 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.end_to_end.process import streams
-from tests.end_to_end.process.handing_out import HandedOut, Token, token_in
 from tests.end_to_end.process.history import History, Stream, noted
+from tests.end_to_end.process.issued_credentials import IssuedCredential, Token, token_in
 from tests.end_to_end.process.validators import Reader
 
 _TRY_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
-class Given:
-    """A kubeconfig, as it came."""
+class ReceivedKubeconfig:
+    """A kubeconfig as it was received."""
 
     cluster: str
     uid: str
     incarnation: str
     engaged: tuple[str, str] | None
-    """As what it was, by all that had been told until then: UID and incarnation."""
+    """UID and incarnation of the engagement, by all events before it."""
     token: str
     issued_at: float
     ends_at: float
 
     @classmethod
-    def of(cls, event: pb.ClusterEvent, engaged: tuple[str, str] | None) -> "Given":
+    def of(cls, event: pb.ClusterEvent, engaged: tuple[str, str] | None) -> "ReceivedKubeconfig":
         cluster, kubeconfig = event.cluster, event.kubeconfig
         issued_at, ends_at = (each.ToNanoseconds() / 1e9 for each in (kubeconfig.issued_at, kubeconfig.expires_at))
         token = token_in(kubeconfig.kubeconfig)
         return cls(cluster.name, cluster.uid, cluster.incarnation, engaged, token, issued_at, ends_at)
 
-    def handed_out(self, who: str, token: Token) -> HandedOut:
-        """`token` is what its API says of it. It was read later than it was handed out, and may be revoked by then."""
-        return HandedOut(
+    def issued_credential(self, who: str, token: Token) -> IssuedCredential:
+        """Return the record for the validator.
+
+        `token` is what its API knows of it now, so it may have been revoked since.
+        """
+        return IssuedCredential(
             at=self.issued_at,
             who=who,
             cluster=self.cluster,
@@ -53,7 +56,7 @@ class Given:
 class Recorder:
     def __init__(self, who: str, address: str, label_selector: str = "", *, with_kubeconfigs: bool = False) -> None:
         self.history = History(who, label_selector)
-        self.given: list[Given] = []
+        self.given: list[ReceivedKubeconfig] = []
         self._with_kubeconfigs = with_kubeconfigs
         self._address = address
         self._reads = asyncio.Event()
@@ -64,23 +67,23 @@ class Recorder:
 
     @property
     def view(self) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
-        """Each cluster that it knows, as UID and labels."""
+        """UID and labels of each known cluster."""
         return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
 
     def pause(self) -> None:
-        """Reads nothing, and leaves the stream open."""
+        """Stop reading, with the stream open."""
         self._reads.clear()
 
     def go_on(self) -> None:
         self._reads.set()
 
     async def cut(self) -> None:
-        """It comes back with the last revision it read."""
+        """Cut the stream; the next one resumes at the last revision."""
         if self._stream is not None:
             await self._stream.close()
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until canceled."""
         while True:
             noting = Stream(self._revision)
             self.history.streams.append(noting)
@@ -103,16 +106,18 @@ class Recorder:
             except (grpc.aio.AioRpcError, asyncio.CancelledError, TimeoutError):
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                return  # ended by the daemon, or cut, or without a heartbeat for long
+                return  # ended by the daemon, cut, or without a heartbeat for too long
             batch = noted(message)
             noting.batches.append(batch)
             list(self._reader.take(batch))
             self.given += (
-                Given.of(each, self._known(each.cluster.name)) for each in message.events if each.kubeconfig.cluster
+                ReceivedKubeconfig.of(each, self._known(each.cluster.name))
+                for each in message.events
+                if each.kubeconfig.cluster
             )
             self._revision = batch.revision or self._revision
 
     def _known(self, name: str) -> tuple[str, str] | None:
         known = self._reader.snapshot if self._reader.snapshot is not None else self._reader.view
-        told = known.get(name)
-        return None if told is None else (told.uid, told.incarnation)
+        engaged = known.get(name)
+        return None if engaged is None else (engaged.uid, engaged.incarnation)

@@ -17,12 +17,12 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_le
 
 
 def channel(address: str) -> grpc.aio.Channel:
-    """A connection of its own, as another process has."""
+    """Return a channel with its own connection, as another process has."""
     return grpc.aio.insecure_channel(address.replace("unix://", "unix:"), options=_OPTIONS)
 
 
 class Stream:
-    """One call of WatchClusters."""
+    """A call of WatchClusters."""
 
     def __init__(self, address: str, request: pb.WatchClustersRequest | None = None) -> None:
         self._channel = channel(address)
@@ -41,10 +41,13 @@ class Stream:
         await self._channel.close()
 
     async def batch(self) -> pb.WatchClustersResponse:
-        """The next one. Raises AioRpcError where the stream has ended instead."""
+        """Return the next batch.
+
+        Raises AioRpcError if the stream has ended.
+        """
         async with asyncio.timeout(PATIENCE_S):
             batch = await self._call.read()
-        assert isinstance(batch, pb.WatchClustersResponse), "a stream of clusters never ends well"
+        assert isinstance(batch, pb.WatchClustersResponse), "the stream ended without an error status"
         return batch
 
     async def until_synced(self) -> list[pb.WatchClustersResponse]:
@@ -54,7 +57,7 @@ class Stream:
         return batches
 
     async def rest(self) -> list[pb.WatchClustersResponse]:
-        """All that still comes before it ends."""
+        """Return all batches up to the end of the stream."""
         batches = []
         while True:
             try:
@@ -63,7 +66,7 @@ class Stream:
                 return batches
 
     async def code(self) -> grpc.StatusCode:
-        """As which it ended."""
+        """Return the status code of the ended stream."""
         code: grpc.StatusCode = await self._call.code()
         return code
 

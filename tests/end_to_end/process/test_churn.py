@@ -11,9 +11,9 @@ from typing import Any
 from milo_discovery import Event
 from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
 from milo_sandbox.resources import SECRETS
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.process.handing_out import HandedOut, Token, handed_rightly, mark
+from tests.end_to_end.process.issued_credentials import IssuedCredential, Token, credential_violations, mark
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.process.upstream import State, Upstream
 from tests.end_to_end.process.validators import alternating, breaches
@@ -23,21 +23,21 @@ NAMES = [f"p-{number}" for number in range(40)]
 ENVIRONMENTS = ("prod", "staging", "dev")
 ACCOUNT = "operators"
 BIG = "x" * 40_000
-"""Enough of it in each event for a slow reader to fall behind, and be told less."""
+"""Padding that makes a slow reader fall behind, and receive coalesced events."""
 
 
 class World:
-    """Projects that come, go and change; everything that happens to one is noted."""
+    """Random changes of projects, each of them recorded."""
 
-    def __init__(self, place: Place, random: Random) -> None:
-        self._sandbox = place.sandbox
-        self._projects = place.sandbox.projects
+    def __init__(self, workspace: Workspace, random: Random) -> None:
+        self._sandbox = workspace.sandbox
+        self._projects = workspace.sandbox.projects
         self._random = random
         self._writes = 0
         self.upstream = Upstream()
 
     def write(self) -> None:
-        """One of the things that happen."""
+        """Make one random change."""
         present = self.upstream.names()
         if len(present) < len(NAMES) // 2:
             self._create(self._random.choice([name for name in NAMES if name not in present]))
@@ -81,33 +81,33 @@ class World:
 
 
 class Faults:
-    """What goes wrong, besides: each of it leaves everything running."""
+    """Faults that end no process of the test."""
 
-    def __init__(self, place: Place, daemon: DaemonProcess, world: World, random: Random) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace, daemon: DaemonProcess, world: World, random: Random) -> None:
+        self._workspace = workspace
         self._daemon = daemon
         self._world = world
         self._random = random
         self._remaining: list[Callable[[], Awaitable[None]]] = []
 
     async def strike(self) -> None:
-        """Each of them in its turn, in an order of chance."""
+        """Inject each fault, in random order."""
         if not self._remaining:
             self._remaining = [self._drop, self._compact, self._outage, self._kill, self._restart]
             self._random.shuffle(self._remaining)
         await self._remaining.pop()()
 
     async def _drop(self) -> None:
-        self._place.sandbox.drop_watches()
+        self._workspace.sandbox.drop_watches()
 
     async def _compact(self) -> None:
-        self._place.sandbox.compact()
-        self._place.sandbox.drop_watches()
+        self._workspace.sandbox.compact()
+        self._workspace.sandbox.drop_watches()
 
     async def _outage(self) -> None:
-        await self._place.sandbox.stop()
+        await self._workspace.sandbox.stop()
         self._meanwhile()
-        await self._place.sandbox.start()
+        await self._workspace.sandbox.start()
 
     async def _kill(self) -> None:
         await self._daemon.kill()
@@ -124,24 +124,24 @@ class Faults:
             self._world.write()
 
 
-async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> None:
+async def test_subscribers_match_truth_under_churn_and_faults(workspace: Workspace) -> None:
     random = Random(1)
-    world = World(place, random)
-    fast = Recorder("fast", place.address)
-    slow = Recorder("slow", place.address)
-    restless = Recorder("restless", place.address, with_kubeconfigs=True)
-    prod = Recorder("prod", place.address, "env=prod")
+    world = World(workspace, random)
+    fast = Recorder("fast", workspace.address)
+    slow = Recorder("slow", workspace.address)
+    restless = Recorder("restless", workspace.address, with_kubeconfigs=True)
+    prod = Recorder("prod", workspace.address, "env=prod")
     recorders = (fast, slow, restless, prod)
     settings: dict[str, Any] = {
         "annotation_prefixes": ["example.com/"],
         "connectivity": {"interval": "1s"},
-        "kubeconfigs": {"sources": [token_source(place)]},
-        "removals": {"hold_not_ready": False},  # otherwise many changes to not ready would be delayed
+        "kubeconfigs": {"sources": [token_source(workspace)]},
+        "removals": {"hold_not_ready": False},  # otherwise many changes to not ready would be held
     }
-    digests = object_digests(place)
-    async with place.daemon(**settings) as daemon, place.client() as client:
+    digests = object_digests(workspace)
+    async with workspace.daemon(**settings) as daemon, workspace.client() as client:
         await daemon.start()
-        faults = Faults(place, daemon, world, random)
+        faults = Faults(workspace, daemon, world, random)
         watch = client.watch()
         given: list[Event] = []
 
@@ -152,7 +152,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
         tasks = [asyncio.create_task(recorder.run(), name=recorder.history.who) for recorder in recorders]
         tasks.append(asyncio.create_task(follow(), name="client"))
 
-        def told(recorder: Recorder) -> bool:
+        def is_up_to_date(recorder: Recorder) -> bool:
             truth = world.upstream.engaged(recorder.history.label_selector)
             return recorder.view == {name: (state.uid, state.labels) for name, state in truth.items()}
 
@@ -161,15 +161,15 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
             for _ in range(12):
                 for _ in range(random.randrange(1, 15)):
                     world.write()
-                await daemon.during(eventually(lambda: told(fast)))
+                await daemon.during(eventually(lambda: is_up_to_date(fast)))
                 if random.random() < 0.3:
                     await restless.cut()
             slow.go_on()
             await faults.strike()
-            await daemon.during(eventually(lambda: told(fast), within_s=45))
-        await daemon.during(eventually(lambda: all(map(told, recorders))))
+            await daemon.during(eventually(lambda: is_up_to_date(fast), within_s=45))
+        await daemon.during(eventually(lambda: all(map(is_up_to_date, recorders))))
         await eventually(lambda: {name: each.uid for name, each in watch.clusters.items()} == _uids(fast))
-        await eventually(lambda: has_good_ones(restless, place))
+        await eventually(lambda: has_good_ones(restless, workspace))
         assert await daemon.terminate() == 0
         for task in tasks:
             task.cancel()
@@ -177,11 +177,11 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
 
     histories = [recorder.history for recorder in recorders]
     assert breaches(histories, world.upstream) == []
-    assert [*handed_rightly(handed_to(restless, place, digests))] == []
+    assert [*credential_violations(handed_to(restless, workspace, digests))] == []
     assert len(restless.given) >= 100
     assert list(alternating(given)) == []
     assert len(given) >= 100
-    # None of this was for nothing.
+    # The faults and changes had an effect.
     events = {history.who: list(history.events()) for history in histories}
     kinds = Counter(event.reason or event.kind for event in events["fast"])
     assert min(kinds[each] for each in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 20
@@ -190,20 +190,20 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
     assert sum(batch.reset for batch in fast.history.batches()) >= 4
     resumed = [stream for stream in restless.history.streams if stream.batches and not stream.batches[0].reset]
     assert len(resumed) >= 8
-    assert "Traceback" not in daemon.said
+    assert "Traceback" not in daemon.output
 
 
-def token_source(place: Place) -> dict[str, Any]:
-    place.sandbox.add_service_account("milo", ACCOUNT)
-    kubeconfig = place.folder / "infrastructure"
-    kubeconfig.write_text(json.dumps(place.sandbox.infrastructure_kubeconfig()))
+def token_source(workspace: Workspace) -> dict[str, Any]:
+    workspace.sandbox.add_service_account("milo", ACCOUNT)
+    kubeconfig = workspace.folder / "infrastructure"
+    kubeconfig.write_text(json.dumps(workspace.sandbox.infrastructure_kubeconfig()))
     source = {"name": "tokens", "type": "token-request", "kubeconfig": str(kubeconfig)}
     return source | {"namespace": "milo", "service_account": ACCOUNT, "audiences": ["milo"]}
 
 
-def object_digests(place: Place) -> dict[str, str]:
-    """By the name of each Secret that tokens are bound to, the label of its object; also of Secrets deleted since."""
-    store, found = place.sandbox.infrastructure.api.store, dict[str, str]()
+def object_digests(workspace: Workspace) -> dict[str, str]:
+    """Return the object label of each Secret that tokens are bound to, deleted ones included, by name."""
+    store, found = workspace.sandbox.infrastructure.api.store, dict[str, str]()
 
     def note() -> None:
         found.update((record.name, record.labels.get(OBJECT_LABEL, "")) for record in store[SECRETS])
@@ -212,25 +212,25 @@ def object_digests(place: Place) -> dict[str, str]:
     return found
 
 
-def handed_to(recorder: Recorder, place: Place, digests: Mapping[str, str]) -> Iterator[HandedOut]:
+def handed_to(recorder: Recorder, workspace: Workspace, digests: Mapping[str, str]) -> Iterator[IssuedCredential]:
     for given in recorder.given:
-        claims = place.sandbox.tokens.claims(given.token)
+        claims = workspace.sandbox.tokens.claims(given.token)
         assert claims.bound is not None
         digest = sha256(given.uid.encode()).hexdigest()[:32]
         of = mark(given.uid) if digests[claims.bound.name] == digest else claims.bound.name
-        yield given.handed_out(recorder.history.who, Token(given.token, of, claims.exp))
+        yield given.issued_credential(recorder.history.who, Token(given.token, of, claims.exp))
 
 
-def has_good_ones(recorder: Recorder, place: Place) -> bool:
-    """What it was given last, for each cluster that it knows, opens that cluster."""
+def has_good_ones(recorder: Recorder, workspace: Workspace) -> bool:
+    """Whether the latest kubeconfig of each known cluster is accepted by it."""
     last = {(given.cluster, given.uid): given.token for given in recorder.given}
     found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
-    return all(each is not None and is_good(place, each) for each in found)
+    return all(each is not None and is_good(workspace, each) for each in found)
 
 
-def is_good(place: Place, token: str) -> bool:
-    bound = place.sandbox.tokens.claims(token).bound
-    return bound is not None and place.sandbox.tokens.holds(bound)
+def is_good(workspace: Workspace, token: str) -> bool:
+    bound = workspace.sandbox.tokens.claims(token).bound
+    return bound is not None and workspace.sandbox.tokens.holds(bound)
 
 
 def _uids(recorder: Recorder) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What other processes can read of the daemon process, and which environment variables it uses."""
+"""What other processes can read of the daemon, and which environment variables it uses."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd import process_hardening
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.support.certificates import Authority
 
 AS_ANOTHER = """
@@ -54,7 +54,7 @@ print("closed")
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_process_memory_is_unreadable_for_other_processes_of_its_user() -> None:
-    """A key still gets into a TLS context, which takes files only, without having been on a disk."""
+    """The key has to be loaded into a TLS context, which reads files only, without a file on a disk."""
     pair = Authority().server()
     run = subprocess.run(
         [sys.executable, "-c", AS_ANOTHER], input=pair.certificate + pair.key, capture_output=True, check=False
@@ -62,12 +62,12 @@ def test_process_memory_is_unreadable_for_other_processes_of_its_user() -> None:
     assert (run.stdout, run.stderr) == (b"closed\n", b"")
 
 
-async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables(place: Place) -> None:
-    keys = place.folder / "keys"
+async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables(workspace: Workspace) -> None:
+    keys = workspace.folder / "keys"
     misleading = {"SSLKEYLOGFILE": str(keys), "GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug", "PYTHONINSPECT": "1"}
-    async with place.daemon(environ=misleading) as daemon:
+    async with workspace.daemon(environ=misleading) as daemon:
         await daemon.start()
-        await daemon.until_said('"started"')
+        await daemon.wait_for_output('"started"')
         [warned] = daemon.events("environment ignored")
         assert set(misleading) <= set(warned["variables"])
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
@@ -75,8 +75,8 @@ async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables
         assert await daemon.ended() == -signal.SIGABRT
     assert "Max core file size        0                    0" in limits
     assert not keys.exists()
-    assert "handshake" not in daemon.said
-    assert [path.name for path in place.folder.iterdir() if path.name.startswith("core")] == []
+    assert "handshake" not in daemon.output
+    assert [path.name for path in workspace.folder.iterdir() if path.name.startswith("core")] == []
 
 
 def test_expected_image_variables_are_not_reported() -> None:

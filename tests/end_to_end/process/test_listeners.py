@@ -1,11 +1,11 @@
-"""One daemon with a listener of each kind, each with callers of its own."""
+"""A daemon with a listener of each kind, each with its own callers."""
 
 import json
 import os
 import socket
 
 from milo_discovery import ClientCredentials, DiscoveryClient, PermissionDenied, Unauthenticated
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.integration.grpc_server.test_tls import SPIFFE
 from tests.support.certificates import LOOPBACK, Authority
 
@@ -17,45 +17,45 @@ RULES = [
 ]
 
 
-async def test_listeners_identify_their_callers_and_apply_their_rules(place: Place) -> None:
+async def test_listeners_identify_their_callers_and_apply_their_rules(workspace: Workspace) -> None:
     authority = Authority()
-    certificate, key = authority.server().write(place.folder, "server")
-    ours, our_key = authority.issue(SPIFFE).write(place.folder, "operator")
-    nobodys, nobodys_key = authority.issue(*LOOPBACK).write(place.folder, "nobody")
-    ca = place.folder / "ca.crt"
+    certificate, key = authority.server().write(workspace.folder, "server")
+    ours, our_key = authority.issue(SPIFFE).write(workspace.folder, "operator")
+    nobodys, nobodys_key = authority.issue(*LOOPBACK).write(workspace.folder, "nobody")
+    ca = workspace.folder / "ca.crt"
     ca.write_bytes(authority.pem)
-    token = place.folder / "token"
-    token.write_text(place.sandbox.token(OPERATOR, audiences=["milo-discovery"]))
+    token = workspace.folder / "token"
+    token.write_text(workspace.sandbox.token(OPERATOR, audiences=["milo-discovery"]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         network = f"127.0.0.1:{free.getsockname()[1]}"
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(ca)}
     listen = [
-        {"name": "peers", "address": f"unix://{place.folder}/peers.sock", "peer_credentials": True},
+        {"name": "peers", "address": f"unix://{workspace.folder}/peers.sock", "peer_credentials": True},
         {"name": "net", "address": network, "tls": tls, "tokens": True},
-        {"name": "tokens", "address": place.address, "tokens": True},
+        {"name": "tokens", "address": workspace.address, "tokens": True},
     ]
     for name in ("alpha", "beta"):
-        place.sandbox.projects.create(name, ready=True)
-    async with place.daemon(listen=listen, rights=RULES) as daemon:
-        daemon.address = place.address
+        workspace.sandbox.projects.create(name, ready=True)
+    async with workspace.daemon(listen=listen, rights=RULES) as daemon:
+        daemon.address = workspace.address
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
 
         async def seen(address: str, **files: object) -> list[str]:
             async with DiscoveryClient(address, credentials=ClientCredentials(**files)) as client:  # type: ignore[arg-type]
                 return [cluster.name for cluster in await client.list()]
 
-        assert await seen(f"unix://{place.folder}/peers.sock") == ["alpha"]
+        assert await seen(f"unix://{workspace.folder}/peers.sock") == ["alpha"]
         assert await seen(network, ca_file=ca, certificate_file=ours, key_file=our_key) == ["beta"]
         nobody = {"ca_file": ca, "certificate_file": nobodys, "key_file": nobodys_key}
         assert await refused(seen(network, **nobody)) is PermissionDenied
         assert await seen(network, **nobody, token_file=token) == ["alpha", "beta"]
-        assert await seen(place.address, token_file=token) == ["alpha", "beta"]
-        assert await refused(seen(place.address)) is PermissionDenied
+        assert await seen(workspace.address, token_file=token) == ["alpha", "beta"]
+        assert await refused(seen(workspace.address)) is PermissionDenied
         token.write_text("made up")
-        assert await refused(seen(place.address, token_file=token)) is Unauthenticated
+        assert await refused(seen(workspace.address, token_file=token)) is Unauthenticated
         await daemon.terminate()
-    refusals = [line for line in map(json.loads, daemon.said.splitlines()) if line.get("message") == "refused"]
+    refusals = [line for line in map(json.loads, daemon.output.splitlines()) if line.get("message") == "refused"]
     assert [line["reason"] for line in refusals] == ["NO_RULE", "NO_RULE", "TOKEN_REJECTED"]
     assert refusals[0]["caller"]["sans"] == ["dns:localhost", "ip:127.0.0.1"]
 

@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import EventType
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import ENDED_WITHIN_S, STARTED_WITHIN_S
 from tests.support.eventually import eventually
 
 CHANGES = 1_500
-"""Each is a line of more than 100 bytes at level debug: together more than twice what a pipe holds."""
+"""Each is a log line of over 100 bytes at level debug: together more than twice what a pipe holds."""
 
 
 @asynccontextmanager
-async def running(place: Place, stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    place.daemon(log={"level": "debug", "format": "json"})  # writes the configuration
-    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(place.folder / "config.yaml"))
+async def running(workspace: Workspace, stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    workspace.daemon(log={"level": "debug", "format": "json"})  # write the configuration
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.folder / "config.yaml"))
     process = await asyncio.create_subprocess_exec(*command, stdout=stderr, stderr=stderr)
     try:
         async with asyncio.timeout(STARTED_WITHIN_S):
-            await eventually(place.socket.exists, within_s=STARTED_WITHIN_S)
+            await eventually(workspace.socket.exists, within_s=STARTED_WITHIN_S)
         yield process
         assert process.returncode is None, "the daemon ended"
         process.send_signal(signal.SIGTERM)
@@ -39,8 +39,8 @@ async def running(place: Place, stderr: int) -> AsyncIterator[asyncio.subprocess
 
 
 @pytest.mark.parametrize("output", ["full disk", "closed pipe", "stalled pipe"])
-async def test_subscribers_are_served_while_the_log_cannot_be_written(place: Place, output: str) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
+async def test_subscribers_are_served_while_the_log_cannot_be_written(workspace: Workspace, output: str) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
     reading, writing = os.pipe()
     if output == "full disk":
         os.close(writing)
@@ -48,12 +48,12 @@ async def test_subscribers_are_served_while_the_log_cannot_be_written(place: Pla
     if output == "closed pipe":
         os.close(reading)
     try:
-        async with running(place, writing), place.client() as client, client.watch() as watch:
+        async with running(workspace, writing), workspace.client() as client, client.watch() as watch:
             await watch.synced()
             for number in range(CHANGES):
-                place.sandbox.projects.label("alpha", {"number": str(number)})
+                workspace.sandbox.projects.label("alpha", {"number": str(number)})
                 if number % 50 == 0:
-                    await asyncio.sleep(0)  # the sandbox answers in this loop
+                    await asyncio.sleep(0)  # the sandbox responds in this event loop
             async with asyncio.timeout(60):
                 async for event in watch:
                     assert event.type in (EventType.ENGAGED, EventType.UPDATED)
@@ -71,14 +71,14 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(place: Place) -> None:
-    """As process 1 of a container it would not be ended by a signal that it has no handler for."""
-    place.daemon()
-    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(place.folder / "config.yaml"))
+async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(workspace: Workspace) -> None:
+    """As process 1 of a container, it would ignore a signal without a handler."""
+    workspace.daemon()
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.folder / "config.yaml"))
     process = await asyncio.create_subprocess_exec(*command)
     try:
         await eventually(lambda: catches_sigterm(process.pid), within_s=STARTED_WITHIN_S)
-        assert not place.socket.exists(), "it has started already"
+        assert not workspace.socket.exists(), "it has started already"
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(ENDED_WITHIN_S):
             assert await process.wait() == 0

@@ -9,29 +9,29 @@ from typing import Any
 import yaml
 
 from milo_discovery._gen import discovery_pb2 as pb
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
 from tests.support.eventually import eventually
 
 
 async def events(stream: Stream) -> list[str]:
-    """Of the next batch that has any."""
+    """Return the events of the next batch that has any."""
     while not (batch := await stream.batch()).events:
         pass
     return [f"{pb.ClusterEvent.Type.Name(event.type)[5:]} {event.cluster.name}" for event in batch.events]
 
 
-async def test_rules_identify_process_users_and_are_reloaded_during_streams(place: Place) -> None:
-    first, second, third = place.sandbox.populate(3)
-    audit = place.folder / "audit.jsonl"
+async def test_rules_identify_process_users_and_are_reloaded_during_streams(workspace: Workspace) -> None:
+    first, second, third = workspace.sandbox.populate(3)
+    audit = workspace.folder / "audit.jsonl"
     ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}
     settings = {
-        "listen": [{"address": place.address, "name": "api", "peer_credentials": True}],
+        "listen": [{"address": workspace.address, "name": "api", "peer_credentials": True}],
         "audit": {"file": str(audit)},
     }
-    daemon = place.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])
-    daemon.address = place.address
-    config = place.folder / "config.yaml"
+    daemon = workspace.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])
+    daemon.address = workspace.address
+    config = workspace.folder / "config.yaml"
 
     def says(*rules: object) -> None:
         written = yaml.safe_load(config.read_text()) | {"rights": list(rules)}
@@ -40,7 +40,7 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(plac
 
     async with daemon:
         await daemon.start()
-        async with place.stream() as stream:
+        async with workspace.stream() as stream:
             seen = {event.cluster.name for batch in await stream.until_synced() for event in batch.events}
             assert seen == {first, second}
 
@@ -48,8 +48,8 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(plac
             assert sorted(await events(stream)) == [f"DISENGAGED {first}", f"ENGAGED {third}"]
 
             says({**ours, "clusters": "som"})
-            await daemon.until_said("configuration rejected")
-            moved = audit.rename(place.folder / "audit.1")
+            await daemon.wait_for_output("configuration rejected")
+            moved = audit.rename(workspace.folder / "audit.1")
             says({**ours, "clusters": {"names": [first]}})
             daemon.signal(signal.SIGHUP)
             assert sorted(await events(stream)) == sorted(

@@ -9,7 +9,7 @@ from milo_discovery import EngagementReason
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox.certificates import issue_identity
 from milo_sandbox.rights import EVERYTHING, Rule
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
 
 SECRET = "4f9d-not-for-logs"
@@ -17,8 +17,8 @@ STREAMING = pb.SourceStatus.STATE_STREAMING
 STALE = pb.SourceStatus.STATE_STALE
 
 
-async def told(stream: Stream, state: "pb.SourceStatus.State.ValueType") -> pb.SourceStatus:
-    """The first status of that state; nothing but it may come until then."""
+async def first_status(stream: Stream, state: "pb.SourceStatus.State.ValueType") -> pb.SourceStatus:
+    """Return the first status with that state; no other message may come before it."""
     while True:
         batch = await stream.batch()
         assert not batch.events
@@ -26,96 +26,96 @@ async def told(stream: Stream, state: "pb.SourceStatus.State.ValueType") -> pb.S
             return batch.source
 
 
-def written(place: Place, document: dict[str, Any]) -> str:
-    path: Path = place.folder / "other-kubeconfig"
+def written(workspace: Workspace, document: dict[str, Any]) -> str:
+    path: Path = workspace.folder / "other-kubeconfig"
     path.write_text(yaml.safe_dump(document))
     return str(path)
 
 
-async def test_untrusted_ca_is_reported_as_tls_failed(place: Place) -> None:
-    (place.folder / "ca.pem").write_bytes(issue_identity("127.0.0.1").ca_pem)
-    document = place.sandbox.kubeconfig()
+async def test_untrusted_ca_is_reported_as_tls_failed(workspace: Workspace) -> None:
+    (workspace.folder / "ca.pem").write_bytes(issue_identity("127.0.0.1").ca_pem)
+    document = workspace.sandbox.kubeconfig()
     del document["clusters"][0]["cluster"]["certificate-authority-data"]
-    document["clusters"][0]["cluster"]["certificate-authority"] = str(place.folder / "ca.pem")
-    async with place.daemon(discovery_kubeconfig=written(place, document)) as daemon:
+    document["clusters"][0]["cluster"]["certificate-authority"] = str(workspace.folder / "ca.pem")
+    async with workspace.daemon(discovery_kubeconfig=written(workspace, document)) as daemon:
         await daemon.start()
-        async with place.stream() as stream:
-            status = await told(stream, STALE)
+        async with workspace.stream() as stream:
+            status = await first_status(stream, STALE)
         assert status.reason == "TlsFailed"
         assert "certificate" in status.message
         assert await daemon.terminate() == 0
-        assert "Traceback" not in daemon.said
+        assert "Traceback" not in daemon.output
 
 
-async def test_missing_rights_are_reported_as_forbidden_until_granted(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    token = place.sandbox.token("poor", rules=[])
-    path = written(place, place.sandbox.kubeconfig(token=token))
-    async with place.daemon(discovery_kubeconfig=path) as daemon:
+async def test_missing_rights_are_reported_as_forbidden_until_granted(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    token = workspace.sandbox.token("poor", rules=[])
+    path = written(workspace, workspace.sandbox.kubeconfig(token=token))
+    async with workspace.daemon(discovery_kubeconfig=path) as daemon:
         await daemon.start()
-        async with place.stream() as stream:
-            status = await told(stream, STALE)
+        async with workspace.stream() as stream:
+            status = await first_status(stream, STALE)
             assert status.reason == "Forbidden"
             assert "poor" in status.message
-            place.sandbox.rights.grant("poor", [EVERYTHING])
+            workspace.sandbox.rights.grant("poor", [EVERYTHING])
             batches = await stream.until_synced()
         assert [event.cluster.name for batch in batches for event in batch.events] == ["alpha"]
 
 
-async def test_revoked_rights_disengage_nothing(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    path = written(place, place.sandbox.kubeconfig(token=place.sandbox.token("poor", rules=[EVERYTHING])))
-    async with place.daemon(discovery_kubeconfig=path) as daemon, place.client() as client:
+async def test_revoked_rights_disengage_nothing(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    path = written(workspace, workspace.sandbox.kubeconfig(token=workspace.sandbox.token("poor", rules=[EVERYTHING])))
+    async with workspace.daemon(discovery_kubeconfig=path) as daemon, workspace.client() as client:
         await daemon.start()
-        async with place.stream() as stream:
+        async with workspace.stream() as stream:
             await stream.until_synced()
-            place.sandbox.rights.grant("poor", [])
-            place.sandbox.drop_watches()
-            assert (await told(stream, STALE)).reason == "Forbidden"
+            workspace.sandbox.rights.grant("poor", [])
+            workspace.sandbox.drop_watches()
+            assert (await first_status(stream, STALE)).reason == "Forbidden"
             assert [cluster.name for cluster in await client.list()] == ["alpha"]
-            place.sandbox.rights.grant("poor", [EVERYTHING])
-            await told(stream, STREAMING)
+            workspace.sandbox.rights.grant("poor", [EVERYTHING])
+            await first_status(stream, STREAMING)
 
 
-async def test_unconfirmable_deletion_disengages_nothing(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
+async def test_unconfirmable_deletion_disengages_nothing(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
     rules = [Rule(verbs=frozenset({"list", "watch"}))]
-    path = written(place, place.sandbox.kubeconfig(token=place.sandbox.token("poor", rules=rules)))
-    async with place.daemon(discovery_kubeconfig=path) as daemon, place.client() as client:
+    path = written(workspace, workspace.sandbox.kubeconfig(token=workspace.sandbox.token("poor", rules=rules)))
+    async with workspace.daemon(discovery_kubeconfig=path) as daemon, workspace.client() as client:
         await daemon.start()
-        async with place.stream() as stream:
+        async with workspace.stream() as stream:
             await stream.until_synced()
-            place.sandbox.projects.delete("alpha")
+            workspace.sandbox.projects.delete("alpha")
             report = await client.get("alpha")
             while report.engagement.reason is not EngagementReason.CONFIRMING_DELETION:
                 report = await client.get("alpha")
             assert report.engagement.engaged
-            # Had anything been told of alpha meanwhile, it would come before beta.
-            place.sandbox.projects.create("beta", ready=True)
+            # An event of alpha would have come before beta's.
+            workspace.sandbox.projects.create("beta", ready=True)
             assert [event.cluster.name for event in (await stream.batch()).events] == ["beta"]
 
-            place.sandbox.rights.grant("poor", [EVERYTHING])
+            workspace.sandbox.rights.grant("poor", [EVERYTHING])
             [gone] = (await stream.batch()).events
             assert gone.cluster.name == "alpha"
             assert gone.type == pb.ClusterEvent.TYPE_DISENGAGED
 
 
-async def test_unknown_token_is_reported_as_unauthorized(place: Place) -> None:
-    path = written(place, place.sandbox.kubeconfig(token=SECRET))
-    async with place.daemon(discovery_kubeconfig=path) as daemon:
+async def test_unknown_token_is_reported_as_unauthorized(workspace: Workspace) -> None:
+    path = written(workspace, workspace.sandbox.kubeconfig(token=SECRET))
+    async with workspace.daemon(discovery_kubeconfig=path) as daemon:
         await daemon.start()
-        async with place.stream() as stream:
-            assert (await told(stream, STALE)).reason == "Unauthorized"
-        assert SECRET not in daemon.said
+        async with workspace.stream() as stream:
+            assert (await first_status(stream, STALE)).reason == "Unauthorized"
+        assert SECRET not in daemon.output
 
 
-async def test_unavailable_api_is_awaited_at_startup(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    await place.sandbox.stop()
-    async with place.daemon() as daemon:
+async def test_unavailable_api_is_awaited_at_startup(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    await workspace.sandbox.stop()
+    async with workspace.daemon() as daemon:
         await daemon.start()
-        async with place.stream() as stream:
-            assert (await told(stream, STALE)).reason == "ConnectFailed"
-            await place.sandbox.start()
+        async with workspace.stream() as stream:
+            assert (await first_status(stream, STALE)).reason == "ConnectFailed"
+            await workspace.sandbox.start()
             batches = await stream.until_synced()
         assert [event.cluster.name for batch in batches for event in batch.events] == ["alpha"]

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 
 
 async def refusal(daemon: DaemonProcess) -> list[str]:
-    """The lines of a daemon that gives up, without its name before each."""
+    """Return the error lines of a daemon that fails to start, without the program's name."""
     async with daemon:
         await daemon.spawn()
         assert await daemon.ended() == 1
-        assert "Traceback" not in daemon.said
-        lines = [line for line in daemon.said.splitlines() if not line.startswith("{")]
+        assert "Traceback" not in daemon.output
+        lines = [line for line in daemon.output.splitlines() if not line.startswith("{")]
         assert all(line.startswith("milo-discoveryd: ") for line in lines), lines
         return [line.removeprefix("milo-discoveryd: ") for line in lines]
 
@@ -37,19 +37,19 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-async def test_invalid_setting_is_named(place: Place, settings: dict[str, Any], words: str) -> None:
-    [line] = await refusal(place.daemon(**settings))
+async def test_invalid_setting_is_named(workspace: Workspace, settings: dict[str, Any], words: str) -> None:
+    [line] = await refusal(workspace.daemon(**settings))
     assert words in line
 
 
-async def test_invalid_settings_are_named_together(place: Place) -> None:
-    lines = await refusal(place.daemon("--mode", "other", label_selector="a in", heartbeat_interval="-1s"))
+async def test_invalid_settings_are_named_together(workspace: Workspace) -> None:
+    lines = await refusal(workspace.daemon("--mode", "other", label_selector="a in", heartbeat_interval="-1s"))
     assert len(lines) == 3
     assert [next(word for word in ("mode", "label_selector", "heartbeat_interval") if word in line) for line in lines]
 
 
-async def test_invalid_environment_variable_is_named(place: Place) -> None:
-    [line] = await refusal(place.daemon(environ={"MILO_DISCOVERYD_MODES": "project"}))
+async def test_invalid_environment_variable_is_named(workspace: Workspace) -> None:
+    [line] = await refusal(workspace.daemon(environ={"MILO_DISCOVERYD_MODES": "project"}))
     assert "MILO_DISCOVERYD_MODES: is not a setting" in line
 
 
@@ -59,26 +59,26 @@ async def test_missing_settings_file_is_named(folder: Path) -> None:
     assert "No such file" in line
 
 
-async def test_too_long_socket_path_is_rejected(place: Place) -> None:
-    long = place.folder / ("s" * 120)
-    [line] = await refusal(place.daemon(listen=[f"unix://{long}"]))
+async def test_too_long_socket_path_is_rejected(workspace: Workspace) -> None:
+    long = workspace.folder / ("s" * 120)
+    [line] = await refusal(workspace.daemon(listen=[f"unix://{long}"]))
     assert "107" in line
     assert "key listen" in line
 
 
-async def test_world_writable_socket_directory_is_rejected(place: Place) -> None:
-    folder = place.folder / "open"
+async def test_world_writable_socket_directory_is_rejected(workspace: Workspace) -> None:
+    folder = workspace.folder / "open"
     folder.mkdir()
     folder.chmod(0o777)
-    [line] = await refusal(place.daemon(listen=[f"unix://{folder}/d.sock"]))
+    [line] = await refusal(workspace.daemon(listen=[f"unix://{folder}/d.sock"]))
     assert f"chmod o-w {folder}" in line
 
 
-async def test_regular_file_at_socket_path_is_rejected_and_kept(place: Place) -> None:
-    place.socket.write_text("precious")
-    [line] = await refusal(place.daemon())
-    assert line == f"{place.socket} exists and is not a socket: remove it, or listen on another path"
-    assert place.socket.read_text() == "precious"
+async def test_regular_file_at_socket_path_is_rejected_and_kept(workspace: Workspace) -> None:
+    workspace.socket.write_text("precious")
+    [line] = await refusal(workspace.daemon())
+    assert line == f"{workspace.socket} exists and is not a socket: remove it, or listen on another path"
+    assert workspace.socket.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
@@ -91,40 +91,40 @@ async def test_regular_file_at_socket_path_is_rejected_and_kept(place: Place) ->
     ],
     ids=["missing", "not-yaml", "text", "no-context"],
 )
-async def test_unusable_kubeconfig_is_named(place: Place, content: str | None, words: str) -> None:
-    path = place.folder / "other"
+async def test_unusable_kubeconfig_is_named(workspace: Workspace, content: str | None, words: str) -> None:
+    path = workspace.folder / "other"
     if content is not None:
         path.write_text(content)
-    [line] = await refusal(place.daemon(discovery_kubeconfig=str(path)))
+    [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(path)))
     assert str(path) in line
     assert words in line
 
 
-async def test_directory_as_kubeconfig_is_named(place: Place) -> None:
-    [line] = await refusal(place.daemon(discovery_kubeconfig=str(place.folder)))
-    assert str(place.folder) in line
+async def test_directory_as_kubeconfig_is_named(workspace: Workspace) -> None:
+    [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(workspace.folder)))
+    assert str(workspace.folder) in line
 
 
-async def test_missing_kubeconfig_outside_a_cluster_is_named(place: Place) -> None:
-    [line] = await refusal(place.daemon(discovery_kubeconfig=None))
+async def test_missing_kubeconfig_outside_a_cluster_is_named(workspace: Workspace) -> None:
+    [line] = await refusal(workspace.daemon(discovery_kubeconfig=None))
     assert "kubeconfig" in line
 
 
-async def test_metrics_port_in_use_is_named(place: Place) -> None:
+async def test_metrics_port_in_use_is_named(workspace: Workspace) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        [line] = await refusal(place.daemon(http_listen=f"127.0.0.1:{port}"))
+        [line] = await refusal(workspace.daemon(http_listen=f"127.0.0.1:{port}"))
     assert f"127.0.0.1:{port}" in line
-    assert not place.socket.exists()
+    assert not workspace.socket.exists()
 
 
-async def test_listen_port_in_use_is_named(place: Place) -> None:
+async def test_listen_port_in_use_is_named(workspace: Workspace) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        [line] = await refusal(place.daemon(listen=[place.address, f"insecure://127.0.0.1:{port}"]))
+        [line] = await refusal(workspace.daemon(listen=[workspace.address, f"insecure://127.0.0.1:{port}"]))
     assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not this machine's?"
-    assert not place.socket.exists()
+    assert not workspace.socket.exists()

@@ -12,11 +12,11 @@ import grpc
 import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
 
-# More than fits between a server and a client that doesn't read, which is some six megabytes.
+# More than the buffers between a server and a client that does not read, which hold some six megabytes.
 MANY, BIG = 400, "x" * 30_000
 HANDLED = "grpc_server_handled_total"
 
@@ -35,60 +35,60 @@ time.sleep(600)
 """
 
 
-def populate(place: Place) -> None:
+def populate(workspace: Workspace) -> None:
     for number in range(MANY):
-        place.sandbox.projects.create(f"p-{number}", ready=True, annotations={"example.com/big": BIG})
+        workspace.sandbox.projects.create(f"p-{number}", ready=True, annotations={"example.com/big": BIG})
 
 
 async def started(daemon: DaemonProcess) -> None:
     await daemon.start()
-    await daemon.until_said('"synced"')
+    await daemon.wait_for_output('"synced"')
 
 
-async def until_subscribers(place: Place, count: int) -> None:
-    while await place.subscribers() != count:  # noqa: ASYNC110 - only asking tells
+async def until_subscribers(workspace: Workspace, count: int) -> None:
+    while await workspace.subscribers() != count:  # noqa: ASYNC110 - only asking tells
         await asyncio.sleep(0.02)
 
 
-async def test_stalled_subscriber_is_ended_as_aborted_and_can_resume(place: Place) -> None:
-    populate(place)
-    async with place.daemon(annotation_prefixes=["example.com/"], stalled_timeout="1s") as daemon:
+async def test_stalled_subscriber_is_ended_as_aborted_and_can_resume(workspace: Workspace) -> None:
+    populate(workspace)
+    async with workspace.daemon(annotation_prefixes=["example.com/"], stalled_timeout="1s") as daemon:
         await started(daemon)
-        async with place.stream() as stalled, place.stream() as other:
+        async with workspace.stream() as stalled, workspace.stream() as other:
             first = await stalled.batch()
             await other.until_synced()
-            await until_subscribers(place, 1)
+            await until_subscribers(workspace, 1)
 
-            place.sandbox.projects.create("late", ready=True)
+            workspace.sandbox.projects.create("late", ready=True)
             [event] = (await other.batch()).events
             assert event.cluster.name == "late"
 
             batches = [first, *await stalled.rest()]
             assert await stalled.code() is grpc.StatusCode.ABORTED
-        async with place.stream(pb.WatchClustersRequest(resume_revision=batches[-1].revision)) as again:
+        async with workspace.stream(pb.WatchClustersRequest(resume_revision=batches[-1].revision)) as again:
             names: set[str] = set()
             while len(names) < MANY + 1:
                 names |= {event.cluster.name for event in (await again.batch()).events}
             assert "late" in names
 
 
-async def test_stalled_subscriber_leaves_no_task_behind(place: Place) -> None:
-    populate(place)
+async def test_stalled_subscriber_leaves_no_task_behind(workspace: Workspace) -> None:
+    populate(workspace)
     settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "stalled_timeout": "1s"}
-    async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
+    async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
         await started(daemon)
         metrics = f"{daemon.events('started')[-1]['http']}/metrics"
-        async with place.stream() as stalled:
+        async with workspace.stream() as stalled:
             await stalled.batch()
             await until_metric(
                 metrics,
                 'grpc_server_handled_total{grpc_code="Aborted",grpc_method="WatchClusters",'
                 'grpc_service="milo.discovery.v1.DiscoveryService",grpc_type="server_stream"} 1.0',
             )
-            place.sandbox.projects.create("late", ready=True)
-            async with place.stream() as other:
+            workspace.sandbox.projects.create("late", ready=True)
+            async with workspace.stream() as other:
                 await other.until_synced()
-        assert "call failed" not in daemon.said
+        assert "call failed" not in daemon.output
 
 
 async def until_metric(url: str, line: str) -> None:
@@ -101,27 +101,27 @@ async def until_metric(url: str, line: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_killed_subscriber_is_no_error(place: Place) -> None:
-    populate(place)
-    async with place.daemon(annotation_prefixes=["example.com/"]) as daemon:
+async def test_killed_subscriber_is_no_error(workspace: Workspace) -> None:
+    populate(workspace)
+    async with workspace.daemon(annotation_prefixes=["example.com/"]) as daemon:
         await started(daemon)
-        async with place.stream() as other:
+        async with workspace.stream() as other:
             await other.until_synced()
-            async with idle_readers(place, 1):
-                # What the other one is given in the meantime leaves enough time to fill what lies between.
+            async with idle_readers(workspace, 1):
+                # Meanwhile, the other subscriber reads enough for these buffers to fill up.
                 for number in range(50):
-                    place.sandbox.projects.create(f"late-{number}", ready=True)
+                    workspace.sandbox.projects.create(f"late-{number}", ready=True)
                     assert [event.cluster.name for event in (await other.batch()).events] == [f"late-{number}"]
-            await until_subscribers(place, 1)
+            await until_subscribers(workspace, 1)
         assert await daemon.terminate() == 0
-        assert "call failed" not in daemon.said
-        assert "Traceback" not in daemon.said
+        assert "call failed" not in daemon.output
+        assert "Traceback" not in daemon.output
 
 
 @asynccontextmanager
-async def idle_readers(place: Place, count: int) -> AsyncIterator[None]:
-    """Another process with so many streams, each read once. It is killed in the end."""
-    command = (sys.executable, "-c", IDLE_READERS, f"unix:{place.socket}", str(count))
+async def idle_readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
+    """Start a process with `count` streams that reads each once; kill it in the end."""
+    command = (sys.executable, "-c", IDLE_READERS, f"unix:{workspace.socket}", str(count))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -133,9 +133,9 @@ async def idle_readers(place: Place, count: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def readers(place: Place, count: int) -> AsyncIterator[None]:
-    """So many streams, each with a complete view. They are closed in the end."""
-    streams = [place.stream() for _ in range(count)]
+async def readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
+    """Open `count` streams with a complete view; close them in the end."""
+    streams = [workspace.stream() for _ in range(count)]
     try:
         await asyncio.gather(*(stream.until_synced() for stream in streams))
         yield
@@ -145,23 +145,23 @@ async def readers(place: Place, count: int) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("crowd", [readers, idle_readers], ids=["closed", "killed"])
 async def test_connect_and_disconnect_flood_leaks_nothing(
-    place: Place, crowd: Callable[[Place, int], AbstractAsyncContextManager[None]]
+    workspace: Workspace, crowd: Callable[[Workspace, int], AbstractAsyncContextManager[None]]
 ) -> None:
     for number in range(50):
-        place.sandbox.projects.create(f"p-{number}", ready=True)
-    async with place.daemon() as daemon:
+        workspace.sandbox.projects.create(f"p-{number}", ready=True)
+    async with workspace.daemon() as daemon:
         await started(daemon)
         for count in (20, 100):
-            # What is made once and kept was made for the first.
+            # Caches are filled by the first round.
             files, memory = open_files(daemon.pid), resident_kib(daemon.pid)
             for _ in range(2):
-                async with crowd(place, count):
-                    assert await place.subscribers() == count
-                await until_subscribers(place, 0)
+                async with crowd(workspace, count):
+                    assert await workspace.subscribers() == count
+                await until_subscribers(workspace, 0)
         await eventually(lambda: open_files(daemon.pid) <= files)
         assert resident_kib(daemon.pid) - memory < 16 * 1024
         assert await daemon.terminate() == 0
-        assert "Traceback" not in daemon.said
+        assert "Traceback" not in daemon.output
 
 
 def open_files(pid: int) -> int:

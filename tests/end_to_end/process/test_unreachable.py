@@ -2,29 +2,29 @@
 
 from milo_discovery import EngagementReason
 from milo_discovery._gen import discovery_pb2 as pb
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
 
 
-async def told(stream: Stream, kind: "pb.ClusterEvent.Type.ValueType") -> pb.ClusterEvent:
-    """The next of that kind; what probes find otherwise is passed over."""
+async def next_event(stream: Stream, kind: "pb.ClusterEvent.Type.ValueType") -> pb.ClusterEvent:
+    """Return the next event of a type, without results of probes."""
     while True:
         for event in (await stream.batch()).events:
             if event.type == kind:
                 return event
 
 
-async def test_unreachable_cluster_is_disengaged_and_engaged_again(place: Place) -> None:
+async def test_unreachable_cluster_is_disengaged_and_engaged_again(workspace: Workspace) -> None:
     for name in ("alpha", "beta", "gamma"):
-        place.sandbox.projects.create(name, ready=True)
+        workspace.sandbox.projects.create(name, ready=True)
     probing = {"interval": "1s", "unreachable_after": "0s", "disengage_unreachable_after": "1s"}
-    async with place.daemon(connectivity=probing) as daemon, place.client() as client:
+    async with workspace.daemon(connectivity=probing) as daemon, workspace.client() as client:
         await daemon.start()
-        async with place.stream() as stream:
+        async with workspace.stream() as stream:
             await stream.until_synced()
-            place.sandbox.faults.unreachable("beta")
+            workspace.sandbox.faults.unreachable("beta")
 
-            gone = await told(stream, pb.ClusterEvent.TYPE_DISENGAGED)
+            gone = await next_event(stream, pb.ClusterEvent.TYPE_DISENGAGED)
 
             assert gone.cluster.name == "beta"
             assert gone.reason == pb.DISENGAGE_REASON_UNREACHABLE
@@ -32,10 +32,10 @@ async def test_unreachable_cluster_is_disengaged_and_engaged_again(place: Place)
             report = await client.get("beta")
             assert not report.engagement.engaged
             assert report.engagement.reason is EngagementReason.UNREACHABLE
-            place.sandbox.projects.annotate("beta", {"example.com/touched": "yes"})
-            place.sandbox.faults.clear()
+            workspace.sandbox.projects.annotate("beta", {"example.com/touched": "yes"})
+            workspace.sandbox.faults.clear()
 
-            back = await told(stream, pb.ClusterEvent.TYPE_ENGAGED)
+            back = await next_event(stream, pb.ClusterEvent.TYPE_ENGAGED)
 
             assert back.cluster.name == "beta"
             assert back.cluster.incarnation != gone.cluster.incarnation

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from milo_discoveryd.server.calls.revision import Position
-from tests.end_to_end.process.history import Batch, History, Stream, Told
+from tests.end_to_end.process.history import Batch, History, RecordedEvent, Stream
 from tests.end_to_end.process.upstream import State, Upstream
 from tests.end_to_end.process.validators import breaches
 
@@ -18,20 +18,20 @@ def at(revision: int, part: int | None = None, epoch: str = "a" * 16) -> str:
     return f"{Position(epoch, revision, part)}.{'m' * 22}"
 
 
-def told(kind: str, name: str, incarnation: int, version: int, *, uid: str = "", reason: str = "") -> Told:
+def event(kind: str, name: str, incarnation: int, version: int, *, uid: str = "", reason: str = "") -> RecordedEvent:
     labels = DEV if name == "alpha" and version == 11 else PROD
     uid = uid or f"uid-{name}"
-    return Told(kind, name, uid, f"{incarnation}", version, labels, reason, f"{name} {version}".encode())
+    return RecordedEvent(kind, name, uid, f"{incarnation}", version, labels, reason, f"{name} {version}".encode())
 
 
 NAMES = ("delta", "alpha", "beta", "gamma")
-DELTA, ALPHA, BETA, GAMMA = (told("ENGAGED", name, number, number) for number, name in enumerate(NAMES))
-RELABELLED = told("UPDATED", "alpha", 1, 11)
-NOT_READY = told("DISENGAGED", "beta", 2, 2, reason="NOT_READY")
-DELETED = told("DISENGAGED", "gamma", 3, 3, reason="DELETED")
-BETA_AGAIN = told("ENGAGED", "beta", 7, 12)
-REPLACED = told("DISENGAGED", "alpha", 1, 11, reason="REPLACED")
-ALPHA_RECREATED = told("ENGAGED", "alpha", 8, 13, uid="uid-other")
+DELTA, ALPHA, BETA, GAMMA = (event("ENGAGED", name, number, number) for number, name in enumerate(NAMES))
+RELABELLED = event("UPDATED", "alpha", 1, 11)
+NOT_READY = event("DISENGAGED", "beta", 2, 2, reason="NOT_READY")
+DELETED = event("DISENGAGED", "gamma", 3, 3, reason="DELETED")
+BETA_AGAIN = event("ENGAGED", "beta", 7, 12)
+REPLACED = event("DISENGAGED", "alpha", 1, 11, reason="REPLACED")
+ALPHA_RECREATED = event("ENGAGED", "alpha", 8, 13, uid="uid-other")
 
 
 def upstream() -> Upstream:
@@ -48,7 +48,7 @@ def upstream() -> Upstream:
 
 
 def history(who: str = "it") -> History:
-    """A snapshot in two parts, some changes, a cut, a resume, and some more."""
+    """Return a history: a snapshot in two parts, changes, a cut, a resume, and more changes."""
     return History(
         who,
         "",
@@ -79,7 +79,7 @@ Harm = Callable[[History], None]
 
 
 def batch(stream: int, index: int, **changes: object) -> Harm:
-    """This batch, changed."""
+    """Replace fields of a batch."""
 
     def harm(history: History) -> None:
         batches = history.streams[stream].batches
@@ -88,8 +88,8 @@ def batch(stream: int, index: int, **changes: object) -> Harm:
     return harm
 
 
-def events(stream: int, index: int, *those: Told) -> Harm:
-    """This batch with these events, and nothing else to show for it."""
+def events(stream: int, index: int, *those: RecordedEvent) -> Harm:
+    """Return a batch with these events and no other content."""
     return batch(stream, index, events=those)
 
 
@@ -110,7 +110,7 @@ def swap(stream: int, index: int) -> Harm:
 
 
 def resumed_from(revision: str) -> Harm:
-    """The second stream was asked for with this one, and went on as if nothing were."""
+    """Let the second stream claim to resume from this revision."""
 
     def harm(history: History) -> None:
         stream = history.streams[1]
@@ -120,8 +120,8 @@ def resumed_from(revision: str) -> Harm:
     return harm
 
 
-def snapshot(*those: Told, revision: str) -> Harm:
-    """The second stream is another daemon's snapshot, or this one's."""
+def snapshot(*those: RecordedEvent, revision: str) -> Harm:
+    """Let the second stream begin with a snapshot of another daemon, or of this one."""
 
     def harm(history: History) -> None:
         history.streams[1].batches = [Batch(those, revision, reset=True)]

@@ -1,4 +1,4 @@
-"""The record of upstream changes, which subscribers' histories are compared with."""
+"""The record of upstream changes, with which subscribers' histories are compared."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tests.end_to_end.process.history import Labels
 
 @dataclass(frozen=True)
 class State:
-    """An object, as far as it matters to whether it is engaged."""
+    """The fields of an object that decide on its engagement."""
 
     uid: str
     ready: bool
@@ -20,32 +20,32 @@ class State:
 States: TypeAlias = dict[str, list[State | None]]
 
 Cause: TypeAlias = str
-"""A DisengageReason that the object gave."""
+"""A DisengageReason that the object caused."""
 
 
 class Upstream:
     def __init__(self, label_selector: str = "") -> None:
-        """`label_selector` is the daemon's own."""
+        """Begin empty; `label_selector` is the daemon's own."""
         self.went_back = False
-        """It was restored from a backup: later versions may be lower."""
+        """Whether a backup was restored, so that later versions may be lower."""
         self._covered = parse(label_selector)
         self._states: States = {}
 
     @property
     def states(self) -> States:
-        """Everything that was noted, by name."""
+        """Return every recorded state, by name."""
         return self._states
 
     def continue_from(self, states: States) -> None:
-        """Begin with what was noted earlier."""
+        """Begin with states that were recorded earlier."""
         self._states = {name: [*each] for name, each in states.items()}
 
     def note(self, name: str, state: State | None) -> None:
-        """None once it is gone."""
+        """Record a state, or None for a deletion."""
         self._states.setdefault(name, []).append(state)
 
     def names(self) -> list[str]:
-        """Those there are."""
+        """The names of existing objects."""
         return [name for name, states in self._states.items() if states[-1] is not None]
 
     def has(self, name: str) -> bool:
@@ -57,7 +57,7 @@ class Upstream:
         return state
 
     def engaged(self, label_selector: str) -> dict[str, State]:
-        """What a subscriber with this filter should have, by now."""
+        """Return what a subscriber with this filter should have now."""
         selector = parse(label_selector)
         return {
             name: states[-1]
@@ -66,7 +66,7 @@ class Upstream:
         }
 
     def causes(self, name: str, uid: str, label_selector: str) -> set[Cause]:
-        """For which reasons it may ever have been disengaged."""
+        """Return every reason for which the object could have been disengaged."""
         selector = parse(label_selector)
         found: set[Cause] = set()
         for state in self._since(name, uid):
@@ -83,7 +83,7 @@ class Upstream:
         return self._covered.matches(state.labels) and selector.matches(state.labels)
 
     def _since(self, name: str, uid: str) -> Iterable[State | None]:
-        """All it has been from when it was first engaged."""
+        """Yield the object's states since its first engagement."""
         states = iter(self._states.get(name, ()))
         for state in states:
             if state is not None and state.uid == uid and state.ready:

@@ -1,6 +1,6 @@
-"""Validators of subscriber histories. Each yields every violation it finds.
+"""Validators of subscriber histories, each of which yields the violations that it finds.
 
-The idea is etcd's: record what clients receive under faults of all kinds, and check it afterwards.
+The method is etcd's: record what clients receive under faults of all kinds, and check it afterwards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 from milo_discovery import Event, EventType
 from milo_discoveryd.server.calls.revision import Position, parse
-from tests.end_to_end.process.history import Batch, History, Told
+from tests.end_to_end.process.history import Batch, History, RecordedEvent
 from tests.end_to_end.process.upstream import Upstream
 
 
 @dataclass
 class Reader:
-    """The reference: what somebody knows who reads the proto file and these batches, and nothing else."""
+    """The reference model: what a client that follows the proto file knows after these batches."""
 
-    view: dict[str, Told] = field(default_factory=dict)
-    snapshot: dict[str, Told] | None = None
-    """As far as it has come in; it counts when it is complete."""
+    view: dict[str, RecordedEvent] = field(default_factory=dict)
+    snapshot: dict[str, RecordedEvent] | None = None
+    """The part of a snapshot received so far; it replaces the view when it is complete."""
 
     def take(self, batch: Batch) -> Iterator[str]:
-        """Breaches of what may follow what."""
+        """Apply a batch; yield events that contradict the state before them."""
         if batch.reset:
             self.snapshot = {}
         known = self.view if self.snapshot is None else self.snapshot
@@ -39,12 +39,12 @@ class Reader:
             self.view, self.snapshot = self.snapshot, None
 
     def start(self) -> None:
-        """Another stream: half a snapshot is worth nothing."""
+        """Begin another stream; an incomplete snapshot is dropped."""
         self.snapshot = None
 
 
 def ordered(history: History) -> Iterator[str]:
-    """Batches follow each other without a gap, and revisions never go back."""
+    """Yield gaps between batches, and revisions that decrease."""
     for stream in history.streams:
         wanted = ""
         last: Position | None = None
@@ -59,11 +59,11 @@ def ordered(history: History) -> Iterator[str]:
 
 
 def unique(history: History, upstream: Upstream) -> Iterator[str]:
-    """No event comes twice, and none is of the past, on a stream and across resumes.
+    """Yield repeated and outdated events, on a stream and across resumes.
 
-    After a restore upstream, things may be as they were before. And one repeat is let pass: a reader that was cut while
-    it caught up may have been told ENGAGED as things are by now, and is told, when it is back, of the update that made
-    them so.
+    After a restore upstream, objects may be as they were before. One repeat is allowed: a reader that was cut while
+    it caught up may have received ENGAGED with the current state, and receives the update that led to this state
+    when it resumes.
     """
     reader = Reader()
     for stream in history.streams:
@@ -96,7 +96,7 @@ def forward(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def reliable(history: History, upstream: Upstream) -> Iterator[str]:
-    """Read in order it makes sense at each step, and in the end it is the truth."""
+    """Yield events that contradict the state before them, and differences from the server's state in the end."""
     reader = Reader()
     for stream in history.streams:
         reader.start()
@@ -110,12 +110,12 @@ def reliable(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def atomic(history: History) -> Iterator[str]:
-    """What happened at one revision comes in one batch; so one with events is later than whatever was before it."""
+    """Yield revisions that are split over batches: a batch with events has a later revision than the one before it."""
     for stream in history.streams:
         last: Position | None = None
         for batch in stream.batches:
             here = batch.position
-            # All parts of a snapshot stand where it does.
+            # All parts of a snapshot have its revision.
             followed = last is not None and last.part is None and not batch.reset
             if batch.events and followed and here is not None and not _is_before(last, here):
                 yield f"events came at {batch.revision}, up to which all had been told already"
@@ -123,9 +123,9 @@ def atomic(history: History) -> Iterator[str]:
 
 
 def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
-    """A revision of this daemon is resumed from; any other, or half a snapshot, is answered by a snapshot.
+    """Yield wrong resumes: one from a revision of this daemon continues there, any other receives a snapshot.
 
-    One that `forgets` early may answer by a snapshot at any time.
+    A daemon that `forgets` early may answer any of them with a snapshot.
     """
     for stream in history.streams:
         first = next((batch for batch in stream.batches if batch.position), None)
@@ -140,10 +140,10 @@ def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
 
 
 def agreeing(histories: Iterable[History]) -> Iterator[str]:
-    """Whoever reads through the same filter up to the same revision knows the same clusters.
+    """Yield readers that know different clusters by the same filter at the same revision.
 
-    Between two heartbeats a reader that is behind may be told of a cluster's changes later, merged with further ones; a
-    heartbeat promises that there is nothing left to tell.
+    Between two heartbeats, a reader that is behind may receive changes of a cluster later and coalesced; after a
+    heartbeat nothing is pending.
     """
     known: dict[tuple[str, bool], tuple[str, Mapping[str, object]]] = {}
     for history in histories:
@@ -166,7 +166,10 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
 
 
 def snapshots(history: History) -> Iterator[str]:
-    """A snapshot is of one revision, with each cluster once in it; and a subscriber without a revision gets one."""
+    """Yield invalid snapshots.
+
+    A snapshot is of one revision and has each cluster once; a subscriber without a revision receives one.
+    """
     for stream in history.streams:
         inside: Batch | None = None
         names: set[str] = set()
@@ -189,7 +192,7 @@ def snapshots(history: History) -> Iterator[str]:
 
 
 def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
-    """Nobody is disengaged without a reason upstream: neither by an event, nor by being left out of a snapshot."""
+    """Yield disengagements without a reason upstream, by an event or by absence from a snapshot."""
     reader = Reader()
     for stream in history.streams:
         reader.start()
@@ -211,7 +214,7 @@ def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def _is_before(one: Position | None, other: Position | None) -> bool:
-    """For sure: between two daemons there is no order."""
+    """Whether a position is certainly older; those of two daemons have no order."""
     return one is not None and other is not None and one.epoch == other.epoch and one.revision < other.revision
 
 
@@ -220,7 +223,7 @@ def _revision(batch: Batch) -> int | None:
 
 
 def alternating(events: Iterable[Event]) -> Iterator[str]:
-    """For each cluster ENGAGED and DISENGAGED take turns, and all else comes in between, whatever became of daemons."""
+    """Yield clusters whose ENGAGED and DISENGAGED do not alternate, with other events in between, across daemons."""
     engaged: set[str] = set()
     for event in events:
         name = event.cluster.name
@@ -233,7 +236,7 @@ def alternating(events: Iterable[Event]) -> Iterator[str]:
 
 
 def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool = False) -> list[str]:
-    """By all of them, each with the validator's name and the subscriber's."""
+    """Yield the violations of all validators, each with the names of validator and subscriber."""
     histories = list(histories)
     found = [f"agreeing: {breach}" for breach in agreeing(histories)]
     for history in histories:

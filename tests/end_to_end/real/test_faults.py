@@ -84,7 +84,7 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
             engaged("beta"),
             engaged("delta"),
         )
-        assert '"Expired"' in observer.daemon.said
+        assert '"Expired"' in observer.daemon.output
 
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
@@ -113,7 +113,7 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder:
         file.write_text(await bound_token(server, "second"))
         await observer.source("STREAMING")
         await observer.told_in_the_end(disengaged("gamma", "DELETED"))
-        assert token not in observer.daemon.said
+        assert token not in observer.daemon.output
 
 
 async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, folder: Path) -> None:

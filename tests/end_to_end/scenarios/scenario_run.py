@@ -98,7 +98,7 @@ class ScenarioRun:
     async def _end(self) -> None:
         await self.close()
         await self._terminate()
-        if "Traceback" in self._daemon.said:
+        if "Traceback" in self._daemon.output:
             raise UnexpectedError("the daemon's log has a traceback")
 
     async def _do(self, step: Act) -> None:

@@ -18,7 +18,7 @@ import yaml
 from milo_discovery import DiscoveryClient, Event
 from milo_discoveryd.credentials import jwt
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.process.handing_out import HandedOut, Token, mark
+from tests.end_to_end.process.issued_credentials import IssuedCredential, Token, mark
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.soak.gauges import Gauges
 from tests.end_to_end.soak.servers import Server
@@ -75,7 +75,7 @@ class Daemon:
 
     async def metrics(self) -> str:
         """Where they are served."""
-        await self.process.until_said('"started"')
+        await self.process.wait_for_output('"started"')
         return str(self.process.events("started")[-1]["http"])
 
     def _configure(self) -> None:
@@ -135,7 +135,7 @@ class Deployment:
         return [*self.fast, self.prod, self.slow, self.restless, self.far]
 
     @property
-    def handed(self) -> list[HandedOut]:
+    def handed(self) -> list[IssuedCredential]:
         """Of the one token that opens every cluster: each time, that of the daemon's own user."""
         found = []
         for given in self.restless.given:
@@ -143,7 +143,7 @@ class Deployment:
             assert claims is not None
             assert claims.exp is not None
             token = Token(given.token, mark(given.uid), claims.exp)
-            found.append(given.handed_out(self.restless.history.who, token))
+            found.append(given.issued_credential(self.restless.history.who, token))
         return found
 
     @property

@@ -206,7 +206,7 @@ class Faults:
         async with self._deployment.faulted.another() as second:
             await second.spawn()
             status = await second.ended()
-            if status != 1 or "in use by another daemon" not in second.said:
+            if status != 1 or "in use by another daemon" not in second.output:
                 raise AssertionError(f"a second daemon ended with status {status}: {second.tail()}")
 
     async def _fill_disk(self) -> None:

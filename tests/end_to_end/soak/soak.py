@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
-from tests.end_to_end.process.handing_out import handed_rightly
+from tests.end_to_end.process.issued_credentials import credential_violations
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.end_to_end.soak.deployment import Daemon, Deployment
@@ -82,7 +82,7 @@ class Soak:
         self._failures += breaches(histories, world.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]
         handed = deployment.handed
-        self._failures += [f"credentials: {breach}" for breach in handed_rightly(handed)]
+        self._failures += [f"credentials: {breach}" for breach in credential_violations(handed)]
         return Report(
             server=server.title,
             seed=self._seed,
@@ -154,7 +154,7 @@ class Soak:
         except TimeoutError:
             self._failures.append("not everybody knew everything in the end")
         for daemon in (faulted, steady):
-            if "Traceback" in daemon.process.said:
+            if "Traceback" in daemon.process.output:
                 self._failures.append(f"the {daemon.name} daemon raised: {daemon.process.tail(60)}")
             if not daemon.process.is_running:
                 self._failures.append(f"the {daemon.name} daemon has ended: {daemon.process.tail()}")

@@ -88,7 +88,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
         said: list[str] = []
         async with DaemonProcess(f"unix://{state}/d.sock", "--config", str(config)) as daemon:
             await daemon.start()
-            await daemon.until_said('"synced"')
+            await daemon.wait_for_output('"synced"')
             http = str(daemon.events("started")[0]["http"])
             (handed,) = await calls(daemon.address, said)
             token = json.loads(handed)["users"][0]["user"]["token"]
@@ -96,7 +96,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             sandbox.faults.unauthorized(seconds=1)
             sandbox.drop_watches()
             sandbox.token_endpoint.revoke_keys()
-            await daemon.until_said("invalid_grant")
+            await daemon.wait_for_output("invalid_grant")
             sandbox.revoke_tokens()
             async with aiohttp.ClientSession() as session:
                 for path in ("/metrics", "/readyz?verbose", "/livez?verbose"):
@@ -108,9 +108,9 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
             limits = (process / "limits").read_text()
             await sandbox.stop()
-            await daemon.until_said("the request to")
+            await daemon.wait_for_output("the request to")
             await daemon.terminate()
-        said.append(daemon.said)
+        said.append(daemon.output)
         said += [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
     assert len(secrets.found) > 5
     assert [found for text in said for found in secrets.in_(text)] == []

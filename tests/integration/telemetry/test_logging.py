@@ -15,9 +15,9 @@ import pytest
 from milo_discoveryd.log import NAME, log
 from milo_discoveryd.telemetry.log_writer import QUEUE_LIMIT, LogWriter
 from milo_discoveryd.telemetry.logging import Logging, configure
-from tests.end_to_end.process.conftest import Place, folder, place
+from tests.end_to_end.process.conftest import Workspace, folder, workspace
 
-__all__ = ["folder", "place"]
+__all__ = ["folder", "workspace"]
 
 
 @pytest.fixture(autouse=True)
@@ -138,27 +138,27 @@ def test_level_debug_toggles_to_itself(output: Output) -> None:
     assert logging_.current == "debug"
 
 
-async def test_sigusr1_toggles_the_level_of_a_running_daemon(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon(connectivity={"interval": "off"}) as daemon:
+async def test_sigusr1_toggles_the_level_of_a_running_daemon(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(connectivity={"interval": "off"}) as daemon:
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
         daemon.signal(signal.SIGUSR1)
-        await daemon.until_said('"is_now": "debug"')
-        place.sandbox.projects.label("alpha", {"env": "prod"})
-        await daemon.until_said('"message": "updated"')
+        await daemon.wait_for_output('"is_now": "debug"')
+        workspace.sandbox.projects.label("alpha", {"env": "prod"})
+        await daemon.wait_for_output('"message": "updated"')
         daemon.signal(signal.SIGUSR1)
-        await daemon.until_said('"is_now": "info"')
+        await daemon.wait_for_output('"is_now": "info"')
         assert await daemon.terminate() == 0
 
 
-async def test_sigusr2_without_held_removals_is_logged(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon(connectivity={"interval": "off"}) as daemon:
+async def test_sigusr2_without_held_removals_is_logged(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(connectivity={"interval": "off"}) as daemon:
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
         daemon.signal(signal.SIGUSR2)
-        await daemon.until_said('"no removals held"')
+        await daemon.wait_for_output('"no removals held"')
         assert await daemon.terminate() == 0
 
 

@@ -7,13 +7,13 @@ import aiohttp
 import pytest
 
 from milo_discovery import DiscoveryClient
-from tests.end_to_end.process.conftest import Place, folder, place
+from tests.end_to_end.process.conftest import Workspace, folder, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.browser import Browser, browsing
 from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
 
-__all__ = ["folder", "place"]
+__all__ = ["folder", "workspace"]
 
 WIDE, NARROW = (1280, 900), (390, 844)
 OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
@@ -27,7 +27,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 async def page_of(daemon: DaemonProcess) -> str:
     await daemon.start()
-    await daemon.until_said('"synced"')
+    await daemon.wait_for_output('"synced"')
     return str(daemon.events("started")[-1]["http"])
 
 
@@ -36,10 +36,12 @@ def shows(words: str) -> str:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280 px", "390 px"])
-async def test_page_is_kept_up_to_date_at_each_width(place: Place, browser: Browser, size: tuple[int, int]) -> None:
-    place.sandbox.projects.create("alpha", ready=True, organization="acme")
-    place.sandbox.projects.create("waiting", ready=False)
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon, place.client() as client:
+async def test_page_is_kept_up_to_date_at_each_width(
+    workspace: Workspace, browser: Browser, size: tuple[int, int]
+) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
+    workspace.sandbox.projects.create("waiting", ready=False)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, workspace.client() as client:
         url = await page_of(daemon)
         watch = client.watch(label_selector="env=prod")
         await watch.synced()
@@ -48,9 +50,9 @@ async def test_page_is_kept_up_to_date_at_each_width(place: Place, browser: Brow
         for words in ("STREAMING", "alpha", "acme", "waiting", "not ready", "env in (prod)", "any caller of"):
             await browser.until(shows(words))
         await browser.until("document.getElementById('live').textContent === 'live'")
-        place.sandbox.projects.create("beta", ready=True)
+        workspace.sandbox.projects.create("beta", ready=True)
         await browser.until(shows("beta"))
-        place.sandbox.projects.delete("alpha")
+        workspace.sandbox.projects.delete("alpha")
         await browser.until(shows("DISENGAGED"))
         await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut"
@@ -60,17 +62,17 @@ async def test_page_is_kept_up_to_date_at_each_width(place: Place, browser: Brow
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_page_has_readable_contrast_in_each_theme(place: Place, browser: Browser, theme: str) -> None:
-    place.sandbox.projects.create("alpha", ready=True, organization="acme")
-    place.sandbox.projects.create("waiting", ready=False)
+async def test_page_has_readable_contrast_in_each_theme(workspace: Workspace, browser: Browser, theme: str) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
+    workspace.sandbox.projects.create("waiting", ready=False)
     settings = {"kubeconfigs": {"sources": [OWN_IDENTITY]}}
-    async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon, place.client() as client:
+    async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon, workspace.client() as client:
         url = await page_of(daemon)
         await client.watch().synced()
-        place.sandbox.projects.create("gone", ready=True)
-        await daemon.until_said('"gone"')
-        place.sandbox.projects.delete("gone")
-        await daemon.until_said('"disengaged"')
+        workspace.sandbox.projects.create("gone", ready=True)
+        await daemon.wait_for_output('"gone"')
+        workspace.sandbox.projects.delete("gone")
+        await daemon.wait_for_output('"disengaged"')
         await browser.theme(theme)
         for path in ("/", "/?cluster=alpha", "/?state=engaged"):
             await browser.open(f"{url}{path}")
@@ -79,13 +81,13 @@ async def test_page_has_readable_contrast_in_each_theme(place: Place, browser: B
             assert [each for each in ratios if each["ratio"] < 4.5] == []
 
 
-async def test_search_lands_on_results_that_lead_to_an_explanation(place: Place, browser: Browser) -> None:
+async def test_search_lands_on_results_that_lead_to_an_explanation(workspace: Workspace, browser: Browser) -> None:
     for number in range(120):
-        place.sandbox.projects.create(f"p-{number:03}", ready=True, organization=f"org-{number % 7}")
-    place.sandbox.projects.create("shop-prod", ready=True, organization="shop", labels={"env": "prod"})
-    async with place.daemon(http_listen="127.0.0.1:0", kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+        workspace.sandbox.projects.create(f"p-{number:03}", ready=True, organization=f"org-{number % 7}")
+    workspace.sandbox.projects.create("shop-prod", ready=True, organization="shop", labels={"env": "prod"})
+    async with workspace.daemon(http_listen="127.0.0.1:0", kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         url = await page_of(daemon)
-        async with place.client() as client:
+        async with workspace.client() as client:
             await client.watch(label_selector="env=prod").synced()
             await browser.resize(*WIDE)
             await browser.open(f"{url}/")
@@ -101,13 +103,13 @@ async def test_search_lands_on_results_that_lead_to_an_explanation(place: Place,
             await browser.evaluate("[...document.querySelectorAll('a')].find(a => a.text === 'shop-prod').click()")
             for words in ("its readiness condition is True", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
                 await browser.until(shows(words))
-            place.sandbox.projects.delete("shop-prod")
+            workspace.sandbox.projects.delete("shop-prod")
             await browser.until(shows("DISENGAGED"))
         assert browser.complaints == []
 
 
-async def test_page_beyond_the_limit_of_viewers_reloads(place: Place, browser: Browser) -> None:
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon, aiohttp.ClientSession() as session:
+async def test_page_beyond_the_limit_of_viewers_reloads(workspace: Workspace, browser: Browser) -> None:
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, aiohttp.ClientSession() as session:
         url = await page_of(daemon)
         viewers = [await session.get(f"{url}/events") for _ in range(16)]
         for viewer in viewers:
@@ -118,11 +120,11 @@ async def test_page_beyond_the_limit_of_viewers_reloads(place: Place, browser: B
             viewer.close()
 
 
-async def test_search_and_state_choose_among_the_clusters(place: Place) -> None:
+async def test_search_and_state_choose_among_the_clusters(workspace: Workspace) -> None:
     for name in ("alpha", "beta"):
-        place.sandbox.projects.create(name, ready=True, labels={"env": "prod"})
-    place.sandbox.projects.create("alphabet", ready=False, labels={"env": "dev"})
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+        workspace.sandbox.projects.create(name, ready=True, labels={"env": "prod"})
+    workspace.sandbox.projects.create("alphabet", ready=False, labels={"env": "dev"})
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
 
         async def shown(query: str) -> list[str]:
@@ -138,11 +140,11 @@ async def test_search_and_state_choose_among_the_clusters(place: Place) -> None:
         assert await shown("state=unreachable") == []
 
 
-async def test_explanation_names_what_a_deletion_waits_for(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True, finalizers=["example.com/cleanup"])
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+async def test_explanation_names_what_a_deletion_waits_for(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True, finalizers=["example.com/cleanup"])
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
-        place.sandbox.projects.delete("alpha")
+        workspace.sandbox.projects.delete("alpha")
 
         async def explained() -> dict[str, object]:
             found: dict[str, object] = json.loads(await get(f"{url}/?json&cluster=alpha"))["explanation"]
@@ -153,27 +155,27 @@ async def test_explanation_names_what_a_deletion_waits_for(place: Place) -> None
     assert found["deletion_waits_for"] == "waiting for finalizers: example.com/cleanup"
 
 
-async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
-        place.sandbox.projects.delete("alpha")
-        await daemon.until_said('"disengaged"')
+        workspace.sandbox.projects.delete("alpha")
+        await daemon.wait_for_output('"disengaged"')
         status = json.loads(await get(f"{url}/?json"))
     [happened] = status["recent_changes"]
     assert (happened["type"], happened["cluster"], happened["reason"]) == ("DISENGAGED", "alpha", "DELETED")
     assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
 
 
-async def test_status_page_and_metrics_without_names_have_none(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon(http_listen="127.0.0.1:0", http_names="nobody") as daemon:
+async def test_status_page_and_metrics_without_names_have_none(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0", http_names="nobody") as daemon:
         url = await page_of(daemon)
-        async with DiscoveryClient(place.address) as client:
+        async with DiscoveryClient(workspace.address) as client:
             watch = client.watch(names=["alpha"])
             await watch.synced()
-            place.sandbox.projects.delete("alpha")
-            await daemon.until_said('"disengaged"')
+            workspace.sandbox.projects.delete("alpha")
+            await daemon.wait_for_output('"disengaged"')
             for query in ("", "?json", "?json&q=alpha"):
                 page = (await get(f"{url}/{query}")).decode()
                 assert "alpha" not in page.replace("q=alpha", "").replace('value="alpha"', "")

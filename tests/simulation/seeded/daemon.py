@@ -49,7 +49,7 @@ from milo_discoveryd.wiring.source import Discovery, FollowedCollection
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.wire import Decoder
-from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
+from tests.end_to_end.process.issued_credentials import CAP_S, IssuedCredential, token_in
 from tests.simulation.properties.api_server import observe, place_of
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.loop import WALL_AT_ZERO
@@ -226,7 +226,7 @@ class Daemon:
         disk: Disk | None,
         random: Random,
         note: Callable[..., None],
-        handed: Callable[[HandedOut], None],
+        handed: Callable[[IssuedCredential], None],
         *,
         drain_s: float = 0.0,
         ended: Callable[[Cluster], None] = lambda _: None,
@@ -363,7 +363,7 @@ class Daemon:
     def _note_handed(self, who: str, what: pb.Kubeconfig, uid: str, incarnation: str) -> None:
         token = self._tokens.made[token_in(what.kubeconfig)]
         self._handed(
-            HandedOut(
+            IssuedCredential(
                 at=self._tokens.wall(),
                 who=who,
                 cluster=what.cluster,

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
-from tests.end_to_end.process.handing_out import HandedOut, handed_rightly
+from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api, Open
@@ -40,7 +40,7 @@ class Harness:
             self.put(name)
         self.api = Api(self.server, random, self._note, lies=lambda: True)
         self.tokens = TokenApi(random, self.api.inject, traits.token_life_s, lambda: loop.wall)
-        self.handed: list[HandedOut] = []
+        self.handed: list[IssuedCredential] = []
         self._disk = Disk(self._note) if traits.has_memory else None
         self.daemon = self._started(1)
         self.subscriber = Subscriber(
@@ -103,7 +103,7 @@ class Harness:
         self.daemon.check()
         assert breaches([self.subscriber.history], self.world.upstream) == []
         assert [*self.subscriber.broken, *alternating(self.subscriber.given)] == []
-        assert [*handed_rightly(self.handed)] == []
+        assert [*credential_violations(self.handed)] == []
         self._reading.cancel()
         await self.daemon.kill()
 

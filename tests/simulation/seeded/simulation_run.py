@@ -12,7 +12,7 @@ from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls import convert
 from milo_kube.reflect.source_status import SourceState
-from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
+from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations, mark
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
@@ -78,7 +78,7 @@ class SimulationRun:
         self._clock = loop.time
         self._wall = lambda: loop.wall
         self._notes: list[tuple[float, tuple[object, ...]]] = []
-        self._handed: list[HandedOut] = []
+        self._handed: list[IssuedCredential] = []
         self._runs = 0
         self._daemon: Daemon | None = None
         self._waited_for: set[str] = set()
@@ -443,7 +443,7 @@ class SimulationRun:
         # The validators would take a draining cluster for one that is engaged by mistake.
         histories = [subscriber.history for subscriber in self._subscribers if subscriber.worker is None]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
-        found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
+        found += (f"credentials: {breach}" for breach in credential_violations(self._handed))
         found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
         found += self._wrong_ends
         assert self._daemon is not None

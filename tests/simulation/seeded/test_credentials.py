@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from tests.end_to_end.process.handing_out import mark
+from tests.end_to_end.process.issued_credentials import mark
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.tokens import TOKEN_FAULTS
 

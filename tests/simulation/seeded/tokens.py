@@ -17,7 +17,7 @@ import msgspec
 from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
-from tests.end_to_end.process.handing_out import Token
+from tests.end_to_end.process.issued_credentials import Token
 from tests.simulation.seeded.request_faults import Answered, Lost, status, text
 
 SECRETS = "/api/v1/namespaces/milo/secrets"

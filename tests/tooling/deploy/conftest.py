@@ -1,5 +1,5 @@
 """Fixtures of daemon processes."""
 
-from tests.end_to_end.process.conftest import folder, place
+from tests.end_to_end.process.conftest import folder, workspace
 
-__all__ = ["folder", "place"]
+__all__ = ["folder", "workspace"]

@@ -17,7 +17,7 @@ import click
 import pytest
 
 from milo_sandbox import Sandbox, churn
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.picture import Recorded, Series, drawn, legend
 from tests.tooling.deploy.prometheus import Prometheus, prometheus
@@ -53,30 +53,30 @@ async def _recorded() -> Recorded:
         folder, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))
         sandbox = await stack.enter_async_context(Sandbox(seed=4, token_life=60))
         sandbox.populate(_FLEET)
-        place = Place(folder, sandbox)
+        workspace = Workspace(folder, sandbox)
         daemon = await stack.enter_async_context(
-            place.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"sources": [_OWN_IDENTITY]})
+            workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"sources": [_OWN_IDENTITY]})
         )
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
         server = await stack.enter_async_context(prometheus(records, target, every=f"{_STEP_S:g}s", speed=_SPEED))
         began = time.time()
-        moments = await _Play(place).play()
+        moments = await _Play(workspace).play()
         return await _asked(server, began, time.time(), moments)
 
 
 class _Play:
     """Run the daemon through the faults."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._began = time.monotonic()
         self._moments: list[tuple[float, str]] = []
 
     async def play(self) -> list[tuple[float, str]]:
         """Record, and return the events with their times."""
-        sandbox = self._place.sandbox
+        sandbox = self._workspace.sandbox
         async with asyncio.TaskGroup() as tasks:
             lasting = [
                 tasks.create_task(churn.run(sandbox.churn(), _CHANGES_A_SECOND), name="churn"),
@@ -102,8 +102,8 @@ class _Play:
         return self._moments
 
     def _forget(self) -> None:
-        self._place.sandbox.compact()
-        self._place.sandbox.drop_watches()
+        self._workspace.sandbox.compact()
+        self._workspace.sandbox.drop_watches()
 
     async def _at(self, second: float, what: str) -> None:
         await self._until(second)
@@ -114,7 +114,7 @@ class _Play:
         await asyncio.sleep(self._began + second - time.monotonic())
 
     async def _subscribed(self, **asked: Any) -> None:
-        async with self._place.client() as client:
+        async with self._workspace.client() as client:
             async for _ in client.watch(**asked):
                 pass
 

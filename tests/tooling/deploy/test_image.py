@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from milo_discoveryd import __version__
-from tests.end_to_end.process.conftest import Place, folder, place
+from tests.end_to_end.process.conftest import Workspace, folder, workspace
 from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
 from tests.tooling.deploy.validators import validator
 
-__all__ = ["folder", "place"]
+__all__ = ["folder", "workspace"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 
@@ -174,15 +174,15 @@ def test_copied_client_loads_nothing_from_the_image(copied: Path) -> None:
     assert [path for path in loaded.splitlines() if not path.startswith(f"{copied}/lib/")] == []
 
 
-async def test_copied_client_returns_credentials(copied: Path, place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
+async def test_copied_client_returns_credentials(copied: Path, workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
     own = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-    async with place.daemon(kubeconfigs={"sources": [own]}) as daemon:
+    async with workspace.daemon(kubeconfigs={"sources": [own]}) as daemon:
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
         process = await asyncio.create_subprocess_exec(
             copied / "milo-discovery", "credential", "--cluster", "alpha",
-            env={"MILO_DISCOVERY_ADDRESS": place.address}, stdout=PIPE,
+            env={"MILO_DISCOVERY_ADDRESS": workspace.address}, stdout=PIPE,
         )  # fmt: skip
         said, _ = await process.communicate()
     assert json.loads(said)["kind"] == "ExecCredential"

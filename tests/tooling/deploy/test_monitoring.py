@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.manifests import DEPLOY, of_kind
 from tests.tooling.deploy.web import get
@@ -29,10 +29,10 @@ def test_expressions_name_only_what_is_exported_or_recorded(name: str, expressio
     assert monitoring.grouped(expression) <= allowed
 
 
-async def test_exported_metrics_match_reference(place: Place) -> None:
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+async def test_exported_metrics_match_reference(workspace: Workspace) -> None:
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
-        await daemon.until_said('"started"')
+        await daemon.wait_for_output('"started"')
         page = await get(f"{daemon.events('started')[-1]['http']}/metrics")
     found = text_string_to_metric_families(page.decode())
     names = {f"{family.name}_total" if family.type == "counter" else family.name for family in found}
@@ -75,8 +75,8 @@ def test_panels_of_the_dashboard_have_titles_of_their_own_and_do_not_overlap() -
     assert len({panel["title"] for panel in panels}) == len(panels)
     squares = [
         (x, y)
-        for place in (panel["gridPos"] for panel in panels)
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
+        for position in (panel["gridPos"] for panel in panels)
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
     ]
     assert len(squares) == len(set(squares))

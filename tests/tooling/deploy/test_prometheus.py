@@ -3,18 +3,18 @@
 import time
 from pathlib import Path
 
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.support.eventually import eventually
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.prometheus import Prometheus, prometheus, until
 
 
-async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(place: Place, tmp_path: Path) -> None:
-    place.sandbox.populate(3)
+async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.sandbox.populate(3)
     probes = {"interval": "1s", "unreachable_after": "1s"}
-    async with place.daemon(http_listen="127.0.0.1:0", connectivity=probes) as daemon:
+    async with workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes) as daemon:
         await daemon.start()
-        await daemon.until_said('"synced"')
+        await daemon.wait_for_output('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
         async with prometheus(tmp_path, target) as server:
 
@@ -40,11 +40,11 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(place: Pla
                 await server.query(expression)  # Prometheus rejects rules that it cannot evaluate
 
             stopped = time.time()
-            await place.sandbox.stop()
+            await workspace.sandbox.stop()
             await until(is_lost, tmp_path)
             assert (await server.firing())["MiloDiscoverydSourceStale"]["pod"] == "operator"
 
-            await place.sandbox.start()
+            await workspace.sandbox.start()
             await until(is_over, tmp_path)
             fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
             assert [each["metric"]["alertname"] for each in fired] == ["MiloDiscoverydSourceStale"]
@@ -64,10 +64,10 @@ async def eventually_answers(server: Prometheus, name: str, folder: Path) -> Non
     await until(answers, folder)
 
 
-async def test_prometheus_alert_fires_for_an_absent_daemon(place: Place, tmp_path: Path) -> None:
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+async def test_prometheus_alert_fires_for_an_absent_daemon(workspace: Workspace, tmp_path: Path) -> None:
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
-        await daemon.until_said('"started"')
+        await daemon.wait_for_output('"started"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
         async with prometheus(tmp_path, target) as server:
 

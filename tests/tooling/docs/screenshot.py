@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 from milo_sandbox import Sandbox
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.support.browser import browsing
 
 ROOT = Path(__file__).parents[3]
@@ -32,26 +32,26 @@ def digest_of(picture: Path) -> bytes:
 async def take(folder: Path, picture: Path) -> None:
     """Take the picture of a daemon beside a sandbox with a few projects in several states."""
     async with Sandbox(seed=7) as sandbox:
-        place = Place(folder, sandbox)
+        workspace = Workspace(folder, sandbox)
         sandbox.populate(8)
         sandbox.projects.create("brisk-orchard", ready=False, organization="fernweh")
         sandbox.projects.create("quiet-harbor", ready=True, organization="acme", finalizers=["example.com/cleanup"])
         sandbox.projects.create("amber-hollow", ready=True, organization="acme")
         own = {"name": "core", "type": "project-kubeconfig", "share_discovery_identity": True}
         settings = {
-            "listen": [{"address": place.address, "peer_credentials": True}],
+            "listen": [{"address": workspace.address, "peer_credentials": True}],
             "kubeconfigs": {"sources": [own]},
         }
-        async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon, place.client() as client:
-            daemon.address = place.address
+        async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon, workspace.client() as client:
+            daemon.address = workspace.address
             await daemon.start()
-            await daemon.until_said('"synced"')
+            await daemon.wait_for_output('"synced"')
             await client.watch(include_kubeconfigs=True).synced()
             await client.watch(label_selector="env=prod").synced()
             sandbox.projects.create("velvet-canyon", ready=True, organization="fernweh")
             sandbox.projects.delete("amber-hollow")
             sandbox.projects.delete("quiet-harbor")
-            await daemon.until_said('"disengaged"')
+            await daemon.wait_for_output('"disengaged"')
             url = str(daemon.events("started")[-1]["http"])
             async with browsing() as browser:
                 await browser.resize(1280, 1000)

@@ -20,14 +20,14 @@ import yaml
 from milo_discovery import cli as client
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox.resources import CONFIG_MAPS
-from tests.end_to_end.process.conftest import Place, folder, place
+from tests.end_to_end.process.conftest import Workspace, folder, workspace
 from tests.tooling.deploy.manifests import BUILT
 from tests.tooling.deploy.validators import kubectl
 from tests.tooling.docs.shell import BLOCKS, DOCUMENTS, ROOT, Block
 from tests.tooling.docs.stranger import blocks
 from tests.tooling.docs.ways import NEED_A_CLUSTER, Way, way
 
-__all__ = ["folder", "place"]
+__all__ = ["folder", "workspace"]
 
 
 def of(wanted: Way) -> list[tuple[str, ...]]:
@@ -80,17 +80,17 @@ def alike(text: str) -> list[str]:
 class Desk:
     """A shell in a folder with the files that the documents mention."""
 
-    def __init__(self, place: Place, **environ: str) -> None:
-        self.folder = place.folder / "desk"
+    def __init__(self, workspace: Workspace, **environ: str) -> None:
+        self.folder = workspace.folder / "desk"
         self.folder.mkdir()
         for name in ("kubeconfig", "DISCOVERY_KUBECONFIG"):
-            (self.folder / name).write_text(place.kubeconfig.read_text())
+            (self.folder / name).write_text(workspace.kubeconfig.read_text())
         self._done: set[str] = set()
         self._environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self.folder),
-            "MILO_DISCOVERY_ADDRESS": place.address,
-            "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": str(place.kubeconfig),
+            "MILO_DISCOVERY_ADDRESS": workspace.address,
+            "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": str(workspace.kubeconfig),
             **environ,
         }
 
@@ -118,25 +118,25 @@ class Desk:
 OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 
 
-async def test_documented_commands_print_what_is_shown(place: Place) -> None:
+async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> None:
     kubectl()  # some of it is for kubectl
-    place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
-    place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
-    desk = Desk(place, MILO_DISCOVERYD_LISTEN=place.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
-    async with place.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+    workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
+    workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
+    desk = Desk(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
+    async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
     assert wrong == [], "\n\n".join(wrong)
 
 
-async def test_documented_rules_give_what_check_as_shows(place: Place) -> None:
+async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -> None:
     for name in ("shop-blog", "shop-search", "shop-web"):
-        place.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
+        workspace.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
     for number in range(9):
-        place.sandbox.projects.create(f"other-{number}", ready=True, labels={"env": "prod"})
+        workspace.sandbox.projects.create(f"other-{number}", ready=True, labels={"env": "prod"})
     [rules] = (text for text in blocks(RULES.document, "yaml") if "rights:" in text)
     sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
-    desk = Desk(place)
+    desk = Desk(workspace)
     config = {**yaml.safe_load(rules), "kubeconfigs": {"sources": sources}}
     (desk.folder / "config.yaml").write_text(yaml.safe_dump(config))
     wrong = [each async for each in desk.type(RULES)]
@@ -230,14 +230,14 @@ PYTHON = [
 @pytest.mark.parametrize(
     ("document", "number"), PYTHON, ids=lambda case: case.name if isinstance(case, Path) else str(case)
 )
-async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
+async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
     greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for those that wait for one
-    place.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
-    own_cluster = place.folder / "own-cluster.kubeconfig"
-    own_cluster.write_text(json.dumps(place.sandbox.kubeconfig(project="alpha")))
-    environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": place.address, "KUBECONFIG": str(own_cluster)}
-    async with place.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+    workspace.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
+    own_cluster = workspace.folder / "own-cluster.kubeconfig"
+    own_cluster.write_text(json.dumps(workspace.sandbox.kubeconfig(project="alpha")))
+    environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": workspace.address, "KUBECONFIG": str(own_cluster)}
+    async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-c", blocks(document, "python")[number], env=environ, stdout=PIPE

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.process.handing_out import CAP_S, HandedOut, Token, handed_rightly, mark
+from tests.end_to_end.process.issued_credentials import CAP_S, IssuedCredential, Token, credential_violations, mark
 
 TOKEN = Token("token-1", mark("uid-a"), ends_at=700.0)
-WELL = HandedOut(
+WELL = IssuedCredential(
     at=100.0,
     who="operator",
     cluster="a",
@@ -21,9 +21,9 @@ WELL = HandedOut(
 )
 
 
-@pytest.mark.parametrize("said", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
-def test_valid_issue_history_passes(said: dict[str, Any]) -> None:
-    assert [*handed_rightly([replace(WELL, **said)])] == []
+@pytest.mark.parametrize("fields", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
+def test_valid_issue_history_passes(fields: dict[str, Any]) -> None:
+    assert [*credential_violations([replace(WELL, **fields)])] == []
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,6 @@ def test_valid_issue_history_passes(said: dict[str, Any]) -> None:
     ],
 )
 def test_invalid_issue_history_is_detected(wrong: dict[str, Any], found: str) -> None:
-    (breach,) = handed_rightly([replace(WELL, **wrong)])
+    (breach,) = credential_violations([replace(WELL, **wrong)])
     assert breach.endswith(found)
     assert breach.startswith("token-1 for a, to operator, ")

@@ -7,39 +7,39 @@ from dataclasses import dataclass
 import msgspec
 
 CAP_S = 900.0
-"""The longest life that the daemon is to ask for."""
+"""The longest lifetime that the daemon may request."""
 ROUNDED_S = 0.001
-"""Times are told in several forms."""
+"""The tolerance between formats of timestamps."""
 
 
 @dataclass
 class Token:
-    """As its API made it. `of` is the mark of the project that it is bound to."""
+    """A token as issued by its API; `of` is the label of the project that it is bound to."""
 
     text: str
     of: str
     ends_at: float
     is_revoked: bool = False
-    """The daemon had it ended."""
+    """Whether the daemon revoked it."""
 
 
 @dataclass(frozen=True)
-class HandedOut:
+class IssuedCredential:
     at: float
-    """Wall time, as all of these."""
+    """The wall time, as in all fields."""
     who: str
     cluster: str
     uid: str
-    """For which it is said to be; empty where nothing is said, as by IssueKubeconfig."""
+    """The UID in the response; empty if it has none, as in IssueKubeconfig."""
     incarnation: str
-    """The same; there, it is the one that was asked for."""
+    """The incarnation in the response, or the one in the request of IssueKubeconfig."""
     engaged: tuple[str, str] | None
-    """As what the cluster was engaged at that moment: UID and incarnation."""
+    """UID and incarnation of the engagement at that time."""
     token: Token
     was_revoked: bool
-    """At that moment."""
+    """Whether the token was revoked at that time."""
     ends_at: float
-    """As it was told."""
+    """The expiry in the response."""
 
     def __str__(self) -> str:
         return f"{self.token.text.rpartition('.')[2]} for {self.cluster}, to {self.who}"
@@ -62,12 +62,16 @@ def token_in(kubeconfig: bytes) -> str:
 
 
 def mark(uid: str) -> str:
-    """Of a project, on what its tokens are bound to."""
+    """Return the label value of a project on the object that its tokens are bound to."""
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def handed_rightly(handed: Iterable[HandedOut]) -> Iterator[str]:
-    """Nothing after a disengagement, nothing that has ended or lives for too long, and to each cluster its own."""
+def credential_violations(handed: Iterable[IssuedCredential]) -> Iterator[str]:
+    """Yield violations of V9.
+
+    Credentials are issued to engaged clusters only, are valid, live no longer than allowed, and belong to their
+    cluster.
+    """
     for each in handed:
         if each.engaged is None:
             yield f"{each}, was handed out when that was not engaged"
