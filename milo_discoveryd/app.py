@@ -23,6 +23,7 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.modes.mode import has_own_authorities
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
@@ -184,7 +185,8 @@ class Daemon:
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
-            sources = Sources(settings, projects, self._environ, stack, run=run)
+            files = {each.name: each.files for each in configured if each.files is not None}
+            sources = Sources(settings, projects, files, self._environ, stack, run=run)
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())
@@ -289,7 +291,7 @@ class Daemon:
                 project,
                 self._environ,
                 held=issuer.held,
-                authorities_of=issuer.authorities_of if modes[name] == "declarative" else None,
+                authorities_of=issuer.authorities_of if has_own_authorities(modes[name]) else None,
                 path=settings.path,
                 timeout_s=timeout_s,
                 of_hosts=of_hosts,

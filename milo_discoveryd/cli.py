@@ -71,7 +71,11 @@ def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings."),
-            click.option("--mode", help="project, project-control-plane, single, or a mode of an installed package."),
+            click.option(
+                "--mode",
+                help="project, project-control-plane, declarative, kind, single, or a kind of an installed package. "
+                "service-consumer and others that need settings of their own are configured in the file, in sources.",
+            ),
             click.option(
                 "--discovery-kubeconfig",
                 metavar="FILE",

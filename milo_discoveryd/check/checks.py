@@ -15,14 +15,15 @@ from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import FixedMode
+from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, mode_of
+from milo_discoveryd.wiring.mode import collections_of, mode_of, project_of
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -98,6 +99,9 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
         load_leading = partial(
             load_project_upstream, project, discovery, environ, plugins, plain_loopback=of.plain_loopback
         )
+        if modes.reads_files(of.mode):
+            loaded[name] = of, None, project_of(of, environ)
+            continue
         watched = None
         if not _is_fixed(of):
             watched = _load("discovery", load_watched, problems)
@@ -125,7 +129,14 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
 async def _source(
     settings: Settings, watched: Upstream | None, leading: Upstream | None, sources: Sources | None
 ) -> AsyncIterator[Finding]:
-    """Check the API servers of one source."""
+    """Check the API servers, or the files, of one source."""
+    if modes.reads_files(settings.mode):
+        assert leading is not None
+        mode = mode_of(settings, leading)
+        assert isinstance(mode, FileMode)
+        for finding in files.kubeconfig_files(_subject("files", settings), mode):
+            yield finding
+        return
     if watched is not None:
         followed = watched if sources is None else sources.authenticated(watched, settings.source.credentials)
         resources = [] if leading is None else _resources(settings, leading)
@@ -151,7 +162,9 @@ def _sources(
     settings: Settings, projects: Mapping[str, Upstream], environ: Mapping[str, str], closing: AsyncExitStack
 ) -> Sources | Finding:
     try:
-        made = Sources(settings, projects, environ, closing, run="check")
+        modes_of = {name: mode_of(of, projects[name]) for name, of in settings.by_source.items()}
+        in_files = {name: KubeconfigFiles(mode) for name, mode in modes_of.items() if isinstance(mode, FileMode)}
+        made = Sources(settings, projects, in_files, environ, closing, run="check")
         for name, of in settings.by_source.items():
             made.authenticated(projects[name], of.source.credentials)
     except ConfigError as error:
@@ -228,6 +241,6 @@ def _files(settings: Settings) -> Iterator[Finding]:
 def _resources(settings: Settings, project: Upstream) -> list[Resource]:
     """Return the resources that a source watches, with their selectors."""
     mode = mode_of(settings, project)
-    if isinstance(mode, FixedMode):
+    if isinstance(mode, FixedMode | FileMode):
         return []
     return [each.watched.resource for each in collections_of(settings, mode)]

@@ -6,15 +6,16 @@ from typing import TextIO
 
 from milo_discoveryd.check.rules import sources_for_all_clusters
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials import load_discovery_upstream
+from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.modes.mode import FixedMode
+from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.mode import collections_of, engaged, keyed_target, mode_of
+from milo_discoveryd.wiring.mode import collections_of, engaged, keyed_target, mode_of, observe_file, project_of
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.source import FollowedCollection
 from milo_kube.http.errors import TransportError
@@ -93,7 +94,7 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
 async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
         targets = [each for name, of in settings.by_source.items() for each in await _engaged(name, of, environ)]
-    except (ConfigError, TransportError, ListPageError) as error:
+    except (ConfigError, FilesError, TransportError, ListPageError) as error:
         return f"unknown: {error}"
     return _count(targets, grant)
 
@@ -109,10 +110,11 @@ def _count(targets: Iterable[Target], grant: Grant) -> str:
 async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
     """Return the clusters of one source, by complete lists, that the daemon would engage."""
     discovery, plugins, plain = settings.discovery_kubeconfig, settings.exec_plugins, settings.plain_loopback
-    project = load_project_upstream(settings.project_kubeconfig, discovery, environ, plugins, plain_loopback=plain)
-    mode = mode_of(settings, project)
+    mode = mode_of(settings, project_of(settings, environ))
     if isinstance(mode, FixedMode):
         return [keyed_target(each, source) for each in mode.targets()]
+    if isinstance(mode, FileMode):
+        return engaged(mode, [list(map(observe_file(source), KubeconfigFiles(mode).scan().objects))], source)
     upstream = load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain)
     transport = Transport(upstream, response_limit=settings.source.response_limit, environ=environ)
     async with aclosing(transport):

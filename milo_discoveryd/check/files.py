@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from milo_discoveryd.check.finding import Finding, fail, ok
+from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
+from milo_discoveryd.modes.mode import FileMode
 from milo_discoveryd.state_file.state_file import directory_problem
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
 
@@ -47,6 +50,20 @@ def trace_exporter() -> Finding:
     if _is_installed(EXPORTER_PACKAGE):
         return ok(subject, f"{EXPORTER_PACKAGE} is installed")
     return fail(subject, f"{EXPORTER_PACKAGE} is not installed", INSTALL_HINT)
+
+
+def kubeconfig_files(subject: str, mode: FileMode) -> Iterator[Finding]:
+    """Check the files of a source, and each cluster in them."""
+    files = KubeconfigFiles(mode)
+    try:
+        objects = files.scan().objects
+    except FilesError as error:
+        yield fail(subject, str(error), "correct it, or set another path in the settings of the source")
+        return
+    refused = [each for each in objects if each.problem]
+    yield ok(subject, f"{files.path} has {len(objects) - len(refused)} clusters")
+    for each in refused:
+        yield warn(subject, f"{each.key} is no cluster: {each.problem}", "correct the file, or remove it")
 
 
 def _is_installed(package: str) -> bool:

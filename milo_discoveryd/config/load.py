@@ -11,6 +11,7 @@ from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.sources import (
     MIN_TOKEN_TTL_S,
     CredentialSource,
+    KubeconfigFile,
     KubeconfigRequest,
     KubeconfigSecret,
     ProjectKubeconfig,
@@ -92,6 +93,7 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
         *_rules_about_nothing(settings, given),
         *_unreachable_hosts(settings, given),
         *_declaration(settings, given),
+        *_files(settings, given),
         *_sources_and_mode(settings, given),
         *_kind_settings(settings, given),
         *_credentials_for_no_source(settings, given),
@@ -116,17 +118,19 @@ def _sources_and_mode(settings: Settings, given: Mapping[Key, Given]) -> Iterato
 
 def _kind_settings(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
     """Yield the problems of settings that belong to the kind of a source."""
-    for number, (mode, said) in enumerate(_kinds(settings), 1):
+    for position, (mode, said) in enumerate(_kinds(settings)):
         settings_type = modes.settings_type(mode)
         if settings_type is None:
             if said:
-                yield Problem(given[("sources",)].place, f"item {number}.settings: kind {mode} has no settings")
+                place = given[("sources",)].place_of((position, "settings"))
+                yield Problem(place, f"item {position + 1}.settings: kind {mode} has no settings")
             continue
         try:
             modes.parse_settings(settings_type, said)
         except ValueError as error:
             if settings.sources:
-                yield Problem(given[("sources",)].place, f"item {number}.settings: {error}")
+                place = given[("sources",)].place_of((position, "settings"))
+                yield Problem(place, f"item {position + 1}.settings: {error}")
             else:
                 complaint = f"{layers.quoted(mode)} needs settings; set it as the kind of one of sources: {error}"
                 yield Problem(given[("mode",)].place, complaint)
@@ -138,8 +142,8 @@ def _kinds(settings: Settings) -> list[tuple[str, dict[str, object]]]:
 
 def _credentials_for_no_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
     names = [each.name for each in settings.sources]
-    for each in settings.kubeconfigs.sources:
-        place = given[("kubeconfigs", "sources")].place
+    for position, each in enumerate(settings.kubeconfigs.sources):
+        place = given[("kubeconfigs", "sources")].place_of((position,))
         for name in each.cluster_sources:
             if name not in names:
                 there_are = ", ".join(names) or "none"
@@ -159,19 +163,23 @@ def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterat
 
 
 def _declaration(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    for position, (name, of) in enumerate(settings.by_source.items()):
+        place = given[("sources",)].place_of((position,)) if settings.sources else ""
+        yield from _declaration_of(of, _serving(settings, name), given, place)
+
+
+def _serving(settings: Settings, name: str) -> list[CredentialSource]:
+    """Return the credential sources that serve the clusters of a source."""
     several = len(settings.by_source) > 1
-    for name, of in settings.by_source.items():
-        sources = [each for each in settings.kubeconfigs.sources if not several or name in each.cluster_sources]
-        yield from _declaration_of(of, sources, given)
+    return [each for each in settings.kubeconfigs.sources if not several or name in each.cluster_sources]
 
 
 def _declaration_of(
-    settings: Settings, sources: list[CredentialSource], given: Mapping[Key, Given]
+    settings: Settings, sources: list[CredentialSource], given: Mapping[Key, Given], place: str
 ) -> Iterator[Problem]:
-    """`settings` are those of one source of clusters, which `sources` serve."""
+    """`settings` are those of one source of clusters, which `sources` serve; `place` is its own in a list."""
     declared = settings.declarative
     in_list = f"{settings.sources[0].name}: " if settings.sources else ""
-    place = given[("sources",)].place if settings.sources else ""
     if declared is None:
         if settings.mode == "declarative":
             complaint = f"{in_list}needs the setting declarative, which says what the objects mean"
@@ -190,6 +198,34 @@ def _declaration_of(
                     f"{in_list}endpoint: objects decide where the credential of {source.name} is sent, which other "
                     "clusters accept too: name the hosts that may receive it in endpoint.hosts",
                 )
+
+
+def _files(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    """Yield the problems of sources in files, which have no API server, labels or namespaces."""
+    for position, (name, of) in enumerate(settings.by_source.items()):
+        in_list = f"{of.sources[0].name}: " if of.sources else ""
+        place = given[("sources",)].place_of((position,)) if of.sources else ""
+        is_of_files = modes.reads_files(of.mode)
+        for setting, is_set in (
+            ("discovery_kubeconfig", of.discovery_kubeconfig is not None),
+            ("project_kubeconfig", of.project_kubeconfig is not None),
+            ("label_selector", of.label_selector != ""),
+            ("source.credentials", of.source.credentials is not None),
+        ):
+            if is_of_files and is_set:
+                yield Problem(
+                    place, f"{in_list}{setting}: kind {of.mode} reads files, and has no API server: remove it"
+                )
+        for source in _serving(settings, name):
+            if is_of_files and source.hand_out and not isinstance(source, KubeconfigFile):
+                yield Problem(
+                    place or given[("mode",)].place,
+                    f"{in_list}files decide where the credential of {source.name} is sent: use a credential source of "
+                    "type kubeconfig-file",
+                )
+            elif not is_of_files and isinstance(source, KubeconfigFile):
+                complaint = f"{source.name} reads the files of kinds such as kubeconfig-directory; {of.mode} has none"
+                yield Problem(given[("kubeconfigs", "sources")].place, complaint)
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:

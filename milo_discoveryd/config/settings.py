@@ -264,7 +264,8 @@ class Log(Group, frozen=True, kw_only=True):
 
 class Settings(Group, frozen=True, kw_only=True):
     mode: Annotated[str, _mode] = "project"
-    """`project`, `project-control-plane`, `single`, `declarative`, or a mode of an installed package."""
+    """`project`, `project-control-plane`, `single`, `declarative`, `kind`, or a mode of an installed package. Kinds
+    with required settings, such as `service-consumer` and `kubeconfig-directory`, are configured in `sources`."""
     declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
     """What the objects of mode `declarative` are, and what their fields mean."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None

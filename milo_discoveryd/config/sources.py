@@ -123,6 +123,12 @@ class KubeconfigRequest(_Source, frozen=True, kw_only=True):
     """`kind` of the request, such as `AdminKubeconfigRequest`."""
 
 
+class KubeconfigFile(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
+    allow_long_lived: bool = False
+    """`true` allows certificates and tokens that are valid for more than 24 hours."""
+
+
 class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["project-kubeconfig"], one_of("project-kubeconfig")] = "project-kubeconfig"
     share_discovery_identity: bool = False
@@ -138,6 +144,7 @@ CredentialSource = (
     | TokenFile
     | KubeconfigSecret
     | KubeconfigRequest
+    | KubeconfigFile
 )
 SOURCES = ByType(
     ProjectKubeconfig,
@@ -148,4 +155,5 @@ SOURCES = ByType(
     TokenFile,
     KubeconfigSecret,
     KubeconfigRequest,
+    KubeconfigFile,
 )

@@ -222,9 +222,9 @@ class Issuer:
         minter = self._minter(cluster, UNLIMITED)
         return None if minter is None else minter.held_for(cluster)
 
-    def _lease_changed(self, key: LeaseKey) -> None:
+    def _lease_changed(self, key: LeaseKey, replaced: str) -> None:
         for listener in [*self._listeners]:
-            listener(key)
+            listener(key, replaced)
 
     def _ttl_s(self, requested: float | None, terms: Terms) -> float:
         return terms.ttl_s(min(self.max_ttl_s, self._default_ttl_s if requested is None else requested))

@@ -16,12 +16,18 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, RevokingSource, Scope
+from milo_discoveryd.credentials.sources.source import (
+    MintingSource,
+    MintRequest,
+    NotifyingSource,
+    RevokingSource,
+    Scope,
+)
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.log import log
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_kube.rate_limit import Rate, TokenBucket
 
@@ -60,6 +66,10 @@ class LeaseEntry:
         self.is_wanted = True
         """The credential was used, or a newer one was requested. A lease that nobody wants is not renewed."""
         self.queued = False
+        self.is_replaced = False
+        """The credential was replaced at its source."""
+        self.is_outdated = False
+        """It was while a mint was in flight, which may return the former one."""
         self.failures = 0
         """Consecutive failures that concern this cluster, and not the source."""
         self._attempted = asyncio.Event()
@@ -82,8 +92,9 @@ class LeaseEntry:
         await self._attempted.wait()
 
 
-LeaseListener: TypeAlias = Callable[[LeaseKey], None]
-"""Called with the key of each lease that got a new credential."""
+LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
+"""Called with the key of each lease that got a new credential, and the name of its cluster if the former credential was
+replaced before its time; otherwise the name is empty."""
 
 
 class Minter:
@@ -121,6 +132,8 @@ class Minter:
         """Somebody asked for a credential. `keep_ready` begins a lease although nobody may ever do."""
         self._is_warned = False
         self._probing = asyncio.Lock()
+        if isinstance(source, NotifyingSource):
+            source.subscribe(self._renew)
         self._attempted = asyncio.Event()
 
     def __len__(self) -> int:
@@ -151,6 +164,8 @@ class Minter:
             self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
             if cluster is not None:
                 self._of_cluster[key.incarnation][key] = None
+        # The one of a state file lacks what the object says of the credential, until the object is seen again.
+        entry.cluster = cluster
         now = self.now()
         useful = entry.lease.useful(now)
         if useful is None:
@@ -211,6 +226,13 @@ class Minter:
             entry.queued = True
             self._queue.add(entry, ends_at=entry.lease.ends_at, failures=entry.failures)
             self._work_available.set()
+
+    def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
+        """Mint again for the clusters whose credentials were replaced at their source."""
+        for entry in self._entries.values():
+            if entry.cluster is not None and is_replaced(entry.cluster.target):
+                entry.is_replaced, entry.is_outdated = True, entry.lease.is_renewing
+                self._enqueue(entry)
 
     def _plan(self, entry: LeaseEntry) -> None:
         due_at = entry.lease.due_at
@@ -294,9 +316,14 @@ class Minter:
         if entry.is_dropped:
             return
         self._plan(entry)
+        if entry.is_outdated:
+            entry.is_outdated = False
+            self._enqueue(entry)
         entry.wake()
         if is_new:
-            self._changed(entry.key)
+            replaced = entry.cluster.target.name if entry.cluster is not None and entry.is_replaced else ""
+            entry.is_replaced = entry.queued
+            self._changed(entry.key, replaced)
 
     async def _minted(self, entry: LeaseEntry, held: IssuedCredential | None) -> IssuedCredential:
         request = MintRequest(

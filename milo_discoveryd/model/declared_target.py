@@ -1,4 +1,4 @@
-"""Clusters of the mode `declarative`, whose API servers do not share one CA."""
+"""Clusters whose API servers do not share one CA: those of the mode `declarative`, and those in kubeconfig files."""
 
 from milo_discoveryd.model.cluster import Target
 
@@ -7,6 +7,7 @@ class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     """A cluster, with what its credentials and connections need of its object."""
 
     object_namespace: str
+    """Empty for an object without a namespace, and for one in a file."""
     object_name: str
     authorities: bytes | None = None
     """CA certificates of the API server as PEM, where the object has them."""

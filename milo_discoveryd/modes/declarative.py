@@ -1,12 +1,8 @@
 """Mode `declarative`: any resource of a Kubernetes API, as the configuration describes it."""
 
-import base64
-import binascii
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -14,8 +10,9 @@ from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.objects import Metadata
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.endpoints import checked_authorities, checked_url
 from milo_discoveryd.modes.field_path import FieldPath, Template, text
 from milo_discoveryd.modes.kubeconfig_fields import server_of
 from milo_discoveryd.modes.mode import Setting, Watch, passed_on
@@ -27,10 +24,6 @@ from milo_discoveryd.modes.reading import (
     labels,
     shared,
 )
-
-_PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
-_MAX_AUTHORITIES = 64 << 10
-_PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
@@ -86,6 +79,8 @@ class Definition(msgspec.Struct, frozen=True):
 
 
 class DeclarativeMode:
+    has_own_authorities = True
+
     def __init__(self, setting: Setting) -> None:
         assert setting.definition is not None, "required by the settings"
         self._definition = setting.definition
@@ -96,7 +91,11 @@ class DeclarativeMode:
         """Return the one cluster that the object stands for."""
         document, metadata = obj.document(), obj.metadata
         name = checked(self._definition.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")
-        return (Claim(name, self._observe(name, document, metadata)),)
+        try:
+            observed = self._observe(name, document, metadata)
+        except MalformedError as error:
+            observed = Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
+        return (Claim(name, observed),)
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
         return earliest(cluster, claims)
@@ -160,34 +159,6 @@ class DeclarativeMode:
             return ""  # not every object states one
 
 
-def checked_url(url: str, hosts: tuple[str, ...]) -> str:
-    """Return the URL without a final slash, if it is one that the daemon may connect to."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise MalformedError(f"the endpoint {url[:80]!r} is not a URL") from None
-    is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
-    if parts.scheme != "https" or not is_plain or not _is_host(host):
-        raise MalformedError(f"the endpoint {url[:80]!r} is not https://HOST:PORT with an optional path")
-    if hosts and not any(_covers(each, host) for each in hosts):
-        raise MalformedError(f"the endpoint's host {host[:80]!r} is not among endpoint.hosts")
-    return url.rstrip("/")
-
-
-def checked_authorities(value: str, origin: str) -> bytes:
-    """Return CA certificates as PEM, from PEM or base64 of it."""
-    content = value.encode()
-    if not value.lstrip().startswith("-----BEGIN"):
-        try:
-            content = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            content = b""
-    if len(content) > _MAX_AUTHORITIES or not _PEM.fullmatch(content):
-        raise MalformedError(f"{origin} does not contain CA certificates, as PEM or in base64")
-    return content
-
-
 def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
     found = path.find(document)
     if not isinstance(found, str) or not found:
@@ -213,15 +184,3 @@ def _address_part(value: str, path: str) -> str:
         return f"[{value}]" if ipaddress.ip_address(value).version == 6 else value
     except ValueError:
         return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
-
-
-def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return len(host) <= 253 and DNS_SUBDOMAIN.fullmatch(host) is not None
-    return "%" not in host
-
-
-def _covers(pattern: str, host: str) -> bool:
-    return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

@@ -19,6 +19,8 @@ _OWN = {
     "service-consumer": ("milo_discoveryd.modes.service_consumer", "ServiceConsumerMode"),
     "single": ("milo_discoveryd.modes.single", "SingleMode"),
     "declarative": ("milo_discoveryd.modes.declarative", "DeclarativeMode"),
+    "kubeconfig-directory": ("milo_discoveryd.modes.kubeconfig_files", "KubeconfigDirectoryMode"),
+    "kind": ("milo_discoveryd.modes.kubeconfig_files", "KindMode"),
 }
 
 
@@ -96,6 +98,46 @@ class ReducedMode(Protocol):
         """
 
 
+class FileObject(msgspec.Struct, frozen=True):
+    """What a file says: the whole file, or a part of it that stands for a cluster."""
+
+    key: str
+    """Unique in the source."""
+    uid: str = ""
+    """Identity of the cluster. Another one under the same key is another cluster."""
+    claims: tuple[Claim, ...] = ()
+    """As those of `Watch.claims`."""
+    problem: str = ""
+    """Why it cannot be used; what it said before then remains valid."""
+
+
+@runtime_checkable
+class FileMode(Protocol):
+    """A mode whose objects are in files of this machine, which the daemon follows instead of an API server."""
+
+    @property
+    def path(self) -> str:
+        """The folder or the file; `~` is the home folder of the daemon's user."""
+
+    @property
+    def is_directory(self) -> bool: ...
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
+        """Return what a file says. Raises MalformedError if it is the only one and says nothing of any cluster."""
+
+    def context_of(self, key: str) -> tuple[str, str]:
+        """Return the name of an object's file in the folder, and its context. Empty: the file itself, and the current
+        context."""
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        """As `ReducedMode.reduce`."""
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        """As `ReducedMode.restored_place`."""
+
+
 @runtime_checkable
 class FixedMode(Protocol):
     """A mode with a fixed set of clusters."""
@@ -105,16 +147,17 @@ class FixedMode(Protocol):
     def targets(self) -> Iterable[Target]: ...
 
 
-Mode = WatchedMode | ReducedMode | FixedMode
+Mode = WatchedMode | ReducedMode | FileMode | FixedMode
+ModeType = type[WatchedMode] | type[ReducedMode] | type[FileMode] | type[FixedMode]
 
 
 def names() -> list[str]:
     return sorted({*_OWN, *(entry.name for entry in _others())})
 
 
-def load(name: str) -> type[WatchedMode] | type[ReducedMode] | type[FixedMode]:
+def load(name: str) -> ModeType:
     """Import the mode of this name. Raises LookupError, which lists the installed modes."""
-    mode: type[WatchedMode] | type[ReducedMode] | type[FixedMode]
+    mode: ModeType
     if name in _OWN:
         module, attribute = _OWN[name]
         mode = getattr(import_module(module), attribute)
@@ -124,6 +167,16 @@ def load(name: str) -> type[WatchedMode] | type[ReducedMode] | type[FixedMode]:
             mode = entry.load()
             return mode
     raise LookupError(f"there is no mode {name!r}; installed are {', '.join(names())}")
+
+
+def reads_files(name: str) -> bool:
+    """Return whether a mode's clusters are in files of this machine."""
+    return hasattr(load(name), "read_file")
+
+
+def has_own_authorities(name: str) -> bool:
+    """Return whether each cluster of a mode has its own CA, instead of that of the project kubeconfig."""
+    return bool(getattr(load(name), "has_own_authorities", False))
 
 
 def settings_type(name: str) -> type[msgspec.Struct] | None:

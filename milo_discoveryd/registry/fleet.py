@@ -217,6 +217,11 @@ class SourceFleet(Fleet):
         if self.registry.not_ready_held != self._shown_held:
             self._set_status(self._followed)
 
+    def problem_of(self, cluster: str) -> str:
+        """Return why objects of a cluster cannot be used, where they are not the cluster itself."""
+        del cluster
+        return ""
+
     def await_assignment(self, message: str) -> None:
         """Engage nothing, and do not be synced, until `assign` says what is this daemon's."""
         self._is_assigned = False

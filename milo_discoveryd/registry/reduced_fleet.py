@@ -13,7 +13,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce, Reduction
-from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import SourceEvent
@@ -77,6 +77,11 @@ class ObjectFeed(IntakeSink):
         """Yield the keys and UIDs of the objects that exist."""
         return self._objects.present()
 
+    def problem_of(self, key: str) -> str:
+        """Return why an object cannot be used, if it cannot."""
+        record = self._objects[key]
+        return record.message if record is not None and record.state is ObjectState.MALFORMED else ""
+
 
 class ReducedFleet(SourceFleet):
     def __init__(
@@ -137,6 +142,11 @@ class ReducedFleet(SourceFleet):
     def is_complete(self) -> bool:
         """True after one complete list of each resource in this run."""
         return self._is_listed and not self.is_restored
+
+    def problem_of(self, cluster: str) -> str:
+        """Return why objects of a cluster cannot be used, so that it stays as they described it before."""
+        problems = (self._feeds[watch].problem_of(key) for watch, key in self._reduction.members(cluster))
+        return "; ".join(filter(None, problems))
 
     def next_order(self) -> int:
         """Return the place of new claims: all of the first lists are equally early."""

@@ -1,8 +1,7 @@
 """Follows a source: list and watch, confirmation of deletions, and liveness probes beside them."""
 
 import asyncio
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -11,13 +10,13 @@ import msgspec
 from milo_discoveryd.model.observation import Observation, Outside, fields
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
 from milo_discoveryd.registry.pending_deletions import (
-    ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
     NotFound,
     PendingDeletions,
 )
+from milo_discoveryd.watchers.confirmations import Confirmations, Sink
 from milo_discoveryd.watchers.liveness_probe import LivenessProbe
 from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
@@ -25,7 +24,6 @@ from milo_kube.list_watch import Answer, CollectionApi, ListWatch
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import SourceEvent
 from milo_kube.reflect.reflector import Reflector
-from milo_kube.reflect.source_status import SourceStatus
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
@@ -37,33 +35,6 @@ class SourceApi(CollectionApi, Protocol):
 
     async def drop(self) -> None:
         """Close every connection; the next request opens a new one."""
-
-
-class Sink(Protocol):
-    """Receives source events and confirmation results."""
-
-    def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
-        """Apply source events in batches, so that the caller can yield to the event loop between them."""
-
-    @property
-    def reference_objects(self) -> tuple[tuple[str, str], ...]:
-        """Names and UIDs of a few objects that should exist."""
-
-    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None: ...
-
-    def source(self, status: SourceStatus) -> None: ...
-
-    def liveness_checked(self, result: str) -> None: ...
-
-    @property
-    def due_at(self) -> float | None:
-        """When to call `tick`, if nothing else happens."""
-
-    def tick(self, now: float) -> None: ...
-
-    @property
-    def relist_at(self) -> float | None:
-        """When another list is needed, whatever the watch reports."""
 
 
 class WatchedCollection(msgspec.Struct, frozen=True):
@@ -105,7 +76,6 @@ class Driver:
         self._watched = watched
         self._decoder = decoder
         self._reflector = reflector
-        self._pending_deletions = pending_deletions
         self._sink = sink
         self._request_timeout_s = request_timeout_s
         self._liveness_probe = LivenessProbe(api, liveness, sink.liveness_checked)
@@ -120,14 +90,16 @@ class Driver:
             connect_timeout_s=connect_timeout_s,
             request_timeout_s=request_timeout_s,
         )
-        self._has_timers = asyncio.Event()
+        self._confirmations = Confirmations(
+            pending_deletions, sink, self._read_object, lambda: self._reflector.trusted_from
+        )
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._list_watch.run(), name="follow the source")
-            tasks.create_task(self._run_timers(tasks), name="confirm deletions and end graces")
+            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
             tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
 
     async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
@@ -137,59 +109,7 @@ class Driver:
         for _ in portions:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
-        if len(self._pending_deletions) or self._sink.due_at is not None:
-            self._has_timers.set()
-
-    # --- timers ---
-
-    async def _run_timers(self, tasks: asyncio.TaskGroup) -> None:
-        """Make confirmation requests and tick the sink, each when it is due."""
-        while True:
-            self._sink.tick(self._clock())
-            if self._is_trusted:
-                for request in self._pending_deletions.take_due(self._clock()):
-                    tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
-            confirm_at, tick_at = self._pending_deletions.next_at, self._sink.due_at
-            due = min(
-                math.inf if confirm_at is None else max(confirm_at, self._reflector.trusted_from),
-                math.inf if tick_at is None else tick_at,
-            )
-            try:
-                async with asyncio.timeout_at(None if due == math.inf else due):
-                    await self._has_timers.wait()
-            except TimeoutError:
-                pass  # something is due
-            self._has_timers.clear()
-
-    async def _confirm(self, request: ConfirmationRequest) -> None:
-        result = await self._confirmed(request.name)
-        if not self._is_trusted:
-            result = Inconclusive("the source was lost before the response came")
-        self._sink.resolve(request, result, self._clock())
-        self._has_timers.set()
-
-    @property
-    def _is_trusted(self) -> bool:
-        return self._clock() >= self._reflector.trusted_from
-
-    async def _confirmed(self, name: str) -> ConfirmationResult:
-        result = await self._read_object(name)
-        reference_objects = self._sink.reference_objects
-        if not isinstance(result, NotFound) or not reference_objects:
-            return result
-        # Another server, such as a wrong backend behind the same address, responds NotFound too, but for all objects.
-        problem = "the server has none of the other objects either, and may be another server"
-        refusal: Inconclusive | None = None
-        for known, uid in reference_objects:
-            found = await self._read_object(known)
-            if isinstance(found, Found) and found.observation.uid == uid:
-                return result
-            if isinstance(found, Inconclusive):
-                problem = f"the server may be another one, and reading {known} from it failed: {found.problem}"
-                refusal = found if found.is_refusal else refusal
-        if refusal is not None:
-            return msgspec.structs.replace(refusal, problem=problem)
-        return Inconclusive(problem)
+        self._confirmations.applied()
 
     async def _read_object(self, key: str) -> ConfirmationResult:
         namespace, name = self._watched.keys.split(key)

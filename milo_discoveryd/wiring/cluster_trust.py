@@ -7,6 +7,7 @@ from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.modes.mode import has_own_authorities
 
 
 def cluster_trust(settings: Settings, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
@@ -14,7 +15,7 @@ def cluster_trust(settings: Settings, project: Upstream) -> Callable[[Target, by
 
     All clusters of the other modes share the CA of the project kubeconfig.
     """
-    if settings.mode != "declarative":
+    if not has_own_authorities(settings.mode):
         return lambda _, __: ClusterTrust(
             project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
         )

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from contextlib import aclosing
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.modes.mode import FixedMode
+from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.fleet import SourceFleet
 from milo_discoveryd.registry.reduced_fleet import ReducedFleet
@@ -15,8 +16,8 @@ from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.credential_sources import Sources
-from milo_discoveryd.wiring.mode import collections_of, keyed_target, mode_of, place_of
-from milo_discoveryd.wiring.source import Discovery
+from milo_discoveryd.wiring.mode import collections_of, keyed_target, mode_of, observe_file, place_of, project_of
+from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
 
@@ -27,12 +28,11 @@ class ConfiguredSource:
         self.name = name
         self.settings = settings
         self._environ = environ
-        discovery, plugins = settings.discovery_kubeconfig, settings.exec_plugins
-        self.project: Upstream = load_project_upstream(
-            settings.project_kubeconfig, discovery, environ, plugins, plain_loopback=settings.plain_loopback
-        )
+        self.project: Upstream = project_of(settings, environ)
         """The API server that serves the clusters, or whose identity and CA are used for them."""
         self.mode = mode_of(settings, self.project)
+        self.files = KubeconfigFiles(self.mode) if isinstance(self.mode, FileMode) else None
+        """The files of a source that has no API server."""
 
     async def follow(self, fleet: SourceFleet, credentials: Sources) -> None:
         """Follow the source until cancelled."""
@@ -42,6 +42,12 @@ class ConfiguredSource:
             fleet.set_targets(targets, asyncio.get_running_loop().time())
             return
         assert isinstance(fleet, DirectFleet | ReducedFleet)
+        if isinstance(self.mode, FileMode):
+            assert self.files is not None
+            assert isinstance(fleet, ReducedFleet)
+            discovery_of_files = FileDiscovery(fleet, self._state_file(self.project))
+            await discovery_of_files.run(self.files, observe_file(self.name), place_of(self.mode, self.name))
+            return
         source = self.settings.source
         kubeconfig, plugins = self.settings.discovery_kubeconfig, self.settings.exec_plugins
         upstream = load_discovery_upstream(

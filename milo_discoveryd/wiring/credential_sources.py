@@ -10,8 +10,10 @@ from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.credentials.sources.exec_source import ExecSource
+from milo_discoveryd.credentials.sources.kubeconfig_file import KubeconfigFileSource
 from milo_discoveryd.credentials.sources.kubeconfig_request import KubeconfigRequestSource
 from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
 from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
@@ -35,14 +37,18 @@ class Sources:
         self,
         settings: Settings,
         projects: Mapping[str, Upstream],
+        files: Mapping[str, KubeconfigFiles],
         environ: Mapping[str, str],
         closing: AsyncExitStack,
         *,
         run: str,
     ) -> None:
-        """`projects`: the API servers of each source's clusters. `run`: see `run_identity`."""
+        """`projects`: the API servers of each source's clusters. `files`: those of the sources that are in files.
+        `run`: see `run_identity`.
+        """
         self._settings = settings
         self._projects = projects
+        self._files = files
         self._environ = environ
         self._closing = closing
         self._run = run
@@ -142,6 +148,10 @@ class Sources:
                     api_version=of.api_version,
                     kind=of.kind,
                 )
+            case sources.KubeconfigFile():
+                named = of.cluster_sources if len(self._projects) > 1 else self._files
+                files = {name: self._files[name] for name in named}
+                return KubeconfigFileSource(of.name, files, allow_long_lived=of.allow_long_lived)
             case _:
                 assert_never(of)
 

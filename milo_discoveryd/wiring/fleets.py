@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from milo_discoveryd.config import Settings
 from milo_discoveryd.model.cluster import key_of
 from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.modes.mode import ReducedMode
+from milo_discoveryd.modes.mode import FileMode, ReducedMode
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.combined_fleet import CombinedFleet
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -36,7 +36,7 @@ def _source_fleet(
     limits, drain_timeout_s = _limits(settings), settings.drain_timeout.total_seconds()
     grace_s = settings.not_ready_grace.total_seconds()
     not_ready = NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None)
-    if isinstance(mode, ReducedMode):
+    if isinstance(mode, ReducedMode | FileMode):
         return ReducedFleet(
             log,
             reduce_of(mode, name),

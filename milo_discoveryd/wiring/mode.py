@@ -1,23 +1,24 @@
 """Builds the mode, and what it watches, from settings."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials import Credential, Upstream, load_project_upstream
+from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
 from milo_discoveryd.model.cluster import Cluster, Target, key_of, local_name
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready, fields
-from milo_discoveryd.model.resource import ObjectKeys, Resource
+from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import ReducedMode, Setting, Watch, WatchedMode
+from milo_discoveryd.modes.mode import FileMode, FileObject, ReducedMode, Setting, Watch, WatchedMode
 from milo_discoveryd.modes.reading import MalformedError
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -55,6 +56,24 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
     )
 
 
+def project_of(settings: Settings, environ: Mapping[str, str]) -> Upstream:
+    """Load the API server that serves a source's clusters, or whose identity and CA are used for them.
+
+    A source in files has none: its clusters have their own addresses, CAs and credentials.
+    """
+    if modes.reads_files(settings.mode):
+        (given,) = [each.settings for each in settings.sources] or [{}]
+        origin = str(given.get("path", settings.mode))
+        return Upstream(server=f"file:{origin}", origin=origin, credentials=StaticCredential(Credential()))
+    return load_project_upstream(
+        settings.project_kubeconfig,
+        settings.discovery_kubeconfig,
+        environ,
+        settings.exec_plugins,
+        plain_loopback=settings.plain_loopback,
+    )
+
+
 def probes_hosts(settings: Settings) -> bool:
     """Return whether connectivity is probed per host instead of per cluster."""
     connectivity = settings.connectivity
@@ -70,7 +89,9 @@ def collections_of(settings: Settings, mode: WatchedMode | ReducedMode, source: 
     return [_of_clusters(mode, settings.label_selector, source)]
 
 
-def engaged(mode: WatchedMode | ReducedMode, listed: Sequence[Sequence[Observation]], source: str = "") -> list[Target]:
+def engaged(
+    mode: WatchedMode | ReducedMode | FileMode, listed: Sequence[Sequence[Observation]], source: str = ""
+) -> list[Target]:
     """Return the clusters that complete lists of a mode's collections engage."""
     if isinstance(mode, WatchedMode):
         return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
@@ -87,7 +108,7 @@ def _present(seen: Ready) -> Event:
     return Event(EventType.ENGAGED, cluster)
 
 
-def place_of(mode: WatchedMode | ReducedMode, source: str = "") -> PlaceOf:
+def place_of(mode: WatchedMode | ReducedMode | FileMode, source: str = "") -> PlaceOf:
     """Return the mode's addresses of stored clusters. They raise ValueError for a cluster that is not of the source."""
 
     def place(stored: Target) -> tuple[str, ...]:
@@ -100,7 +121,7 @@ def place_of(mode: WatchedMode | ReducedMode, source: str = "") -> PlaceOf:
     return place
 
 
-def reduce_of(mode: ReducedMode, source: str) -> Reduce:
+def reduce_of(mode: ReducedMode | FileMode, source: str) -> Reduce:
     """Return the mode's `reduce`, for clusters under their keys."""
     if not source:
         return mode.reduce
@@ -126,7 +147,10 @@ def keyed_target(target: Target, source: str) -> Target:
     return replace(target, name=key_of(target.name, source)) if source else target
 
 
-def keys_of(mode: ReducedMode) -> list[ObjectKeys]:
+def keys_of(mode: ReducedMode | FileMode) -> list[ObjectKeys]:
+    """Return the keys of the objects of each resource; files are as one."""
+    if isinstance(mode, FileMode):
+        return [NAMES]
     return [ObjectKeys(namespaced=each.resource.namespaced) for each in mode.watches]
 
 
@@ -157,6 +181,19 @@ def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollec
 
     decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
     return FollowedCollection(WatchedCollection(resource, keys), decoder)
+
+
+def observe_file(source: str) -> Callable[[FileObject], Observation]:
+    """Return a function that turns what a file says into an observation. `source` is the source's name if there are
+    several."""
+
+    def observe(found: FileObject) -> Observation:
+        if found.problem:
+            return Malformed(found.key, found.uid, "", found.problem)
+        claims = tuple(replace(each, cluster=key_of(each.cluster, source)) for each in found.claims)
+        return Ready(found.uid, "", ClaimingObject(name=found.key, uid=found.uid, place=(), claims=claims))
+
+    return observe
 
 
 def _selecting(resource: Resource, label_selector: str) -> Resource:

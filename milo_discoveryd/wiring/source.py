@@ -7,12 +7,15 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.modes.mode import FileObject
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
 from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet, StoredObject
 from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
+from milo_discoveryd.watchers.file_driver import FileDriver
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.versions import oldest
@@ -46,7 +49,10 @@ class FollowedCollection(NamedTuple):
 
 
 class Discovery:
-    """The tasks that follow the source and store the fleet. `jitter` returns random numbers in [0, 1)."""
+    """The tasks that follow collections of an API server, and store the fleet.
+
+    `jitter` returns random numbers in [0, 1).
+    """
 
     def __init__(
         self,
@@ -59,23 +65,21 @@ class Discovery:
         request_timeout_s: float,
     ) -> None:
         self._fleet = fleet
-        self._store = store
+        self._storage = _FleetStorage(fleet, store)
         self._policy = policy
         self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self, api: SourceApi, collections: Sequence[FollowedCollection], place_of: PlaceOf) -> None:
         """Follow the source until cancelled. `collections` has an item for each of the fleet's feeds."""
-        stored = None if self._store is None else self._store.load()
-        status = None if stored is None else self._restored(stored, place_of)
-        highest_version = "" if stored is None else stored.highest_version
+        status, highest_version = self._storage.restore(place_of)
+        clock = asyncio.get_running_loop().time
         drivers, reflectors = [], []
         feeds: Sequence[DirectFleet | ObjectFeed] = self._fleet.feeds
         for feed, (watched, decoder) in zip(feeds, collections, strict=True):
             reflector: Reflector[Observation] = Reflector(
-                self._policy, self._jitter, self._clock(), status, highest_version=highest_version
+                self._policy, self._jitter, clock(), status, highest_version=highest_version
             )
             reflectors.append(reflector)
             drivers.append(
@@ -92,24 +96,57 @@ class Discovery:
                 )
             )
         async with asyncio.TaskGroup() as tasks:
-            if self._store is not None:
-                tasks.create_task(self._save(self._store, reflectors), name="save the fleet")
+            saving = self._storage.save(lambda: oldest(reflector.trust.highest_version for reflector in reflectors))
+            tasks.create_task(saving, name="save the fleet")
             for driver in drivers:
                 tasks.create_task(driver.run(), name="follow a collection")
 
-    def _restored(self, stored: StoredFleet, place_of: PlaceOf) -> SourceStatus:
+
+class FileDiscovery:
+    """The tasks that follow kubeconfig files, and store the fleet."""
+
+    def __init__(self, fleet: ReducedFleet, store: FleetStore | None) -> None:
+        self._fleet = fleet
+        self._storage = _FleetStorage(fleet, store)
+
+    async def run(
+        self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], place_of: PlaceOf
+    ) -> None:
+        """Follow the files until cancelled."""
+        status, _ = self._storage.restore(place_of)
+        (feed,) = self._fleet.feeds
+        driver = FileDriver(files, observe, pending_deletions=feed.pending_deletions, sink=feed, status=status)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._storage.save(lambda: ""), name="save the fleet")
+            tasks.create_task(driver.run(), name="follow files")
+
+
+class _FleetStorage:
+    """Restores a fleet from its store, and saves it there."""
+
+    def __init__(self, fleet: DirectFleet | ReducedFleet, store: FleetStore | None) -> None:
+        self._fleet = fleet
+        self._store = store
+
+    def restore(self, place_of: PlaceOf) -> tuple[SourceStatus | None, str]:
+        """Return the status and the highest resource version of the stored fleet, if there is one."""
+        stored = None if self._store is None else self._store.load()
+        if stored is None:
+            return None, ""
         age_s = max(0.0, time.time() - stored.written_at)
         status = SourceStatus(
             SourceState.STALE,
-            self._clock() - age_s,
+            asyncio.get_running_loop().time() - age_s,
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
         self._fleet.restore(restorable(stored.clusters, place_of), stored.objects, status)
-        return status
+        return status, stored.highest_version
 
-    async def _save(self, store: FleetStore, reflectors: Sequence[Reflector[Observation]]) -> None:
+    async def save(self, highest_version: Callable[[], str]) -> None:
         """Save after the first complete list: a partial fleet must not replace the stored one."""
+        if self._store is None:
+            return
         saved_at = -1
 
         def engaged() -> Iterator[StoredCluster]:
@@ -127,12 +164,7 @@ class Discovery:
                     await waiter.wait(3600.0)
                 saved_at = self._fleet.log.head
 
-            await store.save_changes(
-                engaged,
-                changed,
-                lambda: oldest(reflector.trust.highest_version for reflector in reflectors),
-                self._fleet.stored_objects,
-            )
+            await self._store.save_changes(engaged, changed, highest_version, self._fleet.stored_objects)
 
 
 def restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:

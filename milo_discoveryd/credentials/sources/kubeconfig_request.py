@@ -75,10 +75,10 @@ class KubeconfigRequestSource:
             kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
         status = kubernetes_api.read(self._origin, answer, _Response).status
         try:
-            credential, authorities = received_kubeconfig.read(status.kubeconfig, what)
+            received = received_kubeconfig.read(status.kubeconfig, what)
             expires_at = None if status.expiration_timestamp is None else status.expiration_timestamp.timestamp()
-            issued = validate(credential, self._clock(), origin=what, expires_at=expires_at)
-            return replace(issued, authorities=authorities)
+            issued = validate(received.credential, self._clock(), origin=what, expires_at=expires_at)
+            return replace(issued, authorities=received.authorities)
         except UnfitError:
             raise
         except CredentialError as error:

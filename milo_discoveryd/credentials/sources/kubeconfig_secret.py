@@ -72,9 +72,9 @@ class KubeconfigSecretSource:
                 f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`", of_cluster=True
             )
         try:
-            credential, authorities = received_kubeconfig.read(data[self._key], what)
-            issued = validate(credential, self._clock(), origin=what, longest_s=self._longest_s)
-            return replace(issued, authorities=authorities)
+            received = received_kubeconfig.read(data[self._key], what)
+            issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
+            return replace(issued, authorities=received.authorities)
         except UnfitError as error:
             raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
         except CredentialError as error:

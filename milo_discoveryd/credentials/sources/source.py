@@ -1,13 +1,14 @@
 """The protocol of sources: they mint the credentials that are handed out."""
 
 import enum
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, Target
 
 
 class Scope(enum.Enum):
@@ -54,3 +55,11 @@ class RevokingSource(Protocol):
 
         Raises CredentialError if that is not possible at present; the caller tries again.
         """
+
+
+@runtime_checkable
+class NotifyingSource(Protocol):
+    """A source that knows when a credential was replaced."""
+
+    def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
+        """Call `renew` when credentials were replaced, with a function that tells for which clusters."""

@@ -31,6 +31,10 @@ KUBECONFIG_BYTES = 6 * 1024
 """About the size of a kubeconfig. Batches of a snapshot hold fewer clusters, to leave space for them."""
 JITTER = 0.2
 """Clusters that waited for a new credential get it spread over this part of the old one's remaining lifetime."""
+MAX_JITTER_S = 600.0
+"""And within this time, since a long-lived credential may be replaced because it leaked."""
+REPLACED_SPREAD_S = 1.0
+"""A credential that was replaced at its source is sent within this time."""
 
 
 class _Delivery(msgspec.Struct):
@@ -83,9 +87,12 @@ class KubeconfigRotation:
     def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
         """Call `wake` when a credential arrived that a delivery waits for, or the caller's token was reviewed."""
 
-        def lease_changed(key: LeaseKey) -> None:
+        def lease_changed(key: LeaseKey, replaced: str) -> None:
             for name in self._waiting.pop(key, ()):
                 self._reschedule(name)
+            if replaced in self._deliveries:
+                # The former credential may be valid no longer, whatever it says.
+                self._schedule_within(replaced, REPLACED_SPREAD_S)
             wake()
 
         unsubscribe = self._issuer.subscribe(lease_changed)
@@ -231,7 +238,11 @@ class KubeconfigRotation:
         if delivery is None:
             return
         left_s = 0.0 if delivery.credential is None else max(0.0, delivery.credential.expires_at - self._wall())
-        delivery.due_at = self._clock() + self._draw() * JITTER * left_s
+        self._schedule_within(name, min(JITTER * left_s, MAX_JITTER_S))
+
+    def _schedule_within(self, name: str, most_s: float) -> None:
+        delivery = self._deliveries[name]
+        delivery.due_at = self._clock() + self._draw() * most_s
         heapq.heappush(self._due, (delivery.due_at, name))
 
     def _schedule(self, cluster: Cluster, credential: IssuedCredential | None, at: float) -> None:

@@ -201,6 +201,8 @@ class Service:
         engagement = convert.engagement(record, None if pending is None else pending[1])
         if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
+        if fleet is not None and (unusable := fleet.problem_of(name)):
+            engagement.message += f"; it stays as last known: {unusable}"
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
         return pb.GetClusterResponse(

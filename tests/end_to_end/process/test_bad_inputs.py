@@ -39,7 +39,7 @@ def line(prefix: str) -> str:
         (f"{DAEMON} run --listen /run/d.sock", "", f'{DAEMON}: flag --listen: "/run/d.sock" must be "unix://" and an absolute path; did you mean "unix:///run/d.sock"?'),
         (f"{DAEMON} run --listen localhost", "", f'{DAEMON}: flag --listen: "localhost" must be HOST:PORT, such as "127.0.0.1:9464" *'),
         (f"{DAEMON} run --listen 0.0.0.0:7070", "", f'{DAEMON}: flag --listen: "0.0.0.0:7070" is TCP, and requires tls * "insecure://127.0.0.1:7070"'),
-        (f"{DAEMON} run --mode projects", "", f'{DAEMON}: flag --mode: "projects" must be one of declarative, project, project-control-plane, service-consumer, single'),
+        (f"{DAEMON} run --mode projects", "", f'{DAEMON}: flag --mode: "projects" must be one of declarative, kind, kubeconfig-directory, project, project-control-plane, service-consumer, single'),
         (f"{DAEMON} run --label-selector a+in+b", "", f'{DAEMON}: flag --label-selector: "a in b" must be a Kubernetes label selector: expected *'),
         (f"{DAEMON} run --http-listen 9464", "", f'{DAEMON}: flag --http-listen: "9464" must be HOST:PORT, such as *'),
         (f"{DAEMON} run --discovery-kubeconfig none", "", f"{DAEMON}: kubeconfig none: cannot be read: No such file or directory"),

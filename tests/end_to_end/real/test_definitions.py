@@ -42,7 +42,7 @@ async def define(api: Api, module: tuple[str, str, str]) -> None:
 
 
 @asynccontextmanager
-async def following(platform: RealApi, definition: str, folder: Path, **changes: Any) -> AsyncIterator[Watch]:
+async def following(platform: RealApi | None, definition: str, folder: Path, **changes: Any) -> AsyncIterator[Watch]:
     """A watch of a daemon that runs with a shipped definition, changed where it says `yours`."""
     config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
     for path, value in changes.items():
@@ -51,10 +51,13 @@ async def following(platform: RealApi, definition: str, folder: Path, **changes:
         for step in around:
             inside = inside[int(step) if step.isdecimal() else step]
         inside[last] = value
+    if "sources" in changes:
+        del config["mode"]
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump({**config, "http_listen": "off", "connectivity": {"interval": "1s"}}))
     address = f"unix://{folder}/d.sock"
-    arguments = ("--config", str(file), "--discovery-kubeconfig", str(platform.kubeconfig), "--listen", address)
+    watched = () if platform is None else ("--discovery-kubeconfig", str(platform.kubeconfig))
+    arguments = ("--config", str(file), *watched, "--listen", address)
     async with DaemonProcess(address, *arguments) as daemon:
         await daemon.start()
         async with DiscoveryClient(address) as client, client.watch() as watch:
@@ -160,3 +163,45 @@ async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, 
             await api.call("PATCH", f"{profiles}/gamma/status", {"status": {"conditions": [condition]}})
             await until(watch, lambda seen: not seen.clusters)
             await api.call("DELETE", f"{profiles}/gamma")
+
+
+async def test_kubeconfig_directory_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    clusters = folder / "clusters"
+    clusters.mkdir()
+    (clusters / "one.kubeconfig").write_bytes(platform.kubeconfig_as("of-one").read_bytes())
+    async with following(None, "kubeconfig-directory", folder, sources__0__settings__path=str(clusters)) as watch:
+        await watch.synced()
+        await expect_usable(watch, folder, "one", "of-one")
+        (clusters / "two").write_bytes(workload.kubeconfig_as("of-two").read_bytes())
+        await expect_usable(watch, folder, "two", "of-two")
+        assert watch.clusters["two"].endpoint == workload.url
+        (clusters / "two").write_bytes(workload.kubeconfig_as("renewed").read_bytes())
+        async with asyncio.timeout(_WITHIN_S), DiscoveryClient(f"unix://{folder}/d.sock") as client:
+            while await user_of(await kubeconfig_of(client, "two", folder)) != "renewed":
+                pass
+        (clusters / "one.kubeconfig").unlink()
+        await until(watch, lambda seen: set(seen.clusters) == {"two"})
+
+
+async def test_kind_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    merged: Document = {"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "users": []}
+    file = folder / "kind.kubeconfig"
+
+    def add(name: str, server: RealApi) -> None:
+        config = yaml.safe_load(server.kubeconfig_as(f"admin-of-{name}").read_text())
+        context = f"kind-{name}"
+        merged["clusters"].append({**config["clusters"][0], "name": context})
+        merged["users"].append({**config["users"][0], "name": context})
+        merged["contexts"].append({"name": context, "context": {"cluster": context, "user": context}})
+        file.write_text(yaml.safe_dump({**merged, "current-context": context}))
+
+    add("one", platform)
+    source = [{"name": "kind", "kind": "kind", "settings": {"path": str(file)}}]
+    async with following(None, "kind", folder, sources=source) as watch:
+        await watch.synced()
+        await expect_usable(watch, folder, "one", "admin-of-one")
+        add("two", workload)
+        await expect_usable(watch, folder, "two", "admin-of-two")
+        merged["contexts"].pop(0)
+        file.write_text(yaml.safe_dump(merged))
+        await until(watch, lambda seen: set(seen.clusters) == {"two"})

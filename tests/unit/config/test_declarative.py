@@ -29,7 +29,8 @@ def loaded(tmp_path: Path, text: str) -> Settings:
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
 def test_shipped_definition_is_valid(path: Path) -> None:
     settings = load({}, {}, path)
-    assert settings.declarative is not None
+    (source,) = settings.by_source.values()
+    assert (source.declarative is not None) == (source.mode == "declarative")
     assert settings.kubeconfigs.sources
 
 

@@ -65,7 +65,7 @@ class Fleet:
         """How many have nothing that is valid."""
         return len(self._clusters) - len([*self.minter.held()])
 
-    def _taken(self, key: LeaseKey) -> None:
+    def _taken(self, key: LeaseKey, _: str) -> None:
         self._take(self._clusters[key.incarnation - 1])
 
     def _take(self, cluster: Cluster) -> None:

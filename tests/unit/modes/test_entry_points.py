@@ -33,6 +33,8 @@ def test_mode_of_another_package_is_found_by_entry_point(monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.metadata.entry_points", found.select)
     assert mode.names() == [
         "declarative",
+        "kind",
+        "kubeconfig-directory",
         "other",
         "project",
         "project-control-plane",

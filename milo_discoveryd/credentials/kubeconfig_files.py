@@ -1,0 +1,205 @@
+"""Reads the kubeconfig files of a source on this machine: which clusters they name, and the credentials in them.
+
+Files are replaced, truncated and deleted while they are read, and whoever writes one may be hostile.
+"""
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from milo_discoveryd.modes.mode import FileMode, FileObject
+from milo_discoveryd.modes.reading import MalformedError
+
+MAX_BYTES = 256 << 10
+"""Of one file in a folder. kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
+MAX_BYTES_OF_ALL = 1 << 20
+"""Of a file with all clusters."""
+MAX_FILES = 10_000
+SETTLED_S = 0.3
+"""A file that was written less than this ago may still be incomplete."""
+_UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
+
+
+class FilesError(Exception):
+    """The folder or the file cannot be read, so nothing is known of any cluster."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """Machine-readable, in CamelCase."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All objects at one time."""
+
+    objects: tuple[FileObject, ...]
+    changed: frozenset[str]
+    """Keys of the objects whose files have another content than in the scan before."""
+    is_settled: bool
+    """Whether no file was being written a moment ago."""
+
+
+@dataclass(frozen=True)
+class StoredKubeconfig:
+    """Where the credential of an object is."""
+
+    content: bytes
+    context: str
+    """Empty: the current context."""
+    origin: str
+
+
+@dataclass(frozen=True)
+class _FileState:
+    signature: tuple[int, ...]
+    digest: bytes
+    objects: tuple[FileObject, ...]
+
+
+class _RefusedFileError(Exception):
+    """A file that cannot be used; the message says why."""
+
+
+class KubeconfigFiles:
+    """The files of one source. Its methods block; the listeners are called in the caller's thread."""
+
+    def __init__(self, mode: FileMode, *, wall: Callable[[], float] = time.time) -> None:
+        self.path = Path(mode.path).expanduser()
+        self._mode = mode
+        self._wall = wall
+        self._known: dict[str, _FileState] = {}
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders in which changes of the files show."""
+        if self._mode.is_directory:
+            return (self.path,)
+        return tuple(dict.fromkeys((self.path.parent, self.path.resolve().parent)))
+
+    def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call `listener` with the keys of objects whose files changed."""
+        self._listeners.append(listener)
+
+    def announce(self, changed: frozenset[str]) -> None:
+        if changed:
+            for listener in self._listeners:
+                listener(changed)
+
+    def scan(self) -> Scan:
+        """Read what changed since the scan before. Raises FilesError."""
+        files = self._files()
+        found: dict[str, _FileState] = {}
+        changed: set[str] = set()
+        is_settled = True
+        for name, path in files:
+            known = self._known.get(name)
+            state = self._state(name, path, known)
+            if state is None:
+                continue
+            found[name] = state
+            is_settled = is_settled and self._is_settled(state)
+            if known is None or known.digest != state.digest:
+                changed |= {each.key for each in state.objects}
+        self._known = found
+        objects = {each.key: each for state in found.values() for each in state.objects}
+        return Scan(tuple(objects.values()), frozenset(changed), is_settled)
+
+    def find(self, key: str) -> FileObject | None:
+        """Return an object as it is now, or None if its file, or its context there, does not exist."""
+        file, _ = self._mode.context_of(key)
+        path = self.path / file if file else self.path
+        if file and not os.path.lexists(path):
+            self._files()  # not deleted if the whole folder is missing
+            return None
+        state = self._state(file or self.path.name, path, None)
+        if state is None:
+            return None
+        return next((each for each in state.objects if each.key == key), None)
+
+    def kubeconfig(self, key: str) -> StoredKubeconfig:
+        """Return the file with the credential of an object. Raises FilesError."""
+        file, context = self._mode.context_of(key)
+        path = self.path / file if file else self.path
+        try:
+            content, _ = self._read(path)
+        except (OSError, _RefusedFileError) as error:
+            raise FilesError("FileUnreadable", f"{path} {_reason(error)}") from None
+        return StoredKubeconfig(content, context, str(path))
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        if not self._mode.is_directory:
+            return [(self.path.name, self.path)]
+        try:
+            with os.scandir(self.path) as entries:
+                names = sorted(each.name for each in entries if _is_kubeconfig(each.name) and not each.is_dir())
+        except OSError as error:
+            raise FilesError(_failure(error), f"{self.path} {_reason(error)}") from None
+        if len(names) > MAX_FILES:
+            raise FilesError("TooManyFiles", f"{self.path} has {len(names)} files; at most {MAX_FILES} are read")
+        return [(name, self.path / name) for name in names]
+
+    def _state(self, name: str, path: Path, known: _FileState | None) -> _FileState | None:
+        """Return None for a file that was deleted meanwhile."""
+        try:
+            if known is not None and known.signature == _signature(path.stat()):
+                return known
+            content, signature = self._read(path)
+            objects = tuple(self._mode.read_file(name, content))
+        except (OSError, _RefusedFileError, MalformedError) as error:
+            if not self._mode.is_directory:
+                raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
+            if not os.path.lexists(path):
+                return None
+            return _FileState((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),))
+        return _FileState(signature, hashlib.sha256(content).digest(), objects)
+
+    def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
+        limit = MAX_BYTES if self._mode.is_directory else MAX_BYTES_OF_ALL
+        if self._mode.is_directory and not path.resolve().is_relative_to(self.path.resolve()):
+            # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued.
+            raise _RefusedFileError("is a link to a file outside of the folder")
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise _RefusedFileError("is not a regular file")
+            if status.st_mode & stat.S_IWOTH:
+                raise _RefusedFileError("can be written by every user of this machine: remove that with chmod o-w")
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise _RefusedFileError(f"is larger than {limit >> 10} KiB")
+        return content, _signature(status)
+
+    def _is_settled(self, state: _FileState) -> bool:
+        age_s = self._wall() - state.signature[2] / 1e9 if state.signature else SETTLED_S
+        return not 0 <= age_s < SETTLED_S
+
+
+def _is_kubeconfig(name: str) -> bool:
+    return not name.startswith(".") and not name.endswith(_UNFINISHED)
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_mode
+
+
+def _failure(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "FileNotFound"
+        case MalformedError():
+            return "FileMalformed"
+    return "FileUnreadable"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    return str(error)

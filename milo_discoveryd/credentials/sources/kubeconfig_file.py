@@ -1,0 +1,66 @@
+"""Hands out the credentials in the kubeconfig files of a source of clusters."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from math import inf
+
+from msgspec.structs import replace
+
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
+from milo_discoveryd.credentials.sources import received_kubeconfig
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+
+
+class KubeconfigFileSource:
+    type = "kubeconfig-file"
+    scope = Scope.CLUSTER
+    takes_ttl = False
+
+    def __init__(
+        self,
+        name: str,
+        files: Mapping[str, KubeconfigFiles],
+        *,
+        allow_long_lived: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`files` are those of each source of clusters, by its name."""
+        self.name = name
+        self._files = files
+        self._longest_s = inf if allow_long_lived else LONGEST_S
+        self._clock = clock
+
+    def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
+        """Call `renew` when files were replaced, with a function that tells for which clusters."""
+        for source, files in self._files.items():
+
+            def changed(keys: frozenset[str], source: str = source) -> None:
+                def is_changed(target: Target) -> bool:
+                    return target.source == source and isinstance(target, DeclaredTarget) and target.object_name in keys
+
+                renew(is_changed)
+
+            files.subscribe(changed)
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        target = request.cluster.target
+        files = self._files.get(target.source)
+        if files is None or not isinstance(target, DeclaredTarget):
+            raise BackendError(f"the kubeconfig file of {target.name} has not been seen yet", of_cluster=True)
+        try:
+            stored = await asyncio.to_thread(files.kubeconfig, target.object_name)
+            received = await asyncio.to_thread(received_kubeconfig.parse, stored.content, stored.origin, stored.context)
+            if received.server.rstrip("/") != target.endpoint:
+                raise BackendError(f"{stored.origin} names another server than {target.endpoint}", of_cluster=True)
+            issued = validate(received.credential, self._clock(), origin=stored.origin, longest_s=self._longest_s)
+        except UnfitError as error:
+            raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
+        except (FilesError, CredentialError) as error:
+            raise BackendError(str(error), of_cluster=True) from None
+        return replace(issued, authorities=received.authorities)

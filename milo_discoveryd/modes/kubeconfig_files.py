@@ -1,0 +1,116 @@
+"""Kinds whose clusters are in kubeconfig files of this machine: a folder of them, and the one of a kind installation.
+
+Pure: the files are read elsewhere.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import msgspec
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.modes.endpoints import checked_url
+from milo_discoveryd.modes.kubeconfig_fields import KubeconfigFields, parse
+from milo_discoveryd.modes.mode import FileObject, Setting
+from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, MalformedError, checked
+
+ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
+"""Not part of a cluster's name."""
+KIND_PREFIX = "kind-"
+_IDENTITIES = uuid.UUID("5c0a3d5e-6f1c-4a53-9a0d-6f1f7a8f1a0e")
+
+
+class DirectorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    """Folder with a kubeconfig for each cluster."""
+
+
+class KindSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] = "~/.kube/config"
+    """Kubeconfig to which kind writes its clusters."""
+
+
+class KubeconfigDirectoryMode:
+    """Each file of a folder stands for the cluster of its current context, and of the file's name."""
+
+    settings_type = DirectorySettings
+    has_own_authorities = True
+    is_directory = True
+
+    def __init__(self, setting: Setting) -> None:
+        self.path: str = setting.settings.path
+
+    def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
+        try:
+            config = parse(content, file)
+            yield _object(file, cluster_name(file), config, config.required_context(file), file)
+        except MalformedError as error:
+            yield FileObject(file, problem=str(error))
+
+    def context_of(self, key: str) -> tuple[str, str]:
+        return key, ""
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        return earliest(cluster, claims)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        return _restored_place(stored)
+
+
+class KindMode:
+    """Each context of a kubeconfig that is named as kind names them stands for a cluster."""
+
+    settings_type = KindSettings
+    has_own_authorities = True
+    is_directory = False
+
+    def __init__(self, setting: Setting) -> None:
+        self.path: str = setting.settings.path
+
+    def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
+        """Raises MalformedError if the file cannot be read as a whole: then nothing is known of any cluster."""
+        config = parse(content, file)
+        for context in dict.fromkeys(config.context_names):
+            if not context.startswith(KIND_PREFIX):
+                continue
+            try:
+                yield _object(context, context.removeprefix(KIND_PREFIX), config, context, f"context {context[:80]!r}")
+            except MalformedError as error:
+                yield FileObject(context, problem=str(error))
+
+    def context_of(self, key: str) -> tuple[str, str]:
+        return "", key
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        return earliest(cluster, claims)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        return _restored_place(stored)
+
+
+def cluster_name(file: str) -> str:
+    """Return the name of a file's cluster: the file's, without its ending."""
+    ending = next((each for each in ENDINGS if file.endswith(each)), "")
+    return file.removesuffix(ending)
+
+
+def _object(key: str, name: str, config: KubeconfigFields, context: str, origin: str) -> FileObject:
+    checked(name, DNS_SUBDOMAIN, 253, "the name of the cluster")
+    server, authorities = config.server(context, origin)
+    config.require_inline_user(context, origin)
+    place = checked_url(server, ())
+    # The kubeconfig says nothing else of the cluster's identity. A cluster that was created again has another CA.
+    uid = str(uuid.uuid5(_IDENTITIES, "\n".join((name, place, (authorities or b"").decode("latin-1")))))
+    target = DeclaredTarget(
+        name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities
+    )
+    return FileObject(key, uid, (Claim(name, Ready(uid, "", target)),))
+
+
+def _restored_place(stored: Target) -> tuple[str, ...]:
+    checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
+    return (checked_url(stored.endpoint, ()),)

@@ -1,0 +1,127 @@
+"""Follows a source in files of this machine: each scan of them is a complete list."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles, Scan
+from milo_discoveryd.log import log
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.modes.mode import FileObject
+from milo_discoveryd.registry.pending_deletions import (
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
+)
+from milo_discoveryd.watchers.confirmations import Confirmations, Sink
+from milo_discoveryd.watchers.inotify import Inotify
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+
+POLL_S = 5.0
+"""Between scans without a notification: network file systems send none, nor do links to other folders."""
+POLL_WITHOUT_INOTIFY_S = 1.0
+UNSETTLED_S = 0.1
+"""Between scans while a file is being written."""
+MAX_UNSETTLED_S = 2.0
+"""Files that are written all the time are read as they are after this."""
+
+
+class FileDriver:
+    """The tasks that follow the files: scans, and the confirmation of deletions."""
+
+    def __init__(
+        self,
+        files: KubeconfigFiles,
+        observe: Callable[[FileObject], Observation],
+        *,
+        pending_deletions: PendingDeletions,
+        sink: Sink,
+        status: SourceStatus | None = None,
+    ) -> None:
+        """`status` is that of an earlier run's clusters, which the sink has already."""
+        self._files = files
+        self._observe = observe
+        self._sink = sink
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self._status = status or SourceStatus(SourceState.CATCHING_UP, self._clock(), "Starting")
+        self._confirmations = Confirmations(pending_deletions, sink, self._read, lambda: self._trusted_from)
+
+    async def run(self) -> None:
+        """Follow the files until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="follow the files")
+            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
+
+    @property
+    def _trusted_from(self) -> float:
+        return self._status.since if self._status.state is SourceState.STREAMING else math.inf
+
+    async def _follow(self) -> None:
+        self._sink.source(self._status)
+        inotify = Inotify()
+        if not inotify.is_available:
+            log.info("no notifications of changed files", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)
+        try:
+            while True:
+                # Before the scan, so that no change between them is missed.
+                is_notified = await asyncio.to_thread(inotify.watch, self._files.folders)
+                inotify.changed.clear()
+                await self._apply(await self._settled_scan())
+                await self._wait(inotify.changed, POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S)
+        finally:
+            inotify.close()
+
+    async def _wait(self, changed: asyncio.Event, most_s: float) -> None:
+        relist_at = self._sink.relist_at
+        until = self._clock() + most_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until if relist_at is None else min(until, relist_at)):
+                await changed.wait()
+
+    async def _settled_scan(self) -> Scan | FilesError:
+        """Return all objects once no file is being written."""
+        deadline = self._clock() + MAX_UNSETTLED_S
+        changed: frozenset[str] = frozenset()
+        while True:
+            try:
+                scan = await asyncio.to_thread(self._files.scan)
+            except FilesError as error:
+                found: Scan | FilesError = error
+                is_settled = False
+            else:
+                changed |= scan.changed
+                found, is_settled = Scan(scan.objects, changed, scan.is_settled), scan.is_settled
+            # A file that is replaced without a rename is empty for a moment, and a folder may be missing for one.
+            if is_settled or self._clock() >= deadline:
+                return found
+            await asyncio.sleep(UNSETTLED_S)
+
+    async def _apply(self, found: Scan | FilesError) -> None:
+        now = self._clock()
+        if isinstance(found, FilesError):
+            self._failed(found, now)
+            return
+        listed: list[SourceEvent[Observation]] = [Listed(self._observe(each)) for each in found.objects]
+        for _ in self._sink.take([ListStarted(), *listed, ListEnded()], now):
+            await asyncio.sleep(0)
+        since = self._status.since if self._status.state is SourceState.STREAMING else now
+        self._status = SourceStatus(SourceState.STREAMING, since, last_contact=now)
+        self._sink.source(self._status)
+        self._files.announce(found.changed)
+        self._confirmations.applied()
+
+    def _failed(self, error: FilesError, now: float) -> None:
+        since = self._status.since if self._status.state is SourceState.STALE else now
+        self._status = SourceStatus(SourceState.STALE, since, error.reason, str(error), self._status.last_contact)
+        self._sink.source(self._status)
+
+    async def _read(self, key: str) -> ConfirmationResult:
+        try:
+            found = await asyncio.to_thread(self._files.find, key)
+        except FilesError as error:
+            return Inconclusive(str(error))
+        return NotFound() if found is None else Found(self._observe(found))

@@ -1,0 +1,53 @@
+"""Notifications of changes in folders, from Linux. Elsewhere, and above the kernel's limit, there are none."""
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+# From <sys/inotify.h>. IN_MODIFY is left out: a file that is being written is of no use before it is closed.
+_ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _ONLYDIR = 0x400, 0x800, 0x01000000
+_MASK = _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_READ_BYTES = 64 << 10
+
+
+class Inotify:
+    """Sets `changed` when something changes in one of the watched folders."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = -1
+        start = getattr(self._library, "inotify_init1", None)
+        if start is not None:
+            self._descriptor = start(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().add_reader(self._descriptor, self._drain)
+
+    @property
+    def is_available(self) -> bool:
+        return self._descriptor >= 0
+
+    def watch(self, folders: Iterable[Path]) -> bool:
+        """Watch these folders, as far as they exist. Return whether all of them are watched."""
+        if not self.is_available:
+            return False
+        # A folder that is watched already keeps its watch; one that was replaced gets another.
+        results = [self._library.inotify_add_watch(self._descriptor, os.fsencode(each), _MASK) for each in folders]
+        return all(each >= 0 for each in results)
+
+    def close(self) -> None:
+        if self.is_available:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _drain(self) -> None:
+        """Read all notifications. What they say is not used: the files are compared instead."""
+        with suppress(BlockingIOError):
+            while os.read(self._descriptor, _READ_BYTES):
+                pass
+        self.changed.set()

@@ -1,0 +1,247 @@
+"""Clusters in kubeconfig files, followed by a daemon process; control planes of the sandbox are the clusters."""
+
+import asyncio
+import base64
+import shutil
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from milo_discovery import DiscoveryClient, SourceState, Watch
+from milo_sandbox.kubeconfigs import write
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.daemon import DaemonProcess
+
+_WITHIN_S = 60.0
+_REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+
+
+class Files:
+    """A folder of kubeconfigs, and a daemon that follows it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.folder = place.folder / "clusters"
+        self.folder.mkdir()
+
+    def config(self, project: str, subject: str = "operator") -> dict[str, Any]:
+        sandbox = self.place.sandbox
+        if project not in sandbox.projects:
+            sandbox.projects.create(project, ready=True)
+        return sandbox.kubeconfig(project=project, token=sandbox.token(subject))
+
+    def put(self, name: str, project: str = "", subject: str = "operator") -> None:
+        write(self.folder / name, self.config(project or name.partition(".")[0], subject))
+
+    def daemon(self, kind: str, path: Path, **settings: Any) -> DaemonProcess:
+        source = {"name": "files", "kind": kind, "settings": {"path": str(path)}}
+        config = {
+            "sources": [source],
+            "kubeconfigs": {"sources": [{"name": "files", "type": "kubeconfig-file"}]},
+            "listen": [self.place.address],
+            "http_listen": "off",
+            "connectivity": {"interval": "off"},
+            **settings,
+        }
+        file = self.place.folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return DaemonProcess(self.place.address, "--config", str(file))
+
+
+@pytest.fixture
+def files(place: Place) -> Files:
+    return Files(place)
+
+
+@asynccontextmanager
+async def following(files: Files, kind: str, path: Path, **settings: Any) -> AsyncIterator[Watch]:
+    async with files.daemon(kind, path, **settings) as daemon:
+        await daemon.start()
+        async with files.place.client() as client, client.watch() as watch:
+            await watch.synced()
+            yield watch
+
+
+async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
+    async with asyncio.timeout(_WITHIN_S):
+        while not holds(watch):
+            await anext(watch)
+
+
+async def source_is(client: DiscoveryClient, state: SourceState, reason: str) -> None:
+    async with asyncio.timeout(_WITHIN_S):
+        while True:
+            status = (await client.server_info()).source
+            if (status.state, status.reason) == (state, reason):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def user_with(kubeconfig: bytes) -> str:
+    """Return the user that the cluster's own API server sees behind a kubeconfig."""
+    config = yaml.safe_load(kubeconfig)
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    authorities = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    context = ssl.create_default_context(cadata=authorities)
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {user['token']}"}) as session,
+        session.post(f"{cluster['server']}{_REVIEWS}", json={}, ssl=context) as response,
+    ):
+        return str((await response.json())["status"]["userInfo"]["username"])
+
+
+async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
+    files.put("alpha.kubeconfig")
+    files.put("beta", "beta")
+    files.put(".hidden", "hidden")
+    files.put("gamma.tmp", "gamma")
+    (files.folder / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+        assert set(watch.clusters) == {"alpha", "beta"}
+        assert watch.clusters["alpha"].endpoint == files.place.sandbox.control_plane_url("alpha")
+        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        files.put("broken.yaml", "broken")
+        await until(watch, lambda seen: "broken" in seen.clusters)
+        (files.folder / "beta").unlink()
+        await until(watch, lambda seen: "beta" not in seen.clusters)
+        report = await client.get("beta")
+        assert report.engagement.reason.name == "DELETED"
+
+
+async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
+    files.put("alpha")
+    async with (
+        following(files, "kubeconfig-directory", files.folder) as watch,
+        files.place.client() as client,
+        client.watch(include_kubeconfigs=True) as kubeconfigs,
+    ):
+        first = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
+        assert first.kubeconfig is not None
+        assert await user_with(first.kubeconfig.kubeconfig) == "operator"
+        files.put("alpha", subject="successor")
+        async with asyncio.timeout(_WITHIN_S):
+            renewed = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
+        assert renewed.kubeconfig is not None
+        assert await user_with(renewed.kubeconfig.kubeconfig) == "successor"
+        assert renewed.cluster.incarnation == first.cluster.incarnation
+        assert set(watch.clusters) == {"alpha"}
+
+
+async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None:
+    files.put("alpha", "shop")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+        before = watch.clusters["alpha"]
+        files.put("alpha", "bank")
+        await until(watch, lambda seen: seen.clusters["alpha"].incarnation != before.incarnation)
+        assert watch.clusters["alpha"].endpoint == files.place.sandbox.control_plane_url("bank")
+        assert watch.clusters["alpha"].uid != before.uid
+        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+
+
+@pytest.mark.parametrize("content", [b"", b"apiVersion: v1\nkind: Con", b"\xff" * 1000, b"a: " + b"x" * 300_000])
+async def test_unusable_content_keeps_the_cluster(files: Files, content: bytes) -> None:
+    files.put("alpha")
+    files.put("beta")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+        (files.folder / "alpha").write_bytes(content)
+        files.put("later")
+        await until(watch, lambda seen: "later" in seen.clusters)
+        report = await client.get("alpha")
+        assert report.engagement.engaged
+        assert "it stays as last known: alpha" in report.engagement.message
+
+
+async def test_deleted_folder_makes_the_source_stale(files: Files) -> None:
+    files.put("alpha")
+    files.put("beta")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+        moved = files.folder.rename(files.place.folder / "moved")
+        await source_is(client, SourceState.STALE, "FileNotFound")
+        assert set(watch.clusters) == {"alpha", "beta"}
+        moved.rename(files.folder)
+        await source_is(client, SourceState.STREAMING, "")
+        files.put("gamma")
+        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+
+
+async def test_emptied_folder_keeps_its_clusters(files: Files) -> None:
+    names = {f"cluster-{number}" for number in range(30)}
+    for name in names:
+        files.put(name, "shop")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+        for each in files.folder.iterdir():
+            each.unlink()
+        await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
+        assert set(watch.clusters) == names
+
+
+async def test_mounted_volume_is_followed(files: Files) -> None:
+    """A Secret volume: files are links into `..data`, which is a link that is replaced by a rename."""
+
+    def publish(version: str, *names: str) -> None:
+        data = files.folder / f"..{version}"
+        data.mkdir()
+        for name in names:
+            write(data / name, files.config(name))
+            link = files.folder / name
+            if not link.is_symlink():
+                link.symlink_to(f"..data/{name}")
+        new = files.folder / "..data_tmp"
+        new.symlink_to(data.name)
+        new.rename(files.folder / "..data")
+
+    publish("1", "alpha", "beta")
+    async with following(files, "kubeconfig-directory", files.folder) as watch:
+        assert set(watch.clusters) == {"alpha", "beta"}
+        publish("2", "alpha", "beta", "gamma")
+        shutil.rmtree(files.folder / "..1")
+        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+
+
+async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files) -> None:
+    files.put("alpha")
+    files.put("beta")
+    state = {"state_directory": str(files.place.folder / "state")}
+    async with following(files, "kubeconfig-directory", files.folder, **state) as watch:
+        before = dict(watch.clusters)
+    moved = files.folder.rename(files.place.folder / "moved")
+    async with following(files, "kubeconfig-directory", files.folder, **state) as watch, files.place.client() as client:
+        assert {name: each.uid for name, each in watch.clusters.items()} == {
+            name: each.uid for name, each in before.items()
+        }
+        await source_is(client, SourceState.STALE, "FileNotFound")
+        moved.rename(files.folder)
+        await source_is(client, SourceState.STREAMING, "")
+        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+
+
+async def test_clusters_of_kind_are_followed(files: Files) -> None:
+    kubeconfig = files.place.folder / "config"
+    merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "production"}
+
+    def save(*names: str) -> None:
+        configs = {name: files.config(name.removeprefix("kind-")) for name in names}
+        for part in ("clusters", "users"):
+            merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
+        merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
+        kubeconfig.write_text(yaml.safe_dump(merged))  # in place, as kind writes it
+
+    save("production", "kind-alpha", "kind-beta")
+    async with following(files, "kind", kubeconfig) as watch, files.place.client() as client:
+        assert set(watch.clusters) == {"alpha", "beta"}
+        assert await user_with((await client.issue_kubeconfig("beta")).kubeconfig) == "operator"
+        save("production", "kind-alpha", "kind-beta", "kind-gamma")
+        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+        save("production", "kind-beta", "kind-gamma")
+        await until(watch, lambda seen: set(seen.clusters) == {"beta", "gamma"})
+        kubeconfig.write_text("")
+        await source_is(client, SourceState.STALE, "FileMalformed")
+        kubeconfig.unlink()
+        await source_is(client, SourceState.STALE, "FileNotFound")
+        assert set(watch.clusters) == {"beta", "gamma"}

@@ -1,0 +1,181 @@
+"""Kubeconfig files as they are on disk: links, permissions, other types, and changes while they are read."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milo_discoveryd.credentials.kubeconfig_files import MAX_BYTES, SETTLED_S, FilesError, KubeconfigFiles
+from milo_discoveryd.modes.mode import FileObject
+from tests.unit.modes.test_kubeconfig_files import a_mode, content
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "clusters"
+    made.mkdir()
+    return made
+
+
+def of_folder(folder: Path, wall: float = 4e9) -> KubeconfigFiles:
+    return KubeconfigFiles(a_mode("kubeconfig-directory", path=str(folder)), wall=lambda: wall)
+
+
+def of_kind(file: Path) -> KubeconfigFiles:
+    return KubeconfigFiles(a_mode("kind", path=str(file)), wall=lambda: 4e9)
+
+
+def problems(files: KubeconfigFiles) -> dict[str, str]:
+    return {each.key: each.problem for each in files.scan().objects}
+
+
+def test_hidden_and_unfinished_files_and_folders_are_skipped(folder: Path) -> None:
+    for name in ("alpha", ".hidden", "beta~", "beta.tmp", "beta.swp", "config.lock", "beta.part"):
+        (folder / name).write_bytes(content("any"))
+    (folder / "subfolder").mkdir()
+    assert problems(of_folder(folder)) == {"alpha": ""}
+
+
+def test_link_within_the_folder_is_followed(folder: Path) -> None:
+    (folder / "..1").mkdir()
+    (folder / "..1" / "alpha").write_bytes(content("any"))
+    (folder / "..data").symlink_to("..1")
+    (folder / "alpha").symlink_to("..data/alpha")
+    assert problems(of_folder(folder)) == {"alpha": ""}
+
+
+def test_link_to_a_file_elsewhere_is_refused(folder: Path) -> None:
+    (folder.parent / "own.kubeconfig").write_bytes(content("any"))
+    (folder / "alpha").symlink_to("../own.kubeconfig")
+    files = of_folder(folder)
+    assert "outside of the folder" in problems(files)["alpha"]
+    with pytest.raises(FilesError, match="outside of the folder"):
+        files.kubeconfig("alpha")
+
+
+def test_dangling_link_is_unusable_and_not_deleted(folder: Path) -> None:
+    (folder / "alpha").symlink_to("nothing")
+    files = of_folder(folder)
+    assert "cannot be read" in problems(files)["alpha"]
+    assert files.find("alpha") == FileObject("alpha", problem=problems(files)["alpha"])
+
+
+def test_named_pipe_and_socket_do_not_block(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+        found = problems(of_folder(folder))
+    assert found["pipe"] == "pipe is not a regular file"
+    assert found["socket"].startswith("socket cannot be read")
+
+
+def test_file_that_everyone_can_write_is_refused(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any"))
+    (folder / "alpha").chmod(0o666)
+    assert "chmod o-w" in problems(of_folder(folder))["alpha"]
+
+
+def test_large_file_is_refused(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any") + b"#" * MAX_BYTES)
+    assert problems(of_folder(folder))["alpha"] == f"alpha is larger than {MAX_BYTES >> 10} KiB"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
+def test_unreadable_file_is_refused(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any"))
+    (folder / "alpha").chmod(0)
+    assert "Permission denied" in problems(of_folder(folder))["alpha"]
+
+
+def test_missing_folder_says_nothing_of_a_file(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any"))
+    files = of_folder(folder)
+    folder.rename(folder.parent / "moved")
+    for attempt in (files.scan, lambda: files.find("alpha")):
+        with pytest.raises(FilesError) as raised:
+            attempt()
+        assert raised.value.reason == "FileNotFound"
+
+
+def test_deleted_file_is_not_found(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any"))
+    files = of_folder(folder)
+    assert files.find("alpha") is not None
+    (folder / "alpha").unlink()
+    assert files.find("alpha") is None
+    assert files.scan().objects == ()
+
+
+def test_missing_context_is_not_found_and_missing_file_is_not_known(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_bytes(content("kind-alpha"))
+    files = of_kind(file)
+    assert files.find("kind-alpha") is not None
+    file.write_bytes(content("other"))
+    assert files.find("kind-alpha") is None
+    file.unlink()
+    with pytest.raises(FilesError):
+        files.find("kind-alpha")
+
+
+def test_scan_reports_files_with_other_content(folder: Path) -> None:
+    for name in ("alpha", "beta"):
+        (folder / name).write_bytes(content("any"))
+    files = of_folder(folder)
+    told: list[frozenset[str]] = []
+    files.subscribe(told.append)
+    assert files.scan().changed == {"alpha", "beta"}
+    assert files.scan().changed == frozenset()
+    (folder / "alpha").write_bytes(content("any", user={"token": "renewed"}))
+    (folder / "beta").touch()
+    changed = files.scan().changed
+    assert changed == {"alpha"}
+    files.announce(changed)
+    files.announce(frozenset())
+    assert told == [{"alpha"}]
+
+
+def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:
+    (folder / "alpha").write_bytes(content("any"))
+    written = (folder / "alpha").stat().st_mtime
+    assert not of_folder(folder, written + SETTLED_S / 2).scan().is_settled
+    assert of_folder(folder, written + 2 * SETTLED_S).scan().is_settled
+    assert of_folder(folder, written - 1).scan().is_settled, "a time in the future never comes to an end"
+
+
+def test_folders_of_a_linked_file_are_watched(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "config").write_bytes(content("kind-alpha"))
+    (tmp_path / "config").symlink_to("real/config")
+    assert of_kind(tmp_path / "config").folders == (tmp_path, tmp_path / "real")
+
+
+NAMES = st.sampled_from(["alpha", "beta", "gamma"])
+ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "replace", "cut", "delete", "scan"]), NAMES), max_size=12)
+
+
+@settings(deadline=None)
+@given(ACTIONS)
+def test_scan_always_shows_what_is_on_disk(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("clusters")
+    files = of_folder(folder)
+    for number, (action, name) in enumerate(actions):
+        file, body = folder / name, content("any", server=f"https://127.0.0.1:{1000 + number}")
+        match action:
+            case "write":
+                file.write_bytes(body)
+            case "replace":
+                (folder / ".new").write_bytes(body)
+                (folder / ".new").rename(file)
+            case "cut":
+                file.write_bytes(body[: len(body) // 2])
+            case "delete":
+                file.unlink(missing_ok=True)
+            case _:
+                files.scan()
+    assert set(files.scan().objects) == set(of_folder(folder).scan().objects)

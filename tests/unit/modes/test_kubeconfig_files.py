@@ -1,0 +1,229 @@
+"""Clusters in kubeconfig files: what their content says, and what is refused of it."""
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.model.claims import ObjectClaim
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.modes.kubeconfig_files import KindMode, KubeconfigDirectoryMode, cluster_name
+from milo_discoveryd.modes.mode import FileMode, FileObject, Setting, load, parse_settings, settings_type
+from milo_discoveryd.modes.reading import MalformedError
+
+PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
+OTHER_PEM = PEM.replace("QUJD", "REVG")
+
+
+def encoded(pem: str) -> str:
+    return base64.b64encode(pem.encode()).decode()
+
+
+def document(*names: str, user: Any = None, **cluster: Any) -> dict[str, Any]:
+    entry = {"server": "https://127.0.0.1:6443", "certificate-authority-data": encoded(PEM), **cluster}
+    return {
+        "current-context": names[0] if names else "",
+        "clusters": [{"name": name, "cluster": entry} for name in names],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": "u"}} for name in names],
+        "users": [{"name": "u", "user": {"token": "CANARY"} if user is None else user}],
+    }
+
+
+def content(*names: str, **parts: Any) -> bytes:
+    return yaml.safe_dump(document(*names, **parts)).encode()
+
+
+def a_mode(kind: str, **settings: Any) -> FileMode:
+    wanted = settings_type(kind)
+    assert wanted is not None
+    mode = load(kind)(Setting(project_endpoint="", settings=parse_settings(wanted, settings)))
+    assert isinstance(mode, FileMode)
+    return mode
+
+
+DIRECTORY = a_mode("kubeconfig-directory", path="/clusters")
+KIND = a_mode("kind")
+
+
+def one(file: str, body: bytes) -> FileObject:
+    (found,) = DIRECTORY.read_file(file, body)
+    return found
+
+
+def target(found: FileObject) -> Target:
+    (claim,) = found.claims
+    assert isinstance(claim.content, Ready)
+    return claim.content.target
+
+
+def test_file_becomes_the_cluster_of_its_name() -> None:
+    found = one("alpha.yaml", content("any"))
+    assert target(found) == DeclaredTarget(
+        name="alpha",
+        uid=found.uid,
+        place=("https://127.0.0.1:6443",),
+        object_namespace="",
+        object_name="alpha.yaml",
+        authorities=PEM.encode(),
+    )
+    assert DIRECTORY.context_of(found.key) == ("alpha.yaml", "")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a.kubeconfig", "a"),
+        ("a.b.yml", "a.b"),
+        ("a.conf", "a"),
+        ("a.json", "a"),
+        ("a", "a"),
+        ("a.example", "a.example"),
+    ],
+)
+def test_ending_is_not_part_of_the_name(file: str, name: str) -> None:
+    assert cluster_name(file) == name
+
+
+def test_identity_is_that_of_the_cluster_and_not_of_the_credential() -> None:
+    uid = one("alpha", content("any")).uid
+    assert one("alpha.yaml", content("other", user={"token": "renewed"})).uid == uid
+    assert one("alpha", content("any", server="https://127.0.0.1:6444")).uid != uid
+    assert one("alpha", content("any", **{"certificate-authority-data": encoded(OTHER_PEM)})).uid != uid
+    assert one("beta", content("any")).uid != uid
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"user": {"exec": {"command": "rm"}}}, "an exec plugin"),
+        ({"user": {"auth-provider": {"name": "x"}}}, "an auth-provider"),
+        ({"user": {"tokenFile": "/var/run/secrets/token"}}, "a tokenFile"),
+        ({"user": {"client-certificate": "/c", "client-key": "/k"}}, "a client-certificate file, a client-key file"),
+        ({"user": {"username": "admin", "password": "CANARY"}}, "a username and password"),
+        ({"user": {"token": "CANARY", "as": "system:admin"}}, "impersonation"),
+        ({"certificate-authority": "/ca", "certificate-authority-data": ""}, "certificate-authority"),
+        ({"insecure-skip-tls-verify": True}, "insecure-skip-tls-verify"),
+        ({"tls-server-name": "x"}, "tls-server-name"),
+        ({"proxy-url": "http://proxy"}, "proxy-url"),
+        ({"server": "http://127.0.0.1"}, "is not https://HOST:PORT"),
+        ({"server": "https://user@host"}, "is not https://HOST:PORT"),
+        ({"certificate-authority-data": "!"}, "does not contain CA certificates"),
+        ({"certificate-authority-data": 5}, "wrong type"),
+    ],
+)
+def test_kubeconfig_that_reaches_beyond_itself_is_refused(change: dict[str, Any], problem: str) -> None:
+    found = one("alpha", content("any", **change))
+    assert problem in found.problem
+    assert not found.claims
+    assert "CANARY" not in found.problem
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"a: [", b"\xff", b"!!python/object:os.system {}", b"a: &a [*a]", content(), b"current-context: x"],
+)
+def test_content_that_is_no_kubeconfig_is_refused(body: bytes) -> None:
+    assert one("alpha", body).problem
+
+
+@pytest.mark.parametrize("file", ["Alpha", "a b", "..", "x" * 300])
+def test_file_whose_name_is_no_dns_name_is_refused(file: str) -> None:
+    assert "the name of the cluster" in one(file, content("any")).problem
+
+
+@given(st.binary(max_size=200))
+def test_any_content_of_a_file_is_read(body: bytes) -> None:
+    assert one("alpha", body).key == "alpha"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda of: (
+            st.lists(of)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["clusters", "contexts", "users", "name", "cluster", "context", "user", "server", "exec"]
+                ),
+                of,
+            )
+        ),
+    )
+)
+def test_any_document_is_read(value: Any) -> None:
+    body = msgspec.json.encode({**document("any"), "clusters": value})
+    assert one("alpha", body).problem
+
+
+@given(st.integers(min_value=0, max_value=len(content("any"))))
+def test_truncated_file_is_refused_or_is_the_same_cluster(length: int) -> None:
+    whole = one("alpha", content("any"))
+    cut = one("alpha", content("any")[:length])
+    assert cut.problem or target(cut).endpoint == target(whole).endpoint or not target(cut).endpoint
+
+
+def test_contexts_of_kind_become_clusters() -> None:
+    found = list(KIND.read_file("config", content("production", "kind-alpha", "kind-beta", "kind-Bad")))
+    assert [each.key for each in found] == ["kind-alpha", "kind-beta", "kind-Bad"]
+    assert [target(each).name for each in found if not each.problem] == ["alpha", "beta"]
+    assert KIND.context_of("kind-alpha") == ("", "kind-alpha")
+    assert KIND.path == "~/.kube/config"
+
+
+def test_unusable_context_leaves_the_others() -> None:
+    config = document("kind-alpha", "kind-beta")
+    config["clusters"][1]["cluster"] = {"server": "http://plain"}
+    alpha, beta = KIND.read_file("config", yaml.safe_dump(config).encode())
+    assert not alpha.problem
+    assert "https" in beta.problem
+
+
+def test_user_of_another_context_does_not_matter() -> None:
+    config = document("kind-alpha")
+    config["users"].append({"name": "cloud", "user": {"exec": {"command": "login"}}})
+    (alpha,) = KIND.read_file("config", yaml.safe_dump(config).encode())
+    assert not alpha.problem
+
+
+@pytest.mark.parametrize("body", [b"", b"clusters: [", b"contexts: 5"])
+def test_unreadable_file_says_nothing_of_the_clusters_of_kind(body: bytes) -> None:
+    with pytest.raises(MalformedError):
+        list(KIND.read_file("config", body))
+
+
+@pytest.mark.parametrize("mode", [DIRECTORY, KIND])
+def test_earlier_file_keeps_the_cluster(mode: FileMode) -> None:
+    contents = [Ready(uid, "", Target(name="a", uid=uid, place=("https://a",))) for uid in ("1", "2")]
+    claims = [ObjectClaim(0, f"file-{order}", str(order), "", order, each) for order, each in enumerate(contents)]
+    assert mode.reduce("a", claims, "") == contents[0]
+    assert mode.reduce("a", (), "") is None
+
+
+@pytest.mark.parametrize("mode", [DIRECTORY, KIND])
+def test_stored_address_is_checked(mode: FileMode) -> None:
+    stored = Target(name="alpha", uid="1", place=("https://a.example/x/",))
+    assert mode.restored_place(stored) == ("https://a.example/x",)
+    for unsafe in (msgspec.structs.replace(stored, name="../x"), msgspec.structs.replace(stored, place=("http://a",))):
+        with pytest.raises(MalformedError):
+            mode.restored_place(unsafe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("kubeconfig-directory", {}), ("kind", {"path": ""}), ("kind", {"x": 1})]
+)
+def test_invalid_settings_are_refused(kind: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"path|x"):
+        a_mode(kind, **settings)
+
+
+def test_both_kinds_read_files() -> None:
+    assert isinstance(DIRECTORY, KubeconfigDirectoryMode)
+    assert DIRECTORY.is_directory
+    assert isinstance(KIND, KindMode)
+    assert not KIND.is_directory
