@@ -46,7 +46,7 @@ from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
-from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, files_of
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
@@ -185,8 +185,7 @@ class Daemon:
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
-            files = {each.name: each.files for each in configured if each.files is not None}
-            sources = Sources(settings, projects, files, self._environ, stack, run=run)
+            sources = Sources(settings, projects, files_of(configured), self._environ, stack, run=run)
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 
 from milo_discoveryd.config import Settings
@@ -83,3 +83,8 @@ class ConfiguredSource:
         directory = self.settings.state_directory
         origin = StateOrigin(upstream.server, self.settings.mode)
         return None if directory is None else StateFile(directory, origin, self.name)
+
+
+def files_of(sources: Iterable[ConfiguredSource]) -> dict[str, KubeconfigFiles]:
+    """Return the files of the sources that have no API server, by the source's name."""
+    return {each.name: each.files for each in sources if each.files is not None}
