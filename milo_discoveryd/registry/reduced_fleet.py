@@ -6,6 +6,7 @@ from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
+from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import PendingReports, SourceFleet, worst
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
@@ -13,7 +14,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce, Reduction
-from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import SourceEvent
