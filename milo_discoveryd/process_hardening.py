@@ -29,7 +29,8 @@ def close_off() -> None:
     # New sockets and files are private to the user; permissions are granted explicitly.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)  # Linux only
+    if prctl is not None and prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise StartError(f"the process cannot be made undumpable (prctl): {os.strerror(ctypes.get_errno())}")
 
 

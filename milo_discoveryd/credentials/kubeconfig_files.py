@@ -1,6 +1,6 @@
 """Reads the kubeconfig files of a source on this machine: which clusters they name, and the credentials in them.
 
-Files are replaced, truncated and deleted while they are read, and whoever writes one may be hostile.
+Files are replaced, truncated and deleted while they are read, and their content is not trusted.
 """
 
 import hashlib
@@ -161,12 +161,13 @@ class KubeconfigFiles:
 
     def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
         limit = MAX_BYTES if self._mode.is_directory else MAX_BYTES_OF_ALL
-        if self._mode.is_directory and not path.resolve().is_relative_to(self.path.resolve()):
-            # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued.
-            raise _RefusedFileError("is a link to a file outside of the folder")
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
+            # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued. The opened
+            # file is checked, because a link can be replaced after a check of the path.
+            if self._mode.is_directory and not _opened(descriptor, path).is_relative_to(self.path.resolve()):
+                raise _RefusedFileError("is a link to a file outside of the folder")
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise _RefusedFileError("is not a regular file")
@@ -180,6 +181,11 @@ class KubeconfigFiles:
     def _is_settled(self, state: _FileState) -> bool:
         age_s = self._wall() - state.signature[2] / 1e9 if state.signature else SETTLED_S
         return not 0 <= age_s < SETTLED_S
+
+
+def _opened(descriptor: int, path: Path) -> Path:
+    link = Path(f"/proc/self/fd/{descriptor}")
+    return link.readlink() if link.is_symlink() else path.resolve()
 
 
 def _is_kubeconfig(name: str) -> bool:
