@@ -29,8 +29,8 @@ ON_PURPOSE = {
     "recreated-many-times": _REUSED,
     "label-selector-limits": _FILTERED,
     "selector-with-sets": _FILTERED,
-    "relabelled-out-and-back-in": _FILTERED,
-    "relabelled-out-while-the-watch-was-down": _FILTERED,
+    "relabeled-out-and-back-in": _FILTERED,
+    "relabeled-out-while-the-watch-was-down": _FILTERED,
 }
 """Scenarios with intended differences, and their reasons."""
 

@@ -27,7 +27,7 @@ _NOTHING_TO_RUN = 2
 _NO_SERVERS = 3
 
 OWN = tuple(sorted(Path(__file__).parent.glob("*.yaml")))
-"""The tree's own scenarios."""
+"""The scenarios of this repository."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The scenario runs of this folder's tests, against sandboxes."""
+"""Fixture: scenario runs against sandboxes."""
 
 from collections.abc import AsyncIterator
 

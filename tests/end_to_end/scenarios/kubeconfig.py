@@ -16,7 +16,7 @@ class Access:
     server: str
     tls: ssl.SSLContext
     token: Callable[[], str | None]
-    """Read for each request, since the token file is renewed by another process."""
+    """Read for each request, since another process renews the token file."""
 
 
 def read(path: Path) -> Access:
@@ -44,7 +44,7 @@ def _pem(holder: Mapping[str, str], what: str, path: Path) -> bytes | None:
 
 
 def _present(tls: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    # The ssl module takes certificates of our own from files only.
+    # The ssl module loads client certificates from files only.
     with TemporaryDirectory() as folder:
         pair = Path(folder) / "pair.pem"
         pair.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""Comparison of received events with expected ones: a pure function, evaluated after each event."""
+"""Comparison of received events with expected ones, evaluated after each event."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from milo_discovery import Event, EventType
 from tests.end_to_end.scenarios.steps import Expected
 
 UidsOf: TypeAlias = Callable[[str], Sequence[str]]
-"""All UIDs that the clusters of a name have had so far, the present one last."""
+"""All UIDs that a name has had so far, with the current one last."""
 
 _TRANSITIONS = (EventType.ENGAGED, EventType.DISENGAGED)
 
 
 @dataclass(frozen=True)
 class Fulfilled:
-    """Each expected event came, and no other."""
+    """Every expected event was received, and no other."""
 
 
 @dataclass(frozen=True)
 class Awaiting:
-    """So far nothing is wrong, and something is missing."""
+    """Some events are missing, and none is wrong so far."""
 
     missing: str
 
 
 @dataclass(frozen=True)
 class Contradicted:
-    """Whatever comes now, it won't be as expected."""
+    """An event is wrong, which no later event can change."""
 
     why: str
 
@@ -40,7 +40,7 @@ def transitions(events: Iterable[Event]) -> list[Event]:
 
 
 def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf) -> Verdict:
-    """In order for each cluster; between clusters there is none."""
+    """Compare events; their order matters within a cluster, and not between clusters."""
     missing = []
     for name in dict.fromkeys([each.cluster for each in expected] + [event.cluster.name for event in seen]):
         wanted = [each for each in expected if each.cluster == name]
@@ -61,7 +61,7 @@ def _difference(wanted: Expected, event: Event, uids: Sequence[str], *, is_last:
     if wanted.reason and event.reason.name != wanted.reason:
         return f"{tell(event)} came where the reason was to be {wanted.reason}"
     if wanted.endpoint:
-        # An event of the past was about whichever object there was then; the last one engaged is the one there is.
+        # An earlier event may be of any former object; the last one is of the current object.
         current = uids[-1:] if is_last and wanted.happening == "ENGAGED" else uids
         endpoints = [wanted.endpoint.replace("{uid}", uid) for uid in current or ("{uid}",)]
         if event.cluster.endpoint not in endpoints:

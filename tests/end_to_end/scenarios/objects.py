@@ -26,7 +26,7 @@ _ASK_AGAIN_S = 0.1
 
 
 class ServerRefusedError(Exception):
-    """The server answered a write with an error, or not at all."""
+    """The server rejected a write, or did not respond."""
 
 
 class _Status(msgspec.Struct):
@@ -38,7 +38,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     plural: str
     condition: str
-    """Must be True before one is engaged."""
+    """The condition that must be True for an engagement."""
 
     @property
     def collection(self) -> str:
@@ -57,7 +57,7 @@ KINDS: Mapping[Mode, Kind] = {
 
 
 class Objects:
-    """What is known of an object is what the server said when it was last written."""
+    """The objects in a server, each as its last write returned it."""
 
     def __init__(self, mode: Mode, access: Access) -> None:
         self._mode = mode
@@ -67,7 +67,7 @@ class Objects:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # A connection for each request: some of them outlive the server they lead to otherwise.
+            # One connection per request, since pooled ones would outlive the server.
             connector=aiohttp.TCPConnector(ssl=self._access.tls, force_close=True, limit=_AT_ONCE),
             timeout=aiohttp.ClientTimeout(total=_PATIENCE_S),
         )
@@ -79,7 +79,7 @@ class Objects:
         await self._session.close()
 
     def uids(self, name: str) -> list[str]:
-        """As subscribers know them, oldest first."""
+        """The UIDs that subscribers know, oldest first."""
         return self._uids.get(name, [])
 
     async def create(
@@ -94,7 +94,7 @@ class Objects:
         labels, annotations = dict(labels or {}), dict(annotations or {})
         spec: Document = {}
         if self._mode == "project":
-            # A project's own word on who owns it; Milo writes the label from it.
+            # The owner in the spec, from which Milo writes the organization label.
             owner = labels.get(ORGANIZATION_LABEL) or annotations.get(OWNER_ANNOTATION) or DEFAULT_ORGANIZATION
             spec = {"ownerRef": {"kind": "Organization", "name": owner}}
         created = await self._call(
@@ -116,7 +116,7 @@ class Objects:
             await self._set_condition(created, "", "True", "")
 
     async def burst(self, prefix: str, count: int, labels: Mapping[str, str]) -> None:
-        """All at once, which is as many as there are connections."""
+        """Create objects concurrently, within the limit of connections."""
         creations = (self.create(f"{prefix}-{number}", labels=labels, ready=True) for number in range(count))
         for outcome in await asyncio.gather(*creations, return_exceptions=True):
             if outcome is not None:
@@ -138,13 +138,13 @@ class Objects:
         await self._call("PATCH", name, {"metadata": {"finalizers": None}})
 
     async def replace(self, name: str) -> None:
-        """As it was, but for what the server gives."""
+        """Replace the object by one with the same content, without the fields that the server sets."""
         metadata = (await self._call("GET", name))["metadata"]
         await self.delete(name)
         await self.create(name, labels=metadata.get("labels"), annotations=metadata.get("annotations"), ready=True)
 
     async def clear(self) -> None:
-        """Leaves none, whatever holds them."""
+        """Delete all objects, with their finalizers."""
         for item in (await self._call("GET", ""))["items"]:
             if item["metadata"].get("finalizers"):
                 await self.unfinalize(item["metadata"]["name"])
@@ -182,7 +182,7 @@ class Objects:
         return answer
 
     async def _answer(self, method: str, path: str, body: Document | None) -> Document | None:
-        """None from a server that has only just come back, and asks to be asked again."""
+        """Return the response, or None from a restarted server that asks for a retry."""
         headers = {"Authorization": f"Bearer {token}"} if (token := self._access.token()) else {}
         if method == "PATCH":
             headers["Content-Type"] = "application/merge-patch+json"
@@ -207,7 +207,7 @@ class Objects:
 
 
 def _told(text: str) -> str:
-    """The message of a Status, or the text as it is where it is none."""
+    """Return the message of a Status, or any other text as it is."""
     try:
         return msgspec.json.decode(text, type=_Status).message
     except msgspec.DecodeError:

@@ -19,11 +19,11 @@ _CLUSTER_FIELDS = tuple(field.name for field in fields(Cluster))
 
 
 class FormatError(Exception):
-    """Something is not as the format has it."""
+    """A field or value is not in the format."""
 
 
 class FileError(Exception):
-    """A whole file can't be read as scenarios."""
+    """A file cannot be read as scenarios."""
 
 
 class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +35,10 @@ class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: Path) -> list[Scenario | Malformed]:
-    """Raises FileError where there is nothing to be played or failed by name."""
+    """Load scenarios.
+
+    Raises FileError for a file without any.
+    """
     try:
         document = yaml_document.read(path.read_bytes(), scalars="typed").value
     except OSError as error:
@@ -48,7 +51,7 @@ def load(path: Path) -> list[Scenario | Malformed]:
 
 
 def scenario(entry: Any, index: int = 1) -> Scenario | Malformed:
-    """The index is for one that has no name."""
+    """Parse a scenario; the index names one without a name."""
     try:
         return _scenario(entry)
     except FormatError as error:
@@ -97,7 +100,7 @@ def _plain(shape: type[Step]) -> Callable[[Any, str], Step]:
 
 def _condition(body: Any, _by: str) -> Step:
     if isinstance(body, dict) and isinstance(body.get("status"), bool):
-        body = {**body, "status": str(body["status"])}  # True without its quotation marks
+        body = {**body, "status": str(body["status"])}  # YAML's true, without quotes
     _known(body, steps.Condition.__struct_encode_fields__, "field")
     return _convert(body, steps.Condition)
 

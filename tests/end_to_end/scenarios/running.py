@@ -1,4 +1,4 @@
-"""Concurrent runs of scenarios; results are in the order of the file."""
+"""Concurrent runs of scenarios, with results in the order of the file."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ class Result:
 def chosen(
     scenarios: Iterable[Scenario | Malformed], *, name: str = "", mode: Mode | None = None
 ) -> list[tuple[Scenario | Malformed, Mode]]:
-    """Each scenario whose name holds these letters, in each of its modes or the one that is asked for."""
+    """Return each scenario whose name contains the text, in the given mode or in each of its own."""
     return [
         (scenario, each)
         for scenario in scenarios

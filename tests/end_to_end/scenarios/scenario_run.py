@@ -27,12 +27,15 @@ class ScenarioFailedError(Exception):
     def __init__(self, where: str, why: str, daemon: str) -> None:
         super().__init__(f"{where}: {why}")
         self.daemon = daemon
-        """What the daemon said last."""
+        """The last lines of the daemon's log."""
 
 
 async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: float = PATIENCE_S) -> None:
-    """Raises ScenarioFailedError."""
-    # A folder with a short path: that of a socket has 107 characters at most.
+    """Run a scenario in a mode.
+
+    Raises ScenarioFailedError.
+    """
+    # A short path, since a socket's path has 107 characters at most.
     with TemporaryDirectory(prefix="milo-") as name:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(servers.lend(mode, Path(name)))
@@ -51,16 +54,16 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: P
         "discovery_kubeconfig": str(server.kubeconfig),
         "listen": [f"unix://{folder / 'discovery.sock'}"],
         "http_listen": "off",
-        # The clusters' own servers do not exist in a scenario, so reachability probes are off.
+        # The endpoints of a scenario's clusters do not exist, so probes are off.
         "connectivity": {"interval": "off"},
     }
-    if "internalServiceDiscovery" not in given:  # today's operators' word for it
+    if "internalServiceDiscovery" not in given:  # the former name of the option
         settings["mode"] = mode
     return settings | dict(given)
 
 
 class ScenarioRun:
-    """Executes the steps of one scenario and holds the subscribers it has opened."""
+    """Executes the steps of one scenario, with its subscribers."""
 
     def __init__(self, server: ApiServer, daemon: DaemonProcess, objects: Objects, patience_s: float) -> None:
         self._server = server
@@ -166,7 +169,7 @@ class ScenarioRun:
                 await self._server.drop_watches()
 
     async def _on_daemon(self, step: steps.OnDaemon) -> None:
-        """Goes on once the daemon is back, and subscribers with it: what comes next happens to all of them."""
+        """Act on the daemon, and return once it and its subscribers are back."""
         await (self._terminate() if step.action == "restart" else self._daemon.kill())
         for subscriber in self._present.values():
             await subscriber.disconnected()
@@ -186,7 +189,7 @@ class ScenarioRun:
         await self._settled()
 
     async def _settled(self) -> None:
-        """All subscribers have what there is: without its source, a new daemon has nothing."""
+        """Wait until all subscribers have the current state; a new daemon has none without its source."""
         for subscriber in self._present.values():
             await (subscriber.current() if self._server_runs else subscriber.connected())
 
@@ -200,7 +203,7 @@ class ScenarioRun:
             raise UnexpectedError(_mismatch(step, seen)) from None
 
     async def _listed(self) -> set[str] | str:
-        """The names, or why there are none to be had."""
+        """Return the names, or the reason why there are none."""
         try:
             return {cluster.name for cluster in await self._client.list()}
         except (Unavailable, TimedOut) as error:

@@ -1,4 +1,4 @@
-"""The API servers of scenario runs: the sandbox, or real ones."""
+"""The API servers of scenario runs: sandboxes, or real servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -16,24 +16,24 @@ from tests.end_to_end.scenarios.steps import MODES, Mode
 
 
 class ApiServer(Protocol):
-    """A server that can be steered. What it holds is written over HTTP."""
+    """A server under test; its objects are written over HTTP."""
 
     kubeconfig: Path
 
     async def start(self) -> None:
-        """Comes back, on the same address with the same data. No more than that where it runs."""
+        """Start again, with the same address and data, unless it runs."""
 
     async def stop(self) -> None:
-        """Dies."""
+        """Kill the server."""
 
     async def compact(self) -> None:
-        """Forgets old revisions: a watch can't be resumed from any seen so far."""
+        """Compact old revisions, so that no watch can resume from a version seen so far."""
 
     async def drop_watches(self) -> None:
-        """Cuts every open watch."""
+        """Cut every open watch."""
 
     def control_plane(self) -> str:
-        """The path below which it serves an API that takes CustomResourceDefinitions."""
+        """Return the path of an API that accepts CustomResourceDefinitions."""
 
     async def close(self) -> None: ...
 
@@ -42,11 +42,11 @@ class Servers(Protocol):
     """A provider of API servers for scenario runs."""
 
     def lend(self, mode: Mode, folder: Path) -> AbstractAsyncContextManager[ApiServer]:
-        """A running server without any object; `folder` is for its files."""
+        """Provide a running server without objects; `folder` is for its files."""
 
 
 class SandboxApi:
-    """The sandbox, in this process."""
+    """A sandbox in this process."""
 
     def __init__(self, sandbox: Sandbox, kubeconfig: Path) -> None:
         self._sandbox = sandbox
@@ -73,7 +73,7 @@ class SandboxApi:
 
 
 class Sandboxes:
-    """A sandbox for each run."""
+    """Provides a new sandbox for each run."""
 
     @asynccontextmanager
     async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
@@ -82,12 +82,12 @@ class Sandboxes:
 
 
 class RealServers:
-    """A pool of real servers for each mode, started on demand and reused by later runs."""
+    """Provides real servers from a pool for each mode, which are started on demand and reused."""
 
     def __init__(
         self, found: Programs, folder: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES
     ) -> None:
-        """`streaming_lists`: of which modes the servers can stream a list."""
+        """Set up; `streaming_lists` has the modes whose servers support streaming lists."""
         self._all: list[RealApi] = []
         self._free: dict[Mode, asyncio.LifoQueue[RealApi]] = {mode: asyncio.LifoQueue() for mode in MODES}
         for number in range(of_each):

@@ -1,4 +1,4 @@
-"""The steps of the scenario format as types. A field that is not here is not part of the format."""
+"""The steps of the scenario format as types, which have all fields of the format."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -8,7 +8,7 @@ Mode: TypeAlias = Literal["project", "project-control-plane"]
 MODES: tuple[Mode, ...] = ("project", "project-control-plane")
 
 MAIN = "main"
-"""The subscriber that is there without being asked for."""
+"""The subscriber that exists without a step."""
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Reason: TypeAlias = Literal[
@@ -17,7 +17,7 @@ Reason: TypeAlias = Literal[
 Happening: TypeAlias = Literal["ENGAGED", "DISENGAGED"]
 
 
-# --- what happens upstream ---
+# --- upstream ---
 
 
 class Create(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Condition(msgspec.Struct, frozen=True):
     name: Name
     status: Literal["True", "False", "Unknown"]
     type: str = ""
-    """Empty: the one that the mode requires."""
+    """The condition; if empty, the one that the mode requires."""
     message: str = ""
 
 
@@ -92,11 +92,11 @@ class Reconnect(msgspec.Struct, frozen=True):
     who: Name = msgspec.field(name="as", default=MAIN)
 
 
-# --- what is to be seen ---
+# --- expectations ---
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """One event: of this cluster, for this reason and at this endpoint where they are given."""
+    """An expected event of a cluster, with its reason and endpoint if given."""
 
     happening: Happening
     cluster: str
@@ -112,7 +112,7 @@ class Expect(msgspec.Struct, frozen=True):
 class ExpectUpdated(msgspec.Struct, frozen=True):
     name: str
     fields: dict[str, Any]
-    """Each with the value that it must show; UNSET for any that it may."""
+    """The expected value of each field; UNSET for a field that may have any."""
     by: str = MAIN
 
 
@@ -122,7 +122,7 @@ class ExpectNoUpdates(msgspec.Struct, frozen=True):
 
 
 class ExpectEngaged(msgspec.Struct, frozen=True):
-    """All the names, or, where these are not given, their number."""
+    """The expected engaged clusters, by name or by number."""
 
     names: frozenset[str] | None
     count: int
@@ -155,11 +155,11 @@ class Scenario(msgspec.Struct, frozen=True):
     modes: tuple[Mode, ...]
     settings: dict[str, Any]
     steps: tuple[tuple[str, Step], ...]
-    """Each with its word in the file."""
+    """The steps, each with its keyword in the file."""
 
 
 class Malformed(msgspec.Struct, frozen=True):
-    """A scenario that can't be played. It fails; it is never skipped."""
+    """A scenario that cannot be run, and therefore fails; it is never skipped."""
 
     name: str
     modes: tuple[Mode, ...]

@@ -1,4 +1,4 @@
-"""A subscriber that uses the client library as an operator does, and keeps the events."""
+"""A subscriber that uses the client library as an operator does, and records events."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -21,13 +21,14 @@ from tests.end_to_end.scenarios.steps import Expected, Subscribe
 from tests.support.eventually import eventually
 
 PATIENCE_S = 45.0
-"""For what should come. Between two attempts to reach its source the daemon may wait for half a minute."""
+"""The limit for expected events; between two attempts to connect to its source the daemon may wait for half a minute.
+"""
 QUIET_S = 0.5
-"""For what should not."""
+"""The time in which unexpected events are awaited."""
 
 
 class UnexpectedError(Exception):
-    """Not what the scenario says."""
+    """The events differ from the scenario."""
 
 
 class Subscriber:
@@ -41,12 +42,12 @@ class Subscriber:
         self._events: list[Event] = []
         self._is_connected = False
         self._is_current = False
-        """It was given all that the daemon it is connected to knew when it came."""
+        """Whether it received everything that the daemon knew when it connected."""
         self._arrived = asyncio.Event()
         self._expected = 0
-        """How many events were the matter of the `expect`s so far."""
+        """The number of events that `expect` steps have consumed so far."""
         self._examined = 0
-        """How many events were seen by an expectation of whatever kind."""
+        """The number of events that any expectation has seen."""
         self._recording = asyncio.create_task(self._record(), name=f"subscriber {self.name}")
         self._recording.add_done_callback(lambda _: self._arrived.set())
 
@@ -64,11 +65,11 @@ class Subscriber:
             self._arrived.set()
 
     async def close(self) -> None:
-        """It keeps what it was given."""
+        """Close the stream; recorded events are kept."""
         await self._client.close()
         await asyncio.wait((self._recording,))
 
-    # --- its connection ---
+    # --- connection ---
 
     async def connected(self) -> None:
         await self._comes(lambda: self._is_connected, lambda: f"{self.name} was not connected to the daemon")
@@ -88,14 +89,14 @@ class Subscriber:
             return self._watch.source.state.name if self._watch.source else "nothing"
 
         try:
-            # No event tells of it.
+            # A new connection causes no event.
             await eventually(lambda: told() == state, within_s=self._patience_s)
         except TimeoutError:
             raise UnexpectedError(
                 f"within {self._patience_s:g} s {self.name} was not told {state}; the last it was told is {told()}"
             ) from None
 
-    # --- what it is given ---
+    # --- events ---
 
     async def expect(self, expected: Sequence[Expected], uids_of: UidsOf) -> None:
         def seen() -> list[Event]:
@@ -148,7 +149,7 @@ class Subscriber:
         return None
 
     def _shows(self, position: int, field: str, wanted: object) -> bool:
-        """The value; where none is given, that it is set, or that it was until then."""
+        """Whether a field has the expected value; without one, whether it is or was set."""
         cluster = self._events[position].cluster
         value = getattr(cluster, field)
         if wanted is msgspec.UNSET:
@@ -181,7 +182,7 @@ class Subscriber:
             return
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Looks again whenever an event has arrived."""
+        """Wait until a condition holds, evaluated after each event."""
         while not holds():
             self._check()
             self._arrived.clear()

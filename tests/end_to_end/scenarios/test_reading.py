@@ -91,7 +91,7 @@ def test_scenario_without_modes_runs_in_both() -> None:
         ({"expect_engaged": {"count": 7}}, steps.ExpectEngaged(None, 7)),
         ({"expect_source": "STALE"}, steps.ExpectSource("STALE")),
     ],
-    # By what was told: the order in a set is another in each process, and all of them have to agree on the names.
+    # By name, since the order of a set differs between processes, which all have to agree on the tests' names.
     ids=lambda each: str(each) if isinstance(each, dict) else "",
 )
 def test_scenario_steps_are_parsed(told: dict[str, Any], meant: object) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the scenario runner: it reports the failed step and the actual events, and passes nothing unseen."""
+"""Tests of the scenario runner: it reports the failed step and the actual events, and fails on anything unexpected."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ GONE: dict[str, Any] = {"delete": {"name": "alpha"}}
 
 
 async def failure(*steps: dict[str, Any], **fields: Any) -> str:
-    """Of what can't come true; so that it is not waited for for long."""
+    """Return the failure of a scenario, with short limits."""
     scenario = reading.scenario({"name": "it", "steps": list(steps), **fields})
     assert isinstance(scenario, Scenario)
     with pytest.raises(ScenarioFailedError) as failed:

@@ -1,11 +1,11 @@
 """`./dev soak --minutes N [--state FOLDER] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
 
-With `--state` a soak is done in pieces that add up: each begins with the objects and the daemons' state files that
-the one before left in the folder, and the report covers all of them. Ctrl-C ends a piece after the present fault; it
+With `--state` a soak runs in pieces: each begins with the objects and the daemons' state files that the previous
+one left in the folder, and the report covers all of them. Ctrl-C ends a piece after the current fault; the piece
 counts.
 
-Ends with 0 where every history was what it should be and everybody recovered, with 1 where not, and with 3 where real
-servers were asked for and there is no go command. The report is markdown; beside it is one for programs, in JSON.
+Exit status: 0 if every history was correct and every subscriber recovered, 1 if not, 3 if real servers were
+requested and there is no go command. The report is markdown; beside it is one in JSON.
 """
 
 import argparse

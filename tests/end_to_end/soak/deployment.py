@@ -44,10 +44,10 @@ time.sleep(100_000)
 
 
 class Daemon:
-    """One of the two, and the way to its API server."""
+    """One of the two daemons, and its connection to the API server."""
 
     def __init__(self, name: str, folder: Path, server: Server, port: int = 0) -> None:
-        """`port`: where it finds its API server; 0 is any."""
+        """Set up; `port` is that of its proxy to the API server, 0 for any."""
         self.name = name
         self.folder = folder
         self.server = server
@@ -70,11 +70,11 @@ class Daemon:
         await self._stack.aclose()
 
     def another(self) -> DaemonProcess:
-        """With the same settings; not started yet."""
+        """Return a daemon with the same settings, not started yet."""
         return DaemonProcess(f"unix://{self.socket}", "--config", str(self._config))
 
     async def metrics(self) -> str:
-        """Where they are served."""
+        """The address of its metrics."""
         await self.process.wait_for_output('"started"')
         return str(self.process.events("started")[-1]["http"])
 
@@ -101,10 +101,10 @@ class Daemon:
             "annotation_prefixes": ["example.com/"],
             "stalled_timeout": f"{STALLED_S}s",
             "removals": {"verify_after": "5s"},
-            "tombstones": {"count": 200},  # all that it may remember, it remembers within minutes
+            "tombstones": {"count": 200},  # so that its caches reach their limits within minutes
         }
         if self.server.is_sandbox:
-            settings["source"] = {"silence_limit": "20s"}  # it sends bookmarks every 5 s, and not every 60
+            settings["source"] = {"silence_limit": "20s"}  # bookmarks every 5 s instead of every 60 s
             source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
             settings["kubeconfigs"] = {"sources": [source]}
         return settings
@@ -117,14 +117,14 @@ class Deployment:
         self.fast = [Recorder("fast", f"unix://{faulted.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
         self.prod = Recorder("prod", f"unix://{steady.socket}", "env=prod")
         self.slow = Recorder("slow", f"unix://{steady.socket}")
-        # A real API server is spoken to by certificates that live for long, which nobody is given.
+        # Clients of a real API server use certificates with a long life, so none are issued.
         with_kubeconfigs = faulted.server.is_sandbox
         self.restless = Recorder("restless", f"unix://{faulted.socket}", with_kubeconfigs=with_kubeconfigs)
         self.wired = Line(str(steady.socket))
-        """Between the steady daemon and a subscriber that is not on its machine."""
+        """The proxy between the steady daemon and a remote subscriber."""
         self.far: Recorder | None = None
         self.watched: list[Event] = []
-        """By the client library, at the faulted daemon."""
+        """A subscriber that uses the client library, at the faulted daemon."""
         self.names: set[str] = set()
         self.gauges = Gauges()
         self.idle: Process | None = None
@@ -136,7 +136,8 @@ class Deployment:
 
     @property
     def handed(self) -> list[IssuedCredential]:
-        """Of the one token that opens every cluster: each time, that of the daemon's own user."""
+        """Return the records of issued credentials; each has the token of the daemon's own user, which opens every
+        cluster."""
         found = []
         for given in self.restless.given:
             claims = jwt.claims(given.token)
@@ -148,7 +149,7 @@ class Deployment:
 
     @property
     def prompt(self) -> list[Recorder]:
-        """Those that are told of everything at once, when all is well."""
+        """The subscribers that receive each change at once when there is no fault."""
         return [*self.fast, self.prod, self.restless]
 
     @asynccontextmanager
@@ -173,7 +174,7 @@ class Deployment:
                 await self.end_idling()
 
     async def begin_idling(self) -> None:
-        """A process that reads once of each daemon, and never again."""
+        """Start a process that reads once from each daemon, and never again."""
         sockets = [str(daemon.socket) for daemon in (self.faulted, self.steady)]
         self.idle = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _IDLE, *sockets, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE

@@ -1,4 +1,4 @@
-"""A disk that can be full: a small file system where it can be mounted, else a file that cannot be created."""
+"""A disk that can be full: a small file system where mounting is possible, else a file that cannot be created."""
 
 import asyncio
 import contextlib

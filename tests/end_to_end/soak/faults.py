@@ -16,11 +16,11 @@ from tests.end_to_end.soak.servers import Server
 
 _CROWD = 30
 _LONG_S = 65.0
-"""For a hung server to be noticed in the meantime."""
+"""Long enough for a hung server to be detected."""
 
 TRANSPORT: Final = "transport"
 STUCK: Final = "stuck watches"
-"""Nothing is cut, and whoever answers is well: only bookmarks that don't come tell."""
+"""A stalled watch on an open connection, which only missing bookmarks reveal."""
 SERVER: Final = "server"
 ANSWERS: Final = "answers"
 DAEMON: Final = "daemon"
@@ -35,7 +35,7 @@ class Kind:
 
 
 class Faults:
-    """Each kind in its turn, in an order of chance."""
+    """Injects each kind of fault in turn, in random order."""
 
     def __init__(self, server: Server, deployment: Deployment, disk: Disk, random: Random) -> None:
         self._server = server
@@ -106,7 +106,7 @@ class Faults:
     def _daemons(self) -> list[Daemon]:
         return [self._deployment.faulted, self._deployment.steady]
 
-    # The ways
+    # --- connections ---
 
     async def _cut(self) -> None:
         for daemon in self._daemons:
@@ -130,7 +130,7 @@ class Faults:
                 await stack.enter_async_context(daemon.line.swallowing())
             await self._some_time()
 
-    # The server
+    # --- the server ---
 
     async def _kill_server(self) -> None:
         await self._server.kill()
@@ -147,7 +147,7 @@ class Faults:
         await asyncio.sleep(_LONG_S if self._random.random() < 0.25 else self._some_s())
         self._server.signal(signal.SIGCONT)
 
-    # Its answers
+    # --- responses ---
 
     async def _answers(self, fault: str, **given: object) -> None:
         await self._server.order(fault, **given)
@@ -162,7 +162,7 @@ class Faults:
     async def _empty_lists(self) -> None:
         await self._server.order("empty_lists")
         await self._server.compact()
-        await asyncio.sleep(self._random.uniform(2.0, 12.0))  # a second list, to verify the first, may be among it
+        await asyncio.sleep(self._random.uniform(2.0, 12.0))  # may include a second list, which verifies the first
         await self._server.order("clear")
         await self._server.compact()
 
@@ -176,7 +176,7 @@ class Faults:
         await self._some_time()
         await self._server.order("silence_watches", silent=False)
 
-    # The daemon
+    # --- the daemon ---
 
     async def _kill_daemon(self) -> None:
         await self._deployment.faulted.process.kill()
@@ -215,7 +215,7 @@ class Faults:
             await self._kill_daemon()
             await self._some_time()
 
-    # The subscribers
+    # --- subscribers ---
 
     async def _cut_subscriber(self) -> None:
         await self._deployment.restless.cut()
@@ -232,7 +232,7 @@ class Faults:
     async def _swallow_subscriber(self) -> None:
         async with self._deployment.wired.swallowing():
             await self._some_time()
-        await self._deployment.wired.cut()  # else the peer would learn of it after as long as TCP has patience
+        await self._deployment.wired.cut()  # otherwise the peer would learn of it after the TCP timeout only
 
     async def _crowd(self) -> None:
         address = f"unix://{self._random.choice(self._daemons).socket}"

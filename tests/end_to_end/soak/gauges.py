@@ -18,9 +18,9 @@ _OWN = ("RssAnon:", "VmSwap:")
 class Sample:
     at: float
     memory_mib: float
-    """Its own. Of the files that it has mapped the kernel takes pages away, and gives them back, as it likes."""
+    """Memory without mapped files, whose pages the kernel evicts and reads again at will."""
     resident_mib: float
-    """With those."""
+    """Memory with mapped files."""
     files: int
     tasks: int
 
@@ -39,10 +39,10 @@ class Slope:
 class Gauges:
     samples: list[Sample] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
-    """All series that it has, as name and labels."""
+    """All series of the metric, as name and labels."""
 
     async def follow(self, url: str, pid: int) -> None:
-        """Until it is cancelled."""
+        """Sample until canceled."""
         status = Path(f"/proc/{pid}/status")
         async with aiohttp.ClientSession() as session:
             while True:
@@ -67,12 +67,12 @@ class Gauges:
         )
 
     def warm(self, share: float = 0.5) -> list[Sample]:
-        """Without the first part of the time, in which all that is remembered for a while is filled."""
+        """The samples without the first part of the time, in which caches fill."""
         first, last = self.samples[0].at, self.samples[-1].at
         return [sample for sample in self.samples if sample.at >= first + share * (last - first)]
 
     def slope(self, of: str) -> float:
-        """An hour, over the warm part."""
+        """Return the growth per hour, over the warm part."""
         warm = self.warm()
         if len(warm) < 2:
             return 0.0
@@ -80,7 +80,7 @@ class Gauges:
         return line.slope * 3600.0
 
     def ends(self, of: str) -> tuple[float, float, float]:
-        """The medians of the first and the last tenth of the warm part, and the most there ever was of it."""
+        """Return the medians of the first and the last tenth of the warm part, and the maximum."""
         values = [getattr(sample, of) for sample in self.warm()]
         tenth = max(1, len(values) // 10)
         return median(values[:tenth]), median(values[-tenth:]), max(values)

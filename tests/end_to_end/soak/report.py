@@ -118,9 +118,9 @@ def _row(name: str, took: list[float]) -> str:
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """One report of all pieces.
+    """Merge the reports of all pieces.
 
-    Growth per hour is the mean of the pieces, by their length, since each has processes of its own.
+    Growth per hour is the mean of the pieces by their length, since each has its own processes.
     """
     first, minutes = reports[0], sum(each.minutes for each in reports)
     faults: dict[str, int] = defaultdict(int)

@@ -1,7 +1,7 @@
 """The sandbox as a process whose objects outlive it, as those of an API server do in etcd.
 
-Orders come as lines of JSON on its standard input, and each is answered by an empty line once it is done: the name of
-something that the sandbox, or its faults, can do, and what to do it with. It ends with its standard input.
+Commands are lines of JSON on its standard input: the name of a method of the sandbox or of its faults, with
+arguments. Each is answered by an empty line once it is done. The process ends with its standard input.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ DATA = "objects"
 _BOOKMARKS_EVERY_S = 5.0
 _TOKENS_LIVE_S = 60.0
 _GRACE_S = 4.0
-"""After SIGTERM: a real server takes a minute."""
+"""Time after SIGTERM in which open watches are served; a real server takes a minute."""
 
 
 class _Kept(msgspec.Struct):
@@ -39,7 +39,7 @@ class _Kept(msgspec.Struct):
 
 
 def remember(store: Store, path: Path) -> None:
-    """From here on each write is in the file before anybody hears of it; what is there is restored first."""
+    """Restore the file, and write each change to it before any client is notified."""
 
     def write() -> None:
         kept = _Kept(store.version, list(store[PROJECTS]))
@@ -58,7 +58,7 @@ async def serve(folder: Path, port: int) -> None:
         port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
     )
     remember(sandbox.store, folder / DATA)
-    # It has another CA each time: clients have to read the file again.
+    # The CA is new each time, so clients have to read the kubeconfig again.
     write_secret(folder / AUTHORITY, sandbox.ca_pem.decode())
     loop = asyncio.get_running_loop()
     async with sandbox:

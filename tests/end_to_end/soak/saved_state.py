@@ -1,4 +1,4 @@
-"""What a soak test keeps between its pieces: objects, state files, ports, and the report of each piece."""
+"""What a soak test saves between its pieces: objects, state files, ports, and the report of each piece."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ _UPSTREAM = "upstream"
 
 
 class Ports(msgspec.Struct):
-    """Where the daemons find their API server: a state file is only used with the server that it is of."""
+    """The ports at which the daemons find their API server, since a state file is valid for the same server only."""
 
     faulted: int = 0
     steady: int = 0
@@ -27,7 +27,7 @@ class SavedState:
         folder.mkdir(parents=True, exist_ok=True)
 
     def reports(self) -> list[Report]:
-        """Those of all pieces so far."""
+        """Return the reports of all pieces so far."""
         return [msgspec.json.decode(path.read_bytes(), type=Report) for path in sorted(self._folder.glob(_PIECES))]
 
     def add(self, report: Report) -> None:
@@ -37,12 +37,15 @@ class SavedState:
         beside.replace(self._folder / f"piece-{number:04}.json")
 
     def upstream(self) -> States:
-        """What happened to the objects. A state file may be behind, so the next piece may report what had happened."""
+        """Return the record of upstream changes.
+
+        A state file may be behind it, so the next piece may report earlier changes.
+        """
         path = self._folder / _UPSTREAM
         return msgspec.msgpack.decode(path.read_bytes(), type=States) if path.exists() else {}
 
     def restore(self, work: Path) -> Ports:
-        """Put what was saved into the folder of a piece; nothing at the first piece."""
+        """Copy the saved files into the folder of a piece; do nothing for the first one."""
         for name in (DATA, *(f"{each}.state" for each in DAEMONS)):
             saved = self._folder / name
             if saved.is_dir():

@@ -23,7 +23,7 @@ User = dict[str, Any]
 
 
 class Server(Protocol):
-    """One that dies comes back with what it held, on the same port."""
+    """A server that keeps its objects and its port over restarts."""
 
     title: str
     is_sandbox: bool
@@ -36,7 +36,7 @@ class Server(Protocol):
 
     @property
     def user(self) -> User:
-        """Of a kubeconfig."""
+        """Return the user of a kubeconfig."""
 
     async def start(self) -> None: ...
 
@@ -47,7 +47,7 @@ class Server(Protocol):
     def signal(self, number: signal.Signals) -> None: ...
 
     async def order(self, what: str, **given: object) -> None:
-        """Something that the server is to do, or that is to go wrong with it."""
+        """Run a command of the sandbox, such as a fault."""
 
     async def compact(self) -> None: ...
 
@@ -128,7 +128,7 @@ class SandboxServer:
 
 
 class RealServer:
-    """Milo's API server, or what stands in for it, with its etcd."""
+    """Milo's API server, or its replacement, with its etcd."""
 
     is_sandbox = False
 

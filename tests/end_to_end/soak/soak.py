@@ -21,7 +21,8 @@ from tests.end_to_end.soak.world import MARK, World
 
 CHANGES_PER_SECOND = 3.0
 PATIENCE_S = 150.0
-"""After a fault, for everybody who reads to know everything. Beyond that it is a failure, and the soak goes on."""
+"""The limit for the recovery of every reading subscriber after a fault; exceeding it is a failure, and the soak
+continues."""
 _LOOK_EVERY_S = 0.02
 
 _STALLED = "grpc_server_handled_total Aborted WatchClusters milo.discovery.v1.DiscoveryService server_stream"
@@ -33,7 +34,7 @@ class Soak:
     def __init__(
         self, server: Server, folder: Path, seed: int, say: Say, ports: Ports | None = None, *, piece: int = 0
     ) -> None:
-        """`ports`: those of the piece that this one continues; `piece`: how many there were before."""
+        """Set up; `ports` are those of the piece that this one continues, `piece` is the number of pieces before it."""
         self.ports = ports or Ports()
         self._server = server
         self._folder = folder
@@ -45,11 +46,11 @@ class Soak:
         self._recoveries: dict[str, list[Recovery]] = defaultdict(list)
 
     def end(self) -> None:
-        """Let the piece end after the present fault, and count."""
+        """End the piece after the current fault; it counts."""
         self._is_ending = True
 
     async def run(self, minutes: float, saved: SavedState | None = None) -> Report:
-        """`saved`: where to leave what the next piece begins with."""
+        """Run; `saved` is where to leave what the next piece begins with."""
         server, folder = self._server, self._folder
         began = time.monotonic()
         async with AsyncExitStack() as stack:
@@ -58,7 +59,7 @@ class Soak:
             self._world = world = World(server, Random(self._seed))
             if saved is not None:
                 world.upstream.continue_from(saved.upstream())
-            continues = await world.found()
+            continues = await world.load_or_create()
             disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
             faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
             steady = await stack.enter_async_context(Daemon("steady", folder, server, self.ports.steady))
@@ -114,7 +115,7 @@ class Soak:
         self._say(f"{kind.name}: {recovery.lasted_s:.1f} s, recovered after {recovery.took_s:.1f} s")
 
     async def _until_well(self) -> bool:
-        """Everybody who reads is told of a change made now, and what they know is the truth."""
+        """Change a mark, and wait until every reading subscriber has it and the right state."""
         async with self._world.quiet():
             try:
                 async with asyncio.timeout(PATIENCE_S):
@@ -141,7 +142,7 @@ class Soak:
         )
 
     async def _end(self, faulted: Daemon, steady: Daemon) -> None:
-        """All of them, the slow and the far as well, come to know everything; then the daemons end as they should."""
+        """Wait until all subscribers, slow and remote ones too, have the right state; then stop the daemons."""
         if not await self._until_well():
             self._failures.append(f"not well in the end; {self._missing()}")
         try:
@@ -161,7 +162,7 @@ class Soak:
 
 
 def _not_restored(daemons: Iterable[Daemon]) -> Iterator[str]:
-    """Daemons that did not serve the clusters of their state file."""
+    """Return the daemons that did not serve the clusters of their state file."""
     for daemon in daemons:
         if refused := daemon.process.events("state refused"):
             yield f"the {daemon.name} daemon refused its state file: {refused[-1]['problem']}"

@@ -38,7 +38,7 @@ VmSwap:\t    1024 kB
 
 
 def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
-    """After a first rise that counts for nothing."""
+    """Return samples that grow, after an initial rise that is ignored."""
     gauges = Gauges()
     for minute in range(minutes):
         memory = 50.0 if minute < 10 else 80.0 + mib_an_hour * minute / 60.0

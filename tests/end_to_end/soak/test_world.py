@@ -1,4 +1,4 @@
-"""Tests of the record of upstream changes: it contains exactly those that are known to have happened."""
+"""Tests of the record of upstream changes: it contains exactly the changes that are known to have been applied."""
 
 from random import Random
 from types import TracebackType
@@ -14,7 +14,7 @@ from tests.end_to_end.soak.world import MARK, World
 
 
 class Lossy:
-    """An API server in a dictionary; `loses` has the next answer lost, after or before what was asked is done."""
+    """An API server in a dictionary; `loses` drops the next response, before or after the request takes effect."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -67,7 +67,7 @@ def server() -> Lossy:
 @pytest.fixture
 async def world(server: Lossy) -> World:
     made = World(server, Random(1))  # type: ignore[arg-type]
-    await made.found()
+    await made.load_or_create()
     return made
 
 
@@ -96,7 +96,7 @@ async def test_write_with_unknown_outcome_is_resolved_before_the_next(server: Lo
     for turn in range(200):
         server.loses = loses if turn % 3 == 0 else ""
         async with world.quiet():
-            await world.happen()
+            await world.change_randomly()
     await world.mark()
     assert noted(world) == truth(server)
     assert world.lost > 30

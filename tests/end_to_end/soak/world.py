@@ -1,4 +1,4 @@
-"""Random changes of projects over HTTP, with a record of those that are known to have happened.
+"""Random changes of projects over HTTP, with a record of those that are known to have been applied.
 
 A write whose response was lost may have been applied, so its object is read before the next write.
 """
@@ -17,7 +17,7 @@ NAMES = [f"p-{number}" for number in range(40)]
 MARK = "marker"
 ENVIRONMENTS = ("prod", "staging", "dev")
 BIG = "x" * 16_000
-"""Enough of it in each event for a stuck reader to fill what lies between within minutes."""
+"""Padding that fills the buffers of a stalled reader within minutes."""
 
 _TRY_AGAIN_S = 0.2
 _LOST = (RefusedError, aiohttp.ClientError, OSError, TimeoutError)
@@ -29,30 +29,30 @@ class World:
         self._random = random
         self._writes = 0
         self._piece = 0
-        """Pieces of the soak before this one: their marks must not be taken for one of this piece."""
+        """The number of earlier pieces, whose marks must differ from this one's."""
         self._doubtful = ""
         self._turn = asyncio.Lock()
         self.upstream = Upstream()
         self.lost = 0
-        """Writes without an answer."""
+        """Writes without a response."""
 
     async def churn(self, per_second: float) -> None:
-        """Until it is cancelled."""
+        """Change projects until canceled."""
         while True:
             async with self._turn:
-                await self.happen()
+                await self.change_randomly()
             await asyncio.sleep(self._random.expovariate(per_second))
 
     def quiet(self) -> asyncio.Lock:
-        """While it is held, nothing happens but what its holder does."""
+        """A lock; while it is held, only its holder makes changes."""
         return self._turn
 
-    async def happen(self) -> bool:
-        """One of the things that happen; whether it is known to have."""
+    async def change_randomly(self) -> bool:
+        """Make one random change; return whether it is known to have been applied."""
         return await self._try(self._one)
 
     async def mark(self) -> str:
-        """Writes a label on the marker, however long that takes; to be called while it is quiet."""
+        """Write a label on the marker object, until it succeeds; the lock must be held."""
         self._writes += 1
         mark = f"{self._piece}-{self._writes}"
         labels = {"mark": mark, "env": "prod"}
@@ -60,8 +60,8 @@ class World:
             await asyncio.sleep(_TRY_AGAIN_S)
         return mark
 
-    async def found(self) -> bool:
-        """What there is at the beginning: what an earlier piece left, or new objects. Returns whether it was left."""
+    async def load_or_create(self) -> bool:
+        """Read the existing objects or create new ones; return whether there were any."""
         async with self._server.api() as api:
             left = {document["metadata"]["name"]: document for document in (await api.call("GET", COLLECTION))["items"]}
             for name in {*self.upstream.names(), *left}:
