@@ -1,11 +1,10 @@
-"""`./dev real up|down|status`: the real servers, running until they are told to end.
+"""`./dev real up|down|status`: control the real servers.
 
-`./dev real peer` builds the Go program that embeds Milo's own provider, and prints where it is.
-`./dev demo --real` comes here too, as `demo`.
-`./dev real parity` runs scenarios with that program beside the daemon, and writes docs/parity.md.
-`./dev real record` renews the recordings of what the real servers answer (tests/integration/sandbox_conformance).
+`./dev real peer` builds the Go program that embeds Milo's own provider, and prints its path. `./dev demo --real` is
+`demo` here. `./dev real parity` runs scenarios with that program beside the daemon, and writes docs/parity.md.
+`./dev real record` renews the recordings of the real servers' responses (tests/integration/sandbox_conformance).
 
-Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
+Exit status: 0 for success (`status`: all servers run), 1 for a failure, 3 if there is no go command.
 """
 
 import argparse
@@ -89,8 +88,8 @@ async def _record() -> None:
         folder = Path(name)
         async with RealServers(found, folder) as servers:
             for mode in MODES:
-                told = {each: await record(each, mode, servers, folder) for each in CONVERSATIONS}
-                say_to_stderr(f"{mode}: {len(told)} conversations in {transcripts.write(mode, told)}")
+                recorded = {each: await record(each, mode, servers, folder) for each in CONVERSATIONS}
+                say_to_stderr(f"{mode}: {len(recorded)} conversations in {transcripts.write(mode, recorded)}")
 
 
 def _status(session: Session) -> int:

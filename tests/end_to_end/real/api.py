@@ -1,4 +1,4 @@
-"""Requests to a real API server that its start and its tests need."""
+"""Requests to a real API server for its setup and for tests."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -24,10 +24,10 @@ class RefusedError(Exception):
 
 
 class Api:
-    """One user's requests to one server."""
+    """A client of one server with one user's credential."""
 
     def __init__(self, url: str, authority: Path, credential: str | tuple[Path, Path]) -> None:
-        """The credential is a bearer token, or a client certificate and its key."""
+        """Set up with a bearer token, or with a client certificate and its key."""
         self._url = url
         self._tls = ssl.create_default_context(cafile=authority)
         self._headers: dict[str, str] = {}
@@ -47,7 +47,7 @@ class Api:
         await self._session.close()
 
     async def answers(self, path: str) -> bool:
-        """Does the server answer this with 200? One that does not even talk answers no."""
+        """Whether the server responds with 200; false if it cannot be reached."""
         try:
             return await self.status(path) == 200
         except aiohttp.ClientError:
@@ -66,7 +66,7 @@ class Api:
             return content
 
     async def refusal(self, method: str, path: str, body: object = None) -> int | None:
-        """With which status it is refused, if it is."""
+        """Return the status of a rejected request, or None if it is accepted."""
         try:
             await self.call(method, path, body)
         except RefusedError as refusal:
@@ -74,7 +74,7 @@ class Api:
         return None
 
     async def forget(self, path: str) -> None:
-        """Deletes it; one that isn't there is no error."""
+        """Delete an object, if it exists."""
         try:
             await self.call("DELETE", path)
         except RefusedError as refusal:
@@ -83,7 +83,7 @@ class Api:
 
     @asynccontextmanager
     async def stream(self, path: str) -> AsyncIterator[aiohttp.StreamReader]:
-        """The body of an answer as it comes, a watch's lines for instance."""
+        """Yield the body of a response as it arrives, such as the lines of a watch."""
         endless = aiohttp.ClientTimeout(total=None)
         async with self._session.get(self._url + path, timeout=endless) as answer:
             if answer.status >= 400:
@@ -91,11 +91,11 @@ class Api:
             yield answer.content
 
     async def define(self, definition: object) -> None:
-        """Installs a custom resource definition, unless it is there."""
+        """Create a CustomResourceDefinition unless it exists."""
         await self.ensure(DEFINITIONS, definition)
 
     async def ensure(self, collection: str, body: object) -> None:
-        """Creates an object, unless it is there."""
+        """Create an object unless it exists."""
         try:
             await self.call("POST", collection, body)
         except RefusedError as refusal:

@@ -1,4 +1,4 @@
-"""The identity that an API server sees behind a bearer token."""
+"""The user that an API server authenticates by a bearer token."""
 
 import asyncio
 
@@ -12,19 +12,22 @@ _LOOK_EVERY_S = 0.2
 
 
 async def bearer_of(server: RealApi, token: str) -> str | None:
-    """The user's name; None where the token is refused."""
+    """Return the user name, or None if the token is rejected."""
     async with server.client_with(token) as api:
         try:
-            told = await api.call("POST", _REVIEWS, {})
+            review = await api.call("POST", _REVIEWS, {})
         except RefusedError as refusal:
             if refusal.status != _UNAUTHORIZED:
                 raise
             return None
-    return str(told["status"]["userInfo"]["username"])
+    return str(review["status"]["userInfo"]["username"])
 
 
-async def until_bearer_is(server: RealApi, token: str, name: str | None) -> None:
-    """A server remembers for some seconds that a token was good, and takes a moment to trust another issuer."""
+async def await_bearer(server: RealApi, token: str, name: str | None) -> None:
+    """Wait until a token has this user.
+
+    A server caches valid tokens for some seconds, and trusts a new issuer after a moment.
+    """
     async with asyncio.timeout(_LONGEST_S):
         while True:
             if await bearer_of(server, token) == name:

@@ -1,7 +1,7 @@
-"""Builds the servers from published Go modules, once, into the user's cache folder.
+"""Builds of the servers from published Go modules, into the user's cache folder.
 
-Nothing of theirs is in this tree: a go.mod names what is built and in which version, and the go command brings it.
-Each program's folder in the cache is keyed by its version and by its definition, so a change of either builds it again.
+This repository has none of their code: a go.mod names modules and versions, and the go command downloads them. The
+cache folder of a program is named by its version and its definition, so that a change of either builds it again.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ _DEFINITIONS = Path(__file__).parent / "go"
 _PEER = Path(__file__).parents[3] / "bench" / "peer"
 _SAY_EVERY_S = 15
 _LAST_LINES = 3
-_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # the import that asked for it, of many
+_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # one of many lines that say which import required it
 
 Say = Callable[[str], None]
 
 
 class GoMissingError(Exception):
-    """There is no go command on this machine."""
+    """There is no go command on this host."""
 
 
 class UnobtainableError(Exception):
-    """The go command could not bring or build a program."""
+    """The go command failed to download or build a program."""
 
 
 class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """One program, built from published modules."""
+    """A program built from published modules."""
 
     name: str
     version: str
@@ -80,13 +80,13 @@ def _kube_apiserver(version: str) -> GoProgram:
         module="k8s.io/kubernetes",
         package="k8s.io/kubernetes/cmd/kube-apiserver",
         definition=_DEFINITIONS / f"kube-apiserver-{major}.{minor}",
-        # A bare build says of itself that it is v0.0.0, which kubectl warns of.
+        # Without these flags the binary reports version v0.0.0, about which kubectl warns.
         link=" ".join(["-s -w", *(f"-X {_KUBERNETES}.{name}={value}" for name, value in stamps.items())]),
     )
 
 
 KUBE_APISERVERS = {"1.35": _kube_apiserver("1.35.4"), "1.33": _kube_apiserver("1.33.13")}
-"""By minor; the first is what is built unless another is asked for."""
+"""Versions by minor version; the first one is the default."""
 
 MILO = GoProgram(
     name="milo",
@@ -96,7 +96,7 @@ MILO = GoProgram(
     definition=_DEFINITIONS / "milo",
 )
 
-# Ours, with Milo's provider in it, and so of its version.
+# A program of this repository with Milo's provider, and therefore of the provider's version.
 PEER = GoProgram(
     name="peer",
     version=MILO.version,
@@ -120,13 +120,13 @@ def go_command() -> str:
 
 
 def obtain(program: GoProgram, say: Say) -> Path:
-    """The program's binary, built first where it is not in the cache yet."""
+    """Return the program's binary, which is built unless it is cached."""
     binary = program.binary()
     if binary.exists():
         return binary
     go = go_command()
     with _alone(program.folder()):
-        if not binary.exists():  # another process may have built it while we waited
+        if not binary.exists():  # another process may have built it meanwhile
             _build(go, program, say)
     return binary
 
@@ -147,14 +147,14 @@ def source_folder(program: GoProgram) -> Path:
 
 
 def module_version(binary: Path, module: str) -> str | None:
-    """Of a module that a binary was built with, as the binary itself says."""
-    told = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=True)
-    found = (line.split() for line in told.stdout.splitlines())
+    """Return the version of a module in a binary, as the binary reports it."""
+    output = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=True)
+    found = (line.split() for line in output.stdout.splitlines())
     return next((fields[2] for fields in found if fields[:2] in (["mod", module], ["dep", module])), None)
 
 
 def _build(go: str, program: GoProgram, say: Say) -> None:
-    # Worked on as a copy: what the go command adds to go.mod and go.sum stays out of the tree.
+    # The build uses a copy, since the go command changes go.mod and go.sum.
     module = program.folder() / "module"
     shutil.copytree(program.definition, module, dirs_exist_ok=True)
     begun = time.monotonic()
@@ -195,7 +195,7 @@ def _names_a_package(line: str) -> bool:
 
 
 def _complaint(said_by_go: Iterable[str]) -> str:
-    """Its last lines, each once, but for those that tell of progress: a package compiled, a module downloaded."""
+    """Return the last lines of the output without duplicates and without progress."""
     complaints = [
         _AT_A_PLACE.sub("", line.strip())
         for line in said_by_go
@@ -211,7 +211,7 @@ def _spell(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One builder at a time, across processes."""
+    """Hold a lock across processes, so that one builds at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The certificates and keys of one set of servers, made on the spot and good for loopback only."""
+"""Certificates and keys of a set of servers, valid for loopback only."""
 
 import datetime
 import ipaddress
@@ -11,12 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 INSIDE = "cluster.test"
-"""What the names of servers end in that are reached by a network of their own (tests/end_to_end/real/inside.py)."""
+"""The domain of server names that resolve in the installation's own network (tests/end_to_end/real/inside.py)."""
 _LIFETIME = datetime.timedelta(days=7)
 
 
 class Authority:
-    """A certificate authority that lives in memory; `directory` receives what servers read."""
+    """A certificate authority in memory; `directory` receives the files for servers."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -29,7 +29,7 @@ class Authority:
         self.file = _write(directory / "ca.crt", self.pem)
 
     def server(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a server on loopback, which has any name inside as well."""
+        """Issue a server certificate for loopback and for every name of the internal domain."""
         names = [
             x509.DNSName("localhost"),
             x509.DNSName(f"*.{INSIDE}"),
@@ -40,15 +40,15 @@ class Authority:
     def client(
         self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = _LIFETIME
     ) -> tuple[Path, Path]:
-        """Certificate and key that API servers take for this user in these groups."""
+        """Issue a client certificate of this user in these groups."""
         return self._issue(user, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [], lifetime)
 
     def key_file(self) -> Path:
-        """Its own key, for whoever is to sign in its name."""
+        """Write the authority's own key, for signers."""
         return _write(self._directory / "ca.key", _pem(self._key))
 
     def signing_key(self, name: str) -> Path:
-        """A private key that signs service-account tokens."""
+        """Write a private key that signs service account tokens."""
         return _write(self._directory / f"{name}.key", _pem(ec.generate_private_key(ec.SECP256R1())))
 
     def _issue(
@@ -93,7 +93,7 @@ def _name(common: str, organizations: Sequence[str] = ()) -> x509.Name:
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    # The older form: API servers read no other for the keys of service accounts.
+    # PKCS #1, the only form that API servers accept for service account keys.
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )

@@ -1,6 +1,6 @@
-"""Real servers for tests: built before the first of them, started when they are first needed, ended with the session.
+"""Fixtures of real servers: built before the first test, started on demand, stopped with the session.
 
-What can't be had here is told at the end of the run, with what stood for it.
+What is not available on this host is reported after the run, with its replacement.
 """
 
 import shutil
@@ -23,12 +23,12 @@ from tests.end_to_end.scenarios.steps import MODES, Mode
 NAMESPACE = "milo-system"
 _SERVERS_OF_A_MODE = 2
 _OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
-_TOLD = pytest.StashKey[list[str]]()
+_PROGRAMS_REPORT = pytest.StashKey[list[str]]()
 _REPORT = "real servers"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds while nobody's time is taken, and where its progress is seen."""
+    """Build before any test's time counts, with visible progress."""
     wanted = any(ON_REAL_SERVERS in getattr(item, "fixturenames", ()) for item in session.items)
     if not wanted or session.config.option.collectonly or shutil.which("go") is None:
         return
@@ -43,25 +43,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """One of the processes that share the tests has ended; what it found is told by this one."""
-    node.config.stash.setdefault(_TOLD, []).extend(getattr(node, "workeroutput", {}).get(_REPORT, []))
+    """Collect the report of a finished worker process."""
+    node.config.stash.setdefault(_PROGRAMS_REPORT, []).extend(getattr(node, "workeroutput", {}).get(_REPORT, []))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     found = session.config.stash.get(_OUTCOME, None)
     if not isinstance(found, Programs):
         return
-    told = [f"{mode}: {program.title}" for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True)]
-    told += [f"MISSING: {missing}" for missing in found.missing]
-    session.config.stash[_TOLD] = told
+    report = [
+        f"{mode}: {program.title}" for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True)
+    ]
+    report += [f"MISSING: {missing}" for missing in found.missing]
+    session.config.stash[_PROGRAMS_REPORT] = report
     if (output := getattr(session.config, "workeroutput", None)) is not None:
-        output[_REPORT] = told
+        output[_REPORT] = report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if told := config.stash.get(_TOLD, []):
+    if report := config.stash.get(_PROGRAMS_REPORT, []):
         terminalreporter.section("real servers")
-        for line in dict.fromkeys(told):
+        for line in dict.fromkeys(report):
             terminalreporter.line(line)
 
 
@@ -85,7 +87,7 @@ async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> 
 async def runs_on_real_servers(
     request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ScenarioRuns]:
-    """On servers of their own, of which those of one mode can't stream a list: the daemon pages there."""
+    """Run scenarios on real servers; those of one mode have no streaming lists, so the daemon uses pages there."""
     folder = tmp_path_factory.mktemp("servers-of-scenario-runs")
     async with RealServers(built, folder, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
         made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
@@ -101,21 +103,21 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a short path: that of a socket has 107 characters at most."""
+    """A temporary folder with a short path, since a socket's path has 107 characters at most."""
     with TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
-    """A server that runs and holds no object."""
+    """A running server without objects."""
     async with servers.lend(mode, folder) as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
-    """An API server with objects that are clusters, in NAMESPACE."""
+    """An API server whose objects are clusters, in NAMESPACE."""
     (folder / "platform").mkdir()
     async with servers.lend("project-control-plane", folder / "platform") as server:
         async with server.api() as api:

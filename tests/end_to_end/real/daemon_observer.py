@@ -1,4 +1,4 @@
-"""A daemon that follows a real server, and a subscriber whose events the tests compare with expected ones."""
+"""A daemon that follows a real server, and a subscriber that compares its events with expected ones."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -17,7 +17,7 @@ from tests.end_to_end.scenarios.steps import Expected, Reason, Subscribe
 from tests.end_to_end.scenarios.subscriber import PATIENCE_S, Subscriber
 
 _LONGEST_S = 150.0
-"""For what waits for a real server's own minute to pass."""
+"""Long enough for timeouts of a minute in a real server."""
 _LOOK_EVERY_S = 0.02
 
 
@@ -61,21 +61,21 @@ class DaemonObserver:
             error.add_note(f"the daemon said last:\n{self.daemon.tail(40)}")
         await self._stack.aclose()
 
-    async def told(self, *expected: Expected) -> None:
-        """Just these events, since what was told before."""
+    async def expect(self, *expected: Expected) -> None:
+        """Expect exactly these events since the previous expectation."""
         await self.daemon.during(self._subscriber.expect(expected, lambda _: ()))
 
     async def updated(self, name: str, **fields: Any) -> None:
-        """An update came that shows these."""
+        """Wait for an update with these fields."""
         await self.daemon.during(self._subscriber.expect_updated(name, fields))
 
-    async def told_in_the_end(self, *expected: Expected) -> None:
-        """Just these events, and that of a cluster made now: what was to come before it has come."""
+    async def expect_last(self, *expected: Expected) -> None:
+        """Expect exactly these events before that of a cluster created now, which is the last one."""
         await create_ready(self._server, "the-last")
-        await self.told(*expected, engaged("the-last"))
+        await self.expect(*expected, engaged("the-last"))
 
     async def source(self, state: str, reason: str | None = None, *, within_s: float = PATIENCE_S) -> SourceStatus:
-        """What the daemon says of its source, once it is this."""
+        """Wait until the daemon reports this status of its source, and return it."""
         try:
             async with asyncio.timeout(within_s):
                 while True:
@@ -90,11 +90,11 @@ class DaemonObserver:
         return [cluster.name for cluster in await self._client.list()]
 
     async def kubeconfig_of(self, name: str) -> Path:
-        """As it is handed out, in a file."""
+        """Return an issued kubeconfig as a file."""
         return await kubeconfig_of(self._client, name, self._folder)
 
     async def explains(self, name: str, reason: EngagementReason, words: str) -> None:
-        """Why that name is engaged or not, once these are the reason and among the words."""
+        """Wait until the explanation of a name has this reason and these words."""
         said = Engagement()
         try:
             async with asyncio.timeout(PATIENCE_S):

@@ -17,7 +17,7 @@ _PAUSE_S = 0.7
 
 
 async def demo(found: Programs, arguments: Sequence[str]) -> int:
-    """Ends as the demo does; the arguments are its."""
+    """Run the demo with its own arguments; return its exit status."""
     with TemporaryDirectory(prefix="milo-demo-real-") as name:
         server = MiloApi(found, Path(name), proxied=False)
         try:
@@ -41,7 +41,7 @@ async def demo(found: Programs, arguments: Sequence[str]) -> int:
 
 
 async def _live(server: RealApi) -> None:
-    """One project after another comes, changes, falters and goes."""
+    """Change projects continuously: create, update, break and delete them."""
     random = Random(1)
     names = (f"project-{number}" for number in count(1))
     projects = [next(names) for _ in range(_AT_FIRST)]

@@ -1,4 +1,4 @@
-"""A one-member etcd on loopback, steered over its JSON gateway."""
+"""A one-member etcd on loopback, controlled over its JSON gateway."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from tests.end_to_end.real import process
 from tests.end_to_end.real.ports import free_port
 
 _STARTED_WITHIN_S = 30
-# A key outside every API server's prefix: writing it moves the revision on and touches no object.
+# A key outside every API server's prefix: writing it increments the revision and changes no object.
 _TICK = base64.b64encode(b"/tests/tick").decode()
 
 
@@ -25,7 +25,7 @@ class Etcd:
         self._data = directory / "etcd"
         self._tied = tied
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._peers = f"http://127.0.0.1:{free_port()}"  # nobody comes there; etcd wants one
+        self._peers = f"http://127.0.0.1:{free_port()}"  # unused, but etcd requires one
         self.process: process.Process | None = None
 
     async def start(self) -> None:
@@ -39,7 +39,7 @@ class Etcd:
                 f"--listen-peer-urls={self._peers}",
                 f"--initial-advertise-peer-urls={self._peers}",
                 f"--initial-cluster=default={self._peers}",
-                "--unsafe-no-fsync=true",  # only the machine's own crash could lose anything
+                "--unsafe-no-fsync=true",  # fsync matters only if the host crashes
                 "--log-level=warn",
             ],
             log=self._directory / "etcd.log",
@@ -57,18 +57,18 @@ class Etcd:
             self.process = None
 
     async def tick(self) -> int:
-        """Moves the revision on and answers the new one."""
+        """Increment the revision, and return it."""
         answer = await self._call("/v3/kv/put", {"key": _TICK, "value": ""})
         return int(answer["header"]["revision"])
 
     async def compact(self) -> int:
-        """Forgets every revision before a new one, which it answers."""
+        """Compact all revisions before a new one, and return that one."""
         revision = await self.tick()
         await self._call("/v3/kv/compaction", {"revision": str(revision), "physical": True})
         return revision
 
     def copy(self, destination: Path) -> None:
-        """A backup as a frozen disk gives it: etcd stands still while its files are copied."""
+        """Copy the data while etcd is paused, as a disk snapshot does."""
         if self.process is None:
             shutil.copytree(self._data, destination)
             return
@@ -79,7 +79,7 @@ class Etcd:
             self.process.resume()
 
     def replace(self, backup: Path | None) -> None:
-        """Puts a backup, or nothing, in the place of the data of an etcd that stands."""
+        """Replace the data of a stopped etcd by a backup, or by nothing."""
         if self.process is not None:
             raise process.ProcessError("etcd runs: stop it before its data is replaced")
         with contextlib.suppress(FileNotFoundError):

@@ -25,8 +25,11 @@ async def handing_out(
     authenticates: bool = False,
     **kubeconfigs: str,
 ) -> AsyncIterator[DiscoveryClient]:
-    """By this source, to this client. It sees the server's clusters by that kubeconfig, and authenticates by the
-    source as well where it is told to."""
+    """Run a daemon with this credential source, and yield a client.
+
+    The daemon reads the server's clusters with `kubeconfig`, and authenticates with the source as well if
+    `authenticates` is set.
+    """
     config = {
         "mode": server.mode,
         "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),

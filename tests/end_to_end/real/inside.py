@@ -1,7 +1,7 @@
-"""The network inside an installation, for clients outside of it: an HTTP proxy that knows its names.
+"""The internal network of an installation: an HTTP proxy that resolves its names.
 
-A project's control plane is reached there by a name that only the cluster's own DNS knows. Clients that are given this
-proxy use such a name as it stands in their kubeconfig, TLS and all; whatever the name, the one server answers.
+A project's control plane has a name that only the cluster's DNS resolves. Clients with this proxy use the name as
+it is in their kubeconfig, TLS included; every name leads to the one server.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from tests.end_to_end.real.proxy import Proxy
 from tests.end_to_end.real.servers import RealApi
 
 ADDRESSES = f"project-{{uid}}.{INSIDE}:6443"
-"""Of the projects' control planes, as the daemon's `internal_address_template` has it."""
+"""The names of the projects' control planes, as in the daemon's `internal_address_template`."""
 
 
 class Inside:
@@ -21,7 +21,7 @@ class Inside:
         self._server = server
         self._tunnels = Proxy(self._greet)
         self.asked: list[str] = []
-        """The addresses that were asked for."""
+        """The requested addresses."""
 
     @property
     def proxy(self) -> str:

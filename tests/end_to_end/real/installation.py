@@ -1,8 +1,8 @@
-"""What stands around the two API servers in an installation of Milo, played one step at a time.
+"""The other components of a Milo installation, simulated step by step.
 
-The project controller makes a ProjectControlPlane for each Project; a policy makes its namespace; a deployment makes a
-control plane in it and leaves the Secret `kubeconfig`; then conditions turn True, the control plane's first. When a
-project is deleted, the controller waits until nothing is left in it, and only then takes its control plane away.
+The project controller creates a ProjectControlPlane for each Project; a policy creates its namespace; a deployment
+creates a control plane in it and the Secret `kubeconfig`; then conditions become True, that of the control plane
+first. When a project is deleted, the controller waits until it is empty, and then deletes its control plane.
 """
 
 from datetime import timedelta
@@ -19,7 +19,7 @@ _PREFIX = "resourcemanager.miloapis.com"
 
 
 class Project:
-    """One tenant's, and what there is of it on both servers."""
+    """A tenant's project, with its objects on both servers."""
 
     def __init__(self, name: str, organization: str, core: RealApi, infrastructure: RealApi) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class Project:
     def namespace(self) -> str:
         return f"project-{self.uid}"
 
-    # --- its beginning, in order ---
+    # --- creation, in order ---
 
     async def ask_for_it(self) -> None:
         labels = {f"{_PREFIX}/organization-name": self._organization}
@@ -54,7 +54,7 @@ class Project:
             await api.call("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
 
     async def deploy(self, *, lifetime: timedelta = timedelta(hours=1)) -> None:
-        """The Secret holds a kubeconfig of the control plane's own administrator, good for so long."""
+        """Create the Secret with an administrator's kubeconfig of the control plane, valid for the given time."""
         user = f"administrator-of-{self.name}"
         certificate = self._infrastructure.authority.client(user, (), lifetime=lifetime)
         kubeconfig = self._infrastructure.kubeconfig_with(with_certificate(*certificate), user)
@@ -63,7 +63,7 @@ class Project:
             await api.call("POST", f"/api/v1/namespaces/{self.namespace}/secrets", secret)
 
     async def report(self, status: str, reason: str) -> None:
-        """Of the control plane, by whoever deploys it."""
+        """Set the control plane's condition, as its deployment does."""
         async with self._infrastructure.api() as api:
             await _set_condition(api, self._at_infrastructure, "ControlPlaneReady", status, reason)
 
@@ -71,16 +71,16 @@ class Project:
         async with self._core.api() as api:
             await _set_condition(api, self._at_core, "Ready", status, reason)
 
-    # --- its use ---
+    # --- use ---
 
     async def keep(self, name: str, finalizer: str) -> None:
-        """Something that its tenant has in it, and that an operator must undo before it may go."""
+        """Create an object that an operator must clean up before the project can be deleted."""
         kept = {"metadata": {"name": name, "finalizers": [finalizer]}}
         async with self._infrastructure.api() as api:
             await api.call("POST", self._config_maps, kept)
 
     async def undo(self, name: str) -> None:
-        """By the operator: its finalizer goes."""
+        """Clean up that object, as its operator does: remove its finalizer."""
         async with self._infrastructure.api() as api:
             await api.call("PATCH", f"{self._config_maps}/{name}", {"metadata": {"finalizers": None}})
 
@@ -89,14 +89,14 @@ class Project:
             items = (await api.call("GET", self._config_maps))["items"]
         return [item["metadata"]["name"] for item in items]
 
-    # --- its end, in order ---
+    # --- deletion, in order ---
 
     async def ask_to_delete(self) -> None:
         async with self._core.api() as api:
             await api.call("DELETE", self._at_core)
 
     async def drain(self) -> str:
-        """A turn of the project controller: what it says of the clean-up, and, once nothing is left, the end."""
+        """Do one step of the project controller: report the cleanup, and finish once the project is empty."""
         async with self._infrastructure.api() as api:
             await api.call("DELETE", self._config_maps)
         names = await self.left()

@@ -1,7 +1,7 @@
-"""A local issuer of JWTs, with the documents by which API servers learn its keys, and an OAuth token endpoint.
+"""A local issuer of JWTs, with its discovery documents and an OAuth token endpoint.
 
-It stands for the identity service of an installation: service accounts get their access tokens from it, and an API
-server takes them by structured authentication configuration.
+It replaces the identity service of an installation: service accounts get access tokens from it, which an API server
+accepts by structured authentication configuration.
 """
 
 import base64
@@ -32,7 +32,7 @@ class Issuer:
     def __init__(self, folder: Path, *, life_s: int = 600) -> None:
         self.life_s = life_s
         self.given = 0
-        """How many access tokens it has given at its token endpoint."""
+        """The number of access tokens issued at the token endpoint."""
         self.url = ""
         self._authority = Authority(folder)
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -65,7 +65,7 @@ class Issuer:
         await self._runner.cleanup()
 
     def trusted(self) -> dict[str, Any]:
-        """What an API server is to be told of it."""
+        """Return the entry for an API server's authentication configuration."""
         return {
             "issuer": {
                 "url": self.url,
@@ -76,7 +76,7 @@ class Issuer:
         }
 
     def register(self, subject: str) -> dict[str, str]:
-        """A service account: what stands in its key file."""
+        """Create a service account; return the content of its key file."""
         key = _new_key()
         client_id = secrets.token_hex(9)
         self._accounts[client_id] = (subject, key.public_key())

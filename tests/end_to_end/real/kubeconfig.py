@@ -1,4 +1,4 @@
-"""Kubeconfigs and token files for the servers' users."""
+"""Kubeconfigs and token files for users of the servers."""
 
 import base64
 import secrets
@@ -13,13 +13,13 @@ def new_token() -> str:
 
 
 def write_tokens(path: Path, users: Mapping[str, tuple[str, ...]]) -> Path:
-    """A static token file: each token with its user's name and groups."""
+    """Write a static token file with each token's user and groups."""
     lines = [f'{token},{user},{user},"{",".join(groups)}"\n' for token, (user, *groups) in users.items()]
     return _write(path, "".join(lines))
 
 
 def with_certificate(certificate: Path, key: Path) -> dict[str, str]:
-    """A kubeconfig's user that shows a client certificate."""
+    """Return a kubeconfig's user with a client certificate."""
     return {
         "client-certificate-data": _base64(certificate.read_bytes()),
         "client-key-data": _base64(key.read_bytes()),

@@ -29,6 +29,6 @@ async def kubectl(kubeconfig: Path, *arguments: str, proxy: str = "") -> str:
 
 
 async def user_of(kubeconfig: Path, *, proxy: str = "") -> str:
-    """Who the server takes its holder for."""
-    told = json.loads(await kubectl(kubeconfig, "auth", "whoami", "-o", "json", proxy=proxy))
-    return str(told["status"]["userInfo"]["username"])
+    """Return the user that the server authenticates."""
+    review = json.loads(await kubectl(kubeconfig, "auth", "whoami", "-o", "json", proxy=proxy))
+    return str(review["status"]["userInfo"]["username"])

@@ -135,4 +135,4 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
 
 
 def _events_of(events: Sequence[str]) -> str:
-    return ", ".join(told.partition(" at ")[0] for told in events) or "none"
+    return ", ".join(event.partition(" at ")[0] for event in events) or "none"

@@ -1,7 +1,7 @@
-"""A server process that outlives the command which started it.
+"""A server process that outlives the command that started it.
 
-It is known again by its id and the moment it was born, so an id that the kernel has given to another process since is
-never signalled: signals go through a pidfd, and the birth is compared while that pidfd holds the process.
+It is identified by its id and start time, so that a reused id is never signaled: signals go through a pidfd, and
+the start time is compared while the pidfd holds the process.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-LONGEST_END_S = 90  # an API server on SIGTERM lets its open watches live for 60 s
+LONGEST_END_S = 90  # an API server serves open watches for 60 s after SIGTERM
 
 
 class ProcessError(Exception):
-    """A server process ended, or would not."""
+    """A server process ended unexpectedly, or did not end."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One running, or once running, server."""
+    """A server process, running or ended."""
 
     name: str
     pid: int
@@ -31,7 +31,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
         return _birth(self.pid) == self.born
 
     async def end(self, how: signal.Signals, *, within_s: float = LONGEST_END_S) -> None:
-        """Sends the signal and returns when the process is gone; one that is gone already is no error."""
+        """Send a signal and wait for the end, also if the process has ended already."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -59,7 +59,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
-    """Starts a server in a session of its own; a tied one dies with the thread that started it, however that ends."""
+    """Start a server in its own session; a tied one is killed when the thread that started it ends."""
     if tied and (setpriv := shutil.which("setpriv")):
         argv = [setpriv, "--pdeathsig", "KILL", "--", *argv]
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -81,12 +81,12 @@ def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
 
 
 def _birth(pid: int) -> int | None:
-    """When the process was born, or None when there is none (one that only waits to be reaped counts as none)."""
+    """Return the start time of a process, or None without one (a zombie counts as ended)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # the command before it may hold spaces and brackets
+    fields = stat.rpartition(")")[2].split()  # the command before it may contain spaces and brackets
     return None if fields[0] in "ZX" else int(fields[19])
 
 
@@ -94,7 +94,7 @@ def _reap(pid: int) -> None:
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        return  # started by another command: its parent reaps it
+        return  # started by another command, so its parent reaps it
 
 
 async def _readable(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""The programs used as the two API servers on this machine, and what is missing for the full set."""
+"""The programs of the two API servers on this host, and what is missing."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.end_to_end.real.builds import (
     source_folder,
 )
 
-# Binaries that somebody has built already, from a working copy for instance.
+# Existing binaries to use, such as those built from a working copy.
 KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
 PEER_BINARY = "MILO_PEER"
@@ -30,7 +30,7 @@ _CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.
 
 
 class ApiProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """An API server and the resource definitions it has to be given."""
+    """An API server and the resource definitions that it needs."""
 
     title: str
     argv: tuple[str, ...]
@@ -42,13 +42,16 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     milo: ApiProgram
     infrastructure: ApiProgram
     has_milo: bool = True
-    """False where a kube-apiserver stands for Milo's."""
+    """Whether it is Milo's own, not a kube-apiserver in its place."""
     missing: tuple[str, ...] = ()
-    """What is not the real thing here, and why: nothing when all of it is."""
+    """What was replaced, and why; empty if nothing was."""
 
 
 def programs(say: Say) -> Programs:
-    """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
+    """Return all programs.
+
+    Raises GoMissingError or UnobtainableError if not even the replacements can be built.
+    """
     etcd = obtain(ETCD, say)
     kubernetes = _given(KUBERNETES_BINARY) or obtain(kubernetes_asked_for(), say)
     title = _title_of_kubernetes(kubernetes)
@@ -82,7 +85,7 @@ def programs(say: Say) -> Programs:
 
 
 def peer(say: Say) -> Path:
-    """The Go program that embeds Milo's own provider (bench/peer)."""
+    """Return the Go program that embeds Milo's own provider (bench/peer)."""
     return _given(PEER_BINARY) or obtain(PEER, say)
 
 
@@ -122,9 +125,9 @@ def kubernetes_asked_for() -> GoProgram:
 
 
 def _title_of_kubernetes(binary: Path) -> str:
-    """By what it says of itself, which is `Kubernetes v1.2.3`."""
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
-    return f"kube-apiserver {told.stdout.split()[-1]}"
+    """Return the title by the binary's version output, such as `Kubernetes v1.2.3`."""
+    output = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    return f"kube-apiserver {output.stdout.split()[-1]}"
 
 
 def _kubernetes_argv(binary: Path) -> tuple[str, ...]:

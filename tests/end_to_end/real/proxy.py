@@ -1,7 +1,7 @@
-"""A TCP proxy whose connections can all be cut at once: how a test drops every open watch of a real API server.
+"""A TCP proxy that can reset all of its connections, to drop every open watch of a real API server.
 
-TLS passes through untouched. While it is closed its address stays reserved and refuses connections, as the address of
-a dead server does.
+TLS passes through. While it is closed its port stays reserved and refuses connections, like that of a stopped
+server.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: the peer sees a reset, not an orderly end
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: the peer receives a reset
 _CHUNK = 1 << 16
 _BACKLOG = 128
 
@@ -17,18 +17,18 @@ Greet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Proxy:
-    """`greet`: what passes between it and a client before the client's bytes go on."""
+    """The proxy; `greet` is a handshake with each client before its bytes are forwarded."""
 
     def __init__(self, greet: Greet | None = None) -> None:
         self._greet = greet
-        self._reservation = _shared_socket(0)  # bound and never listening: whoever connects is refused
+        self._reservation = _shared_socket(0)  # bound without listening: connections are refused
         self.port: int = self._reservation.getsockname()[1]
         self._target: int | None = None
         self._listener: socket.socket | None = None
         self._connections: dict[asyncio.Task[None], socket.socket] = {}
 
     async def open(self, target: int) -> None:
-        """Takes connections and hands them to a port of this host."""
+        """Accept connections, and forward them to a local port."""
         self._target = target
         if self._listener is None:
             self._listener = _shared_socket(self.port)
@@ -37,35 +37,35 @@ class Proxy:
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def refuse(self) -> None:
-        """Takes no more connections; the open ones go on."""
+        """Refuse new connections; open ones continue."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
     async def shut(self) -> None:
-        """Takes no more connections and ends the open ones."""
+        """Refuse new connections, and close the open ones."""
         self.refuse()
         await self.cut()
 
     async def cut(self) -> None:
-        """Resets every open connection; new ones are served."""
+        """Reset every open connection; new ones are accepted."""
         connections = dict(self._connections)
         for task, connection in connections.items():
-            if connection.fileno() >= 0:  # else its end is under way already
+            if connection.fileno() >= 0:  # otherwise it is closing already
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             task.cancel()
         if connections:
             await asyncio.wait(connections)
         for connection in connections.values():
-            connection.close()  # of a task that was cancelled before it began
+            connection.close()  # its task was canceled before it began
 
     async def close(self) -> None:
         await self.shut()
         self._reservation.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        # Not by asyncio.start_server: it forgets, unclosed, what it is just accepting when it is told to close.
+        # asyncio.start_server would leak a connection that it is accepting while it closes.
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, ConnectionError):
@@ -90,20 +90,20 @@ class Proxy:
             for end in ends:
                 await end.wait_closed()
         except (OSError, EOFError):
-            pass  # nobody behind it, or a client that has gone: the other end is told by the close
+            pass  # no server behind the proxy, or a disconnected client: the close informs the other end
         finally:
             for end in ends:
                 end.transport.abort()
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copies until either end is gone, then closes the sink, which ends the pump of the other direction too."""
+    """Copy until either end closes; then close the sink, which ends the other direction."""
     try:
         while data := await source.read(_CHUNK):
             sink.write(data)
             await sink.drain()
     except OSError:
-        pass  # a reset ends the copy as an orderly end does
+        pass  # a reset ends the copy like an orderly close
     finally:
         sink.close()
 

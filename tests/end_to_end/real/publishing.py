@@ -1,4 +1,4 @@
-"""A namespace of a real kube-apiserver to publish into, with the shipped rights, and the command that publishes."""
+"""A namespace of a real kube-apiserver with the shipped rights, and the publishing command."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ class Publication:
             return {each["metadata"]["name"]: each for each in (await api.call("GET", self.collection))["items"]}
 
     async def until(self, holds: Holds) -> dict[str, Document]:
-        """The objects, once this holds of them."""
+        """Wait until the objects satisfy a condition; return them."""
         found: dict[str, Document] = {}
         try:
             async with asyncio.timeout(_WITHIN_S):
@@ -72,8 +72,8 @@ class Publication:
 
 
 @asynccontextmanager
-async def a_publication(server: RealApi, kind: str) -> AsyncIterator[Publication]:
-    """In a namespace of its own, where the user that publishes has the shipped rights."""
+async def publication_namespace(server: RealApi, kind: str) -> AsyncIterator[Publication]:
+    """Create a namespace in which the publishing user has the shipped rights."""
     namespace = f"publishing-{kind}"
     async with server.api() as api:
         definition = (await asyncio.to_thread(source_folder, INVENTORY_API)) / _PROFILES_DEFINITION
@@ -95,7 +95,7 @@ async def a_publication(server: RealApi, kind: str) -> AsyncIterator[Publication
 
 
 async def _is_served(publication: Publication) -> bool:
-    """A new resource is served, and new rights hold, a moment after they were created."""
+    """Whether the new resource is served and the new rights are effective."""
     async with publication.server.client_as(_USER) as api:
         return await api.status(publication.collection) == 200
 
@@ -145,7 +145,7 @@ class Publishing:
         return "".join(self._lines)
 
     async def says(self, words: str) -> None:
-        """Reads on until a line has these words."""
+        """Read the output until a line contains these words."""
         assert self.process.stderr is not None
         async with asyncio.timeout(_WITHIN_S):
             while line := (await self.process.stderr.readline()).decode():
@@ -160,7 +160,7 @@ class Publishing:
 
 
 async def publish_once(place: Place, publication: Publication, *arguments: str) -> None:
-    """Until each engaged cluster has its object."""
+    """Publish until each engaged cluster has its object."""
     async with Publishing.running(place, publication, "--once", *arguments) as publishing:
         assert publishing.process.stderr is not None
         async with asyncio.timeout(_WITHIN_S):
@@ -173,18 +173,18 @@ def versions(objects: dict[str, Document]) -> dict[str, str]:
 
 
 def is_complete(published: Document) -> bool:
-    """Whether all of it was applied; the metadata is last."""
+    """Whether all of it was applied; the metadata is applied last."""
     return "discovery.miloapis.com/fields" in published["metadata"]["annotations"]
 
 
 def condition(profile: Document) -> tuple[str, str]:
-    """Type and status of its condition; empty as long as it has none."""
+    """Return type and status of its condition; empty without one."""
     [found] = profile.get("status", {}).get("conditions") or [{"type": "", "status": ""}]
     return found["type"], found["status"]
 
 
 def assembled(folder: Path, provider: str) -> Path:
-    """The sources of the operator on ClusterProfiles with one of its providers."""
+    """Return the sources of the ClusterProfile operator with one of its providers."""
     target = folder / provider
     target.mkdir(parents=True, exist_ok=True)
     sources: Iterable[Path] = (INVENTORY / "main.go", *(INVENTORY / provider).iterdir())

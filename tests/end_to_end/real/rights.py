@@ -1,4 +1,4 @@
-"""RBAC of the daemon on a real server: the shipped role, whole or without one verb, bound or not."""
+"""RBAC of the daemon on a real server: the shipped role, complete or without one verb, bound or not."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ _OURS = {"real-test": "rights"}
 
 
 class _Place(NamedTuple):
-    """Where roles of a kind are kept, and what binds them."""
+    """The scope of a kind of roles, with its kind of binding."""
 
     roles: str
     bindings: str
@@ -42,29 +42,29 @@ def shipped_role(mode: Mode) -> dict[str, Any]:
 
 
 def shipped_role_of_tokens() -> dict[str, Any]:
-    """What a source of kubeconfigs of type `token-request` needs in addition."""
+    """The additional rights of a kubeconfig source of type `token-request`."""
     return _shipped("token-request", "role.yaml")
 
 
 def shipped_bound_tokens() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The namespace of bound tokens, and the policy for it with its binding."""
+    """The namespace of bound tokens, with its admission policy and binding."""
     folder = _ROLES_SHIPPED / "token-request"
     policy, binding = yaml.safe_load_all((folder / "admission-policy.yaml").read_text())
     return yaml.safe_load((folder / "namespace.yaml").read_text()), policy, binding
 
 
 def shipped_role_of_secrets() -> dict[str, Any]:
-    """What one of type `kubeconfig-secret` needs."""
+    """The rights of a kubeconfig source of type `kubeconfig-secret`."""
     return _shipped("kubeconfig-secret", "cluster-role.yaml")
 
 
 def shipped_role_of_reviews() -> dict[str, Any]:
-    """What a listener that takes bearer tokens needs."""
+    """The rights of a listener that accepts bearer tokens."""
     return _shipped("token-review", "cluster-role.yaml")
 
 
 def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any]:
-    """The role without that verb for that resource."""
+    """Return the role without a verb for a resource."""
     rules = [
         {**rule, "verbs": [each for each in rule["verbs"] if not (each == verb and resource in rule["resources"])]}
         for rule in role["rules"]
@@ -74,19 +74,19 @@ def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any
 
 def _shipped(folder: str, file: str) -> dict[str, Any]:
     role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / folder / file).read_text())
-    role["metadata"].pop("namespace", None)  # the tests' namespace is another
+    role["metadata"].pop("namespace", None)  # the tests use another namespace
     return role
 
 
 class Rights:
-    """Of one subject on one server, and of it alone."""
+    """The rights of one subject on one server."""
 
     def __init__(self, server: RealApi, subject: Subject) -> None:
         self._server = server
         self._subject = subject
 
     async def give(self, *roles: Mapping[str, Any], without: Collection[str] = ()) -> None:
-        """These roles and no other; the verbs in `without` are left out."""
+        """Replace the subject's roles by these, without the verbs in `without`."""
         await self.withdraw()
         async with self._server.api() as api:
             for role in roles:

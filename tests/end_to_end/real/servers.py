@@ -1,7 +1,7 @@
-"""The two real API servers, each with an etcd of its own, steered as the scenarios steer a server.
+"""The two real API servers, each with its own etcd, controlled like the servers of scenarios.
 
-A server's address, certificates and data stay the same for its whole life; its process and the port behind the proxy
-come and go. `MiloApi` serves projects; `InfrastructureApi` serves projectcontrolplanes.
+A server keeps its address, certificates and data; its process and the port behind the proxy change. `MiloApi`
+serves projects; `InfrastructureApi` serves projectcontrolplanes.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ _ADMINISTRATORS = "system:masters"
 
 
 class RealApi(ABC):
-    """One API server, its etcd, and the proxy before it through which its clients come.
+    """An API server, its etcd, and the proxy for its clients.
 
-    Without a proxy its connections cannot be cut, but it lives on when this process ends. A tied one does not.
+    Without a proxy its connections cannot be cut, but it outlives this process. A tied one does not.
     """
 
     mode: ClassVar[Mode]
@@ -83,15 +83,15 @@ class RealApi(ABC):
         return f"https://127.0.0.1:{self._proxy.port if self._proxy else self._port}"
 
     def kubeconfig_as(self, user: str, *groups: str) -> Path:
-        """A kubeconfig whose client certificate names this user and these groups, for RBAC to judge."""
+        """Write a kubeconfig with a client certificate of this user in these groups."""
         certificate, key = self._authority.client(user, groups)
         return self._write_kubeconfig(f"{user}.kubeconfig", kubeconfig.with_certificate(certificate, key))
 
     async def start(self) -> None:
-        """Starts what stands, and returns when the collection is listed and watched."""
+        """Start what is stopped; return once the collection can be listed and watched."""
         if self.process is not None:
             if self._proxy:
-                await self._proxy.open(self._port)  # where it was cut off
+                await self._proxy.open(self._port)  # in case it was cut off
             return
         if self.etcd.process is None:
             await self.etcd.start()
@@ -113,7 +113,7 @@ class RealApi(ABC):
         return tuple(running for running in (self.etcd.process, self.process) if running)
 
     async def stop(self) -> None:
-        """As kill -9. The etcd behind it stays."""
+        """Kill the server, as kill -9 does; its etcd continues."""
         if self.process is None:
             return
         await self.process.end(signal.SIGKILL)
@@ -122,7 +122,7 @@ class RealApi(ABC):
             await self._proxy.shut()
 
     async def terminate(self) -> None:
-        """SIGTERM: nothing new is taken, and open watches live on for as long as the server lets them."""
+        """Send SIGTERM: new connections are refused, and open watches continue for a while."""
         if self.process is None:
             return
         if self._proxy:
@@ -133,11 +133,11 @@ class RealApi(ABC):
             await self._proxy.shut()
 
     async def compact(self) -> None:
-        """Forgets every revision that anybody has seen.
+        """Compact every revision that any client has seen.
 
-        A compaction of etcd alone would not do: the server's watch cache goes on serving the past from memory. So
-        the server is killed, etcd moves on to a revision that nobody can have seen and forgets what was before it,
-        and the server comes back with a cache that begins there.
+        A compaction of etcd is not enough, since the server's watch cache serves old events from memory. So the
+        server is killed, etcd advances to a revision that no client can have seen and compacts everything before
+        it, and the server's new cache begins there.
         """
         ran = self.process is not None
         await self.stop()
@@ -146,27 +146,27 @@ class RealApi(ABC):
             await self.start()
 
     async def drop_watches(self) -> None:
-        """Resets every open connection."""
-        await self._before_it.cut()
+        """Reset every open connection."""
+        await self._required_proxy.cut()
 
     def control_plane(self) -> str:
         return ""
 
     async def cut_off(self) -> None:
-        """The server runs, and its clients don't reach it: they are refused, until `reconnect` or the next start."""
-        await self._before_it.shut()
+        """Refuse all clients while the server runs, until `reconnect` or the next start."""
+        await self._required_proxy.shut()
 
     async def reconnect(self) -> None:
-        await self._before_it.open(self._port)
+        await self._required_proxy.open(self._port)
 
     async def snapshot(self, name: str) -> Path:
-        """A backup of etcd, to be given to `restore`."""
+        """Back up etcd, for `restore`."""
         backup = self.directory / "backups" / name
         await asyncio.to_thread(self.etcd.copy, backup)
         return backup
 
     async def restore(self, backup: Path | None) -> None:
-        """Another etcd behind the same address: one from a backup, its revisions set back, or an empty one."""
+        """Put another etcd behind the same address: a backup with earlier revisions, or an empty one."""
         ran = self.process is not None
         await self.stop()
         await self.etcd.stop()
@@ -175,13 +175,13 @@ class RealApi(ABC):
         if ran:
             await self.start()
 
-    async def undefine(self) -> dict[str, Any]:
-        """Takes the resource's definition away, and all its objects with it; answers the definition."""
+    async def delete_definition(self) -> dict[str, Any]:
+        """Delete the resource's definition with all objects, and return it."""
         group, _, plural = self.collection.removeprefix("/apis/").split("/")
         path = f"{DEFINITIONS}/{plural}.{group}"
         async with self.api() as api:
             definition = await api.call("GET", path)
-            # Milo's server leaves objects behind whose definition goes within seconds of its start.
+            # Milo's server leaves objects behind if their definition is deleted within seconds after its start.
             await api.call("DELETE", self.collection)
             await api.call("DELETE", path)
             for left in (self.collection, path):
@@ -205,38 +205,38 @@ class RealApi(ABC):
             await self._proxy.close()
 
     def api(self) -> Api:
-        """Requests as the administrator, past the proxy; an async context manager."""
+        """Return the administrator's client that bypasses the proxy, as an async context manager."""
         return Api(f"https://127.0.0.1:{self._port}", self._authority.file, self._token)
 
     def client(self) -> Api:
-        """Requests as the administrator, through the proxy as any client's go."""
+        """Return the administrator's client through the proxy."""
         return Api(self.url, self._authority.file, self._token)
 
     def client_as(self, user: str, *groups: str) -> Api:
-        """Requests as this user in these groups, by client certificate."""
+        """Return a client with a certificate of this user in these groups."""
         return Api(self.url, self._authority.file, self._authority.client(user, groups))
 
     def kubeconfig_with(self, user: Mapping[str, str], name: str) -> Path:
-        """A kubeconfig for whoever these credentials name; `name` is the file's, beside the server's own."""
+        """Write a kubeconfig with these credentials; `name` is the name of the file."""
         return self._write_kubeconfig(f"{name}.kubeconfig", user)
 
     def client_with(self, token: str) -> Api:
-        """Requests by the holder of this token."""
+        """Return a client with this token."""
         return Api(self.url, self._authority.file, token)
 
     @property
     def authority(self) -> Authority:
-        """What its `--client-ca-file` names, and its own certificate is signed by."""
+        """The authority of `--client-ca-file`, which has also signed the server's own certificate."""
         return self._authority
 
     def signing_key(self) -> ec.EllipticCurvePrivateKey:
-        """By which the tokens of its service accounts are signed."""
+        """The key that signs tokens of its service accounts."""
         key = load_pem_private_key(self._signing_key.read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key
 
     def trust(self, *issuers: Mapping[str, Any]) -> None:
-        """JWTs of just these issuers; a server that runs takes them up by itself, in a moment."""
+        """Accept JWTs of these issuers only; a running server reloads this within moments."""
         configuration = {
             "apiVersion": "apiserver.config.k8s.io/v1beta1",
             "kind": "AuthenticationConfiguration",
@@ -247,7 +247,7 @@ class RealApi(ABC):
         replacement.replace(self._authentication)
 
     @property
-    def _before_it(self) -> Proxy:
+    def _required_proxy(self) -> Proxy:
         if self._proxy is None:
             raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
         return self._proxy
@@ -260,7 +260,7 @@ class RealApi(ABC):
         return [
             *self._program.argv,
             f"--etcd-servers={self.etcd.url}",
-            "--etcd-compaction-interval=0",  # it is compacted when a test says so, and not before
+            "--etcd-compaction-interval=0",  # compactions are up to the tests
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
             f"--secure-port={self._port}",
@@ -270,7 +270,7 @@ class RealApi(ABC):
             f"--token-auth-file={self._tokens}",
             f"--authentication-config={self._authentication}",
             "--authorization-mode=RBAC",
-            "--request-timeout=10s",  # for so long open watches outlive SIGTERM; by default it is a minute
+            "--request-timeout=10s",  # how long open watches continue after SIGTERM; a minute by default
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._signing_key}",
             f"--service-account-signing-key-file={self._signing_key}",
@@ -278,7 +278,7 @@ class RealApi(ABC):
         ]
 
     async def _until_served(self, api: Api) -> None:
-        # Ready is said before the watch caches are built: until then a collection answers 404, then 429.
+        # The server is ready before its watch caches are: until then a collection answers 404, then 429.
         for query in ("?limit=1", "?resourceVersion=0", "?watch=1&resourceVersion=0&timeoutSeconds=1"):
             wanted = self.collection + query
             await self._until(f"does not answer {wanted}", partial(api.answers, wanted))
@@ -311,7 +311,7 @@ class RealApi(ABC):
 
 
 class MiloApi(RealApi):
-    """Milo's own API server: the core API, where projects live."""
+    """Milo's own API server, which serves projects."""
 
     mode = "project"
     collection = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
@@ -322,7 +322,7 @@ class MiloApi(RealApi):
 
 
 class InfrastructureApi(RealApi):
-    """A kube-apiserver: the infrastructure cluster, where project control planes live."""
+    """A kube-apiserver as the infrastructure cluster, which serves project control planes."""
 
     mode = "project-control-plane"
     collection = "/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes"

@@ -47,7 +47,7 @@ class Session:
         return self._record().missing
 
     async def up(self, say: Say) -> None:
-        """Starts both servers with fresh data; where they run already, they are left as they are."""
+        """Start both servers with fresh data, unless they run already."""
         with self._alone():
             if any(process.running() for server in self.servers() for process in server.processes):
                 say("servers run already: ./dev real down ends them")
@@ -71,7 +71,7 @@ class Session:
             self._write(_Record(servers=tuple(map(_server, apis)), missing=found.missing))
 
     async def down(self, say: Say) -> None:
-        """Ends what `up` started, and removes its data."""
+        """Stop what `up` started, and remove its data."""
         with self._alone():
             if not self.servers():
                 say("nothing to end")
@@ -85,7 +85,7 @@ class Session:
             for process in server.processes:
                 if process.running():
                     ended.append(f"{process.name} (pid {process.pid})")
-                    await process.end(signal.SIGKILL)  # their data goes too: there is nothing to bring to an end
+                    await process.end(signal.SIGKILL)  # their data is removed, so a graceful shutdown has no purpose
         self._forget()
         return ended
 

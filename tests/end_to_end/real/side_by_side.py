@@ -1,4 +1,4 @@
-"""Milo's own provider and the daemon on one server and scenario, with the events of each."""
+"""Milo's own provider and the daemon with one server and scenario, and the events of each."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ _AGREED_WITHIN_S = 20.0
 _QUIET_S = 1.0
 _FIRST = "the-first"
 _OF_EVERY_SELECTOR = {"env": "prod"}
-"""Labels that each scenario's own selector takes."""
+"""The labels in the scenarios' own selectors."""
 _PORT = re.compile(r"127\.0\.0\.1:\d+")
 
 ClusterEvents: TypeAlias = Sequence[str]
@@ -48,7 +48,7 @@ class EventRecorder:
 
 
 class SideBySide:
-    """A provider of real servers, each with a running peer and a subscriber of the daemon that follows."""
+    """A provider of real servers, each with a running peer and a daemon with a subscriber."""
 
     def __init__(self, servers: RealServers, peer: Path, scenario: Scenario) -> None:
         self._servers = servers
@@ -83,7 +83,7 @@ class SideBySide:
                 await asyncio.wait((*listening, asyncio.create_task(peer.wait())))
 
     async def _provider_watches(self, server: RealApi) -> None:
-        """It says nothing of its start, so it is given something to tell of."""
+        """Wait for the provider with a test object, since it does not report its start."""
         await create(server, _FIRST, labels=_OF_EVERY_SELECTOR)
         await set_ready(server, _FIRST, True)
         await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
@@ -92,7 +92,7 @@ class SideBySide:
         self.provider.forget(_FIRST)
 
     async def _settled(self) -> None:
-        """They agree and say no more; or they don't, and have had the time to."""
+        """Wait until both agree, or have had enough time to differ."""
         with contextlib.suppress(TimeoutError):
             while self.daemon.events() != self.provider.events():
                 await eventually(
@@ -107,9 +107,9 @@ class SideBySide:
             self.provider.tell(what, name, endpoint[0] if endpoint else "")
 
     async def _listen_to_daemon(self, socket: Path) -> None:
-        # Whoever tries before it is there waits before it tries again, and misses the beginning.
+        # A client that connects earlier would back off, and miss the first events.
         await eventually(socket.exists, within_s=_STARTED_WITHIN_S)
         async with DiscoveryClient(f"unix://{socket}") as client, contextlib.aclosing(client.watch().feed()) as feed:
-            async for told in feed:
-                if isinstance(told, Event) and told.type is not EventType.UPDATED:
-                    self.daemon.tell(told.type.name, told.cluster.name, told.cluster.endpoint)
+            async for event in feed:
+                if isinstance(event, Event) and event.type is not EventType.UPDATED:
+                    self.daemon.tell(event.type.name, event.cluster.name, event.cluster.endpoint)

@@ -28,7 +28,7 @@ def hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoProgram:
     definition.mkdir()
     (definition / "go.mod").write_text("module hello\n\ngo 1.20\n")
     (definition / "main.go").write_text(HELLO)
-    if go := shutil.which("go"):  # what it keeps of its own library stays where it is: to compile that takes long
+    if go := shutil.which("go"):  # the cached standard library, which takes long to compile
         kept = subprocess.run([go, "env", "GOCACHE"], capture_output=True, text=True, check=True)
         monkeypatch.setenv("GOCACHE", kept.stdout.strip())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -60,7 +60,7 @@ def test_program_is_built_once(hello: GoProgram) -> None:
     second = obtain(hello, said.append)
 
     assert first == second == hello.binary()
-    words = [line.split(":")[1].split()[0] for line in said]  # with its progress between, where it takes long
+    words = [line.split(":")[1].split()[0] for line in said]  # a slow build also reports its progress
     assert (words[0], words[-1]) == ("building", "built")
     assert (words.count("building"), words.count("built")) == (1, 1)
 

@@ -17,7 +17,7 @@ from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, QueuePolicy, Request
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.api import Api
-from tests.end_to_end.real.bearers import until_bearer_is
+from tests.end_to_end.real.bearers import await_bearer
 from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
 from tests.end_to_end.real.servers import RealApi
@@ -38,13 +38,13 @@ BINDING = {
 
 
 class Greeter:
-    """Copies each ConfigMap that is labelled, for each cluster, and records what it does."""
+    """Copies each labeled ConfigMap, for each cluster, and records its reconciles."""
 
     def __init__(self) -> None:
         self.running: set[tuple[str, str]] = set()
         self.overlaps: list[tuple[str, str]] = []
         self.reconciled: dict[tuple[str, str], str | None] = {}
-        """The version of each object that was reconciled last, successfully."""
+        """The version of each object that was last reconciled successfully."""
 
     async def reconcile(self, request: Request) -> None:
         place = request.cluster.name, request.name
@@ -66,7 +66,7 @@ class Greeter:
 
 @pytest.fixture
 def names_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names that only the cluster's own DNS knows are this machine."""
+    """Resolve the names of the cluster's own DNS to this host."""
     resolve = socket.getaddrinfo
 
     def resolved(host: Any, *arguments: Any, **options: Any) -> Any:
@@ -108,7 +108,7 @@ async def put(api: Api, name: str, content: str) -> None:
 
 
 async def copies(api: Api, name: str) -> dict[str, str | None]:
-    """The content of the copy of each cluster."""
+    """Return the content of each cluster's copy."""
     found = {item["metadata"]["name"]: item for item in (await api.call("GET", CONFIG_MAPS))["items"]}
     return {cluster: found.get(f"{name}.{cluster}", {}).get("data", {}).get("content") for cluster in CLUSTERS}
 
@@ -134,7 +134,7 @@ async def test_drift_is_repaired_whatever_is_killed(server: RealApi, folder: Pat
     greeter = Greeter()
     async with Issuer(folder, life_s=LIFE_S) as issuer:
         server.trust(issuer.trusted())
-        await until_bearer_is(server, issuer.token("operator"), "account:operator")
+        await await_bearer(server, issuer.token("operator"), "account:operator")
         async with server.api() as api:
             await api.forget(f"{BINDINGS}/controllers")
             await api.call("POST", BINDINGS, BINDING)
@@ -169,7 +169,7 @@ async def test_drift_is_repaired_whatever_is_killed(server: RealApi, folder: Pat
                 await until_copied(server, "first", "three")
                 await until_copied(server, "second", "two")
 
-                # The credentials of the beginning have expired by now, or soon have.
+                # The first credentials have expired by now, or soon will.
                 await eventually(lambda: issuer.given >= given + 2, within_s=4 * LIFE_S)
                 async with server.api() as api:
                     await put(api, "first", "four")

@@ -20,7 +20,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
 from tests.end_to_end.real.api import RefusedError
-from tests.end_to_end.real.bearers import bearer_of, until_bearer_is
+from tests.end_to_end.real.bearers import await_bearer, bearer_of
 from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
 from tests.end_to_end.real.inside import ADDRESSES, Inside
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
@@ -52,7 +52,7 @@ ALPHA = Cluster(
     object_uid="object-of-alpha",
 )
 LIFE_S = 10
-"""The shortest that a certificate is signed for."""
+"""The shortest lifetime of a signed certificate."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -63,7 +63,7 @@ async def inside(server: RealApi) -> AsyncIterator[Inside]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def operators(server: RealApi) -> None:
-    """The service account whose tokens are handed out, and no Secret of before."""
+    """Create the service account of the issued tokens, without Secrets of earlier tests."""
     async with server.api() as api:
         await api.call("DELETE", f"{NAMESPACE}/secrets")
         await api.forget(f"{NAMESPACE}/serviceaccounts/operators")
@@ -96,7 +96,7 @@ async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
 
         await set_ready(server, "alpha", False)
 
-        await until_bearer_is(server, token_in(alpha), None)
+        await await_bearer(server, token_in(alpha), None)
         assert len(await secrets_in(server)) == 1
         assert await user_of(beta, proxy=inside.proxy) == "system:serviceaccount:default:operators"
 
@@ -124,7 +124,7 @@ async def test_missing_right_of_token_source_is_named(server: RealApi, resource:
 
 
 async def a_life_of_tokens(server: RealApi) -> None:
-    """Tokens of one project, from two runs of a daemon: the second revokes those of the first as well."""
+    """Return tokens of one project, of two runs of a daemon; the second run revokes those of the first."""
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
     async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
         first, second = (tokens_of(api, run="one", origin=upstream.origin, namespace="default") for _ in range(2))
@@ -150,7 +150,7 @@ async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_to
         assert ours is not None
         assert theirs is not None
         await one.revoke(ALPHA)
-        await until_bearer_is(server, ours.reveal(), None)
+        await await_bearer(server, ours.reveal(), None)
         assert await bearer_of(server, theirs.reveal()) == "system:serviceaccount:default:operators"
         assert len(await secrets_in(server)) == 1
         await other.revoke(ALPHA)
@@ -170,12 +170,12 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
         for path, each in (("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)):
             await api.forget(f"{registration}/{path}/{each['metadata']['name']}")
             await api.call("POST", f"{registration}/{path}", each)
-        with suppress(RefusedError):  # an earlier run made it
+        with suppress(RefusedError):  # an earlier run created it
             await api.call("POST", "/api/v1/namespaces", namespace)
         with suppress(RefusedError):
             await api.call("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "operators"}})
         async with asyncio.timeout(60):
-            while True:  # a policy takes effect some moments after it was created
+            while True:  # a policy takes effect some moments after its creation
                 try:
                     await api.call("POST", secrets, permanent)
                 except RefusedError as error:
@@ -217,7 +217,7 @@ async def test_certificate_is_renewed_before_expiry_without_failed_requests(
 
 
 async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str, Any]]:
-    """Who the server takes the holder of alpha's credential for, over and over. A client ends with its certificate."""
+    """Yield the user of alpha's credential continuously; a client ends with its certificate."""
     while True:
         async with client.api_client("alpha", proxy=proxy) as api:
             with suppress(CertificateRenewed):
@@ -228,12 +228,12 @@ async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str
 
 
 async def test_service_account_tokens_are_accepted_by_structured_authentication(servers: RealServers) -> None:
-    """A server takes ten seconds to trust an issuer, so both modes have it at the same time."""
+    """A server trusts a new issuer after ten seconds, so both modes are tested concurrently."""
 
     async def in_mode(mode: Mode, folder: Path) -> None:
         async with servers.lend(mode, folder) as server, Issuer(folder) as issuer:
             server.trust(issuer.trusted())
-            await until_bearer_is(server, issuer.token("operator"), "account:operator")
+            await await_bearer(server, issuer.token("operator"), "account:operator")
             await by_service_account(server, folder, issuer)
             server.trust()
 
@@ -244,7 +244,7 @@ async def test_service_account_tokens_are_accepted_by_structured_authentication(
 
 
 async def by_service_account(server: RealApi, folder: Path, issuer: Issuer) -> None:
-    """The daemon authenticates by it, as those do whom it hands kubeconfigs."""
+    """Return a kubeconfig by which the daemon authenticates as the service account of the issued kubeconfigs."""
     await Rights(server, user("account:operator")).give(shipped_role(server.mode))
     key = folder / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))
@@ -259,9 +259,9 @@ async def by_service_account(server: RealApi, folder: Path, issuer: Issuer) -> N
     async with handing_out(server, folder, source, kubeconfig=nobody, authenticates=True) as client:
         alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
     assert token_in(alpha) == token_in(beta)
-    assert issuer.given == 2, "one for the daemon, one for all whom it hands kubeconfigs"
+    assert issuer.given == 2, "one token for the daemon, one for all issued kubeconfigs"
     assert await bearer_of(server, token_in(alpha)) == "account:operator"
     assert await bearer_of(server, issuer.token("operator", audience="others")) is None
-    if server.mode == "project-control-plane":  # a kube-apiserver in Milo's place has no projects' control planes
+    if server.mode == "project-control-plane":  # a kube-apiserver in Milo's place has no control planes of projects
         async with Inside(server) as inside:
             assert await user_of(alpha, proxy=inside.proxy) == "account:operator"

@@ -1,4 +1,4 @@
-"""The shipped definitions of sources, against the platforms' own resource definitions on a real kube-apiserver.
+"""The shipped source definitions, with the platforms' own CRDs on a real kube-apiserver.
 
 A second real API server is the cluster: its kubeconfig is issued by the daemon and used by kubectl.
 """
@@ -43,7 +43,7 @@ async def define(api: Api, module: tuple[str, str, str]) -> None:
 
 @asynccontextmanager
 async def following(platform: RealApi | None, definition: str, folder: Path, **changes: Any) -> AsyncIterator[Watch]:
-    """A watch of a daemon that runs with a shipped definition, changed where it says `yours`."""
+    """Watch a daemon with a shipped definition, adapted where it says `yours`."""
     config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
     for path, value in changes.items():
         *around, last = path.split("__")
@@ -71,7 +71,7 @@ async def until(watch: Watch, holds: Callable[[Watch], bool]) -> None:
 
 
 async def expect_usable(watch: Watch, folder: Path, name: str, user: str) -> None:
-    """The cluster is engaged, reached by the daemon's probes, and its kubeconfig is used by kubectl."""
+    """Check that the cluster is engaged and reachable, and that kubectl works with its kubeconfig."""
     await until(
         watch, lambda seen: name in seen.clusters and seen.clusters[name].connectivity.state.name == "REACHABLE"
     )

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from milo_discovery import EngagementReason
-from tests.end_to_end.real.bearers import until_bearer_is
+from tests.end_to_end.real.bearers import await_bearer
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.rights import Rights, service_account, shipped_role, user
 from tests.end_to_end.real.servers import RealApi
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NAMES = ("alpha", "beta", "gamma")
 ADVANCE = 500
-"""More revisions than a server writes of its own accord while it starts."""
+"""More revisions than a starting server writes by itself."""
 ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 SECRETS = "/api/v1/namespaces/default/secrets"
 
@@ -31,7 +31,7 @@ SECRETS = "/api/v1/namespaces/default/secrets"
 async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, folder) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         await server.stop()
         await observer.source("STALE")
@@ -39,25 +39,25 @@ async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path
         await observer.source("STREAMING")
 
         await delete(server, "beta")
-        await observer.told_in_the_end(disengaged("beta", "DELETED"))
+        await observer.expect_last(disengaged("beta", "DELETED"))
 
 
 async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> None:
-    """It lets open watches live for a minute, so both modes have it at the same time."""
+    """Open watches are served for a minute, so both modes are tested concurrently."""
 
     async def in_mode(mode: Mode, folder: Path) -> None:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(servers.lend(mode, folder))
             await create_ready(server, *NAMES)
             observer = await stack.enter_async_context(DaemonObserver(server, folder))
-            await observer.told(*map(engaged, NAMES))
+            await observer.expect(*map(engaged, NAMES))
 
             await server.terminate()
             await observer.source("STALE")
             await server.start()
             await observer.source("STREAMING")
 
-            await observer.told_in_the_end()
+            await observer.expect_last()
 
     with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
         async with asyncio.TaskGroup() as both:
@@ -68,7 +68,7 @@ async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> 
 async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, folder) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         await server.cut_off()
         await delete(server, "alpha")
@@ -78,7 +78,7 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
         await observer.source("STALE")
         await server.compact()
 
-        await observer.told_in_the_end(
+        await observer.expect_last(
             disengaged("alpha", "DELETED"),
             disengaged("beta", "REPLACED"),
             engaged("beta"),
@@ -89,7 +89,7 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
 async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder: Path) -> None:
-    """The token is bound to a Secret, as TokenRequest has it, and dies with it."""
+    """The token is bound to a Secret, as with TokenRequest, and ends with it."""
     async with server.api() as api:
         for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
             await api.forget(path)
@@ -100,11 +100,11 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder:
     kubeconfig = server.kubeconfig_with({"tokenFile": str(file)}, "by-token-file")
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         async with server.api() as api:
             await api.forget(f"{SECRETS}/first")
-        await until_bearer_is(server, token, None)
+        await await_bearer(server, token, None)
         await server.drop_watches()
         await observer.source("STALE", "Unauthorized")
         await delete(server, "gamma")
@@ -112,7 +112,7 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder:
 
         file.write_text(await bound_token(server, "second"))
         await observer.source("STREAMING")
-        await observer.told_in_the_end(disengaged("gamma", "DELETED"))
+        await observer.expect_last(disengaged("gamma", "DELETED"))
         assert token not in observer.daemon.output
 
 
@@ -121,27 +121,27 @@ async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, fo
     await rights.give(shipped_role(server.mode))
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, folder, kubeconfig=server.kubeconfig_as("discovery")) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         await rights.withdraw()
         await server.drop_watches()
-        told = await observer.source("STALE", "Forbidden")
-        assert "discovery" in told.message
+        status = await observer.source("STALE", "Forbidden")
+        assert "discovery" in status.message
         await delete(server, "alpha")
         assert await observer.engaged_names() == list(NAMES)
 
         await rights.give(shipped_role(server.mode))
         await observer.source("STREAMING")
-        await observer.told_in_the_end(disengaged("alpha", "DELETED"))
+        await observer.expect_last(disengaged("alpha", "DELETED"))
 
 
 async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, folder, removals={"verify_after": "2s"}) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
-        await server.cut_off()  # else it would see each object deleted, as each then is
-        definition = await server.undefine()
+        await server.cut_off()  # otherwise it would observe the deletion of each object
+        definition = await server.delete_definition()
         await server.reconnect()
         await observer.source("STALE", "NotServing")
         assert await observer.engaged_names() == list(NAMES)
@@ -152,7 +152,7 @@ async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server:
         await server.reconnect()
         await observer.source("CATCHING_UP", "RemovalsHeld")
         await observer.source("STREAMING")
-        await observer.told_in_the_end(
+        await observer.expect_last(
             *(event for name in NAMES for event in (disengaged(name, "REPLACED"), engaged(name)))
         )
 
@@ -161,7 +161,7 @@ async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server:
 async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
     server: RealApi, folder: Path, backup: str
 ) -> None:
-    """An empty etcd, or one from a backup, behind the same address: it answers truthfully, and all wrong."""
+    """An empty or restored etcd behind the same address: its responses are consistent, and all wrong."""
     await create_ready(server, "alpha")
     saved = await server.snapshot(folder.name)
     await create_ready(server, "beta", "gamma")
@@ -171,30 +171,30 @@ async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
     await set_ready(server, "gamma", True)
     settings = {"source": {"silence_limit": "5s"}, "removals": {"verify_after": "2s"}}
     async with DaemonObserver(server, folder, **settings) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         await server.restore(saved if backup == "from-before" else None)
 
         await observer.source("CATCHING_UP", "RemovalsHeld", within_s=90)
         await observer.explains("beta", EngagementReason.CONFIRMING_DELETION, "versions went back")
-        await observer.told_in_the_end()
+        await observer.expect_last()
         assert await observer.engaged_names() == [*NAMES, "the-last"]
 
 
 async def test_f20_deleted_fleet_is_disengaged_after_second_list(server: RealApi, folder: Path) -> None:
-    """All deleted while the daemon was cut off, on the same server: its versions went on."""
+    """All objects are deleted while the daemon is cut off; the server's versions increase."""
     await create_ready(server, *NAMES)
     removals = {"verify_after": "2s"}
     async with DaemonObserver(server, folder, removals=removals) as observer:
-        await observer.told(*map(engaged, NAMES))
+        await observer.expect(*map(engaged, NAMES))
 
         await server.cut_off()
         for name in NAMES:
             await delete(server, name)
-        await server.compact()  # so that a list is all there is to tell of it
+        await server.compact()  # so that only a list shows the deletions
 
         await observer.source("CATCHING_UP", "RemovalsHeld")
-        await observer.told(*(disengaged(name, "DELETED") for name in NAMES))
+        await observer.expect(*(disengaged(name, "DELETED") for name in NAMES))
         await observer.source("STREAMING")
 
 

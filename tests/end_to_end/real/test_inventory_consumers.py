@@ -15,13 +15,13 @@ import pytest
 
 from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
 from tests.end_to_end.real.builds import GoProgram, UnobtainableError, obtain, say_to_stderr
-from tests.end_to_end.real.publishing import Publication, Publishing, a_publication, assembled
+from tests.end_to_end.real.publishing import Publication, Publishing, assembled, publication_namespace
 from tests.end_to_end.scenarios.servers import RealServers
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1800)]  # it compiles Kubernetes libraries
 
 PROVIDERS = {"library": "v0.23.3", "upstream": "v0.24.1"}
-"""Each with its version of multicluster-runtime."""
+"""The providers, each with its version of multicluster-runtime."""
 ANSWERED_WITHIN_S = 90.0
 
 
@@ -35,7 +35,7 @@ def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         package=".",
         definition=assembled(tmp_path, provider),
     )
-    given = os.environ.get(f"INVENTORY_{provider.upper()}")  # a binary that somebody has built already
+    given = os.environ.get(f"INVENTORY_{provider.upper()}")  # an existing binary
     if given:
         return Path(given)
     try:
@@ -50,7 +50,7 @@ async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
     (folder / "inventory").mkdir()
     async with (
         servers.lend("project-control-plane", folder / "inventory") as inventory,
-        a_publication(inventory, "cluster-profiles") as profiles,
+        publication_namespace(inventory, "cluster-profiles") as profiles,
         a_place(folder, token_life=20.0, connectivity={"interval": "1s"}) as place,
         Publishing.running(place, profiles),
         operating(operator, place, profiles),
@@ -107,7 +107,7 @@ async def ask_and_await_answer(place: Place, kubeconfig: Path, answered_by: str)
 
 
 async def kubectl(place: Place, kubeconfig: Path, *arguments: str) -> str:
-    """By a kubeconfig that calls the plugin, which is on the place's PATH."""
+    """Run kubectl with a kubeconfig that calls the plugin, which is in the PATH of the place."""
     outcome = await place.run("kubectl", f"--kubeconfig={kubeconfig}", *arguments)
     assert outcome.status == 0, outcome.err
     return outcome.out

@@ -27,7 +27,7 @@ DIFFERENT_ON_PURPOSE = next(iter(ON_PURPOSE))
 def test_parity_verdict_compares_both_results(
     scenario: str, daemon: list[str], provider: list[str], verdict: str
 ) -> None:
-    events_by_cluster = [{"alpha": told} if told else {} for told in (daemon, provider)]
+    events_by_cluster = [{"alpha": has_event} if has_event else {} for has_event in (daemon, provider)]
     compared = Comparison(scenario, "project", *events_by_cluster)
     assert compared.verdict == verdict
     assert compared.is_explained == (verdict != "DIFFER")

@@ -1,4 +1,4 @@
-"""Tests of the peer program, which prints what Milo's own provider engages and disengages."""
+"""Tests of the peer program, which prints the engagements of Milo's own provider."""
 
 import asyncio
 import signal
@@ -41,7 +41,7 @@ async def telling(binary: Path, server: RealApi, *arguments: str) -> AsyncIterat
         await process.wait()
 
 
-async def told(lines: asyncio.StreamReader) -> tuple[str, str]:
+async def next_event(lines: asyncio.StreamReader) -> tuple[str, str]:
     async with asyncio.timeout(30):
         line = await lines.readline()
     _, what, name, *_ = line.decode().split()
@@ -52,10 +52,10 @@ async def test_peer_reports_engaged_and_disengaged_clusters(binary: Path, server
     await create(server, "alpha")
     async with telling(binary, server) as lines:
         await set_ready(server, "alpha", True)
-        assert await told(lines) == ("ENGAGED", "alpha")
+        assert await next_event(lines) == ("ENGAGED", "alpha")
 
         await set_ready(server, "alpha", False)
-        assert await told(lines) == ("DISENGAGED", "alpha")
+        assert await next_event(lines) == ("DISENGAGED", "alpha")
 
 
 async def test_peer_applies_selector(binary: Path, server: RealApi) -> None:
@@ -63,4 +63,4 @@ async def test_peer_applies_selector(binary: Path, server: RealApi) -> None:
         await create(server, name, labels={"env": environment})
         await set_ready(server, name, True)
     async with telling(binary, server, "--label-selector=env=prod") as lines:
-        assert await told(lines) == ("ENGAGED", "beta")
+        assert await next_event(lines) == ("ENGAGED", "beta")

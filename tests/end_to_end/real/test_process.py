@@ -1,4 +1,4 @@
-"""Tests of server processes: only the process that was started is ever signalled."""
+"""Tests of server processes: signals reach only the process that was started."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`milo-discovery publish` against a real kube-apiserver: what it writes, and what it leaves alone."""
+"""`milo-discovery publish` against a real kube-apiserver: what it writes, and what it leaves unchanged."""
 
 import base64
 import json
@@ -16,9 +16,9 @@ from tests.end_to_end.real.publishing import (
     Holds,
     Publication,
     Publishing,
-    a_publication,
     condition,
     is_complete,
+    publication_namespace,
     publish_once,
     versions,
 )
@@ -32,7 +32,7 @@ PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfig
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def inventory(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
-    """The API server that is written to."""
+    """The API server of published objects."""
     (folder / "inventory").mkdir()
     async with servers.lend("project-control-plane", folder / "inventory") as server:
         yield server
@@ -47,12 +47,12 @@ async def place(folder: Path) -> AsyncIterator[Place]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def profiles(inventory: RealApi) -> AsyncIterator[Publication]:
-    async with a_publication(inventory, PROFILES) as publication:
+    async with publication_namespace(inventory, PROFILES) as publication:
         yield publication
 
 
 def healthy(name: str) -> Holds:
-    """Published completely, and healthy."""
+    """Whether a profile is published completely, and healthy."""
     return lambda found: name in found and is_complete(found[name]) and condition(found[name])[1] == "True"
 
 
@@ -88,7 +88,9 @@ async def test_profiles_follow_engagements_and_are_deleted_with_them(place: Plac
         place.sandbox.projects.create("alpha", ready=True)
         again = await profiles.until(lambda found: "alpha" in found and _uid(found["alpha"]) != _uid(first))
     annotations = again["alpha"]["metadata"]["annotations"]
-    assert annotations["discovery.miloapis.com/cluster-uid"] != _annotation(first, "cluster-uid"), "another cluster"
+    assert annotations["discovery.miloapis.com/cluster-uid"] != _annotation(first, "cluster-uid"), (
+        "the profile is of another cluster"
+    )
 
 
 async def test_nothing_is_written_where_nothing_changed(place: Place, profiles: Publication) -> None:
@@ -98,7 +100,7 @@ async def test_nothing_is_written_where_nothing_changed(place: Place, profiles: 
         before = versions(await profiles.until(healthy("beta")))
     await publish_once(place, profiles)
     async with Publishing.running(place, profiles):
-        place.sandbox.projects.create("gamma", ready=True)  # once it is published, those before it were considered
+        place.sandbox.projects.create("gamma", ready=True)  # when this one is published, earlier ones were considered
         found = await profiles.until(healthy("gamma"))
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 
@@ -155,7 +157,7 @@ async def test_publisher_catches_up_after_an_outage_of_the_api_server(place: Pla
 
 
 async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(place: Place, profiles: Publication) -> None:
-    """A daemon that starts without Milo sends the clusters of its state file, which can be older than the objects."""
+    """A daemon that starts without Milo serves the clusters of its state file, which may be older than the objects."""
     state = place.folder / "state"
     await place.daemon.terminate()
     shutil.copytree(state, older := place.folder / "older")
@@ -175,7 +177,7 @@ async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(place: P
         place.sandbox.projects.create("gamma", ready=True)
         await place.sandbox.start()
         found = await profiles.until_named("alpha", "beta", "gamma")
-        assert _uid(found["beta"]) == _uid(before["beta"]), "it was not deleted meanwhile"
+        assert _uid(found["beta"]) == _uid(before["beta"]), "the object was deleted meanwhile"
         place.sandbox.projects.delete("beta")
         await profiles.until_named("alpha", "gamma")
 
@@ -191,11 +193,11 @@ async def test_publishers_of_one_namespace_keep_to_their_own_objects(place: Plac
         "beta": "two",
     }
     await publish_once(place, profiles, "--publisher", "one")
-    assert _label(await profiles.objects(), "beta", "publisher") == "one", "taken over with its cluster"
+    assert _label(await profiles.objects(), "beta", "publisher") == "one", "the object was adopted for its cluster"
 
 
 async def test_argocd_secret_connects_as_argocd_does(place: Place, inventory: RealApi) -> None:
-    async with a_publication(inventory, ARGOCD) as secrets:
+    async with publication_namespace(inventory, ARGOCD) as secrets:
         plugin = str(COMMANDS / "milo-discovery")
         await publish_once(place, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")
         secret = (await secrets.until_named("alpha-argocd-cluster"))["alpha-argocd-cluster"]
@@ -216,7 +218,7 @@ async def test_argocd_secret_connects_as_argocd_does(place: Place, inventory: Re
 
 
 async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path, inventory: RealApi) -> None:
-    async with a_place(folder, token_life=8.0) as place, a_publication(inventory, FLUX) as secrets:
+    async with a_place(folder, token_life=8.0) as place, publication_namespace(inventory, FLUX) as secrets:
         async with Publishing.running(place, secrets):
             seen: list[str] = []
             for _ in range(3):
@@ -230,9 +232,9 @@ async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path
         assert place.refused == []
 
 
-async def test_no_right_is_granted_in_vain(place: Place, inventory: RealApi) -> None:
-    """Each verb of the shipped role is used; without it, something is refused."""
-    async with a_publication(inventory, PROFILES) as profiles:
+async def test_every_shipped_right_is_required(place: Place, inventory: RealApi) -> None:
+    """Without any one verb of the shipped role, a request is refused."""
+    async with publication_namespace(inventory, PROFILES) as profiles:
         await publish_once(place, profiles)
         used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}
         place.sandbox.projects.delete("alpha")

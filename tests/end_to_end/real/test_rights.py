@@ -1,4 +1,4 @@
-"""The shipped roles suffice and allow no more: each missing verb is reported by name."""
+"""The shipped roles are sufficient and minimal: each missing verb is reported by name."""
 
 from pathlib import Path
 
@@ -31,13 +31,13 @@ async def test_shipped_role_is_sufficient(
     await create_ready(server, "alpha", "beta")
     source = {"streaming_lists": streaming_lists, "page_size": 1}
     async with DaemonObserver(server, folder, kubeconfig=kubeconfig, source=source) as observer:
-        await observer.told(engaged("alpha"), engaged("beta"))
+        await observer.expect(engaged("alpha"), engaged("beta"))
 
         await server.cut_off()
         await delete(server, "alpha")
-        await server.compact()  # so the daemon must list again, and ask about what is missing
+        await server.compact()  # so that the daemon has to list again, and to confirm what is missing
 
-        await observer.told_in_the_end(disengaged("alpha", "DELETED"))
+        await observer.expect_last(disengaged("alpha", "DELETED"))
 
 
 async def test_missing_watch_right_makes_source_stale(
@@ -46,7 +46,7 @@ async def test_missing_watch_right_makes_source_stale(
     await rights.give(shipped_role(server.mode), without=["watch"])
     await create_ready(server, "alpha")
     async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
-        await observer.told(engaged("alpha"))  # a list by pages is allowed
+        await observer.expect(engaged("alpha"))  # a paged list is allowed
 
         status = await observer.source("STALE", "Forbidden")
 
@@ -70,15 +70,15 @@ async def test_missing_get_right_leaves_deletions_unconfirmed(
     await rights.give(shipped_role(server.mode), without=["get"])
     await create_ready(server, "alpha", "beta")
     async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
-        await observer.told(engaged("alpha"), engaged("beta"))
+        await observer.expect(engaged("alpha"), engaged("beta"))
 
         await delete(server, "alpha")
 
         await observer.explains("alpha", EngagementReason.CONFIRMING_DELETION, "cannot get resource")
-        await observer.told_in_the_end()
+        await observer.expect_last()
 
         await rights.give(shipped_role(server.mode))
-        await observer.told(disengaged("alpha", "DELETED"))
+        await observer.expect(disengaged("alpha", "DELETED"))
 
 
 async def test_shipped_role_allows_nothing_else(server: RealApi, rights: Rights) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the real servers' controls, which the scenarios' steps use."""
+"""Tests of the controls of real servers, which scenario steps use."""
 
 from pathlib import Path
 
@@ -147,7 +147,7 @@ async def test_idle_server_is_compacted(server: RealApi) -> None:
 async def test_restored_backup_has_old_data_and_versions(server: RealApi) -> None:
     await create(server, "alpha")
     backup = await server.snapshot("with-alpha-only")
-    for _ in range(500):  # more than a starting server writes of its own accord
+    for _ in range(500):  # more revisions than a starting server writes by itself
         await server.etcd.tick()
     await create(server, "beta")
     after = int(await version_of(server))

@@ -1,4 +1,4 @@
-"""`./dev real`: `up` starts the servers, `status` reports them, `down` ends only these."""
+"""`./dev real`: `up` starts the servers, `status` reports them, `down` stops only these."""
 
 import asyncio
 import os

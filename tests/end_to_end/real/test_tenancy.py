@@ -1,4 +1,4 @@
-"""A tenant's project from creation to deletion, as operators of either mode receive it."""
+"""A tenant's project from creation to deletion, as received by operators in either mode."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -25,15 +25,15 @@ SECRETS = {"name": "deployed", "type": "kubeconfig-secret", "key": SECRET_KEY}
 
 
 class Installation:
-    """Both servers, and of each a daemon with the shipped rights and a subscriber."""
+    """Both servers, each with a daemon that has the shipped rights, and its subscriber."""
 
     def __init__(self, core: RealApi, infrastructure: RealApi, outside: DaemonObserver, inside: DaemonObserver) -> None:
         self._core = core
         self.infrastructure = infrastructure
         self.outside = outside
-        """Mode `project`."""
+        """The client in mode `project`."""
         self.inside = inside
-        """Mode `project-control-plane`."""
+        """The client in mode `project-control-plane`."""
 
     def project(self, name: str) -> Project:
         return Project(name, "acme", self._core, self.infrastructure)
@@ -64,17 +64,17 @@ async def test_project_is_engaged_when_control_plane_is_ready(milo: Installation
     project = milo.project("alpha")
     for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace, project.deploy):
         await step()
-        await milo.inside.told()
+        await milo.inside.expect()
     await project.report("False", "Deploying")
-    await milo.inside.told()
+    await milo.inside.expect()
 
     await project.report("True", "Deployed")
 
     endpoint = f"https://{ADDRESSES}".format(uid=project.uid)
-    await milo.inside.told(engaged("alpha", at=endpoint))
-    await milo.outside.told()
+    await milo.inside.expect(engaged("alpha", at=endpoint))
+    await milo.outside.expect()
     await project.report_project("True", "Ready")
-    await milo.outside.told(engaged("alpha"))
+    await milo.outside.expect(engaged("alpha"))
 
 
 async def test_kubeconfig_secret_of_project_opens_its_control_plane(milo: Installation) -> None:
@@ -93,7 +93,7 @@ async def test_kubeconfig_secret_valid_for_a_week_is_not_handed_out(milo: Instal
         await step()
     await project.deploy(lifetime=timedelta(days=7))
     await project.report("True", "Deployed")
-    await milo.inside.told(engaged("epsilon"))
+    await milo.inside.expect(engaged("epsilon"))
 
     with pytest.raises(PreconditionFailed, match="up to 24 hours are handed out; set allow_long_lived"):
         await milo.inside.kubeconfig_of("epsilon")
@@ -107,22 +107,22 @@ async def test_deleted_project_stays_engaged_until_finalizers_are_removed(milo: 
     assert await project.drain() == "CleanupAwaitingCompletion"
 
     await milo.outside.updated("beta", deletion_message="waiting for record")
-    await milo.outside.told()
-    await milo.inside.told()
+    await milo.outside.expect()
+    await milo.inside.expect()
     assert await project.drain() == "CleanupAwaitingCompletion"
 
     await project.undo("record")
     assert await project.drain() == "CleanupComplete"
 
-    await milo.inside.told(disengaged("beta", "DELETED"))
-    await milo.outside.told(disengaged("beta", "DELETED"))
+    await milo.inside.expect(disengaged("beta", "DELETED"))
+    await milo.outside.expect(disengaged("beta", "DELETED"))
 
 
 async def test_recreated_project_is_another_cluster(milo: Installation) -> None:
     first = await ready(milo, "gamma")
     await first.ask_to_delete()
     assert await first.drain() == "CleanupComplete"
-    await milo.inside.told(disengaged("gamma", "DELETED"))
+    await milo.inside.expect(disengaged("gamma", "DELETED"))
 
     second = milo.project("gamma")
     await second.ask_for_it()
@@ -130,7 +130,7 @@ async def test_recreated_project_is_another_cluster(milo: Installation) -> None:
     await second.report("True", "Deployed")
 
     assert second.uid != first.uid
-    await milo.inside.told(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
+    await milo.inside.expect(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
 
 
 async def ready(milo: Installation, name: str) -> Project:
@@ -141,6 +141,6 @@ async def ready(milo: Installation, name: str) -> Project:
     await project.deploy()
     await project.report("True", "Deployed")
     await project.report_project("True", "Ready")
-    await milo.inside.told(engaged(name))
-    await milo.outside.told(engaged(name))
+    await milo.inside.expect(engaged(name))
+    await milo.outside.expect(engaged(name))
     return project

@@ -1,4 +1,4 @@
-"""Service accounts that call the daemon, identified by a real server's TokenReview."""
+"""Service accounts as callers of the daemon, identified by TokenReviews of a real server."""
 
 import asyncio
 import base64
@@ -36,9 +36,9 @@ ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 AUDIENCE = "milo-discovery"
 SHORTEST_S = 600
-"""The shortest life that a server gives a token."""
+"""The shortest lifetime of a token that a server issues."""
 LEEWAY_S = 90
-"""A server takes a token for a minute more."""
+"""How long a server accepts an expired token."""
 
 OURS = [
     {"name": "operators", "who": {"user": "system:serviceaccount:default:operators"}, "clusters": {"names": ["alpha"]}},
@@ -48,7 +48,7 @@ OURS = [
 
 
 class Callers:
-    """Of a daemon that has a listener for tokens."""
+    """Calls to a daemon with a listener for tokens."""
 
     def __init__(self, server: RealApi, folder: Path) -> None:
         self.server = server
@@ -58,29 +58,32 @@ class Callers:
         self.shown: list[str] = []
 
     async def sees(self, token: str) -> list[str]:
-        """The names of what the bearer is shown. Raises what he is refused with."""
+        """Return the names of visible clusters for a token.
+
+        Raises the call's error.
+        """
         self.shown.append(token)
         self._token.write_text(token)
         async with DiscoveryClient(self._address, credentials=ClientCredentials(token_file=self._token)) as client:
             return [cluster.name for cluster in (await client.list()).clusters]
 
-    async def turned_down(self, token: str) -> str:
-        """Why, as the bearer is told."""
+    async def rejection_of(self, token: str) -> str:
+        """Return the message with which a token is rejected."""
         with pytest.raises(Unauthenticated) as refusal:
             await self.sees(token)
         assert refusal.value.reason == "TOKEN_REJECTED"
         return refusal.value.message
 
     def refused(self) -> list[str]:
-        """The reasons of what was refused, by the audit. It holds nothing that was shown."""
+        """Return the reasons of rejections in the audit log, which must not contain the token."""
         written = self._audit.read_text()
         assert not [token for token in self.shown if token in written or token.rpartition(".")[2] in written]
         return [line["reason"] for line in map(json.loads, written.splitlines()) if line["event"] == "refused"]
 
 
 @asynccontextmanager
-async def taking_tokens(server: RealApi, folder: Path) -> AsyncIterator[Callers]:
-    """Who reviews them is `reviewer`, and may do what a test gives it."""
+async def token_daemon(server: RealApi, folder: Path) -> AsyncIterator[Callers]:
+    """Run a daemon with a listener for tokens, whose kubeconfig is that of `reviewer`."""
     config = {
         "mode": server.mode,
         "discovery_kubeconfig": str(server.kubeconfig),
@@ -101,7 +104,7 @@ async def taking_tokens(server: RealApi, folder: Path) -> AsyncIterator[Callers]
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def rights(server: RealApi) -> Rights:
-    """Those that `deploy` ships for it, and nothing more."""
+    """Return the rights that `deploy` ships for it, and no others."""
     rights = Rights(server, user("reviewer"))
     await rights.give(shipped_role_of_reviews())
     return rights
@@ -122,21 +125,21 @@ pytestmark.append(pytest.mark.usefixtures("accounts", "rights"))
 async def token_of(server: RealApi, account: str, *, audience: str = AUDIENCE) -> str:
     wanted = {"spec": {"audiences": [audience], "expirationSeconds": SHORTEST_S}}
     async with server.api() as api:
-        told = await api.call("POST", f"{ACCOUNTS}/{account}/token", wanted)
-    token: str = told["status"]["token"]
+        response = await api.call("POST", f"{ACCOUNTS}/{account}/token", wanted)
+    token: str = response["status"]["token"]
     return token
 
 
 async def is_good(server: RealApi, token: str) -> bool:
-    """By the server's own word."""
+    """Whether the server itself accepts the token."""
     spec = {"token": token, "audiences": [AUDIENCE]}
     async with server.api() as api:
-        told = await api.call("POST", REVIEWS, {"spec": spec})
-    return bool(told["status"].get("authenticated"))
+        response = await api.call("POST", REVIEWS, {"spec": spec})
+    return bool(response["status"].get("authenticated"))
 
 
 async def test_service_account_is_identified_with_shipped_right(server: RealApi, folder: Path) -> None:
-    async with taking_tokens(server, folder) as callers:
+    async with token_daemon(server, folder) as callers:
         assert await callers.sees(await token_of(server, "operators")) == ["alpha"]
         assert await callers.sees(await token_of(server, "others")) == ["beta"]
         assert callers.refused() == []
@@ -159,31 +162,33 @@ async def test_tokens_of_other_audience_or_forged_are_rejected(server: RealApi, 
         (await token_of(server, "operators", audience="https://others.test"), "must be for milo-discovery"),
         (signed(claims_of(good) | {"exp": now - LEEWAY_S, "iat": now - 700, "nbf": now - 700}, key), "expired"),
         ("made-up.by.somebody", "the API server rejected the token"),
-        (bent(good), "the API server rejected the token"),
+        (with_invalid_signature(good), "the API server rejected the token"),
         (signed(claims_of(good), ec.generate_private_key(ec.SECP256R1())), "the API server rejected the token"),
         (signed(claims_of(good) | of_account("nobody"), key), "the API server rejected the token"),
     ]
-    async with taking_tokens(server, folder) as callers:
+    async with token_daemon(server, folder) as callers:
         for token, why in wrong:
             assert not await is_good(server, token)
-            assert why in await callers.turned_down(token)
+            assert why in await callers.rejection_of(token)
         assert callers.refused() == ["TOKEN_REJECTED"] * len(wrong)
-        assert await callers.sees(signed(claims_of(good), key)) == ["alpha"], "what is wrong is what was said of it"
+        assert await callers.sees(signed(claims_of(good), key)) == ["alpha"], (
+            "the message has the reason of the rejection"
+        )
 
 
 async def test_tokens_of_a_service_account_end_with_it(server: RealApi, folder: Path) -> None:
     shown, kept = [await token_of(server, "operators") for _ in range(2)]
-    async with taking_tokens(server, folder) as callers:
+    async with token_daemon(server, folder) as callers:
         assert await callers.sees(shown) == ["alpha"]
 
         async with server.api() as api:
             await api.call("DELETE", f"{ACCOUNTS}/operators")
-        # A server answers a question that it was asked before as it did then, for some seconds.
+        # A server caches the result of a review for some seconds.
         for number in count():
             if not await is_good(server, signed(claims_of(kept) | {"jti": str(number)}, server.signing_key())):
                 break
 
-        assert "the API server rejected the token" in await callers.turned_down(kept)
+        assert "the API server rejected the token" in await callers.rejection_of(kept)
         assert callers.refused() == ["TOKEN_REJECTED"]
 
 
@@ -192,11 +197,13 @@ async def test_missing_token_review_right_denies_callers_and_is_named(
 ) -> None:
     await rights.give(withheld(shipped_role_of_reviews(), "tokenreviews", "create"))
     token = await token_of(server, "operators")
-    async with taking_tokens(server, folder) as callers:
+    async with token_daemon(server, folder) as callers:
         with capture_logs() as logs, pytest.raises(Unavailable) as refusal:
             await callers.sees(token)
         assert refusal.value.reason == "TOKEN_NOT_REVIEWED"
-        assert server.url not in refusal.value.message, "who is not known yet is not told where our API server is"
+        assert server.url not in refusal.value.message, (
+            "an unauthenticated caller does not learn the API server's address"
+        )
         [said] = [line["problem"] for line in logs if line["event"] == "token reviews failing"]
         assert "tokenreviews.authentication.k8s.io" in said
 
@@ -205,7 +212,7 @@ async def test_missing_token_review_right_denies_callers_and_is_named(
 
 
 async def until_seen(callers: Callers, token: str) -> list[str]:
-    """A caller comes again when he is told to: for a second nobody asks the server again."""
+    """Return the visible clusters, with retries; for a second after a failure the server is not asked again."""
     while True:
         try:
             return await callers.sees(token)
@@ -221,8 +228,8 @@ def of_account(name: str) -> dict[str, Any]:
     }
 
 
-def bent(token: str) -> str:
-    """With one bit of its signature turned."""
+def with_invalid_signature(token: str) -> str:
+    """Return the token with one bit of its signature changed."""
     begin, _, signature = token.rpartition(".")
     content = bytearray(from_text(signature))
     content[0] ^= 1

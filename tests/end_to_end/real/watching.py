@@ -1,4 +1,4 @@
-"""Objects and watches of a real server's collection, as plain HTTP."""
+"""Objects and watches of a real server's collection, over plain HTTP."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ Event = dict[str, Any]
 
 
 def thing(server: RealApi, name: str, **metadata: object) -> dict[str, object]:
-    """The least that the server takes for an object of its collection."""
+    """Return the smallest object that the collection accepts."""
     group, version = server.collection.split("/")[2:4]
     return {
         "apiVersion": f"{group}/{version}",
@@ -40,7 +40,7 @@ async def create(server: RealApi, name: str, **metadata: object) -> dict[str, An
 
 @asynccontextmanager
 async def watch(server: RealApi, query: str) -> AsyncIterator["Watch"]:
-    """A watch as a client sees it, so through the proxy."""
+    """Open a watch through the proxy, as clients do."""
     async with server.client() as api, api.stream(f"{server.collection}?watch=1&{query}") as body:
         yield Watch(body)
 
@@ -50,13 +50,13 @@ class Watch:
         self._body = body
 
     async def event(self) -> Event | None:
-        """The next event; None at the watch's orderly end."""
+        """Return the next event, or None at the end of the watch."""
         async with asyncio.timeout(20):
             line = await self._body.readline()
         return json.loads(line) if line else None
 
     async def until(self, kind: str) -> list[Event]:
-        """The events up to and with the first of this kind."""
+        """Return the events up to the first of this type."""
         events: list[Event] = []
         while not events or events[-1]["type"] != kind:
             event = await self.event()
@@ -66,7 +66,7 @@ class Watch:
 
 
 async def set_ready(server: RealApi, name: str, ready: bool) -> None:
-    """Says whether the object's control plane can be engaged, as its controller does."""
+    """Set the readiness condition of the object's control plane, as its controller does."""
     told = condition(_CONDITIONS[server.mode], "True" if ready else "False", "Test")
     async with server.api() as api:
         await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [told]}})
