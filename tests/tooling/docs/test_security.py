@@ -67,6 +67,6 @@ def dependencies() -> set[str]:
 
 
 def test_security_reviews_exactly_the_dependencies() -> None:
-    first = LINES.index("| package | for | what it has to do with | licence | kept by |") + 2
+    first = LINES.index("| package | used for | data that it handles | license | maintained by |") + 2
     rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
     assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()
