@@ -15,7 +15,7 @@ import yaml
 
 from milo_discovery import DiscoveryClient, SourceState, Watch
 from milo_sandbox.kubeconfigs import write
-from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 
 _WITHIN_S = 60.0
@@ -25,13 +25,13 @@ _REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 class Files:
     """A folder of kubeconfigs, and a daemon that follows it."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.folder = place.folder / "clusters"
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.folder = workspace.folder / "clusters"
         self.folder.mkdir()
 
     def config(self, project: str, subject: str = "operator") -> dict[str, Any]:
-        sandbox = self.place.sandbox
+        sandbox = self.workspace.sandbox
         if project not in sandbox.projects:
             sandbox.projects.create(project, ready=True)
         return sandbox.kubeconfig(project=project, token=sandbox.token(subject))
@@ -44,26 +44,26 @@ class Files:
         config = {
             "sources": [source],
             "kubeconfigs": {"sources": [{"name": "files", "type": "kubeconfig-file"}]},
-            "listen": [self.place.address],
+            "listen": [self.workspace.address],
             "http_listen": "off",
             "connectivity": {"interval": "off"},
             **settings,
         }
-        file = self.place.folder / "config.yaml"
+        file = self.workspace.folder / "config.yaml"
         file.write_text(yaml.safe_dump(config))
-        return DaemonProcess(self.place.address, "--config", str(file))
+        return DaemonProcess(self.workspace.address, "--config", str(file))
 
 
 @pytest.fixture
-def files(place: Place) -> Files:
-    return Files(place)
+def files(workspace: Workspace) -> Files:
+    return Files(workspace)
 
 
 @asynccontextmanager
 async def following(files: Files, kind: str, path: Path, **settings: Any) -> AsyncIterator[Watch]:
     async with files.daemon(kind, path, **settings) as daemon:
         await daemon.start()
-        async with files.place.client() as client, client.watch() as watch:
+        async with files.workspace.client() as client, client.watch() as watch:
             await watch.synced()
             yield watch
 
@@ -102,9 +102,9 @@ async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
     files.put(".hidden", "hidden")
     files.put("gamma.tmp", "gamma")
     (files.folder / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         assert set(watch.clusters) == {"alpha", "beta"}
-        assert watch.clusters["alpha"].endpoint == files.place.sandbox.control_plane_url("alpha")
+        assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
         assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
         files.put("broken.yaml", "broken")
         await until(watch, lambda seen: "broken" in seen.clusters)
@@ -118,7 +118,7 @@ async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
     files.put("alpha")
     async with (
         following(files, "kubeconfig-directory", files.folder) as watch,
-        files.place.client() as client,
+        files.workspace.client() as client,
         client.watch(include_kubeconfigs=True) as kubeconfigs,
     ):
         first = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
@@ -135,11 +135,11 @@ async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
 
 async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None:
     files.put("alpha", "shop")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         before = watch.clusters["alpha"]
         files.put("alpha", "bank")
         await until(watch, lambda seen: seen.clusters["alpha"].incarnation != before.incarnation)
-        assert watch.clusters["alpha"].endpoint == files.place.sandbox.control_plane_url("bank")
+        assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("bank")
         assert watch.clusters["alpha"].uid != before.uid
         assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
 
@@ -148,7 +148,7 @@ async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None
 async def test_unusable_content_keeps_the_cluster(files: Files, content: bytes) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         (files.folder / "alpha").write_bytes(content)
         files.put("later")
         await until(watch, lambda seen: "later" in seen.clusters)
@@ -160,8 +160,8 @@ async def test_unusable_content_keeps_the_cluster(files: Files, content: bytes) 
 async def test_deleted_folder_makes_the_source_stale(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
-        moved = files.folder.rename(files.place.folder / "moved")
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
+        moved = files.folder.rename(files.workspace.folder / "moved")
         await source_is(client, SourceState.STALE, "FileNotFound")
         assert set(watch.clusters) == {"alpha", "beta"}
         moved.rename(files.folder)
@@ -174,7 +174,7 @@ async def test_emptied_folder_keeps_its_clusters(files: Files) -> None:
     names = {f"cluster-{number}" for number in range(30)}
     for name in names:
         files.put(name, "shop")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.place.client() as client:
+    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         for each in files.folder.iterdir():
             each.unlink()
         await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
@@ -207,11 +207,14 @@ async def test_mounted_volume_is_followed(files: Files) -> None:
 async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    state = {"state_directory": str(files.place.folder / "state")}
+    state = {"state_directory": str(files.workspace.folder / "state")}
     async with following(files, "kubeconfig-directory", files.folder, **state) as watch:
         before = dict(watch.clusters)
-    moved = files.folder.rename(files.place.folder / "moved")
-    async with following(files, "kubeconfig-directory", files.folder, **state) as watch, files.place.client() as client:
+    moved = files.folder.rename(files.workspace.folder / "moved")
+    async with (
+        following(files, "kubeconfig-directory", files.folder, **state) as watch,
+        files.workspace.client() as client,
+    ):
         assert {name: each.uid for name, each in watch.clusters.items()} == {
             name: each.uid for name, each in before.items()
         }
@@ -222,7 +225,7 @@ async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files
 
 
 async def test_clusters_of_kind_are_followed(files: Files) -> None:
-    kubeconfig = files.place.folder / "config"
+    kubeconfig = files.workspace.folder / "config"
     merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "production"}
 
     def save(*names: str) -> None:
@@ -233,7 +236,7 @@ async def test_clusters_of_kind_are_followed(files: Files) -> None:
         kubeconfig.write_text(yaml.safe_dump(merged))  # in place, as kind writes it
 
     save("production", "kind-alpha", "kind-beta")
-    async with following(files, "kind", kubeconfig) as watch, files.place.client() as client:
+    async with following(files, "kind", kubeconfig) as watch, files.workspace.client() as client:
         assert set(watch.clusters) == {"alpha", "beta"}
         assert await user_with((await client.issue_kubeconfig("beta")).kubeconfig) == "operator"
         save("production", "kind-alpha", "kind-beta", "kind-gamma")
