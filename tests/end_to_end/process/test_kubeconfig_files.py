@@ -233,7 +233,7 @@ async def test_clusters_of_kind_are_followed(files: Files) -> None:
         for part in ("clusters", "users"):
             merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
         merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
-        kubeconfig.write_text(yaml.safe_dump(merged))  # in place, as kind writes it
+        kubeconfig.write_text(yaml.safe_dump(merged))  # in workspace, as kind writes it
 
     save("production", "kind-alpha", "kind-beta")
     async with following(files, "kind", kubeconfig) as watch, files.workspace.client() as client:
