@@ -1,6 +1,7 @@
 """Settings of mode `declarative`: which objects stand for clusters, and what their fields mean."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from milo_discoveryd.config import values
@@ -118,7 +119,10 @@ class Declaration(Group, frozen=True, kw_only=True):
     """Where its API server is."""
     ca: _Path = None
     """Path of a field with its CA certificates, as PEM or in base64. Default: those of the endpoint's kubeconfig or of
-    the credential's, or else the system's."""
+    the credential's, or else `ca_file`."""
+    ca_file: Annotated[Path | None, values.file_path] = None
+    """File with the CA certificates of the clusters for which nothing else states them, reloaded when it changes.
+    Default: the system's."""
     organization: Annotated[Template | None, _template] = None
     """Its organization, with the paths of fields in braces. Default: none."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -19,6 +20,11 @@ def cluster_trust(settings: Settings, project: Upstream) -> Callable[[Target, by
         return lambda _, __: ClusterTrust(
             project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
         )
-    return lambda target, stated: ClusterTrust(
-        (target.authorities if isinstance(target, DeclaredTarget) else None) or stated
-    )
+    path = None if settings.declarative is None else settings.declarative.ca_file
+    file = None if path is None else FileContent(path)
+
+    def trust(target: Target, stated: bytes | None) -> ClusterTrust:
+        own = target.authorities if isinstance(target, DeclaredTarget) else None
+        return ClusterTrust(own or stated or (None if file is None else file.read()))
+
+    return trust

@@ -9,6 +9,7 @@ from milo_sandbox.api import Api
 from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.infrastructure import Infrastructure
+from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.refusals import PlainError, RefusedError
 from milo_sandbox.resources import PROJECTS
 from milo_sandbox.token_endpoint import TokenEndpoint
@@ -27,6 +28,8 @@ class Gateway:
         infrastructure: Infrastructure,
         endpoint: TokenEndpoint,
         *,
+        garden: Garden,
+        kcp: Kcp,
         url: Callable[[], str],
         tokens: Tokens,
         faults: Faults,
@@ -36,6 +39,8 @@ class Gateway:
         self._control_planes = control_planes
         self._infrastructure = infrastructure
         self._endpoint = endpoint
+        self._garden = garden
+        self._kcp = kcp
         self._url = url
         self._tokens = tokens
         self._faults = faults
@@ -56,8 +61,13 @@ class Gateway:
         project, below = _split(segments)
         self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
         subject = self._authenticate(request, below)
-        if segments[:1] == [INFRASTRUCTURE]:
-            return await self._infrastructure.answer(request, segments[1:], subject)
+        match segments:
+            case (str(prefix), *rest) if prefix == INFRASTRUCTURE:
+                return await self._infrastructure.answer(request, rest, subject)
+            case (str(prefix), *rest) if prefix == GARDEN:
+                return await self._garden.answer(request, rest, subject)
+            case (str(prefix), *rest) if prefix == CLUSTERS:
+                return await self._kcp.answer(request, rest, subject)
         api = self._control_planes.of(project, method=request.method) if project else self._milo
         return await api.answer(request, below, subject)
 

@@ -21,6 +21,7 @@ from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.kubeconfigs import TokenFile
 from milo_sandbox.milo import Milo
 from milo_sandbox.names import Names
+from milo_sandbox.platforms import CLUSTERS, GARDEN, PARENT, Garden, Kcp
 from milo_sandbox.resources import (
     INFRASTRUCTURE,
     MILO,
@@ -76,11 +77,21 @@ class Sandbox:
         )
         self.tokens.holds = self.infrastructure.holds
         self.token_endpoint = TokenEndpoint(self.tokens, time.time)
+        self.garden = Garden(
+            new_api,
+            tokens=self.tokens,
+            rights=self.rights,
+            url_of=self.control_plane_url,
+            ca_pem=lambda: self.ca_pem,
+        )
+        self.kcp = Kcp(new_api, url=lambda: self.url)
         self._gateway = gateway = Gateway(
             self._api,
             self._project_apis,
             self.infrastructure,
             self.token_endpoint,
+            garden=self.garden,
+            kcp=self.kcp,
             url=lambda: self.url,
             tokens=self.tokens,
             faults=self.faults,
@@ -185,8 +196,19 @@ class Sandbox:
 
     def infrastructure_kubeconfig(self, *, token: str | None = None) -> Document:
         """Return a kubeconfig for the infrastructure cluster, with an embedded token."""
+        return self._below(INFRASTRUCTURE_PATH, token)
+
+    def garden_kubeconfig(self, *, token: str | None = None) -> Document:
+        """Return a kubeconfig for Gardener's API server, with an embedded token."""
+        return self._below(GARDEN, token)
+
+    def kcp_kubeconfig(self, *, token: str | None = None) -> Document:
+        """Return a kubeconfig for the parent workspace of kcp, with an embedded token."""
+        return self._below(f"{CLUSTERS}/{PARENT}", token)
+
+    def _below(self, path: str, token: str | None) -> Document:
         return kubeconfigs.kubeconfig(
-            server=f"{self.url}/{INFRASTRUCTURE_PATH}", ca_pem=self.ca_pem, user={"token": token or self.token()}
+            server=f"{self.url}/{path}", ca_pem=self.ca_pem, user={"token": token or self.token()}
         )
 
     # The server
@@ -271,4 +293,4 @@ class Sandbox:
 
     @property
     def _apis(self) -> list[Api]:
-        return [self._api, *self._project_apis.opened()]
+        return [self._api, *self._project_apis.opened(), self.garden.api, *self.kcp.opened()]

@@ -1,0 +1,173 @@
+"""What Gardener and kcp serve of their clusters: Shoots with kubeconfigs that are requested, and workspaces by path.
+
+Only the requests that a client of clusters sends are served, with the resources' own names and fields.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+from aiohttp import web
+
+from milo_sandbox import answers, kubeconfigs, refusals
+from milo_sandbox.admission import Part
+from milo_sandbox.api import Api
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, OPEN, SECRETS, Column, Document, Resource
+from milo_sandbox.rights import EVERYTHING, Action, Rights
+from milo_sandbox.store import Store
+from milo_sandbox.tokens import Tokens
+
+GARDEN = "garden"
+"""The path prefix of Gardener's API server."""
+CLUSTERS = "clusters"
+"""The path prefix of kcp's workspaces."""
+PARENT = "root:sandbox"
+"""The workspace with the others."""
+SHOOT_ADMIN = "gardener.cloud:admin"
+_LEAST_S, _MOST_S = 600, 24 * 3600
+
+SHOOTS = Resource(
+    group="core.gardener.cloud",
+    version="v1beta1",
+    kind="Shoot",
+    plural="shoots",
+    singular="shoot",
+    namespaced=True,
+    has_status=True,
+    counts_generations=True,
+    schema={"type": "object", "properties": {"spec": OPEN, "status": OPEN}},
+    columns=(Column(name="Name", path=("metadata", "name")),),
+)
+WORKSPACES = Resource(
+    group="tenancy.kcp.io",
+    version="v1alpha1",
+    kind="Workspace",
+    plural="workspaces",
+    singular="workspace",
+    short_names=("ws",),
+    has_status=True,
+    counts_generations=True,
+    schema={"type": "object", "properties": {"spec": OPEN, "status": OPEN}},
+    columns=(Column(name="Name", path=("metadata", "name")), Column(name="Phase", path=("status", "phase"))),
+)
+
+
+class Garden:
+    """Gardener's API server. The API server of a Shoot is a project's control plane, of the project with its name."""
+
+    def __init__(
+        self,
+        new_api: Callable[[Store], Api],
+        *,
+        tokens: Tokens,
+        rights: Rights,
+        url_of: Callable[[str], str],
+        ca_pem: Callable[[], bytes],
+    ) -> None:
+        self.api = new_api(Store((NAMESPACES, SECRETS, SHOOTS), history_limit=1_000))
+        self._tokens = tokens
+        self._rights = rights
+        self._url_of = url_of
+        self._ca_pem = ca_pem
+        self.requested = 0
+        """The number of kubeconfigs issued."""
+        rights.grant(SHOOT_ADMIN, [EVERYTHING])
+
+    def create(self, namespace: str, name: str, *, is_available: bool = True) -> None:
+        """Create a Shoot whose API server is the control plane of the project of its name."""
+        if self.api.store[NAMESPACES].get(namespace) is None:
+            self.api.store.create(NAMESPACES, {"metadata": {"name": namespace}})
+        condition = {"type": "APIServerAvailable", "status": "True" if is_available else "False"}
+        addresses = [
+            {"name": "internal", "url": "https://api.internal.invalid"},
+            {"name": "external", "url": self._url_of(name)},
+        ]
+        self.api.store.create(
+            SHOOTS, {"metadata": {"name": name}, "spec": {"purpose": "evaluation"}}, namespace=namespace
+        )
+        status = {"conditions": [condition], "advertisedAddresses": addresses}
+        _set_status(self.api.store, SHOOTS, status, name, namespace)
+
+    def delete(self, namespace: str, name: str) -> None:
+        self.api.store.delete(SHOOTS, name, namespace=namespace)
+
+    async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
+        match segments:
+            case ("apis", SHOOTS.group, SHOOTS.version, "namespaces", namespace, "shoots", name, "adminkubeconfig"):
+                if request.method != "POST":
+                    raise refusals.method_not_allowed()
+                action = Action(
+                    verb="create",
+                    group=SHOOTS.group,
+                    resource=SHOOTS.plural,
+                    subresource="adminkubeconfig",
+                    name=name,
+                    namespace=namespace,
+                )
+                self._rights.demand(subject, action)
+                return answers.document(self._kubeconfig(await request.json(), namespace, name), 201)
+        return await self.api.answer(request, segments, subject)
+
+    def _kubeconfig(self, question: Document, namespace: str, name: str) -> Document:
+        self.api.store.get(SHOOTS, name, namespace)
+        if question.get("kind") != "AdminKubeconfigRequest":
+            raise refusals.bad_request("the object is not an AdminKubeconfigRequest")
+        life = question.get("spec", {}).get("expirationSeconds", 3600)
+        if not _LEAST_S <= life <= _MOST_S:
+            raise refusals.bad_request(f"spec.expirationSeconds: {life} is not between {_LEAST_S} and {_MOST_S}")
+        token = self._tokens.issue(SHOOT_ADMIN, life=life)
+        config = kubeconfigs.kubeconfig(
+            server=self._url_of(name), ca_pem=self._ca_pem(), user={"token": token}, name=f"garden-{namespace}--{name}"
+        )
+        self.requested += 1
+        ends = datetime.fromtimestamp(self._tokens.claims(token).exp, UTC)
+        status = {
+            "kubeconfig": b64encode(msgspec.json.encode(config)).decode(),
+            "expirationTimestamp": msgspec.to_builtins(ends),
+        }
+        return {**question, "metadata": {}, "status": status}
+
+
+class Kcp:
+    """One host with a path for each workspace. `Workspace` objects are in the parent workspace."""
+
+    def __init__(self, new_api: Callable[[Store], Api], *, url: Callable[[], str]) -> None:
+        self.api = new_api(Store((WORKSPACES,), history_limit=1_000))
+        self._new_api = new_api
+        self._url = url
+        self._workspaces: dict[str, tuple[str, Api]] = {}
+
+    def url_of(self, name: str) -> str:
+        return f"{self._url()}/{CLUSTERS}/{PARENT}:{name}"
+
+    def create(self, name: str, phase: str = "Ready") -> None:
+        self.api.store.create(WORKSPACES, {"metadata": {"name": name}, "spec": {"URL": self.url_of(name)}})
+        _set_status(self.api.store, WORKSPACES, {"phase": phase}, name)
+
+    def delete(self, name: str) -> None:
+        self.api.store.delete(WORKSPACES, name)
+
+    def opened(self) -> list[Api]:
+        return [self.api, *(api for _, api in self._workspaces.values())]
+
+    async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
+        """Answer a request for the workspace that the first segment names."""
+        path, *below = segments or [""]
+        api = self.api if path == PARENT else self._workspace(path)
+        return await api.answer(request, below, subject)
+
+    def _workspace(self, path: str) -> Api:
+        name = path.removeprefix(f"{PARENT}:")
+        record = self.api.store[WORKSPACES].get(name)
+        if record is None or name == path:
+            raise refusals.no_such_path()
+        uid, api = self._workspaces.get(name, ("", None))
+        if api is None or uid != record.uid:
+            api = self._new_api(Store(CONTROL_PLANE, history_limit=1_000))
+            self._workspaces[name] = (record.uid, api)
+        return api
+
+
+def _set_status(store: Store, resource: Resource, status: Document, name: str, namespace: str = "") -> None:
+    store.modify(resource, name, lambda document: {**document, "status": status}, namespace=namespace, part=Part.STATUS)

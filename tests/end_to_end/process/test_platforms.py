@@ -1,0 +1,118 @@
+"""The shipped definitions of Gardener and kcp, against the sandbox serving the same resources."""
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from milo_discovery import DiscoveryClient, Watch
+from milo_sandbox.platforms import SHOOT_ADMIN
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+
+DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
+_WITHIN_S = 60.0
+
+
+@asynccontextmanager
+async def following(
+    workspace: Workspace, definition: str, kubeconfig: dict[str, Any], **changes: Any
+) -> AsyncIterator[tuple[DiscoveryClient, Watch]]:
+    """A watch of a daemon that runs with a shipped definition, changed where it says `yours`."""
+    config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
+    for path, value in changes.items():
+        *around, last = path.split("__")
+        inside = config
+        for step in around:
+            inside = inside[int(step) if step.isdecimal() else step]
+        inside[last] = value
+    workspace.kubeconfig.write_text(json.dumps(kubeconfig))
+    file = workspace.folder / "config.yaml"
+    given = {"discovery_kubeconfig": str(workspace.kubeconfig), "listen": [workspace.address], "http_listen": "off"}
+    file.write_text(yaml.safe_dump({**config, **given, "connectivity": {"interval": "1s"}}))
+    async with DaemonProcess(workspace.address, "--config", str(file)) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch() as watch:
+            await watch.synced()
+            yield client, watch
+
+
+async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
+    async with asyncio.timeout(_WITHIN_S):
+        while not holds(watch):
+            await anext(watch)
+
+
+async def call(kubeconfig: bytes, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """Send a request to the cluster of a kubeconfig, as its user."""
+    config = yaml.safe_load(kubeconfig)
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {user['token']}"}) as session,
+        session.request(method, cluster["server"] + path, json=body, ssl=context) as response,
+    ):
+        return response.status, await response.json()
+
+
+def is_reachable(watch: Watch, name: str) -> bool:
+    return name in watch.clusters and watch.clusters[name].connectivity.state.name == "REACHABLE"
+
+
+async def test_shoots_of_gardener_are_clusters_with_requested_credentials(workspace: Workspace) -> None:
+    sandbox = workspace.sandbox
+    for name in ("alpha", "beta"):
+        sandbox.projects.create(name, ready=True)
+    sandbox.garden.create("garden-team", "alpha")
+    sandbox.garden.create("garden-team", "beta", is_available=False)
+    async with following(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, watch):
+        assert set(watch.clusters) == {"garden-team.alpha"}
+        assert watch.clusters["garden-team.alpha"].endpoint == sandbox.control_plane_url("alpha")
+        issued = await client.issue_kubeconfig("garden-team.alpha")
+        await until(watch, lambda seen: is_reachable(seen, "garden-team.alpha"))
+        assert sandbox.garden.requested == 1
+        assert issued.expires_at is not None
+        assert 0 < (issued.expires_at - datetime.now(UTC)).total_seconds() <= 3600
+        status, answer = await call(issued.kubeconfig, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {})
+        assert (status, answer["status"]["userInfo"]["username"]) == (201, SHOOT_ADMIN)
+        status, _ = await call(issued.kubeconfig, "GET", "/api/v1/namespaces")
+        assert status == 200
+        sandbox.garden.delete("garden-team", "alpha")
+        await until(watch, lambda seen: not seen.clusters)
+        assert (await client.get("garden-team.alpha")).engagement.reason.name == "DELETED"
+
+
+async def test_workspaces_of_kcp_are_clusters_at_paths_of_one_host(workspace: Workspace) -> None:
+    sandbox = workspace.sandbox
+    sandbox.kcp.create("alpha")
+    sandbox.kcp.create("beta")
+    sandbox.kcp.create("gamma", phase="Initializing")
+    token = workspace.folder / "token"
+    token.write_text(sandbox.token())
+    authorities = workspace.folder / "ca.pem"
+    authorities.write_bytes(sandbox.ca_pem)
+    changes: dict[str, Any] = {
+        "declarative__ca_file": str(authorities),
+        "declarative__endpoint__hosts": ["127.0.0.1"],
+        "kubeconfigs__sources__0__path": str(token),
+    }
+    async with following(workspace, "kcp", sandbox.kcp_kubeconfig(), **changes) as (client, watch):
+        assert set(watch.clusters) == {"alpha", "beta"}
+        assert watch.clusters["alpha"].endpoint == sandbox.kcp.url_of("alpha")
+        name = {"metadata": {"name": "made"}}
+        for cluster in ("alpha", "beta"):
+            issued = await client.issue_kubeconfig(cluster)
+            status, found = await call(issued.kubeconfig, "GET", "/api/v1/namespaces")
+            assert (status, found["items"]) == (200, [])
+            assert (await call(issued.kubeconfig, "POST", "/api/v1/namespaces", name))[0] == 201
+            await until(watch, lambda seen, cluster=cluster: is_reachable(seen, cluster))  # type: ignore[misc]
+        sandbox.kcp.delete("alpha")
+        await until(watch, lambda seen: set(seen.clusters) == {"beta"})
