@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -21,11 +22,13 @@ async def events(stream: Stream) -> list[str]:
     return [f"{pb.ClusterEvent.Type.Name(event.type)[5:]} {event.cluster.name}" for event in batch.events]
 
 
-async def test_rules_identify_process_users_and_are_reloaded_during_streams(workspace: Workspace) -> None:
+@pytest.mark.parametrize("mode", ["project", "project-control-plane"])
+async def test_rules_identify_process_users_and_are_reloaded_during_streams(workspace: Workspace, mode: str) -> None:
     first, second, third = workspace.sandbox.populate(3)
     audit = workspace.folder / "audit.jsonl"
     ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}
     settings = {
+        "mode": mode,
         "listen": [{"address": workspace.address, "name": "api", "peer_credentials": True}],
         "audit": {"file": str(audit)},
     }

@@ -40,7 +40,8 @@ async def said(folder: Path, identity: str, rights: list[Any] = RIGHTS, **others
     return status, dict(lines)
 
 
-async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["project", "project-control-plane"])
+async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, mode: str) -> None:
     async with Sandbox(seed=1) as sandbox:
         names = sorted(sandbox.populate(12))
         kubeconfig = tmp_path / "kubeconfig"
@@ -50,11 +51,17 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path) -
             tmp_path,
             "listener=api,group=system:serviceaccounts:shop",
             few,
+            mode=mode,
             discovery_kubeconfig=str(kubeconfig),
             kubeconfigs={"sources": [{"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}]},
         )
         _, everything = await said(
-            tmp_path, "san=uri:spiffe://prod/a", few, discovery_kubeconfig=str(kubeconfig), source={"page_size": 5}
+            tmp_path,
+            "san=uri:spiffe://prod/a",
+            few,
+            mode=mode,
+            discovery_kubeconfig=str(kubeconfig),
+            source={"page_size": 5},
         )
     assert status == 0
     assert told["rule"] == "few (item 1 of 2), the first that matches"

@@ -1,0 +1,171 @@
+"""Authorization rules of a whole daemon, in every mode that watches objects: by labels and by organization."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from milo_discovery import ClusterNotFound, DiscoveryClient, EventType
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_sandbox import Sandbox
+from milo_sandbox.admission import Part
+from milo_sandbox.resources import SERVICE_CONSUMERS
+from tests.integration.app.test_daemon import serving
+from tests.support.eventually import eventually
+
+PROVIDER = "provider"
+
+
+class Mode(NamedTuple):
+    name: str
+    settings: Mapping[str, Any]
+    """Of the daemon; for `service-consumer`, of its source."""
+    create: Callable[[Sandbox, str, str, str], None]
+    """Creates what engages a cluster, by its name, its organization and its label `env`."""
+    relabel: Callable[[Sandbox, str, str], None]
+    has_organizations: bool = True
+
+
+def create_project(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
+    sandbox.milo.found(name, organization, {"env": env})
+    sandbox.milo.provision(name)
+
+
+def relabel_project(sandbox: Sandbox, name: str, env: str) -> None:
+    sandbox.milo.relabel(name, {"env": env})
+
+
+def create_consumer(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
+    create_project(sandbox, name, organization, env)
+    metadata = {"name": f"consumer-{name}", "labels": {"env": env}}
+    document = {"metadata": metadata, "spec": {"consumerProjectRef": {"name": name}}}
+    store = sandbox.control_plane(PROVIDER)
+    store.create(SERVICE_CONSUMERS, document)
+    status = {"serviceName": "dns", "phase": "Active"}
+    store.modify(SERVICE_CONSUMERS, f"consumer-{name}", lambda found: {**found, "status": status}, part=Part.STATUS)
+
+
+def relabel_consumer(sandbox: Sandbox, name: str, env: str) -> None:
+    def change(found: dict[str, Any]) -> dict[str, Any]:
+        return {**found, "metadata": {**found["metadata"], "labels": {"env": env}}}
+
+    sandbox.control_plane(PROVIDER).modify(SERVICE_CONSUMERS, f"consumer-{name}", change)
+
+
+DECLARATIVE = {
+    "resource": {"group": "resourcemanager.miloapis.com", "version": "v1alpha1", "plural": "projects"},
+    "ready": {"condition": "Ready"},
+    "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},
+    "organization": "{spec.ownerRef.name}",
+}
+MODES = [
+    Mode("project", {"mode": "project"}, create_project, relabel_project),
+    Mode("project-control-plane", {"mode": "project-control-plane"}, create_project, relabel_project),
+    Mode(
+        "service-consumer",
+        {"settings": {"services": ["dns"]}},
+        create_consumer,
+        relabel_consumer,
+        has_organizations=False,
+    ),
+    Mode("declarative", {"mode": "declarative", "declarative": DECLARATIVE}, create_project, relabel_project),
+]
+
+
+class Place:
+    def __init__(self, folder: Path, sandbox: Sandbox, mode: Mode) -> None:
+        self._folder = folder
+        self.sandbox = sandbox
+        self.mode = mode
+
+    def daemon(self) -> Daemon:
+        (self._folder / "milo").write_text(json.dumps(self.sandbox.kubeconfig()))
+        (self._folder / "token").write_text(self.sandbox.token(life=600))
+        scopes = {"all": "all", "prod": {"label_selector": "env=prod"}, "shop": {"organizations": ["shop"]}}
+        settings = {
+            **self._source(),
+            "listen": [{"name": name, "address": self.address(name)} for name in scopes],
+            "rights": [
+                {"name": name, "who": {"listener": name}, "clusters": scope, "kubeconfigs": True}
+                for name, scope in scopes.items()
+            ],
+            "kubeconfigs": {"sources": [{"name": "file", "type": "token-file", "path": str(self._folder / "token")}]},
+            "connectivity": {"interval": "off"},
+            "http_listen": "off",
+        }
+        file = self._folder / "settings.json"
+        file.write_text(json.dumps(settings))
+        return Daemon(load({}, {}, file))
+
+    def _source(self) -> dict[str, Any]:
+        kubeconfigs = {f"{of}_kubeconfig": str(self._folder / "milo") for of in ("discovery", "project")}
+        if self.mode.name != "service-consumer":
+            return {**self.mode.settings, **kubeconfigs}
+        provider = self._folder / PROVIDER
+        provider.write_text(json.dumps(self.sandbox.kubeconfig(project=PROVIDER)))
+        source = {"name": "dns", "kind": self.mode.name, **self.mode.settings, **kubeconfigs}
+        return {"sources": [{**source, "discovery_kubeconfig": str(provider)}]}
+
+    def address(self, name: str) -> str:
+        return f"unix://{self._folder}/{name}.sock"
+
+    def client(self, name: str) -> DiscoveryClient:
+        return DiscoveryClient(self.address(name))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Path, mode: Mode) -> None:
+    async with Sandbox() as sandbox:
+        if mode.name == "service-consumer":
+            sandbox.projects.create(PROVIDER, ready=True)
+        mode.create(sandbox, "shop-1", "shop", "prod")
+        mode.create(sandbox, "bank-1", "bank", "dev")
+        place = Place(tmp_path, sandbox, mode)
+        daemon = place.daemon()
+        async with serving(daemon):
+            await eventually(lambda: daemon._fleet.synced)
+            async with place.client("all") as client:
+                assert {each.name for each in await client.list()} == {"shop-1", "bank-1"}
+            for caller in ("prod", "shop") if mode.has_organizations else ("prod",):
+                await check_limited(place, caller)
+            await check_stream(place)
+
+
+async def check_limited(place: Place, caller: str) -> None:
+    """Check that a caller sees the cluster `shop-1` alone, by every call."""
+    async with place.client(caller) as client:
+        listing = await client.list()
+        assert [each.name for each in listing] == ["shop-1"]
+        assert (await client.server_info()).counts.engaged == 1
+        report = await client.get("shop-1")
+        assert report.engagement.engaged
+        assert report.transitions
+        assert (await client.issue_kubeconfig("shop-1")).cluster == "shop-1"
+        for name in ("bank-1", "unknown"):
+            with pytest.raises(ClusterNotFound):
+                await client.get(name)
+            with pytest.raises(ClusterNotFound):
+                await client.issue_kubeconfig(name)
+
+
+async def check_stream(place: Place) -> None:
+    """Check that a changed label moves clusters out of a scope and into it."""
+    async with place.client("prod") as client, asyncio.timeout(60):
+        watch = client.watch()
+        event = await anext(watch)
+        assert (event.type, event.cluster.name) == (EventType.ENGAGED, "shop-1")
+        place.mode.relabel(place.sandbox, "shop-1", "dev")
+        event = await anext(watch)
+        assert (event.type, event.cluster.name) == (EventType.DISENGAGED, "shop-1")
+        assert event.reason is not None
+        assert event.reason.name == "LABELS_CHANGED"
+        with pytest.raises(ClusterNotFound):
+            await client.get("shop-1")
+        place.mode.relabel(place.sandbox, "bank-1", "prod")
+        event = await anext(watch)
+        assert (event.type, event.cluster.name) == (EventType.ENGAGED, "bank-1")
+        assert (await client.issue_kubeconfig("bank-1")).cluster == "bank-1"
