@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.simulation.seeded.harness import Harness, run_steps
-from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
+from tests.simulation.seeded.request_faults import REQUEST_FAULTS, Answered, Lost, RequestFault, status
 
 HOUR_S = 3600.0
 BUDGET = 250
@@ -29,5 +29,53 @@ def test_outage_of_an_hour_costs_few_requests_and_no_cluster(fault: RequestFault
         assert await harness.settled() <= 60.0
         assert harness.api.requests["list"] <= 2
         assert harness.received == ["DISENGAGED b"]
+
+    run_steps(outage)
+
+
+TEN_MINUTES_S = 600.0
+DELETED = 80
+READS = [
+    # One refusal pauses all reads.
+    pytest.param(RequestFault("F74", "forbidden", Answered(status(403, "Forbidden")), ("look",)), 60, id="F74-403"),
+    pytest.param(
+        RequestFault("F74", "too many", Answered(status(429, "TooManyRequests", **{"Retry-After": "5"})), ("look",)),
+        150,
+        id="F74-429",
+    ),
+    pytest.param(RequestFault("F74", "error", Answered(status(500, "InternalError")), ("look",)), 60, id="F74-500"),
+    # Each object has a backoff of its own.
+    pytest.param(RequestFault("F75", "no answer", Lost("timeout", late=True), ("look",)), 1_200, id="F75-hanging"),
+    pytest.param(None, 1_200, id="F72-lagging"),
+]
+
+
+@pytest.mark.parametrize(("fault", "budget"), READS)
+def test_single_reads_that_fail_have_a_budget(
+    fault: RequestFault | None, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many objects are deleted while reads of single objects are refused, hang, or still find the objects."""
+    names = [f"p-{number}" for number in range(DELETED)]
+
+    async def outage(harness: Harness) -> None:
+        for name in names:
+            harness.put(name)
+        harness.api.ring()
+        await harness.settled()
+        found = {name: harness.server.read_object(name) for name in ["a", "b", "c", *names]}
+        if fault is None:
+            monkeypatch.setattr(harness.server, "read_object", found.get)
+        harness.api.only = fault
+        for name in names:
+            harness.world.delete(name)
+        harness.api.ring()
+        harness.api.requests.clear()
+        await asyncio.sleep(TEN_MINUTES_S)
+        assert 0 < harness.api.requests["look"] <= budget
+        assert not any(event.startswith("DISENGAGED") for event in harness.received)
+        harness.api.only = None
+        monkeypatch.undo()
+        await harness.settled(within_s=TEN_MINUTES_S)
+        assert sum(event.startswith("DISENGAGED p-") for event in harness.received) == DELETED
 
     run_steps(outage)
