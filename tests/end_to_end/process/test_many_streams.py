@@ -1,0 +1,142 @@
+"""Many streams of one daemon, some of them hostile. `--streams 240`, or 2000, is the full size."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from tests.end_to_end.process import streams, test_churn
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.recorder import Recorder
+from tests.end_to_end.process.test_churn import World
+from tests.end_to_end.process.validators import breaches
+from tests.support.eventually import eventually
+
+ROUNDS = 12
+SHARING = 50
+"""Streams of one connection."""
+HEARTBEATS = 5
+WITHIN_S = 120.0
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--streams"))
+
+
+async def read_nothing(workspace: Workspace) -> None:
+    """Open a stream, and never read on."""
+    async with workspace.stream() as stream:
+        await stream.batch()
+        await asyncio.Event().wait()
+
+
+async def reconnect(workspace: Workspace) -> None:
+    """Open streams, and cut each in the middle of its snapshot."""
+    while True:
+        async with workspace.stream() as stream:
+            await stream.batch()
+
+
+async def forge_revisions(workspace: Workspace) -> None:
+    """Resume from revisions that the daemon never issued."""
+    for number in range(1_000_000):
+        request = pb.WatchClustersRequest(resume_revision=f"{number:016x}.{number}.{'m' * 22}")
+        async with workspace.stream(request) as stream:
+            await stream.batch()
+
+
+async def send_junk(workspace: Workspace) -> None:
+    """Send bytes that are no HTTP/2, over and over."""
+    while True:
+        _, writer = await asyncio.open_unix_connection(workspace.socket)
+        with suppress(OSError):
+            writer.write(b"GET / HTTP/1.1\r\n\r\n" * 100)
+            await writer.drain()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+HOSTILE: list[Callable[[Workspace], Coroutine[Any, Any, None]]] = [read_nothing, reconnect, forge_revisions, send_junk]
+
+
+@asynccontextmanager
+async def running(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_streams_beside_hostile_ones_miss_nothing(
+    workspace: Workspace, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_churn, "BIG", "x")
+    world = World(workspace, Random(1))
+    hostile = [HOSTILE[number % len(HOSTILE)](workspace) for number in range(count // 4)]
+    recorders = [Recorder(f"good {number}", workspace.address) for number in range(count - count // 4)]
+    settings = {"removals": {"hold_not_ready": False}, "annotation_prefixes": ["example.com/"]}
+
+    def are_current() -> bool:
+        truth = {name: (state.uid, state.labels) for name, state in world.upstream.engaged("").items()}
+        return all(recorder.view == truth for recorder in recorders)
+
+    async with workspace.daemon(**settings) as daemon:
+        await daemon.start()
+        async with running([each.run() for each in recorders]), running(hostile) as attacks:
+            for number in range(ROUNDS):
+                for _ in range(20):
+                    world.write()
+                if number % 4 == 3:
+                    workspace.sandbox.drop_watches()
+                await daemon.during(eventually(are_current, within_s=WITHIN_S))
+            assert not [task for task in attacks if task.done() and task.exception()]
+        assert breaches([each.history for each in recorders], world.upstream) == []
+        assert await daemon.terminate() == 0
+        assert "Traceback" not in daemon.output
+
+
+async def test_every_stream_gets_its_heartbeats(workspace: Workspace, count: int) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    limits = {"streams": 2 * count, "streams_per_caller": 2 * count}
+    request = pb.WatchClustersRequest(heartbeat_interval=Duration(seconds=1))
+
+    async def follow(call: Any) -> None:
+        batch = await call.read()
+        while not batch.synced:
+            batch = await call.read()
+        for _ in range(HEARTBEATS):
+            following = await call.read()
+            assert (following.previous_revision, list(following.events)) == (batch.revision, [])
+            batch = following
+
+    async with workspace.daemon(limits=limits) as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"synced"')
+        async with AsyncExitStack() as stack, asyncio.timeout(WITHIN_S):
+            calls = []
+            for first in range(0, count, SHARING):
+                channel: grpc.aio.Channel = await stack.enter_async_context(streams.channel(workspace.address))
+                stub = DiscoveryServiceStub(channel)
+                calls += [stub.WatchClusters(request) for _ in range(min(SHARING, count - first))]
+            await daemon.during(_all(follow(call) for call in calls))
+            for call in calls:
+                call.cancel()
+        assert await daemon.terminate() == 0
+
+
+async def _all(work: Any) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for each in work:
+            tasks.create_task(each)
