@@ -1,4 +1,4 @@
-"""Waits for a state: the only place where tests let time pass."""
+"""Waiting for a state: the only place where tests let time pass."""
 
 import asyncio
 from collections.abc import Callable

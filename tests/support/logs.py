@@ -1,4 +1,4 @@
-"""What the daemon logs, for tests."""
+"""Captured log lines of the daemon."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def capture_logs() -> Iterator[list[dict[str, Any]]]:
-    """The daemon's lines meanwhile, of every level; they go nowhere else."""
+    """Capture the daemon's log lines of every level."""
     logger, lines = logging.getLogger(NAME), _Lines()
     before = logger.handlers[:], logger.level, logger.propagate
     logger.handlers[:], logger.propagate = [lines], False

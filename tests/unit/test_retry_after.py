@@ -1,4 +1,4 @@
-"""What a server may say of when it is to be asked again."""
+"""The header Retry-After."""
 
 from datetime import UTC, datetime
 
@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
         ("999999999", 999999999.0),
         ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
         ("Thu, 01 Jan 2026 11:59:00 GMT", -60.0),
-        ("Thu, 01 Jan 2026 12:00:30 -0000", None),  # of no zone
+        ("Thu, 01 Jan 2026 12:00:30 -0000", None),  # without a time zone
         ("Thu, 01 Jan 99999 12:00:30 GMT", None),
         ("", None),
         ("-1", None),

@@ -1,4 +1,4 @@
-"""A deadline for one wait after another, in virtual time."""
+"""A reusable timeout for consecutive waits, in virtual time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,8 +10,8 @@ from milo_kube.reusable_timeout import Deadline, deadline
 from tests.simulation.seeded.loop import VirtualLoop
 
 
-def given_up_at(waits: Callable[[Deadline], Awaitable[None]]) -> float | None:
-    """None: never."""
+def timed_out_at(waits: Callable[[Deadline], Awaitable[None]]) -> float | None:
+    """Return when the wait timed out; None if it did not."""
 
     async def run() -> float | None:
         try:
@@ -34,7 +34,7 @@ def test_timeout_fires_at_deadline() -> None:
         kept.set(5.0)
         await asyncio.sleep(60.0)
 
-    assert given_up_at(waits) == 5.0
+    assert timed_out_at(waits) == 5.0
 
 
 def test_timeout_of_next_wait_is_independent() -> None:
@@ -46,7 +46,7 @@ def test_timeout_of_next_wait_is_independent() -> None:
         kept.set(now() + 5.0)
         await asyncio.sleep(60.0)
 
-    assert given_up_at(waits) == 45.0
+    assert timed_out_at(waits) == 45.0
 
 
 def test_timeout_of_next_wait_may_be_earlier() -> None:
@@ -57,7 +57,7 @@ def test_timeout_of_next_wait_may_be_earlier() -> None:
         kept.set(5.0)
         await asyncio.sleep(60.0)
 
-    assert given_up_at(waits) == 5.0
+    assert timed_out_at(waits) == 5.0
 
 
 def test_timeout_is_inactive_between_waits() -> None:
@@ -67,7 +67,7 @@ def test_timeout_is_inactive_between_waits() -> None:
         kept.lift()
         await asyncio.sleep(60.0)
 
-    assert given_up_at(waits) is None
+    assert timed_out_at(waits) is None
 
 
 def test_timeout_can_be_expired_early() -> None:
@@ -76,7 +76,7 @@ def test_timeout_can_be_expired_early() -> None:
         asyncio.get_running_loop().call_later(1.0, kept.give_up)
         await asyncio.sleep(30.0)
 
-    assert given_up_at(waits) == 1.0
+    assert timed_out_at(waits) == 1.0
 
 
 def test_result_in_the_same_loop_iteration_wins_over_timeout() -> None:
@@ -87,7 +87,7 @@ def test_result_in_the_same_loop_iteration_wins_over_timeout() -> None:
         kept.set(60.0)
         await asyncio.sleep(30.0)
 
-    assert given_up_at(waits) is None
+    assert timed_out_at(waits) is None
 
 
 def test_cancellation_is_not_reported_as_timeout() -> None:
@@ -97,4 +97,4 @@ def test_cancellation_is_not_reported_as_timeout() -> None:
         await asyncio.sleep(60.0)
 
     with pytest.raises(asyncio.CancelledError):
-        given_up_at(cancelled)
+        timed_out_at(cancelled)

@@ -1,4 +1,4 @@
-"""What is read as YAML, and what is refused before it can do harm."""
+"""Parsing of YAML, with limits against malicious documents."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""Sources of clusters in the configuration."""
+"""The setting `sources`: several sources of clusters."""
 
 from pathlib import Path
 

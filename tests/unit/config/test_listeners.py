@@ -1,4 +1,4 @@
-"""A place to listen at: an address, or a mapping that says who may connect there and how they prove who they are."""
+"""The setting `listen`: addresses, and mappings with authentication."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which of flags, environment and file decides, and what a person is told when one of them is wrong."""
+"""Precedence of flags, environment and file, and messages about invalid settings."""
 
 from collections.abc import Mapping
 from datetime import timedelta

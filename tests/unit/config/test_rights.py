@@ -1,4 +1,4 @@
-"""Rules in the configuration: what may be said, and what is wrong with what may not."""
+"""Validation of authorization rules in the configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_rule_is_parsed(tmp_path: Path) -> None:
     assert rule.max_ttl.total_seconds() == 300
 
 
-def test_everybody_all_and_none_are_words_of_their_own(tmp_path: Path) -> None:
+def test_everybody_all_and_none_are_keywords(tmp_path: Path) -> None:
     kept_out, everybody = loaded(
         tmp_path, {**BASE, "clusters": "none"}, {"name": "rest", "who": "everybody", "clusters": "all"}
     ).rights

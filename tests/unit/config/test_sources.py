@@ -1,4 +1,4 @@
-"""Settings of credential sources, as a file has them, and what is said of those that are wrong."""
+"""Settings of credential sources, and messages about invalid ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What each kind of setting accepts, and what its refusal says."""
+"""Parsing and validation of each kind of setting."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_permissions_are_octal(text: object, mode: int) -> None:
     ("text", "complaint"),
     [("rw-", "in octal"), ("0999", "in octal"), ("66", "in octal"), ("0060", "the owner"), ("0666", "world-writable")],
 )
-def test_permissions_that_lock_us_out_or_everybody_in_are_refused(text: str, complaint: str) -> None:
+def test_permissions_without_owner_or_for_everybody_are_rejected(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         values.permissions(text)
 

@@ -1,4 +1,4 @@
-"""The informer's cache: which changes source events lead to, what is kept of objects, and the indexes."""
+"""The informer's cache: changes, stored fields, and indexes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The order, the delays and the limits of the work queue."""
+"""The work queue: order, delays and limits."""
 
 import pytest
 
@@ -208,7 +208,7 @@ def test_nothing_is_taken_before_the_cluster_is_open() -> None:
     assert taken(queue, 1.0) == "x"
 
 
-def test_dropped_cluster_has_no_objects_and_another_incarnation_starts_anew() -> None:
+def test_dropped_cluster_has_no_objects_and_its_next_incarnation_starts_empty() -> None:
     queue = queue_of()
     for name in "xyz":
         queue.add(key(name), 0.0)

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: no change is lost, and no object is in flight twice."""
+"""Properties of the work queue: no change is lost, and no object is in flight twice."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -119,7 +119,7 @@ class Queue(RuleBasedStateMachine):
             assert sum(key[:2] == (cluster, incarnation) for key in self.in_flight) <= PER_CLUSTER
 
     def teardown(self) -> None:
-        """In the end, everything that changed is taken."""
+        """Finish everything, and check that every change was reconciled."""
         for cluster, incarnation in self.incarnations.items():
             self.open.add((cluster, incarnation))
             self.queue.open(cluster, incarnation)

@@ -1,4 +1,4 @@
-"""What a source needs around it: files, a clock, and an API that answers as it is told."""
+"""The environment of a credential source: files, a clock, and a scripted API."""
 
 import json
 from collections import deque
@@ -33,7 +33,7 @@ def answering(status: int, value: object, **headers: str) -> Answer:
 
 
 class ScriptedApi:
-    """Gives the answers in their order, and notes what was asked."""
+    """An API with scripted responses, which records its requests."""
 
     def __init__(self, *answers: Answer | TransportError) -> None:
         self.answers = deque(answers)

@@ -1,4 +1,4 @@
-"""Client certificates that the daemon signs: who they are for, how long, and that a server takes them."""
+"""Client certificates that the daemon signs: name, lifetime, and acceptance by a server."""
 
 import time
 from pathlib import Path

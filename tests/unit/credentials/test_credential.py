@@ -1,4 +1,4 @@
-"""What one authenticates with, and what may be a bearer token at all."""
+"""Credentials, and valid bearer tokens."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tokens for a service account, from a real HTTPS endpoint: the sandbox's, which checks, and ones that are no good."""
+"""Tokens of a service account from a real HTTPS endpoint: the sandbox's, and faulty ones."""
 
 import json
 import time
@@ -32,8 +32,10 @@ def a_source(folder: Path, key_file: Path, ca: bytes | None, **differing: object
 
 
 @asynccontextmanager
-async def an_endpoint(folder: Path, answer: Handler) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountSource]]:
-    """And a source whose key file names it."""
+async def endpoint_and_source(
+    folder: Path, answer: Handler
+) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountSource]]:
+    """Run a token endpoint, and yield it with a source whose key file names it."""
     async with Sandbox() as sandbox, ApiServer(answer) as server:
         key_file = sandbox.write_service_account_key(folder / "key.json")
         key = json.loads(key_file.read_text()) | {"token_uri": f"{server.url}/token"}
@@ -87,7 +89,10 @@ async def test_assertion_is_single_use_for_one_endpoint_and_a_minute(tmp_path: P
 
 async def test_redirect_of_token_endpoint_is_not_followed(tmp_path: Path) -> None:
     async with ApiServer(answering()) as elsewhere:
-        async with an_endpoint(tmp_path, answering(status=307, headers={"Location": elsewhere.url})) as (_, source):
+        async with endpoint_and_source(tmp_path, answering(status=307, headers={"Location": elsewhere.url})) as (
+            _,
+            source,
+        ):
             assert "answered with a redirect" in str(await complaint(source))
         assert not elsewhere.requests
 
@@ -114,7 +119,7 @@ async def test_unreachable_token_endpoint_is_named(tmp_path: Path) -> None:
         assert "failed: " in str(await complaint(source))
 
 
-def told(value: object, status: int = 200, **headers: str) -> Handler:
+def responding(value: object, status: int = 200, **headers: str) -> Handler:
     return answering(json.dumps(value).encode(), status, headers)
 
 
@@ -123,34 +128,34 @@ def told(value: object, status: int = 200, **headers: str) -> Handler:
     [
         (answering(f"<html>{CANARY}</html>".encode()), "without an OAuth 2 token response"),
         (answering(b""), "without an OAuth 2 token response"),
-        (told({"access_token": 5, "expires_in": 60}), "without an OAuth 2 token response"),
-        (told({"access_token": CANARY, "expires_in": "60"}), "without an OAuth 2 token response"),
-        (told({"access_token": CANARY + "\n" + CANARY, "expires_in": 60}), "not a bearer token"),
-        (told({"access_token": CANARY + "\0", "expires_in": 60}), "not a bearer token"),
-        (told({"access_token": "", "expires_in": 60}), "is empty"),
-        (told({"access_token": CANARY, "expires_in": 60, "token_type": "mac"}), "not a bearer token"),
-        (told({"access_token": CANARY}), "without an expiry"),
-        (told({"access_token": CANARY, "expires_in": -1}), "an expired credential"),
-        (told({"access_token": CANARY, "expires_in": 600_000}), "are handed out"),
-        (told({"access_token": CANARY, "expires_in": 3600e3}), "are handed out"),
-        (told({"access_token": jwt(exp=253_402_300_799)}), "are handed out"),
-        (told({"access_token": jwt(exp=time.time() + 7200, nbf=time.time() + 3600)}), "not valid yet"),
+        (responding({"access_token": 5, "expires_in": 60}), "without an OAuth 2 token response"),
+        (responding({"access_token": CANARY, "expires_in": "60"}), "without an OAuth 2 token response"),
+        (responding({"access_token": CANARY + "\n" + CANARY, "expires_in": 60}), "not a bearer token"),
+        (responding({"access_token": CANARY + "\0", "expires_in": 60}), "not a bearer token"),
+        (responding({"access_token": "", "expires_in": 60}), "is empty"),
+        (responding({"access_token": CANARY, "expires_in": 60, "token_type": "mac"}), "not a bearer token"),
+        (responding({"access_token": CANARY}), "without an expiry"),
+        (responding({"access_token": CANARY, "expires_in": -1}), "an expired credential"),
+        (responding({"access_token": CANARY, "expires_in": 600_000}), "are handed out"),
+        (responding({"access_token": CANARY, "expires_in": 3600e3}), "are handed out"),
+        (responding({"access_token": jwt(exp=253_402_300_799)}), "are handed out"),
+        (responding({"access_token": jwt(exp=time.time() + 7200, nbf=time.time() + 3600)}), "not valid yet"),
         (answering(b"[" * 50_000), "without an OAuth 2 token response"),
         (answering(b" " * 10 * 1024 * 1024), f"more than {MAX_ANSWER} bytes"),
-        (told({"error": "invalid_scope", "error_description": CANARY}, 400), "invalid_scope"),
-        (told({"error": CANARY}, 400), "answered 400"),
+        (responding({"error": "invalid_scope", "error_description": CANARY}, 400), "invalid_scope"),
+        (responding({"error": CANARY}, 400), "answered 400"),
         (answering(CANARY.encode(), 500), "answered 500"),
     ],
 )
 async def test_invalid_token_response_is_rejected_and_not_quoted(
     tmp_path: Path, answer: Handler, expected: str
 ) -> None:
-    async with an_endpoint(tmp_path, answer) as (_, source):
+    async with endpoint_and_source(tmp_path, answer) as (_, source):
         assert expected in str(await complaint(source))
 
 
 async def test_overloaded_token_endpoint_sets_retry_after(tmp_path: Path) -> None:
-    async with an_endpoint(tmp_path, told({}, 503, **{"Retry-After": "7"})) as (_, source):
+    async with endpoint_and_source(tmp_path, responding({}, 503, **{"Retry-After": "7"})) as (_, source):
         error = await complaint(source)
     assert isinstance(error, BackendError)
     assert error.retry_after_s == 7
@@ -158,7 +163,7 @@ async def test_overloaded_token_endpoint_sets_retry_after(tmp_path: Path) -> Non
 
 async def test_token_for_other_audience_is_rejected(tmp_path: Path) -> None:
     given = {"access_token": jwt(exp=time.time() + 600, aud="theirs"), "expires_in": 600}
-    async with an_endpoint(tmp_path, told(given)) as (server, _):
+    async with endpoint_and_source(tmp_path, responding(given)) as (server, _):
         source = a_source(tmp_path, tmp_path / "key.json", server.pem, audiences=["ours"])
         assert "an audience other than ours" in str(await complaint(source))
 
@@ -169,7 +174,7 @@ async def test_token_request_is_a_form_with_grant_assertion_and_scope(tmp_path: 
         return web.json_response({"access_token": "t", "expires_in": 60})
 
     form: dict[str, object] = {}
-    async with an_endpoint(tmp_path, answer) as (_, source):
+    async with endpoint_and_source(tmp_path, answer) as (_, source):
         await source.mint(WANTED)
     assert form.pop("assertion")
     assert form == {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "scope": "openid"}

@@ -1,4 +1,4 @@
-"""Credentials from a command, however it behaves. The commands are real: small shell scripts."""
+"""Credentials from exec plugins, which are real shell scripts here."""
 
 import asyncio
 import base64
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Script:
-    """A plugin that tells each of its runs to a file."""
+    """A plugin that logs its runs to a file."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "login"
@@ -147,9 +147,9 @@ async def test_exec_credential_without_expiry_is_kept(script: Script) -> None:
 @pytest.mark.parametrize(
     ("end", "kept_s"),
     [
-        ("2027-01-15T09:00:00Z", 3300),  # an hour: five minutes ahead
+        ("2027-01-15T09:00:00Z", 3300),  # an hour of lifetime: five minutes ahead
         ("2027-01-15T08:10:00+00:00", 480),  # ten minutes: a fifth of them
-        ("2027-01-15T08:00:20.5Z", 10.5),  # a moment: ten seconds
+        ("2027-01-15T08:00:20.5Z", 10.5),  # seconds: ten seconds ahead
     ],
 )
 async def test_exec_credential_is_renewed_before_expiry(script: Script, end: str, kept_s: float) -> None:
@@ -257,7 +257,7 @@ async def test_hanging_exec_plugin_is_killed_with_its_children(script: Script, t
     script.does(f"exec 3>{held}; sleep 1000 & sleep 1000")
     assert "did not finish within 0.3 s" in await failure(script.plugin(timeout_s=0.3))
     os.set_blocking(reader, True)
-    assert await asyncio.to_thread(os.read, reader, 1) == b""  # the end, which comes with that of the last writer
+    assert await asyncio.to_thread(os.read, reader, 1) == b""  # EOF comes when the last writer ends
     os.close(reader)
 
 

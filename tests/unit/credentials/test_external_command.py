@@ -1,4 +1,4 @@
-"""A command is bounded, and nothing of it is left behind, whenever its caller is cancelled."""
+"""External commands: limits, and cleanup after cancellation at any point."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ async def test_command_cancelled_at_any_await_leaves_nothing_behind(tmp_path: Pa
     with pytest.raises(asyncio.CancelledError):
         await running
     os.set_blocking(reader, True)
-    # The end of the file comes with that of the last process that has it open.
+    # EOF comes when the last process with the open file ends.
     assert await asyncio.to_thread(os.read, reader, 1) == b""
-    assert open_files() <= descriptors + 2  # the thread that read, and asyncio's watch on children
+    assert open_files() <= descriptors + 2  # the reader thread and asyncio's child watcher
     os.close(reader)

@@ -1,4 +1,4 @@
-"""Credentials in files that somebody else renews."""
+"""Credentials in files that another process renews."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def replace(path: Path, content: str) -> None:
-    """As a kubelet does it: the new file takes the old one's place at once."""
+    """Replace the file atomically, as a kubelet does."""
     new = path.with_suffix(".new")
     new.write_text(content)
     new.replace(path)

@@ -1,4 +1,4 @@
-"""The API server of the cluster we run in, and which of two is meant where there is but one."""
+"""The API server of the daemon's own cluster, and the defaults for two kubeconfigs."""
 
 from pathlib import Path
 

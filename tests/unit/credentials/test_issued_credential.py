@@ -1,4 +1,4 @@
-"""What is fit to be handed out."""
+"""Validation of credentials before they are issued."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What a JWT says of itself."""
+"""Parsing of JWT claims."""
 
 from base64 import urlsafe_b64encode
 

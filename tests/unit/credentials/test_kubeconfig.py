@@ -1,4 +1,4 @@
-"""From a kubeconfig to one API server and an identity there, or to all that is wrong with it."""
+"""Parsing of a kubeconfig into an API server and a credential, with all of its problems reported."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What a kubeconfig's own user, a token file and a command give, as sources of what is handed out."""
+"""Credential sources that pass on the credential of a kubeconfig's user, a token file or a command."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def own_user(path: Path) -> PassthroughSource:
 def plugin(folder: Path, status: dict[str, Any]) -> str:
     path = folder / "login"
     answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
-    # A file of its own, moved into place: one that is open for writing can't be run.
+    # A new file moved into place, since a file that is open for writing cannot be executed.
     (folder / "login.new").write_text(f"#!/bin/sh\ncat <<'JSON'\n{json.dumps(answer)}\nJSON\n")
     (folder / "login.new").chmod(0o700)
     (folder / "login.new").replace(path)
@@ -160,7 +160,7 @@ async def test_exec_source_without_expiry_is_rejected(tmp_path: Path) -> None:
 
 
 class Script:
-    """A source that does what it is told, in turn."""
+    """A source that issues numbered tokens, or fails."""
 
     name, type, scope, takes_ttl = "script", "script", Scope.IDENTITY, False
 

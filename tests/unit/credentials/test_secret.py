@@ -1,4 +1,4 @@
-"""A secret is not seen where it was not asked for."""
+"""Secrets are masked in every output."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What TLS is made of, and what it is not."""
+"""TLS identities and contexts."""
 
 import pytest
 import trustme

@@ -1,4 +1,4 @@
-"""TokenRequest: bound to a Secret for each project, which ends what was given out when it goes."""
+"""TokenRequest: tokens bound to a Secret for each project, whose deletion revokes them."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ async def test_incarnation_has_its_own_secret(sandbox: Sandbox, api: Transport) 
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
     new = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2)))).credential.token
-    await source.revoke(engaged())  # late: it must not end what the next one has
+    await source.revoke(engaged())  # a late revocation must not end the tokens of the next incarnation
     assert old is not None
     assert new is not None
     assert sandbox.tokens.subject(new.reveal()) == SUBJECT
@@ -137,7 +137,7 @@ async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: San
 async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
     kept = {"metadata": {"name": "s", "uid": "s1", "creationTimestamp": "2020-01-01T00:00:00Z"}}
     api = ScriptedApi(answering(200, {"items": [kept]}), answering(409, {}))
-    await a_source(api).revoke(engaged())  # a conflict means that the name belongs to another Secret by now
+    await a_source(api).revoke(engaged())  # a conflict means that another Secret has the name by now
     assert api.asked[-1] == ("DELETE", "/api/v1/namespaces/milo/secrets/s")
     assert json.loads(api.bodies[-1])["preconditions"] == {"uid": "s1"}
 
@@ -151,13 +151,13 @@ async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_del
     await source.mint(WANTED)
     assert len(sandbox.infrastructure.secret_names()) == 2
     now += ROTATE_AFTER_S
-    with suppress(CredentialError):  # by this clock, what the server mints has expired
+    with suppress(CredentialError):  # by this clock, the server's tokens are expired already
         await source.mint(WANTED)
     assert len(sandbox.infrastructure.secret_names()) == 3
     now += EXPIRED_AFTER_S
     with suppress(CredentialError):
         await source.mint(WANTED)
-    assert len(sandbox.infrastructure.secret_names()) == 1, "only that of the latest mint is left"
+    assert len(sandbox.infrastructure.secret_names()) == 1, "only the latest Secret is left"
 
 
 async def test_lists_of_secrets_are_read_page_by_page() -> None:
@@ -190,7 +190,7 @@ async def test_unbound_token_serves_all_projects(sandbox: Sandbox, api: Transpor
 async def test_revoked_tokens_are_invalid_in_any_order_of_mints_and_revocations(
     sandbox: Sandbox, api: Transport
 ) -> None:
-    """The incarnations of one project come and go while mints for them are under way."""
+    """Incarnations of one project start and end while tokens for them are requested."""
     source, chance = a_source(api), random.Random(1)
     given: dict[int, list[str]] = {}
 

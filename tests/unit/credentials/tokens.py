@@ -1,4 +1,4 @@
-"""Tokens and certificates as backends give them, and as they shouldn't."""
+"""Valid and invalid tokens and certificates."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 CANARY = "CANARY-5f1d"
-"""In everything secret: no message may hold it."""
+"""A text in every secret, which no message may contain."""
 
 
 def jwt(**claims: object) -> str:

@@ -4,7 +4,7 @@ from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RE
 
 
 def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
-    """Show rejected tokens until the budget refuses; return how many it allowed."""
+    """Take rejected tokens until the budget denies one; return the number of allowed ones."""
     allowed = 0
     while not budget.take(origin, now, was_accepted=False):
         budget.rejected(origin, now)

@@ -30,7 +30,7 @@ def token(**claims: object) -> str:
 
 
 class Reviewing:
-    """A reviewer with a scripted API server and a clock that the test moves."""
+    """A reviewer with a scripted API server and a manual clock."""
 
     def __init__(self, *answers: Answer | TransportError, audiences: tuple[str, ...] = ("milo-discovery",)) -> None:
         self.api = ScriptedApi(*answers)
@@ -141,7 +141,7 @@ async def test_unreviewed_token_is_never_accepted(answer: Answer | TransportErro
     assert error.retry_after_s == 1.0
     assert CANARY not in str(error)
     await there.trouble(token(sub="another"))
-    assert len(there.api.asked) == 1, "nobody waits for what has just failed"
+    assert len(there.api.asked) == 1, "a call after a recent failure does not wait"
     there.passed = 1.1
     assert (await there.reviews.authenticate(token())).name == OPERATOR
 
@@ -178,7 +178,7 @@ async def test_cancelled_caller_does_not_cancel_shared_review() -> None:
     assert first.cancelled()
 
 
-async def test_token_review_failure_is_logged_once_and_not_told_to_callers() -> None:
+async def test_token_review_failure_is_logged_once_and_hidden_from_callers() -> None:
     there = Reviewing(answering(403, {}), answering(403, {}), reviewed(), answering(403, {}))
     with capture_logs() as logs:
         for number in range(4):

@@ -1,4 +1,4 @@
-"""A source of credentials whose backend is slow, down, or well, as a test says."""
+"""A scripted credential source: slow, failing or healthy."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ CANARY = "CANARY-8c2e"
 
 
 class Backend:
-    """Answers when its gate is open, with what it is told to."""
+    """A source that responds while its gate is open."""
 
     name, type = "backend", "test"
 

@@ -1,4 +1,4 @@
-"""Credentials for tests that are about what becomes of them."""
+"""Credentials for tests."""
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential

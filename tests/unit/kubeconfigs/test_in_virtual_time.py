@@ -1,4 +1,4 @@
-"""A fleet's credentials over hours, which pass in seconds: how often its source is asked, and what an outage does."""
+"""The credentials of a fleet over hours of virtual time: request rates and outages."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ LOOK_EVERY_S = 15.0
 
 
 class Slow(Backend):
-    """Takes a moment for each, and keeps the times at which it was asked."""
+    """A source that takes a moment for each request, and records their times."""
 
     def __init__(self) -> None:
         super().__init__(Scope.CLUSTER, life_s=LIFE_S)
@@ -37,13 +37,13 @@ class Slow(Backend):
         return await super().mint(request)
 
     def busiest(self, began: float, ended: float, window_s: float) -> tuple[float, float]:
-        """Mints a second, in the busiest of the windows and in the mean."""
+        """Return the rate of mints, in the busiest window and on average."""
         counted = Counter(int((when - began) // window_s) for when in self.times if began <= when < ended)
         return max(counted.values()) / window_s, counted.total() / (ended - began)
 
 
 class Fleet:
-    """So many clusters, each with a holder who takes every credential as soon as it is there."""
+    """Clusters whose holders take every credential at once."""
 
     def __init__(self, size: int, backend: Backend, *, per_second: float = PER_SECOND) -> None:
         self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
@@ -62,7 +62,7 @@ class Fleet:
             self._take(cluster)
 
     def without(self) -> int:
-        """How many have nothing that is valid."""
+        """Return the number of clusters without a valid credential."""
         return len(self._clusters) - len([*self.minter.held()])
 
     def _taken(self, key: LeaseKey, _: str) -> None:
@@ -99,7 +99,7 @@ def test_simultaneous_requests_are_minted_at_no_more_than_twice_the_mean_rate() 
 
 
 def test_renewals_of_simultaneous_leases_spread_out() -> None:
-    """Where the rate of minting is no limit: one that was drawn once would leave them a herd for ever."""
+    """The rate limit does not apply here: with jitter drawn only once, the leases would stay synchronized."""
     backend = Slow()
 
     async def play(fleet: Fleet) -> None:
@@ -111,7 +111,7 @@ def test_renewals_of_simultaneous_leases_spread_out() -> None:
 
 
 def test_outage_of_half_a_lifetime_affects_no_holder() -> None:
-    """All of them fall due meanwhile, and are minted for in the order in which they end."""
+    """All credentials are due meanwhile, and are renewed in order of expiry."""
     backend = Slow()
 
     async def play(fleet: Fleet) -> None:

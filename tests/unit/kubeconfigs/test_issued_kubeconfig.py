@@ -1,4 +1,4 @@
-"""IssuedKubeconfig."""
+"""Kubeconfigs as they are issued."""
 
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 

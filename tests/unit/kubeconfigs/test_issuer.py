@@ -1,4 +1,4 @@
-"""Handing out: from leases that are kept fresh, whatever the backend does."""
+"""The issuer: credentials from leases, independent of the backend's state."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ ALPHA = a_cluster()
 
 
 class Wall:
-    """The wall clock, which a test can set."""
+    """A wall clock that a test can set."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -78,7 +78,7 @@ def token_in(made: IssuedKubeconfig) -> str:
 
 
 def token(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
-    """What is handed out now."""
+    """Return the token that is issued now."""
     return token_in(issuer.lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
 
 
@@ -132,7 +132,7 @@ async def test_credential_is_renewed_before_expiry() -> None:
         while len(set(seen)) < 6:
             seen.append(await got(issuer))
             await asyncio.sleep(0)
-    assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "an old one came back"
+    assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "the backend returned an older token"
 
 
 async def test_credential_is_handed_out_until_expiry_while_backend_is_down() -> None:
@@ -427,7 +427,7 @@ async def test_cluster_without_source_has_no_credentials() -> None:
 
 
 class Hanging(Backend):
-    """Does not answer for some clusters."""
+    """A source that does not respond for some clusters."""
 
     def __init__(self, *names: str) -> None:
         super().__init__(Scope.CLUSTER)
@@ -482,7 +482,7 @@ async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None
 
 
 async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
-    """Also into the form without a secret, for which no credential is needed otherwise."""
+    """The CA is in the form without a secret as well, for which no credential is requested otherwise."""
 
     class WithAuthorities(Backend):
         async def mint(self, request: MintRequest) -> IssuedCredential:
@@ -496,7 +496,7 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
             lease.issue_exec("epoch.1", ME)
-        assert await issuer.authorities_of(cluster) == b"ITS CA", "a credential is requested for it"
+        assert await issuer.authorities_of(cluster) == b"ITS CA", "a credential is requested for the CA"
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]
             assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"

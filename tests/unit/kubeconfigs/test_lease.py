@@ -1,4 +1,4 @@
-"""When to ask for the next credential, and whether this one may still be handed out."""
+"""Leases: when to renew a credential, and whether it may still be issued."""
 
 from collections.abc import Callable
 from random import Random
@@ -33,7 +33,7 @@ DOWN = BackendError("it is down")
 
 
 def at(steady: float, *, wall: float | None = None) -> Moment:
-    """Wall time is 1000 ahead of the steady, as long as nobody sets it."""
+    """Return a moment; the wall clock is 1000 s ahead unless it was set."""
     return Moment(steady + 1000 if wall is None else wall, steady)
 
 
@@ -42,7 +42,7 @@ def lease(draw: Callable[[], float] = lambda: 0.5) -> Lease:
 
 
 def fresh(token: str = "t1", *, life_s: float = 100.0) -> Lease:
-    """One that got its first credential at 0."""
+    """Return a lease that received its first credential at 0."""
     made = lease()
     made.begin()
     made.succeeded(minted(token, 1000, life_s), at(0))
@@ -142,7 +142,7 @@ def test_lease_retry_interval_depends_on_lifetime() -> None:
 
 @pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
 def test_lease_survives_outage_of_half_a_lifetime(life_s: float) -> None:
-    """However late in its life the outage begins before the next would have been asked for."""
+    """An outage may begin at any time before the renewal is due."""
     made = fresh(life_s=life_s)
     now = RENEWAL[1] * life_s
     back_at = now + life_s / 2
@@ -192,7 +192,7 @@ def test_lease_priority_is_earliest_expiry_first() -> None:
 
 def test_lease_replaces_unexpectedly_expired_credential_at_once() -> None:
     made = fresh()
-    assert made.check(at(1, wall=5000))  # the machine slept, or the clock was set
+    assert made.check(at(1, wall=5000))  # the host was suspended, or the clock was set
     assert made.state == Empty()
 
 
@@ -235,8 +235,8 @@ def test_refresh_times_of_a_shared_credential_spread_over_a_tenth_of_its_lifetim
     assert 357 < max(times) <= 360
 
 
-class Life(RuleBasedStateMachine):
-    """Any order of successes, failures, waits and clocks that are set."""
+class LeaseMachine(RuleBasedStateMachine):
+    """A lease under any order of successes, failures, waits and clock changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,45 +251,45 @@ class Life(RuleBasedStateMachine):
         return Moment(self.steady + self.ahead, self.steady)
 
     @rule(seconds=st.floats(0, 500))
-    def time_passes(self, seconds: float) -> None:
+    def advance_time(self, seconds: float) -> None:
         self.steady += seconds
         self.lease.check(self.now)
 
     @rule(seconds=st.floats(-5000, 5000))
-    def the_clock_is_set(self, seconds: float) -> None:
+    def set_clock(self, seconds: float) -> None:
         self.ahead += seconds
 
     @precondition(lambda self: not self.lease.is_renewing)
     @rule()
-    def an_attempt_begins(self) -> None:
+    def begin_renewal(self) -> None:
         self.lease.begin()
 
     @precondition(lambda self: self.lease.is_renewing)
     @rule(life_s=st.floats(1, 1000), age=st.floats(0, 0.9))
-    def it_succeeds(self, life_s: float, age: float) -> None:
+    def succeed(self, life_s: float, age: float) -> None:
         self.count += 1
         self.lease.succeeded(minted(f"t{self.count}", self.now.wall - age * life_s, life_s), self.now)
         assert self.lease.valid(self.now) is not None or age * life_s > 0
 
     @precondition(lambda self: self.lease.is_renewing)
     @rule()
-    def it_fails(self) -> None:
+    def fail(self) -> None:
         self.lease.failed(DOWN, self.now)
 
     @invariant()
-    def nothing_is_handed_out_after_its_end(self) -> None:
+    def expired_credential_is_not_issued(self) -> None:
         valid = self.lease.valid(self.now)
         assert valid is None or valid.expires_at > self.now.wall
 
     @invariant()
-    def what_is_useful_is_valid(self) -> None:
+    def useful_credential_is_valid(self) -> None:
         useful = self.lease.useful(self.now)
         assert useful is None or useful == self.lease.valid(self.now)
 
     @invariant()
-    def an_attempt_is_under_way_or_planned_once_one_was_made(self) -> None:
+    def renewal_is_running_or_scheduled(self) -> None:
         state = self.lease.state
         assert isinstance(state, Empty) or self.lease.is_renewing != (self.lease.due_at is not None)
 
 
-TestLife = Life.TestCase
+TestLease = LeaseMachine.TestCase

@@ -1,4 +1,4 @@
-"""Which lease is minted next: clusters that fail or hang do not delay the others."""
+"""The queue of leases to mint for: clusters that fail or hang do not delay others."""
 
 from math import inf
 
@@ -30,14 +30,14 @@ def first(queue: MintQueue[Entry], *entries: Entry) -> None:
 
 
 def taken(queue: MintQueue[Entry]) -> list[str]:
-    """Everything that may run at once."""
+    """Return everything that may run concurrently."""
     found = []
     while (each := queue.take()) is not None:
         found.append(each.name)
     return found
 
 
-def test_leases_that_hold_nothing_come_first_and_then_those_that_expire_sooner() -> None:
+def test_leases_without_a_credential_come_first_and_then_by_expiry() -> None:
     queue = MintQueue[Entry](10)
     queue.add(entry(1), ends_at=20.0, failures=0)
     queue.add(entry(2), ends_at=10.0, failures=0)
@@ -45,7 +45,7 @@ def test_leases_that_hold_nothing_come_first_and_then_those_that_expire_sooner()
     assert taken(queue) == ["p3", "p4", "p2", "p1"]
 
 
-def test_retries_use_a_quarter_of_the_places() -> None:
+def test_retries_use_a_quarter_of_the_slots() -> None:
     queue = MintQueue[Entry](8)
     for number in range(1, 20):
         queue.add(entry(number), ends_at=-inf, failures=1)
@@ -57,7 +57,7 @@ def test_retries_use_a_quarter_of_the_places() -> None:
     assert len(taken(queue)) == 2, "renewals"
 
 
-def test_one_organization_uses_half_of_the_places() -> None:
+def test_one_organization_uses_half_of_the_slots() -> None:
     queue = MintQueue[Entry](8)
     first(queue, *(entry(number, "shop") for number in range(1, 20)), entry(20, "bank"))
     assert taken(queue) == ["p1", "p2", "p3", "p4", "p20"]
@@ -72,7 +72,7 @@ def test_cluster_has_one_mint_in_flight() -> None:
     assert queue.take() is again
 
 
-def test_place_that_is_freed_is_used_by_the_next() -> None:
+def test_freed_slot_is_used_by_the_next_lease() -> None:
     queue = MintQueue[Entry](4)
     entries = [entry(number, "shop") for number in range(1, 5)]
     first(queue, *entries)
@@ -85,7 +85,7 @@ def test_place_that_is_freed_is_used_by_the_next() -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 3])
-def test_source_with_one_place_serves_everything(failures: int) -> None:
+def test_source_with_one_slot_serves_everything(failures: int) -> None:
     queue = MintQueue[Entry](1)
     shared = Entry(None)
     queue.add(shared, ends_at=-inf, failures=failures)

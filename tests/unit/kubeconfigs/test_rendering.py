@@ -1,4 +1,4 @@
-"""Kubeconfigs: what is in them, that nothing else is, and that everybody reads them alike."""
+"""Kubeconfigs: their fields, and parsers that read them alike."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, embedded, exec_f
 
 TOKEN = Credential(token=Secret("t1"))
 PLACE = ClusterTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
-# Names that a YAML reader of one kind or another takes for something else.
+# Names that some YAML parsers read as another type.
 TREACHEROUS = ["1e3", "no", "null", "~", "0x10", "2026-01-02", "on", "1_000", ".5"]
 
 
@@ -100,7 +100,7 @@ def test_rendered_names_and_tokens_are_parsed_unchanged(name: str, server: str, 
     try:
         (name + server + token).encode()
     except UnicodeEncodeError:
-        return  # no such name reaches us: JSON with lone surrogates is refused where it is read
+        return  # such names are rejected earlier, as JSON with lone surrogates
     text = embedded(name, f"https://milo/{server}".split("]")[0].split("[")[0], PLACE, Credential(token=Secret(token)))
     config = json.loads(text)
     assert (config["current-context"], config["users"][0]["user"]["token"]) == (name, token)

@@ -1,4 +1,4 @@
-"""What objects say about clusters, and the keys of clusters."""
+"""Claims of objects on clusters, and the keys of clusters."""
 
 from milo_discoveryd.model.claims import earliest
 from milo_discoveryd.model.cluster import Target, key_of

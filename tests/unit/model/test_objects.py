@@ -1,4 +1,4 @@
-"""Upstream objects as far as they are read."""
+"""Decoded fields of upstream objects."""
 
 from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, Status
 

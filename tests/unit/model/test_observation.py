@@ -1,4 +1,4 @@
-"""What scopes go by, for each kind of observation."""
+"""The fields that scopes evaluate, for each kind of observation."""
 
 import pytest
 

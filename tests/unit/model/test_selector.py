@@ -1,4 +1,4 @@
-"""Label selectors mean what they mean to an API server, and a wrong one is named with its place."""
+"""Label selectors match as in an API server; an error has the position of the problem."""
 
 import pytest
 
@@ -109,7 +109,7 @@ def test_invalid_selector_names_problem_and_position(selector: str, problem: str
         ("a in (b,)", "a in (,b)"),
     ],
 )
-def test_selectors_that_say_the_same_read_the_same(selector: str, canonical: str) -> None:
+def test_equal_selectors_have_the_same_text(selector: str, canonical: str) -> None:
     assert str(parse(selector)) == canonical
     assert str(parse(canonical)) == canonical
 

@@ -1,4 +1,4 @@
-"""Projects and their control planes as an API server holds them."""
+"""Projects and control planes as an API server stores them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def condition(kind: str, status: str = "True", reason: str = "", message: str = 
 def project(
     name: str = "apollo", *conditions: dict[str, str], spec: dict[str, Any] | None = None, **metadata: Any
 ) -> KubeObject:
-    """With no condition given it is ready."""
+    """Return a project; without conditions it is ready."""
     return _object(name, list(conditions or [condition("Ready")]), spec, metadata)
 
 

@@ -1,4 +1,4 @@
-"""Values that no subscriber could be sent make the object malformed; long messages are cut."""
+"""Values too large for a message make the object malformed; long messages are truncated."""
 
 from collections.abc import Callable
 from typing import Any

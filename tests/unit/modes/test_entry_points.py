@@ -1,4 +1,4 @@
-"""Modes are found by name, also those of other packages."""
+"""Modes by name, including those of other packages."""
 
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, EntryPoints

@@ -1,4 +1,4 @@
-"""Clusters in kubeconfig files: what their content says, and what is refused of it."""
+"""Clusters in kubeconfig files: decoding, and validation of untrusted content."""
 
 import base64
 from typing import Any
@@ -117,7 +117,7 @@ def test_identity_is_that_of_the_cluster_and_not_of_the_credential() -> None:
         ({"certificate-authority-data": 5}, "wrong type"),
     ],
 )
-def test_kubeconfig_that_reaches_beyond_itself_is_refused(change: dict[str, Any], problem: str) -> None:
+def test_kubeconfig_that_refers_to_files_or_commands_is_rejected(change: dict[str, Any], problem: str) -> None:
     found = one("alpha", content("any", **change))
     assert problem in found.problem
     assert not found.claims

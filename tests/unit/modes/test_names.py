@@ -1,4 +1,4 @@
-"""No name, whoever chose it, leads anywhere but where the settings say."""
+"""Untrusted names do not change the host or path of an endpoint."""
 
 import re
 from urllib.parse import urlsplit
@@ -46,11 +46,11 @@ HOSTILE = [
     "a:b",
     "a@b",
     "{name}",
-    "\u0430pollo",  # a Cyrillic letter that looks like a Latin one
+    "\u0430pollo",  # a Cyrillic letter that resembles a Latin one
     "apollo\u200b",
     "\uff41",
     "a\u0301",
-    "\u0661",  # a digit, to str.isdigit
+    "\u0661",  # a digit by str.isdigit
     "a" * 300,
 ]
 

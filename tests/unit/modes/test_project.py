@@ -1,4 +1,4 @@
-"""Mode `project`: what cluster a Project stands for."""
+"""Mode `project`: the cluster of a Project."""
 
 import msgspec
 import pytest

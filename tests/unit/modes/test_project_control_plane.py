@@ -1,4 +1,4 @@
-"""Mode `project-control-plane`: what address a ProjectControlPlane stands for."""
+"""Mode `project-control-plane`: the endpoint of a ProjectControlPlane."""
 
 import pytest
 

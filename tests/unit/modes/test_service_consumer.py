@@ -1,4 +1,4 @@
-"""Kind `service-consumer`: which projects use an operator's services."""
+"""Kind `service-consumer`: the projects that use a service."""
 
 from typing import Any
 

@@ -80,7 +80,7 @@ def test_quota_evicts_least_recent_callers(monkeypatch: pytest.MonkeyPatch) -> N
     asked = quotas(per_minute=1)
     for name in "abac":
         asked.take_kubeconfig([name], None, 0.0)
-    assert asked.take_kubeconfig(["a"], None, 0.0) > 0, "who asked last is remembered"
+    assert asked.take_kubeconfig(["a"], None, 0.0) > 0, "the latest caller is not evicted"
     assert asked.take_kubeconfig(["b"], None, 0.0) == 0.0
 
 
@@ -95,7 +95,7 @@ def test_frequent_misses_are_delayed_up_to_a_maximum() -> None:
     waits = [asked.count_miss(["a"], 0.0) for _ in range(MISS_BURST + 1000)]
     assert waits[MISS_BURST : MISS_BURST + 3] == pytest.approx([0.1, 0.2, 0.3])
     assert waits[-1] == MAX_MISS_DELAY_S
-    assert asked.count_miss(["a"], 10.0) == 0, "and no more once it has stopped for a while"
+    assert asked.count_miss(["a"], 10.0) == 0, "the delay ends after a pause"
     assert asked.count_miss(["b"], 0.0) == 0
 
 

@@ -72,4 +72,4 @@ def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event()
         there.paced.noted(Caller(listener="net"), "", "subscription ended")
     there.paced.flush()
     assert there.audit.lines[BURST:] == [("subscription ended", 3)]
-    assert not there.audit.counted, "they are no denials"
+    assert not there.audit.counted, "successful calls are not counted as denials"

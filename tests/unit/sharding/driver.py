@@ -1,4 +1,4 @@
-"""Members of a group that share a Lease API without faults, and one clock."""
+"""Members of a shard group that share a fault-free Lease API and one clock."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ class Driver:
         self.api = LeaseApi()
         self.members = {name: Member(name, f"{name}#1") for name in names}
         self.holds_drain: set[str] = set()
-        """Members whose operators have not released what they lost."""
+        """Members whose operators have not released lost clusters."""
         self.requests: list[tuple[float, str, Request]] = []
 
     def add(self, name: str, member: Member) -> Member:
@@ -45,7 +45,7 @@ class Driver:
             member.was_written(action, version, self.now, self.now)
 
     def run(self, seconds: float, *names: str) -> None:
-        """Let members run, by default all of them."""
+        """Let members run; by default all of them."""
         until = self.now + seconds
         while self.now < until:
             self.now += 0.25

@@ -1,4 +1,4 @@
-"""A fleet without clusters."""
+"""An empty fleet."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""A fleet that engages what its member of the group owns."""
+"""A fleet that engages the clusters that its member owns."""
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation

@@ -1,4 +1,4 @@
-"""Requests to the Lease API, and what becomes of its answers."""
+"""Requests to the Lease API, and handling of its responses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """Answers each request alike, and keeps what was asked."""
+    """An API with one scripted response, which records its requests."""
 
     def __init__(self, answer: Answer | TransportError) -> None:
         self._answer = answer

@@ -29,7 +29,7 @@ WALL = 1_700_000_000.25
 
 
 def stored(body: bytes, version: str) -> dict[str, object]:
-    """An object as the API server stores it."""
+    """Return an object as the API server stores it."""
     found: dict[str, object] = json.loads(body)
     uid, _, resource_version = version.partition("/")
     assert isinstance(found["metadata"], dict)

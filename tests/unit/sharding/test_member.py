@@ -1,4 +1,4 @@
-"""One member's decisions, among members that share a Lease API without faults."""
+"""One member's decisions, among members that share a fault-free Lease API."""
 
 from math import inf
 
@@ -64,7 +64,7 @@ def test_next_view_waits_for_acknowledgements_of_the_members_of_both_views() -> 
     driver.run_until(lambda: len(driver.api.views) == 2)
     driver.add("c", Member("c", "c#1"))
     driver.run(30)
-    assert len(driver.api.views) == 2, "b has not acknowledged that it is no member any more"
+    assert len(driver.api.views) == 2, "b has not acknowledged its removal"
     driver.holds_drain = set()
     driver.run_until(lambda: is_settled(driver, *"ac"))
     assert len(driver.api.views) == 3
@@ -119,7 +119,7 @@ def test_fenced_member_owns_again_once_it_has_renewed_and_the_others_have() -> N
     assert driver.owned("a") == set()
     driver.run_until(lambda: driver.owned("a"))
     assert driver.owned("a") == before
-    assert [view.number for view in driver.api.views] == [1], "it was not evicted"
+    assert [view.number for view in driver.api.views] == [1], "the member was not evicted"
 
 
 def test_fenced_member_acknowledges_nothing_while_its_handlers_end() -> None:
@@ -378,7 +378,7 @@ def test_view_older_than_an_acknowledged_one_is_not_followed() -> None:
     assert len(driver.api.views) == 1
     successor = driver.add("b", Member("b", "b#2"))
     driver.run(10, "b")
-    assert successor.state.lease is None, "it waits until the Lease has expired, and takes another term"
+    assert successor.state.lease is None, "the member waits until the Lease has expired, and takes another term"
     driver.run_until(lambda: successor.state.lease is not None)
     assert successor.state.lease is not None
     assert successor.state.lease.term == "b#2.1"

@@ -1,4 +1,4 @@
-"""Work that one subscriber does at a time."""
+"""Work that only one subscriber of the group does at a time."""
 
 import pytest
 
@@ -11,7 +11,7 @@ START = 100.0
 
 @pytest.fixture
 def singletons() -> Singletons:
-    """Those of a daemon that has run for a while."""
+    """Return the singletons of a daemon that has run for a while."""
     return Singletons(RELEASE_S, START - VALID_S - END_S)
 
 
@@ -40,7 +40,7 @@ def test_work_is_granted_to_one_subscriber(singletons: Singletons) -> None:
     assert not claim(singletons, "b")
     assert claim(singletons, "a", WorkState.WORKING, START + 5)
     assert not claim(singletons, "b", at=START + VALID_S + END_S)
-    assert claim(singletons, "b", at=START + 5 + VALID_S + END_S), "the first one is silent"
+    assert claim(singletons, "b", at=START + 5 + VALID_S + END_S), "the first subscriber is silent"
     assert not claim(singletons, "a", WorkState.WORKING, START + 5 + VALID_S + END_S)
 
 
@@ -93,7 +93,9 @@ def test_lost_work_that_does_not_end_is_kept_for_the_release_timeout(singletons:
         assert singletons.keeps_lost(owns_nothing, START + second)
         assert not claim(singletons, "a", WorkState.ENDING, START + second, is_owned=False)
     assert not singletons.keeps_lost(owns_nothing, START + RELEASE_S)
-    assert not claim(singletons, "b", at=START + RELEASE_S), "it ends here, and still not twice on this daemon"
+    assert not claim(singletons, "b", at=START + RELEASE_S), (
+        "the work ends on this daemon, and is not granted twice on it"
+    )
 
 
 def test_work_that_ends_is_not_granted_to_another(singletons: Singletons) -> None:
@@ -105,7 +107,7 @@ def test_work_that_ends_is_not_granted_to_another(singletons: Singletons) -> Non
 def test_daemon_that_started_grants_nothing_new_until_former_grants_have_expired() -> None:
     singletons = Singletons(RELEASE_S, START)
     assert not claim(singletons, "b", at=START + VALID_S)
-    assert claim(singletons, "a", WorkState.WORKING, START + VALID_S), "it was granted by the former process"
+    assert claim(singletons, "a", WorkState.WORKING, START + VALID_S), "the work was granted by the former process"
     assert not claim(singletons, "b", at=START + VALID_S + END_S)
 
 

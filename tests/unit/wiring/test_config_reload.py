@@ -1,4 +1,4 @@
-"""Rules that change while the daemon runs: all of them or none, and never by a slip."""
+"""Reload of authorization rules at run time: all of them or none."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 
 
-class Place:
+class ReloadedFile:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.applied: list[tuple[str, ...]] = []
@@ -25,12 +25,14 @@ class Place:
         self.metrics = Metrics()
         self.reloading: ConfigReloader | None = None
 
-    def says(self, *names: str, **others: object) -> None:
-        """In place of what the file said before, from one moment to the next."""
-        rules = [{"name": name, "who": {"uid": place}, "clusters": "all"} for place, name in enumerate(names)]
-        self.writes(yaml.safe_dump({"rights": rules, **others}))
+    def write_rules(self, *names: str, **others: object) -> None:
+        """Replace the file atomically by one with these rules."""
+        rules = [
+            {"name": name, "who": {"uid": reloaded_file}, "clusters": "all"} for reloaded_file, name in enumerate(names)
+        ]
+        self.write(yaml.safe_dump({"rights": rules, **others}))
 
-    def writes(self, text: str) -> None:
+    def write(self, text: str) -> None:
         beside = self.file.with_suffix(".new")
         beside.write_text(text)
         beside.rename(self.file)
@@ -70,109 +72,109 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def reloaded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReloadedFile:
     monkeypatch.setattr(config_reload, "POLL_INTERVAL_S", 0.005)
-    made = Place(tmp_path / "config.yaml")
-    made.says("one", "two")
+    made = ReloadedFile(tmp_path / "config.yaml")
+    made.write_rules("one", "two")
     return made
 
 
-async def test_rules_at_startup_are_counted(place: Place) -> None:
-    async with place.followed():
-        assert place.applied == []
-    assert place.metrics.registry.get_sample_value("milo_discoveryd_authorization_rules") == 2
+async def test_rules_at_startup_are_counted(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
+        assert reloaded_file.applied == []
+    assert reloaded_file.metrics.registry.get_sample_value("milo_discoveryd_authorization_rules") == 2
 
 
-async def test_changed_file_is_reloaded(place: Place) -> None:
-    async with place.followed():
-        place.says("two", "three")
-        await eventually(lambda: place.count("applied") == 1)
-    assert place.applied == [("two", "three")]
-    assert place.audited == [
+async def test_changed_file_is_reloaded(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
+        reloaded_file.write_rules("two", "three")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert reloaded_file.applied == [("two", "three")]
+    assert reloaded_file.audited == [
         ("changed", {"rules": ["two", "three"], "added": ["three"], "removed": ["one"], "changed": ["two"]})
     ]
 
 
-async def test_swapped_symlink_of_mounted_file_is_reloaded(place: Place) -> None:
-    folder = place.file.parent
+async def test_swapped_symlink_of_mounted_file_is_reloaded(reloaded_file: ReloadedFile) -> None:
+    folder = reloaded_file.file.parent
     one, other = folder / "one.yaml", folder / "other.yaml"
-    place.file.rename(one)
-    place.file.symlink_to(one)
-    async with place.followed():
+    reloaded_file.file.rename(one)
+    reloaded_file.file.symlink_to(one)
+    async with reloaded_file.followed():
         other.write_text(one.read_text().replace("name: two", "name: three"))
         (folder / "link").symlink_to(other)
-        (folder / "link").rename(place.file)
-        await eventually(lambda: place.count("applied") == 1)
-    assert place.applied[-1] == ("one", "three")
+        (folder / "link").rename(reloaded_file.file)
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert reloaded_file.applied[-1] == ("one", "three")
 
 
-async def test_invalid_rule_rejects_whole_file(place: Place) -> None:
-    async with place.followed():
+async def test_invalid_rule_rejects_whole_file(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
         with capture_logs() as lines:
-            place.writes("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
-            await eventually(lambda: place.count("refused") == 1)
-        assert (place.applied, place.is_current()) == ([], False)
-        place.says("four")
-        await eventually(lambda: place.count("applied") == 1)
-        assert place.is_current()
+            reloaded_file.write("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
+            await eventually(lambda: reloaded_file.count("refused") == 1)
+        assert (reloaded_file.applied, reloaded_file.is_current()) == ([], False)
+        reloaded_file.write_rules("four")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+        assert reloaded_file.is_current()
     (line,) = [line for line in lines if line["event"] == "configuration rejected"]
     assert line["log_level"] == "error"
     assert 'item 2.name: "Four" must be' in str(line["problems"])
-    assert [what for what, _ in place.audited] == ["kept", "changed"]
+    assert [what for what, _ in reloaded_file.audited] == ["kept", "changed"]
 
 
-async def test_missing_file_keeps_rules(place: Place) -> None:
-    async with place.followed() as followed:
-        place.file.unlink()
+async def test_missing_file_keeps_rules(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed() as followed:
+        reloaded_file.file.unlink()
         followed.reload_now()
-        await eventually(lambda: place.count("refused") == 1)
-        place.says("three")
-        await eventually(lambda: place.count("applied") == 1)
-    assert place.applied == [("three",)]
+        await eventually(lambda: reloaded_file.count("refused") == 1)
+        reloaded_file.write_rules("three")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert reloaded_file.applied == [("three",)]
 
 
 @pytest.mark.parametrize("text", ["", "rights: []\n", "mode: project\n"])
-async def test_reload_without_any_rule_is_rejected(place: Place, text: str) -> None:
-    async with place.followed():
-        place.writes(text)
-        await eventually(lambda: place.count("refused") == 1)
-    assert place.applied == []
-    assert "all rules were removed" in str(place.audited)
+async def test_reload_without_any_rule_is_rejected(reloaded_file: ReloadedFile, text: str) -> None:
+    async with reloaded_file.followed():
+        reloaded_file.write(text)
+        await eventually(lambda: reloaded_file.count("refused") == 1)
+    assert reloaded_file.applied == []
+    assert "all rules were removed" in str(reloaded_file.audited)
 
 
-async def test_forced_reload_reads_unchanged_files(place: Place) -> None:
-    async with place.followed() as followed:
+async def test_forced_reload_reads_unchanged_files(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed() as followed:
         followed.reload_now()
-        await eventually(lambda: place.count("unchanged") == 1)
-    assert place.applied == []
-    assert place.audited == []
+        await eventually(lambda: reloaded_file.count("unchanged") == 1)
+    assert reloaded_file.applied == []
+    assert reloaded_file.audited == []
 
 
-async def test_settings_that_need_a_restart_are_named(place: Place) -> None:
-    async with place.followed():
+async def test_settings_that_need_a_restart_are_named(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
         with capture_logs() as lines:
-            place.says("one", mode="project-control-plane")
-            await eventually(lambda: place.count("applied") == 1)
+            reloaded_file.write_rules("one", mode="project-control-plane")
+            await eventually(lambda: reloaded_file.count("applied") == 1)
     (line,) = [line for line in lines if line["event"].startswith("changed settings")]
     assert line["settings"] == ["mode"]
 
 
-async def test_partially_written_file_is_awaited(place: Place) -> None:
-    async with place.followed() as followed:
-        state = place.file.stat()
-        text = place.file.read_text()
+async def test_partially_written_file_is_awaited(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed() as followed:
+        state = reloaded_file.file.stat()
+        text = reloaded_file.file.read_text()
         looked = 0
 
         def look() -> config_reload.State:
             nonlocal looked
             looked += 1
-            # Another size at each look, for as long as somebody writes.
+            # The size differs at each check, as while another process writes.
             return (state.st_ino, state.st_mtime_ns, min(looked, 20))
 
         followed._state = look  # type: ignore[method-assign]
-        place.file.write_text(text.replace("one", "three"))
-        os.utime(place.file, ns=(state.st_atime_ns, state.st_mtime_ns))
-        await eventually(lambda: place.count("applied") == 1)
+        reloaded_file.file.write_text(text.replace("one", "three"))
+        os.utime(reloaded_file.file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        await eventually(lambda: reloaded_file.count("applied") == 1)
         assert looked >= 20
 
 
@@ -184,7 +186,7 @@ async def test_reload_without_file_waits_for_signal() -> None:
         applied += 1
 
     settings = load({}, {}, None)
-    made = ConfigReloader(settings, lambda: settings, None, apply=apply, audit=Place(Path()), metrics=metrics)
+    made = ConfigReloader(settings, lambda: settings, None, apply=apply, audit=ReloadedFile(Path()), metrics=metrics)
     following = asyncio.create_task(made.run())
     made.reload_now()
     await eventually(

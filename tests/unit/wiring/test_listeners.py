@@ -1,4 +1,4 @@
-"""From settings to what is listened on."""
+"""From settings to listeners."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether clusters or their hosts are probed."""
+"""Probes per cluster or per host, by mode and settings."""
 
 import pytest
 

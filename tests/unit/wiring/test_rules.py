@@ -1,4 +1,4 @@
-"""From what the configuration says of rights to what callers meet."""
+"""From settings to the rights of callers."""
 
 from pathlib import Path
 

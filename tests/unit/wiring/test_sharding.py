@@ -1,4 +1,4 @@
-"""The member of a shard group, from settings and the pod."""
+"""The member of a shard group, from settings and the pod's environment."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,7 +31,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
         return shard_group(settings, environ, new_fleet(), Metrics(), stack, singletons=Singletons(30.0, 0.0))
 
 
-async def test_daemon_without_a_group_shares_nothing(tmp_path: Path) -> None:
+async def test_daemon_without_a_group_has_no_member(tmp_path: Path) -> None:
     assert await built(tmp_path, {}) is None
 
 

@@ -1,4 +1,4 @@
-"""The clusters of a state file: which of their fields are used."""
+"""Clusters of a state file: which of their fields are used."""
 
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.modes.mode import Setting

@@ -81,18 +81,18 @@ def test_cluster_message_has_all_fields() -> None:
 
 def test_cluster_message_names_source_and_endpoint_of_a_key() -> None:
     target = Target(name="eu#a", uid="u", place=("https://", ".example.com"))
-    told = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
-    assert (told.name, told.source, told.endpoint) == ("eu#a", "eu", "https://a.example.com")
+    message = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
+    assert (message.name, message.source, message.endpoint) == ("eu#a", "eu", "https://a.example.com")
 
 
 def test_cluster_message_omits_unknown_fields() -> None:
-    told = convert.cluster(SMALL, EPOCH)
-    assert not told.HasField("deletion_requested_at")
-    assert told.connectivity == pb.Connectivity(state=pb.Connectivity.STATE_UNKNOWN)
+    message = convert.cluster(SMALL, EPOCH)
+    assert not message.HasField("deletion_requested_at")
+    assert message.connectivity == pb.Connectivity(state=pb.Connectivity.STATE_UNKNOWN)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (0.0, Timestamp()),
         (1.5, Timestamp(seconds=1, nanos=500_000_000)),
@@ -100,8 +100,8 @@ def test_cluster_message_omits_unknown_fields() -> None:
         (-0.25, Timestamp(seconds=-1, nanos=750_000_000)),
     ],
 )
-def test_timestamps_have_microseconds(seconds: float, told: Timestamp) -> None:
-    assert convert.timestamp(seconds) == told
+def test_timestamps_have_microseconds(seconds: float, expected: Timestamp) -> None:
+    assert convert.timestamp(seconds) == expected
 
 
 # --- the source ---
@@ -120,9 +120,9 @@ def test_source_status_times_are_wall_time() -> None:
 
 @pytest.mark.parametrize("state", SourceState)
 def test_every_source_state_has_an_enum_value(state: SourceState) -> None:
-    told = convert.source(SourceStatus(state, 0.0), Moment(0.0, 0.0))
-    assert pb.SourceStatus.State.Name(told.state) == f"STATE_{state.value}"
-    assert not told.HasField("last_contact")
+    message = convert.source(SourceStatus(state, 0.0), Moment(0.0, 0.0))
+    assert pb.SourceStatus.State.Name(message.state) == f"STATE_{state.value}"
+    assert not message.HasField("last_contact")
 
 
 # --- engagement ---
@@ -141,8 +141,8 @@ def record(state: ObjectState, *, engaged: bool = False, grace_until: float | No
 
 
 def engagement(of: ClusterRecord, confirming: str | None = None) -> tuple[bool, str, str, int]:
-    told = convert.engagement(of, confirming)
-    return told.engaged, pb.Engagement.Reason.Name(told.reason), told.message, told.since.seconds
+    message = convert.engagement(of, confirming)
+    return message.engaged, pb.Engagement.Reason.Name(message.reason), message.message, message.since.seconds
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_engagement_of_engaged_malformed_object() -> None:
     ],
 )
 def test_engagement_while_deletion_is_confirmed(problem: str, message: str) -> None:
-    told = engagement(record(ObjectState.READY, engaged=True), problem)
-    assert told == (True, "REASON_CONFIRMING_DELETION", message, 100)
+    result = engagement(record(ObjectState.READY, engaged=True), problem)
+    assert result == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
 
 def test_engagement_of_unengaged_cluster_is_never_confirming() -> None:
@@ -229,13 +229,13 @@ def test_kubeconfig_message_has_times() -> None:
 
 
 def test_kubeconfig_message_without_expiry_omits_times() -> None:
-    told = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
-    assert not told.HasField("expires_at")
-    assert not told.HasField("refresh_after")
+    message = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
+    assert not message.HasField("expires_at")
+    assert not message.HasField("refresh_after")
 
 
 @pytest.mark.parametrize(
-    ("health", "told"),
+    ("health", "message"),
     [
         (
             SourceHealth("core", "kubeconfig", "", 5.0, 2),
@@ -247,8 +247,8 @@ def test_kubeconfig_message_without_expiry_omits_times() -> None:
         ),
     ],
 )
-def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, told: pb.CredentialSource) -> None:
-    assert convert.credential_source(health) == told
+def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, message: pb.CredentialSource) -> None:
+    assert convert.credential_source(health) == message
 
 
 def test_each_of_several_sources_is_named() -> None:

@@ -69,7 +69,7 @@ def test_frame_equals_generated_encoding(event: Event) -> None:
     )
     frame = encode(event)
     assert decode_frame(frame) == message
-    assert len(frame) == len(encode_frame(message)), "nothing in it is superfluous"
+    assert len(frame) == len(encode_frame(message)), "the expectation has no unused fields"
 
 
 def test_frame_has_every_field_of_cluster_and_event() -> None:
@@ -79,7 +79,7 @@ def test_frame_has_every_field_of_cluster_and_event() -> None:
     own = {field.name for field, _ in event.ListFields()}
     assert set(pb.ClusterEvent.DESCRIPTOR.fields_by_name) - own == {
         "kubeconfig"
-    }  # added for each subscriber: see the rotation
+    }  # added for each subscriber by the kubeconfig rotation
 
 
 # --- golden bytes ---
@@ -116,15 +116,15 @@ def test_frame_golden_bytes() -> None:
 
 @pytest.mark.parametrize("kind", EventType)
 def test_every_event_type_has_an_enum_value(kind: EventType) -> None:
-    (told,) = pb.WatchClustersResponse.FromString(encode(Event(kind, SMALL))).events
-    assert pb.ClusterEvent.Type.Name(told.type) == f"TYPE_{kind.value}"
-    assert told.reason == pb.DISENGAGE_REASON_UNSPECIFIED
+    (decoded,) = pb.WatchClustersResponse.FromString(encode(Event(kind, SMALL))).events
+    assert pb.ClusterEvent.Type.Name(decoded.type) == f"TYPE_{kind.value}"
+    assert decoded.reason == pb.DISENGAGE_REASON_UNSPECIFIED
 
 
 @pytest.mark.parametrize("reason", DisengageReason)
 def test_every_disengage_reason_has_an_enum_value(reason: DisengageReason) -> None:
-    (told,) = pb.WatchClustersResponse.FromString(encode(Event(EventType.DISENGAGED, SMALL, reason))).events
-    assert pb.DisengageReason.Name(told.reason) == f"DISENGAGE_REASON_{reason.value}"
+    (decoded,) = pb.WatchClustersResponse.FromString(encode(Event(EventType.DISENGAGED, SMALL, reason))).events
+    assert pb.DisengageReason.Name(decoded.reason) == f"DISENGAGE_REASON_{reason.value}"
 
 
 def test_frame_encoding_is_deterministic() -> None:
@@ -164,17 +164,17 @@ def test_batch_is_frames_followed_by_its_own_fields() -> None:
         reset=True,
         source=source,
     )
-    told = pb.WatchClustersResponse.FromString(data)
-    assert [event.cluster.name for event in told.events] == ["a", "apollo"]
-    assert (told.revision, told.previous_revision, told.synced, told.reset) == ("r2", "r1", True, True)
-    assert told.source == source
+    decoded = pb.WatchClustersResponse.FromString(data)
+    assert [event.cluster.name for event in decoded.events] == ["a", "apollo"]
+    assert (decoded.revision, decoded.previous_revision, decoded.synced, decoded.reset) == ("r2", "r1", True, True)
+    assert decoded.source == source
 
 
 def test_batch_may_hold_source_status_only() -> None:
-    told = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
-    assert not told.events
-    assert not told.HasField("source")
-    assert not told.reset
+    decoded = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
+    assert not decoded.events
+    assert not decoded.HasField("source")
+    assert not decoded.reset
 
 
 @given(revision=texts, previous=texts, synced=st.booleans(), reset=st.booleans(), source=st.none() | texts)
@@ -190,10 +190,10 @@ def test_batch_equals_generated_encoding(
         reset=reset,
         source=status,
     )
-    told = pb.WatchClustersResponse.FromString(data)
-    assert len(told.events) == 1
-    del told.events[:]
-    assert told == pb.WatchClustersResponse(
+    decoded = pb.WatchClustersResponse.FromString(data)
+    assert len(decoded.events) == 1
+    del decoded.events[:]
+    assert decoded == pb.WatchClustersResponse(
         revision=revision, previous_revision=previous, synced=synced, reset=reset, source=status
     )
 

@@ -1,4 +1,4 @@
-"""Rotation of one stream's kubeconfigs, with a clock that the test moves."""
+"""Rotation of one stream's kubeconfigs, with a manual clock."""
 
 import math
 from random import Random
@@ -186,7 +186,7 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
     world.take_kubeconfig = counted  # type: ignore[method-assign]
     world.now += 7.0
     assert rotation.take_due() == ()
-    assert looked == 1, "the first tells of all"
+    assert looked == 1, "the first batch has all kubeconfigs"
     assert rotation.due_in_s == 7.0
 
 
@@ -213,7 +213,7 @@ def test_rotation_forgets_names_whose_clusters_went_while_the_source_failed(
     assert not rotation._deliveries
 
 
-def test_rotation_hands_out_nothing_until_the_token_was_reviewed(world: World) -> None:
+def test_rotation_issues_nothing_until_the_token_was_reviewed(world: World) -> None:
     rotation = world.rotation()
     stale = Stale()
     world.freshness = stale

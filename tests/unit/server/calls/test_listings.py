@@ -98,7 +98,7 @@ def test_listing_pages_omit_clusters_that_became_invisible() -> None:
     listing.first(1)
     page = listing.listings.next(listing.token, 10, 0.0, ME, lambda cluster: cluster.target.name != "c")
     assert names(page) == ["b", "d"]
-    assert len(page.clusters) == 3, "places are counted all the same"
+    assert len(page.clusters) == 3, "skipped clusters count for the position as well"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who may release what, and who is told which releases are pending."""
+"""Authorization of releases, and the list of pending ones."""
 
 import pytest
 
@@ -88,9 +88,9 @@ def test_pending_releases_of_other_callers_are_only_for_those_who_see_everything
     )
     assert mine == everything
     assert nothing == []
-    (told,) = mine
-    assert (told.subscriber, told.caller, told.connected) == ("operator", "uid 7", False)
-    assert told.since.seconds == at(12).wall
+    (pending,) = mine
+    assert (pending.subscriber, pending.caller, pending.connected) == ("operator", "uid 7", False)
+    assert pending.since.seconds == at(12).wall
 
 
 def test_pending_release_of_a_forgotten_subscriber_has_no_time() -> None:
@@ -98,5 +98,5 @@ def test_pending_release_of_a_forgotten_subscriber_has_no_time() -> None:
     fleet.releases.close(OPENED, 12.0)
     fleet.commit([ready("b", uid="u2")], at(100))
     fleet.releases.begin(fleet["b"].cluster, 200.0, 100.0)  # type: ignore[union-attr,arg-type]
-    (told,) = releases.pending("a", fleet.releases, OPENED.key.caller, NO_CLUSTERS, at(100))
-    assert (told.subscriber, told.HasField("since")) == ("operator", False)
+    (pending,) = releases.pending("a", fleet.releases, OPENED.key.caller, NO_CLUSTERS, at(100))
+    assert (pending.subscriber, pending.HasField("since")) == ("operator", False)

@@ -106,7 +106,7 @@ def test_source_message_is_for_full_scope_only() -> None:
 
 
 def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -> None:
-    """And not by the labels that it had when it was last engaged."""
+    """The labels of the last engagement no longer count."""
     dev = ClusterScope(parse("env=dev"))
     for version in ("5", "6"):
         fields = ObjectFields("shop-1", "", (("env", "dev"),))
