@@ -118,7 +118,7 @@ class Removals(Group, frozen=True, kw_only=True):
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
     """Removals are held if a list lacks more engaged clusters than this number and than `removals.share`, or more than
-    half of them, or all."""
+    half of two or more."""
     share: Annotated[float, Number(0, 1)] = 0.2
     """Share of the engaged clusters, see `removals.count`."""
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
@@ -185,7 +185,8 @@ class ConnectivitySettings(Group, frozen=True, kw_only=True):
     `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
     """Path of the probe, relative to the cluster's endpoint or to the host. It is sent with the credential issued for
-    the cluster, or else, and for a host always, with that of the project kubeconfig."""
+    the cluster, or else, and for a host always, with that of the project kubeconfig; in mode `declarative` never with
+    the latter."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0

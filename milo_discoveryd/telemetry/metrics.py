@@ -355,7 +355,8 @@ class _FleetCollector(Collector):
         )
         yield self._by_source(
             "milo_discoveryd_removals_held",
-            "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
+            "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
+            "because the resource versions of the API server went back.",
             lambda of: of.pending_reports.held,
         )
         yield self._by_source(

@@ -71,7 +71,7 @@ def command(**_: object) -> None:  # the commands read these options: see option
     """List and watch engaged Milo project control planes, and get kubeconfigs for them.
 
     Exit statuses: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 no connection, 6 timeout,
-    7 the daemon is not synced or its source is stale, 130 interrupted.
+    7 the daemon is not synced, a source is stale or the shard group is not settled, 130 interrupted.
     """
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @formatted("table", "wide", "json", "yaml", "name")
 @click.pass_context
 def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOptions, form: str, headers: bool) -> None:
-    """List the engaged clusters. Exits with 7 if the source is stale."""
+    """List the engaged clusters. Exits with 7 if a source is stale, or no complete list of it was read yet."""
     listing = connection.run(lambda client: client.list(**only))
     if form in {"table", "wide"}:
         if not listing.clusters:
@@ -106,7 +106,7 @@ def _report(connection: Connection, name: str) -> ClusterReport:
 @formatted("table", "json", "yaml")
 @click.pass_context
 def status(ctx: click.Context, connection: Connection, *, form: str, headers: bool) -> None:
-    """Show the daemon's state. Exits with 7 while it is not synced or its source is stale."""
+    """Show the daemon's state. Exits with 7 while it is not synced or a source is stale."""
     info = connection.run(lambda client: client.server_info())
     if form == "table":
         for line in text_output.status(info, _now()):
