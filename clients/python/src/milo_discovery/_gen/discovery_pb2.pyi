@@ -10,8 +10,9 @@ Read this file alone and you can write a client. In short:
  2. Go on reading: each further batch holds what changed since.
  3. When the stream breaks, for whatever reason, open it again with the last `revision` you
     received. It goes on from there, or starts over and says so (`reset`).
+ 4. Where a batch is marked `sharded`, also call RenewOwnership.
 
-The daemon never reports a cluster as gone because something failed. A lost Milo API, a restarted
+The daemon never reports a cluster as deleted because something failed. A lost Milo API, a restarted
 daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 """
 
@@ -42,7 +43,7 @@ class _DisengageReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disen
     DISENGAGE_REASON_UNSPECIFIED: _DisengageReason.ValueType  # 0
     """Not a disengagement."""
     DISENGAGE_REASON_DELETED: _DisengageReason.ValueType  # 1
-    """The object is gone, confirmed by asking for it."""
+    """The object was deleted, which was confirmed by reading it."""
     DISENGAGE_REASON_NOT_READY: _DisengageReason.ValueType  # 2
     """The condition that engages it is no longer True."""
     DISENGAGE_REASON_REPLACED: _DisengageReason.ValueType  # 3
@@ -56,7 +57,7 @@ class _DisengageReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disen
     DISENGAGE_REASON_MOVED: _DisengageReason.ValueType  # 7
     """Another member of the shard group owns it now."""
     DISENGAGE_REASON_REMOVED: _DisengageReason.ValueType  # 8
-    """The source took it away by its own rules."""
+    """The source ended it by its own rules."""
     DISENGAGE_REASON_OWNERSHIP_LOST: _DisengageReason.ValueType  # 9
     """The daemon can't renew its ownership: another member of the shard group may engage the cluster."""
 
@@ -66,7 +67,7 @@ class DisengageReason(_DisengageReason, metaclass=_DisengageReasonEnumTypeWrappe
 DISENGAGE_REASON_UNSPECIFIED: DisengageReason.ValueType  # 0
 """Not a disengagement."""
 DISENGAGE_REASON_DELETED: DisengageReason.ValueType  # 1
-"""The object is gone, confirmed by asking for it."""
+"""The object was deleted, which was confirmed by reading it."""
 DISENGAGE_REASON_NOT_READY: DisengageReason.ValueType  # 2
 """The condition that engages it is no longer True."""
 DISENGAGE_REASON_REPLACED: DisengageReason.ValueType  # 3
@@ -80,7 +81,7 @@ DISENGAGE_REASON_REVOKED: DisengageReason.ValueType  # 6
 DISENGAGE_REASON_MOVED: DisengageReason.ValueType  # 7
 """Another member of the shard group owns it now."""
 DISENGAGE_REASON_REMOVED: DisengageReason.ValueType  # 8
-"""The source took it away by its own rules."""
+"""The source ended it by its own rules."""
 DISENGAGE_REASON_OWNERSHIP_LOST: DisengageReason.ValueType  # 9
 """The daemon can't renew its ownership: another member of the shard group may engage the cluster."""
 Global___DisengageReason: _TypeAlias = DisengageReason  # noqa: Y015
@@ -159,7 +160,9 @@ class WatchClustersRequest(_message.Message):
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """How long the stream may be silent. Unset: 30 s. Shorter than 1 s counts as 1 s; the longest is 1 hour."""
+        """How long the stream may be silent. Unset: the daemon's default, 30 s unless configured. Shorter than 1 s counts as
+        1 s; the longest is 1 hour.
+        """
 
     def __init__(
         self,
@@ -207,7 +210,9 @@ class WatchClustersResponse(_message.Message):
     synced: _builtins.bool
     """The stream has delivered a complete view, and all that follows are changes to it."""
     reset: _builtins.bool
-    """This batch starts over: clusters known from before that are not named between here and `synced` are gone."""
+    """This batch starts over: clusters known from before that are not named between here and `synced` are disengaged,
+    except those of `pending_sources`.
+    """
     sharded: _builtins.bool
     """The clusters are shared by a group of daemons. Work in them only while RenewOwnership says that they are this daemon's:
     otherwise, when the daemon is killed or stopped, another one engages them for its subscribers while you go on. Set
@@ -220,7 +225,7 @@ class WatchClustersResponse(_message.Message):
     @_builtins.property
     def source(self) -> Global___SourceStatus:
         """How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed. With several
-        sources, that of the source that is known worst, of those that the filter covers.
+        sources, that of the least current one that the filter covers.
         """
 
     @_builtins.property
@@ -230,7 +235,7 @@ class WatchClustersResponse(_message.Message):
     @_builtins.property
     def pending_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sources of which the daemon has not seen a complete list yet. Their clusters are not in the view: of these sources,
-        clusters known from before are not gone. Once such a source is complete, the stream starts over (`reset`).
+        clusters known from before stay engaged. Once such a source is complete, the stream starts over (`reset`).
         """
 
     def __init__(
@@ -850,7 +855,7 @@ class PendingRelease(_message.Message):
     subscriber: _builtins.str
     """As in WatchClustersRequest."""
     caller: _builtins.str
-    """Who it is, as far as that was verified: "user system:serviceaccount:dns:operator"."""
+    """Its verified identity: "user system:serviceaccount:dns:operator"."""
     connected: _builtins.bool
     """It has a stream open."""
     @_builtins.property
@@ -895,9 +900,9 @@ class Engagement(_message.Message):
         REASON_MALFORMED: Engagement._Reason.ValueType  # 4
         """The object can't be used as it is; `message` says what is wrong with it."""
         REASON_DELETED: Engagement._Reason.ValueType  # 5
-        """The object is gone."""
+        """The object was deleted."""
         REASON_CONFIRMING_DELETION: Engagement._Reason.ValueType  # 6
-        """It is engaged, though upstream reported it gone: that is being confirmed."""
+        """It is engaged, and was reported as deleted: that is being confirmed."""
         REASON_UNREACHABLE: Engagement._Reason.ValueType  # 7
         """Its API server was unreachable for longer than the configuration allows."""
         REASON_DRAINING: Engagement._Reason.ValueType  # 8
@@ -920,9 +925,9 @@ class Engagement(_message.Message):
     REASON_MALFORMED: Engagement.Reason.ValueType  # 4
     """The object can't be used as it is; `message` says what is wrong with it."""
     REASON_DELETED: Engagement.Reason.ValueType  # 5
-    """The object is gone."""
+    """The object was deleted."""
     REASON_CONFIRMING_DELETION: Engagement.Reason.ValueType  # 6
-    """It is engaged, though upstream reported it gone: that is being confirmed."""
+    """It is engaged, and was reported as deleted: that is being confirmed."""
     REASON_UNREACHABLE: Engagement.Reason.ValueType  # 7
     """Its API server was unreachable for longer than the configuration allows."""
     REASON_DRAINING: Engagement.Reason.ValueType  # 8
@@ -1374,7 +1379,7 @@ class GetServerInfoResponse(_message.Message):
     version: _builtins.str
     """The program's version."""
     mode: _builtins.str
-    """"project", "project-control-plane", "single", or that of an added package."""
+    """"project", "declarative", ...: the mode, or the kind of the only source; "sources" in a daemon with several."""
     incarnation: _builtins.str
     """New with each start of the daemon."""
     synced: _builtins.bool
@@ -1393,9 +1398,7 @@ class GetServerInfoResponse(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
-        """The sources of clusters, in a daemon with several. `mode` is then "sources", and `source` that of the source that is
-        known worst.
-        """
+        """The sources of clusters, in a daemon with several. `source` is then that of the least current one."""
 
     @_builtins.property
     def sharding(self) -> Global___Sharding:
@@ -1618,7 +1621,7 @@ class CredentialSource(_message.Message):
     """"token-request", "exec", ..."""
     healthy: _builtins.bool
     message: _builtins.str
-    """What is wrong with it."""
+    """Why the last request to it failed."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the credential that it holds expires, if it holds one."""

@@ -130,7 +130,7 @@ class DiscoveryServiceServicer(object):
 
     def GetCluster(self, request, context):
         """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-        engaged?". NOT_FOUND only for a name that the daemon has never seen.
+        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

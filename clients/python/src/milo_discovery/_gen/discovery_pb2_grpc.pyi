@@ -10,8 +10,9 @@ Read this file alone and you can write a client. In short:
  2. Go on reading: each further batch holds what changed since.
  3. When the stream breaks, for whatever reason, open it again with the last `revision` you
     received. It goes on from there, or starts over and says so (`reset`).
+ 4. Where a batch is marked `sharded`, also call RenewOwnership.
 
-The daemon never reports a cluster as gone because something failed. A lost Milo API, a restarted
+The daemon never reports a cluster as deleted because something failed. A lost Milo API, a restarted
 daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 """
 
@@ -80,7 +81,7 @@ class DiscoveryServiceStub:
     """
     GetCluster: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]
     """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-    engaged?". NOT_FOUND only for a name that the daemon has never seen.
+    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
     """
     IssueKubeconfig: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
@@ -156,7 +157,7 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     GetCluster: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]  # type: ignore[assignment]
     """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-    engaged?". NOT_FOUND only for a name that the daemon has never seen.
+    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
     """
     IssueKubeconfig: _aio.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]  # type: ignore[assignment]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
@@ -247,7 +248,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.GetClusterResponse, _abc.Awaitable[_discovery_pb2.GetClusterResponse]]:
         """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-        engaged?". NOT_FOUND only for a name that the daemon has never seen.
+        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
         """
 
     @_abc_1.abstractmethod
