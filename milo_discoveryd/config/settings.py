@@ -89,7 +89,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
     silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
     """A watch that is silent for longer is considered broken. Use more than 70 s, because API servers send bookmarks
     once a minute."""
-    look_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
+    liveness_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
     """Interval of liveness probes (`/livez`, on another connection) while the API server is silent. After three
     unanswered probes all connections are reopened."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)

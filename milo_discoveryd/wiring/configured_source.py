@@ -64,7 +64,7 @@ class ConfiguredSource:
             streaming_lists=source.streaming_lists == "auto",
             page_size=source.page_size,
             silence_s=source.silence_limit.total_seconds(),
-            liveness=LivenessPolicy(every_s=source.look_interval.total_seconds()),
+            liveness=LivenessPolicy(every_s=source.liveness_interval.total_seconds()),
         )
         discovery = Discovery(
             fleet,
