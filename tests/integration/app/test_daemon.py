@@ -1,4 +1,4 @@
-"""The daemon as a whole, in this process, beside a sandbox."""
+"""The whole daemon in this process, with a sandbox."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 Look = Callable[[str], Awaitable[tuple[int, str]]]
-"""The answer at a path, as status and text."""
+"""Return the response at a path, as status and text."""
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Authorization rules of a whole daemon, in every mode that watches objects: by labels and by organization."""
+"""Authorization rules of a whole daemon, by labels and by organization, in every mode that watches objects."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ PROVIDER = "provider"
 class Mode(NamedTuple):
     name: str
     settings: Mapping[str, Any]
-    """Of the daemon; for `service-consumer`, of its source."""
+    """Settings of the daemon; for `service-consumer`, of its source."""
     create: Callable[[Sandbox, str, str, str], None]
-    """Creates what engages a cluster, by its name, its organization and its label `env`."""
+    """Creates what engages a cluster with this name, organization and label `env`."""
     relabel: Callable[[Sandbox, str, str], None]
     has_organizations: bool = True
 
@@ -136,7 +136,7 @@ async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Pat
 
 
 async def check_limited(place: Place, caller: str) -> None:
-    """Check that a caller sees the cluster `shop-1` alone, by every call."""
+    """Check that a caller sees only the cluster `shop-1`, by every call."""
     async with place.client(caller) as client:
         listing = await client.list()
         assert [each.name for each in listing] == ["shop-1"]

@@ -1,4 +1,4 @@
-"""A daemon with several sources, beside sandboxes."""
+"""A daemon with several sources, which are sandboxes."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 async def engaged(events: AsyncIterator[Event]) -> str:
-    """Return the next cluster that is engaged. Nothing else than results of probes comes before."""
+    """Return the next cluster that is engaged; only results of probes may come before."""
     while (event := await anext(events)).type is EventType.UPDATED:
         pass
     assert event.type is EventType.ENGAGED

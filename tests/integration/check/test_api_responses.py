@@ -1,4 +1,4 @@
-"""Judgements of API server responses, and the correction for each failure."""
+"""Evaluation of API server responses, and the suggested fix for each failure."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""`milo-discoveryd check` as a whole, against a sandbox: what is told, in which order, and the exit status."""
+"""`milo-discoveryd check` as a whole, against a sandbox: its findings, their order, and the exit status."""
 
 import base64
 import fcntl
@@ -36,14 +36,14 @@ def saved(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
-class Told:
+class CheckOutput:
     def __init__(self, status: int, text: str) -> None:
         self.status = status
         self.text = text
         self.lines = text.splitlines()
 
     def levels(self) -> dict[str, str]:
-        """By what was looked at, the worst of it."""
+        """Return the worst level of each subject."""
         order = ("ok", "warn", "fail")
         found: dict[str, str] = {}
         for line in self.lines[:-1]:
@@ -54,18 +54,18 @@ class Told:
         return found
 
 
-async def look(tmp_path: Path, environ: Mapping[str, str] | None = None, **flags: object) -> Told:
+async def run_check(tmp_path: Path, environ: Mapping[str, str] | None = None, **flags: object) -> CheckOutput:
     out = io.StringIO()
     given = {"listen": (f"unix://{tmp_path}/d.sock",), "http_listen": "127.0.0.1:0"} | flags
     status = await check(load(given, {}, None), out, environ or {})
-    return Told(status, out.getvalue())
+    return CheckOutput(status, out.getvalue())
 
 
 async def test_check_reports_each_step_in_order_and_a_summary(
     kubeconfig: Path, tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig))
-    assert told.lines == [
+    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert output.lines == [
         "ok    settings: mode project",
         f"ok    discovery reach: {sandbox.url} answers ({kubeconfig})",
         "ok    discovery identity: authenticated as sandbox-admin",
@@ -78,54 +78,56 @@ async def test_check_reports_each_step_in_order_and_a_summary(
         "ok    http_listen 127.0.0.1:0: free",
         "10 checks: 10 ok, 0 warnings, 0 failed",
     ]
-    assert told.status == 0
+    assert output.status == 0
 
 
 async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeconfig: Path, tmp_path: Path) -> None:
-    told = await look(
+    output = await run_check(
         tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
     )
-    assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in told.text
-    assert "warn  discovery list: no projectcontrolplanes match" in told.text
-    assert told.status == 0
+    assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
+    assert "warn  discovery list: no projectcontrolplanes match" in output.text
+    assert output.status == 0
 
 
 async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
     rules = [Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))]
     config = sandbox.kubeconfig(token=sandbox.token("reader", rules=rules))
-    told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "fail  discovery permissions: watch of projects denied" in told.text
-    assert "{apiGroups: [resourcemanager.miloapis.com], resources: [projects], verbs: [get, list, watch]}" in told.text
-    assert told.levels()["discovery list"] == "ok"
-    assert told.levels()["discovery watch"] == "fail"
-    assert told.status == 1
+    output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "fail  discovery permissions: watch of projects denied" in output.text
+    assert (
+        "{apiGroups: [resourcemanager.miloapis.com], resources: [projects], verbs: [get, list, watch]}" in output.text
+    )
+    assert output.levels()["discovery list"] == "ok"
+    assert output.levels()["discovery watch"] == "fail"
+    assert output.status == 1
 
 
 async def test_rejected_token_fails_and_skips_the_steps_after_it(sandbox: Sandbox, tmp_path: Path) -> None:
     config = saved(tmp_path / "kubeconfig", sandbox.kubeconfig())
     sandbox.tokens.revoke_all()
-    told = await look(tmp_path, discovery_kubeconfig=str(config))
-    assert "fail  discovery identity: the server rejects the credential (401)" in told.text
-    assert "discovery permissions" not in told.levels()
-    assert told.lines[-1].endswith(" 1 failed")
-    assert told.status == 1
+    output = await run_check(tmp_path, discovery_kubeconfig=str(config))
+    assert "fail  discovery identity: the server rejects the credential (401)" in output.text
+    assert "discovery permissions" not in output.levels()
+    assert output.lines[-1].endswith(" 1 failed")
+    assert output.status == 1
 
 
 async def test_untrusted_server_certificate_fails(sandbox: Sandbox, tmp_path: Path) -> None:
     config = sandbox.kubeconfig()
     other = trustme.CA().cert_pem.bytes()
     config["clusters"][0]["cluster"]["certificate-authority-data"] = _encoded(other)
-    told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "fail  discovery reach: no TLS with" in told.text
-    assert "must hold the CA that signed it" in told.text
-    assert told.status == 1
+    output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "fail  discovery reach: no TLS with" in output.text
+    assert "must hold the CA that signed it" in output.text
+    assert output.status == 1
 
 
 async def test_missing_crd_fails(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
     sandbox.faults.unserved(PROJECTS)
-    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig))
-    assert "fail  discovery list: the server has no projects.resourcemanager.miloapis.com (v1alpha1)" in told.text
-    assert told.status == 1
+    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert "fail  discovery list: the server has no projects.resourcemanager.miloapis.com (v1alpha1)" in output.text
+    assert output.status == 1
 
 
 async def test_server_that_is_no_api_server_fails(tmp_path: Path) -> None:
@@ -137,9 +139,9 @@ async def test_server_that_is_no_api_server_fails(tmp_path: Path) -> None:
                 {"name": "x", "cluster": {"server": server.url, "certificate-authority-data": _encoded(server.pem)}}
             ],
         }
-        told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "as a Kubernetes API server does" in told.text
-    assert told.status == 1
+        output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "as a Kubernetes API server does" in output.text
+    assert output.status == 1
 
 
 @pytest.mark.parametrize("status", [302, 404, 500, 503])
@@ -152,9 +154,9 @@ async def test_server_that_answers_every_request_with_an_error_fails(status: int
                 {"name": "x", "cluster": {"server": server.url, "certificate-authority-data": _encoded(server.pem)}}
             ],
         }
-        told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert told.levels()["discovery identity"] == "fail"
-    assert told.status == 1
+        output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert output.levels()["discovery identity"] == "fail"
+    assert output.status == 1
 
 
 async def test_unwritable_audit_file_and_state_directory_fail(kubeconfig: Path, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ async def test_unwritable_audit_file_and_state_directory_fail(kubeconfig: Path, 
     out = io.StringIO()
     flags = {"listen": (f"unix://{tmp_path}/d.sock",), "discovery_kubeconfig": str(kubeconfig)}
     assert await check(load(flags, {}, config), out, {}) == 1
-    levels = Told(1, out.getvalue()).levels()
+    levels = CheckOutput(1, out.getvalue()).levels()
     assert levels[f"audit.file {tmp_path}/none/audit.log"] == "fail"
     assert levels[f"state_directory {tmp_path}/file"] == "fail"
 
@@ -184,9 +186,9 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
             "users": [{"name": "x", "user": user}],
         }
         path = str(saved(tmp_path / "kubeconfig", config))
-        told = await look(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
-        assert told.status == 0
-        return "warn  project identity: the client certificate expires at" in told.text
+        output = await run_check(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
+        assert output.status == 0
+        return "warn  project identity: the client certificate expires at" in output.text
 
     clients = trustme.CA()
     async with ApiServer(answering(b"{}", 201), wants_client_certificate_of=clients) as server:
@@ -195,25 +197,27 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
 
 
 async def test_invalid_kubeconfig_is_reported_once_and_other_checks_continue(tmp_path: Path) -> None:
-    told = await look(tmp_path, discovery_kubeconfig=str(tmp_path / "none"))
-    assert told.text.count("cannot be read: No such file or directory") == 1
-    assert "--discovery-kubeconfig FILE" in told.text
-    assert told.levels()["http_listen 127.0.0.1:0"] == "ok"
-    assert told.status == 1
+    output = await run_check(tmp_path, discovery_kubeconfig=str(tmp_path / "none"))
+    assert output.text.count("cannot be read: No such file or directory") == 1
+    assert "--discovery-kubeconfig FILE" in output.text
+    assert output.levels()["http_listen 127.0.0.1:0"] == "ok"
+    assert output.status == 1
 
 
 async def test_two_invalid_kubeconfigs_are_both_reported(tmp_path: Path) -> None:
-    told = await look(tmp_path, discovery_kubeconfig=str(tmp_path / "none"), project_kubeconfig=str(tmp_path / "no"))
-    assert told.levels()["discovery kubeconfig"] == told.levels()["project kubeconfig"] == "fail"
-    assert told.lines[-1].endswith(" 2 failed")
+    output = await run_check(
+        tmp_path, discovery_kubeconfig=str(tmp_path / "none"), project_kubeconfig=str(tmp_path / "no")
+    )
+    assert output.levels()["discovery kubeconfig"] == output.levels()["project kubeconfig"] == "fail"
+    assert output.lines[-1].endswith(" 2 failed")
 
 
 async def test_separate_project_kubeconfig_is_checked_too(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", sandbox.kubeconfig(token=sandbox.token("operator", rules=[])))
-    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig), project_kubeconfig=str(other))
-    assert f"ok    project reach: {sandbox.url} answers ({other})" in told.text
-    assert "ok    project identity: authenticated as operator" in told.text
-    assert told.status == 0
+    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig), project_kubeconfig=str(other))
+    assert f"ok    project reach: {sandbox.url} answers ({other})" in output.text
+    assert "ok    project identity: authenticated as operator" in output.text
+    assert output.status == 0
 
 
 async def test_project_kubeconfig_server_is_not_contacted_in_mode_project_control_plane(
@@ -223,18 +227,18 @@ async def test_project_kubeconfig_server_is_not_contacted_in_mode_project_contro
     content["clusters"][0]["cluster"]["server"] = "https://milo.invalid"
     other = saved(tmp_path / "other", content)
     flags = {"mode": "project-control-plane", "discovery_kubeconfig": str(kubeconfig)}
-    told = await look(tmp_path, project_kubeconfig=str(other), **flags)
-    assert f"ok    project credential: available ({other})" in told.text
+    output = await run_check(tmp_path, project_kubeconfig=str(other), **flags)
+    assert f"ok    project credential: available ({other})" in output.text
     content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/login"}}
-    told = await look(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
-    assert "exec_plugins does not allow: /no/login" in told.text
-    told = await look(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
-    assert "fail  project credential: exec plugin /no/login cannot be started" in told.text
+    output = await run_check(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
+    assert "exec_plugins does not allow: /no/login" in output.text
+    output = await run_check(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
+    assert "fail  project credential: exec plugin /no/login cannot be started" in output.text
 
 
 async def test_mode_single_checks_only_its_cluster(kubeconfig: Path, tmp_path: Path) -> None:
-    told = await look(tmp_path, mode="single", project_kubeconfig=str(kubeconfig), label_selector="a=b")
-    assert list(told.levels()) == [
+    output = await run_check(tmp_path, mode="single", project_kubeconfig=str(kubeconfig), label_selector="a=b")
+    assert list(output.levels()) == [
         "settings",
         "project reach",
         "project identity",
@@ -242,8 +246,8 @@ async def test_mode_single_checks_only_its_cluster(kubeconfig: Path, tmp_path: P
         f"listen unix://{tmp_path}/d.sock",
         "http_listen 127.0.0.1:0",
     ]
-    assert "warn  settings: mode single watches nothing" in told.text
-    assert told.status == 0
+    assert "warn  settings: mode single watches nothing" in output.text
+    assert output.status == 0
 
 
 async def test_silence_limit_below_the_bookmark_interval_is_a_warning(tmp_path: Path) -> None:
@@ -256,8 +260,8 @@ async def test_silence_limit_below_the_bookmark_interval_is_a_warning(tmp_path: 
 async def test_addresses_in_use_fail(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        told = await look(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
-    assert told.levels()[f"listen insecure://{taken}"] == told.levels()[f"http_listen {taken}"] == "fail"
+        output = await run_check(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
+    assert output.levels()[f"listen insecure://{taken}"] == output.levels()[f"http_listen {taken}"] == "fail"
 
 
 async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Path) -> None:
@@ -265,8 +269,8 @@ async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Pat
     with path.with_name("d.sock.lock").open("w") as lock, socket.create_server(("127.0.0.1", 0)) as server:
         fcntl.flock(lock, fcntl.LOCK_EX)
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        told = await look(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=taken)
-    levels = told.levels()
+        output = await run_check(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=taken)
+    levels = output.levels()
     assert {levels[f"listen unix://{path}"], levels[f"listen insecure://{taken}"], levels[f"http_listen {taken}"]} == {
         "warn"
     }
@@ -275,9 +279,9 @@ async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Pat
 async def test_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
     token = sandbox.token()
     path = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(token=token))
-    assert token not in (await look(tmp_path, discovery_kubeconfig=str(path))).text
+    assert token not in (await run_check(tmp_path, discovery_kubeconfig=str(path))).text
     sandbox.tokens.revoke_all()
-    assert token not in (await look(tmp_path, discovery_kubeconfig=str(path))).text
+    assert token not in (await run_check(tmp_path, discovery_kubeconfig=str(path))).text
 
 
 def _encoded(content: bytes) -> str:

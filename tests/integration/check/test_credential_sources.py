@@ -1,4 +1,4 @@
-"""What a check says of the kubeconfigs that are to be handed out."""
+"""Findings of `check` about credential sources."""
 
 import io
 import json
@@ -22,7 +22,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 
 async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> list[str]:
-    """Those about kubeconfigs, and what is done about them."""
+    """Return the lines about kubeconfigs, with their fixes."""
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"kubeconfigs": {"sources": list(sources)}, **settings}))
     flags = {

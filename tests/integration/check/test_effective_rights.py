@@ -1,4 +1,4 @@
-"""`milo-discoveryd check --as`: what somebody would get, and by which rule."""
+"""`milo-discoveryd check --as`: the effective rights of a caller, and the rule that grants them."""
 
 import io
 import json
@@ -30,7 +30,9 @@ RIGHTS: list[dict[str, Any]] = [
 ]
 
 
-async def said(folder: Path, identity: str, rights: list[Any] = RIGHTS, **others: object) -> tuple[int, dict[str, str]]:
+async def check_as(
+    folder: Path, identity: str, rights: list[Any] = RIGHTS, **others: object
+) -> tuple[int, dict[str, str]]:
     file = folder / "config.yaml"
     listen = [{"address": f"unix://{folder}/d.sock", "name": "api"}]
     file.write_text(yaml.safe_dump({"listen": listen, "rights": rights, **others}))
@@ -47,7 +49,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(sandbox.kubeconfig()))
         few = [{**RIGHTS[1], "clusters": {"names": [names[0], "*none*"]}}, RIGHTS[2]]
-        status, told = await said(
+        status, lines = await check_as(
             tmp_path,
             "listener=api,group=system:serviceaccounts:shop",
             few,
@@ -55,7 +57,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
             discovery_kubeconfig=str(kubeconfig),
             kubeconfigs={"sources": [{"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}]},
         )
-        _, everything = await said(
+        _, everything = await check_as(
             tmp_path,
             "san=uri:spiffe://prod/a",
             few,
@@ -64,12 +66,12 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
             source={"page_size": 5},
         )
     assert status == 0
-    assert told["rule"] == "few (item 1 of 2), the first that matches"
-    assert told["sees"] == f"names {names[0]}, *none*"
-    assert told["kubeconfigs"] == "from any source, for at most 300 s, 60000 per minute"
-    assert told["credentials"] == ("of own are valid for all clusters of its identity, visible or not")
-    assert told["streams"] == "2 concurrent"
-    assert told["clusters"] == f"1 of 12 ready clusters: {names[0]}"
+    assert lines["rule"] == "few (item 1 of 2), the first that matches"
+    assert lines["sees"] == f"names {names[0]}, *none*"
+    assert lines["kubeconfigs"] == "from any source, for at most 300 s, 60000 per minute"
+    assert lines["credentials"] == ("of own are valid for all clusters of its identity, visible or not")
+    assert lines["streams"] == "2 concurrent"
+    assert lines["clusters"] == f"1 of 12 ready clusters: {names[0]}"
     assert everything["kubeconfigs"] == "none"
     assert everything["clusters"].startswith("12 of 12 ready clusters: ")
     assert everything["clusters"].endswith(" and 2 more")
@@ -82,33 +84,33 @@ async def test_check_as_names_sources_valid_beyond_the_scope(tmp_path: Path) -> 
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
     ]
     listener = "listener=api,group=system:serviceaccounts:shop"
-    _, told = await said(tmp_path, listener, kubeconfigs={"sources": sources})
-    assert told["credentials"].startswith("of file are valid for all clusters")
-    _, told = await said(tmp_path, listener, [{**RIGHTS[1], "sources": "each"}], kubeconfigs={"sources": sources})
-    assert "credentials" not in told
+    _, lines = await check_as(tmp_path, listener, kubeconfigs={"sources": sources})
+    assert lines["credentials"].startswith("of file are valid for all clusters")
+    _, lines = await check_as(tmp_path, listener, [{**RIGHTS[1], "sources": "each"}], kubeconfigs={"sources": sources})
+    assert "credentials" not in lines
 
 
 async def test_check_as_without_a_matching_rule_is_denied(tmp_path: Path) -> None:
-    status, told = await said(tmp_path, "uid=1")
+    status, lines = await check_as(tmp_path, "uid=1")
     assert status == 1
-    assert told == {"rule": "no authorization rule matches this caller (of 3); it is denied"}
+    assert lines == {"rule": "no authorization rule matches this caller (of 3); it is denied"}
 
 
 async def test_check_as_with_an_empty_scope_sees_no_clusters(tmp_path: Path) -> None:
-    status, told = await said(tmp_path, "uid=7")
-    assert (status, told["rule"], told["sees"]) == (1, "kept-out (item 1 of 3), the first that matches", "none")
-    assert "clusters" not in told
+    status, lines = await check_as(tmp_path, "uid=7")
+    assert (status, lines["rule"], lines["sees"]) == (1, "kept-out (item 1 of 3), the first that matches", "none")
+    assert "clusters" not in lines
 
 
 async def test_check_as_without_rules_has_full_access(tmp_path: Path) -> None:
-    status, told = await said(tmp_path, "uid=1", [], mode="single", discovery_kubeconfig=str(tmp_path / "none"))
-    assert (status, told["rule"]) == (0, "no rules are configured: every caller has full access")
+    status, lines = await check_as(tmp_path, "uid=1", [], mode="single", discovery_kubeconfig=str(tmp_path / "none"))
+    assert (status, lines["rule"]) == (0, "no rules are configured: every caller has full access")
 
 
 async def test_check_as_with_an_unreachable_source_reports_unknown(tmp_path: Path) -> None:
-    status, told = await said(tmp_path, "san=uri:spiffe://prod/a", discovery_kubeconfig=str(tmp_path / "none"))
+    status, lines = await check_as(tmp_path, "san=uri:spiffe://prod/a", discovery_kubeconfig=str(tmp_path / "none"))
     assert status == 0
-    assert told["clusters"].startswith("unknown: ")
+    assert lines["clusters"].startswith("unknown: ")
 
 
 def test_caller_is_parsed_from_key_value_pairs() -> None:

@@ -1,4 +1,4 @@
-"""Whether the daemon could listen where it is told to; looking changes nothing."""
+"""Checks of listen addresses, which change nothing."""
 
 import fcntl
 import os
@@ -19,17 +19,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "d.sock"
 
 
-def look(path: Path) -> Finding:
+def check(path: Path) -> Finding:
     return listen_addresses.unix_socket(UnixAddress(path))
 
 
 def test_unused_socket_path_is_free_and_not_created(path: Path) -> None:
-    assert look(path).level == "ok"
+    assert check(path).level == "ok"
     assert list(path.parent.iterdir()) == []
 
 
 def test_missing_socket_directory_is_not_created(path: Path) -> None:
-    finding = look(path.parent / "a" / "b" / "d.sock")
+    finding = check(path.parent / "a" / "b" / "d.sock")
     assert (finding.level, finding.message) == ("ok", f"free; {path.parent}/a/b will be created")
     assert list(path.parent.iterdir()) == []
 
@@ -38,7 +38,7 @@ def test_stale_socket_file_is_free(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
     path.with_name("d.sock.lock").write_text("12345\n")
-    assert look(path).level == "ok"
+    assert check(path).level == "ok"
 
 
 def test_socket_in_use_is_a_warning_with_the_process(path: Path) -> None:
@@ -46,39 +46,39 @@ def test_socket_in_use_is_a_warning_with_the_process(path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("12345\n")
         lock.flush()
-        finding = look(path)
+        finding = check(path)
     assert (finding.level, finding.message) == ("warn", "in use by a daemon (process 12345)")
-    assert look(path).level == "ok"
+    assert check(path).level == "ok"
 
 
 def test_socket_path_that_is_no_socket_fails(path: Path) -> None:
     path.write_text("a file")
-    assert look(path).message == f"{path} exists and is not a socket"
+    assert check(path).message == f"{path} exists and is not a socket"
     path.unlink()
     path.symlink_to("/nowhere")
-    assert look(path).message == f"{path} exists and is a symbolic link"
+    assert check(path).message == f"{path} exists and is a symbolic link"
 
 
 def test_lock_file_that_is_a_symlink_fails(path: Path) -> None:
     path.with_name("d.sock.lock").symlink_to("/etc/passwd")
-    assert look(path).message.startswith("the lock file cannot be opened")
+    assert check(path).message.startswith("the lock file cannot be opened")
 
 
 def test_world_writable_socket_directory_fails(path: Path) -> None:
     path.parent.chmod(0o777)
-    finding = look(path)
+    finding = check(path)
     assert finding.message.endswith("could replace the socket")
     assert finding.fix == f"chmod o-w {path.parent}, or listen in a subfolder"
 
 
 def test_socket_directory_that_is_a_file_fails(path: Path) -> None:
     path.write_text("")
-    assert look(path / "d.sock").message == f"{path} is not a directory"
+    assert check(path / "d.sock").message == f"{path} is not a directory"
 
 
 def test_unwritable_socket_directory_suggests_fs_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # for root, every folder is writable
-    finding = look(path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to every folder
+    finding = check(path)
     assert "is not writable for us" in finding.message
     assert "emptyDir" in finding.fix
 

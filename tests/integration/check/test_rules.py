@@ -1,4 +1,4 @@
-"""What is told of rules before anybody relies on them."""
+"""Findings of `check` about authorization rules."""
 
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,22 @@ def test_no_rules_give_no_findings(tmp_path: Path) -> None:
 
 
 def test_rules_that_can_match_are_listed(tmp_path: Path) -> None:
-    told = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
-    assert [each.level for each in told] == ["ok"]
-    assert told[0].message.startswith("one, two;")
+    findings = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
+    assert [each.level for each in findings] == ["ok"]
+    assert findings[0].message.startswith("one, two;")
 
 
 def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
-    told = found(
+    findings = found(
         tmp_path,
         rule("one", {"uid": 1, "listener": "api"}),
         rule("two", {"san": "dns:a"}),
         rule("three", {"user": "u"}),
     )
-    assert [each.level for each in told] == ["warn", "warn"]
-    assert told[0].message.startswith("rule one never matches: it requires uid")
-    assert told[1].message.startswith("rule two never matches: it requires san")
-    assert "peer_credentials" in told[0].fix
+    assert [each.level for each in findings] == ["warn", "warn"]
+    assert findings[0].message.startswith("rule one never matches: it requires uid")
+    assert findings[1].message.startswith("rule two never matches: it requires san")
+    assert "peer_credentials" in findings[0].fix
 
 
 def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) -> None:

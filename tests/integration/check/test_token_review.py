@@ -1,4 +1,4 @@
-"""What a check says of listeners that take bearer tokens."""
+"""Findings of `check` about listeners with bearer tokens."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from milo_sandbox import Sandbox
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 
 
-async def told(tmp_path: Path, upstream: Path, **reviews: str) -> list[str]:
-    """Of token reviews, and what is done about them."""
+async def review_lines(tmp_path: Path, upstream: Path, **reviews: str) -> list[str]:
+    """Return the lines about token reviews, with their fixes."""
     file = tmp_path / "config.yaml"
     listen = [{"address": f"unix://{tmp_path}/d.sock", "tokens": True}]
     file.write_text(json.dumps({"listen": listen, "token_review": reviews, "http_listen": "off"}))
@@ -31,13 +31,13 @@ async def told(tmp_path: Path, upstream: Path, **reviews: str) -> list[str]:
 async def test_token_review_that_rejects_an_invalid_token_is_ok(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
-        line, *_ = await told(tmp_path, kubeconfig)
+        line, *_ = await review_lines(tmp_path, kubeconfig)
         assert line.startswith("ok    token reviews: ")
         assert "rejects an invalid one" in line
 
-        line, mend, *_ = await told(tmp_path, kubeconfig, kubeconfig=str(tmp_path / "none"))
+        line, fix, *_ = await review_lines(tmp_path, kubeconfig, kubeconfig=str(tmp_path / "none"))
         assert line.startswith("fail  token reviews: ")
-        assert mend.strip() == "-> correct it, or name another one: token_review.kubeconfig"
+        assert fix.strip() == "-> correct it, or name another one: token_review.kubeconfig"
 
 
 @pytest.mark.parametrize(

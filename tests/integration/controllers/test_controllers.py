@@ -1,4 +1,4 @@
-"""Controllers against control planes of the sandbox: what a reconciler can rely on."""
+"""Controllers against control planes of the sandbox: the guarantees for a reconciler."""
 
 import asyncio
 import itertools
@@ -74,7 +74,7 @@ def sandbox() -> Iterator[MiloSandbox]:
 
 @pytest.fixture
 def plane(sandbox: MiloSandbox) -> ControlPlane:
-    """A control plane that stores widgets."""
+    """A control plane that serves widgets."""
     return with_widgets(sandbox)
 
 
@@ -85,7 +85,7 @@ def with_widgets(sandbox: MiloSandbox) -> ControlPlane:
 
 
 class Running:
-    """Controllers in the fleet of a FakeDiscovery."""
+    """Running controllers in the fleet of a FakeDiscovery."""
 
     def __init__(self, *planes: ControlPlane, confirm_releases: bool = False) -> None:
         self.discovery = FakeDiscovery(*planes)
@@ -117,7 +117,7 @@ class Log:
         return None
 
 
-async def test_objects_are_reconciled_when_they_are_there_change_and_go(plane: ControlPlane) -> None:
+async def test_objects_are_reconciled_when_listed_changed_and_deleted(plane: ControlPlane) -> None:
     plane.create(widget("one", size=1))
     log = Log()
     async with reconciling(log, plane):
@@ -152,7 +152,7 @@ async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
         if found is None:
             return
         if found["metadata"].get("deletionTimestamp"):
-            # Called again if the cache has not seen the deletion yet.
+            # The object is reconciled again if the cache has not seen the deletion yet.
             cleaned.append(await request.remove_finalizer(FINALIZER))
             assert not await request.remove_finalizer(FINALIZER)
             return
@@ -300,7 +300,7 @@ async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plan
         assert history == ["begins", "ends"]
 
 
-async def test_kind_that_is_not_served_yet_is_waited_for(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+async def test_kind_that_is_not_served_yet_is_awaited(sandbox: MiloSandbox, plane: ControlPlane) -> None:
     [bare] = sandbox.create_control_planes(next(names))
     plane.create(widget("here"))
     log = Log()
@@ -416,7 +416,7 @@ def test_environment_names_the_proxy_for_other_kubeconfigs(excepted: str, is_use
 
 @asynccontextmanager
 async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
-    """A proxy, and the request lines that it was sent."""
+    """Run a proxy; yield its address and the request lines that it received."""
     asked: list[str] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

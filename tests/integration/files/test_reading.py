@@ -1,4 +1,4 @@
-"""Kubeconfig files as they are on disk: links, permissions, other types, and changes while they are read."""
+"""Kubeconfig files on disk: links, permissions, other file types, and changes during a read."""
 
 import os
 import socket
@@ -143,7 +143,7 @@ def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:
     written = (folder / "alpha").stat().st_mtime
     assert not of_folder(folder, written + SETTLED_S / 2).scan().is_settled
     assert of_folder(folder, written + 2 * SETTLED_S).scan().is_settled
-    assert of_folder(folder, written - 1).scan().is_settled, "a time in the future never comes to an end"
+    assert of_folder(folder, written - 1).scan().is_settled, "a time in the future counts as settled"
 
 
 def test_folders_of_a_linked_file_are_watched(tmp_path: Path) -> None:

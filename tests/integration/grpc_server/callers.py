@@ -67,7 +67,7 @@ class RulesWorld:
 
 @pytest.fixture(params=["project", "project-control-plane"], autouse=True)
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The modes that watch objects. In the second, the project's UID is not that of the watched object."""
+    """The modes that watch objects; in the second one the UID of the project differs from that of the object."""
     if request.param == "project-control-plane":
         monkeypatch.setattr(World, "object_uid", staticmethod("object of {}".format))
     return str(request.param)

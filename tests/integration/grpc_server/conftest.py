@@ -1,4 +1,4 @@
-"""Fixtures: a real gRPC server and fleet, fed by the test instead of an API server."""
+"""Fixtures: a real gRPC server with a fleet that the test feeds instead of an API server."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) ->
 
 
 class World:
-    """The fleet, the issuer and the gRPC server, with the test as their source."""
+    """The fleet, the issuer and the gRPC server; the test is their source."""
 
     object_uid: Callable[[str], str] = staticmethod(str)
     """Return the UID of the watched object for the UID of its project."""
@@ -137,7 +137,7 @@ class World:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[DiscoveryServiceStub]:
-        # Each client has a connection of its own, as separate processes do.
+        # Each client has its own connection, as separate processes do.
         async with grpc.aio.insecure_channel(self.address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             yield DiscoveryServiceStub(channel)
 
@@ -185,7 +185,7 @@ class Subscriber:
 
 
 def told(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
-    """Format events as `ENGAGED alpha` or `DISENGAGED alpha DELETED`."""
+    """Format events as text, such as `ENGAGED alpha` or `DISENGAGED alpha DELETED`."""
     words = []
     for event in (event for batch in batches for event in batch.events):
         kind = pb.ClusterEvent.Type.Name(event.type).removeprefix("TYPE_")

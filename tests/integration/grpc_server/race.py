@@ -27,7 +27,7 @@ _ASKING = 3
 
 
 class Race:
-    """Rounds in which a cluster is engaged, requested and disengaged. Equal seeds give equal schedules."""
+    """Rounds in which a cluster is engaged, requested and disengaged; equal seeds give equal schedules."""
 
     def __init__(self, world: World, backend: Backend, chance: Random) -> None:
         self._world = world
@@ -52,7 +52,7 @@ class Race:
             answer = await self._world.service.issue_kubeconfig(request, Caller(listener="test"))
         except CallError:
             return
-        # Still in the step of the event loop that answered.
+        # Still in the step of the event loop that sent the response.
         record = self._world.fleet.registry["alpha"]
         assert record is not None
         assert record.cluster is not None

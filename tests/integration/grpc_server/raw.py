@@ -1,4 +1,4 @@
-"""A raw HTTP/2 client, which can send what no gRPC library sends."""
+"""A raw HTTP/2 client, for frames that no gRPC library sends."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ def headers(method: str) -> list[tuple[str, str]]:
 
 
 class Raw:
-    """A raw connection. It reads only on request."""
+    """A raw connection, which reads only on request."""
 
     def __init__(self, connected: socket.socket | ssl.SSLSocket) -> None:
         self.socket = connected
@@ -66,11 +66,14 @@ class Raw:
         await self.send(self.connection.data_to_send())
 
     async def send(self, data: bytes) -> None:
-        """Raises OSError when the server has closed the connection."""
+        """Send queued data.
+
+        Raises OSError when the server has closed the connection.
+        """
         await asyncio.to_thread(self.socket.sendall, data)
 
     async def read(self) -> list[Event] | None:
-        """Return the next events; None at the end."""
+        """Return the next events, or None at the end of the connection."""
         data = await asyncio.to_thread(self.socket.recv, 65_536)
         return self.connection.receive_data(data) if data else None
 

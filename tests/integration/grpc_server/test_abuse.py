@@ -73,7 +73,7 @@ async def target(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def rapid_reset(raw: Raw) -> None:
-    """CVE-2023-44487, rapid reset: streams are cancelled at once, so that they never reach the limit."""
+    """Send CVE-2023-44487, rapid reset: streams are canceled at once, so that they never reach the limit."""
     await raw.greet()
     for _ in range(40):
         for _ in range(100):
@@ -95,7 +95,7 @@ async def streams_without_end(raw: Raw) -> None:
 
 
 async def headers_without_end(raw: Raw) -> None:
-    """CVE-2024-27316 and its like: endless CONTINUATION frames."""
+    """Send CVE-2024-27316 and similar: endless CONTINUATION frames."""
     await raw.greet()
     await raw.send(HeadersFrame(1, b"\x00\x01a\x01b" * 1000).serialize())
     for _ in range(300):
@@ -198,7 +198,7 @@ async def test_message_and_metadata_size_limits(target: Target) -> None:
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters
         for message_kib, metadata_kib, expected in (
-            (250, 0, "INVALID_ARGUMENT"),  # the message is accepted, and then its filter is too large
+            (250, 0, "INVALID_ARGUMENT"),  # the message is accepted, but its filter is too large
             (260, 0, "RESOURCE_EXHAUSTED"),
             (0, 7, "OK"),
             (0, 17, "RESOURCE_EXHAUSTED"),

@@ -1,4 +1,4 @@
-"""Unary calls: their answers and their errors."""
+"""Unary calls: responses and errors."""
 
 import asyncio
 
@@ -206,5 +206,5 @@ async def test_calls_are_counted_by_method_and_code(world: World) -> None:
         labels = {**unary, "grpc_method": method, "grpc_code": code}
         return world.metrics.registry.get_sample_value("grpc_server_handled_total", labels)
 
-    # A failed call is counted after its status was sent.
+    # A failed call is counted after its status is sent.
     await eventually(lambda: handled("ListClusters", "OK") == 1 and handled("GetCluster", "NotFound") == 1)

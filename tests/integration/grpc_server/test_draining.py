@@ -28,7 +28,7 @@ FAILED, NOT_FOUND = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOU
 
 @pytest.fixture
 async def draining_world(tmp_path: Path) -> AsyncIterator[World]:
-    """Two clusters, with a deadline that no test waits for."""
+    """A fleet with two clusters, and a drain timeout longer than any test."""
     async with a_world(tmp_path, drain_timeout_s=LONG_S) as made:
         made.listed(ready("alpha"), ready("beta"))
         yield made
@@ -64,17 +64,17 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def gone(world: World) -> None:
-    """Wait until the daemon noticed that all streams ended."""
+    """Wait until the daemon has noticed that all streams ended."""
     await eventually(lambda: not world.service.streams)
 
 
 async def quiet(subscriber: Subscriber, world: World) -> None:
-    """Prove that nothing was sent to the subscriber: the next event is one that is caused here."""
+    """Check that nothing was sent to the subscriber: the next event is the one that is caused here."""
     world.seen(ready("probe"))
     assert await subscriber.events() == ["ENGAGED probe"]
 
 
-# --- what subscribers are sent ---
+# --- what subscribers receive ---
 
 
 async def test_subscriber_is_sent_the_end_after_its_release(draining_world: World) -> None:
@@ -88,7 +88,9 @@ async def test_subscriber_is_sent_the_end_after_its_release(draining_world: Worl
         draining = batch.events[0].cluster.draining
         assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_NOT_READY, "condition Ready is False")
         assert draining.deadline.seconds > 0
-        assert await other.events() == ["DISENGAGED alpha NOT_READY"], "at once, without confirmation"
+        assert await other.events() == ["DISENGAGED alpha NOT_READY"], (
+            "a subscriber that does not confirm is notified at once"
+        )
         await quiet(mine, world)
         await release(world)
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
@@ -116,7 +118,7 @@ async def test_cluster_is_disengaged_at_the_deadline(tmp_path: Path) -> None:
         assert await mine.events() == ["UPDATED alpha"]
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
         assert await refusal(release(world, "somebody", of="another")) == (FAILED, "OTHER_INCARNATION")
-        await release(world)  # too late, and a no-op
+        await release(world)  # too late, so it is a no-op
 
 
 async def test_deadline_passes_while_the_source_is_lost(tmp_path: Path) -> None:
@@ -172,10 +174,10 @@ async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_world
         assert incarnation(world) != before
 
 
-# --- streams that end and return ---
+# --- streams that end and resume ---
 
 
-async def test_subscriber_that_reconnects_is_told_again(draining_world: World) -> None:
+async def test_subscriber_that_reconnects_receives_the_drain_again(draining_world: World) -> None:
     world = draining_world
     async with confirming(world) as mine:
         synced = (await mine.until_synced())[-1].revision
@@ -195,7 +197,7 @@ async def test_subscriber_that_reconnects_is_told_again(draining_world: World) -
         assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_subscriber_that_released_is_not_told_again(draining_world: World) -> None:
+async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_world: World) -> None:
     world = draining_world
     async with confirming(world, "other"), confirming(world) as mine:
         await mine.until_synced()
@@ -244,7 +246,7 @@ async def test_resume_token_of_another_kind_of_stream_gives_a_snapshot(draining_
         assert (await mine.batch()).reset
 
 
-# --- what may be released ---
+# --- validation of releases ---
 
 
 async def test_release_is_refused_unless_the_cluster_drains(draining_world: World) -> None:
@@ -261,7 +263,7 @@ async def test_release_is_refused_unless_the_cluster_drains(draining_world: Worl
         await release(world)
         await release(world)  # a no-op
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        await release(world)  # still one
+        await release(world)  # one release is still pending
 
 
 @pytest.mark.parametrize("name", ["", "white space", "x" * 254, "line\nbreak", "é"])
@@ -273,7 +275,7 @@ async def test_unusable_name_of_a_subscriber_is_refused(draining_world: World, n
     assert await refusal(release(world, name)) == invalid
     assert await refusal(end_subscription(world, name)) == invalid
     async with world.subscriber(subscriber=name) as other:
-        assert len(told(await other.until_synced())) == 2, "without confirm_releases it is not used"
+        assert len(told(await other.until_synced())) == 2, "the name is ignored without confirm_releases"
 
 
 async def test_release_without_cluster_or_incarnation_is_refused(draining_world: World) -> None:
@@ -340,7 +342,7 @@ async def quiet_with_labels(subscriber: Subscriber, world: World) -> None:
     assert await subscriber.events() == ["ENGAGED probe"]
 
 
-async def test_cluster_out_of_scope_cannot_be_released_nor_told_apart_from_an_unknown_one(tmp_path: Path) -> None:
+async def test_release_of_cluster_out_of_scope_is_answered_like_unknown_cluster(tmp_path: Path) -> None:
     shop = rule("shop", PROD)
     async with a_world_with_rules(tmp_path, shop, drain_timeout_s=LONG_S) as place:
         place.world.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
@@ -351,7 +353,7 @@ async def test_cluster_out_of_scope_cannot_be_released_nor_told_apart_from_an_un
         assert place.denials() == [("shop", "NEVER_SEEN")] * 2
 
 
-async def test_revoked_subscriber_holds_up_nothing(tmp_path: Path) -> None:
+async def test_revoked_subscriber_does_not_delay_the_end(tmp_path: Path) -> None:
     async with a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as place:
         place.world.listed(ready("alpha", env="dev"))
         watching = {"confirm_releases": True, "subscriber": "s"}
@@ -463,4 +465,4 @@ async def test_end_waits_for_the_handler_of_a_fleet(draining_world: World) -> No
             await eventually(lambda: not record.engaged)
     await eventually(lambda: not world.service.streams)
     world.seen(not_ready("beta"))
-    assert world.fleet.registry.engaged == 0, "the Fleet that ended is not waited for"
+    assert world.fleet.registry.engaged == 0, "the drain does not wait for a closed Fleet"

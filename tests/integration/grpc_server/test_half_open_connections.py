@@ -1,4 +1,7 @@
-"""Half-open connections: each end detects that the network drops everything. Timeouts are divided by a hundred."""
+"""Half-open connections: each end detects that the network drops everything.
+
+Timeouts are divided by a hundred.
+"""
 
 import asyncio
 from pathlib import Path
@@ -19,9 +22,9 @@ from tests.support.line import Line
 BIG = 200_000
 NARROW = (("grpc.http2.bdp_probe", 0),)
 MOST_BETWEEN = 500_000
-"""Bytes that fit between the server and a client that reads nothing."""
+"""Bytes that are buffered between the server and a client that reads nothing."""
 OLD_PATIENCE_S = 60.0
-"""gRPC's own share of it."""
+"""gRPC's own part of these buffers."""
 
 
 def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""Intrusion attempts: each is denied and audited, and learns nothing."""
+"""Intrusion attempts: each is denied and audited, and reveals nothing."""
 
 import asyncio
 import datetime as dt
@@ -36,7 +36,7 @@ from tests.unit.modes.objects import project
 
 FRIEND = "spiffe://example.com/ns/milo/sa/operator"
 THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
-"""What intruders must not learn: a cluster beside `ours`, which some of them may see."""
+"""What intruders must not learn: a cluster besides `ours`, which some of them may see."""
 
 
 def ours_and_theirs(world: World) -> None:
@@ -44,14 +44,14 @@ def ours_and_theirs(world: World) -> None:
 
 
 class Intruder:
-    """Tries every call, and records all answers."""
+    """A client that tries every call and records all responses."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = DiscoveryServiceStub(channel)
         self.heard: list[str] = []
 
     async def denials(self) -> set[tuple[grpc.StatusCode, str]]:
-        """Return the distinct status codes and reasons of all answers."""
+        """Return the distinct status codes and reasons of all responses."""
         name = THEIRS[0]
         requests = [
             self._stub.ListClusters(pb.ListClustersRequest()),
@@ -97,7 +97,7 @@ async def intruder(world: World, place: Place, pair: Pair) -> AsyncIterator[Intr
         yield Intruder(channel)
 
 
-# --- at the network ---
+# --- network ---
 
 
 @pytest.mark.parametrize("wrong", ["another CA", "expired"])
@@ -111,13 +111,15 @@ async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: 
         async with intruder(world, place, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.UNAVAILABLE, "")}
         assert calling.learned == []
-        assert await asyncio.to_thread(heard_by_hand, world, place, pair) == b"", "not even an alert, or settings"
+        assert await asyncio.to_thread(heard_by_hand, world, place, pair) == b"", (
+            "neither a TLS alert nor HTTP/2 settings were received"
+        )
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert all(why in line["problem"] for line in world.audited)
 
 
 def heard_by_hand(world: World, place: Place, pair: Pair) -> bytes:
-    """Return all answers to a client with this certificate."""
+    """Return all responses to a client with this certificate."""
     context = ssl.create_default_context(cadata=place.serving.pem.decode())
     context.load_cert_chain(*pair.write(place.folder, "intruder"))
     host, _, port = world.address.partition(":")
@@ -153,7 +155,7 @@ async def test_certificate_with_other_name_is_denied(tmp_path: Path, wrong: str)
     assert all(line["caller"]["sans"] for line in world.audited)
 
 
-# --- on the machine ---
+# --- local users ---
 
 AS_ANOTHER = """
 import asyncio, json, os, sys
@@ -173,7 +175,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's."""
+    """A folder that every user can enter, unlike pytest's temporary ones."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -198,7 +200,7 @@ async def test_other_uid_is_denied(open_folder: Path) -> None:
 
 
 async def never_seen(stub: Any, name: str) -> str:
-    """Return the message of the error."""
+    """Return the message of a NOT_FOUND response with reason NEVER_SEEN."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetCluster(pb.GetClusterRequest(name=name))
     code, reason, words, _ = told_of(caught.value)
@@ -216,7 +218,7 @@ def of_organization(owner: str | None, name: str, **labels: str) -> Any:
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[RulesWorld]:
-    """A caller whose scope is the organization `shop`, and one whose scope is names."""
+    """Yield a caller whose scope is the organization `shop`, and one whose scope is names."""
     by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
     by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
     async with a_world_with_rules(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
@@ -243,7 +245,7 @@ async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str)
         assert told(await mine.until_synced()) == []
         shop.world.seen(of_organization("zz-organization", name))
         shop.world.seen(of_organization("zz-organization", "bank-well"))
-        assert await mine.events() == ["ENGAGED bank-well"], "and nothing before it"
+        assert await mine.events() == ["ENGAGED bank-well"], "no event came before this one"
         covered = name.startswith("bank-")
         for each, may_see in ((guest, covered), (root, True)):
             if may_see:

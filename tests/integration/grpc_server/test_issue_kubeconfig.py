@@ -1,4 +1,4 @@
-"""IssueKubeconfig: answers and errors."""
+"""IssueKubeconfig: responses and errors."""
 
 import json
 import time
@@ -78,7 +78,7 @@ async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Pat
 
 
 async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> None:
-    """A cluster that was not listed yet must not be reported as not engaged."""
+    """Before the first list is complete, a cluster must not be reported as not engaged."""
     backend = Backend(Scope.CLUSTER)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.found(ListStarted(), Listed(ready("alpha")))

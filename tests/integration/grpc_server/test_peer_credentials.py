@@ -63,7 +63,7 @@ def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
 
 @pytest.fixture
 def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
-    """The proxy sides of all connections, each followed by its inner one."""
+    """Return the proxy side of each connection, followed by its inner side."""
     made: list[ProxySide] = []
     begin = ProxySide.__init__
 
@@ -77,7 +77,7 @@ def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's."""
+    """A folder that every user can enter, unlike pytest's temporary ones."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -192,7 +192,7 @@ async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
 
 
 async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, proxy_sides: list[ProxySide]) -> None:
-    """With an unlimited HTTP/2 window, only backpressure of the proxy stops gRPC from sending everything."""
+    """With an unlimited HTTP/2 window, only the proxy's backpressure stops gRPC from sending everything."""
     async with guarded(tmp_path) as world:
         world.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
         with closing(await Raw.unix(tmp_path / "d.sock")) as deaf:

@@ -8,7 +8,7 @@ from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
-    """The outer ends of two proxied connections."""
+    """Yield the outer ends of two proxied connections."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for each in (client, ours, server, theirs):
@@ -69,7 +69,7 @@ async def test_proxy_reports_which_side_closed_first() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     server.close()
-    assert await passing, "the server did, in the middle"
+    assert await passing, "the server closed first"
     client.close()
 
     client, server, passing = await two_ends()
@@ -77,7 +77,7 @@ async def test_proxy_reports_which_side_closed_first() -> None:
     while await loop.sock_recv(server, 100):
         pass
     server.close()
-    assert not await passing, "the server had been told all that there was"
+    assert not await passing, "the server received everything"
     client.close()
 
 

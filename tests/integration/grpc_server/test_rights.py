@@ -1,4 +1,4 @@
-"""Authorization: what callers see by the rules, and that they learn nothing else."""
+"""Authorization: callers see the clusters of their rule, and learn of no others."""
 
 import asyncio
 import base64
@@ -74,7 +74,7 @@ async def test_label_changes_engage_and_disengage_by_scope(place: RulesWorld) ->
         )
         batch = await mine.batch()
         assert told([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
-        assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "as it was while it could be seen"
+        assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "the event has the last visible state"
         place.world.seen(
             ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
         )
@@ -152,7 +152,7 @@ async def test_invisible_cluster_is_answered_like_unknown_name(place: RulesWorld
         assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
         place.world.seen(not_ready(SECRET))
         after = [told_of(await error(call)) for call in calls(shop, SECRET)]
-        assert after == hidden, "nor when it goes"
+        assert after == hidden, "its end is not sent either"
     assert len(place.denials()) == 12
     assert set(place.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
@@ -197,7 +197,7 @@ async def test_name_enumeration_is_slowed_down_without_effect_on_others(
 async def test_foreign_revisions_and_denied_calls_are_slowed_down(
     place: RulesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quota, "MISS_BURST", 0)  # already the first is delayed, by a tenth of a second
+    monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first call is delayed already, by a tenth of a second
     async with place.caller("shop") as shop, place.caller("root") as root, place.caller("nobody") as nobody:
         of_root = await revision(root)
         for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
@@ -251,7 +251,9 @@ async def test_rights_change_applies_to_running_streams_without_reset(place: Rul
                 ready("alpha", version="2", env="prod", n="1"), ready(SECRET, version="2", env="dev", n="1")
             )
             assert await mine.events() == [f"UPDATED {SECRET}"]
-            assert await other.events() == ["UPDATED alpha", f"UPDATED {SECRET}"], "whose rights stay hears nothing"
+            assert await other.events() == ["UPDATED alpha", f"UPDATED {SECRET}"], (
+                "a caller with unchanged rights receives nothing"
+            )
 
 
 async def test_revoked_caller_gets_disengagements_then_permission_denied(place: RulesWorld) -> None:

@@ -36,7 +36,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
 
 
 def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
-    """Return which clusters of the batch have a kubeconfig."""
+    """Return the names in the batch that have a kubeconfig."""
     return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
 
 
@@ -131,7 +131,7 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
             later += told([await watching.batch()])
         assert {line.split()[0] for line in later} == {"KUBECONFIG"}
         assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
-    assert place.denials() == [], "waiting is no refusal"
+    assert place.denials() == [], "a wait for quota is not a denial"
 
 
 async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
             place.world.service.change_rights(Rights((rule("shop", PROD, terms=None),)))
             assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
             place.world.seen(ready("beta", env="prod"))
-            assert await other.events() == ["ENGAGED beta"], "who asked for none goes on"
+            assert await other.events() == ["ENGAGED beta"], "a stream without kubeconfigs continues"
 
 
 async def kubeconfig_of(watching: Subscriber, name: str) -> str:

@@ -26,7 +26,7 @@ def token(event: pb.ClusterEvent) -> str:
 
 
 async def events(subscriber: Subscriber, count: int) -> list[pb.ClusterEvent]:
-    """Return the next events, at least so many."""
+    """Return the next events, at least `count`."""
     found: list[pb.ClusterEvent] = []
     while len(found) < count:
         found += (await subscriber.batch()).events

@@ -1,4 +1,4 @@
-"""What a daemon that shares the clusters with others tells its callers."""
+"""Responses of a daemon that is a member of a shard group."""
 
 import grpc
 import msgspec

@@ -1,4 +1,4 @@
-"""A daemon that is killed at any line of claiming or removing its socket does not block the next one."""
+"""A daemon that is killed at any line of claiming or removing its socket does not block its successor."""
 
 import socket
 import stat
@@ -37,4 +37,4 @@ def test_socket_file_is_usable_after_kill_at_any_line(tmp_path: Path) -> None:
             next_one.close()
         assert not path.exists()
     assert died >= 50
-    assert left >= 10, "it died with its socket in place as well"
+    assert left >= 10, "some deaths left the socket in place"

@@ -1,4 +1,4 @@
-"""What a subscriber sees on its stream."""
+"""What a subscriber receives on its stream."""
 
 import asyncio
 from pathlib import Path

@@ -34,7 +34,7 @@ SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operato
 
 
 class Place:
-    """A daemon's certificate, and those of its clients."""
+    """The certificates of a daemon and of its clients."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -164,7 +164,7 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
 
 
 async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path: Path) -> None:
-    """One connection without a valid token uses up its own budget, and not that of all."""
+    """A connection without a valid token uses up its own budget, not the shared one."""
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         await listed(world, f"Bearer {token}")

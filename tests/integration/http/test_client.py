@@ -1,4 +1,4 @@
-"""The HTTP client against servers whose bytes a test writes."""
+"""The HTTP client, against servers with scripted bytes."""
 
 import asyncio
 import gzip
@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Answers = Callable[[int, int], bytes | None]
-"""By the number of the connection, and of the request on it. None closes the connection without an answer."""
+"""The response by the number of the connection and of its request; None closes the connection without one."""
 
 
 class Peer:
@@ -150,7 +150,7 @@ async def test_request_on_a_fresh_connection_is_not_repeated() -> None:
     ],
     ids=["continue", "early hints", "chunks with extension and trailer", "gzip in chunks"],
 )
-async def test_response_is_understood(answer: bytes) -> None:
+async def test_response_is_parsed(answer: bytes) -> None:
     async with serving(answer) as peer, aclosing(client()) as using:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
         await using.aclose()
@@ -207,7 +207,7 @@ async def test_response_that_is_not_http_is_an_error(answer: bytes, told: str) -
     assert told in str(error)
 
 
-async def test_bytes_that_were_not_asked_for_close_the_connection() -> None:
+async def test_unrequested_bytes_close_the_connection() -> None:
     async with serving(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") as peer, aclosing(client()) as using:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
         await using.aclose()
@@ -221,7 +221,7 @@ async def test_connection_is_closed_when_the_body_is_not_read() -> None:
         await peer.ended()
 
 
-async def test_reader_that_stops_makes_the_server_wait() -> None:
+async def test_reader_that_stops_causes_backpressure() -> None:
     body = b"x" * (32 << 20)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with serving(head + body) as peer, aclosing(client()) as using:
@@ -236,7 +236,7 @@ async def test_reader_that_stops_makes_the_server_wait() -> None:
     assert read == len(body)
 
 
-async def test_closed_client_ends_requests_under_way() -> None:
+async def test_closed_client_cancels_requests_in_flight() -> None:
     async with serving(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as peer, aclosing(client()) as using:
         async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
             assert await response.read(10) == b"ok"

@@ -1,4 +1,4 @@
-"""The HTTP server, on a real socket."""
+"""The HTTP server on a real socket."""
 
 import asyncio
 import socket
@@ -31,8 +31,8 @@ async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Re
         await server.stop()
 
 
-async def said(host: str, port: int, sent: bytes) -> bytes:
-    """Everything that comes back until the server closes the connection."""
+async def received(host: str, port: int, sent: bytes) -> bytes:
+    """Return everything that is received until the server closes the connection."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(sent)
     async with asyncio.timeout(10):
@@ -59,25 +59,25 @@ async def test_request_is_answered_and_the_connection_kept_until_the_client_ends
 
 async def test_head_has_no_body() -> None:
     async with serving() as (host, port, _):
-        answer = await said(host, port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await received(host, port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert b"Content-Length: 4\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_second_request_that_does_not_wait_for_its_answer_is_left_unanswered(together: bool) -> None:
+async def test_pipelined_request_is_not_answered(together: bool) -> None:
     request = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
     async with serving() as (host, port, seen):
-        answer = await said(host, port, request * 2 if together else request + b"GET")
+        answer = await received(host, port, request * 2 if together else request + b"GET")
     assert answer.count(b"HTTP/1.1 200 OK") == 1
     assert b"Connection: close" in answer
     assert len(seen) == 1
 
 
-async def test_offer_of_another_protocol_is_not_taken() -> None:
+async def test_protocol_upgrade_is_ignored() -> None:
     async with serving() as (host, port, _):
         offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
-        answer = await said(host, port, b"GET / HTTP/1.1\r\nHost: x\r\n" + offer)
+        answer = await received(host, port, b"GET / HTTP/1.1\r\nHost: x\r\n" + offer)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
@@ -93,14 +93,14 @@ async def test_offer_of_another_protocol_is_not_taken() -> None:
     ],
     ids=["method", "TLS", "smuggling", "target", "headers", "body"],
 )
-async def test_request_that_is_no_good_is_refused_and_the_connection_closed(sent: bytes, status: bytes) -> None:
+async def test_invalid_request_is_rejected_and_its_connection_closed(sent: bytes, status: bytes) -> None:
     async with serving() as (host, port, seen):
-        answer = await said(host, port, sent)
+        answer = await received(host, port, sent)
     assert answer.split(b" ")[1] == status
     assert not seen
 
 
-async def test_request_whose_client_went_away_is_not_worked_on() -> None:
+async def test_request_of_a_disconnected_client_is_canceled() -> None:
     async with serving() as (host, port, seen):
         before = asyncio.all_tasks()
         _, writer = await asyncio.open_connection(host, port)
@@ -112,7 +112,7 @@ async def test_request_whose_client_went_away_is_not_worked_on() -> None:
             await answering
 
 
-async def test_stopped_server_ends_what_it_is_asked() -> None:
+async def test_stopped_server_cancels_requests() -> None:
     async with serving() as (host, port, seen):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -121,7 +121,7 @@ async def test_stopped_server_ends_what_it_is_asked() -> None:
     writer.close()
 
 
-async def test_port_that_is_taken_is_an_error() -> None:
+async def test_port_in_use_is_an_error() -> None:
     async def answer(request: Request) -> HttpReply:
         return HttpReply(b"")
 

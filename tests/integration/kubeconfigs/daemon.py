@@ -1,4 +1,4 @@
-"""The whole daemon in this process, as it is configured, and a client of it."""
+"""The whole daemon in this process, configured by a file, and its client."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,5 +1,4 @@
-"""No secret shows anywhere but where it is handed out: every token that was ever issued is looked for in all that the
-daemon says, at its most talkative, while everything goes wrong that can."""
+"""No secret is leaked: every issued token is searched for in all output of the daemon at level debug, under faults."""
 
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.support.eventually import eventually
 
 
 class Secrets:
-    """All that must not show: tokens as they are issued, and the lines of private keys."""
+    """The secrets: issued tokens, and the lines of private keys."""
 
     def __init__(self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: set[str] = set()
@@ -25,7 +24,7 @@ class Secrets:
 
         def noted(*arguments: Any, **options: Any) -> str:
             token = issue(*arguments, **options)
-            self.found.add(token.rpartition(".")[2])  # the signature: without it a token is good for nothing
+            self.found.add(token.rpartition(".")[2])  # the signature, without which a token is invalid
             return token
 
         monkeypatch.setattr(sandbox.tokens, "issue", noted)
@@ -39,7 +38,7 @@ class Secrets:
 
 
 async def calls(address: str, said: list[str]) -> list[str]:
-    """What a caller can ask that has to do with credentials. What is answered is noted, and kubeconfigs given back."""
+    """Send every call that is about credentials; record the responses, and return the kubeconfigs."""
     handed: list[str] = []
     async with grpc.aio.insecure_channel(address.replace("unix://", "unix:")) as channel:
         stub = DiscoveryServiceStub(channel)
@@ -92,7 +91,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             http = str(daemon.events("started")[0]["http"])
             (handed,) = await calls(daemon.address, said)
             token = json.loads(handed)["users"][0]["user"]["token"]
-            assert secrets.in_(token), "what is looked for is what is handed out"
+            assert secrets.in_(token), "the searched tokens are those of issued kubeconfigs"
             sandbox.faults.unauthorized(seconds=1)
             sandbox.drop_watches()
             sandbox.token_endpoint.revoke_keys()

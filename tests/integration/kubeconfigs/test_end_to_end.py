@@ -1,4 +1,4 @@
-"""From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
+"""From a credential source to a project's control plane: the whole daemon, configured by a file, with the sandbox."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.support.eventually import eventually
 
 
 def credential(kubeconfig: bytes) -> tuple[str, str]:
-    """Server and token."""
+    """Return the server and the token."""
     config = json.loads(kubeconfig)
     return config["clusters"][0]["cluster"]["server"], config["users"][0]["user"].get("token", "")
 
@@ -76,7 +76,7 @@ async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(t
         assert servers == (sandbox.control_plane_url("alpha"), sandbox.control_plane_url("beta"))
         assert len(set(tokens)) == 1
         assert sandbox.tokens.subject(tokens[0]) == "sandbox-admin"
-        assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one for the daemon itself
+        assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one token for the daemon itself
 
 
 async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
 
 
 async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: Path) -> None:
-    """One disengages a cluster several times; what the other handed out stays valid, until it disengages as well."""
+    """One replica disengages a cluster several times; the token of the other is valid until it disengages it too."""
     async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
         source = requested_tokens(tmp_path, sandbox)
         sandbox.projects.label("alpha", {"seen": "yes"})

@@ -1,4 +1,4 @@
-"""From end to end: a kubeconfig that the daemon hands out, real kubectl, and a project's control plane."""
+"""An issued kubeconfig, used by a real kubectl with a project's control plane."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Replicas that elect a leader on a Lease in the control plane of a project."""
+"""Replicas that elect a leader with a Lease in a project's control plane."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -39,7 +39,7 @@ def replica(api: ApiClient, identity: str = "a") -> LeaderElection:
 
 
 class Work:
-    """Work that lasts until it is cancelled, and records that."""
+    """Work that runs until it is canceled, and records that."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()

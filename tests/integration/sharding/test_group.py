@@ -1,4 +1,4 @@
-"""Members at work: requests one after another, ownership applied and ended in time."""
+"""Members of a shard group with their requests, ownership and timers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -53,7 +53,7 @@ class Leases:
 
 
 class Operator:
-    """Engages what it is told, and releases what it lost when the test lets it."""
+    """An operator that follows engagements, and releases lost clusters when the test allows it."""
 
     def __init__(self) -> None:
         self.engaged: set[str] = set()
@@ -138,7 +138,7 @@ async def test_leaving_daemon_hands_over_after_its_operator_released(daemons: li
     leaving = asyncio.create_task(first.group.leave(keeps_term=False))
     await eventually(lambda: first.operator.draining)
     assert second.engaged == before
-    first.operator.holds = False  # the assignment may not have come to the other clusters yet
+    first.operator.holds = False  # the assignment may not have reached the other clusters yet
     first.operator.draining.clear()
     first.group.wake()
     await leaving

@@ -1,4 +1,4 @@
-"""F35: whenever the daemon is killed, the file is one image or the other, and never a part of one."""
+"""F35: a kill at any time leaves one complete state file, the old or the new one."""
 
 import subprocess
 import sys
@@ -61,8 +61,8 @@ def test_state_file_write_killed_at_any_line_leaves_one_image_and_is_repeatable(
         found.append([] if image is None else [each.target.name for each in image.clusters])
         start_over()
     assert found == sorted(found, key=lambda names: names == ["another"])
-    assert found.count(before) >= 10, "lines before it is in its place"
-    assert found.count(["another"]) >= 1, "and after that"
+    assert found.count(before) >= 10, "lines before the rename"
+    assert found.count(["another"]) >= 1, "lines after the rename"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""A file that holds the fleet as last known."""
+"""The state file: writing, reading and permissions."""
 
 import asyncio
 import errno
@@ -81,7 +81,7 @@ async def test_run_without_complete_list_keeps_previous_state(tmp_path: Path) ->
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
     async with running(StateFile(tmp_path, ORIGIN), Fleet()):
-        await asyncio.sleep(0)  # it has begun to wait
+        await asyncio.sleep(0)  # the write has begun to wait
     assert names() == ["alpha"]
 
 
@@ -161,14 +161,14 @@ async def test_state_file_that_a_foreign_group_may_write_is_refused(
 ) -> None:
     file = await written(tmp_path)
     file.chmod(0o660)
-    assert StateFile(tmp_path, ORIGIN).load() is not None  # as after the kubelet gave the volume to fsGroup
+    assert StateFile(tmp_path, ORIGIN).load() is not None  # as after the kubelet set the volume's group to fsGroup
     monkeypatch.setattr(os, "getegid", lambda: file.stat().st_gid + 1)
     monkeypatch.setattr(os, "getgroups", list)
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
 def test_missing_state_directory_is_created_for_the_daemon_alone(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)  # as the root of an emptyDir
+    tmp_path.chmod(0o777)  # as the root of an emptyDir volume
     directory = tmp_path / "state"
     prepare_directory(directory)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700

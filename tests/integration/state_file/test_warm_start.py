@@ -1,4 +1,4 @@
-"""A daemon that starts while the source is away serves what the one before it knew, and says how old that is."""
+"""A daemon that starts during an outage of its source serves the stored clusters as stale."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ class Setting:
             "listen": (self.address,),
             "http_listen": "off",
             "state_directory": str(self.state),
-            "connectivity.interval": "off",  # what probes find is no part of what is told here
+            "connectivity.interval": "off",  # results of probes are not tested here
         }
 
     @asynccontextmanager
@@ -74,7 +74,7 @@ async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setti
 
 
 async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscribers(setting: Setting) -> None:
-    """F35: the daemon was killed before its last image was written."""
+    """F35: the daemon was killed before its last state was written."""
     told: list[EventType] = []
     async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
 

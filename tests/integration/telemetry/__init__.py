@@ -1,1 +1,1 @@
-"""What the daemon tells of itself."""
+"""Logs, audit, metrics, traces and the status page."""

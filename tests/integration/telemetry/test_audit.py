@@ -1,4 +1,4 @@
-"""What the audit has, where, and what it never has."""
+"""The audit log: its content, its file, and what it must not contain."""
 
 import json
 import os

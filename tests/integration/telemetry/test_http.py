@@ -1,4 +1,7 @@
-"""The HTTP port: whom it answers, and with which names. The answers are in the tests of metrics and status page."""
+"""Access to the HTTP port, and which clients see names of clusters.
+
+The responses themselves are tested with the metrics and the status page.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -41,7 +44,7 @@ async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
             closing.callback(writer.close)
             crowd.append(reader)
         for oldest in crowd[:CONNECTIONS]:
-            assert await oldest.read() == b"", "ended by us"
+            assert await oldest.read() == b"", "closed by the server"
         async with aiohttp.ClientSession() as session:
             for path in ("/livez", "/readyz", "/metrics"):
                 async with session.get(address + path) as answer:
@@ -56,7 +59,7 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
-    """Of a daemon with one cluster, `shop`, whose failures name it."""
+    """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
     fleet = DirectFleet(
         ChangeLog(lambda event: b"", Retention()),
         PendingDeletions(lambda: 0.0),
@@ -123,7 +126,7 @@ async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) 
     port = a_port(hosts=["metrics.example.com"])
     for path in ("/", "/events", "/metrics"):
         assert (await port._answer(request(path, host=host))).status == (200 if is_ours else 421)
-    for path in ("/livez", "/readyz"):  # a kubelet may be told to send any host, and there are no names in these
+    for path in ("/livez", "/readyz"):  # a kubelet may send any Host header, and these paths show no names
         assert (await port._answer(request(path, host=host))).status == 200
 
 
@@ -137,11 +140,11 @@ async def test_events_name_clusters_only_to_those_that_http_names_allows() -> No
             event = await anext(reply.chunks)
         await reply.chunks.aclose()
         assert event.startswith(b"event: status\ndata: {")
-        assert event.count(b"\n") == 3, "one line of data"
+        assert event.count(b"\n") == 3, "the event has one line of data"
         assert (b"shop" in event) == is_shown
 
 
-async def test_viewers_are_limited_and_leave_their_places() -> None:
+async def test_viewers_are_limited_and_free_their_slots() -> None:
     port = a_port()
     open_ones = [await port._answer(request("/events")) for _ in range(VIEWERS)]
     for each in open_ones:

@@ -1,4 +1,4 @@
-"""Log lines: their form, their level, and what becomes of them where they cannot be written."""
+"""Log lines: format, level, and output that cannot be written."""
 
 import json
 import logging
@@ -162,12 +162,12 @@ async def test_sigusr2_without_held_removals_is_logged(workspace: Workspace) -> 
         assert await daemon.terminate() == 0
 
 
-# --- where lines cannot be written ---
+# --- output that cannot be written ---
 
 
 @pytest.fixture
 def writer() -> Iterator[tuple[LogWriter, int]]:
-    """On a pipe, whose other end the test reads or does not read."""
+    """Return a writer to a pipe, which the test may or may not read."""
     reading, writing = os.pipe()
     made = LogWriter(writing)
     made.setFormatter(logging.Formatter("%(message)s"))
@@ -192,7 +192,7 @@ def test_full_disk_drops_lines_and_reports_their_number_afterwards(tmp_path: Pat
         writer.handle(record(str(number)))
     writer.flush()
     assert writer.dropped == 3
-    os.dup2(target, descriptor)  # there is space again
+    os.dup2(target, descriptor)  # the pipe has space again
     writer.handle(record("next"))
     writer.flush()
     assert (tmp_path / "log").read_text().splitlines() == ["next", "log lines dropped"]
@@ -219,7 +219,7 @@ def test_stalled_pipe_blocks_no_caller_and_bounds_the_queue(writer: tuple[LogWri
         logged.set()
 
     threading.Thread(target=flood, daemon=True).start()
-    assert logged.wait(60), "logging waited for the reader"
+    assert logged.wait(60), "logging blocked on the reader"
     dropped = made.dropped
     assert dropped >= 2 * QUEUE_LIMIT // (len(line) + 1) - 2
     seen = b""

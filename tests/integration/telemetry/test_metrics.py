@@ -1,4 +1,4 @@
-"""Counters exist before their first event: `increase()` would miss it otherwise."""
+"""Counters exist before their first event, since `increase()` would miss it otherwise."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the status page costs the daemon, in processor time, with 2,000 projects: other load does not affect it."""
+"""CPU time of the status page with 2,000 projects, which other load does not affect."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from milo_discoveryd.telemetry.status import ClusterQuery, Identity
 PROJECTS = 2_000
 ANSWER_S = 0.05
 LONGEST_S = 0.02
-"""For subscribers to be notified in between: they are at most every 50 ms."""
+"""Time for subscribers to be notified, which happens at most every 50 ms."""
 
 
 def targets() -> Iterator[Target]:

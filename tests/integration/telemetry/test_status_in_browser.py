@@ -1,4 +1,4 @@
-"""The page of a running daemon, in headless Chromium and as JSON."""
+"""The status page of a running daemon, in headless Chromium and as JSON."""
 
 import json
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ async def test_page_is_kept_up_to_date_at_each_width(
         workspace.sandbox.projects.delete("alpha")
         await browser.until(shows("DISENGAGED"))
         await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
-        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut"
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
         assert browser.complaints == []
         await daemon.kill()
         await browser.until("document.getElementById('live').textContent !== 'live'")
@@ -99,7 +99,7 @@ async def test_search_lands_on_results_that_lead_to_an_explanation(workspace: Wo
             )
             await browser.until("location.hash === '#clusters' && " + shows("shop-prod"))
             top = "document.getElementById('clusters').getBoundingClientRect().top"
-            assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are on the screen"
+            assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are in view"
             await browser.evaluate("[...document.querySelectorAll('a')].find(a => a.text === 'shop-prod').click()")
             for words in ("its readiness condition is True", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
                 await browser.until(shows(words))

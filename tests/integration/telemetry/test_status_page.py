@@ -1,4 +1,4 @@
-"""The page as text: what it says, and that nothing of a tenant's making becomes markup."""
+"""The status page as text, and the escaping of untrusted values."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def explained(**changes: Any) -> ClusterExplanation:
 
 
 class Reader(HTMLParser):
-    """The words on a page, and its markup apart."""
+    """The text of a page, and its markup."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_explanation_shows_why_history_credential_and_subscribers() -> None:
         (None, "Names are not shown to this client: see the setting http_names."),
     ],
 )
-def test_explanation_says_what_is_missing(found: ClusterExplanation | None, words: str) -> None:
+def test_explanation_without_cluster_or_history_says_so(found: ClusterExplanation | None, words: str) -> None:
     assert words in read(status(explanation=found), ClusterQuery(cluster="alpha")).words
 
 
@@ -206,7 +206,7 @@ def test_status_page_shows_slowest_subscribers() -> None:
         (None, "", "minted token 3 ok"),
     ],
 )
-def test_credentials_have_their_age_and_their_trouble(ends: float | None, trouble: str, words: str) -> None:
+def test_status_page_shows_age_and_failures_of_credentials(ends: float | None, trouble: str, words: str) -> None:
     health = SourceHealth(name="minted", type="token", problem=trouble, expires_at=ends, leases=3)
     assert words in read(status(credentials=(health,))).words
 
@@ -233,7 +233,7 @@ def test_status_page_has_no_page_before_the_first_or_after_the_last(page: int, w
     assert ("next" in said, "previous" in said) == (page == 1, page == 3)
 
 
-def test_search_results_come_before_what_happens() -> None:
+def test_search_results_come_before_recent_changes() -> None:
     words = read(status(clusters=(cluster(),), matching=1), ClusterQuery(search="alpha")).words
     assert words.index("Clusters") < words.index("Last changes")
     plain = read(status(clusters=(cluster(),), matching=1)).words
@@ -286,10 +286,10 @@ def hostile(**changes: Any) -> DaemonStatus:
 )
 def test_status_page_escapes_every_value(question: ClusterQuery, values: int) -> None:
     page = read(hostile(), question)
-    assert [tag for tag, _ in page.tags].count("script") == 1, "its own"
+    assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own markup"
     assert not {tag for tag, _ in page.tags} & {"img"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert page.words.count("<script>alert(1)</script>") == values, "each value is shown, as text"
+    assert page.words.count("<script>alert(1)</script>") == values, "each value is shown as text"
 
 
 def test_status_page_has_strict_content_security_policy() -> None:

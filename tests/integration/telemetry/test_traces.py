@@ -1,4 +1,4 @@
-"""Traces, as a receiver gets them: a daemon, a sandbox, and OTLP over HTTP."""
+"""Traces as received over OTLP/HTTP from a daemon with a sandbox."""
 
 import re
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ class Receiver:
         return [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
 
     def spans(self) -> dict[str, Span]:
-        """By name, the last of each."""
+        """Return the last span of each name."""
         return {
             span.name: span
             for request in self.requests()
@@ -60,7 +60,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def own_identity(folder: Path) -> Path:
-    """A configuration in which the daemon's own credential is handed out."""
+    """Return a configuration in which the daemon's own credential is issued."""
     return sources(folder, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
 
 
@@ -82,7 +82,7 @@ async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: P
     assert attributes(issued)["rpc.grpc.status_code"] == 0
     missed = spans[f"{SERVICE}/GetCluster"]
     assert attributes(missed)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
-    assert missed.status.code == Status.STATUS_CODE_UNSET, "that is the caller's mistake"
+    assert missed.status.code == Status.STATUS_CODE_UNSET, "a client error is no error of the server's span"
     assert not missed.events
     assert f"{SERVICE}/WatchClusters" in spans
     asked_upstream = [attributes(span) for name, span in spans.items() if re.match("GET|POST", name)]

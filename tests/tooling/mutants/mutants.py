@@ -49,7 +49,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "not-found is believed from a server without the other objects",
-        "watchers/driver.py",
+        "watchers/confirmations.py",
         "if isinstance(found, Found) and found.observation.uid == uid:",
         "if True:",
         ("tests/integration/watchers/test_driver.py",),
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant(
         "a deletion is confirmed with a server that is not trusted yet",
-        "watchers/driver.py",
+        "watchers/confirmations.py",
         "            if self._is_trusted:\n",
         "            if True:\n",
         ("tests/integration/watchers/test_driver.py",),
