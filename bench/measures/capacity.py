@@ -1,6 +1,6 @@
 """What a daemon needs, by the number of projects, of subscribers and of changes a second.
 
-Connectivity probes are on, as by default. Memory is that at the end of the runs with fewer changes and subscribers too.
+Each cluster is probed. Memory is that at the end of the runs with fewer changes and subscribers too.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Many streams of one daemon, some of them hostile. `--streams 240`, or 2000, is the full size."""
+"""Many streams of one daemon, some of them hostile. `--streams=240`, or 2000, is the full size."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -112,10 +112,12 @@ async def test_every_stream_gets_its_heartbeats(workspace: Workspace, count: int
     limits = {"streams": 2 * count, "streams_per_caller": 2 * count}
     request = pb.WatchClustersRequest(heartbeat_interval=Duration(seconds=1))
 
-    async def follow(call: Any) -> None:
-        batch = await call.read()
-        while not batch.synced:
-            batch = await call.read()
+    async def until_synced(call: Any) -> Any:
+        while not (batch := await call.read()).synced:
+            pass
+        return batch
+
+    async def follow(call: Any, batch: Any) -> None:
         for _ in range(HEARTBEATS):
             following = await call.read()
             assert (following.previous_revision, list(following.events)) == (batch.revision, [])
@@ -125,18 +127,16 @@ async def test_every_stream_gets_its_heartbeats(workspace: Workspace, count: int
         await daemon.start()
         await daemon.wait_for_output('"synced"')
         async with AsyncExitStack() as stack, asyncio.timeout(WITHIN_S):
-            calls = []
+            synced = {}
             for first in range(0, count, SHARING):
                 channel: grpc.aio.Channel = await stack.enter_async_context(streams.channel(workspace.address))
                 stub = DiscoveryServiceStub(channel)
-                calls += [stub.WatchClusters(request) for _ in range(min(SHARING, count - first))]
-            await daemon.during(_all(follow(call) for call in calls))
-            for call in calls:
+                # One connection after the other: the number of streams that are about to begin is limited.
+                calls = [stub.WatchClusters(request) for _ in range(min(SHARING, count - first))]
+                synced |= zip(calls, await asyncio.gather(*map(until_synced, calls)), strict=True)
+            async with asyncio.TaskGroup() as tasks:
+                for call, batch in synced.items():
+                    tasks.create_task(follow(call, batch))
+            for call in synced:
                 call.cancel()
         assert await daemon.terminate() == 0
-
-
-async def _all(work: Any) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for each in work:
-            tasks.create_task(each)
