@@ -551,6 +551,7 @@ MUTANTS = (
         "        except ForeignPageTokenError:",
         "        except ZeroDivisionError:",
         ("tests/integration/grpc_server/test_rights.py",),
+        is_async=True,
     ),
     Mutant(
         "names are shown to every client of the HTTP port",
@@ -574,6 +575,7 @@ MUTANTS = (
         'rest = b"\\n" + line if self._is_torn else line',
         "rest = line",
         ("tests/integration/telemetry/test_logging.py",),
+        is_async=True,
     ),
     Mutant(
         "an audit line cut by a full disk swallows the next",
@@ -606,6 +608,7 @@ MUTANTS = (
         "    if text.isprintable():",
         "    if text:",
         ("tests/integration/telemetry/test_logging.py",),
+        is_async=True,
     ),
     Mutant(
         "one matching criterion satisfies a rule",
@@ -984,6 +987,7 @@ MUTANTS = (
         "            if self._fleet.end_subscription(key):\n",
         "            if self._fleet.end_subscription(key) and False:\n",
         ("tests/integration/grpc_server/test_draining.py",),
+        is_async=True,
     ),
     Mutant(
         "a release is not in the audit",
@@ -991,6 +995,7 @@ MUTANTS = (
         '"cluster released",',
         '"refused",',
         ("tests/integration/grpc_server/test_draining.py",),
+        is_async=True,
     ),
     Mutant(
         "calls in flight are not limited",

@@ -22,6 +22,14 @@ def test_mutant_applies_to_the_source_once_and_names_tests_that_exist(name: str)
     assert [test for test in mutant.caught_by if not (ROOT / test).exists()] == []
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+def test_mutant_says_that_its_tests_are_async(name: str) -> None:
+    """Async tests fail without their plugin, and so would seem to catch any mutant."""
+    files = [ROOT / test.partition("::")[0] for test in BY_NAME[name].caught_by]
+    if any("async def test_" in file.read_text() for file in files if file.is_file()):
+        assert BY_NAME[name].is_async
+
+
 def test_run_tells_a_caught_mutant_from_one_that_survives_and_from_broken_tests() -> None:
     tests = ("tests/unit/reflect/test_backoff.py",)
     outcomes = {
