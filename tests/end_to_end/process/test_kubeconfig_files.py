@@ -1,25 +1,22 @@
 """Clusters in kubeconfig files, followed by a daemon process; control planes of the sandbox are the clusters."""
 
 import asyncio
-import base64
 import shutil
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import yaml
 
 from milo_discovery import DiscoveryClient, SourceState, Watch
 from milo_sandbox.kubeconfigs import write
+from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 
 _WITHIN_S = 60.0
-_REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 
 
 class Files:
@@ -83,19 +80,6 @@ async def source_is(client: DiscoveryClient, state: SourceState, reason: str) ->
             await asyncio.sleep(0.05)
 
 
-async def user_with(kubeconfig: bytes) -> str:
-    """Return the user that the cluster's own API server sees behind a kubeconfig."""
-    config = yaml.safe_load(kubeconfig)
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    authorities = base64.b64decode(cluster["certificate-authority-data"]).decode()
-    context = ssl.create_default_context(cadata=authorities)
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {user['token']}"}) as session,
-        session.post(f"{cluster['server']}{_REVIEWS}", json={}, ssl=context) as response,
-    ):
-        return str((await response.json())["status"]["userInfo"]["username"])
-
-
 async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
     files.put("alpha.kubeconfig")
     files.put("beta", "beta")
@@ -105,7 +89,7 @@ async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
     async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         assert set(watch.clusters) == {"alpha", "beta"}
         assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
-        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
         files.put("broken.yaml", "broken")
         await until(watch, lambda seen: "broken" in seen.clusters)
         (files.folder / "beta").unlink()
@@ -123,12 +107,12 @@ async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
     ):
         first = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
         assert first.kubeconfig is not None
-        assert await user_with(first.kubeconfig.kubeconfig) == "operator"
+        assert await user_of(first.kubeconfig.kubeconfig) == "operator"
         files.put("alpha", subject="successor")
         async with asyncio.timeout(_WITHIN_S):
             renewed = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
         assert renewed.kubeconfig is not None
-        assert await user_with(renewed.kubeconfig.kubeconfig) == "successor"
+        assert await user_of(renewed.kubeconfig.kubeconfig) == "successor"
         assert renewed.cluster.incarnation == first.cluster.incarnation
         assert set(watch.clusters) == {"alpha"}
 
@@ -141,7 +125,7 @@ async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None
         await until(watch, lambda seen: seen.clusters["alpha"].incarnation != before.incarnation)
         assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("bank")
         assert watch.clusters["alpha"].uid != before.uid
-        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
 
 
 @pytest.mark.parametrize("content", [b"", b"apiVersion: v1\nkind: Con", b"\xff" * 1000, b"a: " + b"x" * 300_000])
@@ -221,7 +205,7 @@ async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files
         await source_is(client, SourceState.STALE, "FileNotFound")
         moved.rename(files.folder)
         await source_is(client, SourceState.STREAMING, "")
-        assert await user_with((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
 
 
 async def test_clusters_of_kind_are_followed(files: Files) -> None:
@@ -238,7 +222,7 @@ async def test_clusters_of_kind_are_followed(files: Files) -> None:
     save("production", "kind-alpha", "kind-beta")
     async with following(files, "kind", kubeconfig) as watch, files.workspace.client() as client:
         assert set(watch.clusters) == {"alpha", "beta"}
-        assert await user_with((await client.issue_kubeconfig("beta")).kubeconfig) == "operator"
+        assert await user_of((await client.issue_kubeconfig("beta")).kubeconfig) == "operator"
         save("production", "kind-alpha", "kind-beta", "kind-gamma")
         await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
         save("production", "kind-beta", "kind-gamma")

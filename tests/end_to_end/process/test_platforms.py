@@ -1,20 +1,18 @@
 """The shipped definitions of Gardener and kcp, against the sandbox serving the same resources."""
 
 import asyncio
-import base64
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import yaml
 
 from milo_discovery import DiscoveryClient, Watch
 from milo_sandbox.platforms import SHOOT_ADMIN
+from tests.end_to_end.process.api_calls import call, user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 
@@ -51,18 +49,6 @@ async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
             await anext(watch)
 
 
-async def call(kubeconfig: bytes, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Send a request to the cluster of a kubeconfig, as its user."""
-    config = yaml.safe_load(kubeconfig)
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {user['token']}"}) as session,
-        session.request(method, cluster["server"] + path, json=body, ssl=context) as response,
-    ):
-        return response.status, await response.json()
-
-
 def is_reachable(watch: Watch, name: str) -> bool:
     return name in watch.clusters and watch.clusters[name].connectivity.state.name == "REACHABLE"
 
@@ -81,8 +67,7 @@ async def test_shoots_of_gardener_are_clusters_with_requested_credentials(worksp
         assert sandbox.garden.requested == 1
         assert issued.expires_at is not None
         assert 0 < (issued.expires_at - datetime.now(UTC)).total_seconds() <= 3600
-        status, answer = await call(issued.kubeconfig, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {})
-        assert (status, answer["status"]["userInfo"]["username"]) == (201, SHOOT_ADMIN)
+        assert await user_of(issued.kubeconfig) == SHOOT_ADMIN
         status, _ = await call(issued.kubeconfig, "GET", "/api/v1/namespaces")
         assert status == 200
         sandbox.garden.delete("garden-team", "alpha")

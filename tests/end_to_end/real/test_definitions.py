@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600
 DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
 CLUSTER_API = ("sigs.k8s.io/cluster-api", "v1.10.4", "cluster.x-k8s.io_clusters.yaml")
 INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
+PROJECTS = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/{}/control-plane"
 _WITHIN_S = 90.0
 
 Document = dict[str, Any]
@@ -205,3 +206,52 @@ async def test_kind_definition(platform: RealApi, workload: RealApi, folder: Pat
         merged["contexts"].pop(0)
         file.write_text(yaml.safe_dump(merged))
         await until(watch, lambda seen: set(seen.clusters) == {"two"})
+
+
+async def test_service_consumers(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    consumers = "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
+    source = {
+        "name": "dns",
+        "kind": "service-consumer",
+        "discovery_kubeconfig": str(platform.kubeconfig),
+        "project_kubeconfig": str(workload.kubeconfig),
+        "settings": {"services": ["dns.example.com"], "drain": 300},
+    }
+    file, address = folder / "config.yaml", f"unix://{folder}/d.sock"
+    settings = {"sources": [source], "http_listen": "off", "connectivity": {"interval": "off"}, "listen": [address]}
+    file.write_text(yaml.safe_dump(settings))
+
+    async def is_now(api: Api, name: str, **status: Any) -> None:
+        await api.call("PATCH", f"{consumers}/{name}/status", {"status": {"serviceName": "dns.example.com", **status}})
+
+    async with platform.api() as api:
+        await api.define(yaml.safe_load((Path(__file__).parent / "crds/serviceconsumers.yaml").read_text()))
+        for name in ("first", "second"):
+            spec = {"serviceRef": {"name": "svc-1"}, "consumerProjectRef": {"name": "shop"}}
+            kind = {"apiVersion": "services.miloapis.com/v1alpha1", "kind": "ServiceConsumer"}
+            await api.ensure(consumers, {**kind, "metadata": {"name": name}, "spec": spec})
+        async with DaemonProcess(address, "--config", str(file)) as daemon:
+            await daemon.start()
+            async with DiscoveryClient(address) as client, client.watch(confirm_releases=True) as watch:
+                await watch.synced()
+                assert not watch.clusters
+                for name in ("first", "second"):
+                    await is_now(api, name, phase="Active")
+                await until(watch, lambda seen: "shop" in seen.clusters)
+                assert watch.clusters["shop"].endpoint == workload.url + PROJECTS.format("shop")
+                condition = {
+                    "type": "Suspended",
+                    "status": "True",
+                    "reason": "Billing",
+                    "message": "",
+                    "lastTransitionTime": "2026-11-20T08:00:00Z",
+                }
+                await is_now(api, "first", phase="Active", conditions=[condition])
+                await api.call("DELETE", f"{consumers}/second")
+                await until(watch, lambda seen: seen.clusters["shop"].suspended)
+                assert [each.reason for each in watch.clusters["shop"].suspensions] == ["Billing"]
+                await is_now(api, "first", phase="Denied")
+                await until(watch, lambda seen: seen.clusters["shop"].draining is not None)
+                await watch.release(watch.clusters["shop"])
+                await until(watch, lambda seen: not seen.clusters)
+                assert (await client.get("shop")).engagement.reason.name == "REMOVED"
