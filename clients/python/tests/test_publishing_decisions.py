@@ -165,6 +165,7 @@ def test_object_of_a_moved_cluster_is_left_to_the_other_publisher(server):
     server.settle(one, "alpha")
     one.withdraw("alpha", moved=True)
     assert server.settle(one, "alpha") is None
+    assert "alpha" in server.objects
     two.observe("alpha", server.observed("alpha"))
     two.desire(desired(cluster()))
     assert server.settle(two, "alpha") is None

@@ -22,6 +22,12 @@ MODES = ("tests/unit/modes/test_names.py", "tests/unit/modes/test_project.py")
 TOKENS = ("tests/unit/identity/test_token_review.py",)
 VERDICTS = ("tests/unit/identity/test_token_review_cache.py",)
 NAMES = ("tests/unit/identity/test_certificate_names.py",)
+REDUCTION = ("tests/unit/registry/test_reduction.py",)
+CLAIMS = ("tests/unit/model/test_claims.py",)
+DECLARED = ("tests/unit/modes/test_declarative.py",)
+FILES = ("tests/unit/modes/test_kubeconfig_files.py",)
+READ_FILES = ("tests/integration/files/test_reading.py",)
+PUBLISHING = ("clients/python/tests/test_publishing_decisions.py",)
 PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 
@@ -58,8 +64,8 @@ MUTANTS = (
     Mutant(
         "a deletion is confirmed with a server that is not trusted yet",
         "watchers/confirmations.py",
-        "            if self._is_trusted:\n",
-        "            if True:\n",
+        "                if self._is_trusted:\n",
+        "                if True:\n",
         ("tests/integration/watchers/test_driver.py",),
         is_async=True,
     ),
@@ -1213,6 +1219,149 @@ MUTANTS = (
         "            elif before.cluster.draining is not None and new.cluster.draining is None:\n",
         "            elif False:\n",
         ("clients/python/tests/test_session.py",),
+        source=CLIENT,
+    ),
+    Mutant(
+        "the claim of a deleted object stands",
+        "registry/reduction.py",
+        "del self._groups[name].members[member]",
+        "self._groups[name].members[member]",
+        REDUCTION,
+    ),
+    Mutant(
+        "a later object takes over a cluster",
+        "registry/reduction.py",
+        "key=lambda item: item[1].order",
+        "key=lambda item: -item[1].order",
+        REDUCTION,
+    ),
+    Mutant(
+        "a cluster continues although none of its objects does",
+        "registry/reduction.py",
+        "record.uid if record is not None and continues else",
+        "record.uid if record is not None else",
+        REDUCTION,
+    ),
+    Mutant(
+        "a cluster ends before all of its objects were read after a restart",
+        "registry/reduction.py",
+        "elif is_complete or isinstance(found, Ready):",
+        "else:",
+        REDUCTION,
+    ),
+    Mutant(
+        "two objects of one list share a cluster",
+        "model/claims.py",
+        "if others and others[0].order == first.order:",
+        "if False:",
+        CLAIMS,
+    ),
+    Mutant(
+        "the key of a cluster has no source",
+        "model/cluster.py",
+        'return f"{source}{SOURCE_SEPARATOR}{name}" if source else name',
+        "return name",
+        CLAIMS,
+    ),
+    Mutant(
+        "the local name keeps the source",
+        "model/cluster.py",
+        "return key.rpartition(SOURCE_SEPARATOR)[2]",
+        "return key",
+        CLAIMS,
+    ),
+    Mutant(
+        "a value in an address is not checked",
+        "modes/declarative.py",
+        '        return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")\n',
+        "        return value\n",
+        DECLARED,
+    ),
+    Mutant(
+        "a value in a name is not checked",
+        "modes/declarative.py",
+        'checked(self._definition.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")',
+        "self._definition.name.fill(document, lambda value, _: value)",
+        DECLARED,
+    ),
+    Mutant(
+        "an address may be plain HTTP",
+        "modes/endpoints.py",
+        'if parts.scheme != "https" or not is_plain',
+        "if not is_plain",
+        DECLARED,
+    ),
+    Mutant(
+        "an address may have a user",
+        "modes/endpoints.py",
+        ' or "@" in parts.netloc',
+        "",
+        DECLARED,
+    ),
+    Mutant(
+        "every host is accepted",
+        "modes/endpoints.py",
+        "if hosts and not any(_covers(each, host) for each in hosts):",
+        "if False:",
+        DECLARED,
+    ),
+    Mutant(
+        "a host that ends like an accepted one is accepted",
+        "modes/endpoints.py",
+        "host.endswith(pattern[1:])",
+        "host.endswith(pattern[2:])",
+        DECLARED,
+    ),
+    Mutant(
+        "a kubeconfig file may name a command",
+        "modes/kubeconfig_files.py",
+        "    config.require_inline_user(context, origin)\n",
+        "",
+        FILES,
+    ),
+    Mutant(
+        "the CA is not part of a cluster's identity",
+        "modes/kubeconfig_files.py",
+        '(authorities or b"").decode("latin-1")',
+        '""',
+        FILES,
+    ),
+    Mutant(
+        "a link may lead out of the folder",
+        "credentials/kubeconfig_files.py",
+        "if self._mode.is_directory and not _opened",
+        "if False and not _opened",
+        READ_FILES,
+    ),
+    Mutant(
+        "a file of a missing folder counts as deleted",
+        "credentials/kubeconfig_files.py",
+        "            self._files()  # not deleted if the whole folder is missing\n",
+        "",
+        READ_FILES,
+    ),
+    Mutant(
+        "a published object is deleted before its cluster is disengaged",
+        "publishing/decisions.py",
+        " if may_delete else Hold()",
+        "",
+        PUBLISHING,
+        source=CLIENT,
+    ),
+    Mutant(
+        "a publisher deletes the object of a moved cluster",
+        "publishing/decisions.py",
+        " and name not in self._moved",
+        "",
+        PUBLISHING,
+        source=CLIENT,
+    ),
+    Mutant(
+        "a publisher overwrites an object that it did not create",
+        "publishing/decisions.py",
+        "if owner is Owner.FOREIGN:",
+        "if False:",
+        PUBLISHING,
         source=CLIENT,
     ),
 )

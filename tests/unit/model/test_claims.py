@@ -1,11 +1,28 @@
 """Claims of objects on clusters, and the keys of clusters."""
 
-from milo_discoveryd.model.claims import earliest
+from milo_discoveryd.model.claims import ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target, key_of
+from milo_discoveryd.model.observation import Malformed, Ready
+
+
+def a_claim(name: str, order: int) -> ObjectClaim:
+    target = Target(name="shop", uid=name, place=("https://shop.test",))
+    return ObjectClaim(0, name, name, "1", order, Ready(name, "1", target))
 
 
 def test_no_claim_means_that_the_cluster_is_deleted() -> None:
     assert earliest("shop", []) is None
+
+
+def test_earliest_claim_stands() -> None:
+    first = a_claim("first", 1)
+    assert earliest("shop", [first, a_claim("second", 2)]) == first.content
+
+
+def test_two_claims_of_one_list_both_fail() -> None:
+    found = earliest("shop", [a_claim("first", 1), a_claim("second", 1)])
+    assert isinstance(found, Malformed)
+    assert found.message.endswith("is claimed by two objects: first and second")
 
 
 def test_key_names_source_and_cluster() -> None:
