@@ -167,7 +167,8 @@ class TokenReview(Group, frozen=True, kw_only=True):
     """The API server that reviews callers' bearer tokens, for listeners that accept tokens."""
 
     kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: where projects are watched."""
+    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: `discovery_kubeconfig`, or else the
+    cluster that the daemon runs in."""
     audiences: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("milo-discovery",)
     """Audiences, one of which a token must have. Empty accepts tokens for the API server itself, which should not be
     shared."""
@@ -317,7 +318,7 @@ class Settings(Group, frozen=True, kw_only=True):
     token_review: TokenReview = TokenReview()
     rights: Annotated[tuple[RuleSettings, ...], ListOf(Nested(RuleSettings), split=values.items, check=ordered)] = ()
     """Authorization rules: which callers see which clusters and get kubeconfigs. The first that matches a caller
-    applies. Without rules every caller has full access."""
+    applies. Without rules every caller sees all clusters, and gets kubeconfigs on Unix sockets."""
     limits: Limits = Limits()
     sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
