@@ -49,8 +49,9 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-// fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-// RetryInfo wherever trying again later is the right answer.
+// fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+// caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+// wherever trying again later is the right answer.
 type DiscoveryServiceClient interface {
 	// WatchClusters streams the fleet and then every change to it, for as long as the caller listens.
 	//
@@ -225,8 +226,9 @@ func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServe
 // for forward compatibility.
 //
 // Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-// fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-// RetryInfo wherever trying again later is the right answer.
+// fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+// caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+// wherever trying again later is the right answer.
 type DiscoveryServiceServer interface {
 	// WatchClusters streams the fleet and then every change to it, for as long as the caller listens.
 	//

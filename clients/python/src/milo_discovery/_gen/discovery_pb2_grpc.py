@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class DiscoveryServiceStub(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     def __init__(self, channel):
@@ -86,8 +87,9 @@ class DiscoveryServiceStub(object):
 
 class DiscoveryServiceServicer(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     def WatchClusters(self, request, context):
@@ -252,8 +254,9 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class DiscoveryService(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     @staticmethod

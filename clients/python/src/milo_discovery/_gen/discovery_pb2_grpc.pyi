@@ -41,8 +41,9 @@ GRPC_VERSION: str
 
 class DiscoveryServiceStub:
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     @_typing.overload
@@ -120,8 +121,9 @@ class DiscoveryServiceStub:
 @_typing.type_check_only
 class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -195,8 +197,9 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
 
 class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
-    fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
-    RetryInfo wherever trying again later is the right answer.
+    fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
+    caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
+    wherever trying again later is the right answer.
     """
 
     @_abc_1.abstractmethod
