@@ -234,6 +234,7 @@ class Daemon:
                     subscribers=lambda: service.streams,
                     credentials=issuer.health,
                     credential_of=issuer.describe,
+                    shard=group,
                 )
                 endpoint = Endpoint(
                     self._metrics,

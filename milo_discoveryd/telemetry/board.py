@@ -20,6 +20,7 @@ from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
+from milo_discoveryd.sharding.status import GroupStatus
 from milo_discoveryd.telemetry.status import (
     PAGE_SIZE,
     ClusterExplanation,
@@ -30,6 +31,7 @@ from milo_discoveryd.telemetry.status import (
     DaemonStatus,
     Identity,
     RecentChange,
+    ShardSummary,
     SourceRow,
     SourceSummary,
     SubscriberRow,
@@ -72,6 +74,16 @@ class Subscriber(Protocol):
         """Return whether the filter and the rights of the subscriber cover the cluster."""
 
 
+class Shard(Protocol):
+    """This daemon as a member of a group."""
+
+    def status(self) -> GroupStatus: ...
+
+    def valid_s(self) -> float | None: ...
+
+    def unowned(self) -> int: ...
+
+
 class RecentChanges:
     """The last engagements and disengagements. Updates are left out: connectivity probes alone make too many."""
 
@@ -105,13 +117,16 @@ class StatusBoard:
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[SourceHealth]],
         credential_of: Callable[[Cluster], HeldCredential | None],
+        shard: Shard | None = None,
     ) -> None:
+        """`shard`: set if the daemon shares the clusters with others."""
         self._identity = identity
         self._fleet = fleet
         self._recent = recent
         self._subscribers = subscribers
         self._credentials = credentials
         self._credential_of = credential_of
+        self._shard = shard
         self._listings: dict[tuple[str, str], _Listing] = {}
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
@@ -134,6 +149,7 @@ class StatusBoard:
                 for each in self._fleet.sources
                 if each.name
             ),
+            sharding=None if self._shard is None else _sharding(self._shard, registry.draining_count, with_names),
             engaged=registry.engaged,
             counts={state.value: registry.count(state) for state in _ORDER},
             unreachable=registry.unreachable + registry.count(ObjectState.UNREACHABLE),
@@ -214,6 +230,14 @@ class StatusBoard:
             credential=None if held is None else CredentialSummary(**msgspec.structs.asdict(held)),
             subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
         )
+
+
+def _sharding(shard: Shard, draining: int, with_message: bool) -> ShardSummary:
+    group = shard.status()
+    if group.problem and not with_message:
+        group = msgspec.structs.replace(group, problem="failing")
+    owns = shard.valid_s() is not None
+    return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
 
 
 def _source(status: SourceStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:

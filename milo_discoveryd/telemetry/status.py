@@ -9,6 +9,7 @@ import msgspec
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, Pairs
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50
 ENGAGED, UNREACHABLE = "engaged", "unreachable"
@@ -39,6 +40,18 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     engaged: int
     summary: SourceSummary
+
+
+class ShardSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The group of daemons that share the clusters, and this daemon's part in it."""
+
+    group: GroupStatus
+    owns: bool
+    """Whether this daemon's Lease is renewed, so that its clusters are its own."""
+    draining: int
+    """Clusters that this daemon is about to disengage."""
+    unowned: int
+    """Clusters that this daemon is to own, and has not engaged."""
 
 
 class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,3 +200,5 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     explanation: ClusterExplanation | None = None
     sources: tuple[SourceRow, ...] = ()
     """Empty if there is one source."""
+    sharding: ShardSummary | None = None
+    """None if this daemon shares the clusters with no other."""

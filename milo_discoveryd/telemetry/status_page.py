@@ -57,6 +57,7 @@ def regions(status: DaemonStatus, question: ClusterQuery) -> Mapping[str, Callab
         return always | {"explanation": partial(sections.explanation, status, question.cluster)}
     return always | {
         "sources": partial(sections.sources, status),
+        "sharding": partial(sections.sharding, status),
         "clusters": partial(sections.clusters, status, question),
         "changes": partial(sections.recent_changes, status),
         "subscribers": partial(sections.subscribers, status.subscribers, status.at),
@@ -96,5 +97,5 @@ def _main(found: Mapping[str, Callable[[], str]], question: ClusterQuery) -> str
         f"<h2>Credentials</h2>{region('credentials')}",
     ]
     # Who searches wants the results; everybody else, what happens.
-    top += region("sources")
+    top += region("sources") + region("sharding")
     return top + "".join(lists if question.is_selective else [*lists[1:], lists[0]])

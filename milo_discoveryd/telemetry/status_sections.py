@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from html import escape
 from urllib.parse import quote, urlencode
 
+from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.sharding.status import MemberStatus
 from milo_discoveryd.telemetry.status import (
     ENGAGED,
     PAGE_SIZE,
@@ -28,9 +30,11 @@ _STATE_WORDS = {
     "malformed": "malformed",
     "disengaged_unreachable": "disengaged: unreachable",
     "deleted": "deleted",
+    "unassigned": "of another member",
 }
 _FACTS = ("not_ready", "malformed", "outside_selector", "deleted")
 """States of objects with a count of their own, besides engaged and unreachable clusters."""
+UNASSIGNED = ObjectState.UNASSIGNED.value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _ROWS_ABOVE = 15
 """Of the tables beside the clusters, so that they fit on a screen."""
@@ -72,6 +76,7 @@ def facts(status: DaemonStatus, question: ClusterQuery) -> str:
         state(ENGAGED, status.engaged, "engaged"),
         state(UNREACHABLE, status.unreachable, "unreachable"),
         *(state(name, status.counts.get(name, 0), _STATE_WORDS[name]) for name in _FACTS),
+        *([] if status.sharding is None else [state(UNASSIGNED, status.counts[UNASSIGNED], "of other members")]),
         plain(unconfirmed, "deletions to confirm", warn=unconfirmed > 0),
         plain(len(status.subscribers), "subscribers"),
     )
@@ -159,6 +164,40 @@ def sources(status: DaemonStatus) -> str:
     if not status.sources:
         return ""
     return "<h2>Sources</h2>" + _table(("name", "kind", "engaged", "state", "since"), map(row, status.sources), "")
+
+
+def sharding(status: DaemonStatus) -> str:
+    """Return the members of the shard group; nothing if there is none."""
+    found = status.sharding
+    if found is None:
+        return ""
+    group = found.group
+
+    def row(of: MemberStatus) -> tuple[Cell, ...]:
+        return (
+            f"{escape(of.name)}{' (this daemon)' if of.name == group.member else ''}",
+            f"{of.weight:g}",
+            _member_state(of),
+            _tag(str(of.acknowledged), "good" if of.acknowledged == group.view else "poor"),
+        )
+
+    settled = _tag("settled", "good") if group.is_settled else _tag("changing", "poor")
+    own = f"{status.engaged} clusters engaged" if found.owns else _tag("owns nothing at present", "bad")
+    share = f"{own}, {found.draining} of them draining; {found.unowned} not engaged yet"
+    problem = f"<p>{_tag('problem', 'bad')} {escape(group.problem)}</p>" if group.problem else ""
+    return (
+        f"<h2>Shard group {escape(group.group)}</h2>"
+        f"<p>View {group.view}, {settled}. This daemon: {share}.</p>{problem}"
+        + _table(("member", "weight", "state", "acknowledged view"), map(row, group.members), "No members.")
+    )
+
+
+def _member_state(of: MemberStatus) -> str:
+    if not of.is_alive:
+        return _tag("not running", "bad")
+    if of.is_leaving:
+        return _tag("leaving", "poor")
+    return _tag("in the view", "good") if of.is_in_view else _tag("joining", "poor")
 
 
 def credentials(status: DaemonStatus) -> str:

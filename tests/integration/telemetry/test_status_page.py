@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.status import (
     ClusterExplanation,
@@ -19,6 +20,7 @@ from milo_discoveryd.telemetry.status import (
     DaemonStatus,
     Identity,
     RecentChange,
+    ShardSummary,
     SourceSummary,
     SubscriberRow,
 )
@@ -308,3 +310,49 @@ def test_status_page_is_available_as_json() -> None:
     found = json.loads(status_page.to_json(status(clusters=(cluster(),))))
     assert found["source"]["state"] == "STREAMING"
     assert [each["name"] for each in found["clusters"]] == ["alpha"]
+
+
+def sharded(**changes: Any) -> DaemonStatus:
+    members = tuple(
+        MemberStatus(name=name, weight=1.0, is_in_view=True, is_alive=True, is_leaving=False, acknowledged=acknowledged)
+        for name, acknowledged in (("operator-0", 7), ("operator-1", 6))
+    )
+    group = GroupStatus(group="dns", member="operator-0", view=7, is_settled=False, members=members)
+    found = ShardSummary(
+        group=msgspec.structs.replace(group, problem=changes.pop("problem", "")),
+        owns=changes.pop("owns", True),
+        draining=2,
+        unowned=3,
+    )
+    return status(sharding=found, counts={"unassigned": 5}, **changes)
+
+
+def test_page_shows_the_members_of_the_shard_group_and_the_own_share() -> None:
+    read = Reader(status_page.render(sharded(engaged=9), EVERYTHING))
+    share = "This daemon: 9 clusters engaged, 2 of them draining; 3 not engaged yet."
+    assert f"Shard group dns View 7, changing. {share}" in read.words
+    assert "operator-0 (this daemon) 1 in the view 7 operator-1 1 in the view 6" in read.words
+    assert "5 of other members" in read.words
+
+
+def test_page_shows_a_member_that_owns_nothing_and_why() -> None:
+    read = Reader(status_page.render(sharded(owns=False, problem=HOSTILE), EVERYTHING))
+    assert "owns nothing at present" in read.words
+    assert HOSTILE in read.words
+
+
+def test_page_of_a_daemon_without_a_group_has_no_section_for_it() -> None:
+    assert "Shard group" not in Reader(status_page.render(status(), EVERYTHING)).words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"is_alive": False}, "not running"), ({"is_leaving": True}, "leaving"), ({"is_in_view": False}, "joining")],
+)
+def test_page_shows_the_state_of_a_member(changes: dict[str, bool], words: str) -> None:
+    of = sharded()
+    assert of.sharding is not None
+    member = msgspec.structs.replace(of.sharding.group.members[0], **changes)
+    group = msgspec.structs.replace(of.sharding.group, members=(member,))
+    shown = status(sharding=msgspec.structs.replace(of.sharding, group=group), counts={"unassigned": 0})
+    assert f"operator-0 (this daemon) 1 {words} 7" in Reader(status_page.render(shown, EVERYTHING)).words
