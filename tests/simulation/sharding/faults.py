@@ -32,10 +32,11 @@ class Faults:
             self._later(1, 60, lambda: self._start(pod.member.name, pod))
 
     def restart(self) -> None:
+        """The kubelet stops the pod, kills what has not ended in time, and starts another one."""
         if pod := self._some():
             pod.member.stop()
             pod.step()
-            self._later(1, 30, lambda: self._start(pod.member.name))
+            self._later(1, 30, lambda: self._replace(pod))
 
     def pause(self) -> None:
         if pod := self._some():
@@ -109,6 +110,11 @@ class Faults:
     def step_wall_clock(self) -> None:
         if pod := self._some():
             pod.host.wall_error += self._random.choice((-60, -30, 30, 60))
+
+    def _replace(self, pod: Pod) -> None:
+        if not pod.is_dead:
+            pod.kill()
+        self._start(pod.member.name)
 
     def _start(self, name: str, beside: Pod | None = None) -> None:
         if not any(pod.member.name == name for pod in self._world.living):
