@@ -111,6 +111,8 @@ class Daemon:
         self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
         self._group: ShardGroup | None = None
+        self._shard: ShardGroup | None = None
+        """The group, also while the daemon leaves it."""
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -189,8 +191,14 @@ class Daemon:
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())
-            self._group = group = shard_group(
-                settings, self._environ, self._fleet, self._metrics, stack, singletons=singletons
+            self._group = self._shard = group = shard_group(
+                settings,
+                self._environ,
+                self._fleet,
+                self._metrics,
+                stack,
+                singletons=singletons,
+                fencing=sources.fencing,
             )
             self._metrics.follow_group(group)
             self._metrics.follow_credentials(issuer.health)
@@ -335,6 +343,7 @@ class Daemon:
             max_ttl_s=settings.max_ttl.total_seconds(),
             default_ttl_s=settings.default_ttl.total_seconds(),
             address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
+            may_issue=lambda: self._shard is None or self._shard.valid_s() is not None,
             concurrency=settings.concurrent_mints,
             per_second=settings.mints_per_second,
         )

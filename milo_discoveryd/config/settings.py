@@ -250,6 +250,9 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     """This daemon's share of the clusters, in proportion to the weights of the others. 0: it owns none."""
     release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """How long subscribers that confirm releases have to end their work on a cluster that moves to another daemon."""
+    fence_credentials: bool = False
+    """Before clusters of another member are engaged, revoke the kubeconfigs that it issued for them, and wait until API
+    servers have forgotten them. All `kubeconfigs.sources` must be of type `token-request` and bound."""
 
 
 class AuditSettings(Group, frozen=True, kw_only=True):

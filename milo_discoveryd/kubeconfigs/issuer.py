@@ -34,6 +34,7 @@ FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for a source that has never answered, so that its first events carry credentials."""
+NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another one may own the cluster"
 NO_SOURCE = "no credential source is configured, so this daemon issues no kubeconfigs"
 
 
@@ -94,10 +95,13 @@ class Issuer:
         address: Callable[[], str | None] = lambda: None,
         concurrency: int = 10,
         per_second: float = 50.0,
+        may_issue: Callable[[], bool] = lambda: True,
         draw: Draw = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """`may_issue`: looked at in the step that issues a kubeconfig."""
         self.max_ttl_s = max_ttl_s
+        self.may_issue = may_issue
         self.metrics = metrics
         self.audit = audit
         self.trust = trust
@@ -270,6 +274,8 @@ class LeaseHandle:
 
     def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig that embeds the credential. Raises CredentialError if there is none."""
+        if not self._issuer.may_issue():
+            raise CredentialUnavailableError(NOT_OWNED, retry_after_s=1.0)
         entry = self._minter.request(self.key, self._cluster)
         now = self._minter.now()
         issued = entry.lease.valid(now)

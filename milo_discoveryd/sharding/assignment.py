@@ -7,6 +7,7 @@ from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
 from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
+from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.singletons import Singletons
 
 STARTING = "the members of the shard group are not known yet"
@@ -44,11 +45,13 @@ class FleetAssignment:
         fleet: Fleet,
         release_timeout_s: float,
         singletons: Singletons,
+        revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`release_timeout_s`: how long subscribers have to release a cluster that moves. `clock`: for singletons."""
         self._fleet = fleet
         self._singletons = singletons
+        self._revocation = revocation
         self._clock = clock
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
@@ -57,11 +60,34 @@ class FleetAssignment:
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
         self._decisions = decisions = Decisions(ownership)
-        is_decided = ownership.may_engage or not ownership.is_in_view
+        self._follow(ownership)
+        is_decided = (ownership.may_engage and self._is_cleared) or not ownership.is_in_view
+
+        def elsewhere(name: str) -> str | None:
+            return decisions.elsewhere(name) or self._uncleared(name)
+
         for each in self._fleet.sources:
-            yield from each.assign(decisions.elsewhere, self._release_timeout_s, is_decided=is_decided)
+            yield from each.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
+
+    def _follow(self, ownership: Ownership | None) -> None:
+        if self._revocation is not None:
+            self._revocation.fence.follow(ownership)
+            self._revocation.wake()
+
+    @property
+    def _is_cleared(self) -> bool:
+        return self._revocation is None or self._revocation.fence.is_cleared
+
+    def _uncleared(self, name: str) -> str | None:
+        """Return why a cluster that this member owns cannot be engaged yet. One that is engaged stays so."""
+        record = self._fleet.registry[name]
+        is_engaged = record is not None and record.engaged
+        if self._revocation is None or is_engaged or self._revocation.fence.clears(name):
+            return None
+        return "this member owns it, and waits until the credentials of former owners are revoked"
 
     def lose_ownership(self) -> None:
+        self._follow(None)
         for each in self._fleet.sources:
             each.lose_ownership(LOST)
 

@@ -12,6 +12,7 @@ from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 TICK_S = 1.0
@@ -58,13 +59,16 @@ class ShardGroup:
         assignee: Assignee,
         *,
         observer: GroupObserver,
+        revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
+        """`revocation`: of the credentials of former owners, before clusters are engaged."""
         self._name = name
         self.member = member
         self._leases = leases
         self._assignee = assignee
         self._observer = observer
+        self._revocation = revocation
         self._clock = clock
         self._woken = asyncio.Event()
         self._drained = asyncio.Event()
@@ -72,6 +76,8 @@ class ShardGroup:
         self._is_silent = False
         self._is_applied = False
         """Whether all of it was applied."""
+        self._is_outdated = False
+        """Whether more may be engaged than when it was applied."""
         self._problem = ""
         self._view_since: tuple[int, float] = (0, clock())
         self.ended = asyncio.Event()
@@ -109,10 +115,17 @@ class ShardGroup:
         """Look at the fleet again: a cluster that was taken away is released."""
         self._woken.set()
 
+    def reassign(self) -> None:
+        """Apply the ownership again: more of it may be engaged."""
+        self._is_outdated = True
+        self.wake()
+
     async def run(self) -> None:
         """Take part in the group until the member has left, or this is cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            applying = tasks.create_task(self._apply_in_time(), name="apply ownership")
+            working = [tasks.create_task(self._apply_in_time(), name="apply ownership")]
+            if self._revocation is not None:
+                working.append(tasks.create_task(self._revocation.run(self.reassign), name="revoke credentials"))
             while not self.member.has_ended:
                 action = self.member.next(self._clock())
                 self._woken.set()
@@ -122,7 +135,8 @@ class ShardGroup:
                     await self._perform(action)
             self._lose()
             self.ended.set()
-            applying.cancel()
+            for task in working:
+                task.cancel()
 
     async def leave(self, *, keeps_term: bool) -> None:
         """End the membership, by a hand-over, or so that a successor of the same name continues."""
@@ -154,8 +168,8 @@ class ShardGroup:
         if ownership is None:
             self._lose()
             return
-        if ownership != self._applied or not self._is_applied:
-            self._applied, self._is_applied = ownership, False
+        if ownership != self._applied or self._is_outdated or not self._is_applied:
+            self._applied, self._is_applied, self._is_outdated = ownership, False, False
             for _ in self._assignee.assign(ownership):
                 await asyncio.sleep(0)
                 if self.member.ownership(self._clock()) != ownership:

@@ -18,11 +18,12 @@ from milo_discoveryd.credentials.sources.kubeconfig_request import KubeconfigReq
 from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
 from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
 from milo_discoveryd.credentials.sources.renewing_credential import RenewingCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, Scope
+from milo_discoveryd.credentials.sources.source import FencingSource, MintingSource, Scope
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import open_upstream
 from milo_kube.http.proxy import environment_proxy
 
@@ -62,6 +63,22 @@ class Sources:
             if each.hand_out
         ]
 
+    def fencing(self) -> list[FencingSource]:
+        """Return the sources of issued kubeconfigs, which can revoke what other members issued. Raises ConfigError."""
+        found: list[FencingSource] = []
+        for each in self._settings.kubeconfigs.sources:
+            source = self._made[each.name]
+            if source.scope is Scope.CLUSTER and isinstance(source, FencingSource):
+                found.append(source)
+            elif each.hand_out:
+                raise ConfigError(
+                    [
+                        f"sharding.fence_credentials: kubeconfigs of {each.name} cannot be revoked;"
+                        " use sources of type token-request that are bound, or switch it off"
+                    ]
+                )
+        return found
+
     def authenticated(self, discovery: Upstream, name: str | None) -> Upstream:
         """Return the watched API server with the credential of the named source. Raises ConfigError."""
         if name is None:
@@ -99,6 +116,8 @@ class Sources:
                     run=self._run,
                     audiences=of.audiences,
                     bound=of.bound,
+                    group=self._settings.sharding.group or "",
+                    member=member_name(self._settings, self._environ) if self._settings.sharding.group else "",
                 )
             case sources.ClientCertificateSettings():
                 from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource

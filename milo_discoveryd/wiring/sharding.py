@@ -3,29 +3,31 @@
 import asyncio
 import re
 import secrets
-import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
+from milo_discoveryd.credentials.sources.source import FencingSource
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.log import log
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.assignment import FleetAssignment
+from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import GroupObserver, ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
-from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
+from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import RESPONSE_LIMIT
 
 LEAVE_S = 20.0
 """Within the grace period of a pod, which is 30 s by default."""
-_MEMBER = re.compile(r"[a-z0-9]([-.a-z0-9]{0,168}[a-z0-9])?")
 _STABLE = re.compile(r".*-[0-9]{1,4}")
 """Names of a StatefulSet's pods, which return after a restart."""
 
@@ -52,27 +54,29 @@ def shard_group(
     closing: AsyncExitStack,
     *,
     singletons: Singletons,
+    fencing: Callable[[], Sequence[FencingSource]],
 ) -> ShardGroup | None:
-    """Return the group, or None without sharding. `closing` closes its connections. Raises StartError."""
+    """Return the group, or None without sharding. `closing` closes its connections. Raises StartError.
+
+    `fencing` returns the sources whose credentials are revoked before clusters are engaged.
+    """
     wanted = settings.sharding
     if wanted.group is None:
         return None
-    name = wanted.member or environ.get("POD_NAME") or socket.gethostname()
-    if not _MEMBER.fullmatch(name) or name == VIEW:
-        raise StartError(
-            f"sharding.member: {name!r} can't be a member's name; set a DNS name in lower case, and not {VIEW!r}"
-        )
+    name = member_name(settings, environ)
     upstream = load_discovery_upstream(wanted.kubeconfig, environ, settings.exec_plugins)
     connect_timeout_s = settings.source.connect_timeout.total_seconds()
     transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=connect_timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))
+    revocation = CredentialRevocation(CredentialFence(), fencing()) if wanted.fence_credentials else None
     names = LeaseNames(wanted.namespace or _own_namespace(environ), wanted.group)
     return ShardGroup(
         wanted.group,
         Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
         LeaseClient(transport, names, origin=upstream.origin),
-        FleetAssignment(fleet, wanted.release_timeout.total_seconds(), singletons),
+        FleetAssignment(fleet, wanted.release_timeout.total_seconds(), singletons, revocation),
         observer=observer,
+        revocation=revocation,
     )
 
 

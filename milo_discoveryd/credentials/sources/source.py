@@ -47,6 +47,14 @@ class MintingSource(Protocol):
 
 
 @runtime_checkable
+class FencingSource(Protocol):
+    """A source that can revoke what other members of the shard group minted."""
+
+    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
+        """Revoke what others minted for the clusters with these names. Raises CredentialError."""
+
+
+@runtime_checkable
 class RevokingSource(Protocol):
     """A source that can revoke what it minted."""
 

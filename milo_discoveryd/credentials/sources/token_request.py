@@ -38,6 +38,8 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "milo-discoveryd"
 RUN_LABEL = "discovery.miloapis.com/run"
 OBJECT_LABEL = "discovery.miloapis.com/object-uid"
+GROUP_LABEL = "discovery.miloapis.com/shard-group"
+CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
 
 
 class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -53,6 +55,8 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
     creation_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 class _SecretObject(msgspec.Struct, frozen=True):
@@ -90,9 +94,14 @@ class TokenRequestSource:
         run: str,
         audiences: Sequence[str] = (),
         bound: bool = True,
+        group: str = "",
+        member: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`run` identifies the daemon: the same after a restart with a state directory, different for each replica."""
+        """`run` identifies the daemon: the same after a restart with a state directory, different for each replica.
+
+        `group` and `member`: its shard group, and its name in it.
+        """
         self.name = name
         self.scope = Scope.CLUSTER if bound else Scope.IDENTITY
         self._api = api
@@ -100,6 +109,8 @@ class TokenRequestSource:
         self._namespace = namespace
         self._account = service_account
         self._run = _digest(f"{service_account}/{run}")
+        self._group_label = {GROUP_LABEL: _digest(f"{service_account}/{group}")} if group else {}
+        self._name_prefix = f"milo-discovery-{member or self._run}"
         self._audiences = tuple(audiences)
         self._clock = clock
         self._bound: dict[str, _BoundSecret] = {}
@@ -140,6 +151,15 @@ class TokenRequestSource:
             if len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
             await self._delete_secrets(uid)
+
+    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
+        """Revoke what other members of the shard group minted for the clusters with these names."""
+        found = await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items()))
+        await self._delete(
+            each
+            for each in found
+            if each.labels.get(RUN_LABEL) != self._run and covers(each.annotations.get(CLUSTER_ANNOTATION, ""))
+        )
 
     @asynccontextmanager
     async def _exclusive(self, uid: str) -> AsyncIterator[None]:
@@ -183,7 +203,7 @@ class TokenRequestSource:
 
     async def _create_secret(self, cluster: Cluster) -> _BoundSecret:
         # The suffix is random, so that two daemons never use one Secret, and neither do two runs of one daemon.
-        name = f"milo-discovery-{_digest(f'{self._run}/{cluster.incarnation}')}-{secrets.token_hex(4)}"
+        name = f"{self._name_prefix}-{cluster.incarnation}-{secrets.token_hex(4)}"
         now = self._clock()
         answer = await self._post(
             self._secrets,
@@ -196,8 +216,9 @@ class TokenRequestSource:
                         MANAGED_BY: MANAGER,
                         RUN_LABEL: self._run,
                         OBJECT_LABEL: _digest(cluster.object_uid),
+                        **self._group_label,
                     },
-                    "annotations": {"discovery.miloapis.com/project": cluster.target.name},
+                    "annotations": {CLUSTER_ANNOTATION: cluster.target.name},
                 },
                 "type": "Opaque",
             },

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
 from tests.end_to_end.real.api import RefusedError
 from tests.end_to_end.real.bearers import await_bearer, bearer_of
+from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
 from tests.end_to_end.real.inside import ADDRESSES, Inside
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
@@ -155,6 +156,44 @@ async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_to
         assert len(await secrets_in(server)) == 1
         await other.revoke(ALPHA)
         assert await secrets_in(server) == []
+
+
+@on_the_infrastructure
+@pytest.mark.usefixtures("operators")
+async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folder: Path) -> None:
+    """Two daemons with the same settings and service account, as beside an operator with leader election."""
+    await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
+    await create_ready(server, "alpha", "beta")
+    settings: dict[str, Any] = {
+        "kubeconfigs": {"sources": [{"name": "tokens", **TOKENS}]},
+        "internal_address_template": ADDRESSES,
+        "connectivity": {"interval": "off"},
+    }
+    async with AsyncExitStack() as stack:
+        replicas: list[DaemonObserver] = []
+        for name in ("0", "1"):
+            (folder / name).mkdir()
+            replica = DaemonObserver(server, folder / name, kubeconfig=server.kubeconfig_as("discovery"), **settings)
+            replicas.append(await stack.enter_async_context(replica))
+        first, _ = replicas
+        for each in replicas:
+            await each.told(engaged("alpha"), engaged("beta"))
+        ours, theirs = [token_in(await each.kubeconfig_of("alpha")) for each in replicas]
+        for token in (ours, theirs):
+            assert await bearer_of(server, token) == "system:serviceaccount:default:operators"
+
+        await first.daemon.terminate()
+        assert await bearer_of(server, theirs) == "system:serviceaccount:default:operators"
+        await first.daemon.start()
+        await first.source("STREAMING")
+        again, beta = [token_in(await first.kubeconfig_of(name)) for name in ("alpha", "beta")]
+
+        await set_ready(server, "alpha", False)
+        for each in replicas:
+            await each.told(disengaged("alpha", "NOT_READY"))
+        for token in (theirs, again):
+            await await_bearer(server, token, None)
+        assert await bearer_of(server, beta) == "system:serviceaccount:default:operators"
 
 
 @on_the_infrastructure

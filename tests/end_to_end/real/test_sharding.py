@@ -3,11 +3,13 @@
 The full run, with five members and a thousand projects, is `./dev bench sharding --real`.
 """
 
+import asyncio
 import signal
 from pathlib import Path
 
 import pytest
 
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.sharding.run import sharding_run
 from tests.end_to_end.real.sharding.write_history import WriteHistory
@@ -43,6 +45,36 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, folder: Path)
             await run.stop_etcd()
             await run.start_etcd()
         assert moved[0].hand_overs == []
+    assert run.history.breaches == []
+
+
+async def test_credential_is_refused_before_the_next_owner_writes(built: Programs, folder: Path) -> None:
+    async with sharding_run(built, folder, interval_s=1.0, fenced=True) as run:
+        await run.populate(8)
+        async with run.step([0, 1]):
+            await run.start(0, 1)
+        project = next(each for each in run.projects if run.writer(each) == "operator-0")
+        token = await run.pod(0).token_of(project)
+        accepted: list[float] = []
+
+        async def follow() -> None:
+            async for at, is_accepted in run.follow_bearer(token):
+                if not is_accepted:
+                    break
+                accepted.append(at)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow())
+            # The daemon that issued it is stopped, so another one has to revoke it.
+            async with run.step([1]) as moved:
+                run.pod(0).signal(signal.SIGSTOP, with_operator=False)
+        (taken,) = (each for each in moved[0].hand_overs if each.project == project)
+        assert accepted[-1] < taken.at
+
+        async with run.step([1, 2]) as moved:
+            await run.start(2)
+        assert moved[0].projects > 0
+        assert min(each.gap_s for each in moved[0].hand_overs) > TOKEN_CACHE_S
     assert run.history.breaches == []
 
 

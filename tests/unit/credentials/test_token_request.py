@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSource, Scope
 from milo_discoveryd.credentials.sources.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError
@@ -22,6 +23,7 @@ from milo_sandbox.refusals import RefusedError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, jwt
 
+BETA = Target(name="beta", uid="uid-beta", place=("https://milo.test/beta",))
 WANTED = MintRequest(ttl_s=900, cluster=engaged())
 SUBJECT = "system:serviceaccount:milo:operators"
 
@@ -284,3 +286,29 @@ async def test_uid_does_not_choose_the_path_written() -> None:
     with pytest.raises(BackendError):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged(strange)))
     assert json.loads(api.bodies[0])["metadata"]["name"].replace("-", "").isalnum()
+
+
+async def test_member_revokes_what_other_members_minted_for_its_clusters(sandbox: Sandbox, api: Transport) -> None:
+    former = a_source(api, run="1", group="ops", member="operator-0")
+    tokens = [(await former.mint(MintRequest(ttl_s=900, cluster=engaged(of)))).credential.token for of in (ALPHA, BETA)]
+    other_group = (await a_source(api, run="2", group="other").mint(WANTED)).credential.token
+    no_group = (await a_source(api, run="3").mint(WANTED)).credential.token
+    member = a_source(api, run="4", group="ops", member="operator-1")
+    own = (await member.mint(WANTED)).credential.token
+    await member.revoke_others(lambda name: name == ALPHA.name)
+    assert [_is_accepted(sandbox, token) for token in (*tokens, other_group, no_group, own)] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+
+
+async def test_bound_secret_is_named_after_the_member_and_the_incarnation(sandbox: Sandbox, api: Transport) -> None:
+    await a_source(api, group="ops", member="operator-0").mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 7)))
+    (name,) = sandbox.infrastructure.secret_names()
+    assert name.startswith("milo-discovery-operator-0-7-")
+
+
+def _is_accepted(sandbox: Sandbox, token: Secret | None) -> bool:
+    assert token is not None
+    with suppress(RefusedError):
+        return sandbox.tokens.subject(token.reveal()) == SUBJECT
+    return False

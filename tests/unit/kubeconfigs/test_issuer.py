@@ -49,6 +49,7 @@ async def issuing(
     *sources: MintingSource | SourceAssignment,
     wall: Callable[[], float] = time.time,
     metrics: Metrics | None = None,
+    may_issue: Callable[[], bool] = lambda: True,
     **limits: int,
 ) -> AsyncIterator[Issuer]:
     issuer = Issuer(
@@ -60,6 +61,7 @@ async def issuing(
         default_ttl_s=600,
         draw=Random(1).random,
         wall=wall,
+        may_issue=may_issue,
         **limits,
     )
     running = asyncio.create_task(issuer.run())
@@ -503,3 +505,14 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
         assert await issuer.authorities_of(a_cluster("beta", 2)) is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
         assert not issuer.lease(known, None, UNLIMITED).needs_credential_for_trust
+
+
+async def test_member_that_may_not_own_anything_issues_nothing_that_it_holds() -> None:
+    may_issue = True
+    async with issuing(Backend(), may_issue=lambda: may_issue) as issuer:
+        await got(issuer)
+        may_issue = False
+        with pytest.raises(CredentialUnavailableError, match="was not renewed in time"):
+            token(issuer)
+        may_issue = True
+        assert token(issuer)

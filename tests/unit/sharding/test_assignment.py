@@ -1,5 +1,7 @@
 """A fleet that engages the clusters that its member owns."""
 
+from typing import Any
+
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cluster_records import ObjectState
@@ -8,6 +10,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
+from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.singletons import Singletons
@@ -26,12 +29,15 @@ NEXT = Ownership(
     term="a.1",
     unsettled=frozenset({"b"}),
 )
+CONTINUED = Ownership(
+    view=View(number=2, id="2", members=ALONE.view.members, previous=ALONE.view.members), member="a", term="a.1"
+)
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str) -> tuple[DirectFleet, FleetAssignment]:
+def listed(*names: str, revocation: Any = None) -> tuple[DirectFleet, FleetAssignment]:
     fleet = new_fleet()
-    assignment = FleetAssignment(fleet, 30.0, Singletons(30.0, 0.0))
+    assignment = FleetAssignment(fleet, 30.0, Singletons(30.0, 0.0), revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
     for _ in fleet.take([ListStarted(), *found, ListEnded()], 0.0):
         pass
@@ -104,3 +110,47 @@ async def test_lost_ownership_disengages_everything() -> None:
 async def test_clusters_are_assigned_in_portions() -> None:
     _, assignment = listed(*(f"project-{number}" for number in range(600)))
     assert len([*assignment.assign(ALONE)]) == 3
+
+
+class Revocation:
+    """A fence whose revocations the test ends."""
+
+    def __init__(self) -> None:
+        self.fence = CredentialFence()
+        self.woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def done(self) -> None:
+        due = self.fence.due
+        assert due is not None
+        self.fence.revoked(due)
+
+
+async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_revoked() -> None:
+    revocation = Revocation()
+    fleet, assignment = listed("x", "y", revocation=revocation)
+    assign(assignment, ALONE)
+    assert (fleet.synced, fleet.registry.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
+    assert message(fleet) == "this member owns it, and waits until the credentials of former owners are revoked"
+    revocation.done()
+    assign(assignment, ALONE)
+    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 2, 0)
+
+
+async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_another_view() -> None:
+    revocation = Revocation()
+    fleet, assignment = listed("x", revocation=revocation)
+    assign(assignment, ALONE)
+    revocation.done()
+    assign(assignment, ALONE)
+    assign(assignment, CONTINUED)
+    assert (fleet.registry.engaged, revocation.fence.is_cleared) == (1, False)
+    assignment.lose_ownership()
+    assert fleet.registry.engaged == 0
+    assign(assignment, CONTINUED)
+    assert fleet.registry.engaged == 0
+    revocation.done()
+    assign(assignment, CONTINUED)
+    assert fleet.registry.engaged == 1

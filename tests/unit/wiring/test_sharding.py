@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.config.settings import ShardingSettings
-from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.config.settings import Kubeconfigs, ShardingSettings
+from milo_discoveryd.config.sources import CredentialSource, TokenFile
+from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.sharding import is_stable, shard_group
 from tests.unit.sharding.fleets import new_fleet
 
@@ -28,7 +30,9 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, new_fleet(), Metrics(), stack, singletons=Singletons(30.0, 0.0))
+        return shard_group(
+            settings, environ, new_fleet(), Metrics(), stack, singletons=Singletons(30.0, 0.0), fencing=list
+        )
 
 
 async def test_daemon_without_a_group_has_no_member(tmp_path: Path) -> None:
@@ -65,3 +69,19 @@ async def test_namespace_outside_of_a_pod_must_be_set(tmp_path: Path) -> None:
 )
 def test_names_of_a_stateful_set_are_stable(name: str, *, stable: bool) -> None:
     assert is_stable(name) is stable
+
+
+def credential_sources(*sources: CredentialSource) -> Sources:
+    settings = Settings(kubeconfigs=Kubeconfigs(sources=sources), sharding=ShardingSettings(group="dns", member="a"))
+    return Sources(settings, {}, {}, AsyncExitStack(), run="r")
+
+
+def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:
+    file = TokenFile(name="file", path=tmp_path / "token")
+    with pytest.raises(ConfigError, match=r"sharding\.fence_credentials: kubeconfigs of file cannot be revoked"):
+        credential_sources(file).fencing()
+
+
+def test_credentials_that_are_not_issued_need_no_fence(tmp_path: Path) -> None:
+    file = TokenFile(name="file", path=tmp_path / "token", hand_out=False)
+    assert credential_sources(file).fencing() == []

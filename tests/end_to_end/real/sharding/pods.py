@@ -8,11 +8,14 @@ import sys
 import uuid
 from pathlib import Path
 
+import yaml
+
 from milo_discovery import DiscoveryClient, DiscoveryError
 from milo_discovery.model import Sharding
 from tests.end_to_end.process.daemon import DaemonProcess
 
 GROUP = "operator"
+TOKENS = {"name": "tokens", "type": "token-request", "namespace": "default", "service_account": "operators"}
 _ANSWERS_WITHIN_S = 5.0
 
 
@@ -20,9 +23,12 @@ class Pod:
     """A pod of a StatefulSet: its name stays, and its processes are others after each start."""
 
     def __init__(
-        self, name: str, folder: Path, *, projects: Path, leases: Path, objects: Path, interval_s: float
+        self, name: str, folder: Path, *, projects: Path, leases: Path, objects: Path, interval_s: float, fenced: bool
     ) -> None:
-        """`projects`, `leases`, `objects`: kubeconfigs. The operator writes to the objects every `interval_s`."""
+        """`projects`, `leases`, `objects`: kubeconfigs. The operator writes to the objects every `interval_s`.
+
+        `fenced`: credentials are revoked before clusters move.
+        """
         self.name = name
         self._log = folder / f"{name}.operator.log"
         self._address = f"unix://{folder}/{name}.sock"
@@ -33,7 +39,8 @@ class Pod:
             json.dumps(
                 {
                     "discovery_kubeconfig": str(projects),
-                    "sharding": {"group": GROUP, "kubeconfig": str(leases)},
+                    "sharding": {"group": GROUP, "kubeconfig": str(leases), "fence_credentials": fenced},
+                    "kubeconfigs": {"sources": [{**TOKENS, "kubeconfig": str(leases)}] if fenced else []},
                     "connectivity": {"interval": "off"},
                     "listen": [self._address],
                     "http_listen": "off",
@@ -63,6 +70,13 @@ class Pod:
                 return (await client.server_info()).sharding
         except (DiscoveryError, TimeoutError):
             return None
+
+    async def token_of(self, project: str) -> str:
+        """Return the token of a kubeconfig that the daemon issues."""
+        async with DiscoveryClient(self._address) as client:
+            issued = yaml.safe_load((await client.issue_kubeconfig(project)).kubeconfig)
+        token: str = issued["users"][0]["user"]["token"]
+        return token
 
     async def terminate(self) -> None:
         """End the operator and then the daemon, as the kubelet ends a sidecar after the containers that use it."""

@@ -19,16 +19,19 @@ import yaml
 from bench import projects
 from bench.access import Access
 from bench.milo import RealMilo
+from tests.end_to_end.real.bearers import bearer_of
 from tests.end_to_end.real.programs import Programs
+from tests.end_to_end.real.rights import shipped_role_of_tokens
 from tests.end_to_end.real.servers import MiloApi
 from tests.end_to_end.real.sharding.lease_audit import AuditedApi
 from tests.end_to_end.real.sharding.operator import CONFIG_MAPS, LABEL
-from tests.end_to_end.real.sharding.pods import Pod
+from tests.end_to_end.real.sharding.pods import TOKENS, Pod
 from tests.end_to_end.real.sharding.write_history import HandOver, WriteHistory, quantile
 
 MEMBERS = "shard-members"
 _ROLE = Path(__file__).parents[4] / "deploy" / "components" / "sharding" / "role.yaml"
 _RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
+SERVICE_ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 _STEP_S = 300.0
 _LOOK_EVERY_S = 0.25
 
@@ -49,12 +52,15 @@ class Moved(msgspec.Struct, frozen=True):
 
 
 class ShardingRun:
-    def __init__(self, folder: Path, milo: MiloApi, infrastructure: AuditedApi, *, interval_s: float) -> None:
-        """`interval_s`: between an operator's writes to one project."""
+    def __init__(
+        self, folder: Path, milo: MiloApi, infrastructure: AuditedApi, *, interval_s: float, fenced: bool = False
+    ) -> None:
+        """`interval_s`: between writes to one project. `fenced`: credentials are revoked before projects move."""
         self._folder = folder
         self._milo = milo
         self._infrastructure = infrastructure
         self._interval_s = interval_s
+        self._fenced = fenced
         self._count = 0
         self._pods: dict[str, Pod] = {}
         self.history = WriteHistory()
@@ -72,6 +78,7 @@ class ShardingRun:
                     leases=self._infrastructure.kubeconfig_as(name, MEMBERS),
                     objects=self._infrastructure.kubeconfig,
                     interval_s=self._interval_s,
+                    fenced=self._fenced,
                 )
             await self._pods[name].start()
 
@@ -131,10 +138,14 @@ class ShardingRun:
         tenures = [self.history.last(project) for project in self.projects]
         return all(each is not None and each.ended_at > since and each.member in names for each in tenures)
 
+    def writer(self, project: str) -> str | None:
+        """Return the member that wrote to a project last."""
+        last = self.history.last(project)
+        return None if last is None else last.member
+
     def share(self, number: int) -> int:
         """Return how many projects a member wrote to last."""
-        last = (self.history.last(project) for project in self.projects)
-        return sum(each is not None and each.member == f"operator-{number}" for each in last)
+        return sum(self.writer(project) == f"operator-{number}" for project in self.projects)
 
     async def fenced(self, members: Iterable[int]) -> None:
         """Wait until these members own nothing."""
@@ -163,14 +174,25 @@ class ShardingRun:
 
     # Setup
 
-    async def _bind_shipped_role(self) -> None:
-        role = yaml.safe_load(_ROLE.read_text())
+    async def _grant(self) -> None:
+        """Bind the shipped roles to the members."""
         subject = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": MEMBERS}
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
-        binding = {"metadata": {"name": "sharding"}, "roleRef": reference, "subjects": [subject]}
         async with self._infrastructure.api() as api:
-            await api.call("POST", f"{_RBAC}/roles", role)
-            await api.call("POST", f"{_RBAC}/rolebindings", binding)
+            await api.call("POST", SERVICE_ACCOUNTS, {"metadata": {"name": TOKENS["service_account"]}})
+            leases, _ = yaml.safe_load_all(_ROLE.read_text())
+            for role in (leases, shipped_role_of_tokens()):
+                name = role["metadata"]["name"]
+                reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+                binding = {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}
+                await api.call("POST", f"{_RBAC}/roles", role)
+                await api.call("POST", f"{_RBAC}/rolebindings", binding)
+
+    async def follow_bearer(self, token: str) -> AsyncIterator[tuple[float, bool]]:
+        """Yield times, and whether the API server accepts the token then."""
+        while True:
+            began = time.monotonic()
+            yield began, await bearer_of(self._infrastructure, token) is not None
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _follow_writes(self) -> None:
         """Follow each version of each object, without a gap: a watch that cannot be resumed fails the run."""
@@ -205,7 +227,7 @@ async def sharding_run(programs: Programs, folder: Path, **options: Any) -> Asyn
     following: asyncio.Task[None] | None = None
     try:
         await asyncio.gather(milo.start(), infrastructure.start())
-        await run._bind_shipped_role()
+        await run._grant()
         following = asyncio.create_task(run._follow_writes())
         yield run
         if following.done():

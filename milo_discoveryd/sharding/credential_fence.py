@@ -1,0 +1,60 @@
+"""Whether the credentials of former owners are revoked, before a member engages what it took over. Pure.
+
+What an ownership gives to the member is cleared once all credentials that others obtained for it were revoked, and API
+servers have forgotten them. This begins when the former owner has released the clusters, or was evicted: it obtains no
+further ones then.
+"""
+
+import msgspec
+
+from milo_discoveryd.sharding.ownership import Claim, Ownership
+
+TOKEN_CACHE_S = 11.0
+"""API servers accept a token for 10 seconds after they last verified it, and notice a deletion within a second."""
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """The credentials of others that are to be revoked: those for what the ownership gives to the member."""
+
+    ownership: Ownership
+    period: int
+
+    def covers(self, key: str) -> bool:
+        return self.ownership.decide(key).claim is Claim.OWNED
+
+
+class CredentialFence:
+    def __init__(self) -> None:
+        self._ownership: Ownership | None = None
+        self._cleared: list[Ownership] = []
+        """Of the present view."""
+        self._period = 0
+        """Counts views and interruptions: what was revoked before one of them may have been issued again since."""
+
+    def follow(self, ownership: Ownership | None) -> None:
+        """Note what the member owns; None if it must not own anything."""
+        former, self._ownership = self._ownership, ownership
+        if ownership is None or former is None or (former.view, former.term) != (ownership.view, ownership.term):
+            self._cleared.clear()
+            self._period += 1
+
+    @property
+    def due(self) -> Revocation | None:
+        """Return what is to be revoked next."""
+        ownership = self._ownership
+        if ownership is None or not ownership.may_engage or ownership in self._cleared:
+            return None
+        return Revocation(ownership, self._period)
+
+    def revoked(self, revocation: Revocation) -> None:
+        """Note that the credentials were revoked, and that `TOKEN_CACHE_S` has passed since."""
+        if revocation.period == self._period:
+            self._cleared.append(revocation.ownership)
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether anything may be engaged."""
+        return bool(self._cleared)
+
+    def clears(self, key: str) -> bool:
+        return any(each.decide(key).claim is Claim.OWNED for each in self._cleared)

@@ -1,0 +1,47 @@
+"""Revokes the credentials that other members obtained, before this one engages their clusters."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from milo_discoveryd.credentials.sources.source import FencingSource
+from milo_discoveryd.daemon_errors import CredentialError
+from milo_discoveryd.log import log
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+
+RETRY_S = 2.0
+
+
+class CredentialRevocation:
+    def __init__(
+        self,
+        fence: CredentialFence,
+        sources: Sequence[FencingSource],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.fence = fence
+        self._sources = sources
+        self._sleep = sleep
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look at the fence again: it follows another ownership."""
+        self._changed.set()
+
+    async def run(self, cleared: Callable[[], None]) -> None:
+        """Revoke what is due until cancelled. `cleared` is called when more may be engaged."""
+        while True:
+            self._changed.clear()
+            due = self.fence.due
+            if due is None:
+                await self._changed.wait()
+                continue
+            try:
+                for source in self._sources:
+                    await source.revoke_others(due.covers)
+            except CredentialError as error:
+                log.warning("credentials of former owners not revoked", problem=str(error))
+                await self._sleep(RETRY_S)
+                continue
+            await self._sleep(TOKEN_CACHE_S)
+            self.fence.revoked(due)
+            cleared()

@@ -1,0 +1,92 @@
+"""Revocations one after another: repeated when they fail, and counted when API servers have forgotten the tokens."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+from milo_discoveryd.sharding.revocation import RETRY_S, CredentialRevocation
+from tests.support.eventually import eventually
+from tests.unit.sharding.test_credential_fence import SETTLED
+
+
+class Source:
+    name = "tokens"
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.revocations = 0
+
+    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
+        assert covers("key")
+        if self.failures:
+            self.failures -= 1
+            raise BackendError("no Secrets")
+        self.revocations += 1
+
+
+class Clock:
+    """Sleeps until the test lets time pass."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._passed = asyncio.Semaphore(0)
+
+    async def sleep(self, delay: float) -> None:
+        self.slept.append(delay)
+        await self._passed.acquire()
+
+    def advance(self) -> None:
+        self._passed.release()
+
+
+class World:
+    def __init__(self) -> None:
+        self.fence, self.source, self.clock = CredentialFence(), Source(), Clock()
+        self.revocation = CredentialRevocation(self.fence, [self.source], self.clock.sleep)
+        self.cleared = 0
+        self.running = asyncio.create_task(self.revocation.run(self._cleared))
+
+    def _cleared(self) -> None:
+        self.cleared += 1
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    world.running.cancel()
+    await asyncio.wait([world.running])
+
+
+async def test_clusters_are_cleared_after_the_token_cache_has_expired(world: World) -> None:
+    world.fence.follow(SETTLED)
+    world.revocation.wake()
+    await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
+    assert (world.source.revocations, world.cleared, world.fence.clears("key")) == (1, 0, False)
+    world.clock.advance()
+    await eventually(lambda: world.cleared == 1)
+    assert world.fence.clears("key")
+
+
+async def test_failed_revocation_is_repeated(world: World) -> None:
+    world.source.failures = 1
+    world.fence.follow(SETTLED)
+    world.revocation.wake()
+    await eventually(lambda: world.clock.slept == [RETRY_S])
+    world.clock.advance()
+    await eventually(lambda: world.clock.slept == [RETRY_S, TOKEN_CACHE_S])
+    world.clock.advance()
+    await eventually(lambda: world.cleared == 1)
+
+
+async def test_interrupted_ownership_is_not_cleared(world: World) -> None:
+    world.fence.follow(SETTLED)
+    world.revocation.wake()
+    await eventually(lambda: world.clock.slept)
+    world.fence.follow(None)
+    world.clock.advance()
+    await eventually(lambda: world.cleared == 1)
+    assert not world.fence.is_cleared

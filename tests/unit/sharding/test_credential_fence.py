@@ -1,0 +1,89 @@
+"""What is cleared once the credentials of former owners are revoked."""
+
+import msgspec
+
+from milo_discoveryd.sharding.credential_fence import CredentialFence
+from milo_discoveryd.sharding.leases import View, ViewMember
+from milo_discoveryd.sharding.ownership import Ownership
+
+VIEW = View(number=2, id="2", members={"a": ViewMember("a.1")}, previous={"b": ViewMember("b.1")})
+WAITING = Ownership(view=VIEW, member="a", term="a.1", unsettled=frozenset({"b"}))
+SETTLED = msgspec.structs.replace(WAITING, unsettled=frozenset())
+STARTED = msgspec.structs.replace(WAITING, may_engage=False)
+NEXT = msgspec.structs.replace(
+    SETTLED, view=msgspec.structs.replace(VIEW, number=3, id="3", previous={"a": ViewMember("a.1")})
+)
+
+
+def cleared(fence: CredentialFence) -> None:
+    due = fence.due
+    assert due is not None
+    fence.revoked(due)
+
+
+def test_nothing_is_due_before_the_member_may_engage() -> None:
+    fence = CredentialFence()
+    assert fence.due is None
+    fence.follow(STARTED)
+    assert fence.due is None
+    assert not fence.is_cleared
+
+
+def test_key_is_cleared_once_its_credentials_are_revoked() -> None:
+    fence = CredentialFence()
+    fence.follow(SETTLED)
+    assert not fence.clears("key")
+    assert fence.due is not None
+    assert fence.due.covers("key")
+    cleared(fence)
+    assert fence.clears("key")
+    assert fence.is_cleared
+    assert fence.due is None
+
+
+def test_key_whose_former_owner_has_not_released_it_needs_a_further_revocation() -> None:
+    fence = CredentialFence()
+    fence.follow(WAITING)
+    assert fence.due is not None
+    assert not fence.due.covers("key")
+    cleared(fence)
+    assert not fence.clears("key")
+    fence.follow(SETTLED)
+    assert not fence.clears("key")
+    cleared(fence)
+    assert fence.clears("key")
+
+
+def test_revocation_counts_while_others_release_their_clusters() -> None:
+    fence = CredentialFence()
+    fence.follow(SETTLED)
+    due = fence.due
+    assert due is not None
+    fence.follow(msgspec.structs.replace(SETTLED, unsettled=frozenset({"c"})))
+    fence.revoked(due)
+    assert fence.clears("key")
+
+
+def test_next_view_needs_another_revocation() -> None:
+    fence = CredentialFence()
+    fence.follow(SETTLED)
+    due = fence.due
+    cleared(fence)
+    fence.follow(NEXT)
+    assert not fence.clears("key")
+    assert due is not None
+    fence.revoked(due)
+    assert not fence.clears("key"), "it was revoked before the view"
+
+
+def test_interruption_needs_another_revocation() -> None:
+    fence = CredentialFence()
+    fence.follow(SETTLED)
+    due = fence.due
+    fence.follow(None)
+    fence.follow(SETTLED)
+    assert due is not None
+    fence.revoked(due)
+    assert not fence.clears("key")
+    cleared(fence)
+    assert fence.clears("key")
