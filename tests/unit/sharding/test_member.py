@@ -279,7 +279,10 @@ def test_lease_of_a_member_that_left_is_deleted_in_the_end() -> None:
     driver.run(60)
     driver.add("c", Member("c", "c#1"))
     driver.run(60)
-    driver.now += TIMING.retention_s
+    until = driver.now + TIMING.retention_s
+    while driver.now < until:
+        driver.now += 4
+        driver.run(1)
     driver.run(60)
     assert "a" not in driver.api.group.members
     assert any(isinstance(request, Delete) for _, _, request in driver.requests)
@@ -433,5 +436,24 @@ def test_version_that_repeats_after_a_restore_is_not_the_same_write() -> None:
     evictor, group, at = driver.members["b"], driver.api.group, driver.now
     renewed = msgspec.structs.replace(group.members["a"], renewal=group.members["a"].renewal + 1)
     group = msgspec.structs.replace(group, members={**group.members, "a": renewed})
-    evictor.was_read(group, at + 20, at + 20)
-    assert evictor.state.seen["a"].since == at + 20
+    evictor.was_read(group, at + 10, at + 10)
+    assert evictor.state.seen["a"].since == at + 10
+
+
+def test_member_that_was_cut_off_takes_no_lease_for_unchanged() -> None:
+    driver = settled("a", "b")
+    observer, group, at = driver.members["b"], driver.api.group, driver.now
+    observer.was_read(group, at, at)
+    seen = observer.state.seen["a"].since
+    observer.was_read(group, at + TIMING.fence_after_s - 1, at + TIMING.fence_after_s - 1)
+    assert observer.state.seen["a"].since == seen
+    observer.was_read(group, at + 2 * TIMING.fence_after_s, at + 2 * TIMING.fence_after_s)
+    assert observer.state.seen["a"].since == at + 2 * TIMING.fence_after_s
+
+
+def test_member_whose_own_renewals_are_lost_takes_no_lease_for_unchanged() -> None:
+    driver = settled("a", "b")
+    observer, backup = driver.members["b"], driver.api.group
+    driver.run(TIMING.renew_interval_s, "b")
+    observer.was_read(backup, driver.now, driver.now)
+    assert observer.state.seen["a"].since == driver.now
