@@ -175,9 +175,9 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folde
             (folder / name).mkdir()
             replica = DaemonObserver(server, folder / name, kubeconfig=server.kubeconfig_as("discovery"), **settings)
             replicas.append(await stack.enter_async_context(replica))
-        first, _ = replicas
+        first, second = replicas
         for each in replicas:
-            await each.told(engaged("alpha"), engaged("beta"))
+            await each.expect(engaged("alpha"), engaged("beta"))
         ours, theirs = [token_in(await each.kubeconfig_of("alpha")) for each in replicas]
         for token in (ours, theirs):
             assert await bearer_of(server, token) == "system:serviceaccount:default:operators"
@@ -189,8 +189,7 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folde
         again, beta = [token_in(await first.kubeconfig_of(name)) for name in ("alpha", "beta")]
 
         await set_ready(server, "alpha", False)
-        for each in replicas:
-            await each.told(disengaged("alpha", "NOT_READY"))
+        await second.expect(disengaged("alpha", "NOT_READY"))
         for token in (theirs, again):
             await await_bearer(server, token, None)
         assert await bearer_of(server, beta) == "system:serviceaccount:default:operators"

@@ -73,7 +73,7 @@ def test_names_of_a_stateful_set_are_stable(name: str, *, stable: bool) -> None:
 
 def credential_sources(*sources: CredentialSource) -> Sources:
     settings = Settings(kubeconfigs=Kubeconfigs(sources=sources), sharding=ShardingSettings(group="dns", member="a"))
-    return Sources(settings, {}, {}, AsyncExitStack(), run="r")
+    return Sources(settings, {}, {}, {}, AsyncExitStack(), run="r")
 
 
 def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:
