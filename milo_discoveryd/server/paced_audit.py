@@ -34,7 +34,11 @@ class PacedAudit:
         self._suppressed: dict[tuple[str, str], _Suppressed] = {}
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record a call that succeeded."""
+        """Record a call that succeeded, without a limit: for calls whose number others limit."""
+        self._audit.noted(caller, rule, event, **about)
+
+    def noted_at_rate(self, caller: Caller, rule: str, event: str, **about: object) -> None:
+        """Record a call that succeeded, and that its caller may repeat."""
         self._record(self._audit.noted, caller, rule, event, about)
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:

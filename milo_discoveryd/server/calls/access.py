@@ -158,6 +158,10 @@ class CallContext:
         """Record in the audit that the call had an effect."""
         self._access.audit.noted(self.caller, self.rule, event, **about)
 
+    def noted_at_rate(self, event: str, **about: object) -> None:
+        """Record it up to the rate of denials."""
+        self._access.audit.noted_at_rate(self.caller, self.rule, event, **about)
+
     def refused(self, reason: str, **about: object) -> None:
         """Record a denial in the audit."""
         self._access.audit.refused(self.caller, self.rule, reason, **about)

@@ -238,7 +238,7 @@ class Service:
             key = SubscriberKey(call.identity, requests.subscriber(request.subscriber))
             self._singletons.end(key.caller, key.name)
             if self._fleet.end_subscription(key):
-                call.noted("subscription ended", subscriber=key.name)
+                call.noted_at_rate("subscription ended", subscriber=key.name)
         return pb.EndSubscriptionResponse()
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:

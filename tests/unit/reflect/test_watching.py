@@ -318,7 +318,11 @@ def test_list_failure_count_resets_after_a_long_watch() -> None:
     assert driver.request == Wait(driver.now + 2.0)
 
 
-@pytest.mark.parametrize("status", [400, 404, 406, 422, 500, 501])
+TEMPORARY = (401, 403, 407, 408, 425, 429, 503)
+REFUSED = sorted({*range(400, 500), 500, 501} - {*TEMPORARY, 410})
+
+
+@pytest.mark.parametrize("status", REFUSED)
 def test_watch_whose_version_is_refused_leads_to_relist(status: int) -> None:
     driver = watching()
     driver.now += 60.0
@@ -329,7 +333,7 @@ def test_watch_whose_version_is_refused_leads_to_relist(status: int) -> None:
     assert driver.request == FIRST_PAGE
 
 
-@pytest.mark.parametrize("status", [401, 403, 429, 503])
+@pytest.mark.parametrize("status", TEMPORARY)
 def test_watch_rejected_temporarily_is_resumed_from_same_version(status: int) -> None:
     driver = watching()
     driver.now += 60.0

@@ -69,7 +69,14 @@ def test_paced_audit_budget_is_not_per_port() -> None:
 def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event() -> None:
     there = Pacing()
     for _ in range(BURST + 3):
-        there.paced.noted(Caller(listener="net"), "", "subscription ended")
+        there.paced.noted_at_rate(Caller(listener="net"), "", "subscription ended")
     there.paced.flush()
     assert there.audit.lines[BURST:] == [("subscription ended", 3)]
     assert not there.audit.counted, "successful calls are not counted as denials"
+
+
+def test_paced_audit_records_every_call_whose_number_is_limited_otherwise() -> None:
+    there = Pacing()
+    for _ in range(BURST + 3):
+        there.paced.noted(Caller(listener="net"), "", "cluster released")
+    assert there.audit.lines == [("cluster released", None)] * (BURST + 3)
