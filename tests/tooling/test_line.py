@@ -1,4 +1,4 @@
-"""The TCP line that tests put between two processes."""
+"""Tests of the TCP proxy with network faults, `tests/support/line.py`."""
 
 import asyncio
 from collections.abc import AsyncIterator

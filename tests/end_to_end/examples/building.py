@@ -1,6 +1,6 @@
-"""The subscribers under `examples/`, and a program on the Go provider, built where their toolchain is.
+"""Builds of the subscribers under `examples/` and of a program on the Go provider, where their toolchains exist.
 
-What is built stays in the user's cache folder.
+Binaries are kept in the user's cache folder.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ def go_provider() -> Command:
 
 
 def node_subscriber() -> Command:
-    """It runs from a copy of the tree, so that its packages don't come to lie in the tree itself."""
+    """Build the subscriber in Node in a copy, so that its packages are not installed into this repository."""
     node, npm = tool("node"), tool("npm")
     source = EXAMPLES / "node"
     packages = [source / "package.json", source / "package-lock.json"]
@@ -68,7 +68,7 @@ BUILDERS = {
     "python-blocking": partial(python_subscriber, "blocking"),
 }
 NEEDS_KUBERNETES = {"provider"}
-"""Compiling Kubernetes libraries takes minutes while nothing is cached."""
+"""Compiling Kubernetes libraries takes minutes without a build cache."""
 
 
 def tool(name: str) -> str:
@@ -79,7 +79,7 @@ def tool(name: str) -> str:
 
 
 def go_test() -> Command:
-    """Tests with the race detector, where a C compiler is."""
+    """Run tests of a Go module, with the race detector if there is a C compiler."""
     go = tool("go")
     has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
     return [go, "test", *(["-race"] if has_cgo == "1" and shutil.which("cc") else [])]
@@ -92,7 +92,7 @@ def run(command: Sequence[str], directory: Path) -> None:
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Tests that run at the same time build one after the other."""
+    """Hold a lock across processes, so that one builds at a time."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""A sandbox in the test's own process, and the real daemon on it."""
+"""Fixtures: a sandbox in the test's process, and the real daemon."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +14,7 @@ from tests.end_to_end.process.daemon import DaemonProcess
 
 @pytest.fixture(scope="session", params=sorted(BUILDERS))
 def command(request: pytest.FixtureRequest) -> Command:
-    """What runs the subscriber, in each language."""
+    """The command that runs the subscriber, in each language."""
     if request.param in NEEDS_KUBERNETES and not request.config.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     return BUILDERS[request.param]()
@@ -22,7 +22,7 @@ def command(request: pytest.FixtureRequest) -> Command:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A short one: a socket's path has 107 bytes."""
+    """A temporary folder with a short path, since a socket's path has 107 bytes at most."""
     with tempfile.TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
@@ -52,7 +52,7 @@ async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]
 
 @pytest.fixture
 async def draining_daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
-    """A daemon that waits for releases, for longer than any test."""
+    """A daemon that waits for releases longer than any test."""
     async with _daemon(kubeconfig, socket, MILO_DISCOVERYD_DRAIN_TIMEOUT="1h") as daemon:
         await daemon.start()
         yield daemon
@@ -75,7 +75,7 @@ async def sharded_daemon(sandbox: Sandbox, kubeconfig: Path, socket: Path) -> As
 def _daemon(kubeconfig: Path, socket: Path, **environ: str) -> DaemonProcess:
     address = f"unix://{socket}"
     arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
-    # What probes find is an update too, and comes when it comes.
+    # Results of probes are updates too, at unpredictable times.
     environ |= {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
     return DaemonProcess(address, *arguments, environ=environ)
 

@@ -1,4 +1,4 @@
-"""A program that prints lines, and a test that waits for them."""
+"""A program whose lines of output a test waits for."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ class Program:
         await self._process.communicate()
 
     async def line(self) -> str:
-        """The next one, its columns one space apart."""
+        """Return the next line, with its columns one space apart."""
         assert self._process is not None
         assert self._process.stdout is not None
         async with asyncio.timeout(LINE_WITHIN_S):
@@ -43,7 +43,7 @@ class Program:
         return [await self.line() for _ in range(count)]
 
     async def until(self, words: str) -> list[str]:
-        """The lines up to and with the first one that has these words in it."""
+        """Return the lines up to and including the first one with these words."""
         lines = [await self.line()]
         async with asyncio.timeout(LINE_WITHIN_S):
             while words not in lines[-1]:

@@ -1,4 +1,4 @@
-"""A Unix socket in front of the daemon's, whose connections can be cut, or fall silent."""
+"""A Unix socket in front of the daemon's, whose connections can be cut or silenced."""
 
 import asyncio
 from contextlib import suppress
@@ -33,7 +33,7 @@ class Relay:
             writer.transport.abort()
 
     def set_silent(self) -> None:
-        """Connections stay, and nothing comes through any more; new ones are as good as new."""
+        """Drop everything on existing connections; new ones work."""
         for is_open in self._open:
             is_open.clear()
 
@@ -59,7 +59,7 @@ class Relay:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
-    with suppress(ConnectionError):  # cut
+    with suppress(ConnectionError):  # the connection was cut
         while data := await reader.read(64 * 1024):
             await is_open.wait()
             writer.write(data)

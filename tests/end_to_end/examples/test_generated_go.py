@@ -1,4 +1,4 @@
-"""The Go code of the proto file is checked in; this proves that it is that of today's proto file."""
+"""The generated Go code in the repository is that of the current proto file."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ def descriptor_in_go() -> FileDescriptorProto:
 
 
 def without_json_names(descriptor: FileDescriptorProto) -> FileDescriptorProto:
-    """Which some generators put in, though they follow from the names."""
+    """Remove JSON names, which some generators add although they follow from the names."""
     for message in descriptor.message_type:
         for each in (message, *message.nested_type):
             for field in each.field:

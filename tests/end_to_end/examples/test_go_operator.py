@@ -1,4 +1,4 @@
-"""The operator in Go, as a process, in projects whose control planes store its kind."""
+"""The operator in Go as a process, in projects whose control planes serve its kind."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def command() -> Command:
 
 @pytest.fixture
 def projects(milo_sandbox: MiloSandbox, command: Command, tmp_path: Path) -> Iterator[list[ControlPlane]]:
-    """Two projects with the operator's kind, and the operator at work in them."""
+    """Two projects with the operator's kind, in which the operator runs."""
     projects = milo_sandbox.create_control_planes("alpha", "beta")
     for each in projects:
         each.install(OPERATOR / "config" / "crd" / "greetings.yaml")

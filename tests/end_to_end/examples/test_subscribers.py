@@ -61,7 +61,7 @@ async def test_subscriber_prints_only_differences_after_daemon_restart(
         sandbox.projects.create("comes", ready=True)
         await daemon.start()
 
-        by_cluster: dict[str, list[str]] = {}  # between clusters, there is no order
+        by_cluster: dict[str, list[str]] = {}  # there is no order between clusters
         while sum(map(len, by_cluster.values())) < 5:
             line = await printed.line()
             if "the stream broke" not in line:
@@ -124,7 +124,7 @@ async def test_subscriber_that_reconnects_releases_draining_cluster(
 
 
 async def eventually_released(daemon: DaemonProcess, name: str) -> None:
-    """The cluster was disengaged, an hour before its deadline."""
+    """Wait until the cluster was disengaged, long before the drain's deadline."""
     async with DiscoveryClient(daemon.address) as client, asyncio.timeout(LINE_WITHIN_S):
         while (await client.get(name)).engagement.engaged:  # noqa: ASYNC110  (what is waited for has no event)
             await asyncio.sleep(0.01)

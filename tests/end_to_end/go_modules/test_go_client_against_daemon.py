@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.examples.building import ROOT, tool
-from tests.end_to_end.kubeconfigs.place import a_place
+from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
 TEST = "TestAgainstDaemon"
 
@@ -20,15 +20,15 @@ async def test_go_module_works_with_the_daemon(module: str, pytestconfig: pytest
     if "multicluster" in module and not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     go = tool("go")
-    with tempfile.TemporaryDirectory(prefix="milo-") as folder:  # short: the path of a socket has 107 bytes
-        async with a_place(Path(folder)) as place:
+    with tempfile.TemporaryDirectory(prefix="milo-") as folder:  # short, since a socket's path has 107 bytes at most
+        async with open_workspace(Path(folder)) as workspace:
             process = await asyncio.create_subprocess_exec(
                 *(go, "test", "-count=1", "-v", "-run", f"^{TEST}$", "."),
                 cwd=ROOT / module,
-                env={**os.environ, "MILO_DISCOVERY_TEST_ADDRESS": place.address},
+                env={**os.environ, "MILO_DISCOVERY_TEST_ADDRESS": workspace.address},
                 stdout=PIPE,
                 stderr=STDOUT,
             )
             out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
-    assert f"--- PASS: {TEST}" in out.decode(), out.decode()  # not skipped
+    assert f"--- PASS: {TEST}" in out.decode(), out.decode()  # the test was not skipped

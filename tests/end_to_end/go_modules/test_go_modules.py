@@ -1,4 +1,4 @@
-"""The tests of the Go modules, run by the go command with the race detector where a C compiler is."""
+"""The tests of the Go modules, with the race detector if there is a C compiler."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.end_to_end.examples.building import ROOT, go_test, run
 
 CLIENT = "clients/go"
 NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
-"""Modules that compile Kubernetes libraries, which takes minutes while nothing is cached."""
+"""Modules that compile Kubernetes libraries, which takes minutes without a build cache."""
 
 pytestmark = pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
 

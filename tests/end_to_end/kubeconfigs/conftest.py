@@ -1,4 +1,4 @@
-"""Where these tests take place."""
+"""Fixtures: sandboxes with daemons, and kubectl."""
 
 import json
 import shutil
@@ -11,24 +11,24 @@ from typing import Protocol
 
 import pytest
 
-from tests.end_to_end.kubeconfigs.place import Place, a_place
+from tests.end_to_end.kubeconfigs.workspace import Workspace, open_workspace
 
 
 class Start(Protocol):
-    def __call__(self, *, token_life: float = 600.0) -> AbstractAsyncContextManager[Place]: ...
+    def __call__(self, *, token_life: float = 600.0) -> AbstractAsyncContextManager[Workspace]: ...
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short one: a socket's path has 107 bytes."""
+    """A temporary folder with a short path, since a socket's path has 107 bytes at most."""
     with tempfile.TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def start(folder: Path) -> Start:
-    """`async with start(token_life=…) as place`: the project alpha is engaged."""
-    return partial(a_place, folder)
+    """A function that starts a workspace in which the project alpha is engaged: `async with start(token_life=…)`."""
+    return partial(open_workspace, folder)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """`./dev python -m tests.end_to_end.kubeconfigs.lifetimes [--life SECONDS] [--lifetimes N]`
 
-Operators at work for so many lifetimes of their tokens, against the sandbox: two in Python, and where Go is one in Go,
-with a kubeconfig that holds no secret. Each writes and sees what it wrote in one watch. Ends with 0 when none was
-refused, disengaged or cut off.
+Runs operators for several lifetimes of their tokens, against the sandbox: two in Python and, if Go is available,
+one in Go, which uses a kubeconfig without a secret. Each writes objects and receives them in one watch. The exit
+status is 0 if no request was refused, no cluster disengaged and no watch interrupted.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 from tests.end_to_end.kubeconfigs.operators import Operator, operate_in_go
-from tests.end_to_end.kubeconfigs.place import a_place
 from tests.end_to_end.kubeconfigs.reading import go_reader
+from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
 
 def main(argv: list[str]) -> int:
@@ -37,21 +37,21 @@ async def _run(life_s: float, for_s: float) -> int:
         click.echo("lifetimes: there is no go command here, so the operators are all in Python", err=True)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
-        place = await stack.enter_async_context(a_place(folder, token_life=life_s))
+        workspace = await stack.enter_async_context(open_workspace(folder, token_life=life_s))
         ends_at = time.time() + for_s
         click.echo(f"lifetimes: at work for {for_s:g} s, with tokens that live for {life_s:g} s")
         fed, asking = Operator("fed", ends_at), Operator("asking", ends_at)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(fed.work(place, fed=True))
-            tasks.create_task(asking.work(place, fed=False))
-            other = tasks.create_task(operate_in_go(place, in_go, ends_at=ends_at)) if in_go else None
+            tasks.create_task(fed.work(workspace, fed=True))
+            tasks.create_task(asking.work(workspace, fed=False))
+            other = tasks.create_task(operate_in_go(workspace, in_go, ends_at=ends_at)) if in_go else None
     for operator in (fed, asking):
         operator.require_undisturbed()
         click.echo(f"{operator.name}: wrote and saw {len(operator.written)}, with {len(operator.tokens)} tokens")
     if other is not None:
         click.echo(f"in Go: wrote and saw {other.result()}")
-    click.echo(f"requests refused for their token: {len(place.refused)}")
-    return 1 if place.refused else 0
+    click.echo(f"requests refused for their token: {len(workspace.refused)}")
+    return 1 if workspace.refused else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Operators at work in a project's control plane, for as long as they are told to."""
+"""Operators that work in a project's control plane for a given time."""
 
 import asyncio
 import time
@@ -8,16 +8,16 @@ from kubernetes.aio.client import CoreV1Api, V1ConfigMap, V1ObjectMeta
 from kubernetes.aio.watch import Watch
 
 from milo_discovery import EngagedCluster, Fleet
-from tests.end_to_end.kubeconfigs.place import Place
 from tests.end_to_end.kubeconfigs.reading import Command
+from tests.end_to_end.kubeconfigs.workspace import Workspace
 from tests.support.eventually import eventually
 
 PAUSE_S = 0.2
-"""Between two rounds: it is time that is to pass here, not load."""
+"""Pause between two rounds: the test needs time to pass, not load."""
 
 
 class Operator:
-    """In Python. Writes config maps, one after the other, and sees each of them in one watch, which must not end."""
+    """An operator in Python that writes ConfigMaps and receives each of them in one watch, which must not end."""
 
     def __init__(self, name: str, ends_at: float) -> None:
         self.name = name
@@ -28,16 +28,19 @@ class Operator:
         self._ends_at = ends_at
         self._done = asyncio.Event()
 
-    async def work(self, place: Place, *, fed: bool) -> None:
-        """`fed`: the kubeconfigs come with the stream; otherwise they are asked for."""
-        async with place.client() as client:
+    async def work(self, workspace: Workspace, *, fed: bool) -> None:
+        """Work until the time is up.
+
+        With `fed` the kubeconfigs come with the stream; otherwise they are requested.
+        """
+        async with workspace.client() as client:
             fleet = Fleet(client, on_error="raise", include_kubeconfigs=fed)
             fleet.on_engage(self._operate)
             async with fleet:
                 await self._done.wait()
 
     def require_undisturbed(self) -> None:
-        """Engaged once, and all that it wrote was seen by its one watch."""
+        """Check that it was engaged once, and received everything that it wrote in one watch."""
         assert self.engagements == 1
         assert [name for name in self.seen if name.startswith(self.name)] == self.written
 
@@ -63,7 +66,7 @@ class Operator:
         self._done.set()
 
     async def _watch(self, core: CoreV1Api, version: str) -> str:
-        # With a time limit of the server's, this Watch says when its one stream has ended, and opens no other.
+        # With the server's time limit, this Watch ends with its one stream instead of opening another.
         stream = Watch().stream(
             core.list_namespaced_config_map,
             "default",
@@ -75,10 +78,13 @@ class Operator:
         return "the watch was cut"
 
 
-async def operate_in_go(place: Place, program: Command, *, ends_at: float) -> int:
-    """In Go, by a kubeconfig that holds no secret. Answers how many config maps it wrote, and saw in its watch."""
-    kubeconfig = await place.kubeconfig("--exec")
-    async with place.running(*program, str(kubeconfig), "operate") as process:
+async def operate_in_go(workspace: Workspace, program: Command, *, ends_at: float) -> int:
+    """Run an operator in Go, by a kubeconfig without a secret.
+
+    Return how many ConfigMaps it wrote, and how many it received in its watch.
+    """
+    kubeconfig = await workspace.kubeconfig("--exec")
+    async with workspace.running(*program, str(kubeconfig), "operate") as process:
         ended = asyncio.create_task(process.wait())
         await asyncio.wait((ended,), timeout=ends_at - time.time())
         out, err = await process.communicate(b"")  # ends its stdin

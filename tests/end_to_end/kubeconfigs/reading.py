@@ -1,4 +1,4 @@
-"""Programs in other languages that read a kubeconfig, built where their toolchain is, in the user's cache folder."""
+"""Programs in other languages that read a kubeconfig, built in the user's cache folder where their toolchains exist."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def go_reader() -> Command:
 
 
 def node_reader() -> Command:
-    """It runs from a copy, so that its packages don't come to lie in the tree."""
+    """Build in a copy, so that its packages are not installed into this repository."""
     node, npm = tool("node"), tool("npm")
     packages = b"".join((HERE / "node" / name).read_bytes() for name in ("package.json", "package-lock.json"))
     copy = CACHE / "node" / hashlib.sha256(packages).hexdigest()[:16]
@@ -35,7 +35,7 @@ def node_reader() -> Command:
 
 
 def java_reader() -> Command:
-    """Built in a copy, so that its classes and packages don't come to lie in the tree."""
+    """Build in a copy, so that its classes and packages do not get into this repository."""
     java, maven = tool("java"), tool("mvn")
     sources = b"".join((HERE / "java" / name).read_bytes() for name in ("pom.xml", "src/main/java/Read.java"))
     copy = CACHE / "java" / hashlib.sha256(sources).hexdigest()[:16]

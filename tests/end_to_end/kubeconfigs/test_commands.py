@@ -1,4 +1,4 @@
-"""The commands with the real daemon: how quick, how many at once, and what they never say."""
+"""The commands with the real daemon: speed, concurrency, and secrets in output."""
 
 import asyncio
 import json
@@ -7,71 +7,71 @@ import sys
 from pathlib import Path
 
 from tests.end_to_end.kubeconfigs.conftest import Start, token_in
-from tests.end_to_end.kubeconfigs.place import COMMANDS, Place
+from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace
 from tests.support.eventually import eventually
 
 AT_ONCE = 20
 
 
 async def test_credential_command_adds_little_to_grpc_import_time(start: Start) -> None:
-    """By the time of a processor, in turns: other tests have the processors too."""
-    async with start() as place:
+    """Compares CPU time, in alternating rounds, since other tests use the CPUs as well."""
+    async with start() as workspace:
         took, least = [], []
         for _ in range(7):
             before = of_children()
-            await place.discovery("credential", "--cluster", "alpha")
+            await workspace.discovery("credential", "--cluster", "alpha")
             between = of_children()
-            await place.run(sys.executable, "-c", "import grpc")
+            await workspace.run(sys.executable, "-c", "import grpc")
             took.append(between - before)
             least.append(of_children() - between)
     assert min(took) < 2 * min(least)
 
 
 def of_children() -> float:
-    """Of all those that have ended: the daemon has not."""
+    """Return the CPU time of ended child processes, which the daemon is not."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 async def test_concurrent_credential_commands_return_the_same(start: Start) -> None:
-    async with start() as place:
-        asked = (place.discovery("credential", "--cluster", "alpha") for _ in range(AT_ONCE))
+    async with start() as workspace:
+        asked = (workspace.discovery("credential", "--cluster", "alpha") for _ in range(AT_ONCE))
         outcomes = await asyncio.gather(*asked)
     assert {each.err for each in outcomes} == {""}
     assert len({json.loads(each.out)["status"]["token"] for each in outcomes}) == 1
 
 
 async def test_synced_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
-    async with start(token_life=8) as place:
-        place.sandbox.projects.create("beta", ready=True)
-        path = place.folder / "clusters"
-        async with place.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)):
+    async with start(token_life=8) as workspace:
+        workspace.sandbox.projects.create("beta", ready=True)
+        path = workspace.folder / "clusters"
+        async with workspace.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)):
             alpha, beta = path / "alpha.kubeconfig", path / "beta.kubeconfig"
             await eventually(lambda: alpha.exists() and beta.exists())
             tokens: set[str] = set()
 
             def renewed_twice() -> bool:
                 token = token_in(alpha.read_text())
-                place.sandbox.tokens.subject(token)  # it is good at any moment
+                workspace.sandbox.tokens.subject(token)  # the file is valid at any time
                 tokens.add(token)
                 return len(tokens) > 2
 
             await eventually(renewed_twice)
-            place.sandbox.projects.delete("beta")
+            workspace.sandbox.projects.delete("beta")
             await eventually(lambda: not beta.exists())
             assert alpha.exists()
 
 
 async def test_tokens_are_printed_only_on_request(start: Start) -> None:
-    async with start() as place:
-        path = place.folder / "clusters"
+    async with start() as workspace:
+        path = workspace.folder / "clusters"
         told: list[str] = []
-        token = json.loads((await place.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
+        token = json.loads((await workspace.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
         for arguments in (
             ("kubeconfig", "alpha"),
-            ("kubeconfig", "alpha", "-w", str(place.folder / "exec")),
-            ("kubeconfig", "alpha", "--token", "-w", str(place.folder / "token")),
-            ("kubeconfig", "alpha", "--merge", "-w", str(place.folder / "merged")),
+            ("kubeconfig", "alpha", "-w", str(workspace.folder / "exec")),
+            ("kubeconfig", "alpha", "--token", "-w", str(workspace.folder / "token")),
+            ("kubeconfig", "alpha", "--merge", "-w", str(workspace.folder / "merged")),
             ("sync", "--dir", str(path), "--once"),
             ("list", "-o", "json"),
             ("get", "alpha", "-o", "yaml"),
@@ -79,21 +79,21 @@ async def test_tokens_are_printed_only_on_request(start: Start) -> None:
             ("status",),
             ("watch", "--once", "-o", "json"),
         ):
-            outcome = await place.discovery(*arguments)
+            outcome = await workspace.discovery(*arguments)
             told += [outcome.out, outcome.err]
-        told += [(await place.discovery("credential", "--cluster", "alpha")).err, place.daemon.output]
+        told += [(await workspace.discovery("credential", "--cluster", "alpha")).err, workspace.daemon.output]
         told += [(path / "index.json").read_text(), (path / ".milo-discovery.json").read_text()]
-        told += [(place.folder / name).read_text() for name in ("exec", "merged")]
-        async with place.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)) as process:
+        told += [(workspace.folder / name).read_text() for name in ("exec", "merged")]
+        async with workspace.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)) as process:
             await eventually((path / "alpha.kubeconfig").exists)
-            told += _of(place, process.pid)
+            told += _of(workspace, process.pid)
     assert [words for words in told if token in words] == []
 
 
-def _of(place: Place, pid: int) -> list[str]:
-    """What others on the machine can see of processes."""
+def _of(workspace: Workspace, pid: int) -> list[str]:
+    """Return what other users of the host can read about processes."""
     return [
         Path(f"/proc/{each}/{what}").read_bytes().decode(errors="replace")
-        for each in (pid, place.daemon.pid)
+        for each in (pid, workspace.daemon.pid)
         for what in ("cmdline", "environ")
     ]

@@ -1,4 +1,4 @@
-"""Real kubectl in a project's control plane, by kubeconfigs of both forms."""
+"""A real kubectl in a project's control plane, by kubeconfigs of both forms."""
 
 import json
 
@@ -10,39 +10,41 @@ from tests.support.eventually import eventually
 
 @pytest.mark.parametrize("form", ["--token", "--exec"])
 async def test_kubectl_reads_and_writes_in_the_control_plane(start: Start, kubectl: str, form: str) -> None:
-    async with start() as place:
-        path = await place.kubeconfig(form)
-        namespaces = await place.run(kubectl, f"--kubeconfig={path}", "get", "namespaces", "-o", "name")
+    async with start() as workspace:
+        path = await workspace.kubeconfig(form)
+        namespaces = await workspace.run(kubectl, f"--kubeconfig={path}", "get", "namespaces", "-o", "name")
         assert (namespaces.out, namespaces.err) == ("namespace/default\nnamespace/kube-system\n", "")
-        created = await place.run(kubectl, f"--kubeconfig={path}", "create", "configmap", "made", "--from-literal=a=b")
+        created = await workspace.run(
+            kubectl, f"--kubeconfig={path}", "create", "configmap", "made", "--from-literal=a=b"
+        )
         assert (created.out, created.err) == ("configmap/made created\n", "")
 
 
 async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_not(start: Start, kubectl: str) -> None:
-    async with start(token_life=8) as place:
-        lasting, embedded = await place.kubeconfig("--exec"), await place.kubeconfig("--token")
+    async with start(token_life=8) as workspace:
+        lasting, embedded = await workspace.kubeconfig("--exec"), await workspace.kubeconfig("--token")
         get = ("get", "namespaces", "-o", "name")
-        assert (await place.run(kubectl, f"--kubeconfig={lasting}", *get)).status == 0
-        first = json.loads((await place.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
+        assert (await workspace.run(kubectl, f"--kubeconfig={lasting}", *get)).status == 0
+        first = json.loads((await workspace.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
         both = (first, token_in(embedded.read_text()))
-        await eventually(lambda: all(place.has_ended(token) for token in both))
-        after = await place.run(kubectl, f"--kubeconfig={lasting}", *get)
+        await eventually(lambda: all(workspace.has_ended(token) for token in both))
+        after = await workspace.run(kubectl, f"--kubeconfig={lasting}", *get)
         assert (after.status, after.err) == (0, "")
         assert "namespace/default" in after.out
-        assert "Unauthorized" in (await place.run(kubectl, f"--kubeconfig={embedded}", *get)).err
+        assert "Unauthorized" in (await workspace.run(kubectl, f"--kubeconfig={embedded}", *get)).err
 
 
 async def test_merged_context_works_beside_others(start: Start, kubectl: str) -> None:
-    async with start() as place:
-        path = place.folder / "config"
+    async with start() as workspace:
+        path = workspace.folder / "config"
         path.write_text("apiVersion: v1\nkind: Config\nclusters:\n- {name: other, cluster: {server: 'https://o'}}\n")
-        await place.discovery("kubeconfig", "alpha", "--merge", "-w", str(path))
+        await workspace.discovery("kubeconfig", "alpha", "--merge", "-w", str(path))
         flags = (f"--kubeconfig={path}", "--context=milo-alpha")
-        assert "namespace/default" in (await place.run(kubectl, *flags, "get", "namespaces", "-o", "name")).out
+        assert "namespace/default" in (await workspace.run(kubectl, *flags, "get", "namespaces", "-o", "name")).out
 
 
 async def test_synced_file_opens_its_control_plane(start: Start, kubectl: str) -> None:
-    async with start() as place:
-        await place.discovery("sync", "--dir", str(place.folder / "clusters"), "--once")
-        path = place.folder / "clusters" / "alpha.kubeconfig"
-        assert (await place.run(kubectl, f"--kubeconfig={path}", "get", "namespaces")).status == 0
+    async with start() as workspace:
+        await workspace.discovery("sync", "--dir", str(workspace.folder / "clusters"), "--once")
+        path = workspace.folder / "clusters" / "alpha.kubeconfig"
+        assert (await workspace.run(kubectl, f"--kubeconfig={path}", "get", "namespaces")).status == 0

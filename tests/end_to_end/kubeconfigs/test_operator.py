@@ -1,4 +1,4 @@
-"""Operators that work for ten token lifetimes, and notice nothing of it."""
+"""Operators that work for ten token lifetimes without an interruption."""
 
 import asyncio
 import time
@@ -14,22 +14,22 @@ LIFETIMES = 10
 
 
 async def test_ten_token_lifetimes_pass_without_a_refusal_a_disengagement_or_a_cut(start: Start) -> None:
-    async with start(token_life=LIFE_S) as place:
+    async with start(token_life=LIFE_S) as workspace:
         ends_at = time.time() + LIFETIMES * LIFE_S
         fed, asking = Operator("fed", ends_at), Operator("asking", ends_at)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(fed.work(place, fed=True))
-            tasks.create_task(asking.work(place, fed=False))
-    assert place.refused == []
+            tasks.create_task(fed.work(workspace, fed=True))
+            tasks.create_task(asking.work(workspace, fed=False))
+    assert workspace.refused == []
     for operator in (fed, asking):
         operator.require_undisturbed()
         assert len(operator.tokens) >= LIFETIMES, "each token is used for a lifetime at most"
 
 
-@pytest.mark.timeout(600)  # the first time its packages are fetched, and compiled
+@pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
 async def test_ten_token_lifetimes_pass_in_go_by_the_form_without_a_secret(start: Start) -> None:
     program = await asyncio.to_thread(go_reader)
-    async with start(token_life=LIFE_S) as place:
-        written = await operate_in_go(place, program, ends_at=time.time() + LIFETIMES * LIFE_S)
-    assert place.refused == []
+    async with start(token_life=LIFE_S) as workspace:
+        written = await operate_in_go(workspace, program, ends_at=time.time() + LIFETIMES * LIFE_S)
+    assert workspace.refused == []
     assert written > LIFETIMES

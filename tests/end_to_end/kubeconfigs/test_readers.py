@@ -1,4 +1,4 @@
-"""Both forms, as client libraries of other languages and ours load them."""
+"""Kubeconfigs of both forms, loaded by client libraries in several languages."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ import kubernetes.config
 import pytest
 
 from tests.end_to_end.kubeconfigs.conftest import Start
-from tests.end_to_end.kubeconfigs.place import COMMANDS
 from tests.end_to_end.kubeconfigs.reading import READERS, Command
+from tests.end_to_end.kubeconfigs.workspace import COMMANDS
 from tests.support.eventually import eventually
 
 EXPECTED = ["default", "kube-system"]
@@ -37,39 +37,39 @@ async def test_kubernetes_package_reads_embedded_and_exec_kubeconfigs(
     start: Start, monkeypatch: pytest.MonkeyPatch, read: object, form: str
 ) -> None:
     monkeypatch.setenv("PATH", str(COMMANDS), prepend=":")
-    async with start() as place:
+    async with start() as workspace:
         assert callable(read)
-        assert await read(await place.kubeconfig(form)) == EXPECTED
+        assert await read(await workspace.kubeconfig(form)) == EXPECTED
 
 
 @pytest.fixture(scope="session", params=sorted(READERS))
 def reader(request: pytest.FixtureRequest) -> Command:
-    """What reads a kubeconfig, in each language."""
+    """The program that reads a kubeconfig, in each language."""
     return READERS[request.param]()
 
 
-@pytest.mark.timeout(600)  # the first time its packages are fetched, and compiled
+@pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
 @pytest.mark.parametrize("form", ["--token", "--exec"])
 async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(
     start: Start, reader: Command, form: str
 ) -> None:
-    async with start() as place:
+    async with start() as workspace:
         program, *arguments = reader
-        async with place.running(program, *arguments, str(await place.kubeconfig(form))) as process:
+        async with workspace.running(program, *arguments, str(await workspace.kubeconfig(form))) as process:
             out, err = await process.communicate(b"")
     assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
 
 
 @pytest.mark.timeout(600)
 async def test_long_running_client_gets_next_credential_by_exec(start: Start, reader: Command) -> None:
-    async with start(token_life=12) as place:
+    async with start(token_life=12) as workspace:
         program, *arguments = reader
-        async with place.running(program, *arguments, str(await place.kubeconfig("--exec"))) as process:
+        async with workspace.running(program, *arguments, str(await workspace.kubeconfig("--exec"))) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             first = await process.stdout.readline()
-            held = json.loads((await place.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
-            await eventually(lambda: place.has_ended(held))
+            held = json.loads((await workspace.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
+            await eventually(lambda: workspace.has_ended(held))
             process.stdin.write(b"again\n")
             assert await process.stdout.readline() == first
-    assert place.refused == []
+    assert workspace.refused == []

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 
-from tests.end_to_end.kubeconfigs.place import COMMANDS, Place
+from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace
 from tests.end_to_end.real.api import RefusedError
 from tests.end_to_end.real.builds import GoProgram, source_folder
 from tests.end_to_end.real.servers import RealApi
@@ -117,7 +117,7 @@ class Publishing:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, place: Place, publication: Publication, *arguments: str) -> AsyncIterator[Self]:
+    async def running(cls, workspace: Workspace, publication: Publication, *arguments: str) -> AsyncIterator[Self]:
         kubeconfig = publication.server.kubeconfig_as(_USER)
         command = (
             *("publish", publication.kind, "--kubeconfig", str(kubeconfig), "--namespace", publication.namespace),
@@ -126,7 +126,7 @@ class Publishing:
         process = await asyncio.create_subprocess_exec(
             COMMANDS / "milo-discovery",
             *command,
-            env={"HOME": str(place.folder), "MILO_DISCOVERY_ADDRESS": place.address},
+            env={"HOME": str(workspace.folder), "MILO_DISCOVERY_ADDRESS": workspace.address},
             stderr=PIPE,
         )
         publishing = cls(process)
@@ -159,9 +159,9 @@ class Publishing:
         await self.process.wait()
 
 
-async def publish_once(place: Place, publication: Publication, *arguments: str) -> None:
+async def publish_once(workspace: Workspace, publication: Publication, *arguments: str) -> None:
     """Publish until each engaged cluster has its object."""
-    async with Publishing.running(place, publication, "--once", *arguments) as publishing:
+    async with Publishing.running(workspace, publication, "--once", *arguments) as publishing:
         assert publishing.process.stderr is not None
         async with asyncio.timeout(_WITHIN_S):
             said = (await publishing.process.stderr.read()).decode()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
+from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace, open_workspace
 from tests.end_to_end.real.builds import GoProgram, UnobtainableError, obtain, say_to_stderr
 from tests.end_to_end.real.publishing import Publication, Publishing, assembled, publication_namespace
 from tests.end_to_end.scenarios.servers import RealServers
@@ -51,40 +51,40 @@ async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
     async with (
         servers.lend("project-control-plane", folder / "inventory") as inventory,
         publication_namespace(inventory, "cluster-profiles") as profiles,
-        a_place(folder, token_life=20.0, connectivity={"interval": "1s"}) as place,
-        Publishing.running(place, profiles),
-        operating(operator, place, profiles),
+        open_workspace(folder, token_life=20.0, connectivity={"interval": "1s"}) as workspace,
+        Publishing.running(workspace, profiles),
+        operating(operator, workspace, profiles),
     ):
-        alpha = await place.kubeconfig()
-        await ask_and_await_answer(place, alpha, f"{profiles.namespace}/alpha")
-        place.sandbox.projects.create("beta", ready=True)
+        alpha = await workspace.kubeconfig()
+        await ask_and_await_answer(workspace, alpha, f"{profiles.namespace}/alpha")
+        workspace.sandbox.projects.create("beta", ready=True)
         await profiles.until_named("alpha", "beta")
-        beta = await place.kubeconfig(name="beta")
-        await ask_and_await_answer(place, beta, f"{profiles.namespace}/beta")
-        token = json.loads((await place.discovery("credential", "alpha")).out)["status"]["token"]
-        while not place.has_ended(token):  # noqa: ASYNC110  (time passes)
+        beta = await workspace.kubeconfig(name="beta")
+        await ask_and_await_answer(workspace, beta, f"{profiles.namespace}/beta")
+        token = json.loads((await workspace.discovery("credential", "alpha")).out)["status"]["token"]
+        while not workspace.has_ended(token):  # noqa: ASYNC110  (time passes)
             await asyncio.sleep(0.2)
-        await kubectl(place, alpha, "delete", "configmap", "question")
-        await ask_and_await_answer(place, alpha, f"{profiles.namespace}/alpha")
-        assert place.refused == []
+        await kubectl(workspace, alpha, "delete", "configmap", "question")
+        await ask_and_await_answer(workspace, alpha, f"{profiles.namespace}/alpha")
+        assert workspace.refused == []
 
 
 @asynccontextmanager
-async def operating(operator: Path, place: Place, profiles: Publication) -> AsyncIterator[None]:
+async def operating(operator: Path, workspace: Workspace, profiles: Publication) -> AsyncIterator[None]:
     plugin = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": str(COMMANDS / "milo-discovery"),
         "args": ["credential"],
-        "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": place.address}],
+        "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": workspace.address}],
         "provideClusterInfo": True,
     }
-    providers = place.folder / "providers.json"
+    providers = workspace.folder / "providers.json"
     providers.write_text(json.dumps({"providers": [{"name": "milo", "execConfig": plugin}]}))
     arguments = (f"--inventory={profiles.server.kubeconfig}", f"--clusterprofile-provider-file={providers}")
-    log = place.folder / "operator.log"
+    log = workspace.folder / "operator.log"
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            operator, *arguments, env={"HOME": str(place.folder)}, stdout=output, stderr=output
+            operator, *arguments, env={"HOME": str(workspace.folder)}, stdout=output, stderr=output
         )
     try:
         yield
@@ -96,18 +96,18 @@ async def operating(operator: Path, place: Place, profiles: Publication) -> Asyn
         await process.wait()
 
 
-async def ask_and_await_answer(place: Place, kubeconfig: Path, answered_by: str) -> None:
-    await kubectl(place, kubeconfig, "create", "configmap", "question", "--from-literal=of=the test")
+async def ask_and_await_answer(workspace: Workspace, kubeconfig: Path, answered_by: str) -> None:
+    await kubectl(workspace, kubeconfig, "create", "configmap", "question", "--from-literal=of=the test")
     answer = ""
     async with asyncio.timeout(ANSWERED_WITHIN_S):
         while answer != answered_by:
             answer = await kubectl(
-                place, kubeconfig, "get", "configmap", "question", "-o", r"jsonpath={.data.answered-by}"
+                workspace, kubeconfig, "get", "configmap", "question", "-o", r"jsonpath={.data.answered-by}"
             )
 
 
-async def kubectl(place: Place, kubeconfig: Path, *arguments: str) -> str:
+async def kubectl(workspace: Workspace, kubeconfig: Path, *arguments: str) -> str:
     """Run kubectl with a kubeconfig that calls the plugin, which is in the PATH of the place."""
-    outcome = await place.run("kubectl", f"--kubeconfig={kubeconfig}", *arguments)
+    outcome = await workspace.run("kubectl", f"--kubeconfig={kubeconfig}", *arguments)
     assert outcome.status == 0, outcome.err
     return outcome.out

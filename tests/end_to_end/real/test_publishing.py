@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
+from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace, open_workspace
 from tests.end_to_end.real.kubectl import kubectl
 from tests.end_to_end.real.publishing import (
     Document,
@@ -39,10 +39,12 @@ async def inventory(servers: RealServers, folder: Path) -> AsyncIterator[RealApi
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def place(folder: Path) -> AsyncIterator[Place]:
+async def workspace(folder: Path) -> AsyncIterator[Workspace]:
     (folder / "state").mkdir(mode=0o700)
-    async with a_place(folder, connectivity={"interval": "1s"}, state_directory=str(folder / "state")) as place:
-        yield place
+    async with open_workspace(
+        folder, connectivity={"interval": "1s"}, state_directory=str(folder / "state")
+    ) as workspace:
+        yield workspace
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -57,10 +59,10 @@ def healthy(name: str) -> Holds:
 
 
 async def test_cluster_profile_has_the_health_and_the_access_of_its_cluster(
-    place: Place, profiles: Publication
+    workspace: Workspace, profiles: Publication
 ) -> None:
-    place.sandbox.projects.label("alpha", {"env": "prod", "tier": "gold"})
-    async with Publishing.running(place, profiles, "--copy-label", "env"):
+    workspace.sandbox.projects.label("alpha", {"env": "prod", "tier": "gold"})
+    async with Publishing.running(workspace, profiles, "--copy-label", "env"):
         found = await profiles.until(
             lambda found: healthy("alpha")(found) and "env" in found["alpha"]["metadata"]["labels"]
         )
@@ -69,23 +71,25 @@ async def test_cluster_profile_has_the_health_and_the_access_of_its_cluster(
     assert profile["metadata"]["labels"]["x-k8s.io/cluster-manager"] == "milo"
     assert "tier" not in profile["metadata"]["labels"]
     [provider] = profile["status"]["accessProviders"]
-    assert (provider["name"], provider["cluster"]["server"]) == ("milo", place.sandbox.control_plane_url("alpha"))
-    assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == place.sandbox.ca_pem
+    assert (provider["name"], provider["cluster"]["server"]) == ("milo", workspace.sandbox.control_plane_url("alpha"))
+    assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == workspace.sandbox.ca_pem
     [extension] = provider["cluster"]["extensions"]
     assert extension == {"name": "client.authentication.k8s.io/exec", "extension": {"clusterName": "alpha"}}
     managers = {(each["manager"], each.get("subresource")) for each in profile["metadata"]["managedFields"]}
     assert managers == {("milo-discovery", None), ("milo-discovery", "status")}
 
 
-async def test_profiles_follow_engagements_and_are_deleted_with_them(place: Place, profiles: Publication) -> None:
-    async with Publishing.running(place, profiles):
+async def test_profiles_follow_engagements_and_are_deleted_with_them(
+    workspace: Workspace, profiles: Publication
+) -> None:
+    async with Publishing.running(workspace, profiles):
         first = (await profiles.until_named("alpha"))["alpha"]
-        place.sandbox.projects.create("beta", ready=True)
+        workspace.sandbox.projects.create("beta", ready=True)
         await profiles.until_named("alpha", "beta")
-        place.sandbox.projects.delete("beta")
+        workspace.sandbox.projects.delete("beta")
         await profiles.until_named("alpha")
-        place.sandbox.projects.delete("alpha")
-        place.sandbox.projects.create("alpha", ready=True)
+        workspace.sandbox.projects.delete("alpha")
+        workspace.sandbox.projects.create("alpha", ready=True)
         again = await profiles.until(lambda found: "alpha" in found and _uid(found["alpha"]) != _uid(first))
     annotations = again["alpha"]["metadata"]["annotations"]
     assert annotations["discovery.miloapis.com/cluster-uid"] != _annotation(first, "cluster-uid"), (
@@ -93,20 +97,24 @@ async def test_profiles_follow_engagements_and_are_deleted_with_them(place: Plac
     )
 
 
-async def test_nothing_is_written_where_nothing_changed(place: Place, profiles: Publication) -> None:
-    place.sandbox.projects.create("beta", ready=True)
-    async with Publishing.running(place, profiles):
+async def test_nothing_is_written_where_nothing_changed(workspace: Workspace, profiles: Publication) -> None:
+    workspace.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(workspace, profiles):
         await profiles.until(healthy("alpha"))
         before = versions(await profiles.until(healthy("beta")))
-    await publish_once(place, profiles)
-    async with Publishing.running(place, profiles):
-        place.sandbox.projects.create("gamma", ready=True)  # when this one is published, earlier ones were considered
+    await publish_once(workspace, profiles)
+    async with Publishing.running(workspace, profiles):
+        workspace.sandbox.projects.create(
+            "gamma", ready=True
+        )  # when this one is published, earlier ones were considered
         found = await profiles.until(healthy("gamma"))
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 
 
-async def test_changes_by_others_are_reverted_and_their_own_fields_kept(place: Place, profiles: Publication) -> None:
-    async with Publishing.running(place, profiles):
+async def test_changes_by_others_are_reverted_and_their_own_fields_kept(
+    workspace: Workspace, profiles: Publication
+) -> None:
+    async with Publishing.running(workspace, profiles):
         await profiles.until(healthy("alpha"))
         others = {"labels": {"x-k8s.io/cluster-manager": "other", "team": "blue"}}
         await profiles.call("PATCH", "alpha", {"metadata": others, "spec": {"displayName": "other"}})
@@ -117,15 +125,17 @@ async def test_changes_by_others_are_reverted_and_their_own_fields_kept(place: P
         await profiles.until_named("alpha")
 
 
-async def test_labels_that_are_no_longer_copied_are_removed(place: Place, profiles: Publication) -> None:
-    place.sandbox.projects.label("alpha", {"env": "prod"})
-    await publish_once(place, profiles, "--copy-label", "env")
+async def test_labels_that_are_no_longer_copied_are_removed(workspace: Workspace, profiles: Publication) -> None:
+    workspace.sandbox.projects.label("alpha", {"env": "prod"})
+    await publish_once(workspace, profiles, "--copy-label", "env")
     assert (await profiles.objects())["alpha"]["metadata"]["labels"]["env"] == "prod"
-    await publish_once(place, profiles)
+    await publish_once(workspace, profiles)
     assert "env" not in (await profiles.objects())["alpha"]["metadata"]["labels"]
 
 
-async def test_foreign_object_of_the_same_name_is_refused_and_reported(place: Place, profiles: Publication) -> None:
+async def test_foreign_object_of_the_same_name_is_refused_and_reported(
+    workspace: Workspace, profiles: Publication
+) -> None:
     foreign = {
         "apiVersion": "multicluster.x-k8s.io/v1alpha1",
         "kind": "ClusterProfile",
@@ -133,78 +143,84 @@ async def test_foreign_object_of_the_same_name_is_refused_and_reported(place: Pl
         "spec": {"clusterManager": {"name": "another"}},
     }
     created = await profiles.call("POST", body=foreign)
-    place.sandbox.projects.create("beta", ready=True)
-    async with Publishing.running(place, profiles) as publishing:
+    workspace.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(workspace, profiles) as publishing:
         await publishing.says("alpha: an object of this name exists that milo-discovery publish did not create")
         found = await profiles.until(healthy("beta"))
         assert found["alpha"] == created | {"apiVersion": found["alpha"]["apiVersion"]}
-        place.sandbox.projects.delete("alpha")
+        workspace.sandbox.projects.delete("alpha")
         await profiles.call("DELETE", "alpha")
         await profiles.until_named("beta")
 
 
-async def test_publisher_catches_up_after_an_outage_of_the_api_server(place: Place, profiles: Publication) -> None:
-    place.sandbox.projects.create("beta", ready=True)
-    async with Publishing.running(place, profiles) as publishing:
+async def test_publisher_catches_up_after_an_outage_of_the_api_server(
+    workspace: Workspace, profiles: Publication
+) -> None:
+    workspace.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(workspace, profiles) as publishing:
         await profiles.until_named("alpha", "beta")
         await profiles.server.stop()
-        place.sandbox.projects.create("gamma", ready=True)
-        place.sandbox.projects.delete("beta")
+        workspace.sandbox.projects.create("gamma", ready=True)
+        workspace.sandbox.projects.delete("beta")
         await publishing.says("cannot write")
         await profiles.server.start()
         await publishing.says("writing again")
         await profiles.until_named("alpha", "gamma")
 
 
-async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(place: Place, profiles: Publication) -> None:
+async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(
+    workspace: Workspace, profiles: Publication
+) -> None:
     """A daemon that starts without Milo serves the clusters of its state file, which may be older than the objects."""
-    state = place.folder / "state"
-    await place.daemon.terminate()
-    shutil.copytree(state, older := place.folder / "older")
-    await place.daemon.start()
-    place.sandbox.projects.create("beta", ready=True)
-    async with Publishing.running(place, profiles) as publishing:
+    state = workspace.folder / "state"
+    await workspace.daemon.terminate()
+    shutil.copytree(state, older := workspace.folder / "older")
+    await workspace.daemon.start()
+    workspace.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(workspace, profiles) as publishing:
         before = await profiles.until_named("alpha", "beta")
-        await place.daemon.kill()
+        await workspace.daemon.kill()
         await publishing.says("connection lost")
         await publishing.kill()
-    await place.sandbox.stop()
+    await workspace.sandbox.stop()
     shutil.rmtree(state)
     shutil.copytree(older, state)
-    await place.daemon.start()
-    async with Publishing.running(place, profiles) as publishing:
+    await workspace.daemon.start()
+    async with Publishing.running(workspace, profiles) as publishing:
         await publishing.says("synced: 1 cluster")
-        place.sandbox.projects.create("gamma", ready=True)
-        await place.sandbox.start()
+        workspace.sandbox.projects.create("gamma", ready=True)
+        await workspace.sandbox.start()
         found = await profiles.until_named("alpha", "beta", "gamma")
         assert _uid(found["beta"]) == _uid(before["beta"]), "the object was deleted meanwhile"
-        place.sandbox.projects.delete("beta")
+        workspace.sandbox.projects.delete("beta")
         await profiles.until_named("alpha", "gamma")
 
 
-async def test_publishers_of_one_namespace_keep_to_their_own_objects(place: Place, profiles: Publication) -> None:
-    place.sandbox.projects.create("beta", ready=True)
-    place.sandbox.projects.label("beta", {"shard": "two"})
-    await publish_once(place, profiles, "--publisher", "two", "-l", "shard=two")
-    await publish_once(place, profiles, "--publisher", "one", "-l", "shard!=two")
+async def test_publishers_of_one_namespace_keep_to_their_own_objects(
+    workspace: Workspace, profiles: Publication
+) -> None:
+    workspace.sandbox.projects.create("beta", ready=True)
+    workspace.sandbox.projects.label("beta", {"shard": "two"})
+    await publish_once(workspace, profiles, "--publisher", "two", "-l", "shard=two")
+    await publish_once(workspace, profiles, "--publisher", "one", "-l", "shard!=two")
     found = await profiles.until_named("alpha", "beta")
     assert {name: each["metadata"]["labels"]["discovery.miloapis.com/publisher"] for name, each in found.items()} == {
         "alpha": "one",
         "beta": "two",
     }
-    await publish_once(place, profiles, "--publisher", "one")
+    await publish_once(workspace, profiles, "--publisher", "one")
     assert _label(await profiles.objects(), "beta", "publisher") == "one", "the object was adopted for its cluster"
 
 
-async def test_argocd_secret_connects_as_argocd_does(place: Place, inventory: RealApi) -> None:
+async def test_argocd_secret_connects_as_argocd_does(workspace: Workspace, inventory: RealApi) -> None:
     async with publication_namespace(inventory, ARGOCD) as secrets:
         plugin = str(COMMANDS / "milo-discovery")
-        await publish_once(place, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")
+        await publish_once(workspace, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")
         secret = (await secrets.until_named("alpha-argocd-cluster"))["alpha-argocd-cluster"]
     assert secret["metadata"]["labels"]["argocd.argoproj.io/secret-type"] == "cluster"
     data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
     config = json.loads(data.pop("config"))
-    assert data == {"name": "alpha", "server": place.sandbox.control_plane_url("alpha"), "project": "tenants"}
+    assert data == {"name": "alpha", "server": workspace.sandbox.control_plane_url("alpha"), "project": "tenants"}
     plugin_config, tls = config["execProviderConfig"], config["tlsClientConfig"]
     assert tls["insecure"] is False
     user = {
@@ -213,13 +229,13 @@ async def test_argocd_secret_connects_as_argocd_does(place: Place, inventory: Re
         "env": [{"name": name, "value": value} for name, value in plugin_config["env"].items()],
     }
     cluster = {"server": data["server"], "certificate-authority-data": tls["caData"]}
-    kubeconfig = _kubeconfig(place.folder / "argocd", cluster, {"exec": user})
+    kubeconfig = _kubeconfig(workspace.folder / "argocd", cluster, {"exec": user})
     assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
 
 
 async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path, inventory: RealApi) -> None:
-    async with a_place(folder, token_life=8.0) as place, publication_namespace(inventory, FLUX) as secrets:
-        async with Publishing.running(place, secrets):
+    async with open_workspace(folder, token_life=8.0) as workspace, publication_namespace(inventory, FLUX) as secrets:
+        async with Publishing.running(workspace, secrets):
             seen: list[str] = []
             for _ in range(3):
                 found = await secrets.until(lambda found: _value(found) not in ("", *seen))
@@ -227,18 +243,18 @@ async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path
                 kubeconfig = folder / "flux"
                 kubeconfig.write_text(seen[-1])
                 assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
-            place.sandbox.projects.delete("alpha")
+            workspace.sandbox.projects.delete("alpha")
             await secrets.until_named()
-        assert place.refused == []
+        assert workspace.refused == []
 
 
-async def test_every_shipped_right_is_required(place: Place, inventory: RealApi) -> None:
+async def test_every_shipped_right_is_required(workspace: Workspace, inventory: RealApi) -> None:
     """Without any one verb of the shipped role, a request is refused."""
     async with publication_namespace(inventory, PROFILES) as profiles:
-        await publish_once(place, profiles)
+        await publish_once(workspace, profiles)
         used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}
-        place.sandbox.projects.delete("alpha")
-        async with Publishing.running(place, profiles):
+        workspace.sandbox.projects.delete("alpha")
+        async with Publishing.running(workspace, profiles):
             await profiles.until_named()
         used |= {("clusterprofiles", "delete"), ("clusterprofiles/status", "patch"), ("clusterprofiles", "get")}
         async with inventory.api() as api:

@@ -20,7 +20,7 @@ from milo_sandbox import Sandbox
 from tests.support.eventually import eventually
 
 
-class Place:
+class Workspace:
     def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._folder = folder
@@ -37,9 +37,9 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def workspace(tmp_path: Path) -> AsyncIterator[Workspace]:
     async with Sandbox() as sandbox:
-        yield Place(tmp_path, sandbox)
+        yield Workspace(tmp_path, sandbox)
 
 
 Look = Callable[[str], Awaitable[tuple[int, str]]]
@@ -54,38 +54,38 @@ async def serving(daemon: Daemon) -> AsyncIterator[Look]:
             await daemon.started.wait()
         async with aiohttp.ClientSession() as session:
 
-            async def look(path: str) -> tuple[int, str]:
+            async def get(path: str) -> tuple[int, str]:
                 async with session.get(f"{daemon.http_address}{path}") as response:
                     return response.status, await response.text()
 
-            yield look
+            yield get
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
 
-async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(place: Place) -> None:
-    place.sandbox.projects.create("alpha", ready=True)
-    await place.sandbox.stop()
-    daemon = place.daemon()
-    async with serving(daemon) as look:
-        assert [(await look(path))[0] for path in ("/livez", "/readyz")] == [200, 503]
-        await place.sandbox.start()
+async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    await workspace.sandbox.stop()
+    daemon = workspace.daemon()
+    async with serving(daemon) as get:
+        assert [(await get(path))[0] for path in ("/livez", "/readyz")] == [200, 503]
+        await workspace.sandbox.start()
         await eventually(lambda: daemon._fleet.synced)
-        assert (await look("/readyz"))[0] == 200
-        await place.sandbox.stop()
+        assert (await get("/readyz"))[0] == 200
+        await workspace.sandbox.stop()
         await eventually(lambda: daemon._fleet.status.state is SourceState.STALE)
-        assert [(await look(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
+        assert [(await get(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
 
 
-async def test_o8_cluster_series_are_capped(place: Place) -> None:
+async def test_o8_cluster_series_are_capped(workspace: Workspace) -> None:
     for number in range(5):
-        place.sandbox.projects.create(f"p-{number}", ready=True, organization=f"org-{number // 2}")
-    daemon = place.daemon(metrics={"cluster_info_cap": 2})
-    async with serving(daemon) as look:
+        workspace.sandbox.projects.create(f"p-{number}", ready=True, organization=f"org-{number // 2}")
+    daemon = workspace.daemon(metrics={"cluster_info_cap": 2})
+    async with serving(daemon) as get:
         await eventually(lambda: daemon._fleet.synced)
-        _, metrics = await look("/metrics")
+        _, metrics = await get("/metrics")
         assert metrics.count("\nmilo_discoveryd_cluster_info{") == 2
         assert "\nmilo_discoveryd_engaged_clusters 5" in metrics
         for number in (0, 1):
@@ -95,12 +95,12 @@ async def test_o8_cluster_series_are_capped(place: Place) -> None:
 
 
 @pytest.mark.parametrize("part", [Discovery, Issuer, Server])
-async def test_o10_failed_task_ends_daemon(place: Place, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_o10_failed_task_ends_daemon(workspace: Workspace, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(*_: object) -> None:
         raise RuntimeError("a part died")
 
     monkeypatch.setattr(part, "watch" if part is Server else "run", die)
     async with asyncio.timeout(20):
         with pytest.raises(ExceptionGroup) as raised:
-            await place.daemon().serve()
+            await workspace.daemon().serve()
     assert raised.value.subgroup(RuntimeError) is not None

@@ -76,7 +76,7 @@ MODES = [
 ]
 
 
-class Place:
+class Workspace:
     def __init__(self, folder: Path, sandbox: Sandbox, mode: Mode) -> None:
         self._folder = folder
         self.sandbox = sandbox
@@ -124,20 +124,20 @@ async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Pat
             sandbox.projects.create(PROVIDER, ready=True)
         mode.create(sandbox, "shop-1", "shop", "prod")
         mode.create(sandbox, "bank-1", "bank", "dev")
-        place = Place(tmp_path, sandbox, mode)
-        daemon = place.daemon()
+        workspace = Workspace(tmp_path, sandbox, mode)
+        daemon = workspace.daemon()
         async with serving(daemon):
             await eventually(lambda: daemon._fleet.synced)
-            async with place.client("all") as client:
+            async with workspace.client("all") as client:
                 assert {each.name for each in await client.list()} == {"shop-1", "bank-1"}
             for caller in ("prod", "shop") if mode.has_organizations else ("prod",):
-                await check_limited(place, caller)
-            await check_stream(place)
+                await check_limited(workspace, caller)
+            await check_stream(workspace)
 
 
-async def check_limited(place: Place, caller: str) -> None:
+async def check_limited(workspace: Workspace, caller: str) -> None:
     """Check that a caller sees only the cluster `shop-1`, by every call."""
-    async with place.client(caller) as client:
+    async with workspace.client(caller) as client:
         listing = await client.list()
         assert [each.name for each in listing] == ["shop-1"]
         assert (await client.server_info()).counts.engaged == 1
@@ -152,20 +152,20 @@ async def check_limited(place: Place, caller: str) -> None:
                 await client.issue_kubeconfig(name)
 
 
-async def check_stream(place: Place) -> None:
+async def check_stream(workspace: Workspace) -> None:
     """Check that a changed label moves clusters out of a scope and into it."""
-    async with place.client("prod") as client, asyncio.timeout(60):
+    async with workspace.client("prod") as client, asyncio.timeout(60):
         watch = client.watch()
         event = await anext(watch)
         assert (event.type, event.cluster.name) == (EventType.ENGAGED, "shop-1")
-        place.mode.relabel(place.sandbox, "shop-1", "dev")
+        workspace.mode.relabel(workspace.sandbox, "shop-1", "dev")
         event = await anext(watch)
         assert (event.type, event.cluster.name) == (EventType.DISENGAGED, "shop-1")
         assert event.reason is not None
         assert event.reason.name == "LABELS_CHANGED"
         with pytest.raises(ClusterNotFound):
             await client.get("shop-1")
-        place.mode.relabel(place.sandbox, "bank-1", "prod")
+        workspace.mode.relabel(workspace.sandbox, "bank-1", "prod")
         event = await anext(watch)
         assert (event.type, event.cluster.name) == (EventType.ENGAGED, "bank-1")
         assert (await client.issue_kubeconfig("bank-1")).cluster == "bank-1"

@@ -20,7 +20,7 @@ from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
 
-class Place:
+class Workspace:
     def __init__(self, folder: Path, eu: Sandbox, us: Sandbox) -> None:
         self.eu, self.us = eu, us
         self.address = f"unix://{folder}/d.sock"
@@ -39,13 +39,13 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def workspace(tmp_path: Path) -> AsyncIterator[Workspace]:
     async with AsyncExitStack() as stack:
         eu, us = [await stack.enter_async_context(Sandbox()) for _ in range(2)]
         for name, sandbox in (("eu", eu), ("us", us)):
             sandbox.write_kubeconfig(tmp_path / name)
             sandbox.projects.create("shop", ready=True)
-        yield Place(tmp_path, eu, us)
+        yield Workspace(tmp_path, eu, us)
 
 
 async def engaged(events: AsyncIterator[Event]) -> str:
@@ -56,15 +56,15 @@ async def engaged(events: AsyncIterator[Event]) -> str:
     return event.cluster.name
 
 
-async def test_equal_names_of_two_sources_are_two_clusters(place: Place) -> None:
-    daemon = place.daemon()
-    async with serving(daemon), place.client() as client:
+async def test_equal_names_of_two_sources_are_two_clusters(workspace: Workspace) -> None:
+    daemon = workspace.daemon()
+    async with serving(daemon), workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)
         listing = await client.list()
         assert {each.name: each.source for each in listing} == {"eu#shop": "eu", "us#shop": "us"}
         by_name = {each.name: each.endpoint for each in listing}
-        assert by_name["eu#shop"] == place.eu.control_plane_url("shop")
-        assert by_name["us#shop"] == place.us.control_plane_url("shop")
+        assert by_name["eu#shop"] == workspace.eu.control_plane_url("shop")
+        assert by_name["us#shop"] == workspace.us.control_plane_url("shop")
         assert [each.name for each in await client.list(sources=["us"])] == ["us#shop"]
         assert (await client.get("eu#shop")).engagement.engaged
         with pytest.raises(ClusterNotFound):
@@ -73,61 +73,63 @@ async def test_equal_names_of_two_sources_are_two_clusters(place: Place) -> None
             await client.list(sources=["asia"])
 
 
-async def test_lost_source_makes_only_its_own_clusters_stale(place: Place) -> None:
-    daemon = place.daemon()
-    async with serving(daemon) as look, place.client() as client:
+async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspace) -> None:
+    daemon = workspace.daemon()
+    async with serving(daemon) as get, workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)
         async with asyncio.timeout(30):
             events = client.watch()
             assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
-            await place.us.stop()
+            await workspace.us.stop()
             await eventually(lambda: daemon._fleet.sources[1].status.state.name == "STALE")
-            place.eu.projects.create("bank", ready=True)
+            workspace.eu.projects.create("bank", ready=True)
             assert await engaged(events) == "eu#bank"
         info = await client.server_info()
         states = {each.name: (each.kind, each.status.state, each.counts.engaged) for each in info.sources}
         assert states == {"eu": ("project", SourceState.STREAMING, 2), "us": ("project", SourceState.STALE, 1)}
         assert (info.mode, info.source.state) == ("sources", SourceState.STALE)
-        _, metrics = await look("/metrics")
+        _, metrics = await get("/metrics")
         assert '\nmilo_discoveryd_source_up{source="eu"} 1.0' in metrics
         assert '\nmilo_discoveryd_source_up{source="us"} 0.0' in metrics
         assert '\nmilo_discoveryd_engaged_clusters{source="eu"} 2.0' in metrics
-        _, page = await look("/")
+        _, page = await get("/")
         assert "<h2>Sources</h2>" in page
 
 
-async def test_each_source_has_a_state_file(place: Place, tmp_path: Path) -> None:
+async def test_each_source_has_a_state_file(workspace: Workspace, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    daemon = place.daemon(state_directory=str(state))
+    daemon = workspace.daemon(state_directory=str(state))
     async with serving(daemon):
         await eventually(lambda: daemon._fleet.synced)
     assert {each.name for each in state.iterdir()} >= {"fleet-eu.state", "fleet-us.state"}
-    await place.us.stop()
-    place.eu.projects.create("bank", ready=True)
-    again = place.daemon(state_directory=str(state))
-    async with serving(again), place.client() as client:
+    await workspace.us.stop()
+    workspace.eu.projects.create("bank", ready=True)
+    again = workspace.daemon(state_directory=str(state))
+    async with serving(again), workspace.client() as client:
         await eventually(lambda: again._fleet.sources[0].status.state.name == "STREAMING")
         listing = await client.list()
         assert {each.name for each in listing} == {"eu#shop", "eu#bank", "us#shop"}
         assert {each.name: each.state for each in listing.sources}["us"] is SourceState.STALE
 
 
-async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does_not_answer(place: Place) -> None:
-    first = place.daemon()
-    async with place.client() as client:
+async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does_not_answer(
+    workspace: Workspace,
+) -> None:
+    first = workspace.daemon()
+    async with workspace.client() as client:
         events = client.watch()
         async with asyncio.timeout(60):
             async with serving(first):
                 assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
-            await place.us.stop()
-            place.eu.projects.create("bank", ready=True)
-            async with serving(place.daemon()):
+            await workspace.us.stop()
+            workspace.eu.projects.create("bank", ready=True)
+            async with serving(workspace.daemon()):
                 assert await engaged(events) == "eu#bank"
                 listing = await client.list()
                 assert listing.pending_sources == ("us",)
-                await place.us.start()
-                place.us.projects.create("farm", ready=True)
+                await workspace.us.start()
+                workspace.us.projects.create("farm", ready=True)
                 assert await engaged(events) == "us#farm"
 
 

@@ -74,7 +74,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @asynccontextmanager
-async def a_world_with_rules(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesWorld]:
+async def open_rules_world(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesWorld]:
     listeners = [Listener(name=name, address=UnixSocket(folder / f"{name}.sock")) for name in NAMES]
     async with a_world(folder, rights=rules(*those), listeners=listeners, **others) as world:
         yield RulesWorld(world, folder)

@@ -16,7 +16,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world, ready
 from tests.integration.grpc_server.raw import Raw, headers
-from tests.integration.grpc_server.test_tls import SPIFFE, Place, client_context
+from tests.integration.grpc_server.test_tls import SPIFFE, TlsFiles, client_context
 from tests.support.eventually import eventually
 
 STREAMS = 100  # the server's limit per connection
@@ -45,9 +45,9 @@ async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
 
 @asynccontextmanager
 async def tls(folder: Path) -> AsyncIterator[Target]:
-    place = Place(folder)
-    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls)
-    good, context = place.credentials(place.ca.issue(SPIFFE)), client_context(place)
+    tls_files = TlsFiles(folder)
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
+    good, context = tls_files.credentials(tls_files.ca.issue(SPIFFE)), client_context(tls_files)
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with a_world(folder, listeners=[listener]) as world:
         [address] = world.server.addresses

@@ -12,17 +12,17 @@ from milo_discoveryd.identity.caller import Caller
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, ready
 from tests.integration.grpc_server.test_peer_credentials import callers
-from tests.integration.grpc_server.test_tls import SPIFFE, Place, place, tcp
+from tests.integration.grpc_server.test_tls import SPIFFE, TlsFiles, tcp, tls_files
 from tests.integration.grpc_server.test_tokens import OPERATOR, taking_tokens
 from tests.support.eventually import eventually
 
-__all__ = ["callers", "place"]
+__all__ = ["callers", "tls_files"]
 
 
-def credentials(place: Place) -> ClientCredentials:
-    certificate, key = place.ca.issue(SPIFFE).write(place.folder, "client")
-    (place.folder / "serving.crt").write_bytes(place.serving.pem)
-    return ClientCredentials(ca_file=place.folder / "serving.crt", certificate_file=certificate, key_file=key)
+def credentials(tls_files: TlsFiles) -> ClientCredentials:
+    certificate, key = tls_files.ca.issue(SPIFFE).write(tls_files.folder, "client")
+    (tls_files.folder / "serving.crt").write_bytes(tls_files.serving.pem)
+    return ClientCredentials(ca_file=tls_files.folder / "serving.crt", certificate_file=certificate, key_file=key)
 
 
 async def command(*arguments: str) -> str:
@@ -34,8 +34,8 @@ async def command(*arguments: str) -> str:
     return output.decode()
 
 
-async def test_client_authenticates_with_certificate(callers: list[Caller], place: Place) -> None:
-    async with tcp(place) as world, DiscoveryClient(world.address, credentials=credentials(place)) as client:
+async def test_client_authenticates_with_certificate(callers: list[Caller], tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world, DiscoveryClient(world.address, credentials=credentials(tls_files)) as client:
         assert len(await client.list()) == 1
         async with client.watch() as watch:
             await watch.synced()
@@ -43,7 +43,10 @@ async def test_client_authenticates_with_certificate(callers: list[Caller], plac
             assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
 
         def in_a_thread() -> int:
-            with SyncDiscoveryClient(world.address, credentials=credentials(place)) as client, client.watch() as watch:
+            with (
+                SyncDiscoveryClient(world.address, credentials=credentials(tls_files)) as client,
+                client.watch() as watch,
+            ):
                 watch.synced()
                 return len(client.list())
 

@@ -16,7 +16,7 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.source_status import SourceState, SourceStatus
-from tests.integration.grpc_server.callers import PROD, a_world_with_rules, rule, rules, told_of
+from tests.integration.grpc_server.callers import PROD, open_rules_world, rule, rules, told_of
 from tests.integration.grpc_server.conftest import EPOCH, Subscriber, World, a_world, not_ready, ready, told
 from tests.integration.grpc_server.test_rotation import token
 from tests.support.eventually import eventually
@@ -288,13 +288,13 @@ async def test_release_without_cluster_or_incarnation_is_refused(draining_world:
 
 
 async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effect(tmp_path: Path) -> None:
-    async with a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as place:
-        world = place.world
+    async with open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_world:
+        world = rules_world.world
         world.listed(ready("alpha"))
         of = incarnation(world)
         asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="operator")
         leaving = pb.EndSubscriptionRequest(subscriber="operator")
-        async with place.caller("shop") as caller:
+        async with rules_world.caller("shop") as caller:
             await caller.stub.EndSubscription(leaving)
             async with caller.watching(confirm_releases=True, subscriber="operator") as mine:
                 await mine.until_synced()
@@ -317,14 +317,14 @@ async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effec
 
 async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
     shop, bank = rule("shop", PROD), rule("bank", ALL_CLUSTERS)
-    async with a_world_with_rules(tmp_path, shop, bank, drain_timeout_s=LONG_S) as place:
-        place.world.listed(ready("alpha", env="prod"))
-        of = incarnation(place.world)
-        async with place.caller("shop") as caller, place.caller("bank") as other:
+    async with open_rules_world(tmp_path, shop, bank, drain_timeout_s=LONG_S) as rules_world:
+        rules_world.world.listed(ready("alpha", env="prod"))
+        of = incarnation(rules_world.world)
+        async with rules_world.caller("shop") as caller, rules_world.caller("bank") as other:
             request = {"confirm_releases": True, "subscriber": "same-name"}
             async with caller.watching(**request) as mine:
                 await mine.until_synced()
-                place.world.seen(not_ready("alpha", env="prod"))
+                rules_world.world.seen(not_ready("alpha", env="prod"))
                 assert await mine.events() == ["UPDATED alpha"]
                 asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="same-name")
                 assert await refusal(other.stub.ReleaseCluster(asked)) == (FAILED, "NO_SUBSCRIPTION")
@@ -332,7 +332,7 @@ async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
                 async with other.watching(**request) as theirs:
                     await theirs.until_synced()
                     await other.stub.ReleaseCluster(asked)
-                    await quiet_with_labels(mine, place.world)
+                    await quiet_with_labels(mine, rules_world.world)
                     await caller.stub.ReleaseCluster(asked)
                     assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
@@ -344,42 +344,42 @@ async def quiet_with_labels(subscriber: Subscriber, world: World) -> None:
 
 async def test_release_of_cluster_out_of_scope_is_answered_like_unknown_cluster(tmp_path: Path) -> None:
     shop = rule("shop", PROD)
-    async with a_world_with_rules(tmp_path, shop, drain_timeout_s=LONG_S) as place:
-        place.world.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
-        async with place.caller("shop") as caller:
+    async with open_rules_world(tmp_path, shop, drain_timeout_s=LONG_S) as rules_world:
+        rules_world.world.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
+        async with rules_world.caller("shop") as caller:
             for cluster in ("hidden", "unknown"):
                 asked = pb.ReleaseClusterRequest(cluster=cluster, incarnation=f"{EPOCH}.2", subscriber="s")
                 assert await refusal(caller.stub.ReleaseCluster(asked)) == (NOT_FOUND, "NEVER_SEEN")
-        assert place.denials() == [("shop", "NEVER_SEEN")] * 2
+        assert rules_world.denials() == [("shop", "NEVER_SEEN")] * 2
 
 
 async def test_revoked_subscriber_does_not_delay_the_end(tmp_path: Path) -> None:
-    async with a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as place:
-        place.world.listed(ready("alpha", env="dev"))
+    async with open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_world:
+        rules_world.world.listed(ready("alpha", env="dev"))
         watching = {"confirm_releases": True, "subscriber": "s"}
-        async with place.caller("shop") as caller, caller.watching(**watching) as mine:
+        async with rules_world.caller("shop") as caller, caller.watching(**watching) as mine:
             await mine.until_synced()
-            place.world.seen(not_ready("alpha", env="dev"))
+            rules_world.world.seen(not_ready("alpha", env="dev"))
             assert await mine.events() == ["UPDATED alpha"]
-            place.world.service.change_rights(rules(rule("shop", PROD)))
+            rules_world.world.service.change_rights(rules(rule("shop", PROD)))
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]
-            await eventually(lambda: place.world.fleet.registry.engaged == 0)
+            await eventually(lambda: rules_world.world.fleet.registry.engaged == 0)
 
 
 async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
     shop, root = rule("shop", PROD), rule("root", ALL_CLUSTERS)
-    async with a_world_with_rules(tmp_path, shop, root, drain_timeout_s=LONG_S) as place:
-        place.world.listed(ready("alpha", env="prod"))
+    async with open_rules_world(tmp_path, shop, root, drain_timeout_s=LONG_S) as rules_world:
+        rules_world.world.listed(ready("alpha", env="prod"))
         async with (
-            place.caller("shop") as caller,
-            place.caller("root") as operator,
+            rules_world.caller("shop") as caller,
+            rules_world.caller("root") as operator,
             caller.watching(confirm_releases=True, subscriber="a") as one,
         ):
             await one.until_synced()
             async with operator.watching(confirm_releases=True, subscriber="b") as two:
                 await two.until_synced()
-            await eventually(lambda: len(place.world.service.streams) == 1)
-            place.world.seen(not_ready("alpha", env="prod"))
+            await eventually(lambda: len(rules_world.world.service.streams) == 1)
+            rules_world.world.seen(not_ready("alpha", env="prod"))
             assert await one.events() == ["UPDATED alpha"]
             asked = pb.GetClusterRequest(name="alpha")
             seen = await caller.stub.GetCluster(asked)

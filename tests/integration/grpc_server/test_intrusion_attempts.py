@@ -28,9 +28,9 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
-from tests.integration.grpc_server.callers import RulesWorld, a_world_with_rules, rule, told_of
+from tests.integration.grpc_server.callers import RulesWorld, open_rules_world, rule, told_of
 from tests.integration.grpc_server.conftest import World, a_world, ready, told
-from tests.integration.grpc_server.test_tls import Place
+from tests.integration.grpc_server.test_tls import TlsFiles
 from tests.support.certificates import Authority, Pair
 from tests.unit.modes.objects import project
 
@@ -81,19 +81,19 @@ def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
 
 
 @asynccontextmanager
-async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[World, Place]]:
-    place = Place(folder)
-    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls)
+async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[World, TlsFiles]]:
+    tls_files = TlsFiles(folder)
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
     async with a_world(folder, listeners=[listener], rights=Rights(rules)) as world:
         [world.address] = world.server.addresses
         ours_and_theirs(world)
-        yield world, place
+        yield world, tls_files
 
 
 @asynccontextmanager
-async def intruder(world: World, place: Place, pair: Pair) -> AsyncIterator[Intruder]:
+async def intruder(world: World, tls_files: TlsFiles, pair: Pair) -> AsyncIterator[Intruder]:
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.secure_channel(world.address, place.credentials(pair), options=options) as channel:
+    async with grpc.aio.secure_channel(world.address, tls_files.credentials(pair), options=options) as channel:
         yield Intruder(channel)
 
 
@@ -102,26 +102,26 @@ async def intruder(world: World, place: Place, pair: Pair) -> AsyncIterator[Intr
 
 @pytest.mark.parametrize("wrong", ["another CA", "expired"])
 async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: str) -> None:
-    async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (world, place):
+    async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (world, tls_files):
         san = x509.UniformResourceIdentifier(FRIEND)
         pair, why = {
             "another CA": (Authority("clients").issue(san), "certificate verify failed"),
-            "expired": (place.ca.issue(san, life=-dt.timedelta(minutes=1)), "certificate has expired"),
+            "expired": (tls_files.ca.issue(san, life=-dt.timedelta(minutes=1)), "certificate has expired"),
         }[wrong]
-        async with intruder(world, place, pair) as calling:
+        async with intruder(world, tls_files, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.UNAVAILABLE, "")}
         assert calling.learned == []
-        assert await asyncio.to_thread(heard_by_hand, world, place, pair) == b"", (
+        assert await asyncio.to_thread(heard_by_hand, world, tls_files, pair) == b"", (
             "neither a TLS alert nor HTTP/2 settings were received"
         )
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert all(why in line["problem"] for line in world.audited)
 
 
-def heard_by_hand(world: World, place: Place, pair: Pair) -> bytes:
+def heard_by_hand(world: World, tls_files: TlsFiles, pair: Pair) -> bytes:
     """Return all responses to a client with this certificate."""
-    context = ssl.create_default_context(cadata=place.serving.pem.decode())
-    context.load_cert_chain(*pair.write(place.folder, "intruder"))
+    context = ssl.create_default_context(cadata=tls_files.serving.pem.decode())
+    context.load_cert_chain(*pair.write(tls_files.folder, "intruder"))
     host, _, port = world.address.partition(":")
     plain = socket.create_connection((host, int(port)), timeout=20)
     with closing(context.wrap_socket(plain, server_hostname="localhost")) as connected:
@@ -146,9 +146,9 @@ WRONG_SANS = {
 @pytest.mark.parametrize("wrong", WRONG_SANS)
 async def test_certificate_with_other_name_is_denied(tmp_path: Path, wrong: str) -> None:
     friends = for_san("friends", f"uri:{FRIEND}", "uri:spiffe://example.com/ns/shop/*", "dns:operator.example.com")
-    async with at_the_network(tmp_path, friends) as (world, place):
-        pair = place.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
-        async with intruder(world, place, pair) as calling:
+    async with at_the_network(tmp_path, friends) as (world, tls_files):
+        pair = tls_files.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
+        async with intruder(world, tls_files, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
         assert calling.learned == []
     assert [line["reason"] for line in world.audited] == ["NO_RULE"] * 5
@@ -221,7 +221,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[RulesWorld]:
     """Yield a caller whose scope is the organization `shop`, and one whose scope is names."""
     by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
     by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
-    async with a_world_with_rules(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
+    async with open_rules_world(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
         made.world.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
         yield made
 

@@ -18,7 +18,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from tests.integration.grpc_server.callers import a_world_with_rules, rule, told_of
+from tests.integration.grpc_server.callers import open_rules_world, rule, told_of
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
 from tests.support.eventually import eventually
@@ -39,7 +39,7 @@ def annotated(name: str, size: int) -> Ready:
 
 
 async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
-    async with a_world_with_rules(tmp_path, rule("root", ALL_CLUSTERS)) as place:
+    async with open_rules_world(tmp_path, rule("root", ALL_CLUSTERS)) as place:
         await place.world.server.set_ready(True)
         found = []
         for name in ("root", "nobody"):
@@ -62,7 +62,7 @@ async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
 
 async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> None:
     async with (
-        a_world_with_rules(tmp_path, rule("root", ALL_CLUSTERS, streams=2)),
+        open_rules_world(tmp_path, rule("root", ALL_CLUSTERS, streams=2)),
         grpc.aio.insecure_channel(f"unix:{tmp_path}/root.sock", options=CHANNEL) as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel)
@@ -76,7 +76,7 @@ async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 5)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
-    async with a_world_with_rules(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
+    async with open_rules_world(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
         calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
         reasons = [reason(each) for each in await asyncio.gather(*calls)]
         assert set(reasons) == {"NO_RULE", "TOO_MANY_CALLS"}

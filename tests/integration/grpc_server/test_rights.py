@@ -20,7 +20,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_kube.reflect.source_status import SourceState
-from tests.integration.grpc_server.callers import PROD, CallerStub, RulesWorld, a_world_with_rules, mode, rule, told_of
+from tests.integration.grpc_server.callers import PROD, CallerStub, RulesWorld, mode, open_rules_world, rule, told_of
 from tests.integration.grpc_server.conftest import not_ready, ready, told
 from tests.support.eventually import eventually
 
@@ -31,8 +31,8 @@ SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", ClusterScope(parse("env=dev"
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[RulesWorld]:
-    async with a_world_with_rules(tmp_path, SHOP, BANK, ROOT) as made:
+async def rules_world(tmp_path: Path) -> AsyncIterator[RulesWorld]:
+    async with open_rules_world(tmp_path, SHOP, BANK, ROOT) as made:
         made.world.listed(
             ready("alpha", env="prod"),
             ready("beta", env="prod"),
@@ -50,8 +50,8 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 # --- visibility ---
 
 
-async def test_stream_is_limited_to_scope_whatever_the_filter(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, place.caller("root") as root:
+async def test_stream_is_limited_to_scope_whatever_the_filter(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
         async with shop.watching() as mine, root.watching() as all_of_it:
             assert told(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
             assert len(told(await all_of_it.until_synced())) == 3
@@ -66,33 +66,33 @@ async def test_stream_is_limited_to_scope_whatever_the_filter(place: RulesWorld)
             assert told(await some.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_label_changes_engage_and_disengage_by_scope(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching() as mine:
+async def test_label_changes_engage_and_disengage_by_scope(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        place.world.seen(
+        rules_world.world.seen(
             ready("alpha", version="2", env="dev", code="zz-label"), ready(SECRET, version="2", env="prod")
         )
         batch = await mine.batch()
         assert told([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
         assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "the event has the last visible state"
-        place.world.seen(
+        rules_world.world.seen(
             ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
         )
         assert await mine.events() == ["UPDATED beta"]
 
 
-async def test_replaced_object_outside_scope_is_not_revealed(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching() as mine:
+async def test_replaced_object_outside_scope_is_not_revealed(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        place.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
+        rules_world.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
         batch = await mine.batch()
     assert told([batch]) == ["DISENGAGED alpha DELETED"]
     assert "zz-uid" not in str(batch)
 
 
-async def test_list_counts_and_get_are_limited_to_scope(place: RulesWorld) -> None:
-    place.world.seen(not_ready("gamma"), ready("delta", env="dev"))
-    async with place.caller("shop") as shop, place.caller("root") as root:
+async def test_list_counts_and_get_are_limited_to_scope(rules_world: RulesWorld) -> None:
+    rules_world.world.seen(not_ready("gamma"), ready("delta", env="dev"))
+    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         assert (listed.total_size, listed.clusters[0].name) == (2, "alpha")
         info, whole = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, root)]
@@ -101,30 +101,30 @@ async def test_list_counts_and_get_are_limited_to_scope(place: RulesWorld) -> No
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
 
 
-async def test_source_message_is_hidden_from_limited_callers(place: RulesWorld) -> None:
-    place.world.fleet.source(place.world.fleet.status)
-    place.world.source(SourceState.STALE, "ConnectFailed")
-    async with place.caller("shop") as shop:
+async def test_source_message_is_hidden_from_limited_callers(rules_world: RulesWorld) -> None:
+    rules_world.world.fleet.source(rules_world.world.fleet.status)
+    rules_world.world.source(SourceState.STALE, "ConnectFailed")
+    async with rules_world.caller("shop") as shop:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest())
     assert (listed.source.reason, listed.source.message) == ("ConnectFailed", "")
 
 
-async def test_page_omits_clusters_that_left_the_scope(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop:
+async def test_page_omits_clusters_that_left_the_scope(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        place.world.seen(ready("beta", version="2", env="dev"))
+        rules_world.world.seen(ready("beta", version="2", env="dev"))
         second = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
     assert ([each.name for each in first.clusters], list(second.clusters)) == (["alpha"], [])
 
 
-async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(place: RulesWorld) -> None:
+async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules_world: RulesWorld) -> None:
     """A cluster that leaves a scope while it is not ready is hidden from the old scope, and shown to the new one."""
-    place.world.seen(not_ready("alpha", version="2", env="prod"))
+    rules_world.world.seen(not_ready("alpha", version="2", env="prod"))
     get = pb.GetClusterRequest(name="alpha")
-    async with place.caller("shop") as shop, place.caller("bank") as bank:
+    async with rules_world.caller("shop") as shop, rules_world.caller("bank") as bank:
         assert not (await shop.stub.GetCluster(get)).engagement.engaged
         for version in ("3", "4"):
-            place.world.seen(not_ready("alpha", version=version, env="dev"))
+            rules_world.world.seen(not_ready("alpha", version=version, env="dev"))
             assert told_of(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
             assert not (await bank.stub.GetCluster(get)).engagement.engaged
         info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
@@ -134,7 +134,7 @@ async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(place
 # --- enumeration ---
 
 
-async def test_invisible_cluster_is_answered_like_unknown_name(place: RulesWorld) -> None:
+async def test_invisible_cluster_is_answered_like_unknown_name(rules_world: RulesWorld) -> None:
     def calls(guest: CallerStub, name: str) -> list[Any]:
         return [
             guest.stub.GetCluster(pb.GetClusterRequest(name=name)),
@@ -143,25 +143,25 @@ async def test_invisible_cluster_is_answered_like_unknown_name(place: RulesWorld
             guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name, format=pb.KUBECONFIG_FORMAT_EXEC)),
         ]
 
-    async with place.caller("shop") as shop:
+    async with rules_world.caller("shop") as shop:
         hidden = [told_of(await error(call)) for call in calls(shop, SECRET)]
         absent = [told_of(await error(call)) for call in calls(shop, "zz-absent")]
         assert [(code, reason, words.replace(SECRET, "NAME")) for code, reason, words, _ in hidden] == [
             (code, reason, words.replace("zz-absent", "NAME")) for code, reason, words, _ in absent
         ]
         assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
-        place.world.seen(not_ready(SECRET))
+        rules_world.world.seen(not_ready(SECRET))
         after = [told_of(await error(call)) for call in calls(shop, SECRET)]
         assert after == hidden, "its end is not sent either"
-    assert len(place.denials()) == 12
-    assert set(place.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
+    assert len(rules_world.denials()) == 12
+    assert set(rules_world.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
 async def test_invisible_cluster_takes_as_long_as_unknown_name(
-    place: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls the handler without a network, so that only the authorization is measured."""
-    service, caller = place.world.service, Caller(listener="shop")
+    service, caller = rules_world.world.service, Caller(listener="shop")
 
     async def once(name: str) -> float:
         began = time.perf_counter()
@@ -179,10 +179,10 @@ async def test_invisible_cluster_takes_as_long_as_unknown_name(
 
 
 async def test_name_enumeration_is_slowed_down_without_effect_on_others(
-    place: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 5)
-    async with place.caller("shop") as shop, place.caller("bank") as bank:
+    async with rules_world.caller("shop") as shop, rules_world.caller("bank") as bank:
         began = time.monotonic()
         guesses = [
             asyncio.create_task(error(shop.stub.GetCluster(pb.GetClusterRequest(name=f"zz-{number}"))))
@@ -195,10 +195,14 @@ async def test_name_enumeration_is_slowed_down_without_effect_on_others(
 
 
 async def test_foreign_revisions_and_denied_calls_are_slowed_down(
-    place: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first call is delayed already, by a tenth of a second
-    async with place.caller("shop") as shop, place.caller("root") as root, place.caller("nobody") as nobody:
+    async with (
+        rules_world.caller("shop") as shop,
+        rules_world.caller("root") as root,
+        rules_world.caller("nobody") as nobody,
+    ):
         of_root = await revision(root)
         for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
             began = time.monotonic()
@@ -206,14 +210,14 @@ async def test_foreign_revisions_and_denied_calls_are_slowed_down(
                 with suppress(grpc.aio.AioRpcError):
                     await watching.until_synced()
             assert time.monotonic() - began >= 0.1
-    assert place.denials() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
+    assert rules_world.denials() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
 
 
 # --- callers without a rule ---
 
 
-async def test_unmatched_caller_is_denied_by_every_call(place: RulesWorld) -> None:
-    async with place.caller("nobody") as nobody:
+async def test_unmatched_caller_is_denied_by_every_call(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
             await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="alpha"))),
@@ -227,27 +231,27 @@ async def test_unmatched_caller_is_denied_by_every_call(place: RulesWorld) -> No
             errors.append(await watching.error())
     assert {told_of(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
     assert {"(listener nobody)" in told_of(each)[2] for each in errors} == {True}
-    assert place.denials() == [("nobody", "NO_RULE")] * 8
-    assert max(len(line.get("cluster", "")) for line in place.world.audited) == 253 + 64
+    assert rules_world.denials() == [("nobody", "NO_RULE")] * 8
+    assert max(len(line.get("cluster", "")) for line in rules_world.world.audited) == 253 + 64
 
 
 # --- changes of the rules ---
 
 
-async def test_rights_change_applies_to_running_streams_without_reset(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching() as mine, place.caller("root") as root:
+async def test_rights_change_applies_to_running_streams_without_reset(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching() as mine, rules_world.caller("root") as root:
         before = (await mine.until_synced())[-1]
         async with root.watching() as other:
             await other.until_synced()
             began = time.monotonic()
-            place.world.service.change_rights(
+            rules_world.world.service.change_rights(
                 Rights((rule("shop", ClusterScope(names=name_patterns(["beta", "zz-*"]))), ROOT))
             )
             batch = await mine.batch()
             assert time.monotonic() - began < 5
             assert told([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
             assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, before.revision)
-            place.world.seen(
+            rules_world.world.seen(
                 ready("alpha", version="2", env="prod", n="1"), ready(SECRET, version="2", env="dev", n="1")
             )
             assert await mine.events() == [f"UPDATED {SECRET}"]
@@ -256,37 +260,43 @@ async def test_rights_change_applies_to_running_streams_without_reset(place: Rul
             )
 
 
-async def test_revoked_caller_gets_disengagements_then_permission_denied(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching() as mine:
+async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        place.world.service.change_rights(Rights((ROOT,)))
+        rules_world.world.service.change_rights(Rights((ROOT,)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
         code, reason, _, _ = told_of(await mine.error())
     assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
-    assert place.denials() == [("shop", "NO_RULE")]
+    assert rules_world.denials() == [("shop", "NO_RULE")]
 
 
-async def test_restored_rights_engage_again_on_running_stream(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching() as mine:
+async def test_restored_rights_engage_again_on_running_stream(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        place.world.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
+        rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
-        place.world.service.change_rights(Rights((SHOP, ROOT)))
+        rules_world.world.service.change_rights(Rights((SHOP, ROOT)))
         assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
 
 
 async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> None:
-    async with a_world_with_rules(tmp_path, SHOP) as place, place.caller("shop") as shop, shop.watching() as mine:
+    async with (
+        open_rules_world(tmp_path, SHOP) as rules_world,
+        rules_world.caller("shop") as shop,
+        shop.watching() as mine,
+    ):
         await mine.batch()
-        place.world.service.change_rights(Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"]))))))
-        place.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
+        rules_world.world.service.change_rights(
+            Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"])))))
+        )
+        rules_world.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
         assert told(await mine.until_synced()) == ["ENGAGED beta"]
 
 
-async def test_listing_ends_when_rights_change(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop:
+async def test_listing_ends_when_rights_change(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        place.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
+        rules_world.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         code, _, words, _ = told_of(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token)))
         )
@@ -302,21 +312,25 @@ async def revision(guest: CallerStub, **request: object) -> str:
         return str((await watching.until_synced())[-1].revision)
 
 
-async def test_watch_resumes_for_same_caller(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop:
+async def test_watch_resumes_for_same_caller(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop:
         left_at = await revision(shop)
         listed = (await shop.stub.ListClusters(pb.ListClustersRequest())).revision
-        place.world.seen(ready("alpha", version="2", env="dev"))
+        rules_world.world.seen(ready("alpha", version="2", env="dev"))
         for known in (left_at, listed):
             async with shop.watching(resume_revision=known) as again:
                 batch = await again.batch()
                 assert (batch.reset, told([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
-    assert place.denials() == []
+    assert rules_world.denials() == []
 
 
-async def test_revision_of_other_caller_or_filter_gets_snapshot(place: RulesWorld) -> None:
+async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_world: RulesWorld) -> None:
     only_alpha = pb.ClusterFilter(names=["alpha"])
-    async with place.caller("shop") as shop, place.caller("root") as root, place.caller("bank") as bank:
+    async with (
+        rules_world.caller("shop") as shop,
+        rules_world.caller("root") as root,
+        rules_world.caller("bank") as bank,
+    ):
         of_root, of_shop, filtered = await revision(root), await revision(shop), await revision(shop, filter=only_alpha)
         for guest, known, seen in (
             (shop, of_root, ["ENGAGED alpha", "ENGAGED beta"]),
@@ -326,36 +340,36 @@ async def test_revision_of_other_caller_or_filter_gets_snapshot(place: RulesWorl
             async with guest.watching(resume_revision=known) as watching:
                 batches = await watching.until_synced()
                 assert (batches[0].reset, told(batches)) == (True, seen)
-    assert place.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
+    assert rules_world.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
 
 
-async def test_revision_under_other_rights_gets_snapshot(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop:
+async def test_revision_under_other_rights_gets_snapshot(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop:
         known = await revision(shop)
-        place.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
+        rules_world.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         async with shop.watching(resume_revision=known) as again:
             assert (await again.batch()).reset
 
 
-async def test_tampered_revision_gets_snapshot(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop:
+async def test_tampered_revision_gets_snapshot(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop:
         known = await revision(shop)
         epoch, at, mark = known.split(".")
         raw = base64.urlsafe_b64decode(f"{mark}==")
         flipped = [
-            base64.urlsafe_b64encode(bytes([*raw[:place], raw[place] ^ 1, *raw[place + 1 :]])).decode().rstrip("=")
-            for place in (0, 7, 15)
+            base64.urlsafe_b64encode(bytes([*raw[:index], raw[index] ^ 1, *raw[index + 1 :]])).decode().rstrip("=")
+            for index in (0, 7, 15)
         ]
         bent = [f"{epoch}.{int(at) - 1}.{mark}", f"{epoch}.{int(at) + 1}.{mark}", f"{epoch}.{at}.part1.{mark}"]
         for each in [*bent, *(f"{epoch}.{at}.{other}" for other in flipped)]:
             async with shop.watching(resume_revision=each) as again:
                 batches = await again.until_synced()
             assert (batches[0].reset, told(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
-    assert place.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
+    assert rules_world.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
 
 
-async def test_page_token_of_other_caller_is_rejected(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, place.caller("root") as root:
+async def test_page_token_of_other_caller_is_rejected(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
         token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
         code, _, _, _ = told_of(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
@@ -365,7 +379,7 @@ async def test_page_token_of_other_caller_is_rejected(place: RulesWorld) -> None
             refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
             assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert place.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
+    assert rules_world.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
 
 
 # --- stream limits ---
@@ -373,10 +387,10 @@ async def test_page_token_of_other_caller_is_rejected(place: RulesWorld) -> None
 
 async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
     async with (
-        a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as place,
-        place.caller("shop") as shop,
+        open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as rules_world,
+        rules_world.caller("shop") as shop,
     ):
-        place.world.listed(ready("alpha"))
+        rules_world.world.listed(ready("alpha"))
         async with shop.watching() as first:
             await first.until_synced()
             async with shop.watching() as second:
@@ -384,16 +398,16 @@ async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
             assert retry_s
             assert retry_s > 0
-            async with place.caller("root") as root, root.watching() as other:
+            async with rules_world.caller("root") as root, root.watching() as other:
                 assert told(await other.until_synced()) == ["ENGAGED alpha"]
-        await eventually(lambda: not place.world.service.streams)
+        await eventually(lambda: not rules_world.world.service.streams)
         async with shop.watching() as third:
             assert told(await third.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_idle_stream_applies_rights_change_at_once(place: RulesWorld) -> None:
-    async with place.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
+async def test_idle_stream_applies_rights_change_at_once(rules_world: RulesWorld) -> None:
+    async with rules_world.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
-        place.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))
+        rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))
         async with asyncio.timeout(20):
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]

@@ -33,7 +33,7 @@ __all__ = ["callers", "proxy_sides"]
 SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 
 
-class Place:
+class TlsFiles:
     """The certificates of a daemon and of its clients."""
 
     def __init__(self, folder: Path) -> None:
@@ -65,14 +65,14 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def tls_files(tmp_path: Path) -> TlsFiles:
+    return TlsFiles(tmp_path)
 
 
 @asynccontextmanager
-async def tcp(place: Place, *, connections: int = 100) -> AsyncIterator[World]:
-    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls, connections=connections)
-    async with a_world(place.folder, listeners=[listener]) as world:
+async def tcp(tls_files: TlsFiles, *, connections: int = 100) -> AsyncIterator[World]:
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls, connections=connections)
+    async with a_world(tls_files.folder, listeners=[listener]) as world:
         [world.address] = world.server.addresses
         world.listed(ready("alpha"))
         yield world
@@ -103,16 +103,16 @@ async def refusal(world: World, credentials: grpc.ChannelCredentials) -> grpc.ai
     ],
     ids=["certificate", "key", "encrypted", "mismatch", "client CA"],
 )
-def test_unfit_tls_file_is_named(place: Place, file: str, content: bytes | None, words: str) -> None:
-    path = place.folder / file
-    path.write_bytes(place.serving.server().key if content is None else content)
-    with pytest.raises(StartError, match=re.escape(words.format(place.folder))):
-        place.tls.context()
+def test_unfit_tls_file_is_named(tls_files: TlsFiles, file: str, content: bytes | None, words: str) -> None:
+    path = tls_files.folder / file
+    path.write_bytes(tls_files.serving.server().key if content is None else content)
+    with pytest.raises(StartError, match=re.escape(words.format(tls_files.folder))):
+        tls_files.tls.context()
 
 
-async def test_certificate_names_identify_caller(callers: list[Caller], place: Place) -> None:
-    pair = place.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
-    async with tcp(place) as world, client(world, place.credentials(pair)) as stub:
+async def test_certificate_names_identify_caller(callers: list[Caller], tls_files: TlsFiles) -> None:
+    pair = tls_files.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(pair)) as stub:
         assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
     [caller] = callers
     assert (caller.listener, caller.uid) == ("net", None)
@@ -121,15 +121,17 @@ async def test_certificate_names_identify_caller(callers: list[Caller], place: P
 
 
 @pytest.mark.parametrize("wrong", ["none", "another CA", "expired", "for servers"])
-async def test_connection_without_valid_certificate_is_refused(callers: list[Caller], place: Place, wrong: str) -> None:
+async def test_connection_without_valid_certificate_is_refused(
+    callers: list[Caller], tls_files: TlsFiles, wrong: str
+) -> None:
     pair = {
         "none": None,
         "another CA": Authority("clients").issue(SPIFFE),
-        "expired": place.ca.issue(SPIFFE, life=-dt.timedelta(minutes=1)),
-        "for servers": place.ca.issue(SPIFFE, use=ExtendedKeyUsageOID.SERVER_AUTH),
+        "expired": tls_files.ca.issue(SPIFFE, life=-dt.timedelta(minutes=1)),
+        "for servers": tls_files.ca.issue(SPIFFE, use=ExtendedKeyUsageOID.SERVER_AUTH),
     }[wrong]
-    async with tcp(place) as world:
-        error = await refusal(world, place.credentials(pair))
+    async with tcp(tls_files) as world:
+        error = await refusal(world, tls_files.credentials(pair))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert not acceptor(world)._peers
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
@@ -137,44 +139,46 @@ async def test_connection_without_valid_certificate_is_refused(callers: list[Cal
     assert callers == []
 
 
-async def test_certificate_without_san_is_unauthenticated(callers: list[Caller], place: Place) -> None:
-    async with tcp(place) as world:
-        error = await refusal(world, place.credentials(place.ca.issue(common_name="operator.example.com")))
+async def test_certificate_without_san_is_unauthenticated(callers: list[Caller], tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world:
+        error = await refusal(world, tls_files.credentials(tls_files.ca.issue(common_name="operator.example.com")))
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
     assert [line["reason"] for line in world.audited] == ["NO_NAME"]
     assert callers == []
 
 
-async def test_accepted_connections_have_tcp_nodelay(place: Place, proxy_sides: list[ProxySide]) -> None:
-    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+async def test_accepted_connections_have_tcp_nodelay(tls_files: TlsFiles, proxy_sides: list[ProxySide]) -> None:
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         connected = proxy_sides[0].transport.get_extra_info("socket")
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
-def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+def client_context(tls_files: TlsFiles, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = context.maximum_version = version
-    context.load_verify_locations(cadata=place.serving.pem.decode())
-    context.load_cert_chain(*place.ca.issue(SPIFFE).write(place.folder, "client"))
+    context.load_verify_locations(cadata=tls_files.serving.pem.decode())
+    context.load_cert_chain(*tls_files.ca.issue(SPIFFE).write(tls_files.folder, "client"))
     context.set_alpn_protocols(["h2"])
     return context
 
 
-async def test_tls_before_1_3_is_refused(place: Place) -> None:
-    async with tcp(place) as world:
+async def test_tls_before_1_3_is_refused(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world:
         host, _, port = world.address.partition(":")
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_2))
+            await asyncio.open_connection(host, int(port), ssl=client_context(tls_files, ssl.TLSVersion.TLSv1_2))
         await eventually(lambda: world.audited)
         assert "UNSUPPORTED_PROTOCOL" in str(world.audited[0]["problem"])
-        _, writer = await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_3))
+        _, writer = await asyncio.open_connection(
+            host, int(port), ssl=client_context(tls_files, ssl.TLSVersion.TLSv1_3)
+        )
         assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
         writer.close()
 
 
-async def test_plaintext_connection_is_refused(callers: list[Caller], place: Place) -> None:
-    async with tcp(place) as world:
+async def test_plaintext_connection_is_refused(callers: list[Caller], tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world:
         async with grpc.aio.insecure_channel(world.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
@@ -183,16 +187,16 @@ async def test_plaintext_connection_is_refused(callers: list[Caller], place: Pla
     assert callers == []
 
 
-async def test_server_certificate_is_renewed_without_interruption(place: Place) -> None:
-    pair = place.ca.issue(SPIFFE)
-    async with tcp(place) as world, client(world, place.credentials(pair)) as staying:
+async def test_server_certificate_is_renewed_without_interruption(tls_files: TlsFiles) -> None:
+    pair = tls_files.ca.issue(SPIFFE)
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(pair)) as staying:
         call = staying.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         before = await shown(world)
-        place.serving = Authority("servers")
-        place.renew()
+        tls_files.serving = Authority("servers")
+        tls_files.renew()
         for _ in range(5):
-            async with client(world, place.credentials(pair)) as stub:
+            async with client(world, tls_files.credentials(pair)) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
         assert await shown(world) != before
         acceptor(world).check()
@@ -201,35 +205,35 @@ async def test_server_certificate_is_renewed_without_interruption(place: Place) 
         call.cancel()
 
 
-async def test_partial_certificate_renewal_is_ignored(place: Place) -> None:
-    pair = place.ca.issue(SPIFFE)
-    async with tcp(place) as world:
-        certificate, key = place.serving.server().write(place.folder, "half")
-        certificate.rename(place.folder / "tls.crt")
-        async with client(world, place.credentials(pair)) as stub:
+async def test_partial_certificate_renewal_is_ignored(tls_files: TlsFiles) -> None:
+    pair = tls_files.ca.issue(SPIFFE)
+    async with tcp(tls_files) as world:
+        certificate, key = tls_files.serving.server().write(tls_files.folder, "half")
+        certificate.rename(tls_files.folder / "tls.crt")
+        async with client(world, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
-        key.rename(place.folder / "tls.key")
-        async with client(world, place.credentials(pair)) as stub:
+        key.rename(tls_files.folder / "tls.key")
+        async with client(world, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
 
 
-async def test_client_ca_change_closes_connections_of_the_old_ca(place: Place) -> None:
-    old, new = place.ca.issue(SPIFFE), Authority("clients, later")
-    async with tcp(place) as world, client(world, place.credentials(old)) as stub:
+async def test_client_ca_change_closes_connections_of_the_old_ca(tls_files: TlsFiles) -> None:
+    old, new = tls_files.ca.issue(SPIFFE), Authority("clients, later")
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(old)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        place.trust(new)
+        tls_files.trust(new)
         acceptor(world).check()
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
-        assert (await refusal(world, place.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
-        async with client(world, place.credentials(new.issue(SPIFFE))) as another:
+        assert (await refusal(world, tls_files.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
+        async with client(world, tls_files.credentials(new.issue(SPIFFE))) as another:
             await another.ListClusters(pb.ListClustersRequest())
 
 
-async def test_connection_ends_when_certificate_expires(place: Place) -> None:
-    brief = place.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
-    async with tcp(place) as world, client(world, place.credentials(brief)) as stub:
+async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> None:
+    brief = tls_files.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(brief)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -237,22 +241,22 @@ async def test_connection_ends_when_certificate_expires(place: Place) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(place: Place) -> None:
-    async with tcp(place, connections=4) as world:
+async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files, connections=4) as world:
         with ExitStack() as stack:
             silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port(world)))) for _ in range(3)]
             silent[0].settimeout(20)
             assert await asyncio.to_thread(silent[0].recv, 1) == b""
             for _ in range(20):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port(world))))
-            async with client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+            async with client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
             assert len(acceptor(world)) <= 3
         assert "evicted" in str(world.audited[0]["problem"])
 
 
-async def test_connect_rate_limit_spares_established_connections(place: Place) -> None:
-    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+async def test_connect_rate_limit_spares_established_connections(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world, client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
@@ -270,13 +274,13 @@ async def test_connect_rate_limit_spares_established_connections(place: Place) -
         call.cancel()
 
 
-async def test_non_grpc_connection_counts_as_failed(place: Place) -> None:
-    async with tcp(place) as world:
+async def test_non_grpc_connection_counts_as_failed(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world:
         acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
         for expected in ("gRPC closed", "rate limit"):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection(
-                    "127.0.0.1", port(world), ssl=client_context(place), server_hostname="localhost"
+                    "127.0.0.1", port(world), ssl=client_context(tls_files), server_hostname="localhost"
                 )
                 writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
                 while await reader.read(65_536):
@@ -285,10 +289,10 @@ async def test_non_grpc_connection_counts_as_failed(place: Place) -> None:
             await eventually(lambda wanted=expected: wanted in str(world.audited[-1:]))
 
 
-async def test_tls_listener_has_no_reflection(place: Place) -> None:
+async def test_tls_listener_has_no_reflection(tls_files: TlsFiles) -> None:
     async with (
-        tcp(place) as world,
-        grpc.aio.secure_channel(world.address, place.credentials(place.ca.issue(SPIFFE))) as channel,
+        tcp(tls_files) as world,
+        grpc.aio.secure_channel(world.address, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as channel,
     ):
         ask = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -296,20 +300,20 @@ async def test_tls_listener_has_no_reflection(place: Place) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_port_in_use_is_refused(place: Place) -> None:
-    async with tcp(place) as world:
-        taken = Place(place.folder)
+async def test_port_in_use_is_refused(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as world:
+        taken = TlsFiles(tls_files.folder)
         listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(world)), tls=taken.tls)
         with pytest.raises(StartError, match="is the port in use"):
-            async with a_world(place.folder, listeners=[listener]):
+            async with a_world(tls_files.folder, listeners=[listener]):
                 pass
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
-async def test_tls_listener_needs_its_files(place: Place, missing: str) -> None:
-    (place.folder / missing).unlink()
+async def test_tls_listener_needs_its_files(tls_files: TlsFiles, missing: str) -> None:
+    (tls_files.folder / missing).unlink()
     with pytest.raises(StartError, match=rf"{missing} cannot be read"):
-        place.tls.context()
+        tls_files.tls.context()
 
 
 def port(world: World) -> int:

@@ -22,7 +22,7 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert "startup.import_ms" in done.stdout
     written = json.loads(file.read_text())
     assert set(written["figures"]) == {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"}
-    # How quick it is says nothing here, beside other tests.
+    # Its speed means nothing here, beside other tests.
     assert (done.returncode == 1) is bool(written["missed"]), done.stderr
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
 

@@ -67,7 +67,7 @@ async def _recorded() -> Recorded:
 
 
 class _Play:
-    """Run the daemon through the faults."""
+    """Runs the daemon through the faults."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -75,7 +75,7 @@ class _Play:
         self._moments: list[tuple[float, str]] = []
 
     async def play(self) -> list[tuple[float, str]]:
-        """Record, and return the events with their times."""
+        """Record the faults; return the events with their times."""
         sandbox = self._workspace.sandbox
         async with asyncio.TaskGroup() as tasks:
             lasting = [

@@ -132,7 +132,7 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
     variables = environment(folder, container)
     settings = load(given, variables, None)
     assert settings.mode == variables["MILO_DISCOVERYD_MODE"]
-    assert load({}, variables, None) == settings, "what a check in the container looks at"
+    assert load({}, variables, None) == settings, "the checks in the container use these settings"
     assert settings.http_listen is not None
     assert settings.http_listen.port == container["ports"][0]["containerPort"]
 
@@ -144,7 +144,7 @@ def test_sidecar_starts_before_the_operator_and_has_probes(folder: Path) -> None
     assert container["restartPolicy"] == "Always"
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "discovery-http"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "discovery-http"}
-    assert "readinessProbe" not in container, "it would count for the whole pod"
+    assert "readinessProbe" not in container, "a limit would apply to the whole pod"
 
 
 @every_pod

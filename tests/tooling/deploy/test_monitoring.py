@@ -9,7 +9,7 @@ from tests.tooling.deploy.manifests import DEPLOY, of_kind
 from tests.tooling.deploy.web import get
 from tools import metrics_reference
 
-# Of Prometheus itself, or set by the PodMonitor.
+# Metrics of Prometheus itself, and labels that the PodMonitor sets.
 SCRAPE_LABELS = frozenset({"namespace", "pod", "container", "job", "instance"})
 EXPORTED = {name: labels for family in metrics_reference.families() for name, labels in family.series}
 OF_PROMETHEUS = {"up": frozenset[str](), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
@@ -23,7 +23,7 @@ EXPRESSIONS += monitoring.dashboard_expressions()
 def test_expressions_name_only_what_is_exported_or_recorded(name: str, expression: str) -> None:
     allowed = set(SCRAPE_LABELS)
     for metric, labels in monitoring.selected(expression):
-        assert metric in KNOWN, f"{metric} is exported by nobody"
+        assert metric in KNOWN, f"{metric} is not exported"
         assert labels <= KNOWN[metric] | SCRAPE_LABELS, f"{metric} has no such labels"
         allowed |= KNOWN[metric]
     assert monitoring.grouped(expression) <= allowed

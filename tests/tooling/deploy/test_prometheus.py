@@ -1,4 +1,4 @@
-"""A real Prometheus with our rules scrapes a real daemon."""
+"""A real Prometheus with the shipped rules, which scrapes a real daemon."""
 
 import time
 from pathlib import Path
@@ -51,7 +51,7 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
 
 
 async def eventually_answers(server: Prometheus, name: str, folder: Path) -> None:
-    # Metrics of events that did not happen have no samples.
+    # Metrics have no samples before their first event.
     if name in {
         "namespace_pod_type_reason:milo_discoveryd_transitions:rate5m",
         "namespace_pod:milo_discoveryd_source_restarts:increase15m",

@@ -1,4 +1,4 @@
-"""The rules in promtool: each alert fires when it should, and not before."""
+"""The rules in promtool: each alert fires when it should, and no earlier."""
 
 import subprocess
 from pathlib import Path

@@ -62,7 +62,10 @@ class Terminal:
 
 
 class Stranger:
-    """Follows the README. `folder` replaces /tmp, so that several can run at the same time."""
+    """Follows the README.
+
+    `folder` replaces /tmp, so that several can run concurrently.
+    """
 
     def __init__(self, clone: Path, folder: Path, environ: dict[str, str]) -> None:
         self._clone = clone

@@ -1,4 +1,4 @@
-"""Every command in the documents is run, or checked as far as possible without what it needs."""
+"""Every command in the documents is run, or checked as far as possible on this host."""
 
 import argparse
 import asyncio
@@ -30,8 +30,8 @@ from tests.tooling.docs.ways import NEED_A_CLUSTER, Way, way
 __all__ = ["folder", "workspace"]
 
 
-def of(wanted: Way) -> list[tuple[str, ...]]:
-    """Each once."""
+def documented_commands(wanted: Way) -> list[tuple[str, ...]]:
+    """Return the documented commands of these ways, without duplicates."""
     found = {
         part: None
         for block in BLOCKS
@@ -43,7 +43,7 @@ def of(wanted: Way) -> list[tuple[str, ...]]:
 
 
 def test_commands_that_need_a_cluster_are_listed() -> None:
-    assert {joined(words) for words in of(Way.IN_A_CLUSTER)} == set(NEED_A_CLUSTER)
+    assert {joined(words) for words in documented_commands(Way.IN_A_CLUSTER)} == set(NEED_A_CLUSTER)
 
 
 @pytest.mark.parametrize("each", Way, ids=lambda each: each.name)
@@ -77,7 +77,7 @@ def alike(text: str) -> list[str]:
     return text.strip().splitlines()
 
 
-class Desk:
+class CommandShell:
     """A shell in a folder with the files that the documents mention."""
 
     def __init__(self, workspace: Workspace, **environ: str) -> None:
@@ -95,7 +95,7 @@ class Desk:
         }
 
     async def type(self, block: Block) -> AsyncIterator[str]:
-        """Run a block; yield commands that failed or printed something else than shown."""
+        """Run a block; yield commands that failed, and output that differs from the document."""
         for command in block.commands:
             ours = {shlex.join(part) for part in command.parts() if way(block, part) is Way.TYPED}
             for text in [command.text] if command.shown else sorted(ours - self._done):
@@ -122,7 +122,7 @@ async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> 
     kubectl()  # some of it is for kubectl
     workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
-    desk = Desk(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
+    desk = CommandShell(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
     async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
@@ -136,19 +136,19 @@ async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -
         workspace.sandbox.projects.create(f"other-{number}", ready=True, labels={"env": "prod"})
     [rules] = (text for text in blocks(RULES.document, "yaml") if "rights:" in text)
     sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
-    desk = Desk(workspace)
+    desk = CommandShell(workspace)
     config = {**yaml.safe_load(rules), "kubeconfigs": {"sources": sources}}
     (desk.folder / "config.yaml").write_text(yaml.safe_dump(config))
     wrong = [each async for each in desk.type(RULES)]
     assert wrong == [], "\n\n".join(wrong)
 
 
-@pytest.mark.parametrize("words", of(Way.BUILT), ids=joined)
+@pytest.mark.parametrize("words", documented_commands(Way.BUILT), ids=joined)
 def test_documented_kustomizations_are_built_by_tests(words: Sequence[str]) -> None:
     assert ROOT / words[-1] in BUILT
 
 
-@pytest.mark.parametrize("words", of(Way.IN_A_CLUSTER), ids=joined)
+@pytest.mark.parametrize("words", documented_commands(Way.IN_A_CLUSTER), ids=joined)
 async def test_kubectl_knows_the_command_and_its_flags(words: Sequence[str]) -> None:
     given = [*words, "--", "true"] if "exec" in words else words
     process = await asyncio.create_subprocess_exec(
@@ -159,11 +159,13 @@ async def test_kubectl_knows_the_command_and_its_flags(words: Sequence[str]) -> 
     assert "refused" in said.decode()
 
 
-class Read(Exception):  # noqa: N818 - it is what was wanted
-    """The arguments were."""
+class ArgumentsParsed(Exception):  # noqa: N818 - it is what was wanted
+    """Raised once the arguments have been parsed."""
 
 
-@pytest.mark.parametrize("words", [words for words in of(Way.LASTING) if words[0] == "./dev"], ids=joined)
+@pytest.mark.parametrize(
+    "words", [words for words in documented_commands(Way.LASTING) if words[0] == "./dev"], ids=joined
+)
 def test_documented_long_commands_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, verb, *given = words
     [does] = re.findall(rf"^{verb}\) (.*) ;;$", (ROOT / "dev").read_text(), re.MULTILINE)
@@ -184,34 +186,34 @@ def test_documented_long_commands_parse_their_arguments(words: Sequence[str], mo
 
     def only(parser: argparse.ArgumentParser, *arguments: Sequence[str]) -> NoReturn:
         read(parser, *arguments)
-        raise Read
+        raise ArgumentsParsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only)
     monkeypatch.setattr(sys, "argv", [module, *given])
     package = importlib.util.find_spec(module)
     assert package is not None
     main = importlib.import_module(f"{module}.__main__" if package.submodule_search_locations else module).main
-    with pytest.raises(Read):
+    with pytest.raises(ArgumentsParsed):
         main(*([given] if inspect.signature(main).parameters else []))
 
 
-@pytest.mark.parametrize("words", of(Way.PUBLISHING), ids=joined)
+@pytest.mark.parametrize("words", documented_commands(Way.PUBLISHING), ids=joined)
 def test_documented_publishers_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def only(*_: object) -> NoReturn:
-        raise Read
+        raise ArgumentsParsed
 
     monkeypatch.setattr("milo_discovery.cli.publish._run", only)
-    with pytest.raises(Read):
+    with pytest.raises(ArgumentsParsed):
         client.command.main([*words[1:]], standalone_mode=False)
 
 
-@pytest.mark.parametrize("words", of(Way.FOUND), ids=joined)
+@pytest.mark.parametrize("words", documented_commands(Way.FOUND), ids=joined)
 def test_documented_log_events_exist(words: Sequence[str]) -> None:
     event = re.compile(rf"log\.\w+\(\s*\"[^\"]*{words[-1].strip(chr(34))}")
     assert any(event.search(path.read_text()) for path in (ROOT / "milo_discoveryd").rglob("*.py"))
 
 
-@pytest.mark.parametrize("words", of(Way.CALLED), ids=joined)
+@pytest.mark.parametrize("words", documented_commands(Way.CALLED), ids=joined)
 def test_documented_calls_exist(words: Sequence[str]) -> None:
     service, _, method = words[-1].rpartition("/")
     described = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
@@ -221,7 +223,7 @@ def test_documented_calls_exist(words: Sequence[str]) -> None:
 PYTHON = [
     (document, number)
     for document in DOCUMENTS
-    if document != ROOT / "README.md"  # whose program is the end of test_readme
+    if document != ROOT / "README.md"  # the block whose program is run at the end of test_readme
     for number, text in enumerate(blocks(document, "python"))
     if "asyncio.run(main())" in text and "while True" not in text
 ]
@@ -232,7 +234,7 @@ PYTHON = [
 )
 async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
-    greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for those that wait for one
+    greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for programs that wait for one
     workspace.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
     own_cluster = workspace.folder / "own-cluster.kubeconfig"
     own_cluster.write_text(json.dumps(workspace.sandbox.kubeconfig(project="alpha")))

@@ -12,7 +12,7 @@ ROWS = rows()
 
 @cache
 def names(path: str) -> frozenset[str]:
-    """Of all that pytest could collect there."""
+    """Return the names of everything that pytest could collect in a file."""
     tree = ast.parse(file_of(path).read_text())
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))

@@ -11,7 +11,7 @@ __all__ = ["folder"]
 
 
 async def test_screenshot_shows_the_current_page(folder: Path) -> None:
-    """Renews it where a browser is installed."""
+    """The test renews the screenshot if a browser is installed."""
     if screenshot.digest_of(screenshot.PICTURE) == screenshot.digest():
         return
     await screenshot.take(folder, screenshot.PICTURE)

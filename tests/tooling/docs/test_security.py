@@ -23,7 +23,7 @@ TRIED = [line for line in LINES[_TRIED_FROM + 2 :] if line.startswith("| ") and 
 
 @cache
 def collected(path: str) -> frozenset[str]:
-    """Those that pytest collects there by themselves; a state machine is one."""
+    """Return the top-level tests of a file, state machines included."""
     file = ROOT / "tests" / path
     if not file.is_file():
         return frozenset()
@@ -56,7 +56,7 @@ def test_security_attack_table_is_complete() -> None:
 
 
 def dependencies() -> set[str]:
-    """Of both packages, with what may be installed besides for running them."""
+    """Return the dependencies of both packages, with the optional ones for running them."""
     found: set[str] = set()
     for folder in (ROOT, ROOT / "clients" / "python"):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

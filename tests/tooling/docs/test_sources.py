@@ -1,4 +1,4 @@
-"""The kind in docs/sources.md, as a package that adds it by entry point."""
+"""The kind in docs/sources.md, as a package that adds it by an entry point."""
 
 import json
 import re

@@ -62,7 +62,10 @@ class UntestedError(Exception):
 
 
 def way(block: Block, words: Sequence[str]) -> Way:
-    """Raises UntestedError."""
+    """Return how a command is tested.
+
+    Raises UntestedError.
+    """
     match words:
         case _ if block.document == ROOT / "README.md":
             return Way.README

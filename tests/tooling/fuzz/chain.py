@@ -98,7 +98,7 @@ class ScriptedServer:
             body = self._script.page if self._lists == 1 and self._script.page is not None else empty
             return Answer(200, {}, body)
         name = path.removeprefix(f"{self._path}/")
-        assert _NAME.fullmatch(name), f"{path!r} leads elsewhere"
+        assert _NAME.fullmatch(name), f"{path!r} is not a path of the collection"
         if name not in self.read:
             self.read.add(name)
             return Answer(200, {}, self._script.found)
@@ -175,7 +175,10 @@ class Outcome(msgspec.Struct):
 
 
 def run(script: Script, mode: WatchedMode, *, streaming: bool = True) -> Outcome:
-    """Run a daemon with that API server for two minutes. Raises whatever would end the daemon or a client."""
+    """Run a daemon with that API server for two minutes.
+
+    Raises any error that would end the daemon or a client.
+    """
     loop = VirtualLoop(Random(1))
     with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_run(script, mode, streaming=streaming))
@@ -229,7 +232,7 @@ class _Client:
         self.subscription = Subscription({}, BackoffPolicy())
 
     async def receive(self, message: bytes) -> None:
-        assert len(message) <= MESSAGE_LIMIT, "a client with default limits would refuse it"
+        assert len(message) <= MESSAGE_LIMIT, "the batch exceeds a client's default limit"
         self.subscription.received(pb.WatchClustersResponse.FromString(message), 0.0)
 
     @property
@@ -239,7 +242,7 @@ class _Client:
 
 async def _ask_about_everything(service: Service, fleet: DirectFleet) -> None:
     _convert.server_info(await service.get_server_info(pb.GetServerInfoRequest(), CALLER))
-    with suppress(CallError):  # before a complete list
+    with suppress(CallError):  # before the first list is complete
         _convert.listing([await service.list_clusters(pb.ListClustersRequest(), CALLER)])
     for name, _ in [*fleet.registry.items()]:
         with suppress(CallError):  # a name that no request may have

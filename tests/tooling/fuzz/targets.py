@@ -65,12 +65,12 @@ def target(fuzzed: Fuzzed) -> Fuzzed:
     return fuzzed
 
 
-# --- what API servers send ---
+# --- bytes from API servers ---
 
 
 @target
 def lines(data: bytes) -> None:
-    """Splitting the bytes anywhere gives the same lines."""
+    """Split bytes into lines: chunk boundaries make no difference."""
     sizes, content = data[:8], data[8:]
 
     def cut(chunks: list[bytes]) -> list[bytes] | None:
@@ -126,7 +126,7 @@ def pages(data: bytes) -> None:
 
 @target
 def deletions(data: bytes) -> None:
-    """From the bytes of an API server to a client's session, and to the confirmation of what is deleted."""
+    """Send the bytes of an API server to a client's session, with the confirmation of deletions."""
     listed, watched, found, *rest = [*data.split(b"\0", 3), b"", b"", b""]
     mode = chain.MODES[len(data) % 2]
     page = rest[0] or None
@@ -148,7 +148,7 @@ def retry_after_headers(data: bytes) -> None:
 
 @target
 def names(data: bytes) -> None:
-    """A name leads to exactly one host and path, or to none."""
+    """Use a name in an endpoint: it leads to one host and path, or is rejected."""
     name = data.decode("utf-8", "replace")
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ControlPlaneReady")]
     metadata = {"name": name, "uid": "u", "resourceVersion": "1"}
@@ -167,7 +167,7 @@ def names(data: bytes) -> None:
             assert parts.path == ""
 
 
-# --- what subscribers send ---
+# --- bytes from subscribers ---
 
 
 @target
@@ -214,12 +214,12 @@ def other_requests(data: bytes) -> None:
         requests.issue(pb.IssueKubeconfigRequest.FromString(data))
 
 
-# --- what credentials come from ---
+# --- bytes from credential sources ---
 
 
 @target
 def tokens(data: bytes) -> None:
-    """A backend's response becomes a valid credential or an error without its content."""
+    """Parse a backend's response: the result is a valid credential, or an error without its content."""
     try:
         token = token_of(data.decode("utf-8", "replace"), "the token")
         minted = validate(Credential(token=token), NOW, origin="a backend", expires_at=NOW + 600, audiences=("milo",))
@@ -296,12 +296,12 @@ def yaml_documents(data: bytes) -> None:
             yaml_document.read(data, scalars=scalars)
 
 
-# --- what outlives us ---
+# --- stored bytes ---
 
 
 @target
 def state_files(data: bytes) -> None:
-    """As it is, and with a head that makes its body count."""
+    """Read a state file: as it is, and with a header that makes its body valid."""
     head = f"milo-discoveryd state {encoding.FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode()
     for content in (data, head + data):
         try:
@@ -312,7 +312,7 @@ def state_files(data: bytes) -> None:
 
 
 def _sound(observation: Observation) -> None:
-    """It can be kept, told, and asked about."""
+    """Check that a stored fleet can be stored again, sent and explained."""
     match observation:
         case Ready(uid, version, target_):
             assert observation.name

@@ -1,4 +1,4 @@
-"""Whatever an API server sends: the daemon goes on, and clients are sent what they can decode."""
+"""Arbitrary data from an API server: the daemon continues, and clients receive what they can decode."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 
 
 def _with(made: Any, path: tuple[str | int, ...], text: str) -> dict[str, Any]:
-    """Put the text there, or, where there is a list or a mapping, into a condition's message and a label of it."""
+    """Put the text at a path; where a list or a mapping is expected, into a condition's message and a label."""
     *outer, last = path
     inner = made
     for step in outer:
@@ -80,7 +80,7 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_chain_engages_and_disengages(mode: WatchedMode, streaming: bool) -> None:
-    """The same with nothing odd in it, so that the other tests mean something."""
+    """Without invalid data everything is served, so that the other tests are meaningful."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})
     listed = lines("ADDED", document(), document("beta"))
@@ -94,7 +94,7 @@ def test_chain_engages_and_disengages(mode: WatchedMode, streaming: bool) -> Non
 @pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
 @settings(max_examples=60)
 @given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
-def test_any_field_of_an_object_is_served_or_set_aside(
+def test_any_field_of_an_object_is_served_or_malformed(
     mode: WatchedMode, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
 ) -> None:
     odd, sound = changed(path, value), document("beta")
@@ -122,12 +122,12 @@ def test_field_of_five_megabytes_blocks_no_client(mode: WatchedMode, field: tupl
 
 @settings(max_examples=60)
 @given(st.lists(st.binary(max_size=40), min_size=4, max_size=4), st.booleans())
-def test_any_bytes_of_an_api_server_are_survived(parts: list[bytes], streaming: bool) -> None:
+def test_daemon_survives_any_bytes_of_an_api_server(parts: list[bytes], streaming: bool) -> None:
     listed, watched, found, page = parts
     chain.run(chain.Script(listed, watched, found, page), chain.MODES[0], streaming=streaming)
 
 
-def test_version_of_5000_digits_and_name_outside_of_paths_are_survived() -> None:
+def test_daemon_survives_version_of_5000_digits_and_name_invalid_in_paths() -> None:
     for odd in (changed(("metadata", "resourceVersion"), "9" * 5000), changed(("metadata", "name"), "a?b#c")):
         script = chain.Script(lines("ADDED", odd, document("beta")), lines("DELETED", odd), b"", None)
         outcome = chain.run(script, chain.MODES[1])

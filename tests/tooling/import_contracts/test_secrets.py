@@ -1,6 +1,6 @@
-"""Types of responses, stored state and status have no place for a credential, except in the calls that return one.
+"""Types of responses, stored state and status contain no credential, except in the calls that return one.
 
-Data that many read is cached, logged and shown. The tests therefore check types and descriptors rather than values.
+Widely read data is cached, logged and shown. The tests therefore check types and descriptors rather than values.
 """
 
 import re
@@ -53,8 +53,8 @@ def test_kubeconfigs_are_returned_by_two_rpcs_only() -> None:
     name = pb.Kubeconfig.DESCRIPTOR.full_name
     carrying = {method.name for method in SERVICE.methods if name in messages(method.output_type)}
     assert carrying == {"IssueKubeconfig", "WatchClusters"}
-    assert not any(name in messages(method.input_type) for method in SERVICE.methods), "nor are any taken"
-    assert pb.WatchClustersRequest().include_kubeconfigs is False, "who watches has none without asking for them"
+    assert not any(name in messages(method.input_type) for method in SERVICE.methods), "requests contain no credential"
+    assert pb.WatchClustersRequest().include_kubeconfigs is False, "a stream has kubeconfigs only on request"
 
 
 def test_messages_have_no_other_field_for_a_secret() -> None:
@@ -68,14 +68,14 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
         "ClusterEvent.kubeconfig",
         "IssueKubeconfigResponse.kubeconfig",
         "Kubeconfig.kubeconfig",
-        # Settings and states of credentials, not credentials.
+        # Settings and states of credentials, which are no credentials.
         "WatchClustersRequest.include_kubeconfigs",
         "WatchClustersRequest.kubeconfig_ttl",
         "GetServerInfoResponse.credential_sources",
         "Limits.max_kubeconfig_ttl",
         "ListClustersRequest.page_token",
         "ListClustersResponse.next_page_token",
-        # Of maps: labels, annotations.
+        # Types of maps: labels, annotations.
         "LabelsEntry.key",
         "AnnotationsEntry.key",
     }
@@ -85,7 +85,7 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
         for field in message.fields
         if field.type == FieldDescriptor.TYPE_BYTES or field.message_type is Any.DESCRIPTOR
     }
-    assert raw == {"Kubeconfig.kubeconfig"}, "what could hold anything holds that alone"
+    assert raw == {"Kubeconfig.kubeconfig"}, "a field of any type is only used for that"
 
 
 def parts(root: object) -> set[object]:
@@ -121,9 +121,10 @@ def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None
     assert made_of & SECRETS == set()
     named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
     assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
-        "DaemonStatus.credentials",  # how their sources are: SourceHealth, whose own fields are looked at here as well
-        "StoredObject.key",  # its name and namespace
-        "ClusterExplanation.credential",  # its source and expiry: CredentialSummary, likewise
+        # the states of credential sources: SourceHealth, whose own fields are checked here as well
+        "DaemonStatus.credentials",
+        "StoredObject.key",  # name and namespace
+        "ClusterExplanation.credential",  # source and expiry: CredentialSummary, likewise
     }
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.tooling.mutants.mutants import Mutant
 
 ROOT = Path(__file__).parents[3]
-# The tests are pure, and run without plugins, fixtures and settings of the tree, which would take most of the time.
+# The tests are pure, and run without plugins, fixtures and settings, which would take most of the time.
 _OPTIONS = (
     *("-xq", "-p", "tests.support.hypothesis_settings", "-p", "no:cacheprovider"),
     *("--noconftest", "--import-mode=importlib", "-c", os.devnull, "--rootdir", str(ROOT)),

@@ -1,4 +1,4 @@
-"""The mutants apply to today's code; `./dev mutants` runs all of them, nightly and for what a pull request changes."""
+"""Every mutant applies to the current code; `./dev mutants` runs them, nightly or for the changes of a pull request."""
 
 import pytest
 

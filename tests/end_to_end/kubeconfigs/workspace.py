@@ -1,4 +1,4 @@
-"""A sandbox with short-lived tokens, the real daemon on it, and the client's command beside them."""
+"""A sandbox with short-lived tokens, a real daemon, and the client's command."""
 
 import asyncio
 import json
@@ -27,14 +27,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What runs, and where."""
+class Workspace:
+    """A running sandbox and daemon, and the folder of their files."""
 
     folder: Path
     sandbox: Sandbox
     daemon: DaemonProcess
     refused: list[str]
-    """Tokens that the sandbox's API answered by 401."""
+    """Tokens that the sandbox's API answered with 401."""
 
     @property
     def address(self) -> str:
@@ -67,7 +67,7 @@ class Place:
         return Outcome(process.returncode, out.decode(), err.decode())
 
     async def discovery(self, *arguments: str) -> Outcome:
-        """The client's command, which is to succeed."""
+        """Run the client's command, which must succeed."""
         outcome = await self.run(str(COMMANDS / "milo-discovery"), *arguments)
         assert outcome.status == 0, outcome.err
         return outcome
@@ -82,8 +82,8 @@ class Place:
 
 
 @asynccontextmanager
-async def a_place(folder: Path, *, token_life: float = 600.0, **settings: object) -> AsyncIterator[Place]:
-    """The project alpha is engaged, by a daemon with these settings."""
+async def open_workspace(folder: Path, *, token_life: float = 600.0, **settings: object) -> AsyncIterator[Workspace]:
+    """Start a sandbox and a daemon with these settings; the project alpha is engaged."""
     async with Sandbox(seed=1, token_life=token_life) as sandbox:
         refused = _watched(sandbox)
         sandbox.projects.create("alpha", ready=True)
@@ -106,11 +106,11 @@ async def a_place(folder: Path, *, token_life: float = 600.0, **settings: object
             async with DiscoveryClient(address) as client, client.watch() as watch:
                 await watch.synced()
                 assert "alpha" in watch.clusters
-            yield Place(folder, sandbox, daemon, refused)
+            yield Workspace(folder, sandbox, daemon, refused)
 
 
 def _watched(sandbox: Sandbox) -> list[str]:
-    """The tokens that its API refuses from now on."""
+    """Record the tokens that the API rejects from now on."""
     refused: list[str] = []
     subject = sandbox.tokens.subject
 
