@@ -167,8 +167,8 @@ class TokenReview(Group, frozen=True, kw_only=True):
     """The API server that reviews callers' bearer tokens, for listeners that accept tokens."""
 
     kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: `discovery_kubeconfig`, or else the
-    cluster that the daemon runs in."""
+    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: that of
+    `discovery_kubeconfig`, or else the cluster that the daemon runs in."""
     audiences: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("milo-discovery",)
     """Audiences, one of which a token must have. Empty accepts tokens for the API server itself, which should not be
     shared."""
