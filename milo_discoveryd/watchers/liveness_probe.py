@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer, UnresponsiveError
 from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
-from milo_kube.reusable_timeout import Deadline, deadline
+from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")
 PATH = "/livez"
@@ -50,7 +50,7 @@ class LivenessProbe:
         server does not answer checks.
         """
         try:
-            async with deadline() as self._deadline:
+            async with Deadline() as self._deadline:
                 yield
         except TimeoutError:
             if not self._is_lost:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from milo_kube.reusable_timeout import Deadline, deadline
+from milo_kube.reusable_timeout import Deadline
 from tests.simulation.seeded.loop import VirtualLoop
 
 
@@ -15,7 +15,7 @@ def timed_out_at(waits: Callable[[Deadline], Awaitable[None]]) -> float | None:
 
     async def run() -> float | None:
         try:
-            async with deadline() as kept:
+            async with Deadline() as kept:
                 await waits(kept)
         except TimeoutError:
             return now()

@@ -28,7 +28,7 @@ from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_kube.reflect.source_status import SourceState
-from milo_kube.reusable_timeout import Deadline, deadline
+from milo_kube.reusable_timeout import Deadline
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
@@ -116,7 +116,7 @@ class WatchStream:
     async def run(self) -> None:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down: always by an error."""
         try:
-            async with deadline() as self._send_deadline:
+            async with Deadline() as self._send_deadline:
                 with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
                     await self._follow(waiter)
         except TimeoutError:

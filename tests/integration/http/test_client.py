@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import pytest
 import trustme
 
-from milo_kube.http.client import Client
+from milo_kube.http.client import DIALS_PER_SERVER, Client
 from milo_kube.http.connection import OVERHEAD_LIMIT
 from milo_kube.http.errors import TransportError
 from tests.support.eventually import eventually
@@ -253,6 +253,24 @@ async def test_line_break_in_a_header_is_refused() -> None:
                 pass
         await using.aclose()
     assert not peer.heads
+
+
+async def test_few_connections_to_one_server_are_made_at_the_same_time() -> None:
+    """Each connection waits for the TLS handshake, which the server does not answer."""
+    accepted: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with aclosing(Client(ssl.create_default_context(), user_agent="tests")) as using:
+            requests = [asyncio.create_task(got(using, url)) for _ in range(DIALS_PER_SERVER + 1)]
+            await eventually(lambda: len(accepted) == DIALS_PER_SERVER)
+            accepted[0].close()
+            await eventually(lambda: len(accepted) == DIALS_PER_SERVER + 1)
+            assert sum(request.done() for request in requests) == 1
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
+        for writer in accepted:
+            writer.close()
 
 
 # --- proxies ---

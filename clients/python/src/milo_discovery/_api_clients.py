@@ -94,18 +94,10 @@ class AsyncApiClients:
             with self._blocking.open(LoopBridge(renewer), credential, proxy) as api:
                 yield api
 
-    @asynccontextmanager
-    async def renewer(
-        self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None
-    ) -> AsyncIterator[AsyncRenewer]:
-        """Provide the credential of a cluster, renewed for as long as the block runs."""
+    def renewer(self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None) -> AsyncRenewer:
+        """Return the credential of a cluster, renewed for as long as it is entered."""
         reference = ClusterReference(current, ttl)
-        renewer = AsyncRenewer(lambda: self._run(reference.issue_kubeconfig()), pushed)
-        try:
-            await renewer.access()
-            yield renewer
-        finally:
-            await renewer.close()
+        return AsyncRenewer(lambda: self._run(reference.issue_kubeconfig()), pushed)
 
 
 class ThreadApiClients:

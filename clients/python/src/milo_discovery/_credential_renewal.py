@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
@@ -39,13 +39,26 @@ class BlockingAccess(Protocol):
 
 
 class AsyncRenewer:
-    """Renews a credential on one event loop."""
+    """Renews a credential on one event loop. A context manager, which begins with a valid credential."""
+
+    __slots__ = ("_issue", "_pushed", "_renewal", "cache")
 
     def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfig | None = None) -> None:
         self.cache = CredentialCache()
         self._issue = issue
         self._pushed = pushed
         self._renewal: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.access()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def access(self) -> KubeconfigAccess:
         """Return the credential to use now. Raises why there is none."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
-@contextmanager
-def unwrap_single_error() -> Iterator[None]:
-    """Raise the only exception of a group by itself, so that callers can catch it by type."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise
+class unwrap_single_error:  # noqa: N801  (used like a function)
+    """Raises the only exception of a group by itself, so that callers can catch it by type."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            raise error.exceptions[0] from error.exceptions[0].__cause__
 
 
 def cancelled_from_outside() -> bool:

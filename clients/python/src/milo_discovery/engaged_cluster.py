@@ -70,8 +70,10 @@ class EngagedCluster:
         Pass the Cluster that you last worked with, and no change is missed, however long the work took. Raises
         ClusterNotFound once it is disengaged.
         """
-        before = cluster_content(since or self._current)
-        await self._signal.wait_for(lambda: not self._engaged or cluster_content(self._current) != before)
+        before = since or self._current
+        await self._signal.wait_for(
+            lambda: not self._engaged or cluster_content(self._current) != cluster_content(before)
+        )
         self._require_engaged()
         return self._current
 

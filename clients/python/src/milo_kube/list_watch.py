@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -24,7 +24,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.source_status import SourceStatus
 from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
-from milo_kube.reusable_timeout import Deadline, deadline
+from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class CollectionApi(Protocol):
 class Waits(Protocol):
     """How responses are waited for."""
 
-    def waiting(self) -> AbstractAsyncContextManager[None]:
+    def waiting(self) -> AbstractAsyncContextManager[object]:
         """Enclose consecutive calls of `wait`. Raises TimeoutError at the deadline of a wait, or UnresponsiveError."""
 
     async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
@@ -118,10 +118,9 @@ class DeadlineWaits:
     def __init__(self) -> None:
         self._deadline: Deadline | None = None
 
-    @asynccontextmanager
-    async def waiting(self) -> AsyncIterator[None]:
-        async with deadline() as self._deadline:
-            yield
+    def waiting(self) -> AbstractAsyncContextManager[Deadline]:
+        self._deadline = Deadline()
+        return self._deadline
 
     async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
         assert self._deadline is not None, "waits are made within `waiting`"
@@ -274,6 +273,7 @@ class ListWatch(Generic[Seen]):
                     events = [self._decoder.line(line) for line in lines.feed(chunk)]
                     await self._apply(self._reflector.events(events, now, partial=lines.partial))
                     self._report(self._reflector.status)
+                    del chunk, events  # the next wait may last for hours
         except TimeoutError:
             await self._apply(self._reflector.silent(self._clock()))
 

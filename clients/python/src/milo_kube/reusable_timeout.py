@@ -5,20 +5,35 @@ has ended, and when it fires, it is rescheduled for the deadline of the wait in 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
 
 
 class Deadline:
-    """The deadline of the wait in progress, within one `asyncio.timeout` block."""
+    """A context manager with a deadline for each wait of its block, which raises TimeoutError if one exceeds its own.
 
-    def __init__(self, timeout: asyncio.Timeout) -> None:
-        self._timeout = timeout
+    A class rather than a generator, since there is one for each open watch.
+    """
+
+    __slots__ = ("_at", "_is_over", "_loop", "_timeout", "_timer")
+
+    def __init__(self) -> None:
+        self._timeout = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
         self._at: float | None = None
         """Deadline of the wait in progress."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        await self._timeout.__aexit__(kind, error, trace)
 
     def set(self, at: float) -> None:
         """Start a wait with this deadline (time of the event loop)."""
@@ -54,14 +69,3 @@ class Deadline:
             self.give_up()
         else:
             self._timer = self._loop.call_at(self._at, self._look)
-
-
-@asynccontextmanager
-async def deadline() -> AsyncIterator[Deadline]:
-    """Yield a deadline for the waits of the block. Raises TimeoutError when one of them exceeds it."""
-    async with asyncio.timeout(None) as timeout:
-        kept = Deadline(timeout)
-        try:
-            yield kept
-        finally:
-            kept.close()

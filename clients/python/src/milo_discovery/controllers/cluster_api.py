@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -49,6 +49,8 @@ class Credentials(Protocol):
 
 class ClusterApi:
     """The API of one cluster. Close it to release its connections."""
+
+    __slots__ = ("_connections", "_credentials", "_is_suspended", "_kept", "_proxy", "name")
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class ClusterApi:
         accept: str = JSON,
     ) -> AbstractAsyncContextManager[Stream]:
         request = _Request("GET", path, query, accept=accept, encoding="identity")
-        return self._streamed(request, connect_timeout_s, silence_s)
+        return _Streaming(self._streamed(request, connect_timeout_s, silence_s))
 
     # --- parts ---
 
@@ -135,36 +137,37 @@ class ClusterApi:
             raise TransportError("timeout", f"{access.server} did not answer within {timeout_s:g} s") from None
 
     async def _answered(self, request: _Request, access: KubeconfigAccess) -> Answer:
-        async with self._sent(request, access, CONNECT_TIMEOUT_S, None) as response:
-            body = await _StreamedResponse(response, None).whole(RESPONSE_LIMIT)
-            return Answer(response.status, response.headers, body)
+        response = await self._opened(request, access, CONNECT_TIMEOUT_S, None)
+        try:
+            return Answer(response.status, response.headers, await response.whole(RESPONSE_LIMIT))
+        finally:
+            await response.aclose()
 
-    @asynccontextmanager
-    async def _streamed(
-        self, request: _Request, connect_timeout_s: float, silence_s: float | None
-    ) -> AsyncIterator[Stream]:
+    async def _streamed(self, request: _Request, connect_timeout_s: float, silence_s: float | None) -> _OpenResponse:
         try:
             access = await self._credentials.access()
-            async with self._sent(request, access, connect_timeout_s, silence_s) as response:
-                renewed = access
-                if response.status == 401:
-                    renewed = await self._credentials.access_after_401(access.token)
-                if renewed.token == access.token:
-                    yield _StreamedResponse(response, silence_s)
-                    return
+            response = await self._opened(request, access, connect_timeout_s, silence_s)
+            if response.status != 401:
+                return response
+            try:
+                renewed = await self._credentials.access_after_401(access.token)
+            except BaseException:
+                await response.aclose()
+                raise
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
-        async with self._sent(request, renewed, connect_timeout_s, silence_s) as response:
-            yield _StreamedResponse(response, silence_s)
+        if renewed.token == access.token:
+            return response
+        await response.aclose()
+        return await self._opened(request, renewed, connect_timeout_s, silence_s)
 
-    @asynccontextmanager
-    async def _sent(
+    async def _opened(
         self, request: _Request, access: KubeconfigAccess, connect_timeout_s: float, silence_s: float | None
-    ) -> AsyncIterator[Response]:
+    ) -> _OpenResponse:
         key, client = self._connections.acquire(access)
         try:
             await self._keep(key, access)
-            async with client.request(
+            exchange = client.request(
                 request.method,
                 request.url(access.server),
                 headers=request.headers(access.token),
@@ -172,10 +175,12 @@ class ClusterApi:
                 proxy=self._proxy or self._connections.proxy(access.server),
                 connect_timeout_s=connect_timeout_s,
                 silence_s=silence_s,
-            ) as response:
-                yield response
-        finally:
+            )
+            response = await exchange.__aenter__()
+        except BaseException:
             await self._connections.release(key)
+            raise
+        return _OpenResponse(self._connections, key, exchange, response, silence_s)
 
     async def _keep(self, key: Hashable, access: KubeconfigAccess) -> None:
         """Stay a user of this pool between requests, so that its connections stay open, and leave the one before."""
@@ -208,10 +213,30 @@ class _Request:
         return headers
 
 
-class _StreamedResponse:
-    def __init__(self, response: Response, silence_s: float | None) -> None:
+class _OpenResponse:
+    """A response that is being read, over a pool that it is a user of."""
+
+    __slots__ = ("_connections", "_exchange", "_key", "_response", "_silence_s")
+
+    def __init__(
+        self,
+        connections: Connections,
+        key: Hashable,
+        exchange: AbstractAsyncContextManager[Response],
+        response: Response,
+        silence_s: float | None,
+    ) -> None:
+        self._connections = connections
+        self._key = key
+        self._exchange = exchange
         self._response = response
         self._silence_s = silence_s
+
+    async def aclose(self) -> None:
+        try:
+            await self._exchange.__aexit__(None, None, None)
+        finally:
+            await self._connections.release(self._key)
 
     @property
     def status(self) -> int:
@@ -224,6 +249,7 @@ class _StreamedResponse:
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         while chunk := await self._response.read(self._silence_s):
             yield chunk
+            del chunk  # the next one may arrive in hours
 
     async def read_error(self, limit: int) -> bytes:
         body = bytearray()
@@ -240,6 +266,23 @@ class _StreamedResponse:
             if size > limit:
                 raise TransportError("closed", f"a response of more than {limit} bytes, the limit")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Streaming:
+    """An open response as a context manager; a class rather than a generator, since each watch holds one."""
+
+    __slots__ = ("_opening", "_response")
+
+    def __init__(self, opening: Coroutine[Any, Any, _OpenResponse]) -> None:
+        self._opening = opening
+
+    async def __aenter__(self) -> Stream:
+        self._response = await self._opening
+        del self._opening  # with the headers of the request
+        return self._response
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._response.aclose()
 
 
 class _Cause(msgspec.Struct):

@@ -91,6 +91,8 @@ class Health:
 class _Member:
     """An engaged cluster, while its informers and reconciles run."""
 
+    __slots__ = ("api", "cluster", "incarnation", "informers", "tasks", "view")
+
     def __init__(self, cluster: EngagedCluster, incarnation: int, api: ClusterApi, tasks: asyncio.TaskGroup) -> None:
         self.cluster = cluster
         self.incarnation = incarnation

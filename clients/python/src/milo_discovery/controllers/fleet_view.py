@@ -32,6 +32,8 @@ class Member(Protocol):
 class ClusterView:
     """The caches of one cluster."""
 
+    __slots__ = ("_member",)
+
     def __init__(self, member: Member) -> None:
         self._member = member
 

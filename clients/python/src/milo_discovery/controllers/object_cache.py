@@ -147,6 +147,8 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
+    __slots__ = ("_by_owner", "_functions", "_indexes", "_listed", "_objects", "synced")
+
     def __init__(self) -> None:
         self._objects: dict[Place, CachedObject] = {}
         self._listed: set[Place] | None = None

@@ -5,16 +5,19 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from milo_kube.http.connection import Connection, Response
 from milo_kube.http.dialing import Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 
+DIALS_PER_SERVER = 32
+"""Handshakes in flight: what those of thousands of watches hold at the same time stays in the process as fragments."""
 _REPEATABLE = frozenset({"GET", "DELETE"})
 _Key = tuple[Origin, Proxy | None]
 
@@ -47,9 +50,9 @@ class Client:
         self._idle: dict[_Key, list[tuple[Connection, asyncio.TimerHandle]]] = {}
         self._busy: set[Connection] = set()
         self._is_closed = False
+        self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
 
-    @asynccontextmanager
-    async def request(
+    def request(
         self,
         method: str,
         url: str,
@@ -59,11 +62,35 @@ class Client:
         proxy: str | None = None,
         connect_timeout_s: float,
         silence_s: float | None = None,
-    ) -> AsyncIterator[Response]:
+    ) -> AbstractAsyncContextManager[Response]:
         """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
         `url` has no user and no fragment. `silence_s` bounds the wait for the head of the response.
         """
+        return _Exchange(
+            self,
+            self._begin(
+                method,
+                url,
+                headers=headers,
+                body=body,
+                proxy=proxy,
+                connect_timeout_s=connect_timeout_s,
+                silence_s=silence_s,
+            ),
+        )
+
+    async def _begin(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        proxy: str | None,
+        connect_timeout_s: float,
+        silence_s: float | None,
+    ) -> tuple[_Key, Connection, Response]:
         parts = urlsplit(url)
         key = Origin.of(url), Proxy.of(proxy) if proxy else None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -76,34 +103,31 @@ class Client:
                 sent["Proxy-Authorization"] = key[1].authorization
         tracing = tracer.get()
         span = None if tracing is None else tracing.begin(method, url.partition("?")[0], sent)
-        connection = response = None
+        connection = status = None
         try:
-            while response is None:
+            while True:
                 connection = await self._connection(key, connect_timeout_s)
                 is_kept = connection.requests > 0
-                sending = connection.send(method, target, sent, body or b"")
+                response = connection.send(method, target, sent, body or b"")
                 try:
-                    await sending.head(silence_s)
+                    await response.head(silence_s)
                 except TransportError as error:
                     # The server may close an idle connection while the request is sent: retry on another one.
-                    is_stale = is_kept and error.cause == "closed" and not sending.has_begun
+                    is_stale = is_kept and error.cause == "closed" and not response.has_begun
                     if not is_stale or self._is_closed or method not in _REPEATABLE:
                         raise
-                    self._release(key, connection, None)
+                    self.release(key, connection, None)
                     connection = None
                 else:
-                    response = sending
-            # A watch stays here for minutes: what it holds is multiplied by the number of clusters.
-            del parts, target, sent, headers, url, body
-            if span is not None:
-                span.end(response.status)
-                span = None
-            yield response
+                    status = response.status
+                    return key, connection, response
+        except BaseException:
+            if connection is not None:
+                self.release(key, connection, None)
+            raise
         finally:
             if span is not None:
-                span.end(None)
-            if connection is not None:
-                self._release(key, connection, response)
+                span.end(status)
 
     async def aclose(self) -> None:
         """Close every connection. Requests in flight fail."""
@@ -127,7 +151,7 @@ class Client:
                 return connection
         origin, proxy = key
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._dials(key):
                 connection = await dial(origin, self._context, server_name=self._tls_server_name, proxy=proxy)
         except TimeoutError:
             raise TransportError("timeout", f"{origin} did not accept a connection in time") from None
@@ -137,7 +161,15 @@ class Client:
         self._busy.add(connection)
         return connection
 
-    def _release(self, key: _Key, connection: Connection, response: Response | None) -> None:
+    def _dials(self, key: _Key) -> asyncio.Semaphore:
+        """Return what limits the connections to a server that are made at the same time."""
+        dials = self._dialing.get(key)
+        if dials is None:
+            dials = self._dialing[key] = asyncio.Semaphore(DIALS_PER_SERVER)
+        return dials
+
+    def release(self, key: _Key, connection: Connection, response: Response | None) -> None:
+        """Keep the connection for further requests, or close it if the response was not read to its end."""
         self._busy.discard(connection)
         if response is None:
             connection.abort()
@@ -157,3 +189,21 @@ class Client:
             self._idle[key] = kept
         else:
             self._idle.pop(key, None)
+
+
+class _Exchange:
+    """A request and its response. A class rather than a generator, since there is one for each open watch."""
+
+    __slots__ = ("_beginning", "_begun", "_client")
+
+    def __init__(self, client: Client, beginning: Coroutine[Any, Any, tuple[_Key, Connection, Response]]) -> None:
+        self._client = client
+        self._beginning = beginning
+
+    async def __aenter__(self) -> Response:
+        self._begun = await self._beginning
+        del self._beginning  # with the headers of the request
+        return self._begun[2]
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.release(*self._begun)

@@ -23,6 +23,8 @@ _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 class Connection(asyncio.Protocol):
     """An HTTP/1.1 connection with one exchange at a time. Error messages name `origin`."""
 
+    __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "requests")
+
     def __init__(self, origin: str) -> None:
         self._origin = origin
         self._transport: asyncio.Transport | None = None
@@ -86,6 +88,12 @@ class Connection(asyncio.Protocol):
 
 class Response:
     """A response whose body is read while it arrives."""
+
+    __slots__ = (
+        *("_buffered", "_chunks", "_connection", "_ends_with_connection", "_failure", "_has_head", "_is_complete"),
+        *("_is_paused", "_origin", "_overhead", "_parser", "_unzip", "_waiter"),
+        *("has_begun", "headers", "is_reusable", "phrase", "status"),
+    )
 
     def __init__(self, origin: str, connection: Connection) -> None:
         self.headers = Headers()

@@ -17,6 +17,10 @@ _RECORD = 16 << 10
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """The client side of a TLS connection: a transport for `protocol`, and the protocol of the transport below."""
 
+    __slots__ = (
+        *("_below", "_failure", "_handshake", "_incoming", "_is_closing", "_outgoing", "_protocol", "_tls", "_unsent"),
+    )
+
     def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str) -> None:
         super().__init__()
         self._protocol: asyncio.Protocol = protocol
@@ -158,6 +162,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             while self._unsent:
                 self._tls.write(self._unsent[0])
                 del self._unsent[0]
+            # For each session ticket that it reads, OpenSSL allocates a write buffer of 16 KiB, which the next write
+            # releases. A watch may not write again for hours; one of nothing sends nothing.
+            self._tls.write(b"")
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
