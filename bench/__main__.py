@@ -73,7 +73,9 @@ MEASURES: dict[str, Measure] = {
     "go": go.measure,
     "sharding": sharding.measure,
 }
-NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "go", "sharding"}
+NOT_UNLESS_NAMED = {
+    *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
+}
 """These take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
 """On a real server, so does creating the projects."""
@@ -106,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     if asked.minutes is not None:
         scale = msgspec.structs.replace(scale, churn_s=60 * asked.minutes)
-    left_out = NOT_UNLESS_NAMED | {"controllers"} | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
+    left_out = NOT_UNLESS_NAMED | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
     usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in left_out]
     console = Console()
     samples: Samples = {}

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import sys
 from contextlib import suppress
-from typing import Any
 
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, Request, SingleCluster
@@ -22,7 +21,7 @@ CONFIG_MAPS = "v1/configmaps"
 FINALIZER = "example.miloapis.com/greeter"
 
 
-async def reconcile(request: Request[dict[str, Any]]) -> None:
+async def reconcile(request: Request) -> None:
     """Bring one Greeting's ConfigMap into the wanted state. Called again whenever one of the two has changed."""
     greeting = await request.get()
     if greeting is None:

@@ -13,14 +13,12 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
 
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, Request, Result, Target, Watched, watches
 
 log = logging.getLogger("replicator")
 
-Object = dict[str, Any]
 SECRETS = "v1/secrets"
 ROLE = "replicate.example.com/role"
 PROJECTS = "replicate.example.com/projects"
@@ -35,7 +33,7 @@ def selects(selector: str, labels: dict[str, str]) -> bool:
     return bool(wanted) and wanted.items() <= labels.items()
 
 
-async def reconcile(request: Request[Object]) -> Result | None:
+async def reconcile(request: Request) -> Result | None:
     """Bring the copy of one Secret in one project into the wanted state."""
     if request.cluster.name == SOURCE:
         return None
@@ -57,14 +55,14 @@ async def reconcile(request: Request[Object]) -> Result | None:
     return AGAIN if source is not None else None
 
 
-def copies_of_a_source(change: Watched[Object]) -> Iterator[Target]:
+def copies_of_a_source(change: Watched) -> Iterator[Target]:
     """A changed Secret of the source project concerns its copy in every project."""
     if change.cluster.name == SOURCE:
         for name in change.clusters.names():
             yield Target(change.name, change.namespace, name)
 
 
-def copies_in_a_namespace(change: Watched[Object]) -> Iterator[Target]:
+def copies_in_a_namespace(change: Watched) -> Iterator[Target]:
     """A new namespace, such as those of a project that was just engaged, may need copies."""
     shared = change.clusters.cluster(SOURCE)
     for source in shared.list(SECRETS, change.name, selector=ROLE) if shared else ():

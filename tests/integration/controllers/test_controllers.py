@@ -179,6 +179,29 @@ async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
         assert not any(cleaned[1:])
 
 
+async def test_reconciled_kind_may_be_cached_by_its_metadata(plane: ControlPlane) -> None:
+    cached: list[dict[str, Any]] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        cached.append(found)
+        await request.ensure_finalizer(FINALIZER)
+        await request.set_condition("Ready", "True", "Done")
+        await request.apply("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": "owned"}}, owned=True)
+
+    plane.create({**widget("one", size=1), "status": {"conditions": []}})
+    plane.patch(WIDGETS, "one", {"status": {"conditions": [{"type": "Other", "status": "True"}]}}, subresource="status")
+    async with reconciling(reconcile, plane, metadata_only=True):
+        made = await eventually(lambda: plane.find("v1/configmaps", "owned"))
+        assert "spec" not in cached[0]
+        assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
+        found = plane.get(WIDGETS, "one")
+        assert found["metadata"]["finalizers"] == [FINALIZER]
+        assert [each["type"] for each in found["status"]["conditions"]] == ["Other", "Ready"]
+
+
 async def test_writes_and_reads_of_other_objects(plane: ControlPlane) -> None:
     done: list[str] = []
 

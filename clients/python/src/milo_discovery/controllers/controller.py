@@ -15,7 +15,7 @@ from milo_discovery.controllers.errors import ControllerError, Permanent, Projec
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
 from milo_discovery.controllers.informer import Informer, InformerKey
-from milo_discovery.controllers.kinds import Kind
+from milo_discovery.controllers.kinds import Kind, ObjectT
 from milo_discovery.controllers.logs import current_cluster, current_object
 from milo_discovery.controllers.metrics import ControllerMetrics
 from milo_discovery.controllers.object_cache import CachedObject, Change
@@ -50,10 +50,10 @@ class Target(NamedTuple):
     """Name of the cluster; by default the one in which the watched object changed."""
 
 
-class Watched(Generic[T]):
+class Watched(Generic[ObjectT]):
     """A change of a watched object, for a mapper."""
 
-    def __init__(self, kind: Kind[T], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
+    def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
         self.cluster = cluster
         self.clusters = clusters
         """The caches of all clusters."""
@@ -64,12 +64,12 @@ class Watched(Generic[T]):
         self._change = change
 
     @property
-    def object(self) -> T:
+    def object(self) -> ObjectT:
         """The object as it is, or as it last was if it was deleted."""
         return self._kind.decode(self._change.current.raw)
 
     @property
-    def before(self) -> T | None:
+    def before(self) -> ObjectT | None:
         """The object before the change; None if it is new."""
         return None if self._change.old is None else self._kind.decode(self._change.old.raw)
 

@@ -149,6 +149,7 @@ class Controllers:
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
         selector: str = "",
+        metadata_only: bool = False,
         workers: int = 16,
         per_cluster: int = 4,
         name: str | None = None,
@@ -163,6 +164,7 @@ class Controllers:
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
         selector: str = "",
+        metadata_only: bool = False,
         workers: int = 16,
         per_cluster: int = 4,
         name: str | None = None,
@@ -176,6 +178,7 @@ class Controllers:
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
         selector: str = "",
+        metadata_only: bool = False,
         workers: int = 16,
         per_cluster: int = 4,
         name: str | None = None,
@@ -185,12 +188,13 @@ class Controllers:
         """Register a reconciler for the objects of a kind (a decorator).
 
         `owns`: kinds whose changes lead to a reconcile of their owner; only their metadata is kept. `watches`: kinds
-        whose changes are mapped, see `watches`. `selector`: only objects with these labels. `workers`: reconciles at
-        the same time, and `per_cluster` in one cluster. `timeout`: for one reconcile. `name` is in logs and metrics.
+        whose changes are mapped, see `watches`. `selector`: only objects with these labels. `metadata_only`: keep only
+        the metadata of the objects. `workers`: reconciles at the same time, and `per_cluster` in one cluster.
+        `timeout`: for one reconcile. `name` is in logs and metrics.
         """
         self._require_new()
         primary = kind_of(kind)
-        self._require_informer(InformerSpec(primary, selector, False, {}))
+        self._require_informer(InformerSpec(primary, selector, metadata_only, {}))
         for owned in owns:
             self._require_informer(InformerSpec(kind_of(owned), "", True, {}))
         for watched in watches:

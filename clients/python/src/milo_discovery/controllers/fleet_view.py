@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from milo_discovery.controllers.errors import NotCached
 from milo_discovery.controllers.informer import Informer, InformerKey
-from milo_discovery.controllers.kinds import Document, Kind, kind_of
+from milo_discovery.controllers.kinds import AnyKind, Document, Kind, kind_of
 from milo_discovery.engaged_cluster import EngagedCluster
 
 T = TypeVar("T")
@@ -40,6 +40,10 @@ class ClusterView:
     @property
     def cluster(self) -> EngagedCluster:
         return self._member.cluster
+
+    def is_metadata_only(self, kind: AnyKind, selector: str = "") -> bool:
+        """Return whether nothing but the metadata of these objects is cached. Raises NotCached."""
+        return informer(self._member, kind, selector).spec.metadata_only
 
     @overload
     def get(self, kind: str, name: str, namespace: str = "", *, selector: str = "") -> Document | None: ...

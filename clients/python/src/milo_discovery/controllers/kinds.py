@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 import msgspec
 
 T = TypeVar("T")
 Document = dict[str, Any]
 """An object as JSON."""
+
+# With a default, `Request` alone means `Request[dict[str, Any]]` to type checkers, which bring typing_extensions.
+if TYPE_CHECKING:
+    import typing_extensions
+
+    ObjectT = typing_extensions.TypeVar("ObjectT", default=Document)
+else:
+    ObjectT = TypeVar("ObjectT")
 
 _RESOURCE = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
 # A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply the request to another path.

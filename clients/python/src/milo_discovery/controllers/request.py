@@ -29,12 +29,11 @@ from milo_discovery.controllers.conditions import (
 from milo_discovery.controllers.errors import Conflict, ControllerError, NotFound
 from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, EventType, PatchEvent
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
-from milo_discovery.controllers.kinds import AnyKind, Document, Kind, document, kind_of
+from milo_discovery.controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_discovery.engaged_cluster import EngagedCluster
 
 log = logging.getLogger("milo_discovery.controllers")
 
-T = TypeVar("T")
 Other = TypeVar("Other")
 
 PatchType = Literal["merge", "json", "strategic"]
@@ -51,13 +50,13 @@ class Result:
     """Reconcile the object again after this time, unless it changes earlier."""
 
 
-class Request(Generic[T]):
+class Request(Generic[ObjectT]):
     """One object to reconcile. Its name and namespace are of an object that may no longer exist."""
 
     def __init__(
         self,
         *,
-        kind: Kind[T],
+        kind: Kind[ObjectT],
         namespace: str,
         name: str,
         selector: str,
@@ -97,7 +96,7 @@ class Request(Generic[T]):
     # --- reads ---
 
     @overload
-    async def get(self) -> T | None: ...
+    async def get(self) -> ObjectT | None: ...
     @overload
     async def get(
         self, kind: str, name: str, namespace: str | None = None, *, selector: str = ""
@@ -162,19 +161,19 @@ class Request(Generic[T]):
 
     async def create(self, kind: AnyKind, body: object, *, owned: bool = False) -> Document:
         """Create an object, with this one as its controller if `owned`. Raises AlreadyExists."""
-        kind, body = self._prepared(kind, body, owned=owned)
+        kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.collection(self._namespace(body))
         return self._noted(kind, await self._api.send("POST", path, self._manager, body))
 
     async def update(self, kind: AnyKind, body: object) -> Document:
         """Replace an object. Raises Conflict if it has changed since `body` was read."""
-        kind, body = self._prepared(kind, body)
+        kind, body = await self._prepared(kind, body)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         return self._noted(kind, await self._api.send("PUT", path, self._manager, body))
 
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
         """Create or change an object by server-side apply, with this one as its controller if `owned`."""
-        kind, body = self._prepared(kind, body, owned=owned)
+        kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         query = [*self._manager, ("force", str(force).lower())]
         return self._noted(kind, await self._api.send("PATCH", path, query, body, content_type=APPLY_PATCH))
@@ -250,13 +249,13 @@ class Request(Generic[T]):
         except NotFound:
             return False
 
-    def owner_reference(self, *, controller: bool = True) -> Document:
+    async def owner_reference(self, *, controller: bool = True) -> Document:
         """Return a reference to the object, for objects that it owns. Raises NotFound if it does not exist."""
-        return owner_reference(self._document(), controller=controller)
+        return owner_reference(await self._whole_document(), controller=controller)
 
     async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
         """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
-        regarding = self._document()
+        regarding = await self._whole_document()
         content = EventContent(type, reason, action, note)
         try:
             match self._events.record(self.cluster.name, regarding, content, self._now()):
@@ -274,7 +273,7 @@ class Request(Generic[T]):
         self, changed: Callable[[Document], Document | None], *, subresource: str = "", ends_termination: bool = False
     ) -> bool:
         """Write the patch that `changed` returns for the object, on top of the version that it was made from."""
-        found = self._document()
+        found = await self._whole_document() if subresource else self._document()
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
             if patch is None:
@@ -310,16 +309,22 @@ class Request(Generic[T]):
             raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
         return found
 
+    async def _whole_document(self) -> Document:
+        """Return the object with its kind and status, which a cache of metadata lacks. Raises NotFound."""
+        if self._written is None and self._view.is_metadata_only(self.kind, self._selector):
+            self._written = await self.read(self.kind, self.name, self.namespace)
+        return self._document()
+
     def _metadata(self) -> Document:
         return cast(Document, self._document()["metadata"])
 
-    def _prepared(self, kind: AnyKind, body: object, *, owned: bool = False) -> tuple[Kind[Any], Document]:
+    async def _prepared(self, kind: AnyKind, body: object, *, owned: bool = False) -> tuple[Kind[Any], Document]:
         found, kind = document(body), kind_of(kind)
         if not (found.get("metadata") or {}).get("name") and not (found.get("metadata") or {}).get("generateName"):
             raise ValueError(f"the object of kind {kind.resource} has no metadata.name")
         if "apiVersion" not in found:
             found = {"apiVersion": kind.api_version, **found}
-        return kind, with_owner(found, self.owner_reference()) if owned else found
+        return kind, with_owner(found, owner_reference(await self._whole_document())) if owned else found
 
     def _namespace(self, body: Document) -> str:
         return self._default(body["metadata"].get("namespace"))
