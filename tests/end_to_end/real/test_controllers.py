@@ -1,27 +1,34 @@
-"""Controllers on a real kube-apiserver, with the daemon killed, the API server killed, and credentials of 20 seconds.
+"""Controllers on real kube-apiservers, with the daemon killed, API servers killed, and credentials of 20 seconds.
 
-Drift is repaired, no reconcile is lost, and none runs twice at the same time. The clusters are addresses of one server.
+Drift is repaired, no reconcile is lost, and none runs twice at the same time. In mode `project` the clusters are paths
+of one host, each with a kube-apiserver of its own behind it; in mode `project-control-plane`, addresses of one server.
 """
 
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, QueuePolicy, Request
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.bearers import await_bearer
 from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
+from tests.end_to_end.real.prefixes import serving_projects
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import Mode
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -56,7 +63,7 @@ class Greeter:
             version = None if found is None else found["metadata"]["resourceVersion"]
             if found is not None and not found["metadata"].get("deletionTimestamp"):
                 name = f"{request.name}.{request.cluster.name}"
-                metadata = {"name": name, "ownerReferences": [request.owner_reference(controller=False)]}
+                metadata = {"name": name, "ownerReferences": [await request.owner_reference(controller=False)]}
                 copy = {"kind": "ConfigMap", "metadata": metadata, "data": found.get("data", {})}
                 await request.apply("v1/configmaps", copy)
             self.reconciled[place] = version
@@ -77,10 +84,23 @@ def names_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
 
 
-def configured(server: RealApi, folder: Path, issuer: Issuer) -> Path:
+@pytest_asyncio.fixture(loop_scope="session")
+async def planes(
+    server: RealApi, servers: RealServers, mode: Mode, tmp_path: Path
+) -> AsyncIterator[dict[str, RealApi]]:
+    """The server that stores the objects of each cluster."""
+    if mode == "project-control-plane":
+        yield dict.fromkeys(CLUSTERS, server)
+        return
+    async with servers.lend(mode, tmp_path) as other:
+        yield dict(zip(CLUSTERS, (server, other), strict=True))
+
+
+@asynccontextmanager
+async def configured(server: RealApi, planes: dict[str, RealApi], folder: Path, issuer: Issuer) -> AsyncIterator[Path]:
+    """Write the daemon's settings, and serve what these lead to."""
     key = folder / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))
-    port = server.url.rpartition(":")[2]
     source = {
         "name": "accounts", "type": "datum-service-account", "key_file": str(key), "ca_file": str(issuer.ca_file),
         "audiences": [AUDIENCE],
@@ -88,15 +108,23 @@ def configured(server: RealApi, folder: Path, issuer: Issuer) -> Path:
     settings = {
         "mode": server.mode,
         "discovery_kubeconfig": str(server.kubeconfig),
-        "internal_address_template": f"project-{{uid}}.{INSIDE}:{port}",
         "connectivity": {"interval": "off"},
         "listen": [f"unix://{folder}/d.sock"],
         "http_listen": "off",
         "kubeconfigs": {"sources": [source]},
     }
     file = folder / "config.yaml"
-    file.write_text(json.dumps(settings))
-    return file
+    async with AsyncExitStack() as stack:
+        if server.mode == "project":
+            url = await stack.enter_async_context(serving_projects(planes, server.authority))
+            path = kubeconfig.write(
+                folder / "projects.kubeconfig", server=url, authority=server.authority.pem, user={"token": "unused"}
+            )
+            settings["project_kubeconfig"] = str(path)
+        else:
+            settings["internal_address_template"] = f"project-{{uid}}.{INSIDE}:{server.url.rpartition(':')[2]}"
+        file.write_text(json.dumps(settings))
+        yield file
 
 
 async def put(api: Api, name: str, content: str) -> None:
@@ -107,42 +135,73 @@ async def put(api: Api, name: str, content: str) -> None:
         await api.call("PUT", f"{CONFIG_MAPS}/{name}", body)
 
 
-async def copies(api: Api, name: str) -> dict[str, str | None]:
-    """Return the content of each cluster's copy."""
-    found = {item["metadata"]["name"]: item for item in (await api.call("GET", CONFIG_MAPS))["items"]}
-    return {cluster: found.get(f"{name}.{cluster}", {}).get("data", {}).get("content") for cluster in CLUSTERS}
+async def put_everywhere(planes: dict[str, RealApi], name: str, content: str) -> None:
+    for plane in set(planes.values()):
+        async with plane.api() as api:
+            await put(api, name, content)
 
 
-async def until_copied(server: RealApi, name: str, content: str) -> None:
-    async with server.api() as api, asyncio.timeout(120):
-        while await copies(api, name) != dict.fromkeys(CLUSTERS, content):  # noqa: ASYNC110 - the server has no event
-            await asyncio.sleep(0.1)
+async def delete(plane: RealApi, name: str) -> None:
+    async with plane.api() as api:
+        await api.call("DELETE", f"{CONFIG_MAPS}/{name}")
 
 
-async def versions(api: Api) -> dict[tuple[str, str], str]:
-    items = (await api.call("GET", f"{CONFIG_MAPS}?labelSelector=greet%3Dyes"))["items"]
-    return {
-        (cluster, item["metadata"]["name"]): item["metadata"]["resourceVersion"]
-        for item in items
-        for cluster in CLUSTERS
-    }
+async def restart(planes: dict[str, RealApi]) -> None:
+    """Kill every API server, and start it again."""
+    for plane in set(planes.values()):
+        await plane.stop()
+    for plane in set(planes.values()):
+        await plane.start()
 
 
-@pytest.mark.parametrize("mode", ["project-control-plane"])
+async def copy_in(plane: RealApi, cluster: str, name: str) -> str | None:
+    """Return the content of the copy of a cluster."""
+    async with plane.api() as api:
+        found = {item["metadata"]["name"]: item for item in (await api.call("GET", CONFIG_MAPS))["items"]}
+    content: str | None = found.get(f"{name}.{cluster}", {}).get("data", {}).get("content")
+    return content
+
+
+async def until_copied(planes: dict[str, RealApi], name: str, content: str) -> None:
+    async with asyncio.timeout(120):
+        for cluster, plane in planes.items():
+            while await copy_in(plane, cluster, name) != content:  # noqa: ASYNC110 - the server has no event
+                await asyncio.sleep(0.1)
+
+
+async def versions(planes: dict[str, RealApi]) -> dict[tuple[str, str], str]:
+    found = {}
+    for cluster, plane in planes.items():
+        async with plane.api() as api:
+            items = (await api.call("GET", f"{CONFIG_MAPS}?labelSelector=greet%3Dyes"))["items"]
+        found |= {(cluster, item["metadata"]["name"]): item["metadata"]["resourceVersion"] for item in items}
+    return found
+
+
+async def admit(plane: RealApi, issuer: Issuer) -> None:
+    """Let the operator's credential do everything."""
+    plane.trust(issuer.trusted())
+    await await_bearer(plane, issuer.token("operator"), "account:operator")
+    async with plane.api() as api:
+        await api.forget(f"{BINDINGS}/controllers")
+        await api.call("POST", BINDINGS, BINDING)
+
+
 @pytest.mark.usefixtures("names_inside")
-async def test_drift_is_repaired_whatever_is_killed(server: RealApi, folder: Path) -> None:
+async def test_drift_is_repaired_whatever_is_killed(server: RealApi, planes: dict[str, RealApi], folder: Path) -> None:
     greeter = Greeter()
+    alpha, beta = (planes[cluster] for cluster in CLUSTERS)
     async with Issuer(folder, life_s=LIFE_S) as issuer:
-        server.trust(issuer.trusted())
-        await await_bearer(server, issuer.token("operator"), "account:operator")
-        async with server.api() as api:
-            await api.forget(f"{BINDINGS}/controllers")
-            await api.call("POST", BINDINGS, BINDING)
-            await put(api, "first", "one")
+        for plane in set(planes.values()):
+            await admit(plane, issuer)
+        await put_everywhere(planes, "first", "one")
         await create_ready(server, *CLUSTERS)
-        file = configured(server, folder, issuer)
         address = f"unix://{folder}/d.sock"
-        async with DaemonProcess(address, "--config", str(file)) as daemon, DiscoveryClient(address) as client:
+        async with (
+            configured(server, planes, folder, issuer) as file,
+            DaemonProcess(address, "--config", str(file)) as daemon,
+            DiscoveryClient(address) as client,
+        ):
             await daemon.start()
             controllers = Controllers(Fleet(client, include_kubeconfigs=True), registry=CollectorRegistry())
             queue = QueuePolicy(max_delay_s=2.0)
@@ -150,35 +209,32 @@ async def test_drift_is_repaired_whatever_is_killed(server: RealApi, folder: Pat
                 greeter.reconcile
             )
             async with controllers:
-                await until_copied(server, "first", "one")
+                await until_copied(planes, "first", "one")
                 given = issuer.given
 
                 await daemon.kill()
-                async with server.api() as api:
-                    await api.call("DELETE", f"{CONFIG_MAPS}/first.alpha")
-                    await put(api, "second", "two")
-                await until_copied(server, "first", "one")
-                await until_copied(server, "second", "two")
+                await delete(alpha, "first.alpha")
+                await put_everywhere(planes, "second", "two")
+                await until_copied(planes, "first", "one")
+                await until_copied(planes, "second", "two")
                 await daemon.start()
 
-                await server.stop()
-                await server.start()
-                async with server.api() as api:
-                    await put(api, "first", "three")
-                    await api.call("DELETE", f"{CONFIG_MAPS}/second.beta")
-                await until_copied(server, "first", "three")
-                await until_copied(server, "second", "two")
+                await restart(planes)
+                await put_everywhere(planes, "first", "three")
+                await delete(beta, "second.beta")
+                await until_copied(planes, "first", "three")
+                await until_copied(planes, "second", "two")
 
                 # The first credentials have expired by now, or soon will.
                 await eventually(lambda: issuer.given >= given + 2, within_s=4 * LIFE_S)
-                async with server.api() as api:
-                    await put(api, "first", "four")
-                    await api.call("DELETE", f"{CONFIG_MAPS}/second")
-                await until_copied(server, "first", "four")
-                async with server.api() as api:
-                    newest = await versions(api)
+                await put_everywhere(planes, "first", "four")
+                for plane in set(planes.values()):
+                    await delete(plane, "second")
+                await until_copied(planes, "first", "four")
+                newest = await versions(planes)
                 await eventually(is_reconciled(greeter, newest), within_s=60)
-        server.trust()
+        for plane in set(planes.values()):
+            plane.trust()
     assert greeter.overlaps == []
 
 
