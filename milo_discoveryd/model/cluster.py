@@ -78,7 +78,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def endpoint(self) -> str:
-        return self.local_name.join(self.place)
+        name = self.name
+        # The common case, without a call: this is part of every encoded event.
+        return (local_name(name) if SOURCE_SEPARATOR in name else name).join(self.place)
 
 
 class ConnectivityState(enum.Enum):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import starmap
 
 from milo_discoveryd.model.cluster import Pairs, Suspension
 from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, SuspensionInfo
@@ -57,13 +58,17 @@ def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | Non
 
 def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
-    found = metadata.labels
-    size = sum(len(key) + len(value) for each in (found, metadata.annotations) if each for key, value in each.items())
+    found, annotations = metadata.labels, metadata.annotations
+    size = (_characters(found) if found else 0) + (_characters(annotations) if annotations else 0)
     if size > METADATA_BYTES:
         raise MalformedError(
             f"its labels and annotations have {size} characters; at most {METADATA_BYTES} are accepted"
         )
-    return _pairs(tuple(_pair(key, value) for key, value in sorted(found.items()))) if found else ()
+    return _pairs(tuple(starmap(_pair, sorted(found.items())))) if found else ()
+
+
+def _characters(found: dict[str, str]) -> int:
+    return sum(map(len, found)) + sum(map(len, found.values()))
 
 
 @lru_cache(maxsize=8192)

@@ -82,7 +82,7 @@ class DirectFleet(IntakeSink, SourceFleet):
         for events in self._intake.take(self._observed(source_events), at(read_at)):
             self._publish(events, read_at)
             yield
-        if self.synced and not synced:
+        if not synced and self.synced:
             self._observer.synced(self.registry.engaged)
             self.notifier.notify()
         elif restored and not self.is_restored:

@@ -146,7 +146,7 @@ class Intake:
                 case ObjectChanged(observation):
                     if self._guard is not None:
                         self._guard.seen(observation.version)
-                    if self._registry.is_news(observation):
+                    if not self._pending_deletions.is_idle and self._registry.is_news(observation):
                         self._pending_deletions.discard(observation.name)
                     changed.append(observation)
                 case DeletionReported(name, uid, namespace):

@@ -94,6 +94,11 @@ class PendingDeletions:
         return len(self._pending)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no deletion is pending, nor checked again after it was refuted."""
+        return not (self._pending or self._refuted)
+
+    @property
     def held(self) -> int:
         if not self._pending:
             return 0  # the common case, and this is read with every change

@@ -168,6 +168,7 @@ def decode_frame(frame: bytes) -> pb.ClusterEvent:
 
 def _cluster(of: Cluster, epoch: str) -> bytes:
     target = of.target
+    suspensions, source = target.suspensions, target.source
     return b"".join(
         (
             _text(_NAME, target.name),
@@ -179,13 +180,13 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             _time(_ENGAGED_AT, of.engaged_at),
             _time(_DELETION_REQUESTED_AT, target.deletion_requested_at),
             _text(_DELETION_MESSAGE, target.deletion_message),
-            _SUSPENDED if target.suspended else b"",
+            b"" if suspensions is None else _SUSPENDED,
             _UNPROBED if of.connectivity is UNPROBED else _connectivity(of.connectivity),
             _text(_SOURCE_RESOURCE_VERSION, of.source_version),
             _text(_INCARNATION, incarnation(epoch, of.incarnation)),
             b"" if of.draining is None else _draining(of.draining),
-            _text(_CLUSTER_SOURCE, target.source),
-            *map(_suspension, target.suspensions or ()),
+            _text(_CLUSTER_SOURCE, source) if source else b"",
+            *(map(_suspension, suspensions) if suspensions else ()),
         )
     )
 

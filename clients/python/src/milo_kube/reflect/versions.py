@@ -12,7 +12,10 @@ def is_number(version: str) -> bool:
 
 def is_older(one: str, other: str) -> bool:
     """Return whether `one` is older; False if they cannot be compared, so that the order of arrival decides."""
-    return is_number(one) and is_number(other) and int(one) < int(other)
+    if len(one) > _LONGEST or len(other) > _LONGEST or not (one.isascii() and other.isascii()):
+        return False
+    # Not by `is_number`: this is called for each event, and calls are what it costs.
+    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
 
 
 def oldest(versions: Iterable[str]) -> str:

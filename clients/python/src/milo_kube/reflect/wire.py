@@ -179,7 +179,10 @@ class Decoder(Generic[Object, Seen]):
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OF_OBJECTS:
-                return _seen(event.type, self._bounded(self._observe(event.object)))
+                found = self._observe(event.object)
+                if found.name and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
+                    return ObjectSeen(found)
+                return _seen(event.type, self._bounded(found))
         except _UNDECODABLE:
             pass  # decoded step by step below
         return self._other_line(line)
