@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
             console.print(report.table(found, held_to))
             samples |= found
             if asked.json is not None:
-                # After each, so that a failure loses none of the earlier figures.
+                # After each measurement, so that a failure loses none of the earlier figures.
                 results = report.results(samples, held_to, scale.name, "real" if asked.real else "sandbox")
                 asked.json.write_bytes(report.written(results))
     missed = report.missed(report.medians(samples), held_to)

@@ -1,20 +1,20 @@
-"""Compares two runs, within the noise of their rounds."""
+"""Comparison of two runs, within the noise of their rounds."""
 
 from collections.abc import Iterator
 
 from bench.report import Results
 
 NOISE = 0.1
-"""The least and the greatest round of a figure."""
+"""The minimum and the maximum of a figure over its rounds."""
 
 
 def shared(one: Results, other: Results) -> list[str]:
-    """The keys that both runs have."""
+    """Return the keys that both runs have."""
     return [key for key, value in one.figures.items() if value is not None and other.figures.get(key) is not None]
 
 
 def apart(one: Results, other: Results) -> Iterator[str]:
-    """The keys whose ranges do not overlap."""
+    """Return the keys whose ranges do not overlap."""
     for key in shared(one, other):
         (least, most), (other_least, other_most) = _range(one, key), _range(other, key)
         if most < other_least or other_most < least:

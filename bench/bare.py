@@ -17,7 +17,7 @@ class Bare(Process):
         super().__init__([sys.executable, str(Path(__file__).with_name("bare_server.py")), str(socket), str(file)], log)
 
     async def listens(self) -> None:
-        """Returns as soon as its socket is there."""
+        """Return as soon as the server's socket exists."""
         while not self._socket.exists():
             self.check()
             await asyncio.sleep(0.001)

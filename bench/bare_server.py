@@ -1,6 +1,6 @@
-"""A bare grpc.aio server, and nothing else: it sends the batches of FILE to each subscriber of SOCKET, ready-made.
+"""A bare grpc.aio server that sends the prepared batches of FILE to each subscriber of SOCKET.
 
-A script that imports only what such a server needs: what it weighs is measured as well.
+A script that imports only what such a server needs, since its memory is measured as well.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ class Verdict(enum.Enum):
 class Bar(msgspec.Struct, frozen=True):
     limit: float
     is_floor: bool = False
-    """At least the limit; otherwise at most."""
+    """Whether the limit is a minimum; otherwise it is a maximum."""
 
     def __str__(self) -> str:
         return f"{'≥' if self.is_floor else '≤'} {self.limit:g}"

@@ -29,7 +29,7 @@ from milo_kube.reflect.wire import Decoder
 THREADS, LOOP = "threads", "loop"
 """The time of gRPC's threads, and the time of the main thread that no other part covers."""
 _SOURCE = "follow the source"
-# The rest is the HTTP client's, or gRPC's: its writes, and wake-ups from them.
+# The rest is that of the HTTP client or of gRPC: writes, and callbacks from them.
 _HTTP, _GRPC = "http", "grpc"
 _LEGS = (
     (selectors.EpollSelector, "select", "wait"),

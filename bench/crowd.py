@@ -25,7 +25,7 @@ _IN_A_PROCESS = 250
 
 
 class Heard(msgspec.Struct):
-    """The events of several subscribers."""
+    """Statistics of the events that several subscribers received."""
 
     late_ms: list[float] = []
     """Latency of the oldest change in each batch, in whole microseconds."""
@@ -41,7 +41,7 @@ class Heard(msgspec.Struct):
             self.gaps += subscriber.batch.previous_revision != before
             self.resets += subscriber.batch.reset
             for event in subscriber.batch.events:
-                # A disengaged cluster is as last known: its mark is that of an earlier change.
+                # A disengaged cluster is sent in its last state, whose mark is that of an earlier change.
                 if not event.startswith(_DISENGAGED) and (moment := _MOMENT.search(event)):
                     self.late_ms.append(round(1000 * (now - float(moment[1])), 3))
                     break
@@ -56,13 +56,13 @@ class Crowd:
         self._lines = 1
 
     async def heard(self) -> Heard:
-        """The figures since the last call."""
+        """Return the figures since the last call."""
         found = Heard()
         self._lines += 1
         for process in self._processes:
             process.tell("what did you hear?")
-            said = (await process.until_said(self._lines))[self._lines - 1]
-            found += msgspec.json.decode(said, type=Heard)
+            line = (await process.wait_for_lines(self._lines))[self._lines - 1]
+            found += msgspec.json.decode(line, type=Heard)
         return found
 
 
@@ -77,7 +77,7 @@ async def crowd(address: str, count: int, directory: Path) -> AsyncIterator[Crow
             processes.append(Process(command, directory / f"crowd-{first}.log"))
             stack.push_async_callback(processes[-1].end)
         for process in processes:
-            await process.until_said(1)
+            await process.wait_for_lines(1)
         yield Crowd(processes)
 
 

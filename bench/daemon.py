@@ -23,10 +23,9 @@ class Daemon(Process):
         program: str = "milo_discoveryd",
         http_listen: str = "off",
     ) -> None:
-        """Without connectivity probes, unless these are measured.
+        """Set up without connectivity probes, unless these are measured.
 
-        `listens`: at its address; otherwise where the configuration says, that address among others. `program`: a
-        module that runs it.
+        `listens`: where, if not only at its address. `program`: a module that runs the daemon.
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
@@ -37,7 +36,7 @@ class Daemon(Process):
         if config is not None:
             arguments += ["--config", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
-        # Without a log line for each cluster.
+        # avoids a log line per cluster
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
         if probed:
             clean["MILO_DISCOVERYD_CONNECTIVITY__PER"] = "cluster"

@@ -164,7 +164,7 @@ class FloodProcess:
     async def figures(self) -> Figures:
         self._process.tell("figures")
         self._said += 1
-        line = (await self._process.until_said(self._said))[self._said - 1]
+        line = (await self._process.wait_for_lines(self._said))[self._said - 1]
         return Counter(msgspec.json.decode(line, type=dict[str, int]))
 
 
@@ -173,7 +173,7 @@ async def flood(kind: str, address: str, directory: Path, wanted: int) -> AsyncI
     """Run a flood; the block begins when the daemon has answered each of the first `wanted`."""
     process = Process([sys.executable, "-m", "bench.floods", kind, address, str(wanted)], directory / f"{kind}.log")
     try:
-        await process.until_said(1, within_s=300)
+        await process.wait_for_lines(1, within_s=300)
         yield FloodProcess(process)
     finally:
         await process.end()

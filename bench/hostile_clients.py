@@ -113,7 +113,7 @@ def handshakes(who: str) -> Abuse:
             # In TLS 1.3 a client learns of its rejection when it reads.
             with suppress(ssl.SSLError, ConnectionError, TimeoutError):
                 async with asyncio.timeout(_GIVES_UP_AFTER_S), target.connected(who) as (reader, _):
-                    assert not await reader.read(1), f"the daemon talks to {who}"
+                    assert not await reader.read(1), f"the daemon accepted {who}"
             turned_away()
 
         await at_pace(once, HANDSHAKES_PER_S)
@@ -191,7 +191,7 @@ def _pair(folder: Path, who: str) -> tuple[Path, Path]:
 
 
 class HostileClients:
-    """A process of hostile clients, which is told the kinds to start and when to stop."""
+    """A process of hostile clients, which is sent the kinds to start, and when to stop."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -199,7 +199,7 @@ class HostileClients:
 
     @asynccontextmanager
     async def beside(self, kinds: Sequence[str]) -> AsyncIterator[Counter[str]]:
-        """Run attacks until the block ends; the value then has the number of refusals per kind."""
+        """Run attacks until the block ends; the yielded value then has the number of rejections per kind."""
         turned_away = Counter[str]()
         if not kinds:
             yield turned_away
@@ -211,7 +211,7 @@ class HostileClients:
     async def _ask(self, line: str) -> str:
         self._process.tell(line)
         self._said += 1
-        return (await self._process.until_said(self._said))[-1]
+        return (await self._process.wait_for_lines(self._said))[-1]
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ _EPOCH = "0123456789abcdef"
 
 
 def lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:
-    """The lines of a watch."""
+    """Return the lines of a watch."""
     return [
         b'{"type":"%s","object":%s}'
         % (
@@ -58,7 +58,7 @@ def encode() -> Encode:
 
 
 def fleet(listed: list[Observation]) -> DirectFleet:
-    """A fleet after a complete list."""
+    """Return a fleet after a complete list."""
     made = DirectFleet(
         ChangeLog(encode(), Retention()), PendingDeletions(random.random), Journal(Metrics(), Audit(Metrics()))
     )

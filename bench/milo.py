@@ -50,7 +50,7 @@ class SandboxMilo:
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
 
     async def requests(self) -> int:
-        """The number of requests that it has answered or begun to."""
+        """Return the number of requests that were begun or answered."""
         return int(await self._done("requests", _SOON_S))
 
     async def relist(self, mark: str) -> None:
@@ -60,7 +60,7 @@ class SandboxMilo:
     async def _done(self, request: str, within_s: float) -> str:
         self._process.tell(request)
         self._said += 1
-        return (await self._process.until_said(self._said, within_s))[self._said - 1]
+        return (await self._process.wait_for_lines(self._said, within_s))[self._said - 1]
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[SandboxMilo
     command = [sys.executable, "-m", "bench.milo_process", str(kubeconfig), str(count)]
     process = Process(command, directory / f"sandbox-{count}.log")
     try:
-        await process.until_said(1)
+        await process.wait_for_lines(1)
         yield SandboxMilo(process, Access.of(kubeconfig))
     finally:
         await process.end()

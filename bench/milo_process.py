@@ -23,7 +23,7 @@ from milo_sandbox.resources import CONFIG_MAPS, PROJECTS
 _DAY_S = 86_400.0
 _TICK_S = 0.01
 _STRIDE = 7919
-"""A prime, so that steps of it visit every project once before any twice."""
+"""A prime: steps of this size visit every project once before any project twice."""
 
 
 async def serve(kubeconfig: Path, count: int) -> None:
@@ -57,7 +57,7 @@ async def serve(kubeconfig: Path, count: int) -> None:
 async def burst(sandbox: Sandbox, first: int, total: int, size: int, mark: str) -> None:
     for begin in range(first, first + total, size):
         plant(sandbox, range(begin, min(begin + size, first + total)), mark)
-        await asyncio.sleep(0)  # the watches send it
+        await asyncio.sleep(0)  # sent by the watches
 
 
 def fill(sandbox: Sandbox, count: int, each: int) -> None:
@@ -68,7 +68,7 @@ def fill(sandbox: Sandbox, count: int, each: int) -> None:
 
 
 async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> None:
-    """Eight of ten changes set a label, one changes readiness, and one recreates the project."""
+    """Make changes: eight of ten set a label, one changes readiness, and one recreates the project."""
     began = time.perf_counter()
     made = 0
     not_ready: set[int] = set()
@@ -94,7 +94,7 @@ async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> N
 def plant(
     sandbox: Sandbox, indices: "range | list[int]", mark: str, *, uid: str | None = None, is_ready: bool = True
 ) -> None:
-    """Add the fields that a real server writes into an object and the sandbox does not."""
+    """Add the fields that a real server writes and the sandbox does not."""
     store = sandbox.store
     for index in indices:
         name = projects.name(index)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def made() -> dict[Path, str]:
-    """Each generated file with its contents."""
+    """Return each generated file with its contents."""
     results = {path.stem: msgspec.json.decode(path.read_bytes(), type=Results) for path in RESULTS.glob("*.json")}
     found = {PAGE: filled(PAGE.read_text(), results)}
     figures: Figures = {}

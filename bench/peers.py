@@ -29,13 +29,13 @@ class Peer(Process):
         super().__init__(command, directory / f"{name}.log")
 
     async def synced(self) -> int:
-        (first, *_) = await self.until_said(1, within_s=600.0)
+        (first, *_) = await self.wait_for_lines(1, within_s=600.0)
         return int(first.split()[1])
 
 
 @asynccontextmanager
 async def kubernetes_aio(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
-    """The kubernetes package's list and watch, as its documentation has it."""
+    """Run the kubernetes package's list and watch, as documented there."""
     async with _running(_kubernetes_aio(kubeconfig, directory)) as peer:
         yield peer
 
@@ -53,7 +53,7 @@ def _kubernetes_aio(kubeconfig: Path, directory: Path, *arguments: str) -> Peer:
 
 @asynccontextmanager
 async def client_go(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
-    """The dynamic informer of client-go; None if it cannot be built."""
+    """Run the dynamic informer of client-go; yield None if it cannot be built."""
     binary = informer()
     if binary is None:
         yield None
@@ -67,7 +67,7 @@ Start = Callable[[Path, Path], AbstractAsyncContextManager[Peer | None]]
 
 
 def readers(scale: Scale) -> dict[str, Start]:
-    """The peers by their names in keys."""
+    """Return the peers by their names in keys."""
     return {"kubernetes_aio": kubernetes_aio, **({"client_go": client_go} if scale.with_go else {})}
 
 
@@ -84,8 +84,8 @@ def informer() -> Path | None:
 
 @cache
 def operator() -> Path | None:
-    """Build the operator on multicluster-runtime and its API server; None where that can't be done."""
-    # It is built where it is, since it is made of the modules of this repository.
+    """Build the operator on multicluster-runtime and its API server; return None if that is not possible."""
+    # Built in place, since it consists of modules of this repository.
     go = shutil.which("go")
     if go is None:
         sys.stderr.write("bench: bench/operator does not run: there is no go command on PATH\n")

@@ -13,7 +13,7 @@ _TICKS = (1, 2, 5)
 
 
 def lines(title: str, series: Mapping[str, Points], *, x: str, y: str) -> str:
-    """A line plot with two logarithmic axes, where proportional growth is a line of slope one."""
+    """Draw a line plot with two logarithmic axes, on which proportional growth has slope one."""
     xs = [point[0] for points in series.values() for point in points]
     ys = [point[1] for points in series.values() for point in points]
     across = _Axis(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
@@ -33,7 +33,7 @@ def lines(title: str, series: Mapping[str, Points], *, x: str, y: str) -> str:
 
 
 def bars(title: str, groups: Mapping[str, Mapping[str, float]], *, y: str) -> str:
-    """Groups of bars on a logarithmic axis; a color per name."""
+    """Draw groups of bars on a logarithmic axis, with a color per name."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     values = [value for group in groups.values() for value in group.values()]
     up = _Axis(min(values) / 2, max(values), _HEIGHT - _BOTTOM, _TOP + 16)

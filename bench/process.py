@@ -13,7 +13,7 @@ _ENDS_WITHIN_S = 15.0
 
 
 def _cpu_clock(pid: int) -> int:
-    """The CPU clock of a process, as clock_getcpuclockid returns it on Linux."""
+    """Return the CPU clock of a process, as clock_getcpuclockid does on Linux."""
     scheduled = 2
     return (~pid << 3) | scheduled
 
@@ -37,13 +37,13 @@ class ProcessError(Exception):
 
 
 class Process:
-    """Its output goes to a file, since an unread pipe would block it."""
+    """A process whose output goes to a file, since an unread pipe would block it."""
 
     def __init__(self, command: Sequence[str], log: Path, *, environ: dict[str, str] | None = None) -> None:
         self._log = log
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, env=environ
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environ
             )
 
     @property
@@ -51,7 +51,7 @@ class Process:
         return self._process.pid
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text(errors="replace")
 
     @property
@@ -77,14 +77,14 @@ class Process:
 
     def check(self) -> None:
         if self._process.poll() is not None:
-            last_words = "\n".join(self.said.splitlines()[-20:])
+            last_words = "\n".join(self.output.splitlines()[-20:])
             raise ProcessError(f"{self._process.args} ended with status {self._process.returncode}:\n{last_words}")
 
-    async def until_said(self, count: int, within_s: float = 120.0, *, beginning: str = "") -> list[str]:
+    async def wait_for_lines(self, count: int, within_s: float = 120.0, *, beginning: str = "") -> list[str]:
         """Wait for a number of lines with a prefix."""
         async with asyncio.timeout(within_s):
             while True:
-                lines = [line for line in self.said.splitlines(keepends=True) if line.startswith(beginning)]
+                lines = [line for line in self.output.splitlines(keepends=True) if line.startswith(beginning)]
                 if len(lines) >= count and lines[count - 1].endswith("\n"):
                     return lines
                 self.check()

@@ -24,7 +24,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     figures: Figures
     """The median of the rounds."""
     spread: dict[str, tuple[float, float]]
-    """The least and the greatest round, if there were several."""
+    """The minimum and the maximum of the rounds, if there were several."""
     missed: list[str]
     scale: str
     upstream: str

@@ -15,7 +15,7 @@ METHOD = "/milo.discovery.v1.DiscoveryService/WatchClusters"
 
 
 def _counted() -> Any:
-    """The message of the proto file, its events declared as bytes: decoding it builds none of them."""
+    """Return a message class with events declared as bytes, so that decoding creates no event objects."""
     file = FileDescriptorProto(name="bench.proto", package="bench", syntax="proto3")
     message = file.message_type.add(name="Batch")
     message.field.add(

@@ -28,7 +28,7 @@ class Writes:
         *,
         path: Callable[[int], str] = project_path,
     ) -> None:
-        """`path`: of the object to write, by its index among `clusters`."""
+        """Set up; `path` returns the path of the object to write, by its index among `clusters`."""
         self._milo = milo
         self._count = count
         self._interval_s = 1 / per_s
@@ -51,7 +51,7 @@ class Writes:
             self._all_seen.set()
 
     def at(self, percent: int) -> float:
-        """A percentile of the latencies."""
+        """Return a percentile of the latencies."""
         return quantiles(self.latencies_ms, n=100)[percent - 1]
 
     async def run(self) -> None:

@@ -24,13 +24,13 @@ _WARM_UP = 0.25
 
 
 async def steady(setting: Setting) -> Samples:
-    """The usual fleet, and what memory does."""
+    """Measure the usual fleet, with its memory."""
     scale = setting.scale
     return await _measure("churn", setting, scale.clusters, scale.churn_subscribers)
 
 
 async def crowded(setting: Setting) -> Samples:
-    """A large fleet, and hundreds of subscribers."""
+    """Measure a large fleet, with hundreds of subscribers."""
     scale = setting.scale
     return await _measure("fleet_50k", setting, scale.fleet, scale.fleet_subscribers)
 
@@ -42,7 +42,7 @@ async def _measure(key: str, setting: Setting, clusters: int, count: int) -> Sam
         crowd(daemon.address, count, setting.directory) as subscribers,
     ):
         if not isinstance(milo, SandboxMilo):
-            return {}  # too many writes for a real server on the machine that measures
+            return {}  # too many writes for a real server on the benchmark's machine
         keeper = _Keeper(Subscriber(daemon.address))
         await keeper.subscriber.until_synced()
         kept, weights = Heard(), list[float]()

@@ -27,7 +27,7 @@ from bench.setting import Samples, Setting
 from bench.writes import Writes, read_by
 
 OBJECTS = 10
-"""In each cluster."""
+"""ConfigMaps in each cluster."""
 _WITHIN_S = 900.0
 _RATE_S = 5.0
 _SETTINGS = """\
@@ -46,7 +46,7 @@ async def measure(setting: Setting) -> Samples:
     ours: dict[int, float] = {}
     kopf: dict[int, float] = {}
     for count in sorted({few, many, beside_kopf}):
-        async with _place(setting, count) as place:
+        async with _control_planes(setting, count) as place:
             async with place.controllers() as operator:
                 seconds = await operator.working()
                 ours[count] = await operator.settled_kib()
@@ -79,24 +79,24 @@ class _Operator(Process):
         super().__init__([sys.executable, "-m", module, *arguments], log)
 
     async def working(self) -> float:
-        """Seconds from its start until it works everywhere."""
-        await self.until_said(1, within_s=_WITHIN_S, beginning="WORKING")
+        """Return the seconds from its start until it works in every cluster."""
+        await self.wait_for_lines(1, within_s=_WITHIN_S, beginning="WORKING")
         return time.perf_counter() - self._began
 
     async def status(self) -> dict[str, float]:
         self._answers += 1
         self.tell("status")
-        lines = await self.until_said(self._answers, beginning="STATUS")
+        lines = await self.wait_for_lines(self._answers, beginning="STATUS")
         answer: dict[str, float] = json.loads(lines[self._answers - 1].removeprefix("STATUS"))
         return answer
 
     async def settled_kib(self) -> float:
-        """Memory after what is free was given back."""
+        """Return the memory after unused memory was released."""
         await self.status()
         return self.rss_mib * 1024
 
 
-class _Place:
+class _ControlPlanes:
     """A sandbox with control planes, and a daemon that issues kubeconfigs for them."""
 
     def __init__(self, directory: Path, milo: SandboxMilo, address: str, count: int) -> None:
@@ -119,7 +119,7 @@ class _Place:
         return self.operator("bench.controllers_process", *arguments)
 
     def kubeconfig(self) -> Path:
-        """A kubeconfig for the first project's control plane."""
+        """Return a kubeconfig for the first project's control plane."""
         config = yaml.safe_load(self.milo.access.kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
         cluster["server"] += f"{PROJECTS}/{projects.name(0)}/control-plane"
@@ -129,7 +129,7 @@ class _Place:
 
 
 @asynccontextmanager
-async def _place(setting: Setting, count: int) -> AsyncIterator[_Place]:
+async def _control_planes(setting: Setting, count: int) -> AsyncIterator[_ControlPlanes]:
     async with sandbox_milo(count, setting.directory) as milo:
         await milo.fill(OBJECTS)
         config = setting.directory / "controllers.yaml"
@@ -137,13 +137,13 @@ async def _place(setting: Setting, count: int) -> AsyncIterator[_Place]:
         daemon = Daemon(milo.access.kubeconfig, setting.directory, config=config)
         try:
             await daemon.listens()
-            yield _Place(setting.directory, milo, daemon.address, count)
+            yield _ControlPlanes(setting.directory, milo, daemon.address, count)
         finally:
             await daemon.end()
 
 
-async def _rate(place: _Place) -> dict[str, float]:
-    """Reconciles per second, when every object is reconciled again at once."""
+async def _rate(place: _ControlPlanes) -> dict[str, float]:
+    """Measure reconciles per second, with every object reconciled again at once."""
     async with place.controllers("busy") as operator:
         await operator.working()
         before = await operator.status()
@@ -154,8 +154,8 @@ async def _rate(place: _Place) -> dict[str, float]:
     }
 
 
-async def _latency(setting: Setting, place: _Place) -> dict[str, float]:
-    """From a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
+async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
+    """Measure from a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
     scale = setting.scale
     ours: list[Writes] = []
     bare: list[Writes] = []
@@ -182,7 +182,7 @@ async def _latency(setting: Setting, place: _Place) -> dict[str, float]:
     return found
 
 
-async def _kopf(place: _Place) -> tuple[float, dict[str, float]]:
+async def _kopf(place: _ControlPlanes) -> tuple[float, dict[str, float]]:
     """Run a kopf operator in each cluster; return the memory in KiB, and figures."""
     async with place.operator("bench.kopf_process") as operator:
         seconds = await operator.working()

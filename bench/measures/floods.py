@@ -47,7 +47,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _refused(setting: Setting, kind: str, wanted: int) -> dict[str, float]:
-    """Calls by a caller that no rule matches, beside one that a rule matches."""
+    """Measure calls by a caller that no rule matches, beside one with a rule."""
     async with _place(setting, kind) as (daemon, folder):
         late_ms: list[float] = []
         before = daemon.rss_mib
@@ -72,7 +72,7 @@ async def _refused(setting: Setting, kind: str, wanted: int) -> dict[str, float]
 
 
 async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
-    """Streams with large filters, of a caller that may have streams."""
+    """Measure streams with large filters, of a caller that may have streams."""
     async with _place(setting, "filters") as (daemon, folder):
         before = daemon.rss_mib
         async with flood("filters", daemon.address, folder, wanted) as running:
@@ -85,7 +85,7 @@ async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
 
 
 async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
-    """Idle connections at a Unix listener with default settings."""
+    """Measure idle connections at a Unix listener with default settings."""
     async with (
         _place(setting, "idle_connections") as (daemon, folder),
         flood("idle_connections", daemon.address, folder, wanted),
@@ -101,7 +101,7 @@ async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
 
 
 async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
-    """Silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
+    """Measure silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
     async with _place(setting, "silent_connections") as (_, folder):
         port = int((folder / "port").read_text())
         context = ssl.create_default_context(cafile=folder / "ca.pem")
@@ -123,7 +123,7 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 
 @asynccontextmanager
 async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Path]]:
-    """A daemon with rules: callers at one of its Unix sockets match none."""
+    """Run a daemon with rules; callers at one of its Unix sockets match none."""
     folder = setting.directory / kind
     folder.mkdir()
     certificates(folder)
@@ -134,7 +134,7 @@ async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Pat
         "listen": [
             {"name": "network", "address": f":{port}", "tls": tls},
             {"name": "nobody", "address": f"unix://{folder}/nobody.sock"},
-            # The start waits for the last socket; the others exist then.
+            # The last socket is awaited by the start; then the others exist too.
             {"name": "local", "address": f"unix://{setting.directory}/daemon.sock"},
         ],
         "rights": [

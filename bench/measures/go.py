@@ -1,7 +1,7 @@
 """Operators in Go on multicluster-runtime: with the provider for the daemon, beside one that makes Milo's calls.
 
-Each is a process that works in all projects of one API server (`bench/operator`). Milo's own provider can't be had
-where its module isn't published, so a program that makes the same calls in the same order stands in for it.
+Each is a process that works in all projects of one API server (`bench/operator`). Where the module of Milo's own
+provider is not published, a program that makes the same calls in the same order replaces it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from bench.subscribers import synced
 
 _WITHIN_S = 1800.0
 _STREAMS_PER_CONNECTION = 250
-"""Of the API server, as of any in Go."""
+"""The limit of a server in Go, such as an API server."""
 KEYS = (
     *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("kib_ratio", "kib", "peer_kib")),
     *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("seconds", "peer_seconds", "ratio")),
@@ -62,7 +62,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def peer_kib(setting: Setting, binary: Path, few: int, many: int, *, objects: int) -> float:
-    """KiB per project of controller-runtime's `cluster.New` with one informer."""
+    """Return KiB per project of controller-runtime's `cluster.New` with one informer."""
     bench = _Bench(setting, binary)
     kib: dict[int, float] = {}
     for count in (few, many):
@@ -79,25 +79,25 @@ class _Operator(Process):
         super().__init__(command, log)
 
     async def working(self) -> float:
-        """Seconds from its start until it works everywhere."""
-        await self.until_said(1, within_s=_WITHIN_S, beginning="WORKING")
+        """Return the seconds from its start until it works in every cluster."""
+        await self.wait_for_lines(1, within_s=_WITHIN_S, beginning="WORKING")
         return time.perf_counter() - self._began
 
     async def status(self) -> dict[str, int]:
         self._answers += 1
         self.tell("status")
-        lines = await self.until_said(self._answers, beginning="STATUS")
+        lines = await self.wait_for_lines(self._answers, beginning="STATUS")
         answer: dict[str, int] = json.loads(lines[self._answers - 1].removeprefix("STATUS"))
         return answer
 
     async def settled_kib(self) -> float:
-        """Of memory, once what is free was given back."""
+        """Return the memory after unused memory was released."""
         await self.status()
         return self.rss_mib * 1024
 
 
-class _Place:
-    """An API server with projects, and a Milo that has them."""
+class _ProjectServer:
+    """An API server with projects, and a Milo API that lists them."""
 
     def __init__(self, binary: Path, directory: Path, milo: Milo, server: _Operator, url: str, count: int) -> None:
         self._binary, self._directory, self._count, self._url = binary, directory, count, url
@@ -127,7 +127,7 @@ class _Place:
 
     @asynccontextmanager
     async def ours(self, informers: int, *, missing: int = 0, kubeconfigs: str = "") -> AsyncIterator[_Operator]:
-        """With a daemon that starts at the same time. `missing`: projects that it isn't to wait for."""
+        """Run the operator with a daemon that starts at the same time; it does not wait for `missing` projects."""
         daemon = self.daemon(kubeconfigs)
         try:
             arguments = ["--kubeconfigs"] if kubeconfigs else []
@@ -165,7 +165,7 @@ class _Bench:
     @asynccontextmanager
     async def place(
         self, count: int, *, latency_ms: int = 0, hanging: int = 0, objects: int = 1
-    ) -> AsyncIterator[_Place]:
+    ) -> AsyncIterator[_ProjectServer]:
         directory = self._setting.directory
         command = [str(self._binary), "serve", f"--projects={count}", f"--ca={directory / 'projects.ca'}"]
         command += [f"--latency={latency_ms}ms", f"--hanging={hanging}", f"--objects={objects}"]
@@ -173,11 +173,11 @@ class _Bench:
             self._setting.milo(count) as milo,
             _Running(_Operator(command, directory / "projects.log")) as server,
         ):
-            (line,) = await server.until_said(1, beginning="URL")
-            yield _Place(self._binary, directory, milo, server, line.split()[1], count)
+            (line,) = await server.wait_for_lines(1, beginning="URL")
+            yield _ProjectServer(self._binary, directory, milo, server, line.split()[1], count)
 
     async def beside(self, few: int, many: int, informers: int) -> dict[str, float]:
-        """Both on the same projects: how soon they work, and what each project takes."""
+        """Measure both on the same projects: the time until they work, and memory per project."""
         ours: dict[int, float] = {}
         theirs: dict[int, float] = {}
         found: dict[str, float] = {}
@@ -201,10 +201,10 @@ class _Bench:
         return found
 
     async def hanging(self, count: int, rounds: int) -> dict[str, float]:
-        """One of a hundred projects never answers: how soon it works in the others, beside a run without these."""
+        """Measure the start in a hundred projects of which one never answers, beside a run in which all do."""
         hanging = max(1, count // 100)
         ratios = []
-        for _ in range(rounds):  # in turn, so that what else the machine does is the same for both
+        for _ in range(rounds):  # in turn, so that other load affects both
             async with self.place(count) as place, place.ours(1) as operator:
                 without_s = await operator.working()
             async with self.place(count, hanging=hanging) as place, place.ours(1, missing=hanging) as operator:
@@ -212,7 +212,7 @@ class _Bench:
         return {"go.hanging.ratio": median(ratios)}
 
     async def troubled(self, count: int) -> dict[str, float]:
-        """A daemon that is killed and started again, and then a project that comes and goes a hundred times."""
+        """Measure a restart of a killed daemon, and then a project that is created and deleted a hundred times."""
         async with self.place(count) as place:
             daemon = place.daemon()
             arguments = [f"--address={daemon.address}", f"--clusters={count}"]
@@ -235,7 +235,7 @@ class _Bench:
         }
 
     async def rotated(self, count: int) -> dict[str, float]:
-        """Each cluster's credential is replaced while its watch is open."""
+        """Measure the replacement of each cluster's credential while its watch is open."""
         minted = self._setting.directory / "operator-minted"
         minted.write_text("")
         source = SOURCE.format(python=sys.executable, minted=minted, life_s=self._setting.scale.token_life_s)
@@ -248,12 +248,12 @@ class _Bench:
                 async with asyncio.timeout(_WITHIN_S):
                     while len(renewed.names) < count:
                         await subscriber.read()
-            # It takes its batches in order: after one round trip to each of them, it has its own.
+            # It applies batches in order: after one round trip to each cluster, it has its own.
             await operator.status()
             return {"go.rotation.watches_reopened": (await place.server.status())["watches_opened"] - before}
 
     async def large(self, few: int, many: int, large: int, rounds: int) -> dict[str, float]:
-        """Time and memory with many more projects, beside what they would be if they grew with the number."""
+        """Measure time and memory with many more projects, beside a proportional growth."""
         seconds, kib = [], []
         for _ in range(rounds):
             found: dict[int, tuple[float, float]] = {}
@@ -267,7 +267,7 @@ class _Bench:
 
 
 async def _churned(milo: Milo, operator: _Operator, count: int, rounds: int) -> float:
-    """How many goroutines are left, but for those that multicluster-runtime leaves for each source."""
+    """Return the number of remaining goroutines, except those that multicluster-runtime leaves for each source."""
     before = await operator.status()
     path = f"{PROJECTS}/{projects.name(0)}/status"
     async with milo.access.session() as session:

@@ -50,18 +50,18 @@ async def measure(setting: Setting) -> Samples:
         elsewhere.mkdir()
         config = _config(folder, elsewhere, another)
         await stack.enter_async_context(daemons.daemon(milo.access.kubeconfig, elsewhere, config=config, listens=False))
-        told = Told(milo, daemon, setting, here)
-        await told.steal_a_revision()
+        measured = MeasuredSubscriber(milo, daemon, setting, here)
+        await measured.take_foreign_revision()
         bad = await stack.enter_async_context(hostile_clients(here, folder))
         bad_elsewhere = await stack.enter_async_context(hostile_clients(another, folder))
         for _ in range(scale.rounds):
-            for figure, value in (await told.beside(bad, ())).items():
+            for figure, value in (await measured.beside(bad, ())).items():
                 samples[f"hostile_clients.{ALONE}.{figure}"].append(value)
             for name, kinds in company.items():
-                control = await told.beside(bad_elsewhere, kinds)
+                control = await measured.beside(bad_elsewhere, kinds)
                 for percentile, _ in _CUTS:
                     samples[f"hostile_clients.{name}.elsewhere_{percentile}_ms"].append(control[f"{percentile}_ms"])
-                for figure, value in (await told.beside(bad, kinds)).items():
+                for figure, value in (await measured.beside(bad, kinds)).items():
                     samples[f"hostile_clients.{name}.{figure}"].append(value)
     for name in company:
         for percentile, _ in _CUTS:
@@ -72,7 +72,7 @@ async def measure(setting: Setting) -> Samples:
     return dict(sorted(samples.items()))
 
 
-class Told:
+class MeasuredSubscriber:
     """A well-behaved subscriber and its latency."""
 
     def __init__(self, milo: Milo, daemon: Daemon, setting: Setting, address: str) -> None:
@@ -88,8 +88,8 @@ class Told:
             key_file=self._folder / "friend.key",
         )
 
-    async def steal_a_revision(self) -> None:
-        """A valid revision of another caller."""
+    async def take_foreign_revision(self) -> None:
+        """Issue a valid revision to another caller."""
         async with synced(self._daemon.address, 1) as [each]:
             (self._folder / "stolen-revision").write_text(each.revision)
 
@@ -135,7 +135,7 @@ def certificates(directory: Path) -> None:
 
 
 def _config(papers: Path, directory: Path, address: str) -> Path:
-    """JSON is YAML."""
+    """Return the configuration; JSON is YAML."""
     tls = {
         "certificate": str(papers / "server.crt"),
         "key": str(papers / "server.key"),
@@ -144,7 +144,7 @@ def _config(papers: Path, directory: Path, address: str) -> Path:
     config = {
         "listen": [
             {"name": "network", "address": address, "tls": tls},
-            # The start waits for the last socket; the other exists then.
+            # The last socket is awaited by the start; then the other exists too.
             {"name": "local", "address": f"unix://{directory}/daemon.sock"},
         ],
         "rights": [

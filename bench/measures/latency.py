@@ -73,20 +73,20 @@ async def measure(setting: Setting) -> Samples:
 async def peer_marks(peer: Process, writes: Writes, ready: asyncio.Event) -> None:
     """Read the output of a process that prints the mark of each change with the wall-clock time."""
     ahead_s = time.time() - time.perf_counter()
-    said = len(peer.said.splitlines())
+    line_count = len(peer.output.splitlines())
     ready.set()
     while True:
-        lines = peer.said.splitlines(keepends=True)[said:]
+        lines = peer.output.splitlines(keepends=True)[line_count:]
         for line in lines:
             if line.endswith("\n"):
                 mark, moment = line.split()
                 writes.seen(int(mark), int(moment) / 1e9 - ahead_s)
-                said += 1
+                line_count += 1
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:
-    """Reads raw lines and searches for the mark instead of decoding them."""
+    """Read raw lines and search for the mark instead of decoding them."""
     query = {"watch": "1", "resourceVersion": "0", "allowWatchBookmarks": "true", "timeoutSeconds": "600"}
     async with milo.access.session() as session:
         async with session.get(PROJECTS, params={"limit": "1"}) as answer:

@@ -19,7 +19,7 @@ async def measure(setting: Setting) -> Samples:
     marks = map(str, count(1))
     async with setting.daemon(clusters, program="bench.loop_blocking") as (milo, daemon):
         if not isinstance(milo, SandboxMilo):
-            return {}  # so many changes take a real server minutes
+            return {}  # a real server takes minutes for these changes
         loop = _Loop(daemon)
         async with loop.holds("sync"), synced(daemon.address, 1):
             pass
@@ -54,8 +54,8 @@ class _Loop:
         self.samples.setdefault(f"loop_blocking.{key}_ms", []).append(1000 * await self._longest_s())
 
     async def _longest_s(self) -> float:
-        """The longest blocking since the last call."""
+        """Return the longest blocking since the last call."""
         self._asked += 1
         self._daemon.signal(signal.SIGRTMIN)
-        *_, line = await self._daemon.until_said(self._asked, beginning=SAYS)
+        *_, line = await self._daemon.wait_for_lines(self._asked, beginning=SAYS)
         return float(line.removeprefix(SAYS))

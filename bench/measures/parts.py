@@ -42,7 +42,7 @@ def _round(count: int) -> dict[str, float]:
     took = {"decode": _timed(lambda: in_process.observed(decoder, changed)), "commit": _timed(commit)}
     clusters = list(fleet.registry.clusters())
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
-    read(read_up_to)  # makes the frames
+    read(read_up_to)  # encodes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))
     snapshot = log.snapshot()
     # The events that subscribers receive.

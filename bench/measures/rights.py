@@ -22,7 +22,7 @@ RULES = 10
 _LIVES = 3
 """Rounds per daemon; one takes half a second, which other load may double."""
 _MARKS = itertools.count(1)
-"""So that each change is one."""
+"""Distinct marks, so that each write is a change."""
 
 
 async def measure(setting: Setting) -> Samples:
@@ -37,7 +37,7 @@ async def measure(setting: Setting) -> Samples:
                 config = _config(setting.directory, ruled=ruled)
                 async with daemon(milo.access.kubeconfig, setting.directory, config=config, listens=False):
                     fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
-                    await fans.live(setting.scale.fanout_burst)  # whatever is done but once
+                    await fans.live(setting.scale.fanout_burst)  # whatever is done only once
                     live_s[ruled] += [await fans.live(setting.scale.fanout_burst) for _ in range(_LIVES)]
                     caught_up_s[ruled].append(await fans.caught_up(setting.scale.fanout_burst))
     return {
@@ -60,7 +60,7 @@ class Fans:
         self._changes = changes
 
     async def live(self, burst: int) -> float:
-        """The time until all connected subscribers have all changes."""
+        """Return the time until all connected subscribers have all changes."""
         async with AsyncExitStack() as stack:
             present: list[Subscriber] = []
             for address in self._addresses:
@@ -70,7 +70,7 @@ class Fans:
             return time.perf_counter() - began
 
     async def caught_up(self, burst: int) -> float:
-        """The time until all resuming subscribers have all changes."""
+        """Return the time until all resuming subscribers have all changes."""
         async with AsyncExitStack() as stack:
             present: list[Subscriber] = []
             for address in self._addresses:
@@ -94,7 +94,7 @@ def _address(directory: Path, number: int) -> str:
 
 
 def _config(directory: Path, *, ruled: bool) -> Path:
-    """JSON is YAML."""
+    """Return the configuration; JSON is YAML."""
     listen = [{"address": _address(directory, number), "name": f"l{number}"} for number in range(RULES)]
     rights = [
         {"name": f"r{number}", "who": {"listener": f"l{number}"}, "clusters": {"label_selector": f"!not-{number}"}}

@@ -1,7 +1,7 @@
-"""Credentials: how many it takes to renew those of a whole fleet, and how long it takes to hand one out that is held.
+"""Credentials: the number of mints that renew those of a whole fleet, and the latency of issuing one that is cached.
 
-The fleet's clusters share one identity, as those of a service account do. Its first credential lives for a few seconds,
-the next for an hour: whatever is asked for until every cluster has the next was asked for by the renewal.
+The fleet's clusters share one identity, as with a service account. Its first credential lives for a few seconds,
+the next one for an hour, so the mints until every cluster has the next one are those of the renewal.
 """
 
 import asyncio
@@ -65,18 +65,18 @@ class Renewed:
 
 
 async def _handed_out(address: str, times: int) -> list[float]:
-    """One after another: what a command waits for that is run by a client's exec plugin."""
+    """Return the latency of consecutive calls; a command with the client's exec plugin waits for such a call."""
     took_ms: list[float] = []
     async with DiscoveryClient(address) as client:
         for number in range(times + 1):
             began = time.perf_counter()
             await client.issue_kubeconfig(projects.name(number % 10))
             took_ms.append((time.perf_counter() - began) * 1000)
-    return took_ms[1:]  # the first opens the connection
+    return took_ms[1:]  # the first call opens the connection
 
 
 def mint(minted: Path, first_life_s: float) -> None:
-    """As an exec plugin: a credential on standard output."""
+    """Print a credential, as an exec plugin does."""
     is_first = not minted.read_text()
     with minted.open("a") as file:
         file.write("minted\n")

@@ -24,7 +24,7 @@ _INTERVAL_S = 5.0
 async def measure(setting: Setting) -> Samples:
     if not setting.is_real:
         return {}
-    # They need Go, and nothing else here does.
+    # They need Go, which nothing else here does.
     from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
     from tests.end_to_end.real.programs import programs  # noqa: PLC0415
     from tests.end_to_end.real.sharding.run import sharding_run  # noqa: PLC0415
@@ -62,7 +62,7 @@ class _Measurement:
             await run.pod(0).kill()
         async with self._step("return", members):
             await run.start(0)
-        # Of one pod the daemon alone, of another one the operator too.
+        # For one pod the daemon alone, for another one the operator too.
         async with self._step("stop", members[2:]):
             run.pod(0).signal(signal.SIGSTOP, with_operator=False)
             run.pod(1).signal(signal.SIGSTOP, with_operator=True)

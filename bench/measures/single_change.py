@@ -15,14 +15,14 @@ async def measure(setting: Setting) -> Samples:
     samples: Samples = {}
     marks = count(step=scale.latency_writes)
     async with setting.daemon(scale.clusters, program="bench.clocked") as (milo, daemon):
-        for said in range(1, scale.rounds + 1):
+        for round_number in range(1, scale.rounds + 1):
             async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
                 await watch.synced()
                 writes = Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
                 daemon.signal(signal.SIGRTMIN)
                 await read_by(partial(subscriber, watch), writes)
                 daemon.signal(signal.SIGRTMIN)
-                *_, line = await daemon.until_said(said)
+                *_, line = await daemon.wait_for_lines(round_number)
             legs = {leg: seconds / scale.latency_writes * 1e6 for leg, seconds in json.loads(line).items()}
             for leg, took_us in legs.items():
                 samples.setdefault(f"single_change.{leg}_us", []).append(took_us)

@@ -21,7 +21,7 @@ async def measure(setting: Setting) -> Samples:
         bursts = Bursts(milo, daemon, min(scale.fanout_burst, scale.clusters), scale.slow_reader_bursts)
         for _ in range(scale.rounds):
             alone.append(await bursts.p99_ms())
-            # Never read: their flow-control windows fill up, and what follows stays in the daemon.
+            # They never read: their flow-control windows fill up, and further messages stay in the daemon.
             async with opened(daemon.address, scale.stuck) as stuck:
                 await together([each.read() for each in stuck])
                 beside.append(await bursts.p99_ms())
@@ -40,7 +40,7 @@ class Bursts:
         self._count = count
 
     async def p99_ms(self) -> float:
-        """Percentile of the time from the start of a burst until a healthy subscriber has all of it."""
+        """Return a percentile of the time from the start of a burst until a healthy subscriber has all of it."""
         latencies: list[float] = []
         async with synced(self._daemon.address, _HEALTHY) as subscribers:
             for number in range(self._count):

@@ -1,4 +1,4 @@
-"""A small fleet, which most installations have: what the daemon costs there beside a bare grpc.aio server."""
+"""A small fleet, as in most installations: the daemon's cost beside a bare grpc.aio server."""
 
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ _PROJECTS = 100
 
 class Started(NamedTuple):
     seconds: float
-    """From the start of the process until a subscriber has everything."""
+    """Time from the start of the process until a subscriber has everything."""
     rss_mib: float
 
 
@@ -28,7 +28,7 @@ async def measure(setting: Setting) -> Samples:
     ours, bares, larger, informers = [], [], [], []
     async with setting.milo(_PROJECTS) as milo:
         batches = await _batches(setting, milo)
-        for _ in range(rounds):  # in turn, so that what else the machine does is the same for both
+        for _ in range(rounds):  # in turn, so that other load affects both
             ours.append(await _daemon(setting, milo))
             bares.append(await _bare(setting, batches))
     async with setting.milo(scale.small) as milo:
@@ -53,7 +53,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _batches(setting: Setting, milo: Milo) -> list[bytes]:
-    """What a subscriber is sent."""
+    """Return the batches that a subscriber is sent."""
     batches: list[bytes] = []
     async with (
         daemons.daemon(milo.access.kubeconfig, setting.directory) as daemon,

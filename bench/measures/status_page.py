@@ -1,7 +1,7 @@
-"""The status page with churn: how long it takes to answer, and whether subscribers are later for it.
+"""The status page under churn: response times, and the latency of subscribers meanwhile.
 
-Viewers use part of the machine in any case. So the latency of subscribers while pages are open is compared with that
-while the same viewers look at another daemon.
+Viewers use part of the machine in any case. So the latency of subscribers while pages are open is compared with
+that while the same viewers load the page of another daemon.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ async def usual(setting: Setting) -> Samples:
 
 
 async def large(setting: Setting) -> Samples:
-    """The same with a hundred thousand clusters, and the cost of each cluster from the difference to other sizes."""
+    """Measure a hundred thousand clusters, and the cost per cluster from the difference to other sizes."""
     scale = setting.scale
     samples = await _of_size(setting, scale.large, "sync_100k")
     small, base = [await _alone(setting, count) for count in (scale.small, scale.clusters)]
@@ -102,7 +102,7 @@ async def _daemon(milo: Milo, directory: Path, count: int) -> dict[str, float]:
 
 
 async def _curl(access: Access, directory: Path) -> float | None:
-    """The same bytes with curl; None if it is not installed."""
+    """Read the same bytes with curl; return None if it is not installed."""
     curl = shutil.which("curl")
     if curl is None:
         return None

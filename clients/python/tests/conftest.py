@@ -16,7 +16,7 @@ AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(mil
 
 @pytest.fixture
 async def daemon() -> AsyncIterator[ScriptedDaemon]:
-    # Not tmp_path: its path can exceed the limit for socket paths.
+    # Not tmp_path, whose path can exceed the limit for socket paths.
     with tempfile.TemporaryDirectory(prefix="milo-") as folder:
         scripted = ScriptedDaemon(Path(folder) / "d.sock")
         await scripted.start()

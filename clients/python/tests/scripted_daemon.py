@@ -1,4 +1,4 @@
-"""A real gRPC server on a Unix socket with scripted answers."""
+"""A real gRPC server on a Unix socket with scripted responses."""
 
 # ruff: noqa: N802  (gRPC names its methods so)
 
@@ -38,7 +38,7 @@ class Refusal:
 
 
 SILENCE = object()
-"""Instead of an answer: the call is never answered."""
+"""The response to a call that never ends."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Stream:
 
 
 class ScriptedDaemon(DiscoveryServiceServicer):
-    """Answers unary calls from `answers`, by method name, and passes each stream to the test."""
+    """A daemon with responses in `answers`, by method name, and with streams that the test controls."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -82,12 +82,12 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
         self.ended_subscriptions: list[str] = []
         self.ownership: pb.RenewOwnershipResponse | None = None
-        """What each renewal of the ownership is answered; None: it is never answered."""
+        """The response to each renewal of the ownership; with None there is no response."""
         self.renewals = 0
         self.claims: list[dict[str, str]] = []
         """The claims of singleton work, each as the states by name."""
         self.grants: pb.ClaimSingletonsResponse | Refusal | None = None
-        """What each claim is answered; None: it is never answered."""
+        """The response to each claim; with None there is no response."""
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 

@@ -299,7 +299,7 @@ class TestSharedTransports:
             blocking = [await stack.enter_async_context(client.sync_api_client(f"c{n}")) for n in range(3)]
             for each in blocking:
                 await asyncio.to_thread(CoreV1Api(each).list_namespace)
-        assert len(contexts) == 2, "one for each kind of client"
+        assert len(contexts) == 2, "each kind of client has its own transport"
         assert plane.connections == 2
         assert plane.asked_with == [f"Bearer t-{n}" for n in range(6)]
 

@@ -28,8 +28,8 @@ from .messages import cluster, disengaged, engaged, following, renewed, snapshot
 from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
-class Diary:
-    """What handlers did, in order. Tests wait for entries."""
+class HandlerLog:
+    """A log of what handlers did. Tests wait for entries."""
 
     def __init__(self) -> None:
         self._entries: asyncio.Queue[str] = asyncio.Queue()
@@ -46,22 +46,22 @@ class Diary:
 
 
 @pytest.fixture
-def diary() -> Diary:
-    return Diary()
+def handler_log() -> HandlerLog:
+    return HandlerLog()
 
 
 @pytest.fixture
-def fleet(client: DiscoveryClient, diary: Diary) -> Fleet:
+def fleet(client: DiscoveryClient, handler_log: HandlerLog) -> Fleet:
     """A Fleet whose handlers run until they are cancelled."""
     fleet = Fleet(client, backoff=AT_ONCE)
 
     @fleet.on_engage
     async def stay(member: EngagedCluster) -> None:
-        diary.note(f"start {member.name}")
+        handler_log.note(f"start {member.name}")
         try:
             await asyncio.Event().wait()
         finally:
-            diary.note(f"end {member.name}")
+            handler_log.note(f"end {member.name}")
 
     return fleet
 
@@ -76,16 +76,16 @@ async def begin(daemon: ScriptedDaemon) -> AsyncIterator:
     return begin
 
 
-async def test_handler_runs_from_engaged_to_disengaged(fleet, begin, diary):
+async def test_handler_runs_from_engaged_to_disengaged(fleet, begin, handler_log):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a"), engaged("b")))
-        assert await diary.read(2) == ["start a", "start b"]
+        assert await handler_log.read(2) == ["start a", "start b"]
         stream.send(following("1", "2", disengaged("a")))
-        assert await diary.read(1) == ["end a"]
-    assert await diary.read(1) == ["end b"]
+        assert await handler_log.read(1) == ["end a"]
+    assert await handler_log.read(1) == ["end b"]
 
 
-async def test_update_does_not_restart_the_handler(fleet, begin, diary):
+async def test_update_does_not_restart_the_handler(fleet, begin, handler_log):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
         await fleet.synced()
@@ -93,44 +93,44 @@ async def test_update_does_not_restart_the_handler(fleet, begin, diary):
         stream.send(following("1", "2", updated(cluster("a", suspended=True))))
         assert (await member.updated()).suspended
         assert fleet.get("a") is member
-    assert await diary.read(diary.unread) == ["start a", "end a"]
+    assert await handler_log.read(handler_log.unread) == ["start a", "end a"]
 
 
-async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(client, begin, diary):
+async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(client, begin, handler_log):
     fleet = Fleet(client)
     may_end = asyncio.Event()
 
     @fleet.on_engage
     async def slow_to_end(member: EngagedCluster) -> None:
-        diary.note(f"start {member.uid}")
+        handler_log.note(f"start {member.uid}")
         try:
             await asyncio.Event().wait()
         finally:
-            diary.note(f"ending {member.uid}")
+            handler_log.note(f"ending {member.uid}")
             await may_end.wait()
-            diary.note(f"end {member.uid}")
+            handler_log.note(f"end {member.uid}")
 
     async with fleet:
         first, second, third = (cluster("a", uid=uid) for uid in ("1", "2", "3"))
         stream = await begin(snapshot("1", engaged(first)))
-        assert await diary.read(1) == ["start 1"]
+        assert await handler_log.read(1) == ["start 1"]
         stream.send(following("1", "2", disengaged(first, pb.DISENGAGE_REASON_REPLACED), engaged(second)))
-        assert await diary.read(1) == ["ending 1"]
-        assert fleet.get("a").uid == "2", "it is there for others at once"
+        assert await handler_log.read(1) == ["ending 1"]
+        assert fleet.get("a").uid == "2", "the new cluster is visible while the old handler ends"
         stream.send(following("2", "3", disengaged(second), engaged(third)))
         await eventually(lambda: fleet.get("a").uid == "3")
         may_end.set()
-        assert await diary.read(2) == ["end 1", "start 3"]
+        assert await handler_log.read(2) == ["end 1", "start 3"]
 
 
-async def test_lost_daemon_cancels_no_handler(fleet, begin, diary, daemon):
+async def test_lost_daemon_cancels_no_handler(fleet, begin, handler_log, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))
-        await diary.read(2)
+        await handler_log.read(2)
         await daemon.stop()
         await daemon.start()
         await begin(snapshot("9", engaged(cluster("a", incarnation="new"))))
-        assert await diary.read(1) == ["end b"]
+        assert await handler_log.read(1) == ["end b"]
         assert fleet.get("a").current.incarnation == "new"
 
 
@@ -170,7 +170,7 @@ async def test_updated_since_misses_no_change(client, begin):
         seen = member.current
         stream.send(following("1", "2", updated(cluster("a", suspended=True))))
         await member.updated()
-        assert (await member.updated(since=seen)).suspended, "at once: it differs already"
+        assert (await member.updated(since=seen)).suspended, "it returns at once, since the cluster has changed already"
 
 
 async def test_renewed_kubeconfig_reaches_the_running_handler(client, begin):
@@ -192,7 +192,7 @@ async def test_renewed_kubeconfig_reaches_the_running_handler(client, begin):
 
 
 class TestFailures:
-    async def test_failed_handler_is_restarted_and_logged(self, client, begin, diary, caplog):
+    async def test_failed_handler_is_restarted_and_logged(self, client, begin, handler_log, caplog):
         fleet = Fleet(client, backoff=AT_ONCE)
         attempts = iter([ValueError("first"), ValueError("second"), None])
 
@@ -201,45 +201,45 @@ class TestFailures:
             outcome = next(attempts)
             if outcome:
                 raise outcome
-            diary.note("worked")
+            handler_log.note("worked")
 
         async with fleet:
             await begin(snapshot("1", engaged("a")))
-            assert await diary.read(1) == ["worked"]
+            assert await handler_log.read(1) == ["worked"]
         first, second = (record for record in caplog.records if record.name == "milo_discovery.fleet")
         assert (first.levelno, str(first.exc_info[1])) == (logging.ERROR, "first")
         assert first.getMessage().startswith("handler of cluster a failed; restarting it in ")
         assert second.exc_info is None
         assert second.getMessage() == "handler failures repeated: 1 in 1 clusters"
 
-    async def test_failures_of_many_clusters_log_one_traceback(self, client, begin, diary, caplog):
+    async def test_failures_of_many_clusters_log_one_traceback(self, client, begin, handler_log, caplog):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
         async def fail(member: EngagedCluster) -> None:
-            diary.note("failed")
+            handler_log.note("failed")
             raise ValueError("the API server is down")
 
         async with fleet:
             await begin(snapshot("1", *(engaged(f"c{n}") for n in range(18))))
-            await diary.read(100)
+            await handler_log.read(100)
         assert [record.exc_info is not None for record in caplog.records] == [True, False]
         assert "in 18 clusters" in caplog.messages[1]
 
-    async def test_failed_handler_does_not_affect_the_others(self, client, begin, diary):
+    async def test_failed_handler_does_not_affect_the_others(self, client, begin, handler_log):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
         async def fail_for_a(member: EngagedCluster) -> None:
             if member.name == "a":
                 raise ValueError("no")
-            diary.note(f"start {member.name}")
+            handler_log.note(f"start {member.name}")
             await asyncio.Event().wait()
 
         async with fleet:
             stream = await begin(snapshot("1", engaged("a"), engaged("b")))
             stream.send(following("1", "2", engaged("c")))
-            assert await diary.read(2) == ["start b", "start c"]
+            assert await handler_log.read(2) == ["start b", "start c"]
 
     async def test_failed_handler_of_a_disengaged_cluster_is_not_restarted(self, client, begin):
         fleet = Fleet(client, backoff=BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1)))
@@ -254,22 +254,22 @@ class TestFailures:
             await eventually(lambda: fleet.clusters.keys() == {"b"})
             assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "cluster a"] == []
 
-    async def test_returned_handler_is_not_restarted(self, client, begin, diary):
+    async def test_returned_handler_is_not_restarted(self, client, begin, handler_log):
         fleet = Fleet(client)
 
         @fleet.on_engage
         async def once(member: EngagedCluster) -> None:
-            diary.note(f"saw {member.name}")
+            handler_log.note(f"saw {member.name}")
 
         async with fleet:
             await begin(
                 snapshot("1", engaged("a")), following("1", "2", updated("a")), following("2", "3", engaged("b"))
             )
-            assert await diary.read(2) == ["saw a", "saw b"]
+            assert await handler_log.read(2) == ["saw a", "saw b"]
             assert fleet.get("a").engaged
-        assert diary.unread == 0
+        assert handler_log.unread == 0
 
-    async def test_on_error_raise_ends_the_fleet_and_cancels_the_others(self, client, begin, diary):
+    async def test_on_error_raise_ends_the_fleet_and_cancels_the_others(self, client, begin, handler_log):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage
@@ -279,14 +279,14 @@ class TestFailures:
             try:
                 await asyncio.Event().wait()
             finally:
-                diary.note(f"end {member.name}")
+                handler_log.note(f"end {member.name}")
 
         running = asyncio.create_task(fleet.run())
         await begin(snapshot("1", engaged("a"), engaged("b")))
         with pytest.raises(HandlerFailed, match="the handler of cluster 'b' failed") as raised:
             await running
         assert isinstance(raised.value.__cause__, ValueError)
-        assert await diary.read(1) == ["end a"]
+        assert await handler_log.read(1) == ["end a"]
 
     async def test_failing_fleet_interrupts_its_with_block(self, client, begin):
         fleet = Fleet(client, on_error="raise")
@@ -303,25 +303,25 @@ class TestFailures:
         with pytest.raises(HandlerFailed):
             await block()
 
-    async def test_error_of_the_with_block_is_raised_unwrapped(self, fleet, begin, diary):
+    async def test_error_of_the_with_block_is_raised_unwrapped(self, fleet, begin, handler_log):
         async def block() -> None:
             async with fleet:
                 await begin(snapshot("1", engaged("a")))
-                await diary.read(1)
+                await handler_log.read(1)
                 raise KeyError("mine")
 
         with pytest.raises(KeyError, match="mine"):
             await block()
-        assert await diary.read(1) == ["end a"]
+        assert await handler_log.read(1) == ["end a"]
 
     @pytest.mark.parametrize("again", [True, False])
-    async def test_on_error_function_decides_about_the_restart(self, client, begin, diary, again):
-        told: list[tuple[str, str]] = []
+    async def test_on_error_function_decides_about_the_restart(self, client, begin, handler_log, again):
+        failures: list[tuple[str, str]] = []
 
         def decide(member: EngagedCluster, error: Exception) -> bool:
-            told.append((member.name, str(error)))
-            diary.note("told")
-            return again and len(told) < 3
+            failures.append((member.name, str(error)))
+            handler_log.note("on_error")
+            return again and len(failures) < 3
 
         fleet = Fleet(client, on_error=decide, backoff=AT_ONCE)
 
@@ -331,12 +331,17 @@ class TestFailures:
 
         async with fleet:
             await begin(snapshot("1", engaged("a")))
-            await diary.read(3 if again else 1)
-        assert told == [("a", "no")] * (3 if again else 1)
+            await handler_log.read(3 if again else 1)
+        assert failures == [("a", "no")] * (3 if again else 1)
 
-    async def test_handler_cancelled_by_something_else_counts_as_failed(self, client, begin, diary):
+    async def test_handler_cancelled_by_something_else_counts_as_failed(self, client, begin, handler_log):
         errors: list[Exception] = []
-        fleet = Fleet(client, on_error=lambda _, error: bool(errors.append(error)) or bool(diary.note("told")))
+
+        def note_error(_: object, error: Exception) -> bool:
+            errors.append(error)
+            return bool(handler_log.note("on_error"))
+
+        fleet = Fleet(client, on_error=note_error)
 
         @fleet.on_engage
         async def wait_for_a_cancelled_task(member: EngagedCluster) -> None:
@@ -346,41 +351,41 @@ class TestFailures:
 
         async with fleet:
             await begin(snapshot("1", engaged("a")))
-            await diary.read(1)
+            await handler_log.read(1)
         assert str(errors[0]) == "the handler was cancelled, but not by its Fleet"
         assert isinstance(errors[0].__cause__, asyncio.CancelledError)
 
     @pytest.mark.parametrize("at_the_end_of", ["the cluster", "the fleet"])
-    async def test_cleanup_error_is_logged_without_a_restart(self, client, begin, diary, caplog, at_the_end_of):
+    async def test_cleanup_error_is_logged_without_a_restart(self, client, begin, handler_log, caplog, at_the_end_of):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
         async def stumble(member: EngagedCluster) -> None:
-            diary.note("start")
+            handler_log.note("start")
             try:
                 await asyncio.Event().wait()
             finally:
-                diary.note("end")
+                handler_log.note("end")
                 raise ValueError("stumbled")
 
         async with fleet:
             stream = await begin(snapshot("1", engaged("a")))
-            await diary.read(1)
+            await handler_log.read(1)
             if at_the_end_of == "the cluster":
                 stream.send(following("1", "2", disengaged("a")))
-                await diary.read(1)
+                await handler_log.read(1)
         assert [record.getMessage() for record in caplog.records] == ["handler of cluster a failed during its cleanup"]
-        assert await diary.read(diary.unread) == (["end"] if at_the_end_of == "the fleet" else [])
+        assert await handler_log.read(handler_log.unread) == (["end"] if at_the_end_of == "the fleet" else [])
 
-    async def test_not_retryable_error_ends_the_fleet(self, fleet, daemon, diary):
+    async def test_not_retryable_error_ends_the_fleet(self, fleet, daemon, handler_log):
         running = asyncio.create_task(fleet.run())
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a")))
-        await diary.read(1)
+        await handler_log.read(1)
         stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "revoked"))
         with pytest.raises(PermissionDenied, match="revoked"):
             await running
-        assert await diary.read(1) == ["end a"]
+        assert await handler_log.read(1) == ["end a"]
         with pytest.raises(RuntimeError, match="has ended"):
             await fleet.synced()
 
@@ -421,16 +426,16 @@ class TestLifetime:
         with pytest.raises(RuntimeError, match="only once"):
             await fleet.run()
 
-    async def test_closed_client_ends_the_fleet(self, fleet, client, begin, diary):
+    async def test_closed_client_ends_the_fleet(self, fleet, client, begin, handler_log):
         running = asyncio.create_task(fleet.run())
         await begin(snapshot("1", engaged("a")))
-        await diary.read(1)
+        await handler_log.read(1)
         await client.close()
         await running
-        assert await diary.read(1) == ["end a"]
+        assert await handler_log.read(1) == ["end a"]
 
     @pytest.mark.parametrize("turns", [*range(24), *(2**power for power in range(5, 13))])
-    async def test_fleet_cancelled_at_any_point_leaves_no_task(self, fleet, daemon, diary, turns):
+    async def test_fleet_cancelled_at_any_point_leaves_no_task(self, fleet, daemon, handler_log, turns):
         running = asyncio.create_task(fleet.run())
         server = asyncio.create_task(_serve_changes(daemon))
         for _ in range(turns):
@@ -442,7 +447,7 @@ class TestLifetime:
         await asyncio.wait([server])
         left = {task.get_name() for task in asyncio.all_tasks()}
         assert not {name for name in left if name.startswith(("cluster", "milo-discovery"))}
-        notes = await diary.read(diary.unread)
+        notes = await handler_log.read(handler_log.unread)
         assert len([each for each in notes if each.startswith("start")]) == len(
             [each for each in notes if each.startswith("end")]
         )

@@ -75,7 +75,7 @@ async def test_cluster_is_released_after_its_handler_ended(fleet, stream, daemon
     await eventually(lambda: work.started)
     stream.send(following("1", "2", updated(draining("a", incarnation="i"))))
     await eventually(lambda: work.ending)
-    assert fleet.get("a").engaged, "until the daemon ends it"
+    assert fleet.get("a").engaged, "the cluster stays until the daemon disengages it"
     assert fleet.get("a").draining is not None
     assert daemon.releases.empty()
     work.may_end.set()
@@ -113,7 +113,7 @@ async def test_deadline_does_not_interrupt_the_cleanup_of_a_handler(fleet, strea
     work.may_end.set()
     await eventually(lambda: work.ended)
     assert work.interrupted == 0
-    assert daemon.releases.empty(), "it is too late for a release"
+    assert daemon.releases.empty(), "no release is sent after the deadline"
 
 
 async def test_cluster_engaged_again_after_its_drain_gets_a_new_handler(stream, daemon, work):
@@ -124,7 +124,7 @@ async def test_cluster_engaged_again_after_its_drain_gets_a_new_handler(stream, 
     await eventually(lambda: work.started == ["a", "a"])
 
 
-# --- releases that fail, and daemons that change ---
+# --- failed releases, and changes of the daemon ---
 
 
 async def test_failed_release_is_repeated(stream, daemon, work):

@@ -1,4 +1,4 @@
-"""Access to an API server by the files of this machine: the service account of a pod, and kubeconfigs."""
+"""Access to an API server by local files: the service account of a pod, and kubeconfigs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done about published objects: decisions over random histories, and single cases."""
+"""Decisions about published objects: random histories, and single cases."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
     of.desire(desired(cluster(uid="2"), is_known=False))
     assert server.settle(of, "alpha", may_delete=False) == Hold()
     assert server.settle(of, "alpha") is None
-    assert not server.objects, "what readers keep of the former cluster is not valid for this one"
+    assert not server.objects, "the former object is deleted, since its cached content is not valid for this cluster"
     of.desire(desired(cluster(uid="2")))
     server.settle(of, "alpha")
     assert server.objects["alpha"]["metadata"]["uid"] != before
@@ -217,7 +217,7 @@ def test_objects_of_others_are_refused(server, labels: dict[str, str], reason: s
 def test_object_created_by_another_meanwhile_is_not_overwritten(server):
     of = publication()
     of.desire(desired(cluster()))
-    assert isinstance(of.decide("alpha", may_delete=True), Create), "which fails if it exists"
+    assert isinstance(of.decide("alpha", may_delete=True), Create), "a creation fails if the object exists"
     server.put({"metadata": {"name": "alpha"}, "spec": {}})
     assert isinstance(server.settle(of, "alpha"), Refuse)
     assert server.objects["alpha"]["spec"] == {}

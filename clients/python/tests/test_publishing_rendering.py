@@ -44,7 +44,7 @@ def test_cluster_profile_without_access_has_no_provider():
     rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, None)
     assert rendered.status is not None
     assert rendered.status["accessProviders"] == []
-    assert rendered.status["conditions"][0]["status"] == "Unknown", "not probed"
+    assert rendered.status["conditions"][0]["status"] == "Unknown", "the health of a cluster without probes is unknown"
     properties = {each["name"].partition("/")[2]: each["value"] for each in rendered.status["properties"]}
     assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
 
@@ -62,7 +62,9 @@ def test_argocd_secret_calls_the_plugin():
     rendered = renderer.render(ALPHA, SERVER)
     assert rendered is not None
     assert rendered.labels == {"env": "prod", "argocd.argoproj.io/secret-type": "cluster"}
-    assert "argocd.argoproj.io/secret-type" not in rendered.required, "Argo CD sees the Secret when it is complete"
+    assert "argocd.argoproj.io/secret-type" not in rendered.required, (
+        "the label is written last, so Argo CD finds complete Secrets only"
+    )
     data = {key: base64.b64decode(value).decode() for key, value in rendered.body["data"].items()}
     assert (data["name"], data["server"]) == ("alpha", "https://milo.test")
     config = json.loads(data["config"])

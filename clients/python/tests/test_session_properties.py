@@ -113,21 +113,21 @@ class Subscriptions(RuleBasedStateMachine):
         self.in_flight.append(following(now, now))
 
     @rule()
-    def the_connection_breaks(self) -> None:
+    def break_connection(self) -> None:
         self.connect()
 
     @rule()
-    def the_log_is_compacted(self) -> None:
+    def compact_log(self) -> None:
         self.daemon.compacted = len(self.daemon.log)
 
     @rule()
-    def the_daemon_restarts(self) -> None:
+    def restart_daemon(self) -> None:
         self.daemon.restart()
         self.connect()
 
     @precondition(lambda self: len(self.in_flight) > 1)
     @rule()
-    def a_batch_is_lost(self) -> None:
+    def lose_batch(self) -> None:
         lost = self.in_flight.popleft()
         try:
             for batch in tuple(self.in_flight):
@@ -135,16 +135,16 @@ class Subscriptions(RuleBasedStateMachine):
         except StreamBroken:
             pass
         else:
-            assert not lost.events, "nothing was missing but a heartbeat"
+            assert not lost.events, "only a heartbeat was lost"
         self.connect()
 
     @precondition(lambda self: self.in_flight)
     @rule()
-    def receive_a_batch(self) -> None:
+    def receive_batch(self) -> None:
         self.receive(self.in_flight.popleft())
 
     @rule()
-    def receive_everything(self) -> None:
+    def receive_all(self) -> None:
         while self.in_flight:
             self.receive(self.in_flight.popleft())
         assert self.user_view == {name: each.uid for name, each in self.daemon.fleet.items()}
@@ -165,13 +165,13 @@ class Subscriptions(RuleBasedStateMachine):
             assert name not in self.user_view, "engaged twice"
             self.user_view[name] = event.cluster.uid
         else:
-            assert self.user_view[name] == event.cluster.uid, "about a cluster that isn't engaged"
+            assert self.user_view[name] == event.cluster.uid, "an event of a cluster that is not engaged"
         self.suspended[name] = event.cluster.suspended
         if event.type is EventType.DISENGAGED:
             del self.user_view[name], self.suspended[name]
 
     @invariant()
-    def the_view_is_what_the_user_was_told(self) -> None:
+    def check_user_view(self) -> None:
         assert {name: known.cluster.uid for name, known in self.session.view.items()} == self.user_view
 
 

@@ -32,11 +32,11 @@ def test_call_after_a_connection_loss_gets_a_new_channel():
 def test_call_is_retried_if_the_channel_worked_before():
     shared = shared_channel()
     connection = shared.acquire()
-    assert not shared.should_retry(connection, CONNECTION_LOSS), "it never worked"
+    assert not shared.should_retry(connection, CONNECTION_LOSS), "a call is not retried on a channel that never worked"
     connection = shared.acquire()
     connection.has_succeeded = True
     assert shared.should_retry(connection, CONNECTION_LOSS)
-    assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "the new one did not work"
+    assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "the new channel has not worked yet"
 
 
 def test_answer_of_the_daemon_is_not_retried():

@@ -115,10 +115,10 @@ class TestCalls:
 
     def test_draining_cluster_is_released_under_the_name_of_the_watch(self, wire):
         with wire.client.watch(confirm_releases=True, subscriber="operator-0") as watch:
-            told = wire.start(next, watch)
+            reading = wire.start(next, watch)
             request, _ = wire.stream(snapshot("1", engaged(draining("a", incarnation="i"))))
             assert (request.confirm_releases, request.subscriber) == (True, "operator-0")
-            releasing = wire.start(watch.release, told.result().cluster)
+            releasing = wire.start(watch.release, reading.result().cluster)
             assert wire.answer("ReleaseCluster", pb.ReleaseClusterResponse()) == pb.ReleaseClusterRequest(
                 cluster="a", incarnation="i", subscriber="operator-0"
             )
@@ -149,13 +149,13 @@ class TestCalls:
 class TestWatch:
     def test_watch_yields_engagements_and_changes(self, wire):
         with wire.client.watch(label_selector="env=prod") as watch:
-            told = wire.start(take, watch, 3)
+            reading = wire.start(take, watch, 3)
             request, _ = wire.stream(
                 snapshot("1", engaged("a"), synced=False),
                 following("1", "2", engaged("b")),
                 following("2", "3", disengaged("a")),
             )
-            assert told.result() == ["ENGAGED a", "ENGAGED b", "DISENGAGED a"]
+            assert reading.result() == ["ENGAGED a", "ENGAGED b", "DISENGAGED a"]
             assert request.filter.label_selector == "env=prod"
             assert watch.clusters.keys() == {"b"}
             assert watch.revision == "3"
@@ -172,24 +172,24 @@ class TestWatch:
     def test_broken_stream_is_resumed(self, wire):
         with wire.client.watch() as watch:
             feed = watch.feed()
-            told = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
+            reading = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
             _, rpc = wire.stream(snapshot("1", engaged("a")))
-            assert told.result() == ["connected", "ENGAGED a", "synced 1"]
-            told = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
+            assert reading.result() == ["connected", "ENGAGED a", "synced 1"]
+            reading = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
             rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "shutting down")
             request, _ = wire.stream(following("1", "2", engaged("b")))
             assert request.resume_revision == "1"
-            assert told.result() == ["disconnected by Unavailable", "resumed", "ENGAGED b"]
+            assert reading.result() == ["disconnected by Unavailable", "resumed", "ENGAGED b"]
 
     def test_stream_that_ends_with_ok_is_reopened(self, wire):
         with wire.client.watch() as watch:
-            told = wire.start(take, watch, 1)
+            reading = wire.start(take, watch, 1)
             _, rpc = wire.stream(snapshot("1", engaged("a")))
-            assert told.result() == ["ENGAGED a"]
-            told = wire.start(take, watch, 1)
+            assert reading.result() == ["ENGAGED a"]
+            reading = wire.start(take, watch, 1)
             rpc.terminate((), grpc.StatusCode.OK, "")
             wire.stream(following("1", "2", engaged("b")))
-            assert told.result() == ["ENGAGED b"]
+            assert reading.result() == ["ENGAGED b"]
 
     def test_not_retryable_error_is_raised(self, wire):
         with wire.client.watch() as watch:
@@ -201,9 +201,9 @@ class TestWatch:
 
     def test_reconnect_resumes(self, wire):
         with wire.client.watch() as watch:
-            told = wire.start(take, watch, 1)
+            reading = wire.start(take, watch, 1)
             wire.stream(snapshot("1", engaged("a")))
-            told.result()
+            reading.result()
             again = wire.start(watch.reconnect)
             request, rpc = wire.stream(following("1", "1"))
             again.result()
@@ -217,7 +217,7 @@ class TestWatch:
             wire.stream(snapshot("1", engaged("a")))
             again = wire.start(watch.close)
             again.result()
-            assert loop.result() in (["ENGAGED a"], []), "as much of it as came before the end"
+            assert loop.result() in (["ENGAGED a"], []), "events before the end are returned"
 
     def test_closed_watch_stays_closed(self, wire):
         watch = wire.client.watch()
@@ -280,13 +280,13 @@ class TestConnections:
 
     async def test_restarted_daemons_snapshot_yields_only_differences(self, client, daemon):
         with client.watch() as watch:
-            told = asyncio.create_task(asyncio.to_thread(take, watch, 3))
+            reading = asyncio.create_task(asyncio.to_thread(take, watch, 3))
             (await daemon.stream()).send(snapshot("1", engaged("a")))
             await eventually(lambda: watch.is_synced)
             await daemon.stop()
             await daemon.start()
             (await daemon.stream()).send(snapshot("z", engaged("b")))
-            assert await told == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
+            assert await reading == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
 
     async def test_silent_stream_is_reconnected(self, daemon):
         subscription = Subscription({}, AT_ONCE)
@@ -298,12 +298,12 @@ class TestConnections:
             lambda: (),
             lambda _, *, subscriber: None,
         ) as watch:
-            told = asyncio.create_task(asyncio.to_thread(take, watch, 1))
+            reading = asyncio.create_task(asyncio.to_thread(take, watch, 1))
             first = await daemon.stream()
             first.send(snapshot("1"))
             await first.ended.wait()
             (await daemon.stream()).send(following("1", "2", engaged("a")))
-            assert await told == ["ENGAGED a"]
+            assert await reading == ["ENGAGED a"]
 
     async def test_closed_client_ends_calls_and_backoff(self, daemon):
         patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))

@@ -44,8 +44,8 @@ async def test_sandbox_daemon_restart_yields_only_differences(milo_sandbox: Milo
         milo_sandbox.delete_project("beta")
         milo_sandbox.create_project("gamma")
         milo_sandbox.start_daemon()
-        told: list[Event] = [await anext(watch) for _ in range(2)]
-        assert [summary(event) for event in told] == ["DISENGAGED beta", "ENGAGED gamma"]
+        events: list[Event] = [await anext(watch) for _ in range(2)]
+        assert [summary(event) for event in events] == ["DISENGAGED beta", "ENGAGED gamma"]
         assert await watch.reconnect() is None
         milo_sandbox.delete_project("gamma")
         assert (await anext(watch)).type is EventType.DISENGAGED

@@ -159,8 +159,8 @@ class TestReconnecting:
             await take(watch, 2)
             await daemon.stop()
             await daemon.start()
-            anew = [engaged(cluster("b", incarnation="new")), engaged("c")]
-            stream = await begin(daemon, waiting("", "0"), snapshot("z", *anew))
+            recreated = [engaged(cluster("b", incarnation="new")), engaged("c")]
+            stream = await begin(daemon, waiting("", "0"), snapshot("z", *recreated))
             assert stream.request.resume_revision == "1"
             assert await take(watch, 2) == ["DISENGAGED a", "ENGAGED c"]
 
