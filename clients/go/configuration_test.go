@@ -213,7 +213,7 @@ func TestCredentialFilesThatCannotBeUsed(t *testing.T) {
 	}
 }
 
-// identifiedDaemon reports who calls.
+// identifiedDaemon records the identity of its callers.
 type identifiedDaemon struct {
 	pb.UnimplementedDiscoveryServiceServer
 }

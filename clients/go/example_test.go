@@ -108,7 +108,7 @@ func ExampleClient_Issue() {
 	// Output: alpha 1h0m0s
 }
 
-// startDaemon is for examples, which have no testing.T.
+// startDaemon starts a daemon for examples, which have no testing.T.
 func startDaemon() (*discoverytest.Daemon, func()) {
 	test := &exampleTest{}
 	return discoverytest.New(test), test.done

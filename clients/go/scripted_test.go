@@ -16,7 +16,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// scriptedDaemon sends what a test says on each stream, and answers calls with what the test says.
+// scriptedDaemon is a daemon with scripted streams and responses.
 type scriptedDaemon struct {
 	pb.UnimplementedDiscoveryServiceServer
 	listener *bufconn.Listener

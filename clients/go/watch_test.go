@@ -20,7 +20,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// watched is what a watch reported: events as "TYPE name", and what happened to the stream.
+// watched has the reports of a watch: events as "TYPE name", and the state of the stream.
 type watched struct {
 	lines  chan string
 	result chan error

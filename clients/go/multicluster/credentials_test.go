@@ -89,7 +89,7 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "milo_discovery_client_credential_renewals_total"); err != nil {
 		t.Error(err)
 	}
-	// Where the daemon has no better one either, the refusal is passed on, and the daemon isn't asked at each request.
+	// If the daemon has no newer token either, the 401 is returned, and not every request calls the daemon.
 	project.SetTokens("nobody has this one")
 	for range 10 {
 		if err := cl.GetAPIReader().Get(ctx, client.ObjectKeyFromObject(made), made); err == nil {
@@ -153,7 +153,7 @@ func TestHostileKubeconfigsAreRefused(t *testing.T) {
 	}
 }
 
-// failure is nil if the debug handler shows that failure of a cluster.
+// failure returns nil if the debug handler shows that failure of a cluster.
 func failure(provider *multicluster.Provider, name, want string) error {
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/", nil))
@@ -206,7 +206,7 @@ func TestClustersShareConnections(t *testing.T) {
 			provider := w.provider(test.change)
 			mgr := w.manager(provider, nil)
 			w.feeder(mgr)
-			// The manager's own client has a connection too.
+			// One more connection is that of the manager's own client.
 			before := w.api.Connections()
 			w.start(mgr)
 			for _, each := range names {

@@ -22,7 +22,7 @@ const subscriber = "operator-0"
 
 func named(o *multicluster.Options) { o.Subscriber = subscriber }
 
-// draining is a provider that runs with one engaged cluster, alpha.
+// draining returns a running provider with one engaged cluster, alpha.
 func draining(t *testing.T) (*world, *multicluster.Provider, *engagements, func()) {
 	w := newWorld(t)
 	w.engage("alpha")
@@ -40,7 +40,7 @@ func draining(t *testing.T) (*world, *multicluster.Provider, *engagements, func(
 	return w, provider, engaged, end
 }
 
-// reconciling calls the guarded reconciler once and returns when the call has begun; release ends it.
+// reconciling calls the guarded reconciler, and returns when the call has begun; release ends the call.
 func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
 	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
 	guarded := multicluster.Reconciler(provider, mcreconcile.Func(

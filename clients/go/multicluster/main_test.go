@@ -10,7 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// logVariable has the tests log what controller-runtime and the provider say, if it is set.
+// logVariable enables the log output of controller-runtime and the provider in tests, if it is set.
 const logVariable = "TEST_LOG"
 
 func logger() logr.Logger {

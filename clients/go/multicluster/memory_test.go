@@ -16,7 +16,7 @@ const operators = "local" // the project that is the operator's own cluster
 
 var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 
-// memorySite has the daemon and the API server of a world in the test's own process.
+// memorySite runs the daemon and the API server in the test's own process.
 type memorySite struct{ world *world }
 
 func (s memorySite) client() *discovery.Client { return s.world.daemon.Client() }

@@ -69,7 +69,7 @@ func TestClustersOfASourceThatTheDaemonDoesNotKnowYetAreKept(t *testing.T) {
 	}
 	w.start(mgr)
 	w.untilEngaged(noted, "x#alpha", "x#beta", "y#gamma")
-	// The watch is refused and begins again, with a daemon that knows only one of its sources.
+	// The watch is rejected and reopened, at a daemon that knows only one of its sources.
 	w.daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you"))
 	w.daemon.BreakStreams(nil)
 	<-refused

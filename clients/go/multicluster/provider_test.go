@@ -302,7 +302,7 @@ func TestProviderRunsInsideMulti(t *testing.T) {
 	w.untilFed("beta", "dog")
 	listHumans(ctx, w, all, "first#alpha", 1)
 	listHumans(ctx, w, second, "beta", 0)
-	// Both release it, each for itself.
+	// Each of them releases the cluster.
 	w.drain("beta")
 	w.untilEngaged(noted, "first#alpha")
 	w.untilReleased("beta")

@@ -15,7 +15,7 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// addressVariable is where a daemon is that has engaged the project alpha, and issues kubeconfigs for it.
+// addressVariable has the address of a daemon that has engaged the project alpha, and issues kubeconfigs for it.
 const addressVariable = "MILO_DISCOVERY_TEST_ADDRESS"
 
 func TestAgainstDaemon(t *testing.T) {

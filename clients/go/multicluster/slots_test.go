@@ -40,7 +40,7 @@ func TestSlowClustersLeaveTheirSlotWhileThereIsRoomForThem(t *testing.T) {
 			}
 			slow = append(slow, taken)
 		}
-		// The second one was taken at 1 s, and found no room among the slow ones at 2 s; it ends at 11 s.
+		// The second slot was taken at 1 s, and at 2 s too many were slow already; its engagement ends at 11 s.
 		if waited := time.Since(began); waited != 11*time.Second {
 			t.Errorf("the third one waited %v", waited)
 		}

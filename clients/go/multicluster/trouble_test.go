@@ -20,7 +20,7 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// These are the cases that no provider for multicluster-runtime was tested with: a cluster that does not answer, a stream
+// The cases that other providers for multicluster-runtime have no tests for: a cluster that does not answer, a stream
 // that resumes, a token that expires, a label that changes, a name that is used again, a leader that changes, an engagement
 // that fails, and goroutines that are left.
 
@@ -224,8 +224,8 @@ func TestAnEngagementThatFailsIsCleanedUpAndRepeated(t *testing.T) {
 	}
 }
 
-// goroutines counts those of the provider, the client and the clusters' caches, by what created them, and apart from them
-// those that multicluster-runtime leaves for each source that ended: see docs/upstream.md.
+// goroutines counts those of the provider, the client and the clusters' caches by their creator, and separately
+// those that multicluster-runtime leaves for each ended source: see docs/upstream.md.
 func goroutines() (ours map[string]int, left int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
@@ -311,7 +311,7 @@ func TestFollowersHaveClustersAndEngageThemWhenTheyLead(t *testing.T) {
 	if following.count() != 0 {
 		t.Fatalf("a follower engaged %v", following.names())
 	}
-	// One that came and went before the election must not end the manager.
+	// A cluster that was engaged and disengaged before the election must not end the manager.
 	w.daemon.Disengage("beta", discovery.ReasonDeleted)
 	w.untilGone(provider, "beta")
 	leader.stop()
@@ -329,7 +329,7 @@ type always struct {
 func (a always) Start(ctx context.Context) error { return a.provider.Start(ctx, a.mgr) }
 func (a always) NeedLeaderElection() bool        { return false }
 
-// hidden keeps the manager from starting a provider.
+// hidden is a provider that the manager does not start.
 type hidden struct{ mc.Provider }
 
 func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {

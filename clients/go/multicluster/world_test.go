@@ -36,15 +36,15 @@ const patience = 30 * time.Second
 
 // site is where the clusters of a test are.
 type site interface {
-	// client is of the daemon.
+	// client returns a client of the daemon.
 	client() *discovery.Client
-	// identify gives a provider an identity in all projects.
+	// identify sets the identity of a provider in all projects.
 	identify(*multicluster.Options)
-	// local is the configuration of the operator's own cluster.
+	// local returns the configuration of the operator's own cluster.
 	local() *rest.Config
 	engage(names ...string)
 	label(name, key, value string)
-	// move has a cluster be another project from now on.
+	// move replaces the project behind a cluster.
 	move(name, project string)
 	drain(name string)
 	remove(name string)
@@ -55,7 +55,7 @@ type site interface {
 	data(project, name string) map[string]string
 }
 
-// world is a site, and what a test runs on it. The daemon and the API server are nil on a real one.
+// world is a site with the objects of a test. The daemon and the API server are nil on a real site.
 type world struct {
 	site
 	t      *testing.T
@@ -63,7 +63,7 @@ type world struct {
 	api    *apitest.Server
 }
 
-// anyWorld is on real servers where the environment has them, and otherwise in memory.
+// anyWorld returns a world on real servers if the environment has them, and otherwise one in memory.
 func anyWorld(t *testing.T) *world {
 	t.Helper()
 	if path := os.Getenv(realVariable); path != "" {
@@ -129,14 +129,14 @@ func (w *world) manager(provider mc.Provider, change func(*manager.Options)) mcm
 	return mgr
 }
 
-// running is a manager that was started.
+// running is a started manager.
 type running struct {
 	stop context.CancelFunc
 	done chan struct{}
 	err  error
 }
 
-// start starts a manager, which ends with the test unless it is stopped before.
+// start starts a manager, which is stopped with the test at the latest.
 func (w *world) start(mgr mcmanager.Manager) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{stop: cancel, done: make(chan struct{})}
@@ -217,7 +217,7 @@ func (w *world) untilFed(project, name string) {
 	})
 }
 
-// untilReleased waits until the daemon has disengaged a cluster that drained.
+// untilReleased waits until the daemon has disengaged a draining cluster.
 func (w *world) untilReleased(name string) {
 	w.t.Helper()
 	client := w.client()
@@ -254,7 +254,7 @@ func (w *world) untilGone(provider mc.Provider, name mc.ClusterName) {
 	})
 }
 
-// engagements is an Aware that takes note.
+// engagements is an Aware that records engagements.
 type engagements struct {
 	mu    sync.Mutex
 	calls int
@@ -309,7 +309,7 @@ func (w *world) untilEngaged(e *engagements, want ...mc.ClusterName) {
 	})
 }
 
-// within waits for a state.
+// within waits for a condition.
 func within(t *testing.T, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)

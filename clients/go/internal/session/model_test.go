@@ -44,7 +44,7 @@ func FuzzSubscription(f *testing.F) {
 	})
 }
 
-// FuzzBatches feeds batches that no daemon would send: they are refused or applied, and never half applied.
+// FuzzBatches applies batches that no daemon would send: each is applied completely, or rejected without an effect.
 func FuzzBatches(f *testing.F) {
 	for _, each := range sharedCases(f) {
 		var batches [][]byte
@@ -122,7 +122,7 @@ func (d *fakeDaemon) engage(name string) *pb.ClusterEvent {
 	return &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_ENGAGED, Cluster: d.fleet[name]}
 }
 
-// open replaces what is in flight by what a stream that resumes there brings.
+// open replaces the batches in flight by those of a stream that resumes at that revision.
 func (d *fakeDaemon) open(resume string) {
 	d.inFlight = nil
 	now := len(d.log)
@@ -164,7 +164,7 @@ func (d *fakeDaemon) heartbeat() {
 	d.inFlight = append(d.inFlight, &pb.WatchClustersResponse{PreviousRevision: now, Revision: now, Synced: true})
 }
 
-// user keeps the clusters that it was told of, and trusts the order of changes.
+// user keeps the clusters of the changes that it received, and relies on their order.
 type user struct {
 	engaged map[string]*pb.Cluster
 }

@@ -172,7 +172,7 @@ func left() (count int) {
 	return count
 }
 
-// heldLock is a lock of somebody else until it is freed.
+// heldLock is a lock with another holder until it is freed.
 type heldLock struct {
 	resourcelock.Interface
 	mu     sync.Mutex
@@ -268,7 +268,7 @@ func TestAnIndexDuringAddLosesTheCluster(t *testing.T) {
 	}
 }
 
-// undecided is the registry and the sharder of a coordinator that owns nothing until it is let.
+// undecided is the registry and the sharder of a coordinator that owns nothing until the test allows it.
 type undecided struct {
 	owns  atomic.Bool
 	asked atomic.Int64

@@ -98,7 +98,7 @@ func (o *operator) cleanUp(_ context.Context, project, name string) error {
 	return nil
 }
 
-// user is what a user of a project has.
+// user returns the client of a project's user.
 func (o *operator) user(project string) client.Client {
 	o.t.Helper()
 	c, err := client.New(o.config(project), client.Options{Scheme: o.scheme})

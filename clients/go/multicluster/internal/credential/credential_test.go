@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// issuer is a daemon that issues what it is told.
+// issuer is a daemon with scripted kubeconfigs.
 type issuer struct {
 	mu     sync.Mutex
 	token  string
@@ -103,7 +103,7 @@ func TestRefusedRequestWhoseBodyCannotBeSentAgainIsPassedOn(t *testing.T) {
 	if code := post(t, c, server.URL, io.MultiReader(strings.NewReader("once"))); code != http.StatusUnauthorized {
 		t.Fatalf("status %d", code)
 	}
-	// It is renewed all the same, for the next request.
+	// The credential is still renewed, for the next request.
 	if code := post(t, c, server.URL, strings.NewReader("again")); code != http.StatusOK {
 		t.Fatalf("status %d", code)
 	}

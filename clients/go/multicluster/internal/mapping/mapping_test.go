@@ -114,7 +114,7 @@ func TestMembersOfAServerShareOneMapper(t *testing.T) {
 	}
 }
 
-// overlaps is a mapper that notes whether two calls overlap.
+// overlaps is a mapper that records whether two calls overlap.
 type overlaps struct {
 	meta.RESTMapper
 	open, found atomic.Int64

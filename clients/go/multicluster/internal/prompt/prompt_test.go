@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// slow is a cache whose informers come when the test says so.
+// slow is a cache whose informers become available when the test allows it.
 type slow struct {
 	cache.Cache
 	mu       sync.Mutex
