@@ -322,6 +322,12 @@ class TestStatus:
         assert "main (exec), healthy, its credential expires in 2d5h" in outcome.out
         assert "spare (file), unhealthy: no such file" in outcome.out
 
+    async def test_status_of_sharded_daemon_counts_unassigned_clusters(self, command, daemon):
+        counts, sharding = pb.FleetCounts(engaged=3, unassigned=5), pb.Sharding(group="dns", member="dns-0")
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(synced=True, counts=counts, sharding=sharding)]
+        [clusters] = [line for line in (await command("status")).lines if line[0] == "clusters"]
+        assert clusters[-2:] == ["5", "unassigned"]
+
     async def test_status_prints_json(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
         assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"

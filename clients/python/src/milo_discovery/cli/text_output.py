@@ -255,7 +255,8 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
             "clusters",
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
             f"{counts.outside_selector} outside the selector, {counts.malformed} malformed, "
-            f"{counts.unreachable} unreachable, {counts.draining} draining",
+            f"{counts.unreachable} unreachable, {counts.draining} draining"
+            f"{'' if info.sharding is None else f', {counts.unassigned} unassigned'}",
         ),
         ("subscribers", str(counts.subscribers)),
     ]
