@@ -86,13 +86,16 @@ def variable_of(key: Key) -> str:
 
 
 def from_flags(flags: Mapping[str, object]) -> Layer:
-    """Return the layer of flags, keyed by setting ("mode", "log.level"); None and an empty list mean not given."""
+    """Return the layer of flags, keyed by setting ("mode", "log.level"). Empty ones count as not given.
+
+    Manifests pass variables of the environment on, which may be empty.
+    """
     known = {dotted(key): key for key in LEAVES}
     return Layer(
         {
             known[name]: Given(value, f"flag {flag_of(known[name])}")
             for name, value in flags.items()
-            if value is not None and value not in ((), [])
+            if value not in (None, "", (), [], ("",))
         }
     )
 

@@ -39,6 +39,15 @@ def test_settings_are_those_of_each_source(tmp_path: Path) -> None:
     assert settings.title == "sources"
 
 
+def test_sources_are_configured_beside_the_empty_flags_of_the_sidecar(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
+    kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
+    settings = load({"mode": "", "label_selector": "", "listen": ("",), **kubeconfigs}, {}, file)
+    assert list(settings.by_source) == ["milo", "dns"]
+    assert [str(each.address) for each in settings.listen] == ["unix:///run/other/discovery.sock"]
+
+
 def test_single_source_has_no_name() -> None:
     settings = load({"mode": "single"}, {}, None)
     assert settings.by_source == {"": settings}

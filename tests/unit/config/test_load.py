@@ -59,11 +59,11 @@ def test_absent_flags_and_variables_override_nothing() -> None:
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 
 
-def test_empty_flag_is_set_and_empty_kubeconfig_means_in_cluster(file: Path) -> None:
+def test_empty_flags_of_a_manifest_override_nothing(file: Path) -> None:
     file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
-    settings = load({"label_selector": "", "discovery_kubeconfig": ""}, {}, file)
-    assert settings.label_selector == ""
-    assert settings.discovery_kubeconfig is None
+    settings = load({"mode": "", "label_selector": "", "discovery_kubeconfig": ""}, {}, file)
+    assert settings.label_selector == "a=b"
+    assert settings.discovery_kubeconfig == Path("/etc/kubeconfig")
 
 
 def test_empty_file_has_no_settings(file: Path) -> None:
