@@ -25,6 +25,12 @@ from milo_sandbox.signals import stop_signals
 
 FRAMES_PER_S = 8
 PROJECTS = 12
+DAEMON_CONFIG = """\
+kubeconfigs:
+  sources:
+    - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
+"""
+"""Kubeconfigs for the examples, whose identity may do everything in the sandbox."""
 EXPECTED = (DiscoveryError,)
 """Errors of the daemon that are reported as a line each."""
 
@@ -42,17 +48,23 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
             async with Sandbox() as sandbox:
                 sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
                 kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
-                await _show(folder, seconds, kubeconfig, churn.run(sandbox.churn(), changes_per_s))
+                config = folder / "daemon.yaml"
+                config.write_text(DAEMON_CONFIG)
+                await _show(folder, seconds, kubeconfig, churn.run(sandbox.churn(), changes_per_s), config)
 
 
 async def _show(
-    folder: Path, seconds: float | None, kubeconfig: Path, changes: Coroutine[Any, Any, None] | None = None
+    folder: Path,
+    seconds: float | None,
+    kubeconfig: Path,
+    changes: Coroutine[Any, Any, None] | None = None,
+    config: Path | None = None,
 ) -> None:
     scene = Scene()
     async with AsyncExitStack() as stack:
         socket = f"unix://{folder}/discovery.sock"
         flags = {"discovery_kubeconfig": str(kubeconfig), "listen": (socket,), "http_listen": "127.0.0.1:0"}
-        daemon = Daemon(load(flags, {}, None))
+        daemon = Daemon(load(flags, {}, config))
         client = await stack.enter_async_context(DiscoveryClient(socket))
         stopping = stack.enter_context(_stop_after(seconds))
         async with asyncio.TaskGroup() as tasks:
