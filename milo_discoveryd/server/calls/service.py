@@ -203,6 +203,11 @@ class Service:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if fleet is not None and (unusable := fleet.problem_of(name)):
             engagement.message += f"; it stays as last known: {unusable}"
+        if self.shard is not None and engagement.reason == pb.Engagement.REASON_ENGAGED:
+            status = self.shard.status()
+            engagement.message += (
+                f"; member {status.member} of the shard group, this daemon, owns it (view {status.view})"
+            )
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
         return pb.GetClusterResponse(

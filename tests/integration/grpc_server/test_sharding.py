@@ -68,6 +68,14 @@ async def test_server_info_describes_the_group(world: World) -> None:
     assert not lost.HasField("valid_for")
 
 
+async def test_engaged_cluster_is_explained_with_the_member_that_owns_it(world: World) -> None:
+    world.service.shard = Shard()
+    world.listed(ready("alpha"))
+    async with world.client() as stub:
+        found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+    assert found.engagement.message.endswith("member a of the shard group, this daemon, owns it (view 3)")
+
+
 async def test_stream_of_a_member_is_marked(world: World) -> None:
     world.service.shard = Shard()
     world.listed(ready("alpha"))

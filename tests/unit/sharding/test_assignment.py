@@ -13,7 +13,7 @@ from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_discoveryd.sharding.singletons import Singletons
+from milo_discoveryd.sharding.singletons import SingletonKey, Singletons, WorkState
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
 from tests.unit.sharding.fleets import new_fleet
@@ -154,3 +154,22 @@ async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_anothe
     revocation.done()
     assign(assignment, CONTINUED)
     assert fleet.registry.engaged == 1
+
+
+async def test_singleton_work_that_moves_is_kept_until_it_has_ended() -> None:
+    singletons, now = Singletons(30.0, 0.0), 100.0
+    assignment = FleetAssignment(new_fleet(), 30.0, singletons, clock=lambda: now)
+
+    def claim(state: WorkState, *, is_owned: bool) -> bool:
+        key = SingletonKey("caller", "cleanup")
+        return singletons.claim(key, "operator", state, is_owned=is_owned, valid_s=10.0, now=now)
+
+    assign(assignment, ALONE)
+    assert claim(WorkState.WAITING, is_owned=True)
+    assert not assignment.keeps_lost()
+    assign(assignment, GONE)
+    assert assignment.keeps_lost()
+    assert not claim(WorkState.ENDING, is_owned=False)
+    assert assignment.keeps_lost()
+    assert not claim(WorkState.WAITING, is_owned=False)
+    assert not assignment.keeps_lost()
