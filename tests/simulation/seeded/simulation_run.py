@@ -270,6 +270,8 @@ class SimulationRun:
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
+        # The last changes before it may have been read and not applied yet.
+        await asyncio.sleep(0.1)
         self._api.inject("F22", "a backup is restored")
         killed = self._random.choice(("before", "after", "never")) if self._disk is not None else "never"
         lists = self._api.lists

@@ -22,6 +22,11 @@ def test_built_in_modes_are_found() -> None:
     assert mode.load("single") is SingleMode
 
 
+def test_modes_say_where_their_clusters_and_authorities_come_from() -> None:
+    assert set(filter(mode.reads_files, mode.names())) == {"kind", "kubeconfig-directory"}
+    assert set(filter(mode.has_own_authorities, mode.names())) == {"declarative", "kind", "kubeconfig-directory"}
+
+
 def test_unknown_mode_lists_available_modes() -> None:
     with pytest.raises(LookupError, match=r"there is no mode 'projects'; installed are .*project, .*single"):
         mode.load("projects")
