@@ -26,6 +26,9 @@
 //     not treat that as [ReasonDeleted].
 //   - While the daemon does not answer, no cluster is disengaged. The watch retries with backoff and jitter, and treats
 //     a stream that missed three heartbeats as dead.
+//   - A daemon that shares the clusters with others owns them for a time that the watch renews, on a clock that also
+//     advances while the machine is suspended. When that time ends, all clusters are disengaged with
+//     [ReasonOwnershipLost], since another daemon may engage them.
 //   - Only errors that a retry cannot fix end a watch: see [IsTerminal].
 //
 // # Configuration

@@ -18,6 +18,10 @@ LONGEST_S = 24 * 3600.0
 """The maximum lifetime of an issued credential."""
 
 
+class LongLivedError(UnfitError):
+    """The credential is valid for longer than is handed out."""
+
+
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     credential: Credential
     issued_at: float
@@ -78,7 +82,7 @@ def validate(
     if max(begins, default=now) > now + SKEW_S:
         raise BackendError(f"{origin} returned a credential that is not valid yet; check this machine's clock")
     if end - now > longest_s:
-        raise UnfitError(
+        raise LongLivedError(
             f"{origin} returned a credential that is valid for {_span(end - now)}; "
             f"only credentials valid for up to {_span(longest_s)} are handed out"
         )

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials import kubernetes_api
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.credentials.sources import received_kubeconfig
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
@@ -75,8 +75,10 @@ class KubeconfigSecretSource:
             received = received_kubeconfig.read(data[self._key], what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
             return replace(issued, authorities=received.authorities)
-        except UnfitError as error:
+        except LongLivedError as error:
             raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
+        except UnfitError:
+            raise
         except CredentialError as error:
             raise BackendError(str(error), of_cluster=True) from None
 

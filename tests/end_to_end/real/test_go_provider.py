@@ -46,7 +46,7 @@ async def test_provider_cases_pass_on_real_servers(platform: RealApi, workload: 
         "platform": str(platform.kubeconfig),
         "namespace": NAMESPACE,
         "labels": {label: value},
-        "servers": [str(platform.kubeconfig), str(workload.kubeconfig)],
+        "servers": [str(server.kubeconfig_as("operator", "system:masters")) for server in (platform, workload)],
     }
     described = folder / "servers.json"
     described.write_text(json.dumps(servers))

@@ -80,6 +80,12 @@ async def test_secret_with_long_lived_certificate_requires_setting() -> None:
     assert minted.expires_at == math.floor(NOW + 90 * 86400)
 
 
+async def test_credential_without_expiry_is_rejected_with_any_setting() -> None:
+    answer = secret(kubeconfig({"token": "static"}))
+    with pytest.raises(UnfitError, match=r"forever$"):
+        await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
