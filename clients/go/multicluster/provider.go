@@ -68,10 +68,12 @@ type Provider struct {
 	started     bool
 	onAll       bool
 	workers     sync.WaitGroup
+	closeClient func() // no-op for a client that was given
 }
 
 // New returns a provider, which does nothing before Start.
 func New(options Options) (*Provider, error) {
+	given := options.Client
 	options, err := options.complete()
 	if err != nil {
 		return nil, err
@@ -84,6 +86,11 @@ func New(options Options) (*Provider, error) {
 		entries: map[multicluster.ClusterName]*entry{},
 		leaving: map[multicluster.ClusterName]<-chan struct{}{},
 		drains:  map[multicluster.ClusterName]*drain{},
+
+		closeClient: func() {},
+	}
+	if given == nil {
+		p.closeClient = func() { _ = options.Client.Close() }
 	}
 	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
 		return nil, err
@@ -189,6 +196,7 @@ func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
 
 // follow applies what the daemon reports until ctx ends, and returns when all clusters have stopped.
 func (p *Provider) follow(ctx context.Context) error {
+	defer p.closeClient()
 	defer p.endSubscription()
 	defer p.workers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
