@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from typing import Protocol, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources.source import (
@@ -49,6 +50,8 @@ class LeaseKey(msgspec.Struct, frozen=True):
     incarnation: int
     """0 if one credential serves every cluster."""
     ttl_s: float
+    place: tuple[str, ...] = ()
+    """Where the cluster is, if the credential is its own: at another endpoint it needs another one."""
 
 
 class MintMetrics(Protocol):
@@ -143,15 +146,17 @@ class Minter:
         return Moment(self._wall(), self._loop.time())
 
     def key(self, cluster: Cluster, ttl_s: float) -> LeaseKey:
-        return self._key(0 if self.source.scope is Scope.IDENTITY else cluster.incarnation, ttl_s)
+        if self.source.scope is Scope.IDENTITY:
+            return self._shared_key(ttl_s)
+        return replace(self._shared_key(ttl_s), incarnation=cluster.incarnation, place=cluster.target.place)
 
-    def _key(self, incarnation: int, ttl_s: float) -> LeaseKey:
-        return LeaseKey(self.source.name, incarnation, ttl_step(ttl_s) if self.source.takes_ttl else 0)
+    def _shared_key(self, ttl_s: float) -> LeaseKey:
+        return LeaseKey(self.source.name, 0, ttl_step(ttl_s) if self.source.takes_ttl else 0)
 
     def keep_ready(self, ttl_s: float) -> None:
         """Begin the lease that serves every cluster, if the source has such a lease, before the first request."""
         if self.source.scope is Scope.IDENTITY:
-            self._requested(self._key(0, ttl_s), None)
+            self._requested(self._shared_key(ttl_s), None)
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
         """Return the lease of an engaged cluster, and mint for it soon if it holds nothing useful."""
@@ -209,9 +214,14 @@ class Minter:
     def held_for(self, cluster: Cluster) -> IssuedCredential | None:
         """Return a valid credential for the cluster, if one was requested earlier."""
         now = self.now()
-        keys = self._entries if self.source.scope is Scope.IDENTITY else self._of_cluster.get(cluster.incarnation, ())
+        keys = self._entries if self.source.scope is Scope.IDENTITY else self._keys_of(cluster)
         found = (self._entries[key].lease.valid(now) for key in keys)
         return next((issued for issued in found if issued is not None), None)
+
+    def _keys_of(self, cluster: Cluster) -> list[LeaseKey]:
+        """Return the leases of a cluster, without those of an endpoint that it had."""
+        keys = self._of_cluster.get(cluster.incarnation, ())
+        return [key for key in keys if key.place == cluster.target.place]
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -364,7 +374,7 @@ class Minter:
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
         """Return why the cluster gets no new credential: its own failure, or that of the source."""
-        own = (self._entries[key].lease.failure for key in self._of_cluster.get(cluster.incarnation, ()))
+        own = (self._entries[key].lease.failure for key in self._keys_of(cluster))
         return next((each for each in own if each is not None), self.failure)
 
     async def _revoke(self, source: RevokingSource) -> None:

@@ -41,6 +41,7 @@ class _Delivery(msgspec.Struct):
     """What the subscriber has for one of its clusters, and when the next kubeconfig is due."""
 
     incarnation: int
+    place: tuple[str, ...]
     credential: IssuedCredential | None
     due_at: float
     is_charged: bool = False
@@ -120,6 +121,8 @@ class KubeconfigRotation:
             event = decode_frame(frame)
             if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
                 self._forget(event.cluster.name)
+            elif event.type == pb.ClusterEvent.TYPE_UPDATED:
+                self._follow_endpoint(event.cluster.name)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
                 cluster = self._engaged(event.cluster.name)
                 if (
@@ -196,6 +199,12 @@ class KubeconfigRotation:
         cluster = None if record is None else record.cluster
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
+    def _follow_endpoint(self, name: str) -> None:
+        """Schedule a kubeconfig for a cluster that has moved: the one before names the other server."""
+        delivery, cluster = self._deliveries.get(name), self._engaged(name)
+        if delivery is not None and cluster is not None and delivery.place != cluster.target.place:
+            self._schedule_now(cluster)
+
     def _schedule_now(self, cluster: Cluster) -> None:
         self._schedule(cluster, None, self._clock())
 
@@ -248,7 +257,7 @@ class KubeconfigRotation:
     def _schedule(self, cluster: Cluster, credential: IssuedCredential | None, at: float) -> None:
         name = cluster.target.name
         self._stop_waiting(name)
-        self._deliveries[name] = _Delivery(cluster.incarnation, credential, at)
+        self._deliveries[name] = _Delivery(cluster.incarnation, cluster.target.place, credential, at)
         heapq.heappush(self._due, (at, name))
 
     def _forget(self, name: str) -> None:

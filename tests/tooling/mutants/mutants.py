@@ -795,9 +795,16 @@ MUTANTS = (
     Mutant(
         "credential of one cluster issued for all",
         "kubeconfigs/minter.py",
-        "return self._key(0 if self.source.scope is Scope.IDENTITY else cluster.incarnation, ttl_s)",
-        "return self._key(0 if self.source.scope is Scope.IDENTITY else 1, ttl_s)",
+        "incarnation=cluster.incarnation, place=cluster.target.place)",
+        "incarnation=1, place=())",
         CREDENTIALS,
+    ),
+    Mutant(
+        "credential of a cluster issued for its former endpoint",
+        "kubeconfigs/minter.py",
+        "incarnation=cluster.incarnation, place=cluster.target.place)",
+        "incarnation=cluster.incarnation, place=())",
+        ("tests/unit/kubeconfigs/test_issuer.py",),
     ),
     Mutant(
         "expired credential not renewed at once after suspend",

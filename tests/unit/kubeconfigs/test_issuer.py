@@ -105,6 +105,28 @@ async def test_per_cluster_credentials_are_never_mixed() -> None:
     assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
 
 
+async def test_cluster_that_moved_gets_another_credential() -> None:
+    backend = Backend(Scope.CLUSTER)
+    moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
+    async with issuing(backend) as issuer:
+        before = await got(issuer)
+        assert issuer.held(moved) is None
+        assert await got(issuer, moved) != before
+        assert [each.cluster and each.cluster.target.endpoint for each in backend.asked] == [
+            "https://alpha.test",
+            "https://elsewhere.test",
+        ]
+        issuer.disengaged(moved)
+        assert issuer.health()[0].leases == 0
+
+
+async def test_shared_credential_serves_cluster_that_moved() -> None:
+    backend = Backend()
+    moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
+    async with issuing(backend) as issuer:
+        assert await got(issuer) == await got(issuer, moved)
+
+
 async def test_lease_has_one_mint_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()

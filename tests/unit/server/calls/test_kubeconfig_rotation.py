@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.credential import Credential
@@ -119,6 +120,29 @@ def test_rotation_renews_each_kubeconfig_in_time(world: World) -> None:
     assert rotation.take_due() == ()
     world.now += LIFE_S / 2
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+
+
+def test_rotation_sends_kubeconfig_of_moved_cluster(world: World) -> None:
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    cursor = Cursor(world.fleet.log, EVERYTHING, None)
+    assert cursor.take() is not None
+    alpha = ready("alpha", "2", labels={"env": "prod"})
+    world.fleet.registry.commit([alpha], Moment(0.0, 0.0))
+    assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
+    assert given(rotation.take_due()) == []
+    moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
+    world.fleet.registry.commit([moved], Moment(0.0, 0.0))
+    assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
+    assert given(rotation.take_due()) == ["alpha"]
+    assert given(rotation.take_due()) == []
+
+
+def updates(cursor: Cursor) -> list[bytes]:
+    batch = cursor.take()
+    assert batch is not None
+    assert [decode_frame(frame).type for frame in batch.frames] == [pb.ClusterEvent.TYPE_UPDATED]
+    return [*batch.frames]
 
 
 def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
