@@ -9,6 +9,7 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+from milo_discovery import DiscoveryClient
 from milo_sandbox import Sandbox
 
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
@@ -34,6 +35,25 @@ def test_demo_stops_when_its_time_is_up() -> None:
     done = subprocess.run([*DEMO, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("Events received: ")
+
+
+async def test_demo_gives_operators_kubeconfigs() -> None:
+    demo = await asyncio.create_subprocess_exec(*DEMO, stdout=PIPE)
+    assert demo.stdout is not None
+    address = name = ""
+    async with asyncio.timeout(60):
+        while not name:
+            line = (await demo.stdout.readline()).decode()
+            assert line
+            if "MILO_DISCOVERY_ADDRESS=" in line:
+                address = line.strip().partition("=")[2]
+            elif "ENGAGED" in line.split():
+                name = line.split()[2]
+    async with DiscoveryClient(address) as client:
+        assert (await client.issue_kubeconfig(name)).kubeconfig
+    demo.send_signal(signal.SIGINT)
+    await demo.communicate()
+    assert demo.returncode == 0
 
 
 async def test_demo_watches_an_existing_api(tmp_path: Path) -> None:
