@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,7 @@ from milo_discovery.controllers import (
     watches,
 )
 from milo_discovery.controllers.connections import Connections
-from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually, fake_clock
 
 WIDGETS = "example.com/v1/widgets"
 FINALIZER = "example.com/account"
@@ -321,6 +322,79 @@ async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plan
         running.discovery.drain(plane.project)
         await eventually(lambda: running.discovery.released == [plane.project])
         assert history == ["begins", "ends"]
+
+
+async def test_resync_reconciles_every_object_again(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    log = Log()
+    fleet = Fleet(cast(DiscoveryClient, FakeDiscovery(plane)))
+    controllers = Controllers(fleet, registry=CollectorRegistry(), resync=timedelta(hours=1))
+    controllers.reconcile(WIDGETS)(log)
+    with fake_clock() as clock:
+        async with controllers:
+            await eventually(lambda: len(log.seen) == 1)
+            clock.advance(timedelta(hours=1))
+            await eventually(lambda: log.seen == [(plane.project, "one", {})] * 2)
+
+
+async def test_reconcile_over_its_time_limit_is_retried(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        if not request.failures:
+            await asyncio.Event().wait()
+
+    plane.create(widget("one"))
+    limits = {"timeout": timedelta(milliseconds=50), "queue": QueuePolicy(first_delay_s=0.01)}
+    async with reconciling(reconcile, plane, **limits):
+        await eventually(lambda: attempts == [0, 1])
+
+
+async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    log, other = Log(), Log()
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(log)
+    running.controllers.reconcile(WIDGETS, name="other", owns=[WIDGETS])(other)
+    async with running.controllers:
+        await eventually(lambda: log.seen == other.seen == [(plane.project, "one", {})])
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
+
+
+async def test_health_says_how_long_the_oldest_object_has_been_queued(plane: ControlPlane) -> None:
+    free = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        await free.wait()
+
+    for name in ("one", "two"):
+        plane.create(widget(name))
+    async with reconciling(reconcile, plane, workers=1) as running:
+        health = running.controllers.health
+        await eventually(lambda: health().oldest_queued > timedelta())
+        assert running.metric("milo_controllers_oldest_queued_seconds", controller="widgets")
+        free.set()
+        await eventually(lambda: health().oldest_queued == timedelta())
+
+
+async def test_cluster_that_does_not_answer_costs_the_others_nothing(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    silent = with_widgets(sandbox)
+    opened: list[asyncio.StreamWriter] = []
+    plane.create(widget("one"))
+    async with await asyncio.start_server(lambda _, writer: opened.append(writer), "127.0.0.1", 0) as server:
+        address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        access = silent.access()
+        silent.access = lambda: replace(access, server=address)  # type: ignore[method-assign]
+        log = Log()
+        async with reconciling(log, plane, silent) as running:
+            await eventually(lambda: opened)
+            await eventually(lambda: log.seen == [(plane.project, "one", {})])
+            plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+            await eventually(lambda: log.seen[1:] == [(plane.project, "one", {"size": 2})])
+            assert not running.controllers.health().synced
+        for writer in opened:
+            writer.close()
 
 
 async def test_kind_that_is_not_served_yet_is_awaited(sandbox: MiloSandbox, plane: ControlPlane) -> None:
