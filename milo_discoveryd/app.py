@@ -102,7 +102,7 @@ class Daemon:
         self._file = file
         self._environ = environ
         self._epoch = secrets.token_hex(8)
-        self._metrics = Metrics()
+        self._metrics = Metrics([*settings.by_source])
         self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
         self._journal = Journal(self._metrics, self._audit)

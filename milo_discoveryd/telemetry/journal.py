@@ -22,6 +22,7 @@ class Journal:
     def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics
         self._audit = audit
+        self._source = ""
         self._about: dict[str, str] = {}
         """Fields of all messages about the source."""
         self.recent = RecentChanges()
@@ -31,11 +32,11 @@ class Journal:
         if not name:
             return self
         journal = Journal(self._metrics, self._audit)
-        journal.recent, journal._about = self.recent, {"source": name}
+        journal.recent, journal._source, journal._about = self.recent, name, {"source": name}
         return journal
 
     def changed(self, done: Event, *, is_live: bool) -> None:
-        self._metrics.transition(done)
+        self._metrics.transition(done, self._source)
         if not is_live:
             return  # the first list is logged as a whole
         target = done.cluster.target
@@ -44,7 +45,7 @@ class Journal:
             return
         self.recent.note(done)
         if (duration := _time_to_ready(done)) is not None:
-            self._metrics.project_became_ready(duration)
+            self._metrics.project_became_ready(duration, self._source)
         if done.type is EventType.ENGAGED:
             log.info("engaged", cluster=target.name, uid=target.uid)
         else:
@@ -55,18 +56,18 @@ class Journal:
         log.info("synced", engaged=engaged, **self._about)
 
     def relisting(self, reason: str) -> None:
-        self._metrics.relisting(reason)
+        self._metrics.relisting(reason, self._source)
         log.info("listing again", reason=reason, **self._about)
 
     def event_ignored(self, problem: str) -> None:
-        self._metrics.event_ignored()
+        self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
     def malformed(self, seen: Malformed) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        self._metrics.drained("expired" if unreleased else "released")
+        self._metrics.drained("expired" if unreleased else "released", self._source)
         if unreleased:
             names = [each.key.name for each in unreleased]
             log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names)
@@ -75,16 +76,16 @@ class Journal:
         log.warning("held removals accepted" if holds else "no removals held")
 
     def confirmations_refused(self, problem: str) -> None:
-        log.warning("deletions cannot be confirmed", problem=problem)
+        log.warning("deletions cannot be confirmed", problem=problem, **self._about)
 
     def confirmations_accepted(self) -> None:
-        log.info("deletions can be confirmed again")
+        log.info("deletions can be confirmed again", **self._about)
 
     def confirmed(self, result: str) -> None:
-        self._metrics.confirmed(result)
+        self._metrics.confirmed(result, self._source)
 
     def liveness_checked(self, result: str) -> None:
-        self._metrics.liveness_checked(result)
+        self._metrics.liveness_checked(result, self._source)
 
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:

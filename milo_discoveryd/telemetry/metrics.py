@@ -3,9 +3,9 @@
 import functools
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +16,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -76,12 +77,15 @@ _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class Metrics:
     """The metrics of one daemon, in a registry of their own: tests run several daemons in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[str] = ("",)) -> None:
+        """`sources` are the names of the sources of clusters. The label `source` exists only if there are several."""
         self.registry = CollectorRegistry()
+        self._of_source = {name: (name,) if len(sources) > 1 else () for name in sources}
+        labels = ("source",) if len(sources) > 1 else ()
         self._transitions = Counter(
             "milo_discoveryd_transitions",
             "Engagements, updates and disengagements of clusters, by type and reason.",
-            ("type", "reason"),
+            (*labels, "type", "reason"),
             registry=self.registry,
         )
         self._transitioned = functools.cache(self._labelled)  # looking a child up costs more than counting
@@ -95,6 +99,7 @@ class Metrics:
             "milo_discoveryd_project_ready_duration_seconds",
             "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "
             "project that became ready while the daemon runs is first engaged.",
+            labels,
             buckets=_READINESS_S,
             registry=self.registry,
         )
@@ -106,13 +111,13 @@ class Metrics:
         self._restarts = Counter(
             "milo_discoveryd_source_restarts",
             "Relists of the discovery source after the first list, by reason.",
-            ("reason",),
+            (*labels, "reason"),
             registry=self.registry,
         )
         self._drains = Counter(
             "milo_discoveryd_drains",
             "Drains of clusters that ended: released by all subscribers, or expired at their deadline.",
-            ("result",),
+            (*labels, "result"),
             registry=self.registry,
         )
         self._lease_requests = Counter(
@@ -124,18 +129,19 @@ class Metrics:
         self._oddities = Counter(
             "milo_discoveryd_source_events_ignored",
             "Watch events of the discovery source that were ignored as invalid.",
+            labels,
             registry=self.registry,
         )
         self._source_looks = Counter(
             "milo_discoveryd_source_liveness_probes",
             "Liveness probes of a silent API server, by result.",
-            ("result",),
+            (*labels, "result"),
             registry=self.registry,
         )
         self._confirmations = Counter(
             "milo_discoveryd_deletion_confirmations",
             "GETs that confirm an apparent deletion, by result; while the API server refuses them, all wait.",
-            ("result",),
+            (*labels, "result"),
             registry=self.registry,
         )
         self._probes = Counter(
@@ -212,19 +218,27 @@ class Metrics:
             self._issued.labels(result)
         for reason in _REFUSALS:
             self._refusals.labels(reason)
-        for result in _DRAIN_RESULTS:
-            self._drains.labels(result)
-        for result in _CONFIRMATIONS:
-            self._confirmations.labels(result)
         for result in _RELOADS:
             self._reloads.labels(result)
-        for reason in _RESTARTS:
-            self._restarts.labels(reason)
-        for kind in (EventType.ENGAGED, EventType.UPDATED):
-            self._transitioned(kind, None)
-        for cause in DisengageReason:
-            self._transitioned(EventType.DISENGAGED, cause)
+        for name, of in self._of_source.items():
+            self._prepare(name, of)
         ProcessCollector(registry=self.registry)
+
+    def _prepare(self, source: str, of: tuple[str, ...]) -> None:
+        """Create the series of a source: increase() misses the first event of one that did not exist before it."""
+        for result in _DRAIN_RESULTS:
+            self._drains.labels(*of, result)
+        for result in _CONFIRMATIONS:
+            self._confirmations.labels(*of, result)
+        for reason in _RESTARTS:
+            self._restarts.labels(*of, reason)
+        for kind in (EventType.ENGAGED, EventType.UPDATED):
+            self._transitioned(kind, None, source)
+        for cause in DisengageReason:
+            self._transitioned(EventType.DISENGAGED, cause, source)
+        if of:
+            self._oddities.labels(*of)
+            self._time_to_ready.labels(*of)
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
         self.registry.register(_FleetCollector(fleet, cluster_cap))
@@ -278,29 +292,29 @@ class Metrics:
         self._mints.labels(source, result).inc()
         self._mint_seconds.labels(source).observe(seconds)
 
-    def transition(self, done: Event) -> None:
-        self._transitioned(done.type, done.reason).inc()
+    def transition(self, done: Event, source: str = "") -> None:
+        self._transitioned(done.type, done.reason, source).inc()
 
-    def project_became_ready(self, after_s: float) -> None:
-        self._time_to_ready.observe(after_s)
+    def project_became_ready(self, after_s: float, source: str = "") -> None:
+        _child(self._time_to_ready, self._of_source[source]).observe(after_s)
 
-    def _labelled(self, kind: EventType, reason: DisengageReason | None) -> Counter:
-        return self._transitions.labels(kind.value, "" if reason is None else reason.value)
+    def _labelled(self, kind: EventType, reason: DisengageReason | None, source: str) -> Counter:
+        return self._transitions.labels(*self._of_source[source], kind.value, "" if reason is None else reason.value)
 
-    def relisting(self, reason: str) -> None:
-        self._restarts.labels(reason).inc()
+    def relisting(self, reason: str, source: str = "") -> None:
+        self._restarts.labels(*self._of_source[source], reason).inc()
 
-    def drained(self, result: str) -> None:
-        self._drains.labels(result).inc()
+    def drained(self, result: str, source: str = "") -> None:
+        self._drains.labels(*self._of_source[source], result).inc()
 
-    def event_ignored(self) -> None:
-        self._oddities.inc()
+    def event_ignored(self, source: str = "") -> None:
+        _child(self._oddities, self._of_source[source]).inc()
 
-    def liveness_checked(self, result: str) -> None:
-        self._source_looks.labels(result).inc()
+    def liveness_checked(self, result: str, source: str = "") -> None:
+        self._source_looks.labels(*self._of_source[source], result).inc()
 
-    def confirmed(self, result: str) -> None:
-        self._confirmations.labels(result).inc()
+    def confirmed(self, result: str, source: str = "") -> None:
+        self._confirmations.labels(*self._of_source[source], result).inc()
 
     def probed(self, result: str) -> None:
         self._probes.labels(result).inc()
@@ -320,6 +334,14 @@ class Metrics:
         self._calls_handled.labels(*rpc, _code_label(code)).inc()
         if rpc[0] == "unary":  # the duration of a stream says nothing about the server
             self._call_seconds.labels(*rpc).observe(seconds)
+
+
+Child = TypeVar("Child", bound=MetricWrapperBase)
+
+
+def _child(of: Child, labels: tuple[str, ...]) -> Child:
+    """Return the metric itself if it has no labels."""
+    return of.labels(*labels) if labels else of
 
 
 class _FleetCollector(Collector):

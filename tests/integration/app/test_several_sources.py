@@ -92,6 +92,11 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert '\nmilo_discoveryd_source_up{source="eu"} 1.0' in metrics
         assert '\nmilo_discoveryd_source_up{source="us"} 0.0' in metrics
         assert '\nmilo_discoveryd_engaged_clusters{source="eu"} 2.0' in metrics
+        assert '\nmilo_discoveryd_transitions_total{reason="",source="eu",type="ENGAGED"} 2.0' in metrics
+        assert '\nmilo_discoveryd_transitions_total{reason="",source="us",type="ENGAGED"} 1.0' in metrics
+        assert '\nmilo_discoveryd_project_ready_duration_seconds_count{source="eu"} 1.0' in metrics
+        assert '\nmilo_discoveryd_source_restarts_total{reason="Expired",source="us"} 0.0' in metrics
+        assert '\nmilo_discoveryd_source_events_ignored_total{source="us"} 0.0' in metrics
         _, page = await get("/")
         assert "<h2>Sources</h2>" in page
 
