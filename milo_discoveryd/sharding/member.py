@@ -11,6 +11,7 @@ Safety rests on these rules:
 
 - A member tells of ownership only for `fence_after_s` after the start of its last successful renewal. Others evict it
   when its Lease has not changed for `evict_after_s` of their own time, by a write that makes its next renewal fail.
+- A Lease counts as unchanged only while the observer reads it: renewals in a gap may be lost in a restored backup.
 - The next view is written only when every member of this view and of the one before has acknowledged this view or is
   gone, so a key has at most two owners in question: the present one, and the former one that has not released it.
 - A process that started, or was interrupted, engages nothing until every other member has renewed since: if the Leases
