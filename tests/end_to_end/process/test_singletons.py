@@ -1,0 +1,48 @@
+"""Singleton work of two operators beside one daemon: one works at a time, also over a restart of the daemon."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from milo_discovery import DiscoveryClient, Fleet
+from tests.end_to_end.process.conftest import Workspace
+from tests.support.eventually import eventually
+
+
+class Work:
+    def __init__(self) -> None:
+        self.working: set[str] = set()
+        self.overlaps: list[set[str]] = []
+
+    async def run(self, name: str) -> None:
+        self.working.add(name)
+        if len(self.working) > 1:
+            self.overlaps.append(set(self.working))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.working.discard(name)
+
+
+async def test_singleton_work_is_done_by_one_operator_at_a_time(workspace: Workspace) -> None:
+    work = Work()
+
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(workspace.daemon())
+        await daemon.start()
+        fleets: dict[str, AsyncExitStack] = {}
+        for name in ("a", "b"):
+            fleets[name] = running = await stack.enter_async_context(AsyncExitStack())
+            client = await running.enter_async_context(DiscoveryClient(workspace.address))
+            fleet = Fleet(client)
+            fleet.singleton("cleanup")(lambda name=name: work.run(name))
+            await running.enter_async_context(fleet)
+        await eventually(lambda: work.working, within_s=60)
+        (first,) = work.working
+        (second,) = {"a", "b"} - {first}
+
+        await daemon.terminate()
+        await daemon.start()
+        await fleets[first].aclose()
+        await eventually(lambda: work.working == {second}, within_s=60)
+    assert work.overlaps == []
+    assert work.working == set()
