@@ -28,6 +28,7 @@ DECLARED = ("tests/unit/modes/test_declarative.py",)
 FILES = ("tests/unit/modes/test_kubeconfig_files.py",)
 READ_FILES = ("tests/integration/files/test_reading.py",)
 PUBLISHING = ("clients/python/tests/test_publishing_decisions.py",)
+SHARDING = "tests/unit/sharding"
 PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 
@@ -1370,5 +1371,33 @@ MUTANTS = (
         "if False:",
         PUBLISHING,
         source=CLIENT,
+    ),
+    Mutant(
+        "a Lease that was not read for long counts as unchanged",
+        "sharding/member.py",
+        "return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.renewals",
+        "return True",
+        (f"{SHARDING}/test_member.py",),
+    ),
+    Mutant(
+        "a cluster is engaged before its former owner has released it",
+        "sharding/ownership.py",
+        "if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):",
+        "if False:",
+        (f"{SHARDING}/test_ownership.py",),
+    ),
+    Mutant(
+        "a cluster is engaged before the credentials of its former owner are revoked",
+        "sharding/credential_fence.py",
+        "return any(each.decide(key).claim is Claim.OWNED for each in self._cleared)",
+        "return True",
+        (f"{SHARDING}/test_credential_fence.py",),
+    ),
+    Mutant(
+        "singleton work is granted to two subscribers",
+        "sharding/singletons.py",
+        "if holder is not None and holder.subscriber != subscriber:",
+        "if False:",
+        (f"{SHARDING}/test_singletons.py",),
     ),
 )
