@@ -364,7 +364,9 @@ class _FleetCollector(Collector):
             lambda of: len(of.registry.releases),
         )
         known = GaugeMetricFamily(
-            "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=(*labels, "state")
+            "milo_discoveryd_known_clusters",
+            "Clusters that the daemon knows, engaged or not, by the state of their objects.",
+            labels=(*labels, "state"),
         )
         for of in fleet.sources:
             for state in ObjectState:
