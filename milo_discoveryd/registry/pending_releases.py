@@ -153,7 +153,7 @@ class PendingReleases:
     # --- drains ---
 
     def begin(self, cluster: Cluster, until: float, now: float) -> bool:
-        """Begin a drain that ends at `until` at the latest. Return False, and begin none, if it waits for nobody."""
+        """Begin a drain that ends at `until` at the latest. Without a subscriber to wait for, return False."""
         self._forget_gone(now)
         expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
         if not expected:

@@ -226,7 +226,7 @@ class Member:
         assert state.group is not None
         self._set(has_held=True, drained=0, terms=state.terms + 1)
         if not lease.term.startswith(f"{self.holder}."):
-            # Operators may act on what the former process told until its fence.
+            # Operators may act on what the former process sent until its fence.
             former = state.group.members[self.name]
             has_ended = former.is_stopped or (self._instance and former.instance == self._instance)
             after = now + self._timing.evict_after_s
@@ -241,7 +241,7 @@ class Member:
         is_changed = wanted != lease
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
-            # As the last member, too: nobody could take over before this Lease expires.
+            # As the last member, too: no other member could take over before this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))

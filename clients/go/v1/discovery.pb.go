@@ -433,7 +433,8 @@ const (
 	SingletonClaim_STATE_WAITING SingletonClaim_State = 1
 	// It was granted, and the grant has not expired.
 	SingletonClaim_STATE_WORKING SingletonClaim_State = 2
-	// It is no longer granted, and has not ended yet. Nobody else begins it meanwhile, within the daemon's limit.
+	// It is no longer granted, and has not ended yet. Until then it is granted to no other subscriber of the daemon, and, for
+	// at most the daemon's `sharding.release_timeout`, by no other daemon.
 	SingletonClaim_STATE_ENDING SingletonClaim_State = 3
 )
 

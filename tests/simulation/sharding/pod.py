@@ -66,7 +66,7 @@ class Operator:
         if valid_s is not None:
             self._deadline = max(self._deadline, asked_at + valid_s)
             self._pod.host.after(valid_s, self.expire)
-            for cluster, incarnation in self._pod.told.items():
+            for cluster, incarnation in self._pod.engaged.items():
                 if cluster not in self._pod.draining:
                     self._engage(cluster, incarnation)
 
@@ -143,7 +143,7 @@ class Pod:
     ) -> None:
         self.member = member
         self.host = host
-        self.told: dict[str, int] = {}
+        self.engaged: dict[str, int] = {}
         """Incarnations of the clusters that were engaged for the operator."""
         self._incarnations = 0
         self.draining: set[str] = set()
@@ -176,9 +176,9 @@ class Pod:
 
     def release(self, cluster: str, incarnation: int) -> None:
         def released() -> None:
-            if self.told.get(cluster) == incarnation:
+            if self.engaged.get(cluster) == incarnation:
                 self.draining.discard(cluster)
-                del self.told[cluster]
+                del self.engaged[cluster]
                 self._step()
 
         self._run(released)
@@ -198,7 +198,7 @@ class Pod:
 
     def kill(self, *, with_operator: bool = True) -> None:
         self.is_dead = True
-        self.told.clear()
+        self.engaged.clear()
         self.draining.clear()
         if with_operator:
             self.operator.kill()
@@ -263,7 +263,7 @@ class Pod:
         """Send the operator the engagements that follow from the ownership."""
         ownership = self.member.ownership(now)
         if ownership is None:
-            if self.told:
+            if self.engaged:
                 self._lost()
             self._applied = None
             return
@@ -278,18 +278,18 @@ class Pod:
         claim = ownership.decide(cluster).claim
         if self._traits.engages_unacknowledged and claim is Claim.WAITING and ownership.may_engage:
             claim = Claim.OWNED
-        if claim is Claim.OWNED and cluster not in self.told:
+        if claim is Claim.OWNED and cluster not in self.engaged:
             self._incarnations += 1
-            self.told[cluster] = self._incarnations
+            self.engaged[cluster] = self._incarnations
             self._observer.engaged(self, cluster)
             self.host.after(0.01, self.operator.ask_once)
-        elif claim is Claim.FOREIGN and cluster in self.told and cluster not in self.draining:
+        elif claim is Claim.FOREIGN and cluster in self.engaged and cluster not in self.draining:
             self.draining.add(cluster)
             early = self._traits.releases_early
-            self.operator.drain(cluster, self.told[cluster], releases_early=early)
+            self.operator.drain(cluster, self.engaged[cluster], releases_early=early)
 
     def _lost(self) -> None:
-        for cluster in sorted(self.told):
+        for cluster in sorted(self.engaged):
             self.operator.cancel(cluster)
-        self.told.clear()
+        self.engaged.clear()
         self.draining.clear()

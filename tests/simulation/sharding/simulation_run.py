@@ -119,9 +119,9 @@ class Simulation:
         self.outcome.engagements += 1
         for other in self.living:
             # A process that is paused cannot report its fence; its operator knows the deadline.
-            if other is not pod and cluster in other.told and not other.is_paused and not other.host.is_suspended:
+            if other is not pod and cluster in other.engaged and not other.is_paused and not other.host.is_suspended:
                 other.step()
-                if cluster in other.told:
+                if cluster in other.engaged:
                     self.breach(f"{pod.member.holder} engaged {cluster} before {other.member.holder} released it")
 
     def released(self, pod: Pod, cluster: str, *, is_running: bool) -> None:
@@ -153,7 +153,7 @@ class Simulation:
         return [
             pod.member.name
             for pod in self.living
-            if cluster in pod.operator.running and cluster in pod.told and cluster not in pod.draining
+            if cluster in pod.operator.running and cluster in pod.engaged and cluster not in pod.draining
         ]
 
     @property

@@ -52,7 +52,7 @@ class InFlight(msgspec.Struct, frozen=True):
 class Process(msgspec.Struct, frozen=True):
     state: State
     in_flight: InFlight | None = None
-    told: frozenset[str] = frozenset()
+    engaged: frozenset[str] = frozenset()
     draining: frozenset[str] = frozenset()
     is_paused: bool = False
     is_dead: bool = False
@@ -164,7 +164,7 @@ class Search:
 
     def _faulty(self, world: World) -> Iterator[World]:
         for index, process in enumerate(world.processes):
-            if process.told and not process.is_dead and not process.is_paused:
+            if process.engaged and not process.is_dead and not process.is_paused:
                 yield self._with(world, index, msgspec.structs.replace(process, is_paused=True))
                 dead = msgspec.structs.replace(process, is_dead=True, draining=frozenset(), in_flight=None)
                 yield self._with(world, index, dead)
@@ -213,7 +213,9 @@ class Search:
 
     def _end_handler(self, world: World, index: int, cluster: str) -> World:
         process = world.processes[index]
-        after = msgspec.structs.replace(process, told=process.told - {cluster}, draining=process.draining - {cluster})
+        after = msgspec.structs.replace(
+            process, engaged=process.engaged - {cluster}, draining=process.draining - {cluster}
+        )
         return self._with(world, index, self._applied(after, self._members[index], world.now))
 
     def _leaving(self, world: World, index: int) -> World:
@@ -225,19 +227,19 @@ class Search:
     def _applied(self, process: Process, member: Member, now: float) -> Process:
         """Send the operator the engagements of the member."""
         member.state = process.state
-        told, draining = process.told, process.draining
+        engaged, draining = process.engaged, process.draining
         ownership = member.ownership(now)
         if ownership is None:
-            told = draining = frozenset()
+            engaged = draining = frozenset()
         else:
             for cluster in CLUSTERS:
                 claim = ownership.decide(cluster).claim
                 if self._engages_early and claim is Claim.WAITING and ownership.may_engage:
                     claim = Claim.OWNED
-                if claim is Claim.OWNED and cluster not in told:
-                    told |= {cluster}
+                if claim is Claim.OWNED and cluster not in engaged:
+                    engaged |= {cluster}
                     self.moves += 1
-                elif claim is Claim.FOREIGN and cluster in told:
+                elif claim is Claim.FOREIGN and cluster in engaged:
                     draining |= {cluster}
             if not draining or self._acknowledges_early:
                 member.drained(ownership.view.number)
@@ -248,7 +250,7 @@ class Search:
             process,
             state=member.state,
             in_flight=in_flight,
-            told=told,
+            engaged=engaged,
             draining=draining,
             fence_at=member.fence_at,
         )
@@ -265,7 +267,7 @@ def _require_one_owner(world: World) -> None:
         owners = [
             name
             for name, process in zip(NAMES, world.processes, strict=True)
-            if cluster in process.told and world.now < process.fence_at
+            if cluster in process.engaged and world.now < process.fence_at
         ]
         if len(owners) > 1:
             raise TwoOwnersError(f"{cluster} is owned by {' and '.join(owners)}")

@@ -1281,7 +1281,9 @@ class SingletonClaim(_message.Message):
         STATE_WORKING: SingletonClaim._State.ValueType  # 2
         """It was granted, and the grant has not expired."""
         STATE_ENDING: SingletonClaim._State.ValueType  # 3
-        """It is no longer granted, and has not ended yet. Nobody else begins it meanwhile, within the daemon's limit."""
+        """It is no longer granted, and has not ended yet. Until then it is granted to no other subscriber of the daemon, and, for
+        at most the daemon's `sharding.release_timeout`, by no other daemon.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: SingletonClaim.State.ValueType  # 0
@@ -1291,7 +1293,9 @@ class SingletonClaim(_message.Message):
     STATE_WORKING: SingletonClaim.State.ValueType  # 2
     """It was granted, and the grant has not expired."""
     STATE_ENDING: SingletonClaim.State.ValueType  # 3
-    """It is no longer granted, and has not ended yet. Nobody else begins it meanwhile, within the daemon's limit."""
+    """It is no longer granted, and has not ended yet. Until then it is granted to no other subscriber of the daemon, and, for
+    at most the daemon's `sharding.release_timeout`, by no other daemon.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
