@@ -225,7 +225,8 @@ def _files(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
                 )
             elif not is_of_files and isinstance(source, KubeconfigFile):
                 complaint = f"{source.name} reads the files of kinds such as kubeconfig-directory; {of.mode} has none"
-                yield Problem(given[("kubeconfigs", "sources")].place, complaint)
+                item = settings.kubeconfigs.sources.index(source)
+                yield Problem(given[("kubeconfigs", "sources")].place_of((item,)), complaint)
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:

@@ -95,3 +95,76 @@ def test_kubeconfig_of_several_sources_is_refused(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, cluster_sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{sources: [{source}]}}")
     assert problem == "kubeconfigs.sources: p: a project-kubeconfig is of one source; name one in cluster_sources"
+
+
+FILES = """
+sources:
+  - name: milo
+    kind: project
+  - name: files
+    kind: kubeconfig-directory
+    settings: {path: /etc/clusters}
+kubeconfigs:
+  sources:
+    - name: milo
+      type: token-file
+      path: /token
+      cluster_sources: [milo]
+    - name: files
+      type: kubeconfig-file
+      cluster_sources: [files]
+"""
+
+
+def test_sources_in_files_are_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(FILES)
+    settings = load({}, {}, file)
+    assert [of.mode for of in settings.by_source.values()] == ["project", "kubeconfig-directory"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("    settings: {path: /etc/clusters}", "    settings: {}", "line 7 key sources: item 2.settings"),
+        ("{path: /etc/clusters}", "{path: /etc/clusters, x: y}", "line 7 key sources: item 2.settings"),
+        (
+            "kind: kubeconfig-d",
+            "label_selector: a=b\n    kind: kubeconfig-d",
+            "line 5 key sources: files: label_selector",
+        ),
+        (
+            "kind: kubeconfig-d",
+            "credentials: milo\n    kind: kubeconfig-d",
+            "line 5 key sources: files: source.credentials",
+        ),
+        ("cluster_sources: [milo]", "cluster_sources: [milo, files]", "line 5 key sources: files: files decide where"),
+        (
+            "cluster_sources: [files]",
+            "cluster_sources: [milo]",
+            "line 14 key kubeconfigs.sources: files reads the files",
+        ),
+        (
+            "cluster_sources: [files]",
+            "cluster_sources: [none]",
+            'line 14 key kubeconfigs.sources: files: "none" is not',
+        ),
+    ],
+)
+def test_errors_of_sources_name_the_line(tmp_path: Path, before: str, after: str, told: str) -> None:
+    assert before in FILES
+    file = tmp_path / "config.yaml"
+    file.write_text(FILES.replace(before, after, 1))
+    with pytest.raises(ConfigError) as raised:
+        load({}, {}, file)
+    assert any(told in str(problem) for problem in raised.value.problems), raised.value.problems
+
+
+def test_kind_of_files_is_a_mode_too(tmp_path: Path) -> None:
+    assert load({"mode": "kind"}, {}, None).title == "kind"
+    with pytest.raises(ConfigError, match="reads files, and has no API server"):
+        load({"mode": "kind", "label_selector": "a=b"}, {}, None)
+    file = tmp_path / "config.yaml"
+    file.write_text("mode: kind\nkubeconfigs: {sources: [{name: t, type: token-file, path: /t}]}")
+    with pytest.raises(ConfigError, match="use a credential source of type kubeconfig-file"):
+        load({}, {}, file)
