@@ -61,7 +61,7 @@ def kubeconfig_files(subject: str, mode: FileMode) -> Iterator[Finding]:
         yield fail(subject, str(error), "correct it, or set another path in the settings of the source")
         return
     refused = [each for each in objects if each.problem]
-    yield ok(subject, f"{files.path} has {len(objects) - len(refused)} clusters")
+    yield ok(subject, f"clusters in {files.path}: {len(objects) - len(refused)}")
     for each in refused:
         yield warn(subject, f"{each.key} is no cluster: {each.problem}", "correct the file, or remove it")
 

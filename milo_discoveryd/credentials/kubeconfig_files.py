@@ -80,7 +80,8 @@ class KubeconfigFiles:
         """The folders in which changes of the files show."""
         if self._mode.is_directory:
             return (self.path,)
-        return tuple(dict.fromkeys((self.path.parent, self.path.resolve().parent)))
+        # Not `Path.resolve`, which raises RuntimeError for links that lead to each other.
+        return tuple(dict.fromkeys((self.path.parent, Path(os.path.realpath(self.path)).parent)))
 
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Call `listener` with the keys of objects whose files changed."""
@@ -189,7 +190,8 @@ def _opened(descriptor: int, path: Path) -> Path:
 
 
 def _is_kubeconfig(name: str) -> bool:
-    return not name.startswith(".") and not name.endswith(_UNFINISHED)
+    # A name that is not UTF-8 is not printable; it could not be logged, and no cluster can have it.
+    return name.isprintable() and not name.startswith(".") and not name.endswith(_UNFINISHED)
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from milo_sandbox.kubeconfigs import write
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.eventually import eventually
 
 _WITHIN_S = 60.0
 
@@ -61,7 +62,8 @@ async def following(files: Files, kind: str, path: Path, **settings: Any) -> Asy
     async with files.daemon(kind, path, **settings) as daemon:
         await daemon.start()
         async with files.workspace.client() as client, client.watch() as watch:
-            await watch.synced()
+            async with asyncio.timeout(_WITHIN_S):
+                await watch.synced()
             yield watch
 
 
@@ -191,9 +193,11 @@ async def test_mounted_volume_is_followed(files: Files) -> None:
 async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    state = {"state_directory": str(files.workspace.folder / "state")}
+    stored = files.workspace.folder / "state"
+    state = {"state_directory": str(stored)}
     async with following(files, "kubeconfig-directory", files.folder, **state) as watch:
         before = dict(watch.clusters)
+        await eventually(lambda: list(stored.glob("*.state")), within_s=_WITHIN_S)
     moved = files.folder.rename(files.workspace.folder / "moved")
     async with (
         following(files, "kubeconfig-directory", files.folder, **state) as watch,

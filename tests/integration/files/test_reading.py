@@ -36,6 +36,7 @@ def test_hidden_and_unfinished_files_and_folders_are_skipped(folder: Path) -> No
     for name in ("alpha", ".hidden", "beta~", "beta.tmp", "beta.swp", "config.lock", "beta.part"):
         (folder / name).write_bytes(content("any"))
     (folder / "subfolder").mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff")).write_bytes(content("any"))
     assert problems(of_folder(folder)) == {"alpha": ""}
 
 
@@ -144,6 +145,25 @@ def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:
     assert not of_folder(folder, written + SETTLED_S / 2).scan().is_settled
     assert of_folder(folder, written + 2 * SETTLED_S).scan().is_settled
     assert of_folder(folder, written - 1).scan().is_settled, "a time in the future counts as settled"
+
+
+def test_links_that_lead_to_each_other_are_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    files = of_kind(tmp_path / "one")
+    assert files.folders == (tmp_path,)
+    with pytest.raises(FilesError, match="symbolic links"):
+        files.scan()
+    with pytest.raises(FilesError, match="symbolic links"):
+        of_folder(tmp_path / "one").scan()
+
+
+def test_unusable_content_is_parsed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "alpha").write_bytes(b"a: [")
+    files = of_folder(folder)
+    first = files.scan()
+    monkeypatch.setattr("milo_discoveryd.modes.kubeconfig_files.parse", lambda *_: pytest.fail("parsed again"))
+    assert files.scan().objects == first.objects
 
 
 def test_folders_of_a_linked_file_are_watched(tmp_path: Path) -> None:
