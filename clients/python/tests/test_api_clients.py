@@ -60,21 +60,21 @@ def plane() -> Iterator[ControlPlane]:
 
 
 @asynccontextmanager
-async def by_aio(daemon: ScriptedDaemon, whom: Cluster | str = "alpha") -> AsyncIterator[Listing]:
-    async with DiscoveryClient(daemon.address) as client, client.api_client(whom) as api:
+async def by_aio(daemon: ScriptedDaemon, target: Cluster | str = "alpha") -> AsyncIterator[Listing]:
+    async with DiscoveryClient(daemon.address) as client, client.api_client(target) as api:
         yield AioCoreV1Api(api).list_namespace
 
 
 @asynccontextmanager
-async def by_threads_beside_a_loop(daemon: ScriptedDaemon, whom: Cluster | str = "alpha") -> AsyncIterator[Listing]:
-    async with DiscoveryClient(daemon.address) as client, client.sync_api_client(whom) as api:
+async def by_threads_beside_a_loop(daemon: ScriptedDaemon, target: Cluster | str = "alpha") -> AsyncIterator[Listing]:
+    async with DiscoveryClient(daemon.address) as client, client.sync_api_client(target) as api:
         yield lambda: asyncio.to_thread(CoreV1Api(api).list_namespace)
 
 
 @asynccontextmanager
-async def by_threads(daemon: ScriptedDaemon, whom: Cluster | str = "alpha") -> AsyncIterator[Listing]:
+async def by_threads(daemon: ScriptedDaemon, target: Cluster | str = "alpha") -> AsyncIterator[Listing]:
     client = SyncDiscoveryClient(daemon.address)
-    opened = client.sync_api_client(whom)
+    opened = client.sync_api_client(target)
     try:
         api = await asyncio.to_thread(opened.__enter__)
         try:

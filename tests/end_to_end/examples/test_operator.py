@@ -49,7 +49,7 @@ def greeting(text: str = "Hello") -> dict[str, Any]:
     }
 
 
-def said(project: ControlPlane) -> tuple[str, str]:
+def greeting_of(project: ControlPlane) -> tuple[str, str]:
     data = project.get(CONFIG_MAPS, "hello")["data"]
     return data["text"], data["project"]
 
@@ -71,23 +71,23 @@ def test_greeter_reconciles_greetings(milo_sandbox: MiloSandbox, projects: list[
     with running("greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
         for project in projects:
             project.create(greeting())
-        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
-        assert eventually(lambda: said(beta) == ("Hello", "beta"))
+        assert eventually(lambda: greeting_of(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: greeting_of(beta) == ("Hello", "beta"))
         assert eventually(lambda: alpha.list("events.k8s.io/v1/events"))[0]["reason"] == "Greeted"
         (condition,) = alpha.get(GREETINGS, "hello")["status"]["conditions"]
         assert (condition["type"], condition["status"], condition["observedGeneration"]) == ("Ready", "True", 1)
 
         alpha.delete(CONFIG_MAPS, "hello")
-        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: greeting_of(alpha) == ("Hello", "alpha"))
         alpha.patch(CONFIG_MAPS, "hello", {"data": {"text": "tampered with"}})
-        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: greeting_of(alpha) == ("Hello", "alpha"))
         alpha.patch(GREETINGS, "hello", {"spec": {"text": "Good morning"}})
-        assert eventually(lambda: said(alpha) == ("Good morning", "alpha"))
+        assert eventually(lambda: greeting_of(alpha) == ("Good morning", "alpha"))
 
         assert alpha.get(GREETINGS, "hello")["metadata"]["finalizers"] == ["example.miloapis.com/greeter"]
         alpha.delete(GREETINGS, "hello")
         assert eventually(lambda: is_gone(alpha))
-        assert said(beta) == ("Hello", "beta")
+        assert greeting_of(beta) == ("Hello", "beta")
 
 
 def test_greeter_waits_for_its_kind(milo_sandbox: MiloSandbox) -> None:
@@ -95,10 +95,10 @@ def test_greeter_waits_for_its_kind(milo_sandbox: MiloSandbox) -> None:
     early.install(DEFINITION)
     early.create(greeting())
     with running("greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
-        assert eventually(lambda: said(early) == ("Hello", "early"))
+        assert eventually(lambda: greeting_of(early) == ("Hello", "early"))
         late.install(DEFINITION)
         late.create(greeting())
-        assert eventually(lambda: said(late) == ("Hello", "late"))
+        assert eventually(lambda: greeting_of(late) == ("Hello", "late"))
 
 
 def test_greeter_runs_in_one_cluster_without_a_daemon(
@@ -108,7 +108,7 @@ def test_greeter_runs_in_one_cluster_without_a_daemon(
     milo_sandbox.stop_daemon()
     with running("greeter.py", "--single", KUBECONFIG=str(alpha.write_kubeconfig(tmp_path / "kubeconfig"))):
         alpha.create(greeting())
-        assert eventually(lambda: said(alpha) == ("Hello", "cluster"))
+        assert eventually(lambda: greeting_of(alpha) == ("Hello", "cluster"))
         alpha.delete(GREETINGS, "hello")
         assert eventually(lambda: is_gone(alpha))
 
@@ -144,9 +144,9 @@ def test_kopf_greeter_runs_in_each_project(milo_sandbox: MiloSandbox, projects: 
     with running("kopf_greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
         for project in projects:
             project.create(greeting())
-        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
-        assert eventually(lambda: said(beta) == ("Hello", "beta"))
+        assert eventually(lambda: greeting_of(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: greeting_of(beta) == ("Hello", "beta"))
         alpha.patch(GREETINGS, "hello", {"spec": {"text": "Good morning"}})
-        assert eventually(lambda: said(alpha) == ("Good morning", "alpha"))
+        assert eventually(lambda: greeting_of(alpha) == ("Good morning", "alpha"))
         alpha.delete(GREETINGS, "hello")
         assert eventually(lambda: is_gone(alpha))

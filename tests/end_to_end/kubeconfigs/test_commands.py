@@ -65,7 +65,7 @@ async def test_synced_files_are_renewed_and_removed_with_their_clusters(start: S
 async def test_tokens_are_printed_only_on_request(start: Start) -> None:
     async with start() as workspace:
         path = workspace.folder / "clusters"
-        told: list[str] = []
+        outputs: list[str] = []
         token = json.loads((await workspace.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
         for arguments in (
             ("kubeconfig", "alpha"),
@@ -80,14 +80,14 @@ async def test_tokens_are_printed_only_on_request(start: Start) -> None:
             ("watch", "--once", "-o", "json"),
         ):
             outcome = await workspace.discovery(*arguments)
-            told += [outcome.out, outcome.err]
-        told += [(await workspace.discovery("credential", "--cluster", "alpha")).err, workspace.daemon.output]
-        told += [(path / "index.json").read_text(), (path / ".milo-discovery.json").read_text()]
-        told += [(workspace.folder / name).read_text() for name in ("exec", "merged")]
+            outputs += [outcome.out, outcome.err]
+        outputs += [(await workspace.discovery("credential", "--cluster", "alpha")).err, workspace.daemon.output]
+        outputs += [(path / "index.json").read_text(), (path / ".milo-discovery.json").read_text()]
+        outputs += [(workspace.folder / name).read_text() for name in ("exec", "merged")]
         async with workspace.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)) as process:
             await eventually((path / "alpha.kubeconfig").exists)
-            told += _of(workspace, process.pid)
-    assert [words for words in told if token in words] == []
+            outputs += _of(workspace, process.pid)
+    assert [words for words in outputs if token in words] == []
 
 
 def _of(workspace: Workspace, pid: int) -> list[str]:

@@ -90,12 +90,12 @@ async def test_slip_prints_one_line(folder: Path, command: str, settings: str, p
     )
     try:
         async with asyncio.timeout(60):
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode not in (0, None)
-    [shown] = said.decode().splitlines()
+    [shown] = output.decode().splitlines()
     pattern = ".*".join(re.escape(part) for part in printed.split("*"))
     assert re.fullmatch(pattern, shown), shown

@@ -177,7 +177,7 @@ def test_snapshot_of_another_daemon_passes() -> None:
             "resumable", snapshot(DELTA, BETA_AGAIN, ALPHA_RECREATED, revision=at(8)), id="a resume is refused"
         ),
         pytest.param("agreeing", events(0, 4, NOT_READY), id="two readers at one revision know different clusters"),
-        pytest.param("agreeing", events(0, 2), id="a heartbeat hides what is not told yet"),
+        pytest.param("agreeing", events(0, 2), id="a heartbeat hides unsent changes"),
         pytest.param("snapshots", batch(0, 0, reset=False), id="a stream from the start begins without a snapshot"),
         pytest.param("snapshots", batch(0, 1, revision=at(4)), id="a snapshot is of two revisions"),
         pytest.param("snapshots", events(0, 1, GAMMA, ALPHA), id="a cluster is twice in a snapshot"),

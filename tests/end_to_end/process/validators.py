@@ -75,7 +75,7 @@ def unique(history: History, upstream: Upstream) -> Iterator[str]:
                 before = known.get(event.name)
                 if before is not None and before.incarnation == event.incarnation and not upstream.went_back:
                     if event.kind == before.kind == "UPDATED" and event.content == before.content:
-                        yield f"{event} at {batch.revision} repeats what was told before"
+                        yield f"{event} at {batch.revision} repeats an earlier event"
                     if event.version < before.version:
                         yield f"{event} at {batch.revision} is of version {event.version}, after {before.version}"
                 known[event.name] = event
@@ -103,10 +103,10 @@ def reliable(history: History, upstream: Upstream) -> Iterator[str]:
         for batch in stream.batches:
             yield from reader.take(batch)
     truth = {name: (state.uid, state.labels) for name, state in upstream.engaged(history.label_selector).items()}
-    told = {name: (cluster.uid, cluster.labels) for name, cluster in reader.view.items()}
-    for name in sorted(truth.keys() | told.keys()):
-        if truth.get(name) != told.get(name):
-            yield f"{name} is {told.get(name)} to the subscriber, and {truth.get(name)} in truth"
+    view = {name: (cluster.uid, cluster.labels) for name, cluster in reader.view.items()}
+    for name in sorted(truth.keys() | view.keys()):
+        if truth.get(name) != view.get(name):
+            yield f"{name} is {view.get(name)} to the subscriber, and {truth.get(name)} in truth"
 
 
 def atomic(history: History) -> Iterator[str]:
@@ -118,7 +118,7 @@ def atomic(history: History) -> Iterator[str]:
             # All parts of a snapshot have its revision.
             followed = last is not None and last.part is None and not batch.reset
             if batch.events and followed and here is not None and not _is_before(last, here):
-                yield f"events came at {batch.revision}, up to which all had been told already"
+                yield f"events came at {batch.revision}, although everything up to it had been sent"
             last = here
 
 
@@ -240,10 +240,10 @@ def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool 
     histories = list(histories)
     found = [f"agreeing: {breach}" for breach in agreeing(histories)]
     for history in histories:
-        told = f"{history.who}: "
+        subscriber = f"{history.who}: "
         for judge in (ordered, atomic, snapshots):
-            found += [f"{judge.__name__}: {told}{breach}" for breach in judge(history)]
+            found += [f"{judge.__name__}: {subscriber}{breach}" for breach in judge(history)]
         for judged in (unique, forward, reliable, no_phantoms):
-            found += [f"{judged.__name__}: {told}{breach}" for breach in judged(history, upstream)]
-        found += [f"resumable: {told}{breach}" for breach in resumable(history, forgets=forgets)]
+            found += [f"{judged.__name__}: {subscriber}{breach}" for breach in judged(history, upstream)]
+        found += [f"resumable: {subscriber}{breach}" for breach in resumable(history, forgets=forgets)]
     return found

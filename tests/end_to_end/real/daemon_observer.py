@@ -95,11 +95,11 @@ class DaemonObserver:
 
     async def explains(self, name: str, reason: EngagementReason, words: str) -> None:
         """Wait until the explanation of a name has this reason and these words."""
-        said = Engagement()
+        engagement = Engagement()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while not (said.reason is reason and words in said.message):
-                    said = (await self._client.get(name)).engagement
+                while not (engagement.reason is reason and words in engagement.message):
+                    engagement = (await self._client.get(name)).engagement
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            raise AssertionError(f"{name} is explained by {said}") from None
+            raise AssertionError(f"{name} is explained by {engagement}") from None

@@ -133,7 +133,7 @@ class Publishing:
         try:
             yield publishing
         except BaseException as error:
-            error.add_note(f"the publisher said:\n{publishing.said}")
+            error.add_note(f"the publisher said:\n{publishing.log_text}")
             raise
         finally:
             if process.returncode is None:
@@ -141,7 +141,7 @@ class Publishing:
             await process.wait()
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         return "".join(self._lines)
 
     async def says(self, words: str) -> None:
@@ -164,8 +164,8 @@ async def publish_once(workspace: Workspace, publication: Publication, *argument
     async with Publishing.running(workspace, publication, "--once", *arguments) as publishing:
         assert publishing.process.stderr is not None
         async with asyncio.timeout(_WITHIN_S):
-            said = (await publishing.process.stderr.read()).decode()
-            assert await publishing.process.wait() == 0, said
+            log_text = (await publishing.process.stderr.read()).decode()
+            assert await publishing.process.wait() == 0, log_text
 
 
 def versions(objects: dict[str, Document]) -> dict[str, str]:

@@ -67,9 +67,9 @@ class Watch:
 
 async def set_ready(server: RealApi, name: str, ready: bool) -> None:
     """Set the readiness condition of the object's control plane, as its controller does."""
-    told = condition(_CONDITIONS[server.mode], "True" if ready else "False", "Test")
+    ready_condition = condition(_CONDITIONS[server.mode], "True" if ready else "False", "Test")
     async with server.api() as api:
-        await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [told]}})
+        await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [ready_condition]}})
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:

@@ -52,12 +52,12 @@ class Subscriber:
         self._recording.add_done_callback(lambda _: self._arrived.set())
 
     async def _record(self) -> None:
-        async for told in self._watch.feed():
-            match told:
+        async for item in self._watch.feed():
+            match item:
                 case Event():
-                    self._events.append(told)
+                    self._events.append(item)
                 case Connected():
-                    self._is_connected, self._is_current = True, told.resumed
+                    self._is_connected, self._is_current = True, item.resumed
                 case Synced():
                     self._is_current = True
                 case Disconnected():
@@ -85,15 +85,15 @@ class Subscriber:
         await self._watch.reconnect()
 
     async def expect_source(self, state: str) -> None:
-        def told() -> str:
+        def source_state() -> str:
             return self._watch.source.state.name if self._watch.source else "nothing"
 
         try:
             # A new connection causes no event.
-            await eventually(lambda: told() == state, within_s=self._patience_s)
+            await eventually(lambda: source_state() == state, within_s=self._patience_s)
         except TimeoutError:
             raise UnexpectedError(
-                f"within {self._patience_s:g} s {self.name} was not told {state}; the last it was told is {told()}"
+                f"within {self._patience_s:g} s {self.name} did not receive {state}; its last state is {source_state()}"
             ) from None
 
     # --- events ---

@@ -11,18 +11,18 @@ from tests.end_to_end.scenarios.__main__ import OWN
 from tests.end_to_end.scenarios.steps import MODES, Expected, Malformed, Scenario
 
 
-def read(*told: dict[str, Any], **fields: Any) -> Scenario | Malformed:
-    return reading.scenario({"name": "it", "steps": list(told), **fields})
+def read(*document: dict[str, Any], **fields: Any) -> Scenario | Malformed:
+    return reading.scenario({"name": "it", "steps": list(document), **fields})
 
 
-def step(told: dict[str, Any]) -> object:
-    scenario = read(told)
+def step(document: dict[str, Any]) -> object:
+    scenario = read(document)
     assert isinstance(scenario, Scenario), scenario
     return scenario.steps[0][1]
 
 
-def problem(*told: dict[str, Any], **fields: Any) -> str:
-    scenario = read(*told, **fields)
+def problem(*document: dict[str, Any], **fields: Any) -> str:
+    scenario = read(*document, **fields)
     assert isinstance(scenario, Malformed)
     return scenario.problem
 
@@ -39,7 +39,7 @@ def test_scenario_without_modes_runs_in_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"),
+    ("document", "parsed"),
     [
         ({"create": {"name": "a"}}, steps.Create("a")),
         (
@@ -94,12 +94,12 @@ def test_scenario_without_modes_runs_in_both() -> None:
     # By name, since the order of a set differs between processes, which all have to agree on the tests' names.
     ids=lambda each: str(each) if isinstance(each, dict) else "",
 )
-def test_scenario_steps_are_parsed(told: dict[str, Any], meant: object) -> None:
-    assert step(told) == meant
+def test_scenario_steps_are_parsed(document: dict[str, Any], parsed: object) -> None:
+    assert step(document) == parsed
 
 
 @pytest.mark.parametrize(
-    ("told", "complaint"),
+    ("document", "problem_text"),
     [
         ({"creat": {"name": "a"}}, "step 1: unknown step 'creat' (did you mean 'create'?)"),
         ({"sleep": 3}, "step 1: unknown step 'sleep'; there are create, condition,"),
@@ -130,8 +130,8 @@ def test_scenario_steps_are_parsed(told: dict[str, Any], meant: object) -> None:
     ],
     ids=str,
 )
-def test_unknown_step_is_named(told: dict[str, Any], complaint: str) -> None:
-    assert complaint in problem(told)
+def test_unknown_step_is_named(document: dict[str, Any], problem_text: str) -> None:
+    assert problem_text in problem(document)
 
 
 def test_error_names_number_of_invalid_step() -> None:
@@ -139,7 +139,7 @@ def test_error_names_number_of_invalid_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "problem_text"),
     [
         ({"mode": "project"}, "unknown field 'mode' (did you mean 'modes'?)"),
         ({"modes": ["single"]}, "Invalid enum value 'single'"),
@@ -148,8 +148,8 @@ def test_error_names_number_of_invalid_step() -> None:
         ({"settings": ["a"]}, "Expected `object`, got `array`"),
     ],
 )
-def test_invalid_scenario_field_is_named(fields: dict[str, Any], complaint: str) -> None:
-    assert complaint in problem({"expect": []}, **fields)
+def test_invalid_scenario_field_is_named(fields: dict[str, Any], problem_text: str) -> None:
+    assert problem_text in problem({"expect": []}, **fields)
 
 
 def test_invalid_scenario_fails_in_its_modes() -> None:
@@ -168,7 +168,7 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "problem_text"),
     [
         ("name: it\n", "is not a list of scenarios"),
         ("[]", "is not a list of scenarios"),
@@ -176,10 +176,10 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
         ("- {name: a, name: b}", 'has the key "name" twice'),
     ],
 )
-def test_file_without_scenarios_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+def test_file_without_scenarios_is_named(tmp_path: Path, content: str, problem_text: str) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text(content)
-    with pytest.raises(reading.FileError, match=complaint):
+    with pytest.raises(reading.FileError, match=problem_text):
         reading.load(path)
 
 

@@ -61,7 +61,7 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters gave 1 clusters and not 2: alpha"),
         (
             [{"expect_source": "STALE"}],
-            "step 1 (expect_source): within 1 s main was not told STALE; the last it was told is STREAMING",
+            "step 1 (expect_source): within 1 s main did not receive STALE; its last state is STREAMING",
         ),
         (
             [{"delete": {"name": "alpha"}}],
@@ -130,14 +130,14 @@ def test_result_line_per_scenario_and_summary(tmp_path: Path, capsys: pytest.Cap
 """
     )
     assert main([str(file)]) == 1
-    told = capsys.readouterr()
-    good, bad, odd, total = told.out.splitlines()
+    output = capsys.readouterr()
+    good, bad, odd, total = output.out.splitlines()
     assert good.startswith("ok    good [project] ")
     assert bad.startswith("FAIL  bad [project-control-plane] ")
     assert "step 2 (expect): ENGAGED alpha came" in bad
     assert odd.startswith("FAIL  odd [project] 0.0s step 1: unknown step 'wait'")
     assert total == "1 passed, 2 failed"
-    assert '"message": "started"' in told.err
+    assert '"message": "started"' in output.err
 
     assert main([str(file), "-k", "good"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"

@@ -108,7 +108,7 @@ def test_empty_list_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "level", "mend"),
+    ("status", "level", "fix"),
     [
         (401, "fail", RULE),
         (403, "fail", RULE),
@@ -118,12 +118,12 @@ def test_empty_list_is_a_warning() -> None:
         (400, "fail", "does not behave like"),
     ],
 )
-def test_rejected_list_or_watch_has_a_fix(status: int, level: str, mend: str) -> None:
+def test_rejected_list_or_watch_has_a_fix(status: int, level: str, fix: str) -> None:
     content = body(kind="Status", message="because\nof that")
     for judge in (api_responses.listing, api_responses.watching):
         finding = judge("it", PROJECTS, status, content)
         assert finding.level == level
-        assert mend in finding.fix
+        assert fix in finding.fix
         assert status == 404 or finding.message == f"{status}: because of that"
 
 

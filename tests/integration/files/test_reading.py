@@ -126,8 +126,8 @@ def test_scan_reports_files_with_other_content(folder: Path) -> None:
     for name in ("alpha", "beta"):
         (folder / name).write_bytes(content("any"))
     files = of_folder(folder)
-    told: list[frozenset[str]] = []
-    files.subscribe(told.append)
+    reported: list[frozenset[str]] = []
+    files.subscribe(reported.append)
     assert files.scan().changed == {"alpha", "beta"}
     assert files.scan().changed == frozenset()
     (folder / "alpha").write_bytes(content("any", user={"token": "renewed"}))
@@ -136,7 +136,7 @@ def test_scan_reports_files_with_other_content(folder: Path) -> None:
     assert changed == {"alpha"}
     files.announce(changed)
     files.announce(frozenset())
-    assert told == [{"alpha"}]
+    assert reported == [{"alpha"}]
 
 
 def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:

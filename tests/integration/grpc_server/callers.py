@@ -80,7 +80,7 @@ async def open_rules_world(folder: Path, *those: Rule, **others: Any) -> AsyncIt
         yield RulesWorld(world, folder)
 
 
-def told_of(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:
+def error_fields(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:
     """Return the status code, the reason, the message and the retry delay."""
     status = rpc_status.from_call(error)
     assert status is not None

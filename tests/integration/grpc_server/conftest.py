@@ -171,7 +171,7 @@ class Subscriber:
         """Return the events of the next batch that has any."""
         while not (batch := await self.batch()).events:
             pass
-        return told([batch])
+        return event_texts([batch])
 
     async def error(self) -> grpc.aio.AioRpcError:
         """Read the stream to its end and return the error."""
@@ -184,7 +184,7 @@ class Subscriber:
         raise AssertionError("the stream ended without an error")
 
 
-def told(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
+def event_texts(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
     """Format events as text, such as `ENGAGED alpha` or `DISENGAGED alpha DELETED`."""
     words = []
     for event in (event for batch in batches for event in batch.events):

@@ -79,13 +79,13 @@ class Raw:
 
     async def until_closed(self) -> bytes:
         """Read until the server closes the connection. Raises TimeoutError if it does not."""
-        said = b""
+        received = b""
         try:
             while data := await asyncio.to_thread(self.socket.recv, 65_536):
-                said += data
+                received += data
         except ConnectionError:
             pass
-        return said
+        return received
 
     def close(self) -> None:
         self.socket.close()

@@ -18,7 +18,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported
-from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
+from tests.integration.grpc_server.conftest import EPOCH, World, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
 
@@ -73,7 +73,7 @@ async def test_watch_resumes_from_list_revision(world: World) -> None:
     world.seen(ready("beta"))
     async with world.subscriber(resume_revision=listed.revision) as subscriber:
         batch = await subscriber.batch()
-    assert (told([batch]), batch.reset) == (["ENGAGED beta"], False)
+    assert (event_texts([batch]), batch.reset) == (["ENGAGED beta"], False)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.source_status import SourceState, SourceStatus
-from tests.integration.grpc_server.callers import PROD, open_rules_world, rule, rules, told_of
-from tests.integration.grpc_server.conftest import EPOCH, Subscriber, World, a_world, not_ready, ready, told
+from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_world, rule, rules
+from tests.integration.grpc_server.conftest import EPOCH, Subscriber, World, a_world, event_texts, not_ready, ready
 from tests.integration.grpc_server.test_rotation import token
 from tests.support.eventually import eventually
 from tests.unit.kubeconfigs.backend import Backend
@@ -60,7 +60,7 @@ async def end_subscription(world: World, name: str = "operator") -> None:
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    return told_of(raised.value)[:2]
+    return error_fields(raised.value)[:2]
 
 
 async def gone(world: World) -> None:
@@ -84,7 +84,7 @@ async def test_subscriber_is_sent_the_end_after_its_release(draining_world: Worl
         await other.until_synced()
         world.seen(not_ready("alpha"))
         batch = await mine.batch()
-        assert told([batch]) == ["UPDATED alpha"]
+        assert event_texts([batch]) == ["UPDATED alpha"]
         draining = batch.events[0].cluster.draining
         assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_NOT_READY, "condition Ready is False")
         assert draining.deadline.seconds > 0
@@ -94,7 +94,7 @@ async def test_subscriber_is_sent_the_end_after_its_release(draining_world: Worl
         await quiet(mine, world)
         await release(world)
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        assert told([await other.batch()]) == ["ENGAGED probe"]
+        assert event_texts([await other.batch()]) == ["ENGAGED probe"]
 
 
 async def test_end_waits_for_every_subscriber(draining_world: World) -> None:
@@ -151,7 +151,7 @@ async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_dra
                 "alpha": True,
                 "beta": False,
             }
-            assert told(await other.until_synced()) == ["ENGAGED beta"]
+            assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
             await release(world, "one")
             await quiet(two, world)
             await release(world, "two")
@@ -187,12 +187,12 @@ async def test_subscriber_that_reconnects_receives_the_drain_again(draining_worl
     for revision in (synced, told_at):
         async with confirming(world, resume_revision=revision) as again:
             batch = await again.batch()
-            assert (told([batch]), batch.reset) == (["UPDATED alpha"], False)
+            assert (event_texts([batch]), batch.reset) == (["UPDATED alpha"], False)
             assert batch.events[0].cluster.HasField("draining")
         await gone(world)
     async with confirming(world) as returned:
         (batch,) = await returned.until_synced()
-        assert sorted(told([batch])) == ["ENGAGED alpha", "ENGAGED beta"]
+        assert sorted(event_texts([batch])) == ["ENGAGED alpha", "ENGAGED beta"]
         await release(world)
         assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
@@ -205,7 +205,7 @@ async def test_subscriber_that_released_does_not_receive_the_drain_again(drainin
         told_at = (await mine.batch()).revision
         await release(world)
         async with confirming(world, resume_revision=told_at) as again:
-            assert told([await again.batch()]) == []
+            assert event_texts([await again.batch()]) == []
 
 
 async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_world: World) -> None:
@@ -215,9 +215,9 @@ async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_worl
     await gone(world)
     world.seen(not_ready("alpha"))
     async with world.subscriber() as other:
-        assert told(await other.until_synced()) == ["ENGAGED beta"]
+        assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
     async with confirming(world, resume_revision=synced) as again:
-        assert told([await again.batch()]) == ["UPDATED alpha"]
+        assert event_texts([await again.batch()]) == ["UPDATED alpha"]
         await release(world)
         assert await again.events() == ["DISENGAGED alpha NOT_READY"]
 
@@ -271,11 +271,11 @@ async def test_unusable_name_of_a_subscriber_is_refused(draining_world: World, n
     world = draining_world
     invalid = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     async with confirming(world, name) as mine:
-        assert told_of(await mine.error())[:2] == invalid
+        assert error_fields(await mine.error())[:2] == invalid
     assert await refusal(release(world, name)) == invalid
     assert await refusal(end_subscription(world, name)) == invalid
     async with world.subscriber(subscriber=name) as other:
-        assert len(told(await other.until_synced())) == 2, "the name is ignored without confirm_releases"
+        assert len(event_texts(await other.until_synced())) == 2, "the name is ignored without confirm_releases"
 
 
 async def test_release_without_cluster_or_incarnation_is_refused(draining_world: World) -> None:
@@ -403,7 +403,7 @@ async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Pa
             assert not (await mine.batch()).synced
             world.found(ListStarted(), Listed(not_ready("alpha")), ListEnded())
             (batch,) = await mine.until_synced()
-            assert (told([batch]), batch.reset) == (["ENGAGED alpha"], True)
+            assert (event_texts([batch]), batch.reset) == (["ENGAGED alpha"], True)
             assert batch.events[0].cluster.HasField("draining")
             await release(world)
             assert await mine.events() == ["DISENGAGED alpha NOT_READY"]

@@ -63,13 +63,13 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
             await call.read()
             for each in (one, other):
                 await each.until_synced()
-            told = 0
+            event_texts = 0
             async with line.swallowing(), asyncio.timeout(OLD_PATIENCE_S / 2):
                 while len(world.service.streams) == 3:
-                    told += 1
-                    world.seen(ready("alpha", version=f"{told + 1}", note=f"{told}".ljust(BIG, "x")))
+                    event_texts += 1
+                    world.seen(ready("alpha", version=f"{event_texts + 1}", note=f"{event_texts}".ljust(BIG, "x")))
                     assert [await each.events() for each in (one, other)] == [["UPDATED alpha"]] * 2
-        assert told * BIG > 2 * MOST_BETWEEN
+        assert event_texts * BIG > 2 * MOST_BETWEEN
         assert line.swallowed < MOST_BETWEEN
 
 

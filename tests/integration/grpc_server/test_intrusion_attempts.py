@@ -28,8 +28,8 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
-from tests.integration.grpc_server.callers import RulesWorld, open_rules_world, rule, told_of
-from tests.integration.grpc_server.conftest import World, a_world, ready, told
+from tests.integration.grpc_server.callers import RulesWorld, error_fields, open_rules_world, rule
+from tests.integration.grpc_server.conftest import World, a_world, event_texts, ready
 from tests.integration.grpc_server.test_tls import TlsFiles
 from tests.support.certificates import Authority, Pair
 from tests.unit.modes.objects import project
@@ -68,7 +68,7 @@ class Intruder:
                 f"{caught.value} {caught.value.trailing_metadata()}".replace(f"{name} ", "what he asked ")
             )
             has_status = any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
-            found.add((caught.value.code(), told_of(caught.value)[1] if has_status else ""))
+            found.add((caught.value.code(), error_fields(caught.value)[1] if has_status else ""))
         return found
 
     @property
@@ -111,14 +111,14 @@ async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: 
         async with intruder(world, tls_files, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.UNAVAILABLE, "")}
         assert calling.learned == []
-        assert await asyncio.to_thread(heard_by_hand, world, tls_files, pair) == b"", (
+        assert await asyncio.to_thread(bytes_received_with, world, tls_files, pair) == b"", (
             "neither a TLS alert nor HTTP/2 settings were received"
         )
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert all(why in line["problem"] for line in world.audited)
 
 
-def heard_by_hand(world: World, tls_files: TlsFiles, pair: Pair) -> bytes:
+def bytes_received_with(world: World, tls_files: TlsFiles, pair: Pair) -> bytes:
     """Return all responses to a client with this certificate."""
     context = ssl.create_default_context(cadata=tls_files.serving.pem.decode())
     context.load_cert_chain(*pair.write(tls_files.folder, "intruder"))
@@ -203,7 +203,7 @@ async def never_seen(stub: Any, name: str) -> str:
     """Return the message of a NOT_FOUND response with reason NEVER_SEEN."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetCluster(pb.GetClusterRequest(name=name))
-    code, reason, words, _ = told_of(caught.value)
+    code, reason, words, _ = error_fields(caught.value)
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NEVER_SEEN")
     return words
 
@@ -228,7 +228,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[RulesWorld]:
 
 async def test_tenant_labels_do_not_change_organization_scope(shop: RulesWorld) -> None:
     async with shop.caller("shop") as guest, guest.watching() as mine:
-        assert told(await mine.until_synced()) == ["ENGAGED ours"]
+        assert event_texts(await mine.until_synced()) == ["ENGAGED ours"]
         forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
         shop.world.seen(forged)
         shop.world.seen(of_organization("shop", "ours", n="1"))
@@ -242,7 +242,7 @@ async def test_tenant_labels_do_not_change_organization_scope(shop: RulesWorld) 
 )
 async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str) -> None:
     async with shop.caller("bank") as guest, guest.watching() as mine, shop.caller("root") as root:
-        assert told(await mine.until_synced()) == []
+        assert event_texts(await mine.until_synced()) == []
         shop.world.seen(of_organization("zz-organization", name))
         shop.world.seen(of_organization("zz-organization", "bank-well"))
         assert await mine.events() == ["ENGAGED bank-well"], "no event came before this one"
@@ -257,7 +257,7 @@ async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str)
                 assert hidden.replace(name, "zz-never") == absent
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await each.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name))
-            assert told_of(caught.value)[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
+            assert error_fields(caught.value)[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
         mine_of, of_root = [
             (await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts.malformed for each in (guest, root)
         ]

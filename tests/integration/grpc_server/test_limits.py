@@ -18,7 +18,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from tests.integration.grpc_server.callers import open_rules_world, rule, told_of
+from tests.integration.grpc_server.callers import error_fields, open_rules_world, rule
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
 from tests.support.eventually import eventually
@@ -56,7 +56,7 @@ async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
                         await call
                         found.append((name, "OK"))
                     except grpc.aio.AioRpcError as refused:
-                        found.append((name, told_of(refused)[1]))
+                        found.append((name, error_fields(refused)[1]))
     assert found == [("root", "OK")] * 3 + [("nobody", "NO_RULE")] * 3
 
 

@@ -104,8 +104,8 @@ async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
     given = [str(each) for each in (uid, *groups)]
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, *given, stdout=PIPE)
     output, _ = await client.communicate()
-    pid, told = json.loads(output)
-    return pid, told
+    pid, event_texts = json.loads(output)
+    return pid, event_texts
 
 
 async def test_peer_credentials_identify_connecting_process(callers: list[Caller], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_peer_credentials_identify_connecting_process(callers: list[Caller
 async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: Path) -> None:
     async with guarded(folder) as world:
         clients = await asyncio.gather(*(as_another(world.address, uid) for uid in (1001, 1002)))
-    assert [told for _, told in clients] == ["OK", "OK"]
+    assert [event_texts for _, event_texts in clients] == ["OK", "OK"]
     seen = sorted((caller.uid, caller.gid, caller.pid) for caller in callers)
     assert seen == [(1001, 1001, clients[0][0]), (1002, 1002, clients[1][0])]
 
@@ -143,8 +143,8 @@ async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_socket_mode_keeps_other_users_out(callers: list[Caller], folder: Path) -> None:
     async with guarded(folder, mode=0o660) as world:
-        _, told = await as_another(world.address, 1001)
-    assert "Permission denied" in told
+        _, event_texts = await as_another(world.address, 1001)
+    assert "Permission denied" in event_texts
     assert callers == []
 
 

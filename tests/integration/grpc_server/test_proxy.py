@@ -26,10 +26,10 @@ async def test_proxy_forwards_both_directions() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     await loop.sock_sendall(client, b"then")
-    said = b""
-    while len(said) < 11:
-        said += await loop.sock_recv(server, 100)
-    assert said == b"early, then"
+    received = b""
+    while len(received) < 11:
+        received += await loop.sock_recv(server, 100)
+    assert received == b"early, then"
     await loop.sock_sendall(server, b"answer")
     assert await loop.sock_recv(client, 100) == b"answer"
     client.close()

@@ -20,8 +20,16 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_kube.reflect.source_status import SourceState
-from tests.integration.grpc_server.callers import PROD, CallerStub, RulesWorld, mode, open_rules_world, rule, told_of
-from tests.integration.grpc_server.conftest import not_ready, ready, told
+from tests.integration.grpc_server.callers import (
+    PROD,
+    CallerStub,
+    RulesWorld,
+    error_fields,
+    mode,
+    open_rules_world,
+    rule,
+)
+from tests.integration.grpc_server.conftest import event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
 __all__ = ["mode"]
@@ -53,17 +61,17 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 async def test_stream_is_limited_to_scope_whatever_the_filter(rules_world: RulesWorld) -> None:
     async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
         async with shop.watching() as mine, root.watching() as all_of_it:
-            assert told(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
-            assert len(told(await all_of_it.until_synced())) == 3
+            assert event_texts(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
+            assert len(event_texts(await all_of_it.until_synced())) == 3
         for asked in (
             pb.ClusterFilter(names=[SECRET]),
             pb.ClusterFilter(label_selector="env=dev"),
             pb.ClusterFilter(label_selector="env notin (prod)"),
         ):
             async with shop.watching(filter=asked) as guessing:
-                assert told(await guessing.until_synced()) == []
+                assert event_texts(await guessing.until_synced()) == []
         async with shop.watching(filter=pb.ClusterFilter(names=["alpha", SECRET])) as some:
-            assert told(await some.until_synced()) == ["ENGAGED alpha"]
+            assert event_texts(await some.until_synced()) == ["ENGAGED alpha"]
 
 
 async def test_label_changes_engage_and_disengage_by_scope(rules_world: RulesWorld) -> None:
@@ -73,7 +81,7 @@ async def test_label_changes_engage_and_disengage_by_scope(rules_world: RulesWor
             ready("alpha", version="2", env="dev", code="zz-label"), ready(SECRET, version="2", env="prod")
         )
         batch = await mine.batch()
-        assert told([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
+        assert event_texts([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
         assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "the event has the last visible state"
         rules_world.world.seen(
             ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
@@ -86,7 +94,7 @@ async def test_replaced_object_outside_scope_is_not_revealed(rules_world: RulesW
         await mine.until_synced()
         rules_world.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
         batch = await mine.batch()
-    assert told([batch]) == ["DISENGAGED alpha DELETED"]
+    assert event_texts([batch]) == ["DISENGAGED alpha DELETED"]
     assert "zz-uid" not in str(batch)
 
 
@@ -125,7 +133,7 @@ async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules
         assert not (await shop.stub.GetCluster(get)).engagement.engaged
         for version in ("3", "4"):
             rules_world.world.seen(not_ready("alpha", version=version, env="dev"))
-            assert told_of(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
+            assert error_fields(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
             assert not (await bank.stub.GetCluster(get)).engagement.engaged
         info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
     assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
@@ -144,14 +152,14 @@ async def test_invisible_cluster_is_answered_like_unknown_name(rules_world: Rule
         ]
 
     async with rules_world.caller("shop") as shop:
-        hidden = [told_of(await error(call)) for call in calls(shop, SECRET)]
-        absent = [told_of(await error(call)) for call in calls(shop, "zz-absent")]
+        hidden = [error_fields(await error(call)) for call in calls(shop, SECRET)]
+        absent = [error_fields(await error(call)) for call in calls(shop, "zz-absent")]
         assert [(code, reason, words.replace(SECRET, "NAME")) for code, reason, words, _ in hidden] == [
             (code, reason, words.replace("zz-absent", "NAME")) for code, reason, words, _ in absent
         ]
         assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
         rules_world.world.seen(not_ready(SECRET))
-        after = [told_of(await error(call)) for call in calls(shop, SECRET)]
+        after = [error_fields(await error(call)) for call in calls(shop, SECRET)]
         assert after == hidden, "its end is not sent either"
     assert len(rules_world.denials()) == 12
     assert set(rules_world.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
@@ -190,7 +198,7 @@ async def test_name_enumeration_is_slowed_down_without_effect_on_others(
         ]
         assert (await bank.stub.GetCluster(pb.GetClusterRequest(name=SECRET))).engagement.engaged
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
-        assert {told_of(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
+        assert {error_fields(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
         assert time.monotonic() - began > 0.4
 
 
@@ -229,8 +237,8 @@ async def test_unmatched_caller_is_denied_by_every_call(rules_world: RulesWorld)
         ]
         async with nobody.watching() as watching:
             errors.append(await watching.error())
-    assert {told_of(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
-    assert {"(listener nobody)" in told_of(each)[2] for each in errors} == {True}
+    assert {error_fields(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+    assert {"(listener nobody)" in error_fields(each)[2] for each in errors} == {True}
     assert rules_world.denials() == [("nobody", "NO_RULE")] * 8
     assert max(len(line.get("cluster", "")) for line in rules_world.world.audited) == 253 + 64
 
@@ -249,7 +257,7 @@ async def test_rights_change_applies_to_running_streams_without_reset(rules_worl
             )
             batch = await mine.batch()
             assert time.monotonic() - began < 5
-            assert told([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
+            assert event_texts([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
             assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, before.revision)
             rules_world.world.seen(
                 ready("alpha", version="2", env="prod", n="1"), ready(SECRET, version="2", env="dev", n="1")
@@ -265,7 +273,7 @@ async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_w
         await mine.until_synced()
         rules_world.world.service.change_rights(Rights((ROOT,)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
-        code, reason, _, _ = told_of(await mine.error())
+        code, reason, _, _ = error_fields(await mine.error())
     assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
     assert rules_world.denials() == [("shop", "NO_RULE")]
 
@@ -290,14 +298,14 @@ async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> No
             Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"])))))
         )
         rules_world.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
-        assert told(await mine.until_synced()) == ["ENGAGED beta"]
+        assert event_texts(await mine.until_synced()) == ["ENGAGED beta"]
 
 
 async def test_listing_ends_when_rights_change(rules_world: RulesWorld) -> None:
     async with rules_world.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         rules_world.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
-        code, _, words, _ = told_of(
+        code, _, words, _ = error_fields(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token)))
         )
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -320,7 +328,7 @@ async def test_watch_resumes_for_same_caller(rules_world: RulesWorld) -> None:
         for known in (left_at, listed):
             async with shop.watching(resume_revision=known) as again:
                 batch = await again.batch()
-                assert (batch.reset, told([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
+                assert (batch.reset, event_texts([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
     assert rules_world.denials() == []
 
 
@@ -339,7 +347,7 @@ async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_world: Rul
         ):
             async with guest.watching(resume_revision=known) as watching:
                 batches = await watching.until_synced()
-                assert (batches[0].reset, told(batches)) == (True, seen)
+                assert (batches[0].reset, event_texts(batches)) == (True, seen)
     assert rules_world.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
 
 
@@ -364,14 +372,14 @@ async def test_tampered_revision_gets_snapshot(rules_world: RulesWorld) -> None:
         for each in [*bent, *(f"{epoch}.{at}.{other}" for other in flipped)]:
             async with shop.watching(resume_revision=each) as again:
                 batches = await again.until_synced()
-            assert (batches[0].reset, told(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
+            assert (batches[0].reset, event_texts(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
     assert rules_world.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
 
 
 async def test_page_token_of_other_caller_is_rejected(rules_world: RulesWorld) -> None:
     async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
         token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
-        code, _, _, _ = told_of(
+        code, _, _, _ = error_fields(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
         )
         for position in (0, len(token) // 2, len(token) - 2):
@@ -394,15 +402,15 @@ async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
         async with shop.watching() as first:
             await first.until_synced()
             async with shop.watching() as second:
-                code, reason, _, retry_s = told_of(await second.error())
+                code, reason, _, retry_s = error_fields(await second.error())
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
             assert retry_s
             assert retry_s > 0
             async with rules_world.caller("root") as root, root.watching() as other:
-                assert told(await other.until_synced()) == ["ENGAGED alpha"]
+                assert event_texts(await other.until_synced()) == ["ENGAGED alpha"]
         await eventually(lambda: not rules_world.world.service.streams)
         async with shop.watching() as third:
-            assert told(await third.until_synced()) == ["ENGAGED alpha"]
+            assert event_texts(await third.until_synced()) == ["ENGAGED alpha"]
 
 
 async def test_idle_stream_applies_rights_change_at_once(rules_world: RulesWorld) -> None:

@@ -15,8 +15,8 @@ from milo_discoveryd.rights.name_patterns import name_patterns as some
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from tests.integration.grpc_server.callers import PROD, CallerStub, mode, open_rules_world, rule, told_of
-from tests.integration.grpc_server.conftest import Subscriber, ready, told
+from tests.integration.grpc_server.callers import PROD, CallerStub, error_fields, mode, open_rules_world, rule
+from tests.integration.grpc_server.conftest import Subscriber, event_texts, ready
 from tests.unit.kubeconfigs.backend import Backend
 
 __all__ = ["mode"]
@@ -32,7 +32,7 @@ def issue(guest: CallerStub, cluster: str = "alpha") -> Any:
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    return told_of(raised.value)
+    return error_fields(raised.value)
 
 
 def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
@@ -50,7 +50,7 @@ async def test_rule_without_kubeconfigs_denies_them(tmp_path: Path) -> None:
             code, reason, _, _ = await refused(issue(reader, name))
             assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "KUBECONFIGS_DENIED")
         async with reader.watching(include_kubeconfigs=True) as watching:
-            assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
+            assert error_fields(await watching.error())[1] == "KUBECONFIGS_DENIED"
         async with reader.watching() as watching:
             assert names((await watching.until_synced())[-1]) == {"alpha": False}
         info = await reader.stub.GetServerInfo(pb.GetServerInfoRequest())
@@ -128,7 +128,7 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
         rules_world.world.access.clock = clock
         later: list[str] = []
         while len(later) < count - 300:
-            later += told([await watching.batch()])
+            later += event_texts([await watching.batch()])
         assert {line.split()[0] for line in later} == {"KUBECONFIG"}
         assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
     assert rules_world.denials() == [], "a wait for quota is not a denial"
@@ -144,7 +144,7 @@ async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
             assert names((await watching.until_synced())[-1]) == {"alpha": True}
             await other.until_synced()
             rules_world.world.service.change_rights(Rights((rule("shop", PROD, terms=None),)))
-            assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
+            assert error_fields(await watching.error())[1] == "KUBECONFIGS_DENIED"
             rules_world.world.seen(ready("beta", env="prod"))
             assert await other.events() == ["ENGAGED beta"], "a stream without kubeconfigs continues"
 
@@ -186,7 +186,7 @@ async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> N
         rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(names=some(["beta"]))),)))
         seen: list[str] = []
         while seen.count("KUBECONFIG beta") < 3:
-            seen += told([await watching.batch()])
+            seen += event_texts([await watching.batch()])
         after = seen[seen.index("DISENGAGED alpha REVOKED") + 1 :]
         assert set(after) == {"KUBECONFIG beta"}
         handed = [line["cluster"] for line in rules_world.world.audited if line["event"] == "kubeconfig handed out"]

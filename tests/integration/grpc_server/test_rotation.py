@@ -14,7 +14,7 @@ from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
-from tests.integration.grpc_server.conftest import Subscriber, World, a_world, not_ready, ready, told
+from tests.integration.grpc_server.conftest import Subscriber, World, a_world, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
 
@@ -72,7 +72,7 @@ async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             synced = (await subscriber.until_synced())[-1]
             renewed = await subscriber.batch()
-            assert told([renewed]) == ["KUBECONFIG alpha"]
+            assert event_texts([renewed]) == ["KUBECONFIG alpha"]
             assert (renewed.revision, renewed.previous_revision) == (synced.revision, synced.revision)
             assert (renewed.synced, renewed.reset) == (True, False)
 
@@ -85,10 +85,10 @@ async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             assert not any(event.HasField("kubeconfig") for event in await snapshot(subscriber))
             world.seen(ready("gamma"))
-            assert told([await subscriber.batch()]) == ["ENGAGED gamma"]
+            assert event_texts([await subscriber.batch()]) == ["ENGAGED gamma"]
             backend.failure = None
             owed = await events(subscriber, 3)
-    assert sorted(told([pb.WatchClustersResponse(events=owed)])) == [
+    assert sorted(event_texts([pb.WatchClustersResponse(events=owed)])) == [
         f"KUBECONFIG {name}" for name in ("alpha", "beta", "gamma")
     ]
     assert all(token(event) for event in owed)
@@ -128,7 +128,7 @@ async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
         world.seen(ready("gamma"), not_ready("beta"))
         async with world.subscriber(filter=wanted, include_kubeconfigs=True, resume_revision=seen) as subscriber:
             first = await subscriber.batch()
-            assert (first.reset, told([first])) == (False, ["ENGAGED gamma", "DISENGAGED beta NOT_READY"])
+            assert (first.reset, event_texts([first])) == (False, ["ENGAGED gamma", "DISENGAGED beta NOT_READY"])
             assert token(first.events[0])
             (fresh,) = await events(subscriber, 1)
             assert (fresh.type, fresh.cluster.name, bool(token(fresh))) == (4, "alpha", True)
@@ -146,7 +146,7 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Pa
             world.seen(not_ready("alpha"))
             after: list[str] = []
             while after.count("KUBECONFIG beta") < 4:
-                after += told([await subscriber.batch()])
+                after += event_texts([await subscriber.batch()])
     disengaged = after.index("DISENGAGED alpha NOT_READY")
     assert not [each for each in after[disengaged + 1 :] if "alpha" in each]
     assert [name for name, _ in backend.revoked] == ["alpha"]
@@ -162,13 +162,13 @@ async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) 
             found = await snapshot(reader)
             found += await events(reader, 1)
             world.seen(ready("alpha", uid="another", version="2"))
-            while told([pb.WatchClustersResponse(events=found)]).count("KUBECONFIG alpha") < 2:
+            while event_texts([pb.WatchClustersResponse(events=found)]).count("KUBECONFIG alpha") < 2:
                 found += (await reader.batch()).events
             world.seen(ready("alpha", uid="another", version="3", away="yes"))
             assert await reader.events() == ["DISENGAGED alpha LABELS_CHANGED"]
             world.seen(ready("alpha", uid="another", version="4"))
             (back,) = await events(reader, 1)
-    assert told([pb.WatchClustersResponse(events=found)]) == [
+    assert event_texts([pb.WatchClustersResponse(events=found)]) == [
         "ENGAGED alpha",
         "KUBECONFIG alpha",
         "DISENGAGED alpha REPLACED",

@@ -109,13 +109,13 @@ async def test_socket_mode_is_independent_of_umask(
 
 
 @pytest.mark.parametrize(
-    ("mode", "mend"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
+    ("mode", "fix"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
 )
 async def test_writable_socket_folder_is_refused(
-    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, mend: str
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, fix: str
 ) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(StartError, match=f"could replace the socket: {mend} {tmp_path}"):
+    with pytest.raises(StartError, match=f"could replace the socket: {fix} {tmp_path}"):
         bound(server, tmp_path / "d.sock")
     assert list(tmp_path.iterdir()) == []
 

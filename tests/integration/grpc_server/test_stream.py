@@ -13,7 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
 from milo_discoveryd.registry.log import Retention
 from milo_kube.reflect.source_status import SourceState
-from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready, told
+from tests.integration.grpc_server.conftest import World, a_world, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
 
@@ -31,13 +31,13 @@ async def test_unsynced_stream_has_only_heartbeats(world: World) -> None:
         assert (list(first.events), first.synced, first.reset, first.revision) == ([], False, False, "")
         world.listed(ready("alpha"))
         second = await subscriber.batch()
-    assert (told([second]), second.synced, second.reset) == (["ENGAGED alpha"], True, True)
+    assert (event_texts([second]), second.synced, second.reset) == (["ENGAGED alpha"], True, True)
 
 
 async def test_stream_sends_snapshot_then_changes(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     async with world.subscriber() as subscriber:
-        assert told(await subscriber.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
+        assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
         world.seen(ready("gamma"))
         assert await subscriber.events() == ["ENGAGED gamma"]
         world.seen(not_ready("alpha"))
@@ -50,7 +50,7 @@ async def test_large_snapshot_is_split_and_last_part_is_synced(world: World) -> 
         batches = await subscriber.until_synced()
     assert len(batches) > 1
     assert [batch.reset for batch in batches] == [True] + [False] * (len(batches) - 1)
-    assert len(told(batches)) == len(set(told(batches))) == 3000
+    assert len(event_texts(batches)) == len(set(event_texts(batches))) == 3000
     assert max(batch.ByteSize() for batch in batches) < 1024 * 1024
 
 
@@ -70,7 +70,7 @@ async def test_resumed_stream_neither_repeats_nor_misses(world: World) -> None:
     world.seen(not_ready("beta"), ready("gamma"))
     async with world.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
-    assert told([batch]) == ["DISENGAGED beta NOT_READY", "ENGAGED gamma"]
+    assert event_texts([batch]) == ["DISENGAGED beta NOT_READY", "ENGAGED gamma"]
     assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, seen)
     assert batch.HasField("source")
 
@@ -100,7 +100,7 @@ async def test_unknown_revision_gets_snapshot(world: World, revision: str) -> No
     world.listed(ready("alpha"))
     async with world.subscriber(resume_revision=revision) as subscriber:
         batch = await subscriber.batch()
-    assert (told([batch]), batch.reset, batch.previous_revision) == (["ENGAGED alpha"], True, "")
+    assert (event_texts([batch]), batch.reset, batch.previous_revision) == (["ENGAGED alpha"], True, "")
 
 
 async def test_compacted_revision_gets_snapshot(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_compacted_revision_gets_snapshot(tmp_path: Path) -> None:
         world.seen(not_ready("alpha"), not_ready("beta"))
         async with world.subscriber(resume_revision=seen) as subscriber:
             batch = await subscriber.batch()
-    assert (told([batch]), batch.reset) == (["ENGAGED gamma"], True)
+    assert (event_texts([batch]), batch.reset) == (["ENGAGED gamma"], True)
 
 
 async def test_changes_of_one_read_are_one_batch(world: World) -> None:
@@ -125,7 +125,7 @@ async def test_changes_of_one_read_are_one_batch(world: World) -> None:
 async def test_filter_transitions_engage_and_disengage(world: World) -> None:
     world.listed(ready("alpha", env="prod"), ready("beta", env="dev"))
     async with world.subscriber(filter=pb.ClusterFilter(label_selector="env=prod")) as subscriber:
-        assert told(await subscriber.until_synced()) == ["ENGAGED alpha"]
+        assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
         world.seen(ready("alpha", version="2", env="dev"), ready("beta", version="2", env="prod"))
         assert await subscriber.events() == ["DISENGAGED alpha LABELS_CHANGED", "ENGAGED beta"]
 
@@ -163,7 +163,7 @@ async def test_lost_source_disengages_nothing(world: World) -> None:
     world.listed(ready("alpha"))
     world.source(SourceState.STALE, "ConnectFailed")
     async with world.subscriber() as subscriber:
-        assert told(await subscriber.until_synced()) == ["ENGAGED alpha"]
+        assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
 
 
 async def test_slow_reader_gets_coalesced_state(world: World) -> None:
@@ -176,7 +176,7 @@ async def test_slow_reader_gets_coalesced_state(world: World) -> None:
         world.seen(NotReady("report_recreated", "uid-report_recreated", str(number), "no more"))
     async with world.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
-    assert told([batch]) == ["UPDATED alpha"]
+    assert event_texts([batch]) == ["UPDATED alpha"]
     assert batch.events[0].cluster.labels == {"step": "99"}
 
 

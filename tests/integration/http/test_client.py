@@ -176,7 +176,7 @@ async def test_response_that_is_cut_off_is_an_error(answer: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "problem"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok", "sent an invalid HTTP response"),
         (
@@ -201,10 +201,10 @@ async def test_response_that_is_cut_off_is_an_error(answer: bytes) -> None:
         ),
     ],
 )
-async def test_response_that_is_not_http_is_an_error(answer: bytes, told: str) -> None:
+async def test_response_that_is_not_http_is_an_error(answer: bytes, problem: str) -> None:
     error = await failure(answer)
     assert error.cause == "closed"
-    assert told in str(error)
+    assert problem in str(error)
 
 
 async def test_unrequested_bytes_close_the_connection() -> None:

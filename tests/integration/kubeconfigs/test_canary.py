@@ -37,7 +37,7 @@ class Secrets:
         return [secret for secret in self.found if secret in text]
 
 
-async def calls(address: str, said: list[str]) -> list[str]:
+async def calls(address: str, outputs: list[str]) -> list[str]:
     """Send every call that is about credentials; record the responses, and return the kubeconfigs."""
     handed: list[str] = []
     async with grpc.aio.insecure_channel(address.replace("unix://", "unix:")) as channel:
@@ -52,9 +52,9 @@ async def calls(address: str, said: list[str]) -> list[str]:
                 answer = await stub.IssueKubeconfig(request)
                 handed.append(answer.kubeconfig.kubeconfig.decode())
             except grpc.aio.AioRpcError as error:
-                said.append(str(error) + str(error.trailing_metadata()))
-        said.append(str(await stub.GetServerInfo(pb.GetServerInfoRequest())))
-        said.append(str(await stub.GetCluster(pb.GetClusterRequest(name="alpha"))))
+                outputs.append(str(error) + str(error.trailing_metadata()))
+        outputs.append(str(await stub.GetServerInfo(pb.GetServerInfoRequest())))
+        outputs.append(str(await stub.GetCluster(pb.GetClusterRequest(name="alpha"))))
     return handed
 
 
@@ -84,12 +84,12 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             "log": {"level": "debug", "format": "json"},
         }
         config.write_text(json.dumps(settings))
-        said: list[str] = []
+        outputs: list[str] = []
         async with DaemonProcess(f"unix://{state}/d.sock", "--config", str(config)) as daemon:
             await daemon.start()
             await daemon.wait_for_output('"synced"')
             http = str(daemon.events("started")[0]["http"])
-            (handed,) = await calls(daemon.address, said)
+            (handed,) = await calls(daemon.address, outputs)
             token = json.loads(handed)["users"][0]["user"]["token"]
             assert secrets.in_(token), "the searched tokens are those of issued kubeconfigs"
             sandbox.faults.unauthorized(seconds=1)
@@ -100,17 +100,17 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             async with aiohttp.ClientSession() as session:
                 for path in ("/metrics", "/readyz?verbose", "/livez?verbose"):
                     async with session.get(http + path) as response:
-                        said.append(await response.text())
+                        outputs.append(await response.text())
             await eventually(lambda: len(secrets.found) > 5)
-            await calls(daemon.address, said)
+            await calls(daemon.address, outputs)
             process = Path(f"/proc/{daemon.pid}")
-            said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+            outputs += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
             limits = (process / "limits").read_text()
             await sandbox.stop()
             await daemon.wait_for_output("the request to")
             await daemon.terminate()
-        said.append(daemon.output)
-        said += [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
+        outputs.append(daemon.output)
+        outputs += [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
     assert len(secrets.found) > 5
-    assert [found for text in said for found in secrets.in_(text)] == []
+    assert [found for text in outputs for found in secrets.in_(text)] == []
     assert "Max core file size        0                    0" in limits

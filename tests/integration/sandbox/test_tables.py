@@ -32,7 +32,7 @@ def aged(**ago: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("age", "said"),
+    ("age", "expected"),
     [
         (lambda: aged(seconds=-5), "0s"),
         (lambda: aged(seconds=119), "119s"),
@@ -47,8 +47,8 @@ def aged(**ago: float) -> str:
         (lambda: str(cells({})[-1]), "<unknown>"),
     ],
 )
-def test_age_column_gets_coarser(age: Callable[[], str], said: str) -> None:
-    assert age() == said
+def test_age_column_gets_coarser(age: Callable[[], str], expected: str) -> None:
+    assert age() == expected
 
 
 @pytest.mark.parametrize("status", [None, 1, {}, {"conditions": 1}, {"conditions": [1, {"type": "Other"}]}])

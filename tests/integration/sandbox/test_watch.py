@@ -29,10 +29,10 @@ def watch(store: Store, **query: str) -> Watch:
 
 def lines(watch: Watch, now: float = START) -> list[Any]:
     """Return everything that the watch sends at that time."""
-    said = b""
+    data_sent = b""
     while data := watch.step(now):
-        said += data
-    return [json.loads(line) for line in said.splitlines()]
+        data_sent += data
+    return [json.loads(line) for line in data_sent.splitlines()]
 
 
 def sent(watch: Watch, now: float = START) -> list[tuple[str, str]]:

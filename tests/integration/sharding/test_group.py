@@ -59,7 +59,7 @@ class Operator:
         self.engaged: set[str] = set()
         self.draining: set[str] = set()
         self.holds = False
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
         for key in KEYS:
@@ -70,12 +70,12 @@ class Operator:
                 self.engaged.discard(key)
                 self.draining |= {key} if self.holds else set()
             yield
-        self.told.append("assigned")
+        self.calls.append("assigned")
 
     def lose_ownership(self) -> None:
         self.engaged.clear()
         self.draining.clear()
-        self.told.append("lost")
+        self.calls.append("lost")
 
     def keeps_lost(self) -> bool:
         return bool(self.draining)
@@ -149,7 +149,7 @@ async def test_stopped_daemon_disengages_nothing_and_is_continued(daemons: list[
     first, second, api = await pair(daemons)
     before = set(first.engaged)
     await first.group.leave(keeps_term=True)
-    assert first.operator.told[-1] == "assigned"
+    assert first.operator.calls[-1] == "assigned"
     successor = Daemon("a", api, "2")
     daemons.append(successor)
     await eventually(lambda: successor.engaged == before)
@@ -161,7 +161,7 @@ async def test_daemon_without_the_lease_api_loses_its_clusters_and_gets_them_bac
     first, second, _ = await pair(daemons)
     before = set(first.engaged)
     first.leases.is_down = second.leases.is_down = True
-    await eventually(lambda: first.operator.told[-1] == "lost" and not first.engaged)
+    await eventually(lambda: first.operator.calls[-1] == "lost" and not first.engaged)
     assert first.group.valid_s() is None
     assert first.group.status().problem == "no Lease API"
     assert "WriteLease error" in first.requests.results

@@ -75,12 +75,12 @@ async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setti
 
 async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscribers(setting: Setting) -> None:
     """F35: the daemon was killed before its last state was written."""
-    told: list[EventType] = []
+    event_types: list[EventType] = []
     async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
 
         async def follow() -> None:
             async for event in watch:
-                told.append(event.type)  # noqa: PERF401 - as it comes
+                event_types.append(event.type)  # noqa: PERF401 - as it comes
 
         following = tasks.create_task(follow())
         async with setting.daemon():
@@ -101,7 +101,7 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
             await eventually(lambda: watch.source is not None and watch.source.state is SourceState.STREAMING)
             assert set(watch.clusters) == {"alpha", "beta"}
         following.cancel()
-    assert told == [EventType.ENGAGED, EventType.ENGAGED]
+    assert event_types == [EventType.ENGAGED, EventType.ENGAGED]
 
 
 async def test_truncated_state_file_is_ignored(setting: Setting) -> None:

@@ -82,9 +82,9 @@ def test_exception_is_logged_with_its_traceback_and_without_local_variables(outp
         _raise(canary)
     except RuntimeError:
         log.exception("call failed")
-    said = output.text()
-    assert re.search(r"RuntimeError: \w+ is broken", said)
-    assert canary not in said
+    text = output.text()
+    assert re.search(r"RuntimeError: \w+ is broken", text)
+    assert canary not in text
 
 
 def _raise(token: str) -> None:
@@ -107,7 +107,7 @@ def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output
 
 
 @pytest.mark.parametrize(
-    ("level", "said"),
+    ("level", "expected"),
     [
         ("debug", ["debug", "info", "warning", "error"]),
         ("info", ["info", "warning", "error"]),
@@ -115,11 +115,11 @@ def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output
         ("error", ["error"]),
     ],
 )
-def test_lines_below_the_level_are_left_out(output: Output, level: str, said: list[str]) -> None:
+def test_lines_below_the_level_are_left_out(output: Output, level: str, expected: list[str]) -> None:
     output.configure(level)
     for each in ("debug", "info", "warning", "error"):
         getattr(log, each)(each)
-    assert output.events() == said
+    assert output.events() == expected
 
 
 def test_level_toggles_to_debug_and_back(output: Output) -> None:

@@ -230,9 +230,9 @@ def test_status_page_has_pages_of_clusters() -> None:
 @pytest.mark.parametrize(("page", "words"), [(1, "1 to 50 of 130 next"), (3, "previous 101 to 130 of 130")])
 def test_status_page_has_no_page_before_the_first_or_after_the_last(page: int, words: str) -> None:
     rows = (cluster(),) * (30 if page == 3 else 50)
-    said = read(status(clusters=rows, matching=130), ClusterQuery(page=page)).words
-    assert words in said
-    assert ("next" in said, "previous" in said) == (page == 1, page == 3)
+    text = read(status(clusters=rows, matching=130), ClusterQuery(page=page)).words
+    assert words in text
+    assert ("next" in text, "previous" in text) == (page == 1, page == 3)
 
 
 def test_search_results_come_before_recent_changes() -> None:

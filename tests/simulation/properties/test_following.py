@@ -18,7 +18,7 @@ STATES = st.sampled_from(
     [(True, True, True), (False, True, True), (True, False, True), (True, True, False), (True, True, True)]
 )
 Change = tuple[str, str, tuple[bool, bool, bool]]
-CHANGES = st.tuples(st.sampled_from(["put", "put", "delete", "put anew"]), NAMES, STATES)
+CHANGES = st.tuples(st.sampled_from(["put", "put", "delete", "recreate"]), NAMES, STATES)
 FAILURES = st.sampled_from(
     [
         UNAVAILABLE,

@@ -151,8 +151,8 @@ def test_sidecar_starts_before_the_operator_and_has_probes(folder: Path) -> None
 def test_subscribers_use_the_address_that_the_daemon_listens_on(folder: Path) -> None:
     volumes = {each["name"]: each for each in pod(folder)["volumes"]}
     assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
-    told = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
-    [address] = told
+    addresses = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
+    [address] = addresses
     [listener] = load({"listen": (address,)}, {}, None).listen
     listen = listener.address
     assert isinstance(listen, UnixAddress)

@@ -124,7 +124,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
 
-    def told(what: str) -> None:
+    def report_step(what: str) -> None:
         sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {what}\n")
         sys.stdout.flush()
 
@@ -134,17 +134,17 @@ def main() -> int:
         clone, home = folder / "clone", folder / "home"
         home.mkdir()
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-        told("a fresh clone, as of the last commit")
+        report_step("a fresh clone, as of the last commit")
         environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
         stranger = Stranger(clone, folder, environ)
         steps: tuple[Callable[[], Iterator[str]], ...] = (stranger.sees, stranger.uses)
         for step in steps:
             for what in step():
-                told(what)
-        told("in all, from the clone to an operator of one's own")
+                report_step(what)
+        report_step("in all, from the clone to an operator of one's own")
         tests = ["./dev", "test", "tests/tooling/docs/test_commands.py", "tests/tooling/docs/test_links.py"]
         subprocess.run(tests, cwd=clone, env=environ, check=True)
-        told(f"the commands of the other documents: {ways.summary()}")
+        report_step(f"the commands of the other documents: {ways.summary()}")
     return 0
 
 

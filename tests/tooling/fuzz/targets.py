@@ -142,8 +142,8 @@ def refusals(data: bytes) -> None:
 
 @target
 def retry_after_headers(data: bytes) -> None:
-    told = retry_after.seconds(data.decode("latin-1"), datetime.fromtimestamp(NOW, UTC))
-    assert told is None or abs(told) < 1e12
+    delay = retry_after.seconds(data.decode("latin-1"), datetime.fromtimestamp(NOW, UTC))
+    assert delay is None or abs(delay) < 1e12
 
 
 @target

@@ -61,7 +61,7 @@ def test_one_source_in_the_list_has_no_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (f"mode: project{TWO}", "mode: is a setting of the one source; set it in the items of sources"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
@@ -73,9 +73,9 @@ def test_one_source_in_the_list_has_no_name(tmp_path: Path) -> None:
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
 )
-def test_faulty_sources_are_reported(tmp_path: Path, text: str, told: str) -> None:
+def test_faulty_sources_are_reported(tmp_path: Path, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, text)
-    assert problem.startswith(told)
+    assert problem.startswith(expected)
 
 
 KUBECONFIGS = """

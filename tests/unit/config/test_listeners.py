@@ -24,8 +24,8 @@ def listeners(file: Path, *items: str) -> tuple[ListenerSettings, ...]:
 def problem(file: Path, *items: str) -> str:
     with pytest.raises(ConfigError) as caught:
         listeners(file, *items)
-    [told] = caught.value.problems
-    return told.partition("key listen: ")[2]
+    [expected] = caught.value.problems
+    return expected.partition("key listen: ")[2]
 
 
 def test_listeners_accept_addresses_and_mappings_together(file: Path) -> None:
@@ -52,7 +52,7 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "told"),
+    ("item", "expected"),
     [
         ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and requires tls with certificate, key and client_ca'),
         ('"insecure://10.0.0.1:80"', "is not on loopback, so other machines could read everything"),
@@ -67,11 +67,11 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
         ('{address: "unix:///a", modus: "0600"}', "item 1.modus: "),
     ],
 )
-def test_conflicting_listener_settings_are_reported_with_place(file: Path, item: str, told: str) -> None:
+def test_conflicting_listener_settings_are_reported_with_place(file: Path, item: str, expected: str) -> None:
     file.write_text(f"listen: [{item}]")
     with pytest.raises(ConfigError) as caught:
         load({}, {}, file)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_duplicate_listener_names_are_rejected(file: Path) -> None:

@@ -133,12 +133,12 @@ def test_flag_overrides_legacy_spelling(file: Path) -> None:
 
 def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
     file.write_text("tombstones:\n  count: many\nsource:\n  page_size: 0\nhearbeat_interval: 5s\n")
-    told = problems(
+    found = problems(
         {"mode": "projct", "http_listen": "9464"},
         {"MILO_DISCOVERYD_LOG__LEVEL": "loud", "MILO_DISCOVERYD_LABLE_SELECTOR": "a"},
         file,
     )
-    assert sorted(told) == [
+    assert sorted(found) == [
         "environment MILO_DISCOVERYD_LABLE_SELECTOR: is not a setting; did you mean MILO_DISCOVERYD_LABEL_SELECTOR?",
         'environment MILO_DISCOVERYD_LOG__LEVEL: "loud" must be one of debug, info, warning, error',
         f'file {file} line 2 key tombstones.count: "many" must be a whole number',
@@ -205,10 +205,10 @@ def test_missing_file_is_reported(file: Path) -> None:
 
 
 def test_invalid_list_items_are_reported() -> None:
-    told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
-    assert len(told) == 2
-    assert told[0].startswith('flag --listen: "unix:relative" must be')
-    assert told[1].startswith(
+    found = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
+    assert len(found) == 2
+    assert found[0].startswith('flag --listen: "unix:relative" must be')
+    assert found[1].startswith(
         'flag --listen: "0.0.0.0:80" is TCP, and requires tls with certificate, key and client_ca'
     )
 

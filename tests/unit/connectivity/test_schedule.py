@@ -66,14 +66,14 @@ class ScheduleDriver:
 
     def _run(self, seconds: float, answer: Callable[[str], ProbeOutcome]) -> list[str]:
         until = self.now + seconds
-        told: list[str] = []
+        changes: list[str] = []
         while True:
             for probe in self.due():
-                told += self.tell(probe, answer(probe.name))
+                changes += self.tell(probe, answer(probe.name))
             after = self.schedule.next_at
             if after is None or after > until:
                 self.now = until
-                return told
+                return changes
             self.now = max(self.now, after)
 
 
@@ -151,9 +151,9 @@ def test_unreachable_host_is_probed_once() -> None:
     driver.engage(*(f"p-{number}" for number in range(1000)))
     driver.run(200.0, ProbeReached())
     driver.probed.clear()
-    told = driver.run(300.0, GONE)
+    changes = driver.run(300.0, GONE)
     assert len(driver.probed) < 60
-    assert sorted(told) == sorted(f"p-{number} UNREACHABLE" for number in range(1000))
+    assert sorted(changes) == sorted(f"p-{number} UNREACHABLE" for number in range(1000))
 
 
 def test_recovered_host_restores_its_clusters() -> None:
@@ -162,8 +162,8 @@ def test_recovered_host_restores_its_clusters() -> None:
     driver.run(200.0, ProbeReached())
     driver.run(300.0, GONE)
     assert set(driver.state.values()) == {UNREACHABLE}
-    told = driver.run(20.0, ProbeReached())
-    assert sorted(told) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
+    changes = driver.run(20.0, ProbeReached())
+    assert sorted(changes) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
 
 
 def test_cluster_that_failed_alone_must_recover_alone() -> None:

@@ -239,15 +239,15 @@ async def test_invalid_exec_credential_is_reported_and_not_shown(
     script: Script, prints: Callable[[Script], None], complaint: str
 ) -> None:
     prints(script)
-    told = await failure(script.plugin())
-    assert complaint in told
-    assert "s3cret" not in told
+    message = await failure(script.plugin())
+    assert complaint in message
+    assert "s3cret" not in message
 
 
 async def test_missing_exec_plugin_is_reported_with_install_hint(script: Script) -> None:
     plugin = script.plugin(argv=("/no/such/login",), install_hint="brew install login")
-    told = await failure(plugin)
-    assert told == "exec plugin /no/such/login cannot be started: No such file or directory (brew install login)"
+    message = await failure(plugin)
+    assert message == "exec plugin /no/such/login cannot be started: No such file or directory (brew install login)"
 
 
 async def test_hanging_exec_plugin_is_killed_with_its_children(script: Script, tmp_path: Path) -> None:
@@ -299,9 +299,9 @@ async def test_exec_plugin_with_excessive_output_is_killed(script: Script) -> No
 
 async def test_exec_plugin_with_much_stderr_does_not_block(script: Script) -> None:
     script.does("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo ' at last' >&2; exit 1")
-    told = await failure(script.plugin())
-    assert told.endswith("at last")
-    assert len(told) < 1000
+    message = await failure(script.plugin())
+    assert message.endswith("at last")
+    assert len(message) < 1000
 
 
 async def test_exec_plugin_has_no_stdin(script: Script) -> None:
@@ -310,7 +310,7 @@ async def test_exec_plugin_has_no_stdin(script: Script) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("stderr", "shown"),
     [
         ("plain words stay", "plain words stay"),
         ("a\n  b\tc\x1b[31m", "a b c [31m"),
@@ -326,8 +326,8 @@ async def test_exec_plugin_has_no_stdin(script: Script) -> None:
         ("\xff".encode("latin-1"), "\N{REPLACEMENT CHARACTER}"),
     ],
 )
-def test_exec_plugin_error_masks_secrets(said: str | bytes, shown: str) -> None:
-    assert redacted(said.encode() if isinstance(said, str) else said) == shown
+def test_exec_plugin_error_masks_secrets(stderr: str | bytes, shown: str) -> None:
+    assert redacted(stderr.encode() if isinstance(stderr, str) else stderr) == shown
 
 
 def test_exec_plugin_error_is_truncated_to_its_end() -> None:

@@ -51,10 +51,10 @@ def write(tmp_path: Path) -> Write:
 def problems(path: Path) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as raised:
         load_kubeconfig(path)
-    told = raised.value.problems
-    assert all(problem.startswith(f"kubeconfig {path}: ") for problem in told)
-    assert not any("s3cret" in problem for problem in told)
-    return tuple(problem.removeprefix(f"kubeconfig {path}: ") for problem in told)
+    found = raised.value.problems
+    assert all(problem.startswith(f"kubeconfig {path}: ") for problem in found)
+    assert not any("s3cret" in problem for problem in found)
+    return tuple(problem.removeprefix(f"kubeconfig {path}: ") for problem in found)
 
 
 async def test_kubeconfig_current_context_has_server_ca_and_token(write: Write) -> None:
@@ -242,8 +242,8 @@ def test_relative_path_out_of_the_kubeconfigs_folder_is_rejected(write: Write, u
 
 
 def test_kubeconfig_problems_are_reported_together(write: Write) -> None:
-    told = problems(write(cluster={"server": "milo", "insecure-skip-tls-verify": True}, user={"username": "u"}))
-    assert len(told) == 3
+    found = problems(write(cluster={"server": "milo", "insecure-skip-tls-verify": True}, user={"username": "u"}))
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,15 @@ listen:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("socket: {group: no-such}", "socket.group: there is no group 'no-such' on this machine; give its number"),
         ("listen: [{name: a, address: 'unix:///a', group: no-such}]", "a: there is no group 'no-such' on this machine"),
         ("listen: [{name: a, address: 'unix:///a', owner: no-such}]", "a: there is no user 'no-such' on this machine"),
     ],
 )
-def test_unknown_group_is_reported_with_its_place(file: Path, text: str, told: str) -> None:
-    with pytest.raises(StartError, match=told):
+def test_unknown_group_is_reported_with_its_place(file: Path, text: str, message: str) -> None:
+    with pytest.raises(StartError, match=message):
         list(listeners(settings(file, text)))
 
 

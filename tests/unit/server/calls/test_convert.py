@@ -195,11 +195,11 @@ def test_engagement_within_not_ready_grace_says_until_when() -> None:
 @pytest.mark.parametrize(
     ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it is engaged again afterwards")]
 )
-@pytest.mark.parametrize(("why", "said"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
-def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str, said: str) -> None:
+@pytest.mark.parametrize(("why", "expected"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
+def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str, expected: str) -> None:
     of = record(state)
     of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
-    message = f"about to be disengaged ({said}), when it is released or at 2023-11-14T22:13:20Z{again}"
+    message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 

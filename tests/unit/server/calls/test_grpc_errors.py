@@ -83,8 +83,8 @@ def test_exhausted_error_carries_quota_failure_and_retry_info() -> None:
 
 
 def test_unexpected_error_is_reported_as_incident_number() -> None:
-    incident, told = internal_error()
-    assert told.code == code_pb2.INTERNAL
-    assert incident in told.message
-    assert not told.details
+    incident, status = internal_error()
+    assert status.code == code_pb2.INTERNAL
+    assert incident in status.message
+    assert not status.details
     assert internal_error()[0] != incident

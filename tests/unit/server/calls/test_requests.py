@@ -61,7 +61,7 @@ def test_heartbeat_interval_is_clamped(asked: Any, given_s: float) -> None:
 
 @pytest.mark.parametrize("field", ["heartbeat_interval", "kubeconfig_ttl"])
 @pytest.mark.parametrize(
-    ("duration", "said"),
+    ("duration", "expected"),
     [
         (Duration(), "0 s"),
         (Duration(seconds=-5), "-5 s"),
@@ -69,10 +69,10 @@ def test_heartbeat_interval_is_clamped(asked: Any, given_s: float) -> None:
         (Duration(seconds=-(2**63)), "-9.22337e+18 s"),
     ],
 )
-def test_nonpositive_duration_is_rejected(field: str, duration: Duration, said: str) -> None:
+def test_nonpositive_duration_is_rejected(field: str, duration: Duration, expected: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         watch(**{field: duration})
-    assert str(refused.value) == f"{field}: {said} is not a positive duration; leave it out for the default"
+    assert str(refused.value) == f"{field}: {expected} is not a positive duration; leave it out for the default"
 
 
 def test_empty_filter_is_everything() -> None:
@@ -131,16 +131,16 @@ def test_cluster_name_is_taken_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "cluster: empty; give the name of a project"),
         ("a" * 318, "cluster: longer than any project's name (317 characters)"),
     ],
 )
-def test_invalid_cluster_name_is_rejected(text: str, said: str) -> None:
+def test_invalid_cluster_name_is_rejected(text: str, expected: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         requests.name(text, "cluster")
-    assert str(refused.value) == said
+    assert str(refused.value) == expected
 
 
 def issue(**fields: Any) -> IssueRequest:
