@@ -513,10 +513,11 @@ def test_environment_names_the_proxy_for_other_kubeconfigs(excepted: str, is_use
 
 @asynccontextmanager
 async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
-    """Run a proxy; yield its address and the request lines that it received."""
+    """A proxy, and the request lines that it was sent. Its clients have left before the end of the block."""
     asked: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request, _, _ = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
         asked.append(request)
         host, _, port = request.split()[1].rpartition(":")
@@ -524,8 +525,12 @@ async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
 
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(pass_on(reader, writer)))
+
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+        await asyncio.gather(*tasks)
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -534,6 +539,8 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             writer.write(chunk)
             await writer.drain()
     writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) -> None:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 class EngagedCluster:
     """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and follows updates."""
 
+    __slots__ = (
+        "__weakref__",
+        "_api_clients",
+        "_current",
+        "_engaged",
+        "_kubeconfig",
+        "_signal",
+        "name",
+        "proxy",
+        "uid",
+    )
+
     def __init__(
         self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: AsyncApiClients, *, proxy: str | None = None
     ) -> None:

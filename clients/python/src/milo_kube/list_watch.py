@@ -115,6 +115,8 @@ class UnresponsiveError(Exception):
 class DeadlineWaits:
     """Waits with deadlines alone, without checks of the server's liveness."""
 
+    __slots__ = ("_deadline",)
+
     def __init__(self) -> None:
         self._deadline: Deadline | None = None
 
@@ -138,6 +140,8 @@ class DeadlineWaits:
 class _Opened:
     """A response as a context manager, with a limit on the wait for its beginning."""
 
+    __slots__ = ("_response", "_wait")
+
     def __init__(
         self, response: AbstractAsyncContextManager[Stream], wait: Callable[[Awaitable[Stream]], Awaitable[Stream]]
     ) -> None:
@@ -155,6 +159,11 @@ class _Opened:
 
 class ListWatch(Generic[Seen]):
     """Follows one collection. `apply` takes source events, and `report` each status of the source."""
+
+    __slots__ = (
+        *("_api", "_apply", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_reflector", "_report"),
+        *("_request_timeout_s", "_waits"),
+    )
 
     def __init__(
         self,

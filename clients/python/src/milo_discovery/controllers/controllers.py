@@ -91,15 +91,33 @@ class Health:
 class _Member:
     """An engaged cluster, while its informers and reconciles run."""
 
-    __slots__ = ("api", "cluster", "incarnation", "informers", "tasks", "view")
+    __slots__ = ("_controllers", "api", "cluster", "incarnation", "informers", "tasks", "view")
 
-    def __init__(self, cluster: EngagedCluster, incarnation: int, api: ClusterApi, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        cluster: EngagedCluster,
+        incarnation: int,
+        api: ClusterApi,
+        tasks: asyncio.TaskGroup,
+        controllers: Sequence[Controller],
+    ) -> None:
         self.cluster = cluster
         self.incarnation = incarnation
         self.api = api
         self.tasks = tasks
         self.informers: dict[InformerKey, Informer] = {}
         self.view = ClusterView(self)
+        self._controllers = controllers
+
+    # --- called by its informers ---
+
+    def changed(self, informer: Informer, change: Change) -> None:
+        for controller in self._controllers:
+            controller.changed(self, informer, change)
+
+    def synced(self, _informer: Informer) -> None:
+        for controller in self._controllers:
+            controller.synced(self)
 
 
 class Controllers:
@@ -332,19 +350,15 @@ class Controllers:
             try:
                 with unwrap_single_error():
                     async with asyncio.TaskGroup() as tasks:
-                        await self._run_member(_Member(cluster, next(self._incarnations), api, tasks))
+                        await self._run_member(
+                            _Member(cluster, next(self._incarnations), api, tasks, self._controllers)
+                        )
             finally:
                 await api.aclose()
 
     async def _run_member(self, member: _Member) -> None:
-        for spec in self._informers.values():
-            member.informers[spec.key] = Informer(
-                member.api,
-                spec,
-                _REFLECTION,
-                notify=lambda informer, change: self._changed(member, informer, change),
-                on_sync=lambda _: self._synced(member),
-            )
+        for key, spec in self._informers.items():
+            member.informers[key] = Informer(member.api, key, spec, _REFLECTION, listener=member)
         self._members[member.cluster.name] = member
         for controller in self._controllers:
             controller.engage(member)
@@ -362,14 +376,6 @@ class Controllers:
             del self._members[member.cluster.name]
             for controller in self._controllers:
                 controller.drop(member)
-
-    def _changed(self, member: _Member, informer: Informer, change: Change) -> None:
-        for controller in self._controllers:
-            controller.changed(member, informer, change)
-
-    def _synced(self, member: _Member) -> None:
-        for controller in self._controllers:
-            controller.synced(member)
 
     # --- periodic work ---
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from milo_discovery.controllers.cluster_api import (
     CONNECT_TIMEOUT_S,
@@ -63,27 +63,36 @@ class InformerSpec(NamedTuple):
         return [("labelSelector", self.selector)] if self.selector else []
 
 
+class Listener(Protocol):
+    """What an informer reports to."""
+
+    def changed(self, informer: Informer, change: Change) -> None: ...
+    def synced(self, informer: Informer) -> None:
+        """Called once, after the first list."""
+
+
 class Informer:
-    """One kind of one cluster. `notify` is called with each change, and `on_sync` once, after the first list."""
+    """One kind of one cluster."""
+
+    __slots__ = ("_cluster", "_list_watch", "_listener", "cache", "key", "spec", "status")
 
     def __init__(
         self,
         api: ClusterApi,
+        key: InformerKey,
         spec: InformerSpec,
         policy: ReflectorPolicy,
         *,
-        notify: Callable[[Informer, Change], None],
-        on_sync: Callable[[Informer], None],
+        listener: Listener,
     ) -> None:
         self.spec = spec
-        self.key = spec.key
+        self.key = key
         self.cache = ObjectCache()
         for name, function in spec.indexes.items():
             self.cache.add_index(name, function)
         self.status: SourceStatus | None = None
         self._cluster = api.name
-        self._notify = notify
-        self._on_sync = on_sync
+        self._listener = listener
         self._list_watch = ListWatch(
             _CollectionApi(api, metadata_only=spec.metadata_only),
             spec,
@@ -124,9 +133,9 @@ class Informer:
                 log.warning("%s: %s %s is invalid: %s", self._cluster, self.key, found.name, found.problem)
             was_synced = self.cache.synced
             for change in self.cache.apply(event):
-                self._notify(self, change)
+                self._listener.changed(self, change)
             if self.cache.synced and not was_synced:
-                self._on_sync(self)
+                self._listener.synced(self)
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -140,6 +149,8 @@ class Informer:
 
 class _CollectionApi:
     """Requests of an informer: the API of its cluster, with the representation that it needs."""
+
+    __slots__ = ("_api", "_metadata_only")
 
     def __init__(self, api: ClusterApi, *, metadata_only: bool) -> None:
         self._api = api

@@ -31,6 +31,7 @@ from milo_discovery.controllers.event_log import CreateEvent, EventContent, Even
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
 from milo_discovery.controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.errors import DiscoveryError
 
 log = logging.getLogger("milo_discovery.controllers")
 
@@ -263,7 +264,7 @@ class Request(Generic[ObjectT]):
                     await self._api.send("POST", _EVENTS.collection(namespace), (), body)
                 case PatchEvent(namespace, name, body):
                     await self._api.send("PATCH", _EVENTS.path(name, namespace), (), body, content_type=MERGE_PATCH)
-        except ControllerError as error:
+        except (ControllerError, DiscoveryError) as error:
             self._events.forget(self.cluster.name, regarding, content)
             log.warning("%s: event %s of %s was not recorded: %s", self.cluster.name, reason, self.name, error)
 
