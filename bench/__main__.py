@@ -76,9 +76,9 @@ MEASURES: dict[str, Measure] = {
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
 }
-"""These take minutes."""
+"""Measurements that take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
-"""On a real server, so does creating the projects."""
+"""Measurements that take minutes on a real server, because of the creation of projects."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 
 _MISSED = 1

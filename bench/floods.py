@@ -26,7 +26,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 
 SILENT_PER_S = 560.0
 NAMES = 4_990
-"""Of each filter: just below the limit."""
+"""The size of each filter, just below the limit."""
 OPEN = "open"
 _TICK_S = 0.01
 _PER_CONNECTION = 100
@@ -35,7 +35,7 @@ _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 Figures = Counter[str]
-"""How often each answer came, by its gRPC code, and how many streams or connections are open."""
+"""Numbers of responses by gRPC code, and of open streams or connections."""
 Flood = Callable[[str, int, Figures], Coroutine[Any, Any, None]]
 """Given the address and the count, an endless flood that keeps its figures current."""
 

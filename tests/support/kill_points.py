@@ -27,7 +27,7 @@ def deaths(script: str, *arguments: object) -> Iterator[int]:
 
 
 def die_at_every_line(path: str | None, act: Callable[[], object]) -> None:
-    """For the script: run `work` in children that die within the file at `path`."""
+    """Run `work` in children that die within the file at `path`; called by the script."""
     line = 1
     while _dies(path, act, line):
         os.write(sys.stdout.fileno(), b"died\n")

@@ -1,4 +1,4 @@
-"""When callers wait for a credential renewal, and when they do not."""
+"""Credential renewals: which callers wait for one, and which do not."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ async def forge_revisions(workspace: Workspace) -> None:
 
 
 async def send_junk(workspace: Workspace) -> None:
-    """Send bytes that are no HTTP/2, over and over."""
+    """Send bytes that are not HTTP/2, repeatedly."""
     while True:
         _, writer = await asyncio.open_unix_connection(workspace.socket)
         with suppress(OSError):

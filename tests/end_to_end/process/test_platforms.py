@@ -24,7 +24,7 @@ _WITHIN_S = 60.0
 async def following(
     workspace: Workspace, definition: str, kubeconfig: dict[str, Any], **changes: Any
 ) -> AsyncIterator[tuple[DiscoveryClient, Watch]]:
-    """A watch of a daemon that runs with a shipped definition, changed where it says `yours`."""
+    """Watch a daemon with a shipped definition, adapted where it says `yours`."""
     config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
     for path, value in changes.items():
         *around, last = path.split("__")

@@ -96,7 +96,7 @@ def content_of_copy(store: Store, name: str) -> str | None:
 
 
 async def explained(workspace: Workspace, project: str) -> str:
-    """Return what the command line says of a cluster."""
+    """Return the output of the command line about a cluster."""
     process = await asyncio.create_subprocess_exec(
         *(Path(sys.executable).with_name("milo-discovery"), "explain", project, "--address", workspace.address),
         stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What the demo shows of events."""
+"""The state that the demo shows, from events."""
 
 from milo_discovery import (
     Cluster,

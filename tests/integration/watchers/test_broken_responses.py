@@ -1,6 +1,6 @@
 """An API server, or a proxy in front of it, that answers every request with broken HTTP or JSON for a while.
 
-Whatever the bytes are, the driver goes on, disengages nothing, and follows the server again once it answers properly.
+The driver continues, disengages nothing, and recovers.
 """
 
 import asyncio

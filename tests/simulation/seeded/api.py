@@ -132,7 +132,7 @@ class Refused:
 class Api:
     """The API server, with faults.
 
-    `fault_rate` is the share of requests that fail; `lies` says whether lists may be wrong now.
+    `fault_rate` is the share of requests that fail; `lies` returns whether lists may be wrong now.
     """
 
     def __init__(self, server: Server, random: Random, note: Callable[..., None], lies: Callable[[], bool]) -> None:

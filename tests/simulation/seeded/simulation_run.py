@@ -180,7 +180,7 @@ class SimulationRun:
                 self._wrong_ends.append(f"not ready: {name} was disengaged while the source was lost")
 
         if fleet.status.state is SourceState.STALE:
-            # What ends the loss is applied before the status says so.
+            # Changes that end the loss are applied before the status changes.
             asyncio.get_running_loop().call_later(0.001, check_source)
         seen_at = self._world.not_ready_at.get(ended.object_uid, 0)
         if not self._world.upstream.went_back and seen_at <= int(ended.source_version or 0):
@@ -294,7 +294,7 @@ class SimulationRun:
 
     @property
     def _stored_later_versions(self) -> bool:
-        """Whether the state file, which is written now and then, tells that versions went back."""
+        """Whether the state file, which is written at intervals, has later versions than the restored server."""
         stored = None if self._disk is None else self._disk.load()
         return stored is not None and int(stored.highest_version or 0) > self._server.version
 

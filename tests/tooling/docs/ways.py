@@ -16,7 +16,7 @@ _COMMANDS = "tests/tooling/docs/test_commands.py"
 
 
 class Way(Enum):
-    """How a command is tested; the value is the test."""
+    """A way in which a command is tested; the value is the test."""
 
     TYPED = f"{_COMMANDS}::test_documented_commands_print_what_is_shown"
     """Run beside a daemon; the output must be as shown."""
@@ -27,9 +27,9 @@ class Way(Enum):
     LASTING = f"{_COMMANDS}::test_documented_long_commands_parse_their_arguments"
     """Takes minutes; its arguments are parsed, and CI runs the short ones."""
     PUBLISHED = "tests/tooling/deploy/test_workflows.py"
-    """On a published release: names and identities are compared with the workflow."""
+    """Applies to a published release: names and identities are compared with the workflow."""
     IMAGE = "tests/tooling/deploy/test_image.py"
-    """By a container engine: the steps of the Dockerfile are run without one."""
+    """Needs a container engine: the steps of the Dockerfile are run without one."""
     FOUND = f"{_COMMANDS}::test_documented_log_events_exist"
     CALLED = f"{_COMMANDS}::test_documented_calls_exist"
     """Uses a foreign gRPC tool; the call must exist."""

@@ -66,7 +66,7 @@ def _end(lists: int) -> bytes:
 
 
 class Script(msgspec.Struct):
-    """What the API server sends."""
+    """The data that the API server sends."""
 
     listed: bytes
     """Lines of the first list, and of the watch after it; the list is ended properly between them."""
@@ -169,7 +169,7 @@ class _Store:
 
 class Outcome(msgspec.Struct):
     events: list[ClientEvent]
-    """As the client's session reports them."""
+    """The events that the client's session reported."""
     engaged: list[str]
     """Names that are engaged in the end."""
 

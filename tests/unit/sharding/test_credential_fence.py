@@ -1,4 +1,4 @@
-"""What is cleared once the credentials of former owners are revoked."""
+"""Keys that are engaged only after the credentials of their former owners were revoked."""
 
 import msgspec
 
