@@ -14,7 +14,7 @@ from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
-from milo_discoveryd.watchers.driver import Driver
+from milo_discoveryd.watchers.confirmations import Confirmations
 from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate
 
@@ -58,7 +58,7 @@ def _without_highest_version(reflector: "Reflector[Any]", *args: Any, **named: A
 
 
 BUGS: list[tuple[str, type, str, Any]] = [
-    ("any-answer-is-not-found", Driver, "_confirmed", _not_there),
+    ("any-answer-is-not-found", Confirmations, "_confirmed", _not_there),
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
     ("a-grace-ends-while-the-source-is-lost", DirectFleet, "_pause_graces", _nothing),
