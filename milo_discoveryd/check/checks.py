@@ -12,6 +12,7 @@ from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.credential_sources import check_sources
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.rules import check_rules
+from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
@@ -57,6 +58,8 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
         yield finding
     async for finding in _token_reviews(settings, environ):
         yield finding
+    if (shares := await check_leases(settings, environ)) is not None:
+        yield shares
     for finding in _listeners(settings):
         yield finding
     for finding in _files(settings):
@@ -120,6 +123,8 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
                 yield finding
         if sources is None:
             return
+        if settings.sharding.fence_credentials:
+            yield _fencing(sources)
         assigned = [each.source for each in sources.assignments()]
         ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
         for finding in await check_sources(assigned, ttl_s):
@@ -170,6 +175,14 @@ def _sources(
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")
     return made
+
+
+def _fencing(sources: Sources) -> Finding:
+    try:
+        sources.fencing()
+    except ConfigError as error:
+        return fail(SUBJECT, str(error), "use bound sources of type token-request, or switch fence_credentials off")
+    return ok(SUBJECT, "all kubeconfigs can be revoked")
 
 
 async def _project(settings: Settings, watched: Upstream | None, leading: Upstream) -> AsyncIterator[Finding]:

@@ -64,20 +64,27 @@ def shard_group(
     if wanted.group is None:
         return None
     name = member_name(settings, environ)
-    upstream = load_discovery_upstream(wanted.kubeconfig, environ, settings.exec_plugins)
-    connect_timeout_s = settings.source.connect_timeout.total_seconds()
-    transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=connect_timeout_s, environ=environ)
-    closing.push_async_exit(aclosing(transport))
+    leases = lease_client(settings, wanted.group, environ, closing)
     revocation = CredentialRevocation(CredentialFence(), fencing()) if wanted.fence_credentials else None
-    names = LeaseNames(wanted.namespace or _own_namespace(environ), wanted.group)
     return ShardGroup(
         wanted.group,
         Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
-        LeaseClient(transport, names, origin=upstream.origin),
+        leases,
         FleetAssignment(fleet, wanted.release_timeout.total_seconds(), singletons, revocation),
         observer=observer,
         revocation=revocation,
     )
+
+
+def lease_client(settings: Settings, group: str, environ: Mapping[str, str], closing: AsyncExitStack) -> LeaseClient:
+    """Return a client for the Leases of a group. `closing` closes its connections. Raises DiscoveryError."""
+    wanted = settings.sharding
+    upstream = load_discovery_upstream(wanted.kubeconfig, environ, settings.exec_plugins)
+    connect_timeout_s = settings.source.connect_timeout.total_seconds()
+    transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=connect_timeout_s, environ=environ)
+    closing.push_async_exit(aclosing(transport))
+    names = LeaseNames(wanted.namespace or _own_namespace(environ), group)
+    return LeaseClient(transport, names, origin=upstream.origin)
 
 
 def _own_namespace(environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:
