@@ -102,16 +102,16 @@ class ApiServerCheck:
             ("timeoutSeconds", str(WATCH_S)),
             ("resourceVersion", api_responses.version_of(answer.body)),
         ]
-        async with self._transport.stream(
+        opened = self._transport.stream(
             resource.path, query, connect_timeout_s=REQUEST_TIMEOUT_S, silence_s=REQUEST_TIMEOUT_S
-        ) as stream:
-            # Read to the end: a proxy that cuts or buffers long responses passes their headers.
-            async with aclosing(stream.chunks()) as chunks:
-                body = b""
-                async for chunk in chunks:
-                    if len(body) + len(chunk) <= _BODY_LIMIT:
-                        body += chunk
-            yield api_responses.watching(self._subject("watch"), resource, stream.status, body)
+        )
+        # Read to the end: a proxy that cuts or buffers long responses passes their headers.
+        async with opened as stream, aclosing(stream.chunks()) as chunks:
+            body = b""
+            async for chunk in chunks:
+                if len(body) + len(chunk) <= _BODY_LIMIT:
+                    body += chunk
+        yield api_responses.watching(self._subject("watch"), resource, stream.status, body)
 
     def _subject(self, step: str) -> str:
         return f"{self._name} {step}"

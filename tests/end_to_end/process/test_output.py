@@ -1,4 +1,4 @@
-"""A daemon whose standard error cannot be written to, and one terminated during its start."""
+"""Output that cannot be written: of a daemon, of one terminated during its start, and of `check`."""
 
 import asyncio
 import os
@@ -86,3 +86,19 @@ async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(workspace: Wor
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize("lines", range(1, 9))
+async def test_check_exits_without_a_traceback_after_its_reader(workspace: Workspace, lines: int) -> None:
+    workspace.daemon()  # write the configuration
+    command = (sys.executable, "-m", "milo_discoveryd", "check", "--config", str(workspace.folder / "config.yaml"))
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(*command, stdout=writing, stderr=asyncio.subprocess.PIPE)
+    os.close(writing)
+    assert process.stderr is not None
+    async with asyncio.timeout(STARTED_WITHIN_S):
+        with os.fdopen(reading) as output:
+            for _ in range(lines):
+                assert await asyncio.to_thread(output.readline)
+        assert await process.stderr.read() == b""
+        await process.wait()
