@@ -126,26 +126,26 @@ class Member:
         for view in (group.view, state.known):
             if view is not None:
                 writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
-        known = state.seen if self._has_observed(group, started_at) else {}
+        own_renewal = group.members[self.name].renewal if self.name in group.members else 0
+        known = state.seen if self._has_observed(own_renewal, started_at) else {}
         seen = {
             name: was if (was := known.get(name)) and was.write == write else Seen(write, now)
             for name, write in writes.items()
         }
-        self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen)
+        self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen, own_renewal=own_renewal)
         self._update_candidates(now)
         self._check_own_lease(group, now)
         self._check_view(group, now)
         self._confirm(group, started_at)
 
-    def _has_observed(self, group: GroupState, started_at: float) -> bool:
+    def _has_observed(self, own_renewal: int, started_at: float) -> bool:
         """Return whether a Lease that is the same as in the last read was not renewed since.
 
         Not if that was long ago, or if this member's own renewals are lost: the Leases may have been restored from a
         backup, and others may have renewed theirs before.
         """
-        state, found = self.state, group.members.get(self.name)
-        own_renewal = 0 if found is None else found.renewal
-        return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.renewals
+        state = self.state
+        return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal
 
     def was_written(self, request: Request, version: str, started_at: float, now: float) -> None:
         """Apply a successful write, which gave the object that version."""
@@ -216,7 +216,7 @@ class Member:
             return
         if self.state.lease is None:
             self._begin_to_hold(lease, now)
-        self._set(lease=lease, renewals=lease.renewal, renewed_at=started_at)
+        self._set(lease=lease, renewals=lease.renewal, own_renewal=lease.renewal, renewed_at=started_at)
         self._replace_lease(lease, now)
         if self.state.resumed_at is None and not self.is_fenced(now):
             self._set(resumed_at=started_at, unconfirmed=None)

@@ -70,6 +70,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     has_held: bool = False
     """This process has held the Lease. It does not take it from another process again."""
     renewals: int = 0
+    own_renewal: int = 0
+    """That of the own Lease as last read or written."""
     terms: int = 0
     rejoin_at: float = -inf
     known: View | None = None

@@ -1375,7 +1375,7 @@ MUTANTS = (
     Mutant(
         "a Lease that was not read for long counts as unchanged",
         "sharding/member.py",
-        "return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.renewals",
+        "return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal",
         "return True",
         (f"{SHARDING}/test_member.py",),
     ),

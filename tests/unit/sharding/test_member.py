@@ -457,3 +457,5 @@ def test_member_whose_own_renewals_are_lost_takes_no_lease_for_unchanged() -> No
     driver.run(TIMING.renew_interval_s, "b")
     observer.was_read(backup, driver.now, driver.now)
     assert observer.state.seen["a"].since == driver.now
+    observer.was_read(backup, driver.now + 1, driver.now + 1)
+    assert observer.state.seen["a"].since == driver.now, "the loss counts once"
