@@ -83,7 +83,7 @@ def written(content: Results) -> bytes:
 
 
 def _cpu() -> str:
-    """The name of the processor on Linux."""
+    """Return the name of the processor on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

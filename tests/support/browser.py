@@ -20,7 +20,7 @@ _STARTED_WITHIN_S = 60.0
 
 
 def chromium() -> str:
-    """The path of the browser; the test is skipped if there is none."""
+    """Return the path of the browser; skip the test if there is none."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found

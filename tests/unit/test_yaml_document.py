@@ -88,6 +88,6 @@ def test_size_and_brackets_are_limited() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_parsed_or_rejected(content: bytes) -> None:
+def test_yaml_parser_accepts_or_rejects_any_bytes(content: bytes) -> None:
     with suppress(DocumentError):
         read(content, scalars="typed")

@@ -159,7 +159,7 @@ class Subscriptions(RuleBasedStateMachine):
                 self.update_user_view(item)
 
     def update_user_view(self, event: Event) -> None:
-        """The user's view, which relies on the order ENGAGED, other events, DISENGAGED."""
+        """Apply an event to the user's view, which relies on the order ENGAGED, other events, DISENGAGED."""
         name = event.cluster.name
         if event.type is EventType.ENGAGED:
             assert name not in self.user_view, "engaged twice"

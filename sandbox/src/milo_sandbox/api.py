@@ -156,7 +156,7 @@ class Api:
             document,
             namespace=call.namespace,
             writer=_writer(request, call),
-            **_manners(request.query),
+            **_write_options(request.query),
         )
         return answers.body(record.body, 201)
 
@@ -169,7 +169,7 @@ class Api:
             namespace=call.namespace,
             part=_part(call),
             writer=_writer(request, call),
-            **_manners(request.query),
+            **_write_options(request.query),
         )
         return answers.body(record.body)
 
@@ -187,7 +187,7 @@ class Api:
             namespace=call.namespace,
             part=_part(call),
             writer=_writer(request, call),
-            **_manners(request.query),
+            **_write_options(request.query),
         )
         return answers.body(record.body)
 
@@ -204,7 +204,7 @@ class Api:
             part=_part(call),
             manager=manager,
             force=request.query.get("force") == "true",
-            **_manners(request.query),
+            **_write_options(request.query),
         )
         return answers.body(record.body, 201 if is_new else 200)
 
@@ -232,7 +232,7 @@ class Api:
 
 
 def _writer(request: web.BaseRequest, call: Call) -> Writer:
-    """The field manager of a write: named by the request, or the program in its user agent."""
+    """Return the field manager of a write: named by the request, or the program in its user agent."""
     program = request.headers.get("User-Agent", "").partition("/")[0]
     return Writer(name=request.query.get("fieldManager") or program or "unknown", subresource=call.subresource)
 
@@ -245,8 +245,8 @@ def _is_dry_run(query: Mapping[str, str]) -> bool:
     return "dryRun" in query
 
 
-def _manners(query: Mapping[str, str]) -> dict[str, bool]:
-    """The options of a write: dry run, and strictness about unknown fields."""
+def _write_options(query: Mapping[str, str]) -> dict[str, bool]:
+    """Return the options of a write: dry run, and strictness about unknown fields."""
     return {"dry_run": _is_dry_run(query), "strict": query.get("fieldValidation") == "Strict"}
 
 

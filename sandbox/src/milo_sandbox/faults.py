@@ -62,7 +62,7 @@ class Faults:
     # The faults
 
     def initializing(self, *, seconds: float = inf, resource: Resource | None = None) -> None:
-        """The watch cache is being built: no watches, and lists only by pages. Health checks succeed."""
+        """Act as while the watch cache is being built: no watches, and lists only by pages. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
             call = approach.call
@@ -77,7 +77,7 @@ class Faults:
         self._add(concerns, answer, seconds=seconds)
 
     def installing(self, *, seconds: float = inf) -> None:
-        """The server has just started, and serves no paths yet."""
+        """Act as a server that has just started, and serves no paths yet."""
         text = "the request has been made before all known HTTP paths have been installed, please try again"
         self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
 
@@ -87,7 +87,7 @@ class Faults:
         self._add(_is_call, lambda *_: PlainError(429, text, retry_after=1), seconds=seconds, times=times)
 
     def failing(self, code: int = 500, *, seconds: float = inf, times: float = inf) -> None:
-        """The server's backend, or a proxy before it, is broken."""
+        """Act as while the server's backend, or a proxy before it, is broken."""
         self._add(_is_call, lambda *_: PlainError(code, "<html>upstream failed</html>"), seconds=seconds, times=times)
 
     def unauthorized(self, *, seconds: float = inf, times: float = inf) -> None:
@@ -109,7 +109,7 @@ class Faults:
         self._add(_is_call, answer, seconds=seconds, times=times)
 
     def unserved(self, resource: Resource, *, seconds: float = inf) -> None:
-        """The resource's CRD was deleted."""
+        """Act as after the deletion of the resource's CRD."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is not None and approach.call.resource is resource
@@ -117,7 +117,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.no_such_path(), seconds=seconds)
 
     def second_pages_gone(self, *, times: float = inf) -> None:
-        """Each paged list expires after its first page."""
+        """Expire each paged list after its first page."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is not None and approach.call.verb == "list" and "continue" in approach.query
@@ -126,7 +126,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.gone(message), times=times)
 
     def unreachable(self, project: str, *, seconds: float = inf) -> None:
-        """One project's control plane answers 404 to everything."""
+        """Answer 404 to every request to one project's control plane."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is None and approach.project == project

@@ -91,7 +91,7 @@ class Event(msgspec.Struct, kw_only=True):
         return DELETED, self.record if self.deleted else restamped(self.before, self.version)
 
     def frame(self, selector: Selector) -> bytes | None:
-        """The serialized watch line, shared by all watches."""
+        """Return the serialized watch line, shared by all watches."""
         seen = self.seen_through(selector)
         if seen is None:
             return None

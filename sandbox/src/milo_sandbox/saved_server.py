@@ -30,7 +30,7 @@ def saved_path(kubeconfig: Path) -> Path:
 
 
 def load_or_issue(kubeconfig: Path, host: str, port: int, now: datetime) -> SavedServer:
-    """The server saved by an earlier run on this address, or a new one."""
+    """Return the server saved by an earlier run on this address, or a new one."""
     try:
         saved = msgspec.json.decode(saved_path(kubeconfig).read_bytes(), type=SavedServer)
     except (OSError, msgspec.DecodeError):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT, SIGTERM, and SIGHUP of a closed terminal set."""
+    """Yield an event that SIGINT, SIGTERM, and SIGHUP of a closed terminal set."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     # A command started by nohup ignores SIGHUP, and keeps doing so.

@@ -45,7 +45,7 @@ class Upstream:
         self._states.setdefault(name, []).append(state)
 
     def names(self) -> list[str]:
-        """The names of existing objects."""
+        """Return the names of existing objects."""
         return [name for name, states in self._states.items() if states[-1] is not None]
 
     def has(self, name: str) -> bool:

@@ -47,7 +47,7 @@ class Api:
         await self._session.close()
 
     async def answers(self, path: str) -> bool:
-        """Whether the server responds with 200; false if it cannot be reached."""
+        """Return whether the server responds with 200; false if it cannot be reached."""
         try:
             return await self.status(path) == 200
         except aiohttp.ClientError:

@@ -95,7 +95,7 @@ async def publication_namespace(server: RealApi, kind: str) -> AsyncIterator[Pub
 
 
 async def _is_served(publication: Publication) -> bool:
-    """Whether the new resource is served and the new rights are effective."""
+    """Return whether the new resource is served and the new rights are effective."""
     async with publication.server.client_as(_USER) as api:
         return await api.status(publication.collection) == 200
 
@@ -173,7 +173,7 @@ def versions(objects: dict[str, Document]) -> dict[str, str]:
 
 
 def is_complete(published: Document) -> bool:
-    """Whether all of it was applied; the metadata is applied last."""
+    """Return whether all of it was applied; the metadata is applied last."""
     return "discovery.miloapis.com/fields" in published["metadata"]["annotations"]
 
 

@@ -42,24 +42,24 @@ def shipped_role(mode: Mode) -> dict[str, Any]:
 
 
 def shipped_role_of_tokens() -> dict[str, Any]:
-    """The additional rights of a kubeconfig source of type `token-request`."""
+    """Return the additional rights of a kubeconfig source of type `token-request`."""
     return _shipped("token-request", "role.yaml")
 
 
 def shipped_bound_tokens() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The namespace of bound tokens, with its admission policy and binding."""
+    """Return the namespace of bound tokens, with its admission policy and binding."""
     folder = _ROLES_SHIPPED / "token-request"
     policy, binding = yaml.safe_load_all((folder / "admission-policy.yaml").read_text())
     return yaml.safe_load((folder / "namespace.yaml").read_text()), policy, binding
 
 
 def shipped_role_of_secrets() -> dict[str, Any]:
-    """The rights of a kubeconfig source of type `kubeconfig-secret`."""
+    """Return the rights of a kubeconfig source of type `kubeconfig-secret`."""
     return _shipped("kubeconfig-secret", "cluster-role.yaml")
 
 
 def shipped_role_of_reviews() -> dict[str, Any]:
-    """The rights of a listener that accepts bearer tokens."""
+    """Return the rights of a listener that accepts bearer tokens."""
     return _shipped("token-review", "cluster-role.yaml")
 
 

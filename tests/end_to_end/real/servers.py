@@ -230,7 +230,7 @@ class RealApi(ABC):
         return self._authority
 
     def signing_key(self) -> ec.EllipticCurvePrivateKey:
-        """The key that signs tokens of its service accounts."""
+        """Return the key that signs tokens of its service accounts."""
         key = load_pem_private_key(self._signing_key.read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key

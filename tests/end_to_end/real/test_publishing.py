@@ -54,7 +54,7 @@ async def profiles(inventory: RealApi) -> AsyncIterator[Publication]:
 
 
 def healthy(name: str) -> Holds:
-    """Whether a profile is published completely, and healthy."""
+    """Return whether a profile is published completely, and healthy."""
     return lambda found: name in found and is_complete(found[name]) and condition(found[name])[1] == "True"
 
 

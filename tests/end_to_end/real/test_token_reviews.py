@@ -131,7 +131,7 @@ async def token_of(server: RealApi, account: str, *, audience: str = AUDIENCE) -
 
 
 async def is_good(server: RealApi, token: str) -> bool:
-    """Whether the server itself accepts the token."""
+    """Return whether the server itself accepts the token."""
     spec = {"token": token, "audiences": [AUDIENCE]}
     async with server.api() as api:
         response = await api.call("POST", REVIEWS, {"spec": spec})

@@ -79,7 +79,7 @@ class Objects:
         await self._session.close()
 
     def uids(self, name: str) -> list[str]:
-        """The UIDs that subscribers know, oldest first."""
+        """Return the UIDs that subscribers know, oldest first."""
         return self._uids.get(name, [])
 
     async def create(

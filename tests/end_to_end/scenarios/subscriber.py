@@ -149,7 +149,7 @@ class Subscriber:
         return None
 
     def _shows(self, position: int, field: str, wanted: object) -> bool:
-        """Whether a field has the expected value; without one, whether it is or was set."""
+        """Return whether a field has the expected value; without one, whether it is or was set."""
         cluster = self._events[position].cluster
         value = getattr(cluster, field)
         if wanted is msgspec.UNSET:

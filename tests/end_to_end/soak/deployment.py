@@ -74,7 +74,7 @@ class Daemon:
         return DaemonProcess(f"unix://{self.socket}", "--config", str(self._config))
 
     async def metrics(self) -> str:
-        """The address of its metrics."""
+        """Return the address of its metrics."""
         await self.process.wait_for_output('"started"')
         return str(self.process.events("started")[-1]["http"])
 

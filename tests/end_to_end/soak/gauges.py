@@ -67,7 +67,7 @@ class Gauges:
         )
 
     def warm(self, share: float = 0.5) -> list[Sample]:
-        """The samples without the first part of the time, in which caches fill."""
+        """Return the samples without the first part of the time, in which caches fill."""
         first, last = self.samples[0].at, self.samples[-1].at
         return [sample for sample in self.samples if sample.at >= first + share * (last - first)]
 

@@ -44,7 +44,7 @@ class World:
             await asyncio.sleep(self._random.expovariate(per_second))
 
     def quiet(self) -> asyncio.Lock:
-        """A lock; while it is held, only its holder makes changes."""
+        """Return a lock; while it is held, only its holder makes changes."""
         return self._turn
 
     async def change_randomly(self) -> bool:

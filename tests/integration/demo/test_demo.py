@@ -70,7 +70,7 @@ async def test_demo_watches_an_existing_api(tmp_path: Path) -> None:
     assert demo.returncode == 0
 
 
-async def test_demo_says_why_its_source_fails(tmp_path: Path) -> None:
+async def test_demo_reports_why_its_source_fails(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
     demo = await asyncio.create_subprocess_exec(*DEMO, "--kubeconfig", str(kubeconfig), stdout=PIPE)

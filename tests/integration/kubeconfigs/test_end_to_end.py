@@ -183,7 +183,7 @@ async def test_replica_that_is_cut_off_keeps_its_token_until_it_follows_again(tm
 
 
 @pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])
-async def test_static_token_is_never_handed_out(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
+async def test_static_token_is_never_issued(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
         config = sources(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
@@ -192,7 +192,7 @@ async def test_static_token_is_never_handed_out(tmp_path: Path, form: pb.Kubecon
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
 
 
-async def test_daemon_without_credential_sources_hands_out_nothing(tmp_path: Path) -> None:
+async def test_daemon_without_credential_sources_issues_nothing(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path), a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
         for form in (pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED):
             with pytest.raises(Exception, match="no credential source is configured"):

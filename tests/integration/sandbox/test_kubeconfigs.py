@@ -45,7 +45,7 @@ async def test_token_file_is_replaced_at_half_its_lifetime(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [file.path]
 
 
-async def test_revoked_tokens_are_bad_and_the_file_has_a_good_one(
+async def test_revoked_tokens_are_rejected_and_the_token_file_is_renewed(
     sandbox: Sandbox, client: Client, tmp_path: Path
 ) -> None:
     path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")

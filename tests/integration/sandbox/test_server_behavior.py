@@ -294,13 +294,13 @@ class TestOtherFaults:
         await eventually(lambda: sandbox.open_watches == 0)
         assert caplog.messages == []
 
-    async def test_dropped_watches_break(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_drop_watches_fault_breaks_connections(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS) as stream:
             sandbox.drop_watches()
             with pytest.raises(aiohttp.ClientPayloadError):
                 await stream.rest()
 
-    async def test_ended_watches_end(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_end_watches_fault_ends_watches_cleanly(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS) as stream:
             sandbox.end_watches()
             assert await stream.rest() == []

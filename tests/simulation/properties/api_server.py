@@ -182,7 +182,7 @@ class Server:
     # --- recorded states ---
 
     def evidence(self, name: str, uid: str, reason: DisengageReason | None, since: int) -> bool:
-        """Whether the reason was true of the object at any time since state number `since`."""
+        """Return whether the reason was true of the object at any time since state number `since`."""
         for states in self.states[since:]:
             obj = states.get(name)
             same = obj if obj is not None and obj.uid == uid else None

@@ -70,7 +70,7 @@ def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
     run_steps(steps)
 
 
-def test_f10_lagging_server_never_takes_the_view_back() -> None:
+def test_f10_lagging_server_never_reverts_the_view() -> None:
     """Behind a load balancer, another replica may not have the version yet."""
 
     async def steps(harness: Harness) -> None:

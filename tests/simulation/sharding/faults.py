@@ -32,7 +32,7 @@ class Faults:
             self._later(1, 60, lambda: self._start(pod.member.name, pod))
 
     def restart(self) -> None:
-        """The kubelet stops the pod, kills what has not ended in time, and starts another one."""
+        """Restart the pod as the kubelet does: stop it, kill what has not ended in time, and start another one."""
         if pod := self._some():
             pod.member.stop()
             pod.step()

@@ -42,7 +42,7 @@ class Host:
         return self._zero + self.timeline.now * self.rate
 
     def monotonic(self) -> float:
-        """The clock that stops while the host is suspended."""
+        """Return the clock that stops while the host is suspended."""
         running = self.timeline.now - self._suspended_since if self.is_suspended else 0.0
         return self.boottime() - (self._suspended_s + running) * self.rate
 

@@ -12,7 +12,7 @@ _DOWNLOAD_WITHIN_S = 100
 
 
 def program(name: str, package: str) -> Path:
-    """The path of a program; the test is skipped if it cannot be downloaded."""
+    """Return the path of a program; skip the test if it cannot be downloaded."""
     if found := shutil.which(name):
         return Path(found)
     folder = _cache() / package

@@ -51,7 +51,7 @@ def daemon(folder: Path) -> Manifest:
 
 
 def environment(folder: Path, container: Manifest) -> dict[str, str]:
-    """The environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
+    """Return the environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
     maps = {each["metadata"]["name"]: each["data"] for each in of_kind(folder, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -64,7 +64,7 @@ def environment(folder: Path, container: Manifest) -> dict[str, str]:
 
 
 def arguments(folder: Path, container: Manifest) -> list[str]:
-    """The arguments of a container, with $(NAME) expanded as the kubelet does."""
+    """Return the arguments of a container, with $(NAME) expanded as the kubelet does."""
     variables = environment(folder, container)
     return [_expanded(each, variables) for each in container.get("args", ())]
 

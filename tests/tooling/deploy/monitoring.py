@@ -17,7 +17,7 @@ Labels = frozenset[str]
 
 
 def groups() -> list[dict[str, Any]]:
-    """The rules in Prometheus' own format, without the Kubernetes resource."""
+    """Return the rules in Prometheus' own format, without the Kubernetes resource."""
     return [
         group for file in RULES for group in yaml.safe_load((COMPONENT / file).read_text())["spec"]["groups"]
     ]  # fmt: skip
@@ -41,13 +41,13 @@ def panels() -> list[dict[str, Any]]:
 
 
 def dashboard() -> list[dict[str, Any]]:
-    """The panels of the dashboard, with their rows."""
+    """Return the panels of the dashboard, with their rows."""
     found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
     return found
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
-    """The expressions by panel title, with Grafana's variables expanded."""
+    """Return the expressions by panel title, with Grafana's variables expanded."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], filled(target["expr"])
@@ -61,13 +61,13 @@ def filled(expression: str, *, rate_interval: str = "5m") -> str:
 
 
 def selected(expression: str) -> Iterator[tuple[str, Labels]]:
-    """The metrics of an expression, with the labels of their selectors."""
+    """Return the metrics of an expression, with the labels of their selectors."""
     for selector in _selectors(promql.parse(expression)):
         yield selector.name, frozenset(matcher.name for matcher in selector.matchers.matchers)
 
 
 def grouped(expression: str) -> Labels:
-    """The labels of aggregations and joins in an expression."""
+    """Return the labels of aggregations and joins in an expression."""
     return frozenset(_grouped(promql.parse(expression)))
 
 

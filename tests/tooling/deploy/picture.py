@@ -58,7 +58,7 @@ _MISSING = re.compile(r"\{\{\w+\}\}")
 
 
 def legend(form: str, labels: Mapping[str, str]) -> str:
-    """The name of a series, from its labels by Grafana's legendFormat."""
+    """Return the name of a series, from its labels by Grafana's legendFormat."""
     for label, value in labels.items():
         form = form.replace(f"{{{{{label}}}}}", value)
     return _MISSING.sub("", form).strip()
@@ -97,7 +97,7 @@ def _panel(panel: Panel, recorded: Recorded) -> Iterator[str]:
 
 
 def _tiles(field: Mapping[str, Any], series: Sequence[Series], box: _Box) -> Iterator[str]:
-    """A legend with one line per series and its last value."""
+    """Return a legend with one line per series and its last value."""
     tall = box.height / len(series)
     for place, each in enumerate(series):
         top = box.top + place * tall
@@ -111,7 +111,7 @@ def _tiles(field: Mapping[str, Any], series: Sequence[Series], box: _Box) -> Ite
 
 
 def _said(field: Mapping[str, Any], value: float) -> tuple[str, str]:
-    """The text and the color of a value, from a mapping or from the highest threshold below it."""
+    """Return the text and the color of a value, from a mapping or from the highest threshold below it."""
     mapped = {key: to for mapping in field.get("mappings", ()) for key, to in mapping["options"].items()}
     if to := mapped.get(f"{value:g}"):
         return to["text"], _NAMED[to["color"]]
@@ -155,7 +155,7 @@ def _graph(unit: str, series: Sequence[Series], box: _Box, recorded: Recorded) -
 
 
 def _legend(coloured: Sequence[tuple[Series, str]], box: _Box) -> Iterator[tuple[int, float, str, str]]:
-    """The position and the color of each name, and the number of names without room."""
+    """Return the position and the color of each name, and the number of names without room."""
     line, at = 0, box.left
     for place, (each, colour) in enumerate(coloured):
         name, more = f"■ {each.name}", f"and {len(coloured) - place} more"
@@ -188,7 +188,7 @@ def _corners(run: Points) -> Iterator[tuple[float, float]]:
 
 
 def _step(most: float) -> float:
-    """The distance between grid lines, of which there are at most five."""
+    """Return the distance between grid lines, of which there are at most five."""
     if most <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(most / 5))

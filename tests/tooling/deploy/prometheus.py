@@ -37,7 +37,7 @@ class Prometheus:
         return result
 
     async def firing(self) -> dict[str, dict[str, str]]:
-        """The labels of firing alerts, by name."""
+        """Return the labels of firing alerts, by name."""
         found = (await self._get("alerts"))["alerts"]
         return {alert["labels"]["alertname"]: alert["labels"] for alert in found if alert["state"] == "firing"}
 
@@ -55,7 +55,7 @@ class Prometheus:
 
 
 def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dict[str, Any]]:
-    """The rules with all durations divided by `speed`."""
+    """Return the rules with all durations divided by `speed`."""
 
     def shorter(duration: str) -> str:
         seconds = int(duration[:-1]) * _SECONDS[duration[-1]]

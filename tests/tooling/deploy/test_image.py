@@ -196,7 +196,7 @@ def test_image_contains_the_bytecode_of_every_module(installed: Installed) -> No
 
 @asynccontextmanager
 async def running(installed: Installed, root: Path, folder: Path) -> AsyncIterator["Pod"]:
-    """The pod of these manifests, with every container from one installation."""
+    """Start the pod of these manifests, with every container from one installation."""
     spec: dict[str, Any] = json.loads(json.dumps(pod(folder)))
     for container in (*spec["initContainers"], *spec["containers"]):
         variables = environment(folder, container)

@@ -227,7 +227,7 @@ def test_daemon_resources_exceed_the_measured_usage(folder: Path) -> None:
 
 
 def measured(run: str) -> dict[str, float]:
-    """The figures of docs/performance.md."""
+    """Return the figures of docs/performance.md."""
     figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
     return figures
 

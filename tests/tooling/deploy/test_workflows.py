@@ -96,7 +96,7 @@ def test_pip_installs_dependencies_only_by_locked_hashes() -> None:
 
 
 def ancestors(name: str) -> set[str]:
-    """The jobs of the release that have to succeed before this one starts."""
+    """Return the jobs of the release that have to succeed before this one starts."""
     needs = jobs(RELEASE)[name].get("needs", [])
     direct = {needs} if isinstance(needs, str) else set(needs)
     return direct.union(*map(ancestors, direct))

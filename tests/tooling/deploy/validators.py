@@ -11,7 +11,7 @@ _FOLDERS = (_ROOT / ".venv-manifests" / "bin", Path(sys.executable).parent)
 
 
 def validator(name: str) -> Path:
-    """The path of a validator; the test is skipped if it is not installed."""
+    """Return the path of a validator; skip the test if it is not installed."""
     for folder in _FOLDERS:
         if (folder / name).exists():
             return folder / name

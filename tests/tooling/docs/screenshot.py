@@ -18,13 +18,13 @@ _END = 12
 
 
 def digest() -> bytes:
-    """A digest of the code that makes the page."""
+    """Return a digest of the code that makes the page."""
     folder = ROOT / "milo_discoveryd" / "telemetry"
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _SOURCES)).hexdigest().encode()
 
 
 def digest_of(picture: Path) -> bytes:
-    """The digest that was written into a picture, or nothing."""
+    """Return the digest that was written into a picture, or nothing."""
     _, _, rest = picture.read_bytes().partition(b"tEXt" + _KEY)
     return rest[:64]
 

@@ -14,7 +14,7 @@ PACKAGES = (
 
 
 def contracts() -> dict[str, str]:
-    """The name of each contract, by its key."""
+    """Return the name of each contract, by its key."""
     config = _config()
     sections = [section for section in config.sections() if section.startswith("importlinter:contract:")]
     return {section.rpartition(":")[2]: config[section]["name"] for section in sections}

@@ -33,7 +33,7 @@ START_UP = {"__init__", "__main__", "app", "check", "cli", "config", "wiring"}
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    """The report of lint-imports on the packages in a folder."""
+    """Return the report of lint-imports on the packages in a folder."""
     return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--config", CONFIG, "--no-cache"],
         cwd=folder,

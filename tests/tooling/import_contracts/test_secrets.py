@@ -27,7 +27,7 @@ OF_A_SECRET = re.compile(r"token|secret|password|credential|certificate|kubeconf
 
 
 def messages(root: Descriptor) -> dict[str, Descriptor]:
-    """All messages that a message may contain."""
+    """Return all messages that a message may contain."""
     found: dict[str, Descriptor] = {}
 
     def walk(message: Descriptor) -> None:
@@ -89,7 +89,7 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
 
 
 def parts(root: object) -> set[object]:
-    """All types that a value of a type may contain."""
+    """Return all types that a value of a type may contain."""
     found: set[object] = set()
 
     def walk(kind: object) -> None:

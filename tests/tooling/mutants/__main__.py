@@ -12,13 +12,13 @@ from tests.tooling.mutants.running import ROOT, Outcome, run
 
 
 def changed_since(reference: str) -> set[str]:
-    """The files that differ from a commit, uncommitted changes included."""
+    """Return the files that differ from a commit, uncommitted changes included."""
     listed = subprocess.check_output(["git", "diff", "--name-only", reference, "--"], cwd=ROOT, text=True)
     return set(listed.splitlines())
 
 
 def affected(mutant: Mutant, changed: set[str]) -> bool:
-    """Whether a change touches the mutant's module, its tests, or a file in the same folder as the module."""
+    """Return whether a change touches the mutant's module, its tests, or a file in the same folder as the module."""
     module = f"{mutant.source}/{mutant.module}"
     package = module.rpartition("/")[0]
     return any(

@@ -296,7 +296,7 @@ async def test_mints_in_flight_are_limited() -> None:
     assert backend.most_at_once == 4
 
 
-async def test_failure_of_a_source_is_a_warning_once_somebody_asked_for_a_credential() -> None:
+async def test_failure_of_a_source_is_a_warning_once_a_credential_was_requested() -> None:
     backend = Backend()
     backend.failure = BackendError("down", retry_after_s=0.01)
     with capture_logs() as lines:

@@ -155,7 +155,7 @@ def test_snapshot_behind_compaction_is_not_shared() -> None:
 # --- following ---
 
 
-def test_changes_come_in_order() -> None:
+def test_cursor_returns_changes_in_order() -> None:
     log = readable_log()
     cursor = following(log)
     a, b = engage(log, "a"), engage(log, "b")

@@ -111,7 +111,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_was_away_for_long() -> None:
     assert not releases.knows(ONE)
 
 
-def test_drain_goes_on_waiting_for_a_subscriber_that_disconnects() -> None:
+def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.begin(cluster("a"), 1000.0, 0.0)

@@ -121,7 +121,7 @@ def test_accepted_removals_are_confirmed_at_limited_rate() -> None:
     assert (guard.held, guard.is_accepting, guard.holds_restored) == (None, False, False)
 
 
-def test_accepted_list_that_lacks_nothing_ends_the_hold() -> None:
+def test_accepted_complete_list_ends_the_hold() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     guard.accept(1.0)

@@ -100,7 +100,7 @@ async def _draw(watch: Watch, screen: Screen) -> None:
 
 @contextmanager
 def _stop_after(seconds: float | None) -> Iterator[asyncio.Event]:
-    """An event that is set by a signal, or when the time is up."""
+    """Yield an event that is set by a signal, or when the time is up."""
     with stop_signals() as stopping:
         timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, stopping.set)
         try:

@@ -43,7 +43,7 @@ class Scene:
         self._rows[event.cluster.name] = Row(event.cluster, event.type, now)
 
     def rows(self, now: float) -> list[Row]:
-        """The clusters by name; a disengaged one remains for a few seconds."""
+        """Return the clusters by name; a disengaged one remains for a few seconds."""
         expired = [
             name
             for name, row in self._rows.items()
@@ -71,7 +71,7 @@ def describe(event: Event) -> str:
 
 
 def describe_source(source: SourceStatus | None) -> str:
-    """The state of the daemon's source, and why it is not followed."""
+    """Return the state of the daemon's source, and why it is not followed."""
     if source is None:
         return "connecting"
     if source.state is SourceState.STREAMING:

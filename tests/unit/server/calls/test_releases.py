@@ -75,7 +75,7 @@ def test_release_of_an_object_that_was_never_engaged_is_refused() -> None:
     assert refusal(fleet) == "NEVER_SEEN"
 
 
-def test_pending_releases_of_other_callers_are_only_for_those_who_see_everything() -> None:
+def test_pending_releases_of_other_callers_require_full_scope() -> None:
     fleet = draining()
     fleet.releases.close(OPENED, 12.0)
     mine, everything, nothing = (
