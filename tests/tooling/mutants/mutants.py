@@ -806,6 +806,7 @@ MUTANTS = (
         "incarnation=cluster.incarnation, place=cluster.target.place)",
         "incarnation=cluster.incarnation, place=())",
         ("tests/unit/kubeconfigs/test_issuer.py",),
+        is_async=True,
     ),
     Mutant(
         "expired credential not renewed at once after suspend",
