@@ -243,8 +243,10 @@ class SimulationRun:
         self._start()
 
     async def _replace_server(self) -> None:
-        """Replace the server for a while by another one behind the same address, unless too few clusters are known to
-        tell."""
+        """Replace the server for a while by another one behind the same address.
+
+        The daemon recognizes a different server by several known clusters, so nothing is done with fewer.
+        """
         if not await self._is_calm() or not self._knows_several_clusters:
             return
         self._api.inject("F21", "another server answers")

@@ -25,9 +25,9 @@ class Pod:
     def __init__(
         self, name: str, folder: Path, *, projects: Path, leases: Path, objects: Path, interval_s: float, fenced: bool
     ) -> None:
-        """`projects`, `leases`, `objects`: kubeconfigs. The operator writes to the objects every `interval_s`.
+        """Set up with the kubeconfigs `projects`, `leases` and `objects`.
 
-        `fenced`: credentials are revoked before clusters move.
+        The operator writes to the objects every `interval_s`. `fenced`: credentials are revoked before clusters move.
         """
         self.name = name
         self._log = folder / f"{name}.operator.log"
