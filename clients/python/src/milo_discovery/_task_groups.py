@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
@@ -23,3 +26,27 @@ def cancelled_from_outside() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
+
+
+class RunsInBackground(ABC):
+    """A context manager that runs in a task. If the task fails, the body of the context is cancelled."""
+
+    _background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
+
+    @abstractmethod
+    async def run(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        tasks = asyncio.TaskGroup()
+        await tasks.__aenter__()
+        self._background = tasks, tasks.create_task(self.run(), name=f"milo-discovery {type(self).__name__}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._background is not None
+        tasks, running = self._background
+        running.cancel()
+        with unwrap_single_error():
+            await tasks.__aexit__(kind, error, trace)

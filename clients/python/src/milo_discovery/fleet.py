@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import MappingProxyType, TracebackType
-from typing import Literal, Protocol, Self, TypeVar, Unpack
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeVar, Unpack
 
 from milo_discovery._api_clients import AsyncApiClients
 from milo_discovery._backoff import Backoff, BackoffPolicy
@@ -22,7 +22,7 @@ from milo_discovery._convert import WatchOptions
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._grpc_status import NOT_RETRYABLE
 from milo_discovery._singletons import Singletons, SingletonWork
-from milo_discovery._task_groups import cancelled_from_outside, unwrap_single_error
+from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
@@ -78,7 +78,7 @@ class _Member:
             self.task.cancel()
 
 
-class Fleet:
+class Fleet(RunsInBackground):
     """Runs a handler for each engaged cluster, in a task per cluster.
 
     A handler that returns is not called again while the same cluster is engaged. An update does not restart it:
@@ -113,7 +113,6 @@ class Fleet:
         self._signal = ChangeSignal()
         self._failures = FailureLog()
         self._summary_timer: asyncio.TimerHandle | None = None
-        self._background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 
     def on_engage(self, handler: HandlerT) -> HandlerT:
         """Register the handler (a decorator): called for each engaged cluster, cancelled when it is disengaged."""
@@ -200,21 +199,6 @@ class Fleet:
         with suppress(DiscoveryError, TimeoutError):
             async with asyncio.timeout(_END_LIMIT_S):
                 await self._client.end_subscription(subscriber)
-
-    async def __aenter__(self) -> Self:
-        tasks = asyncio.TaskGroup()
-        await tasks.__aenter__()
-        self._background = tasks, tasks.create_task(self.run(), name="milo-discovery fleet")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._background is not None
-        tasks, running = self._background
-        running.cancel()
-        with unwrap_single_error():
-            await tasks.__aexit__(kind, error, trace)
 
     def _apply(self, item: Event | StreamNotice, watch: Feed, tasks: asyncio.TaskGroup) -> None:
         match item:

@@ -10,13 +10,12 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
-from milo_discovery._task_groups import unwrap_single_error
+from milo_discovery._task_groups import RunsInBackground, unwrap_single_error
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.controller import Controller, ControllerSpec, Mapper, Reconciler, WatchedKind
@@ -120,7 +119,7 @@ class _Member:
             controller.synced(self)
 
 
-class Controllers:
+class Controllers(RunsInBackground):
     """Runs reconcilers for every engaged cluster.
 
     Register them, then `await run()`, or `async with controllers:` beside a block.
@@ -152,7 +151,6 @@ class Controllers:
         self._events = EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}")
         self._failures = FailureLog()
         self._has_run = False
-        self._background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
         self.view = FleetView(self._members)
         """The caches of all engaged clusters."""
         clusters.on_engage(self._operate)
@@ -297,21 +295,6 @@ class Controllers:
                         helper.cancel()
         finally:
             self._registry.unregister(collector)
-
-    async def __aenter__(self) -> Self:
-        tasks = asyncio.TaskGroup()
-        await tasks.__aenter__()
-        self._background = tasks, tasks.create_task(self.run(), name="milo-discovery controllers")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._background is not None
-        tasks, running = self._background
-        running.cancel()
-        with unwrap_single_error():
-            await tasks.__aexit__(kind, error, trace)
 
     def health(self) -> Health:
         """Return the state of the informers and queues."""
