@@ -7,8 +7,8 @@ Renews the credential once when the server responds 401, opens new connections w
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import quote, urlencode
@@ -19,9 +19,9 @@ from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_kube.http.client import Client
-from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
+from milo_kube.http.response_body import ResponseBody
 from milo_kube.list_watch import Answer, Stream
 
 Query: TypeAlias = Sequence[tuple[str, str]]
@@ -120,7 +120,7 @@ class Transport:
     @asynccontextmanager
     async def _streamed(
         self, request: "_Request", connect_timeout_s: float, silence_s: float | None
-    ) -> AsyncIterator["_Response"]:
+    ) -> AsyncIterator[ResponseBody]:
         credential = await self._credential()
         async with self._sent(request, credential, connect_timeout_s, silence_s) as response:
             renewed = await self._credential(refused=credential) if response.status == 401 else credential
@@ -140,7 +140,7 @@ class Transport:
     @asynccontextmanager
     async def _sent(
         self, request: "_Request", credential: Credential, connect_timeout_s: float, silence_s: float | None
-    ) -> AsyncIterator["_Response"]:
+    ) -> AsyncIterator[ResponseBody]:
         connections = self._current(credential)
         connections.users += 1
         try:
@@ -153,7 +153,7 @@ class Transport:
                 connect_timeout_s=connect_timeout_s,
                 silence_s=silence_s,
             ) as response:
-                yield _Response(response, self.host, silence_s)
+                yield ResponseBody(response, silence_s)
         finally:
             connections.users -= 1
             await self._close_replaced()
@@ -217,42 +217,3 @@ class _Request:
         if credential.token is not None:
             headers["Authorization"] = f"Bearer {credential.token.reveal()}"
         return headers
-
-
-class _Response:
-    def __init__(self, response: Response, host: str, silence_s: float | None) -> None:
-        self._response = response
-        self._host = host
-        self._silence_s = silence_s
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._response.headers
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        while chunk := await self._response.read(self._silence_s):
-            yield chunk
-
-    async def read_error(self, limit: int) -> bytes:
-        body = bytearray()
-        async with aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) >= limit:
-                    break
-        return bytes(body[:limit])
-
-    async def read(self, limit: int) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := await self._response.read(self._silence_s):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                message = f"{self._host} answered with more than {limit} bytes, the limit for a response"
-                raise TransportError("closed", message)
-        return b"".join(chunks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from milo_discovery.errors import DiscoveryError
 from milo_kube import retry_after
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
+from milo_kube.http.response_body import ResponseBody
 from milo_kube.list_watch import Answer, Stream
 from milo_kube.reflect.wire import error_status
 
@@ -139,7 +140,7 @@ class ClusterApi:
     async def _answered(self, request: _Request, access: KubeconfigAccess) -> Answer:
         response = await self._opened(request, access, CONNECT_TIMEOUT_S, None)
         try:
-            return Answer(response.status, response.headers, await response.whole(RESPONSE_LIMIT))
+            return Answer(response.status, response.headers, await response.read(RESPONSE_LIMIT))
         finally:
             await response.aclose()
 
@@ -213,10 +214,10 @@ class _Request:
         return headers
 
 
-class _OpenResponse:
+class _OpenResponse(ResponseBody):
     """A response that is being read, over a pool that it is a user of."""
 
-    __slots__ = ("_connections", "_exchange", "_key", "_response", "_silence_s")
+    __slots__ = ("_connections", "_exchange", "_key")
 
     def __init__(
         self,
@@ -226,46 +227,16 @@ class _OpenResponse:
         response: Response,
         silence_s: float | None,
     ) -> None:
+        super().__init__(response, silence_s)
         self._connections = connections
         self._key = key
         self._exchange = exchange
-        self._response = response
-        self._silence_s = silence_s
 
     async def aclose(self) -> None:
         try:
             await self._exchange.__aexit__(None, None, None)
         finally:
             await self._connections.release(self._key)
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._response.headers
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        while chunk := await self._response.read(self._silence_s):
-            yield chunk
-            del chunk  # the next one may arrive in hours
-
-    async def read_error(self, limit: int) -> bytes:
-        body = bytearray()
-        while len(body) < limit and (chunk := await self._response.read(self._silence_s)):
-            body += chunk
-        return bytes(body[:limit])
-
-    async def whole(self, limit: int) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := await self._response.read(self._silence_s):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                raise TransportError("closed", f"a response of more than {limit} bytes, the limit")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class _Streaming:

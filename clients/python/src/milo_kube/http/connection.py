@@ -91,8 +91,8 @@ class Response:
 
     __slots__ = (
         *("_buffered", "_chunks", "_connection", "_ends_with_connection", "_failure", "_has_head", "_is_complete"),
-        *("_is_paused", "_origin", "_overhead", "_parser", "_unzip", "_waiter"),
-        *("has_begun", "headers", "is_reusable", "phrase", "status"),
+        *("_is_paused", "_overhead", "_parser", "_unzip", "_waiter"),
+        *("has_begun", "headers", "is_reusable", "origin", "phrase", "status"),
     )
 
     def __init__(self, origin: str, connection: Connection) -> None:
@@ -103,7 +103,7 @@ class Response:
         """Whether at least one byte was received."""
         self.is_reusable = False
         """Whether it was received completely, so that the connection can be reused."""
-        self._origin = origin
+        self.origin = origin
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
         self._has_head = False
@@ -160,7 +160,7 @@ class Response:
                 async with asyncio.timeout(silence_s):
                     await waiter
         except TimeoutError:
-            raise TransportError("timeout", f"{self._origin} sent nothing within the timeout") from None
+            raise TransportError("timeout", f"{self.origin} sent nothing within the timeout") from None
         finally:
             self._waiter = None
 
@@ -169,11 +169,11 @@ class Response:
         try:
             return self._unzip.decompress(data, _UNZIP_AT_ONCE)
         except zlib.error:
-            raise self._fail(TransportError("closed", f"{self._origin} sent a body that is not valid gzip")) from None
+            raise self._fail(TransportError("closed", f"{self.origin} sent a body that is not valid gzip")) from None
 
     def _end_of_zipped(self) -> bytes:
         if self._unzip is not None and not self._unzip.eof:
-            raise self._fail(TransportError("closed", f"{self._origin} sent a gzip body that is cut off"))
+            raise self._fail(TransportError("closed", f"{self.origin} sent a gzip body that is cut off"))
         return b""
 
     # Called by the connection.
@@ -188,14 +188,14 @@ class Response:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not self._is_complete:
-                self._fail(TransportError("closed", f"{self._origin} sent an invalid HTTP response: {error}"))
+                self._fail(TransportError("closed", f"{self.origin} sent an invalid HTTP response: {error}"))
             self.is_reusable = False
             self._connection.abort()
         except httptools.HttpParserUpgrade:
-            self._fail(TransportError("closed", f"{self._origin} switched to another protocol without a request"))
+            self._fail(TransportError("closed", f"{self.origin} switched to another protocol without a request"))
             self._connection.abort()
         if self._overhead > OVERHEAD_LIMIT:
-            self._fail(TransportError("closed", f"{self._origin} sent more than {OVERHEAD_LIMIT} bytes of headers"))
+            self._fail(TransportError("closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of headers"))
             self._connection.abort()
         if self._buffered > _BUFFER_LIMIT and not self._is_paused and not self._is_complete:
             self._is_paused = True
@@ -208,7 +208,7 @@ class Response:
             if error is None and self._has_head and self._ends_with_connection:
                 self._is_complete = True
             else:
-                self._failure = errors.from_exchange(error, self._origin)
+                self._failure = errors.from_exchange(error, self.origin)
         self._wake()
 
     def _fail(self, error: TransportError) -> TransportError:
@@ -243,7 +243,7 @@ class Response:
         if encoding in ("gzip", "x-gzip"):
             self._unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
         elif encoding != "identity":
-            self._fail(TransportError("closed", f"{self._origin} used a content encoding that was not requested"))
+            self._fail(TransportError("closed", f"{self.origin} used a content encoding that was not requested"))
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
