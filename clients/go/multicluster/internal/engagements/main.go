@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,12 +55,23 @@ func main() {
 }
 
 // printer prints the clusters that are engaged with it, until they are disengaged.
-type printer struct{ provider *multicluster.Provider }
+type printer struct {
+	provider *multicluster.Provider
+	// For each name, a channel that is closed after the end of its engagement was printed.
+	ended sync.Map
+}
 
 func (p *printer) Engage(ctx context.Context, name mc.ClusterName, _ cluster.Cluster) error {
+	ended := make(chan struct{})
+	if former, ok := p.ended.Swap(name, ended); ok {
+		<-former.(chan struct{})
+	}
 	info, _ := p.provider.Info(name)
 	show("ENGAGED", info.Name, info.Endpoint)
-	go p.follow(ctx, info)
+	go func() {
+		defer close(ended)
+		p.follow(ctx, info)
+	}()
 	return nil
 }
 
