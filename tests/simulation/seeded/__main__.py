@@ -8,6 +8,8 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from tests.simulation.seeded.report import Report
 from tests.simulation.seeded.simulation_run import simulate
@@ -27,7 +29,9 @@ def main() -> int:
     if arguments.seed is not None:
         return (_one_of_a_group if arguments.sharding else _one)(arguments.seed)
     first, last = map(int, arguments.seeds.split("-"))
-    return (_range_of_a_group if arguments.sharding else _range)(first, last)
+    if arguments.sharding:
+        return _range(ShardingReport(first, last), simulate_group)
+    return _range(Report(first, last), simulate)
 
 
 def _one(seed: int) -> int:
@@ -44,24 +48,10 @@ def _one_of_a_group(seed: int) -> int:
     return bool(outcome.breaches)
 
 
-def _range(first: int, last: int) -> int:
-    report = Report(first, last)
+def _range(report: Report | ShardingReport, run: Callable[[int], Any]) -> int:
     started = time.process_time()
-    for seed in range(first, last + 1):
-        outcome = simulate(seed)
-        report.add(outcome)
-        for breach in outcome.breaches:
-            print(f"seed {seed}: {breach}", flush=True)
-    print(report)
-    print(f"{time.process_time() - started:.0f} s of processor time")
-    return bool(report.failed)
-
-
-def _range_of_a_group(first: int, last: int) -> int:
-    report = ShardingReport(first, last)
-    started = time.process_time()
-    for seed in range(first, last + 1):
-        outcome = simulate_group(seed)
+    for seed in range(report.first, report.last + 1):
+        outcome = run(seed)
         report.add(outcome)
         for breach in outcome.breaches:
             print(f"seed {seed}: {breach}", flush=True)
