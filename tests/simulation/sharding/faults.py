@@ -11,6 +11,7 @@ class Faults:
         self._world = world
         self._random = world.random
         self._joined = 0
+        self._ending: set[Pod] = set()
 
     def _some(self) -> Pod | None:
         living = self._world.living
@@ -28,12 +29,13 @@ class Faults:
         """Kill the daemon alone: its container is restarted, and its operator continues."""
         if pod := self._some():
             pod.kill(with_operator=False)
-            # The former operator continues until its deadline.
-            self._later(1, 60, lambda: self._start(pod.member.name, pod))
+            # The former operator continues until its deadline. The kubelet restarts no container of a pod that ends.
+            self._later(1, 60, lambda: self._start(pod.member.name, pod) if pod not in self._ending else None)
 
     def restart(self) -> None:
         """Restart the pod as the kubelet does: stop it, kill what has not ended in time, and start another one."""
         if pod := self._some():
+            self._ending.add(pod)
             pod.member.stop()
             pod.step()
             self._later(1, 30, lambda: self._replace(pod))
@@ -112,8 +114,7 @@ class Faults:
             pod.host.wall_error += self._random.choice((-60, -30, 30, 60))
 
     def _replace(self, pod: Pod) -> None:
-        if not pod.is_dead:
-            pod.kill()
+        pod.kill()  # with its operator, which may have outlived the daemon
         self._start(pod.member.name)
 
     def _start(self, name: str, beside: Pod | None = None) -> None:
