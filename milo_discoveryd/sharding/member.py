@@ -136,6 +136,8 @@ class Member:
         self._update_candidates(now)
         self._check_own_lease(group, now)
         self._check_view(group, now)
+        if self._regained_without_a_write(group, state.own_renewal):
+            self._rejoin_restored(now)
         self._confirm(group, started_at)
 
     def _has_observed(self, own_renewal: int, started_at: float) -> bool:
@@ -146,6 +148,18 @@ class Member:
         """
         state = self.state
         return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal
+
+    def _regained_without_a_write(self, group: GroupState, own_renewal: int) -> bool:
+        """Return whether the Lease names this process again after another one of its name had taken it over.
+
+        It was restored from a backup then, and the other process still owns what it did, until its fence.
+        """
+        lease = group.members.get(self.name)
+        return (
+            (self.state.lease is None and self.state.has_held)
+            and (lease is not None and lease.holder == self.holder)
+            and lease.renewal < own_renewal
+        )
 
     def was_written(self, request: Request, version: str, started_at: float, now: float) -> None:
         """Apply a successful write, which gave the object that version."""

@@ -1374,6 +1374,13 @@ MUTANTS = (
         source=CLIENT,
     ),
     Mutant(
+        "a process regains a restored Lease from its successor at once",
+        "sharding/member.py",
+        "            and lease.renewal < own_renewal\n",
+        "            and False\n",
+        ("tests/unit/sharding/test_member.py",),
+    ),
+    Mutant(
         "a Lease that was not read for long counts as unchanged",
         "sharding/member.py",
         "return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal",

@@ -358,6 +358,22 @@ def test_view_that_went_back_ends_ownership_for_33_seconds(changes: dict[str, ob
     assert driver.now - restored_at >= 20.0
 
 
+def test_process_whose_lease_was_restored_waits_for_the_process_that_had_taken_it_over() -> None:
+    driver = settled("a", "b")
+    backup = msgspec.structs.replace(driver.api.group.members["a"], version="older")
+    twin = driver.add("twin", Member("a", "a#2"))
+    driver.run_until(lambda: driver.owned("twin"))
+    driver.run(TIMING.renew_interval_s)
+    assert driver.members["a"].state.lease is None
+    group = driver.api.group
+    driver.api.group = msgspec.structs.replace(group, members={**group.members, "a": backup})
+    restored_at = driver.now
+    del driver.members["twin"]
+    assert not twin.is_fenced(driver.now)
+    driver.run_until(lambda: driver.owned("a"))
+    assert driver.now - restored_at >= TIMING.evict_after_s
+
+
 def test_own_lease_that_went_back_ends_ownership() -> None:
     driver = settled("a", "b")
     group = driver.api.group
