@@ -53,22 +53,51 @@ class ReceivedKubeconfig:
         )
 
 
-class Recorder:
-    def __init__(self, who: str, address: str, label_selector: str = "", *, with_kubeconfigs: bool = False) -> None:
+class Received:
+    """What a subscriber was sent: its history, the clusters that it knows, and its kubeconfigs."""
+
+    def __init__(self, who: str, label_selector: str = "") -> None:
         self.history = History(who, label_selector)
         self.given: list[ReceivedKubeconfig] = []
-        self._with_kubeconfigs = with_kubeconfigs
-        self._address = address
-        self._reads = asyncio.Event()
-        self._reads.set()
-        self._stream: streams.Stream | None = None
-        self._revision = ""
+        self.revision = ""
+        """The revision to resume from."""
         self._reader = Reader()
 
     @property
     def view(self) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
         """UID and labels of each known cluster."""
         return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
+
+    def begin(self, resumed_from: str) -> None:
+        """Begin another stream."""
+        self.history.streams.append(Stream(resumed_from))
+        self._reader.start()
+
+    def take(self, message: pb.WatchClustersResponse) -> None:
+        batch = noted(message)
+        self.history.streams[-1].batches.append(batch)
+        list(self._reader.take(batch))
+        self.given += (
+            ReceivedKubeconfig.of(each, self._known(each.cluster.name))
+            for each in message.events
+            if each.kubeconfig.cluster
+        )
+        self.revision = batch.revision or self.revision
+
+    def _known(self, name: str) -> tuple[str, str] | None:
+        known = self._reader.snapshot if self._reader.snapshot is not None else self._reader.view
+        engaged = known.get(name)
+        return None if engaged is None else (engaged.uid, engaged.incarnation)
+
+
+class Recorder(Received):
+    def __init__(self, who: str, address: str, label_selector: str = "", *, with_kubeconfigs: bool = False) -> None:
+        super().__init__(who, label_selector)
+        self._with_kubeconfigs = with_kubeconfigs
+        self._address = address
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._stream: streams.Stream | None = None
 
     def pause(self) -> None:
         """Stop reading, with the stream open."""
@@ -85,20 +114,18 @@ class Recorder:
     async def run(self) -> None:
         """Run until canceled."""
         while True:
-            noting = Stream(self._revision)
-            self.history.streams.append(noting)
-            self._reader.start()
+            self.begin(self.revision)
             request = pb.WatchClustersRequest(
-                resume_revision=self._revision,
+                resume_revision=self.revision,
                 filter=pb.ClusterFilter(label_selector=self.history.label_selector),
                 heartbeat_interval=Duration(seconds=1),
                 include_kubeconfigs=self._with_kubeconfigs,
             )
             async with streams.Stream(self._address, request) as self._stream:
-                await self._read(self._stream, noting)
+                await self._read(self._stream)
             await asyncio.sleep(_TRY_AGAIN_S)
 
-    async def _read(self, stream: streams.Stream, noting: Stream) -> None:
+    async def _read(self, stream: streams.Stream) -> None:
         while True:
             await self._reads.wait()
             try:
@@ -107,17 +134,4 @@ class Recorder:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 return  # ended by the daemon, cut, or without a heartbeat for too long
-            batch = noted(message)
-            noting.batches.append(batch)
-            list(self._reader.take(batch))
-            self.given += (
-                ReceivedKubeconfig.of(each, self._known(each.cluster.name))
-                for each in message.events
-                if each.kubeconfig.cluster
-            )
-            self._revision = batch.revision or self._revision
-
-    def _known(self, name: str) -> tuple[str, str] | None:
-        known = self._reader.snapshot if self._reader.snapshot is not None else self._reader.view
-        engaged = known.get(name)
-        return None if engaged is None else (engaged.uid, engaged.incarnation)
+            self.take(message)

@@ -1,5 +1,8 @@
 """`./dev soak --minutes N [--state FOLDER] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
 
+`./dev soak --storms N [--seconds S] [--at-once M]`: storms, each with processes of its own. Every second one has a
+state directory.
+
 With `--state` a soak runs in pieces: each begins with the objects and the daemons' state files that the previous
 one left in the folder, and the report covers all of them. Ctrl-C ends a piece after the current fault; the piece
 counts.
@@ -25,6 +28,8 @@ from tests.end_to_end.soak.report import Report, merged
 from tests.end_to_end.soak.saved_state import SavedState
 from tests.end_to_end.soak.servers import RealServer, SandboxServer, Server
 from tests.end_to_end.soak.soak import Soak
+from tests.end_to_end.soak.storm import Storm
+from tests.end_to_end.soak.storm_report import StormReport, markdown
 
 
 def main() -> int:
@@ -34,7 +39,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path, help="a file for the report; printed in any case")
     parser.add_argument("--state", type=Path, metavar="FOLDER", help="continue the soak of this folder, or begin one")
+    parser.add_argument("--storms", type=int, metavar="N", help="storms of overlapping faults and kills instead")
+    parser.add_argument("--seconds", type=float, default=100.0, help="the length of each storm")
+    parser.add_argument("--at-once", type=int, default=1, metavar="M", help="storms at the same time")
     asked = parser.parse_args()
+    if asked.storms is not None:
+        if asked.real or asked.state is not None:
+            parser.error("--storms needs the sandbox, and keeps no state")
+        return asyncio.run(_storms(asked.storms, asked.seconds, asked.seed, asked.at_once, asked.report))
     saved = None if asked.state is None else SavedState(asked.state)
     if saved is not None and asked.real:
         parser.error("--state needs the sandbox, whose objects outlive it")
@@ -56,6 +68,24 @@ def main() -> int:
         asked.report.write_text(report.markdown())
         asked.report.with_suffix(".json").write_bytes(report.json())
     return 1 if report.failures else 0
+
+
+async def _storms(count: int, seconds: float, seed: int, at_once: int, file: Path | None) -> int:
+    limit = asyncio.Semaphore(at_once)
+
+    async def storm(number: int) -> StormReport:
+        async with limit:
+            with TemporaryDirectory(prefix="milo-storm-") as name:
+                found = await Storm(Path(name), f"{seed}-{number}", keeps_state=number % 2 == 0).run(seconds)
+        _say(str(found))
+        return found
+
+    reports = await asyncio.gather(*(storm(number) for number in range(count)))
+    text = markdown(reports, seconds)
+    click.echo(text)
+    if file is not None:
+        file.write_text(text)
+    return int(any(report.failures for report in reports))
 
 
 def _say(words: str) -> None:

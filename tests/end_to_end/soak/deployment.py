@@ -46,14 +46,15 @@ time.sleep(100_000)
 class Daemon:
     """One of the two daemons, and its connection to the API server."""
 
-    def __init__(self, name: str, folder: Path, server: Server, port: int = 0) -> None:
-        """Set up; `port` is that of its proxy to the API server, 0 for any."""
+    def __init__(self, name: str, folder: Path, server: Server, port: int = 0, *, keeps_state: bool = True) -> None:
+        """Set up; `port` is that of its proxy to the API server, 0 for any. `keeps_state`: in a state directory."""
         self.name = name
         self.folder = folder
         self.server = server
         self.line = Line(server.port, port)
         self.socket = folder / f"{name}.sock"
         self.state = folder / f"{name}.state"
+        self._keeps_state = keeps_state
         self._config = folder / f"{name}.yaml"
 
     async def __aenter__(self) -> Self:
@@ -97,12 +98,13 @@ class Daemon:
             "discovery_kubeconfig": str(kubeconfig),
             "listen": [f"unix://{self.socket}"],
             "http_listen": "127.0.0.1:0",
-            "state_directory": str(self.state),
             "annotation_prefixes": ["example.com/"],
             "stalled_timeout": f"{STALLED_S}s",
             "removals": {"verify_after": "5s"},
             "tombstones": {"count": 200},  # so that its caches reach their limits within minutes
         }
+        if self._keeps_state:
+            settings["state_directory"] = str(self.state)
         if self.server.is_sandbox:
             settings["source"] = {"silence_limit": "20s"}  # bookmarks every 5 s instead of every 60 s
             source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
