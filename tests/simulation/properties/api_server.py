@@ -81,6 +81,8 @@ class Server:
         self.compacted = 0
         self.states: list[dict[str, ApiObject]] = [{}]
         """All objects, after each change."""
+        self.past: list[tuple[int, dict[str, ApiObject]]] = []
+        """Earlier versions since the last restore, and the objects at each: a replica may lag behind at any."""
         self.backups: list[tuple[int, dict[str, ApiObject]]] = []
         self.sent_version = 0
         """The latest version that a list or a watch sent."""
@@ -94,7 +96,7 @@ class Server:
     # --- writes and faults ---
 
     def put(self, name: str, obj: ApiObject) -> None:
-        self.version += 1
+        self._advance()
         before = self.objects.get(name)
         obj = replace(obj, version=self.version)
         self.objects[name] = obj
@@ -108,7 +110,7 @@ class Server:
             self.states.append(dict(self.objects))
 
     def delete(self, name: str) -> None:
-        self.version += 1
+        self._advance()
         obj = self.objects.pop(name)
         if obj.inside:
             self._record("DELETED", name, replace(obj, version=self.version, readable=True))
@@ -127,6 +129,7 @@ class Server:
         self.version, objects = self.backups[-1]
         self.objects = dict(objects)
         self.history.clear()
+        self.past.clear()
         self.compacted = self.version
         self.is_behind = self.is_behind or self.version < self.sent_version
         self.states.append(dict(self.objects))
@@ -154,9 +157,7 @@ class Server:
     def watch(self, version: str) -> Watch | None:
         """Return a watch, or None if the version is too old; without a version it begins with a list."""
         if not version:
-            inside = [(name, obj) for name, obj in sorted(self.objects.items()) if obj.inside]
-            initial = [line("ADDED", obj.encoded(name)) for name, obj in inside]
-            return Watch(self.version, [*initial, bookmark(self.version, ends_list=True)])
+            return Watch(self.version, initial_lines(self.version, self.objects))
         if int(version) < self.compacted:
             return None
         return Watch(int(version)) if int(version) <= self.version else Watch(None)
@@ -204,9 +205,19 @@ class Server:
     def first_seen(self, name: str, uid: str) -> int:
         return next(index for index, states in enumerate(self.states) if name in states and states[name].uid == uid)
 
+    def _advance(self) -> None:
+        self.past.append((self.version, dict(self.objects)))
+        self.version += 1
+
     def _record(self, kind: str, name: str, obj: ApiObject) -> None:
         self.history.append(RecordedChange(self.version, kind, name, obj))
         self.states.append(dict(self.objects))
+
+
+def initial_lines(version: int, objects: dict[str, ApiObject]) -> list[bytes]:
+    """Return a streaming list."""
+    inside = [(name, obj) for name, obj in sorted(objects.items()) if obj.inside]
+    return [*(line("ADDED", obj.encoded(name)) for name, obj in inside), bookmark(version, ends_list=True)]
 
 
 def line(kind: str, content: Any) -> bytes:

@@ -15,10 +15,12 @@ import msgspec
 from milo_discoveryd.model.resource import Resource
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
-from tests.simulation.properties.api_server import Server, Watch, bookmark, line
+from tests.simulation.properties.api_server import ApiObject, Server, Watch, bookmark, initial_lines, line
 from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie, Lost, RequestFault, status
 
 BOOKMARKS_S = 60.0
+LAG = 6
+"""The number of changes that a replica lags behind by, at most."""
 RESOURCE = Resource("", "v1", "projects", label_selector="in=yes")
 PATH = RESOURCE.path
 EXPIRED = line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
@@ -175,7 +177,7 @@ class Api:
         if path == "/livez":
             return Answer(200, {}, b"ok")
         if kind == "look":
-            return self._look(path.removeprefix(f"{PATH}/"))
+            return self._look(path.removeprefix(f"{PATH}/"), lie)
         return self._page(int(asked.get("limit", 0)), asked.get("continue", ""), lie)
 
     def stream(
@@ -245,13 +247,20 @@ class Api:
         if not self.fault_rate or self._random.random() >= self.fault_rate:
             return None
         drawn = self._random.choice(BY_KIND[kind])
-        is_lie = isinstance(drawn.comes, Lie) and drawn.comes.what in ("empty", "partial")
+        is_lie = isinstance(drawn.comes, Lie) and drawn.comes.what in ("empty", "partial", "lagging")
         return None if is_lie and not self._lies() else drawn
 
     # --- responses ---
 
-    def _look(self, name: str) -> Answer:
+    def _lagging(self) -> tuple[int, dict[str, ApiObject]]:
+        """Return the state of a replica that lags behind by some changes."""
+        past = self.server.past[-LAG:]
+        return self._random.choice(past) if past else (self.server.version, self.server.objects)
+
+    def _look(self, name: str, lie: Lie | None) -> Answer:
         body = self.server.read_object(name)
+        if lie is not None and (old := self._lagging()[1].get(name)) is not None:
+            body = msgspec.json.encode(old.encoded(name))
         if body is not None:
             return Answer(200, {}, body)
         status_body = {
@@ -271,6 +280,10 @@ class Api:
         self.was_listed()
         if lie is None:
             return Answer(200, {}, body)
+        if lie.what == "lagging":
+            version, objects = self._lagging()
+            items = [obj.encoded(name) for name, obj in sorted(objects.items()) if obj.inside]
+            return Answer(200, {}, msgspec.json.encode({"metadata": {"resourceVersion": str(version)}, "items": items}))
         self.needs_relist = True
         page = msgspec.json.decode(body)
         match lie.what:
@@ -312,6 +325,9 @@ class Api:
                 opened.say(None)
             case "mute":
                 opened.mute = True
+            case "lagging" if watch.initial:
+                watch.position, objects = self._lagging()
+                watch.initial = initial_lines(watch.position, objects)
             case "no end mark" if watch.initial:
                 watch.initial = watch.initial[:-1]
                 watch.position = None

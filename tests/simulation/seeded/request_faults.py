@@ -30,7 +30,7 @@ class Answered:
 class Lie:
     """A plausible but wrong response, made by the simulated API server."""
 
-    what: Literal["empty", "partial", "unversioned", "mute", "ends at once", "no end mark"]
+    what: Literal["empty", "partial", "unversioned", "mute", "ends at once", "no end mark", "lagging"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ REQUEST_FAULTS = (
     RequestFault("F31", "no streaming lists", Answered(status(422, "Invalid")), ("open",)),
     RequestFault("F31", "a list without an end", Lie("no end mark"), ("open",)),
     RequestFault("F32", "a watch that ends at once", Lie("ends at once"), ("open",)),
+    RequestFault("F68", "a list of a lagging replica", Lie("lagging"), ("list", "open")),
+    RequestFault("F72", "a read from a lagging replica", Lie("lagging"), ("look",)),
     RequestFault("F4", "a mute watch", Lie("mute"), ("open",)),
 )
 BY_KIND: dict[Kind, tuple[RequestFault, ...]] = {

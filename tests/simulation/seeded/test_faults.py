@@ -85,6 +85,42 @@ def test_f10_lagging_server_never_reverts_the_view() -> None:
     run_steps(steps)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_f68_list_of_lagging_replica_changes_nothing(streaming: bool) -> None:
+    """The watch showed the latest changes, its resume is refused with 410, and the list comes from another replica."""
+
+    async def steps(harness: Harness) -> None:
+        harness.change("a", ready=False)
+        harness.world.delete("b")
+        harness.change("a")
+        harness.change("d")
+        await harness.settled()
+        before = harness.received
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F68")
+        harness.server.version += 1
+        harness.server.compact()
+        harness.api.cut()
+        await harness.until(lambda: harness.api.injected["F68 a list of a lagging replica"] >= 3)
+        harness.api.only = None
+        await harness.settled(60.0)
+        assert harness.received == before
+
+    run_steps(steps, replace(TRAITS, streaming=streaming))
+
+
+def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up() -> None:
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        harness.world.delete("a")
+        harness.api.ring()
+        await asyncio.sleep(1.0)
+        assert harness.received == []
+        harness.api.only = None
+        assert await harness.until(lambda: harness.received == ["DISENGAGED a"]) <= 30.0
+
+    run_steps(steps)
+
+
 def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
     async def steps(harness: Harness) -> None:
         harness.api.requests.clear()

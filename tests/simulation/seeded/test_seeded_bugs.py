@@ -60,6 +60,7 @@ def _without_highest_version(reflector: "Reflector[Any]", *args: Any, **named: A
 BUGS: list[tuple[str, type, str, Any]] = [
     ("any-answer-is-not-found", Confirmations, "_confirmed", _not_there),
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
+    ("a-lagging-list-is-applied", RemovalGuard, "ignores", _no),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
     ("a-grace-ends-while-the-source-is-lost", DirectFleet, "_pause_graces", _nothing),
     ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
