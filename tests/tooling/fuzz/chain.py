@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,17 +18,21 @@ from milo_discovery import BackoffPolicy, _convert
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 from milo_discovery.events import Event as ClientEvent
+from milo_discoveryd.config.declarative import Declaration
+from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.modes.mode import Setting, WatchedMode
+from milo_discoveryd.modes.declarative import DeclarativeMode
+from milo_discoveryd.modes.mode import ReducedMode, Setting, WatchedMode
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.modes.service_consumer import ServiceConsumerMode, ServiceConsumerSettings
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
@@ -37,17 +42,36 @@ from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, StoredObject, decode, encode
-from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.transport import Answer
-from milo_discoveryd.wiring.mode import place_of
-from milo_discoveryd.wiring.source import Discovery, FollowedCollection
+from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
+from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.wire import Decoder
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.support.logs import capture_logs
 
-_SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
-MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
+Mode = WatchedMode | ReducedMode
+SERVICE = "dns.example.com"
+_DECLARATION: Any = Nested(Declaration)(
+    {
+        "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": False},
+        "name": "{metadata.name}",
+        "ready": {"condition": "Ready"},
+        "endpoint": {"template": "https://{spec.host}:{spec.port}"},
+        "organization": "{spec.ownerRef.name}",
+    }
+)
+_SETTING = Setting(
+    project_endpoint="https://milo.test",
+    annotation_prefixes=("example.com/",),
+    definition=_DECLARATION.definition(),
+    settings=ServiceConsumerSettings((SERVICE,), drain=0.0),
+)
+MODES: tuple[Mode, ...] = (
+    ProjectMode(_SETTING),
+    ProjectControlPlaneMode(_SETTING),
+    DeclarativeMode(_SETTING),
+    ServiceConsumerMode(_SETTING),
+)
 ORIGIN = StateOrigin("https://milo.test", "project")
 EPOCH = "0" * 16
 CALLER = Caller(listener="here")
@@ -163,8 +187,17 @@ class _Store:
         while True:
             await changed()
             stored = StoredFleet(ORIGIN, 1.0, tuple(fleet()), highest_version(), tuple(objects()))
-            assert decode(encode(stored), ORIGIN) == stored
+            found = decode(encode(stored), ORIGIN)
+            # Of a declared cluster, the file has the fields that all modes share.
+            assert decode(encode(found), ORIGIN) == found
+            assert [_identity(each) for each in found.clusters] == [_identity(each) for each in stored.clusters]
+            assert found.objects == stored.objects
             await asyncio.sleep(0.1)
+
+
+def _identity(stored: StoredCluster) -> tuple[str, ...]:
+    target = stored.target
+    return stored.uid, target.uid, target.name, target.endpoint
 
 
 class Outcome(msgspec.Struct):
@@ -174,7 +207,7 @@ class Outcome(msgspec.Struct):
     """Names that are engaged in the end."""
 
 
-def run(script: Script, mode: WatchedMode, *, streaming: bool = True) -> Outcome:
+def run(script: Script, mode: Mode, *, streaming: bool = True) -> Outcome:
     """Run a daemon with that API server for two minutes.
 
     Raises any error that would end the daemon or a client.
@@ -184,15 +217,25 @@ def run(script: Script, mode: WatchedMode, *, streaming: bool = True) -> Outcome
         return runner.run(_run(script, mode, streaming=streaming))
 
 
-async def _run(script: Script, mode: WatchedMode, *, streaming: bool) -> Outcome:
-    observer: Any = _Silent()
-    fleet = DirectFleet(
-        ChangeLog(encoder(EPOCH), Retention()),
-        PendingDeletions(lambda: 0.5),
+def _fleet(mode: Mode, observer: Any) -> DirectFleet | ReducedFleet:
+    log, not_ready = ChangeLog(encoder(EPOCH), Retention()), NotReadyClusters(0.0, LIMITS)
+    if isinstance(mode, WatchedMode):
+        pending_deletions, guard = PendingDeletions(lambda: 0.5), RemovalGuard(LIMITS)
+        return DirectFleet(log, pending_deletions, observer, not_ready=not_ready, guard=guard)
+    return ReducedFleet(
+        log,
+        reduce_of(mode, ""),
         observer,
-        not_ready=NotReadyClusters(0.0, LIMITS),
-        guard=RemovalGuard(LIMITS),
+        keys=keys_of(mode),
+        pending_deletions=lambda: PendingDeletions(lambda: 0.5),
+        guard=lambda: RemovalGuard(LIMITS),
+        not_ready=not_ready,
     )
+
+
+async def _run(script: Script, mode: Mode, *, streaming: bool) -> Outcome:
+    observer: Any = _Silent()
+    fleet = _fleet(mode, observer)
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
     issuer = Issuer(
         [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
@@ -207,14 +250,10 @@ async def _run(script: Script, mode: WatchedMode, *, streaming: bool) -> Outcome
         connect_timeout_s=10.0,
         request_timeout_s=30.0,
     )
-    path = mode.resource.path
-    following = asyncio.create_task(
-        discovery.run(
-            ScriptedServer(script, path),
-            [FollowedCollection(WatchedCollection(mode.resource), Decoder(mode.object_type, mode.observe, Malformed))],
-            place_of(mode),
-        )
-    )
+    settings: Any = SimpleNamespace(label_selector="")
+    collections = collections_of(settings, mode)
+    server = ScriptedServer(script, collections[0].watched.path)
+    following = asyncio.create_task(discovery.run(server, collections, place_of(mode)))
     client = _Client()
     watching = asyncio.create_task(service.watch_clusters(client.subscription.next_request(), CALLER, client.receive))
     await asyncio.wait((following, watching), timeout=LIVES_S, return_when=asyncio.FIRST_COMPLETED)
@@ -240,7 +279,7 @@ class _Client:
         return [item for item in self.subscription.pending if isinstance(item, ClientEvent)]
 
 
-async def _ask_about_everything(service: Service, fleet: DirectFleet) -> None:
+async def _ask_about_everything(service: Service, fleet: DirectFleet | ReducedFleet) -> None:
     _convert.server_info(await service.get_server_info(pb.GetServerInfoRequest(), CALLER))
     with suppress(CallError):  # before the first list is complete
         _convert.listing([await service.list_clusters(pb.ListClustersRequest(), CALLER)])
