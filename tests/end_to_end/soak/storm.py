@@ -94,10 +94,7 @@ class Storm:
                 if not await self._converge():
                     self._failures.append(f"not converged {PATIENCE_S:g} s after the storm: {self._differences()}")
                 recovery_s = time.monotonic() - abated
-            if (status := await self._daemon.process.terminate()) != 0:
-                self._failures.append(
-                    f"on SIGTERM the daemon ended with status {status}: {self._daemon.process.tail()}"
-                )
+            await self._terminated()
         self._judge()
         return StormReport(
             seed=self._seed,
@@ -163,8 +160,9 @@ class Storm:
             self._counts[name] += 1
             try:
                 await fault()
-            except DaemonEndedError as error:
-                self._failures.append(f"{name}: {error}")
+            except (DaemonEndedError, OSError, RuntimeError, TimeoutError) as error:
+                # This target has no further fault. The storm goes on, and its validators tell more.
+                self._failures.append(f"{name}: {error!r}; {self._daemon.process.tail()}")
                 return
 
     async def _some_time(self) -> None:
@@ -176,9 +174,15 @@ class Storm:
         await self._daemon.process.start()
 
     async def _terminate_daemon(self) -> None:
-        if (status := await self._daemon.process.terminate()) != 0:
-            self._failures.append(f"on SIGTERM the daemon ended with status {status}: {self._daemon.process.tail()}")
+        await self._terminated()
         await self._daemon.process.start()
+
+    async def _terminated(self) -> None:
+        process = self._daemon.process
+        if not process.is_running:
+            self._failures.append(f"the daemon has ended: {process.tail()}")
+        elif (status := await process.terminate()) != 0:
+            self._failures.append(f"on SIGTERM the daemon ended with status {status}: {process.tail()}")
 
     async def _stop_daemon(self) -> None:
         self._daemon.process.signal(signal.SIGSTOP)
