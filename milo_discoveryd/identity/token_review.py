@@ -46,6 +46,10 @@ class TokenReviewUnavailableError(Exception):
         """The cause, for the operator of the daemon."""
 
 
+class TokenReviewLimitError(TokenReviewUnavailableError):
+    """More reviews were asked for than the caller's share of them."""
+
+
 class _ReviewedUser(msgspec.Struct, frozen=True):
     username: str = ""
     groups: tuple[str, ...] = ()
@@ -135,7 +139,7 @@ class TokenReviewer:
                     was_accepted = self._cache.was_accepted(digest)
                     wait_s = self._budget.take(origin, self._clock(), was_accepted=was_accepted)
                     if wait_s:
-                        raise TokenReviewUnavailableError("token review rate limit reached", retry_after_s=wait_s)
+                        raise TokenReviewLimitError("token review rate limit reached", retry_after_s=wait_s)
                     result = await self._review(token, expires_at)
                     left_s = float("inf") if expires_at is None else expires_at - self._wall()
                     self._cache.put(digest, result, self._clock(), left_s)

@@ -14,7 +14,7 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.handlers import NAME, handlers
 from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, InFlightCalls
-from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, CallMetrics
+from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, CallMetrics, Refusals
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections.acceptor import Acceptor
@@ -128,9 +128,10 @@ class Server:
 
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
         access, in_flight = self._service.access, InFlightCalls()
+        refusals = Refusals(authenticator, self._audit)
         interceptors: list[grpc.aio.ServerInterceptor] = [
-            CallInterceptor(self._metrics),
-            AccessInterceptor(NAME, access, authenticator, in_flight),
+            CallInterceptor(self._metrics, refusals),
+            AccessInterceptor(NAME, access, authenticator, in_flight, refusals),
         ]
         if self._traces is not None:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # noqa: PLC0415 - needs an extra

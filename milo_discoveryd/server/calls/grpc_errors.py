@@ -85,6 +85,14 @@ class ExhaustedError(CallError):
         return [*super().details(), _packed(error_details_pb2.QuotaFailure(violations=[self._violation]))]
 
 
+class TooManyCallsError(ExhaustedError):
+    """A caller has too many calls in flight."""
+
+
+class TooManyReviewsError(UnavailableError):
+    """A caller sends more unknown tokens than are reviewed for it."""
+
+
 class StalledError(CallError):
     code = code_pb2.ABORTED
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
+from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
 """Calls that are neither answered nor admitted as a stream, of one owner of authenticated connections."""
@@ -18,10 +18,10 @@ class InFlightCalls:
         self._calls: Counter[str] = Counter()
 
     def slot(self, owner: str) -> "CallSlot":
-        """Count one more call. Raises ExhaustedError."""
+        """Count one more call. Raises TooManyCallsError."""
         if self._calls[owner] >= (MAX_PER_OWNER if owner else MAX_PER_LISTENER):
             message = "too many calls in flight; wait for their answers before making more"
-            raise ExhaustedError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
+            raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
         self._calls[owner] += 1
         return CallSlot(self._calls, owner)
 

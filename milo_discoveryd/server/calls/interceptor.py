@@ -13,9 +13,18 @@ from grpc_status import rpc_status
 
 from milo_discoveryd.log import log
 from milo_discoveryd.server.calls.access import AccessControl
-from milo_discoveryd.server.calls.grpc_errors import CallError, error_status, internal_error
+from milo_discoveryd.server.calls.grpc_errors import (
+    CallError,
+    PermissionDeniedError,
+    TooManyCallsError,
+    TooManyReviewsError,
+    UnauthenticatedError,
+    error_status,
+    internal_error,
+)
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator
+from milo_discoveryd.server.paced_audit import PacedAudit
 
 ABORT_S = 5.0
 
@@ -37,14 +46,36 @@ class CallMetrics(Protocol):
     def call_handled(self, rpc: Rpc, code: str, seconds: float) -> None: ...
 
 
+_PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError)
+"""Errors of callers that repeat calls which cannot succeed."""
+
+
+class Refusals:
+    """Answers calls that failed. Those that were refused may cost their caller its connection."""
+
+    def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
+        self._authenticator = authenticator
+        self._audit = audit
+
+    async def answer(self, method: str, context: Any, error: CallError) -> None:
+        try:
+            await abort(context, error_status(error))
+        finally:
+            if isinstance(error, TooManyCallsError):
+                self._audit.refused(self._authenticator.connected(context), "", error.reason, call=method)
+            if isinstance(error, _PACED):
+                self._authenticator.refused(context)
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Counts and times calls, and maps their errors.
 
     Only tracing may be outside of it: gRPC sends the text of an unhandled exception, secrets included, to the caller.
     """
 
-    def __init__(self, metrics: CallMetrics) -> None:
+    def __init__(self, metrics: CallMetrics, refusals: Refusals) -> None:
         self._metrics = metrics
+        self._refusals = refusals
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -65,7 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 answer = await call(request, context)
             except CallError as error:
                 code = code_pb2.Code.Name(error.code)
-                await abort(context, error_status(error))
+                await self._refusals.answer(rpc.method, context, error)
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
@@ -92,13 +123,19 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Puts health checks and reflection behind the same rules and limits as the service's own calls."""
 
     def __init__(
-        self, service: str, access: AccessControl, authenticator: Authenticator, in_flight: InFlightCalls
+        self,
+        service: str,
+        access: AccessControl,
+        authenticator: Authenticator,
+        in_flight: InFlightCalls,
+        refusals: Refusals,
     ) -> None:
         """`service`: the one that checks access itself."""
         self._prefix = f"/{service}/"
         self._access = access
         self._authenticator = authenticator
         self._in_flight = in_flight
+        self._refusals = refusals
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -129,7 +166,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                     async for answer in call(requests, context):
                         yield answer
             except CallError as error:
-                await abort(context, error_status(error))
+                await self._refusals.answer(method, context, error)
 
         return guarded
 

@@ -28,3 +28,9 @@ class Authenticator(Protocol):
 
     def origin(self, context: RpcContext) -> TokenOrigin:
         """Return the connection of a call and its owner, without authenticating the call."""
+
+    def connected(self, context: RpcContext) -> Caller:
+        """Return what the connection of a call proves of its caller."""
+
+    def refused(self, context: RpcContext) -> None:
+        """Count a refused call. End its connection if there are too many of the connection's owner."""

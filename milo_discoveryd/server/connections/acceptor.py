@@ -24,12 +24,16 @@ from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
 from milo_discoveryd.server.connections.peer_address import network, peer_address
 from milo_discoveryd.server.connections.proxy import ProxySide, proxy
+from milo_discoveryd.server.connections.refused_calls import EXCESS, PausedError, RefusedCallLimiter
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
 """gRPC closes a connection this young only if it doesn't speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
+ENDED_KEPT_S = 1.0
+"""Calls that gRPC received before their connection ended are still dispatched, and belong to its caller."""
+_EXCESS = "TOO_MANY_REFUSED_CALLS"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -39,6 +43,8 @@ class _Peer(msgspec.Struct, frozen=True):
     caller: Caller
     owners: tuple[str, ...]
     """Whose shares of the connections it counts against."""
+    connection: "asyncio.Task[None]"
+    """The task that serves it."""
     client_ca: bytes = b""
     """The CA file that verified its certificate."""
 
@@ -58,6 +64,7 @@ class Acceptor:
         """By the address that gRPC sees."""
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
         self._rate_limiter = ConnectRateLimiter()
+        self._refused_calls = RefusedCallLimiter()
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._audit = audit
         self._running: asyncio.Task[None] | None = None
@@ -106,6 +113,15 @@ class Acceptor:
     def origin(self, context: RpcContext) -> TokenOrigin:
         peer = self._peers.get(context.peer())
         return TokenOrigin(context.peer(), "" if peer is None else peer.owners[0])
+
+    def connected(self, context: RpcContext) -> Caller:
+        peer = self._peers.get(context.peer())
+        return Caller(listener=self._listener.name, peer=context.peer()) if peer is None else peer.caller
+
+    def refused(self, context: RpcContext) -> None:
+        peer = self._peers.get(context.peer())
+        if peer is not None and self._refused_calls.charge(peer.owners, time.monotonic()):
+            peer.connection.cancel(EXCESS)
 
     def _unauthenticated(self, caller: Caller, reason: str, problem: str) -> UnauthenticatedError:
         self._audit.refused(caller, "", reason, problem=problem)
@@ -158,9 +174,10 @@ class Acceptor:
         assert task is not None
         try:
             if self._tls is None:
-                peer = await self._by_peer_credentials(connected, side)
+                peer = await self._by_peer_credentials(connected, side, task)
             else:
-                peer = await self._by_certificate(connected, address, side)
+                peer = await self._by_certificate(connected, address, side, task)
+            self._refused_calls.admit(peer.owners, time.monotonic())
             self._slots.authenticate(task, peer.owners)
             self._tasks[task] = peer
             await self._proxy(side, peer)
@@ -169,8 +186,14 @@ class Acceptor:
             if peer is None or not isinstance(error, OSError):
                 self._rate_limiter.failed(network(address), time.monotonic())
             self._refused(address, str(error) or type(error).__name__)
+        except PausedError as error:
+            assert peer is not None
+            self._rate_limiter.failed(network(address), time.monotonic())
+            self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
-            if peer is None and error.args:
+            if peer is not None and error.args:
+                self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
+            elif error.args:
                 self._rate_limiter.failed(network(address), time.monotonic())
                 self._refused(address, str(error))
             raise
@@ -184,15 +207,19 @@ class Acceptor:
         caller = Caller(listener=self._listener.name, peer=address)
         self._audit.refused(caller, "", "CONNECTION_REFUSED", problem=problem)
 
-    async def _by_peer_credentials(self, connected: socket.socket, side: ProxySide) -> _Peer:
+    async def _by_peer_credentials(
+        self, connected: socket.socket, side: ProxySide, task: "asyncio.Task[None]"
+    ) -> _Peer:
         found = peer_credentials(connected)
         await side.take(connected)
         caller = Caller(listener=self._listener.name, peer="unix:")
         if self._listener.peer_credentials:
             caller = msgspec.structs.replace(caller, uid=found.uid, gid=found.gid, gids=found.gids, pid=found.pid)
-        return _Peer(caller, (f"uid {found.uid}",))
+        return _Peer(caller, (f"uid {found.uid}",), task)
 
-    async def _by_certificate(self, connected: socket.socket, address: str, side: ProxySide) -> _Peer:
+    async def _by_certificate(
+        self, connected: socket.socket, address: str, side: ProxySide, task: "asyncio.Task[None]"
+    ) -> _Peer:
         from milo_discoveryd.identity.certificate_names import certificate_names  # noqa: PLC0415 - 8 MB of cryptography
 
         assert self._tls is not None
@@ -204,7 +231,7 @@ class Acceptor:
         caller = Caller(
             listener=self._listener.name, peer=address, over_tcp=True, sans=names.sans, expires_at=expires_at
         )
-        return _Peer(caller, names.sans or (network(address),), client_ca)
+        return _Peer(caller, names.sans or (network(address),), task, client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:
         inner = ProxySide()
@@ -221,4 +248,4 @@ class Acceptor:
                     if closed_by_grpc and time.monotonic() - began < HTTP2_FAILURE_S:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client does not speak HTTP/2")
         finally:
-            del self._peers[name]
+            asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._peers.pop, name)

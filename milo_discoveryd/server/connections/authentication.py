@@ -6,9 +6,13 @@ import msgspec
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import TokenOrigin
-from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewUnavailableError
+from milo_discoveryd.identity.token_review import (
+    TokenRejectedError,
+    TokenReviewLimitError,
+    TokenReviewUnavailableError,
+)
 from milo_discoveryd.identity.token_review_cache import ACCEPTED_S, TokenUser
-from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError, UnavailableError
+from milo_discoveryd.server.calls.grpc_errors import TooManyReviewsError, UnauthenticatedError, UnavailableError
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.paced_audit import PacedAudit
 
@@ -25,11 +29,17 @@ class ListenerAuthentication:
         self._listener = listener
 
     async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
-        peer = context.peer()
-        return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
+        return self.connected(context)
 
     def origin(self, context: RpcContext) -> TokenOrigin:
         return TokenOrigin(context.peer())
+
+    def connected(self, context: RpcContext) -> Caller:
+        peer = context.peer()
+        return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
+
+    def refused(self, context: RpcContext) -> None:
+        """Do nothing: gRPC for Python cannot end one connection."""
 
 
 class BearerAuthentication:
@@ -51,6 +61,9 @@ class BearerAuthentication:
         except TokenRejectedError as error:
             self._audit.refused(caller, "", "TOKEN_REJECTED", problem=str(error))
             raise UnauthenticatedError("TOKEN_REJECTED", f"bearer token rejected: {error}") from None
+        except TokenReviewLimitError as error:
+            self._audit.refused(caller, "", "TOKEN_NOT_REVIEWED", problem=str(error))
+            raise TooManyReviewsError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None
         except TokenReviewUnavailableError as error:
             raise UnavailableError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None
         ends = [each for each in (caller.expires_at, user.expires_at) if each is not None]
@@ -58,6 +71,12 @@ class BearerAuthentication:
 
     def origin(self, context: RpcContext) -> TokenOrigin:
         return self._connection.origin(context)
+
+    def connected(self, context: RpcContext) -> Caller:
+        return self._connection.connected(context)
+
+    def refused(self, context: RpcContext) -> None:
+        self._connection.refused(context)
 
 
 def _bearer(context: RpcContext) -> str | None:

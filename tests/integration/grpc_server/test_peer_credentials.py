@@ -19,17 +19,22 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
+from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.server.connections import refused_calls
 from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
+from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import NO_RULES, World, a_world, ready
 from tests.integration.grpc_server.raw import Raw
 from tests.support.eventually import eventually
 
+NOBODY = Rule(CallerSelector(uids=frozenset({4242})), Grant(rule="nobody", scope=ALL_CLUSTERS))
 AS_ANOTHER = """
 import json, os, sys
 import grpc
@@ -228,7 +233,7 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
             writer.close()
         await eventually(lambda: len(descriptors()) <= before)
         assert len(asyncio.all_tasks()) <= tasks
-        assert not acceptor(world)._peers
+        await eventually(lambda: not acceptor(world)._peers)
 
 
 async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
@@ -242,6 +247,43 @@ async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) ->
         await eventually(lambda: not len(acceptor(world)))
         with connected(tmp_path):
             await eventually(lambda: len(acceptor(world)._peers) == 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=0.001, burst=20.0))
+    rule = Rule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
+
+    async def codes(world: World, count: int) -> list[grpc.StatusCode]:
+        async with world.client() as stub:
+            calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(count)]
+            return [await call.code() for call in calls]
+
+    async with guarded(folder, rights=Rights((rule,))) as world:
+        found = await codes(world, 60)
+        assert found.count(grpc.StatusCode.UNAVAILABLE) + found.count(grpc.StatusCode.PERMISSION_DENIED) == 60
+        await eventually(lambda: len(acceptor(world)) == 0)
+        assert await codes(world, 1) == [grpc.StatusCode.UNAVAILABLE]
+        assert [text for _, text in [await as_another(world.address, 1001)]] == ["OK"]
+        monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=1e6, burst=20.0))
+        assert await codes(world, 1) == [grpc.StatusCode.PERMISSION_DENIED]
+    reasons = {(line["reason"], line["caller"]["uid"]) for line in world.audited}
+    assert reasons == {("NO_RULE", 0), ("TOO_MANY_REFUSED_CALLS", 0)}
+    problems = [line["problem"] for line in world.audited if "problem" in line]
+    assert problems[0] == refused_calls.EXCESS
+    assert "connect again in" in problems[-1]
+
+
+async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
+    monkeypatch.setattr(quota, "MISS_BURST", 0)
+    async with guarded(folder, rights=Rights((NOBODY,))) as world, world.client() as stub:
+        calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
+        assert [await call.code() for call in calls].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 4
+        lines = [line for line in world.audited if line["reason"] == "TOO_MANY_CALLS"]
+        assert [(line["call"], line["caller"]["uid"]) for line in lines] == [("ListClusters", os.getuid())] * 4
 
 
 async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Listeners with bearer tokens, which the sandbox reviews."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -178,3 +179,7 @@ async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path:
         assert set(reasons) == {"TOKEN_REJECTED", "TOKEN_NOT_REVIEWED"}
         assert reasons.count("TOKEN_REJECTED") <= PER_CONNECTION.burst / 2
         await listed(world, f"Bearer {token}")
+    audited: Counter[str] = Counter()
+    for line in world.audited:
+        audited[line["reason"]] += ("problem" in line) + line.get("suppressed", 0)
+    assert audited == Counter(reasons)

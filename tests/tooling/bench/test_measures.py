@@ -70,7 +70,7 @@ KEYS = {
     },
     "floods": {
         f"floods.{kind}.{figure}"
-        for kind in ("health_watches", "calls")
+        for kind in ("health_watches", "calls", "identified_calls")
         for figure in (
             *("memory_before_mib", "memory_growth_mib", "denied_per_s", "turned_away_per_s"),
             *("audit_mib_per_day", "other_caller_p99_ms", "daemon_cpu_percent"),
