@@ -266,6 +266,16 @@ class TestGetAndExplain:
         assert first.startswith("  operator-0/1   uid 7   connected since 20")
         assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
 
+    async def test_explain_of_a_cluster_of_another_member_names_the_member(self, command, daemon):
+        elsewhere = pb.Engagement(
+            reason=pb.Engagement.REASON_UNASSIGNED, message="member b of the shard group owns it (view 3)"
+        )
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=elsewhere)]
+        assert (await command("explain", "alpha")).out.splitlines()[:2] == [
+            "alpha is not engaged: UNASSIGNED, since an unknown time.",
+            "  member b of the shard group owns it (view 3)",
+        ]
+
     async def test_explain_of_a_cluster_never_engaged(self, command, daemon):
         malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]

@@ -65,6 +65,7 @@ class EngagementReason(_OpenEnum):
     UNREACHABLE = 7
     DRAINING = 8
     REMOVED = 9
+    UNASSIGNED = 10
 
 
 class EventType(_OpenEnum):

@@ -1,0 +1,32 @@
+"""The client's data types have what the proto file has."""
+
+from __future__ import annotations
+
+import pytest
+
+from milo_discovery import model
+from milo_discovery._gen import discovery_pb2 as pb
+
+ENUMS = {
+    model.DisengageReason: pb.DisengageReason,
+    model.ConnectivityState: pb.Connectivity.State,
+    model.SourceState: pb.SourceStatus.State,
+    model.EngagementReason: pb.Engagement.Reason,
+    model.EventType: pb.ClusterEvent.Type,
+    model.KubeconfigFormat: pb.KubeconfigFormat,
+}
+
+
+def test_every_enum_of_the_model_is_compared():
+    assert ENUMS.keys() == set(model._OpenEnum.__subclasses__())
+
+
+@pytest.mark.parametrize("enum", ENUMS, ids=lambda enum: enum.__name__)
+def test_enum_has_the_values_of_the_proto_file(enum):
+    names = {value: name for name, value in ENUMS[enum].items()}
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    assert {each.value: f"{prefix}{each.name}" for each in enum} == names
+
+
+def test_number_of_a_newer_daemon_is_unspecified():
+    assert model.EngagementReason(99) is model.EngagementReason.UNSPECIFIED
