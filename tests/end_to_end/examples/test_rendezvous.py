@@ -1,0 +1,21 @@
+"""The published test vectors of rendezvous hashing, computed in another language from the definition in the docs."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.examples.building import ROOT, tool
+
+VECTORS = ROOT / "tests" / "unit" / "sharding" / "rendezvous_vectors.json"
+
+
+def test_published_vectors_are_those_that_node_computes() -> None:
+    program = Path(__file__).with_name("rendezvous.mjs")
+    done = subprocess.run([tool("node"), program, VECTORS], capture_output=True, check=True, timeout=60)
+    found, published = json.loads(done.stdout), json.loads(VECTORS.read_text())
+    assert [each["uniform"] for each in found["scores"]] == [each["uniform"] for each in published["scores"]]
+    assert [each["score"] for each in found["scores"]] == pytest.approx([each["score"] for each in published["scores"]])
+    assert found["owners"] == [each["owner"] for each in published["owners"]]
+    assert len(set(found["owners"])) == len(published["members"])
