@@ -1,0 +1,93 @@
+"""The component `sharding`: replicas of an operator that share the clusters, in a Deployment or a StatefulSet."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from milo_discoveryd.config import load
+from milo_discoveryd.sharding.lease_client import REQUIRED_RULE
+from milo_discoveryd.wiring.member_name import member_name
+from milo_discoveryd.wiring.sharding import is_stable
+from tests.tooling.deploy.manifests import DEPLOY, Manifest, built, of_kind
+from tests.tooling.deploy.test_manifests import NEWEST, OLDEST, strictly_valid
+
+KINDS = ("Deployment", "StatefulSet")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def folder(kind: str, tmp_path: Path) -> Path:
+    """A kustomization of an operator of that kind, with a daemon beside it and the component."""
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+    operator["kind"] = kind
+    operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
+    (folder / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
+    components = [os.path.relpath(DEPLOY / "components" / name, folder.resolve()) for name in ("sidecar", "sharding")]
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump({"namespace": "operators", "resources": ["operator.yaml"], "components": components})
+    )
+    return folder
+
+
+def workload(folder: Path, kind: str) -> Manifest:
+    [found] = of_kind(folder, kind)
+    return found
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_rendered_component_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
+    assert strictly_valid(built(folder), version, tmp_path / "built.yaml") == 5
+
+
+def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(folder: Path, kind: str) -> None:
+    spec = workload(folder, kind)["spec"]
+    assert spec["replicas"] == 3
+    [daemon] = [each for each in spec["template"]["spec"]["initContainers"] if each["name"] == "milo-discoveryd"]
+    fields = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in daemon["env"] if "valueFrom" in each}
+    assert fields == {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_UID": "metadata.uid",
+    }
+    given = {each["name"]: each["value"] for each in daemon["env"] if "_SHARDING__" in each["name"]}
+    settings = load({}, given, None)
+    assert settings.sharding.group == "operator"
+    pod_name = {"Deployment": "example-operator-7d9c5b8f6d-x2x7q", "StatefulSet": "example-operator-0"}[kind]
+    assert member_name(settings, {"POD_NAME": pod_name}) == pod_name
+    assert is_stable(pod_name) is (kind == "StatefulSet")
+
+
+def test_rollout_replaces_one_replica_at_a_time(folder: Path, kind: str) -> None:
+    spec = workload(folder, kind)["spec"]
+    if kind == "Deployment":
+        assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    else:
+        assert "strategy" not in spec, "a StatefulSet has none, and replaces one pod at a time by default"
+
+
+def test_disruption_budget_selects_the_replicas(folder: Path, kind: str) -> None:
+    [budget] = of_kind(folder, "PodDisruptionBudget")
+    labels = workload(folder, kind)["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert "minAvailable" not in budget["spec"]
+
+
+def test_role_allows_what_the_daemon_requires_on_leases_of_its_namespace(folder: Path) -> None:
+    [role] = of_kind(folder, "Role")
+    [binding] = of_kind(folder, "RoleBinding")
+    [rule] = role["rules"]
+    verbs = " and ".join([", ".join(rule["verbs"][:-1]), rule["verbs"][-1]])
+    assert f"{verbs} on {rule['resources'][0]}.{rule['apiGroups'][0]} in this namespace" == REQUIRED_RULE
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "operators"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert not of_kind(folder, "ClusterRole")
