@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from math import inf
 
@@ -63,7 +64,15 @@ class TestDeadline:
         assert ownership.next_renewal_s(701.0) == 1.0
         assert ownership.timeout_s(701.0) == 3.0
 
-    def test_clock_advances(self):
+    def test_clock_advances_while_the_machine_is_suspended(self, monkeypatch):
+        if not hasattr(time, "CLOCK_BOOTTIME"):
+            pytest.skip("this system has no clock of that kind")
+        shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
+        monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)
+        assert boottime() == 7200.0
+
+    def test_clock_advances_where_there_is_no_such_clock(self, monkeypatch):
+        monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
         assert boottime() <= boottime()
 
 

@@ -72,21 +72,27 @@ async def test_list_asks_for_the_leases_of_the_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "asked"),
+    ("request_", "asked", "over"),
     [
-        (WriteLease(NEW), ("POST", PATH)),
-        (WriteLease(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a")),
-        (Evict(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a")),
-        (WriteView(View(number=1, id="1", members={}), ""), ("POST", PATH)),
-        (WriteView(View(number=2, id="2", members={}), "uid/3"), ("PUT", f"{PATH}/milo-discovery-dns-view")),
+        (WriteLease(NEW), ("POST", PATH), None),
+        (WriteLease(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a"), ("uid", "7")),
+        (Evict(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a"), ("uid", "7")),
+        (WriteView(View(number=1, id="1", members={}), ""), ("POST", PATH), None),
+        (
+            WriteView(View(number=2, id="2", members={}), "uid/3"),
+            ("PUT", f"{PATH}/milo-discovery-dns-view"),
+            ("uid", "3"),
+        ),
     ],
 )
-async def test_write_creates_or_replaces_a_lease_and_returns_its_version(
-    request_: Request, asked: tuple[str, str]
+async def test_write_creates_a_lease_or_replaces_one_version_and_returns_the_next(
+    request_: Request, asked: tuple[str, str], over: tuple[str, str] | None
 ) -> None:
     leases, api = client(Answer(201, stored("8")))
     assert await leases.write(request_) == "uid/8"
     assert api.asked == [asked]
+    metadata = json.loads(api.body)["metadata"]
+    assert (metadata.get("uid"), metadata.get("resourceVersion")) == (over or (None, None))
 
 
 async def test_deletion_is_of_one_version() -> None:

@@ -1,0 +1,71 @@
+"""The order of a Fleet's release: no handler runs when a cluster is released, also if its cleanup takes long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from milo_discovery import Cluster, EngagedCluster, Event, EventType, Fleet
+from milo_discovery.model import DisengageReason, Draining
+
+ALPHA = Cluster(name="alpha", uid="1", endpoint="https://alpha", incarnation="1")
+DRAINING = Draining(reason=DisengageReason.MOVED, deadline=datetime.now(UTC) + timedelta(hours=1))
+
+
+class Client:
+    """A client with one watch, whose events the test sends."""
+
+    api_clients = None
+    subscriber = "operator-0"
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.running: set[str] = set()
+        self.running_at_release: asyncio.Queue[set[str]] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def watch(self, **_options: object) -> AsyncIterator[Client]:
+        yield self
+
+    async def feed(self) -> AsyncGenerator[Event]:
+        while True:
+            yield await self.events.get()
+
+    async def release(self, cluster: Cluster) -> None:
+        self.running_at_release.put_nowait(set(self.running))
+
+    async def end_subscription(self, subscriber: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("on_drain", ["cancel", "wait"])
+async def test_cluster_is_released_when_no_handler_runs(on_drain: str) -> None:
+    client, working, cleaning, may_end = Client(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    fleet = Fleet(client, on_drain=on_drain)
+
+    @fleet.on_engage
+    async def work(cluster: EngagedCluster) -> None:
+        client.running.add(cluster.name)
+        working.set()
+        try:
+            await cluster.drained()
+        finally:
+            cleaning.set()
+            await may_end.wait()
+            client.running.discard(cluster.name)
+
+    async with fleet:
+        client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=ALPHA))
+        await working.wait()
+        client.events.put_nowait(Event(type=EventType.UPDATED, cluster=replace(ALPHA, draining=DRAINING)))
+        await cleaning.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert client.running_at_release.empty()
+        may_end.set()
+        assert await client.running_at_release.get() == set()
