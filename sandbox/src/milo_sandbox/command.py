@@ -39,9 +39,11 @@ kubectl get projects --watch
 async def serve(
     listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, token_life: float = 600.0
 ) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT, SIGTERM or SIGHUP."""
     host, port = _address(listen)
     async with AsyncExitStack() as stack:
+        # A signal must not end the process while the folder exists: it has a token.
+        stopping = stack.enter_context(stop_signals())
         kubeconfig = kubeconfig_out or (
             Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"
         )
@@ -68,7 +70,6 @@ async def serve(
         except OSError as error:
             why = error.strerror or error
             raise SandboxError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
-        stopping = stack.enter_context(stop_signals())
         _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None

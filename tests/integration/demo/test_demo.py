@@ -9,8 +9,11 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import pytest
+
 from milo_discovery import DiscoveryClient
 from milo_sandbox import Sandbox
+from tests.support.eventually import eventually
 
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
@@ -116,12 +119,30 @@ def test_demo_reports_a_full_disk_in_one_line() -> None:
     assert done.stderr == "milo-discoveryd demo: can't write to standard output: No space left on device\n"
 
 
-def test_demo_removes_its_folder_when_its_terminal_closes(tmp_path: Path) -> None:
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([*DEMO], stdout=subprocess.PIPE, env=environ) as demo:
-        assert demo.stdout is not None
-        demo.stdout.readline()
+@pytest.mark.parametrize("command", ["demo", "sandbox"])
+def test_folder_is_removed_when_the_terminal_closes(tmp_path: Path, command: str) -> None:
+    with started(command, tmp_path, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         assert list(tmp_path.iterdir()) != []
-        demo.send_signal(signal.SIGHUP)
-        demo.communicate(timeout=120)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=120)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["demo", "sandbox"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+async def test_folder_is_removed_by_a_signal_during_the_start(
+    tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    with started(command, tmp_path, subprocess.DEVNULL) as process:
+        await eventually(lambda: any(tmp_path.iterdir()), within_s=60)
+        process.send_signal(number)
+        assert await asyncio.to_thread(process.wait, 120) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def started(command: str, folder: Path, stdout: int) -> subprocess.Popen[bytes]:
+    """Start a command whose temporary files are in `folder`, and that SIGHUP ends even in a session under nohup."""
+    words = ("env", "--default-signal=HUP", sys.executable, "-m", "milo_discoveryd", command)
+    return subprocess.Popen(words, stdout=stdout, env={**os.environ, "TMPDIR": str(folder)})

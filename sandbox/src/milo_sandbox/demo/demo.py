@@ -37,25 +37,27 @@ EXPECTED = (DiscoveryError,)
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
     """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
-    with TemporaryDirectory(prefix="milo-demo-") as name:
+    # A signal must not end the process while the folder exists: it has a token.
+    with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
         folder = Path(name)
         # To a file, since log lines would disturb the screen.
         with (folder / "daemon.log").open("w") as log:
             logging.configure("info", "json", log)
             if existing is not None:
-                await _show(folder, seconds, existing)
+                await _show(folder, stopping, existing)
                 return
             async with Sandbox() as sandbox:
                 sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
                 kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
                 config = folder / "daemon.yaml"
                 config.write_text(DAEMON_CONFIG)
-                await _show(folder, seconds, kubeconfig, churn.run(sandbox.churn(), changes_per_s), config)
+                changes = churn.run(sandbox.churn(), changes_per_s)
+                await _show(folder, stopping, kubeconfig, changes, config)
 
 
 async def _show(
     folder: Path,
-    seconds: float | None,
+    stopping: asyncio.Event,
     kubeconfig: Path,
     changes: Coroutine[Any, Any, None] | None = None,
     config: Path | None = None,
@@ -66,7 +68,6 @@ async def _show(
         flags = {"discovery_kubeconfig": str(kubeconfig), "listen": (socket,), "http_listen": "127.0.0.1:0"}
         daemon = Daemon(load(flags, {}, config))
         client = await stack.enter_async_context(DiscoveryClient(socket))
-        stopping = stack.enter_context(_stop_after(seconds))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(daemon.serve(), name="daemon")]
             if changes is not None:
