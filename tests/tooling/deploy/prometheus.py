@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.debian import program
 from tests.tooling.deploy import monitoring
-from tests.tooling.deploy.debian import program
 from tests.tooling.deploy.web import get
 
 _OFTEN = "200ms"

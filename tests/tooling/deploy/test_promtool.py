@@ -1,21 +1,35 @@
 """The rules in promtool: each alert fires when it should, and no earlier."""
 
+import json
+import re
 import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.support.debian import program
 from tests.tooling.deploy import monitoring
-from tests.tooling.deploy.debian import program
 
 CASES = Path(__file__).parent / "rule_tests"
+
+Rule = tuple[str, str]
+RULES: Mapping[Rule, str] = {
+    (alert["alert"], alert["labels"]["severity"]): alert["expr"] for alert in monitoring.alerts()
+}
+INHIBITED = {name for (name, _), expression in RULES.items() if " unless " in expression}
 
 
 @pytest.fixture
 def promtool(tmp_path: Path) -> Path:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": monitoring.groups()}))
     return program("promtool", "prometheus")
+
+
+def cases_of_rules() -> list[dict[str, Any]]:
+    return [case for path in sorted(CASES.glob("*.yaml")) for case in yaml.safe_load(path.read_text())["tests"]]
 
 
 def run(*command: Path | str, cwd: Path) -> str:
@@ -34,17 +48,43 @@ def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path)
     run(promtool, "test", "rules", "case.yaml", cwd=tmp_path)
 
 
+def test_alert_without_inhibition_fires_while_the_source_is_lost(promtool: Path, tmp_path: Path) -> None:
+    """An alert about something that a lost source does not cause."""
+    names = {alert["alert"] for alert in monitoring.alerts()}
+    others = names - INHIBITED - {"MiloDiscoverydSourceLost"}
+    cases = []
+    for case in cases_of_rules():
+        tested = [each for each in case.get("alert_rule_test", ()) if each["alertname"] in others]
+        pods = sorted(
+            set(re.findall(r'namespace="(.+?)", pod="(.+?)"', json.dumps(case["input_series"]).replace("\\", "")))
+        )
+        if tested and not any(each["series"].startswith("milo_discoveryd_source_up") for each in case["input_series"]):
+            case |= {"alert_rule_test": tested, "input_series": [*case["input_series"], *lost_sources(pods)]}
+            cases.append(case)
+    fired = {each["alertname"] for case in cases for each in case["alert_rule_test"] if each.get("exp_alerts")}
+    assert fired == others
+    content = {"rule_files": ["rules.yaml"], "evaluation_interval": "30s", "tests": cases}
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump(content))
+    run(promtool, "test", "rules", "case.yaml", cwd=tmp_path)
+
+
+def lost_sources(pods: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    for namespace, pod in pods:
+        labels = f'namespace="{namespace}", pod="{pod}"'
+        for metric in ("source_up", "source_last_contact_timestamp_seconds"):
+            yield {"series": f"milo_discoveryd_{metric}{{{labels}}}", "values": "0x1000"}
+
+
 def test_alert_has_a_firing_a_quiet_and_an_inhibited_case() -> None:
-    fires: set[str] = set()
-    silent: set[str] = set()
-    inhibited: set[str] = set()
-    for path in CASES.glob("*.yaml"):
-        for case in yaml.safe_load(path.read_text())["tests"]:
-            for expected in case.get("alert_rule_test", ()):
-                (fires if expected.get("exp_alerts") else silent).add(expected["alertname"])
-                if case["name"].startswith("inhibited"):
-                    inhibited.add(expected["alertname"])
-    every = {alert["alert"] for alert in monitoring.alerts()}
-    assert fires == every
-    assert silent == every
-    assert inhibited == {alert["alert"] for alert in monitoring.alerts() if " unless " in alert["expr"]}
+    found: dict[str, set[Rule]] = {"fires": set(), "quiet": set(), "inhibited": set()}
+    for case in cases_of_rules():
+        kind = "inhibited" if case["name"].startswith("inhibited") else "quiet"
+        for tested in case.get("alert_rule_test", ()):
+            expected = {each["exp_labels"]["severity"] for each in tested.get("exp_alerts", ())}
+            found["fires"] |= {(tested["alertname"], severity) for severity in expected}
+            found[kind] |= {rule for rule in RULES if rule[0] == tested["alertname"]} - {
+                (tested["alertname"], severity) for severity in expected
+            }
+    assert found["fires"] == set(RULES)
+    assert found["quiet"] == set(RULES)
+    assert found["inhibited"] >= {rule for rule, expression in RULES.items() if " unless " in expression}
