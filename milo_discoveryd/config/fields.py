@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from functools import cache, partial
@@ -95,7 +96,7 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
     known = fields(group)
     parsed: dict[str, Any] = {}
     complaints = [
-        Complaint((name,), value, "is not a setting of it") for name, value in given.items() if name not in known
+        Complaint((name,), None, f"is not a setting{nearest(name, known)}") for name in given if name not in known
     ]
     for name, field in known.items():
         if (value := given.get(name)) is None:
@@ -109,6 +110,19 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
     if complaints:
         raise InvalidError(complaints)
     return group(**parsed)
+
+
+def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> str:
+    """Return a suggestion from `known` names, which are in the group `around`."""
+    import difflib  # noqa: PLC0415 - used only in errors
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    if not near:
+        # Other spellings of the same words: labelSelector, label-selector.
+        plain = {re.sub(r"[-_]", "", word).lower(): word for word in known}
+        same = plain.get(re.sub(r"[-_]", "", name).lower())
+        near = [same] if same else []
+    return f"; did you mean {'.'.join((*around, near[0]))}?" if near else f"; valid names are {', '.join(known)}"
 
 
 def _within(step: str | int, value: object, error: ValueError) -> Iterator[Complaint]:
@@ -152,7 +166,7 @@ class ByType:
             raise ValueError("needs a type")
         group = self.groups.get(str(value["type"]))
         if group is None:
-            raise ValueError(f"has a type that is not one of {', '.join(map(repr, self.groups))}")
+            raise InvalidError([Complaint(("type",), value["type"], f"must be one of {', '.join(self.groups)}")])
         return parse_group(group, value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from milo_discoveryd import yaml_document
-from milo_discoveryd.config.fields import Group, fields
+from milo_discoveryd.config.fields import Group, fields, nearest
 from milo_discoveryd.config.settings import Settings
 
 Key: TypeAlias = tuple[str, ...]
@@ -110,7 +110,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
             if environ[name]:  # manifests leave unset variables empty
                 given[key] = Given(environ[name], f"environment {name}")
         elif name.startswith(ENVIRONMENT_PREFIX) and not _is_elses(name):
-            problems.append(Problem(f"environment {name}", f"is not a setting{_nearest(name, known)}"))
+            problems.append(Problem(f"environment {name}", f"is not a setting{nearest(name, known)}"))
     return Layer(given, tuple(problems))
 
 
@@ -194,7 +194,7 @@ class _FileReader:
         if "." in name:  # as settings are named in messages and in the documentation
             self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
             return
-        self.problems.append(Problem(self._place(key), f"is not a setting{_nearest(name, known, around)}"))
+        self.problems.append(Problem(self._place(key), f"is not a setting{nearest(name, known, around)}"))
 
     def _place(self, key: Key, inside: tuple[str | int, ...] = ()) -> str:
         return f"file {self._path} line {self._document.line((*key, *inside))} key {dotted(key)}"
@@ -209,17 +209,4 @@ def _nested(name: str) -> str:
     """Return a suggestion for the name of a setting with dots, which a file has to write as nested mappings."""
     if (key := tuple(name.split("."))) in LEAVES:
         return f": write {': {'.join(key)}: VALUE{'}' * (len(key) - 1)}"
-    return _nearest(name, [dotted(key) for key in LEAVES])
-
-
-def _nearest(name: str, known: Mapping[str, object] | list[str], around: Key = ()) -> str:
-    """Return a suggestion from `known` names, which are in the group `around`."""
-    import difflib  # noqa: PLC0415 - used only in errors
-
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    if not near:
-        # Other spellings of the same words: labelSelector, label-selector.
-        plain = {re.sub(r"[-_]", "", word).lower(): word for word in known}
-        same = plain.get(re.sub(r"[-_]", "", name).lower())
-        near = [same] if same else []
-    return f"; did you mean {dotted((*around, near[0]))}?" if near else f"; valid names are {', '.join(known)}"
+    return nearest(name, [dotted(key) for key in LEAVES])

@@ -1,6 +1,6 @@
 """Loads settings from flags, environment and file, and reports all their problems together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,20 @@ def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
 def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
     key = next(key for key in given if complaint.path[: len(key)] == key)
     value = complaint.value
-    place = given[key].place_of(complaint.path[len(key) :])
-    if key in _ITEMS and len(complaint.path) > len(key):
-        number, *inside = complaint.path[len(key) :]
-        item = values.words(given[key].value)[int(number)]
-        if isinstance(item, Mapping):
-            where = ".".join([f"item {int(number) + 1}", *map(str, inside)])
-            shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
-            return Problem(place, f"{where}: {shown}{complaint.text}")
+    inside = complaint.path[len(key) :]
+    place = given[key].place_of(inside)
+    if key in _ITEMS and inside and not isinstance(item := values.words(given[key].value)[int(inside[0])], Mapping):
         return Problem(place, f"{layers.quoted(item)} {complaint.text}")
-    if len(complaint.path) > len(key):
+    if inside:
         shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
-        return Problem(place, f"{'.'.join(map(str, complaint.path[len(key) :]))}: {shown}{complaint.text}")
+        return Problem(f"{place}{_field_path(inside)}", f"{shown}{complaint.text}")
     shown = layers.quoted(value if isinstance(value, str | int) else given[key].value)
     return Problem(place, f"{shown} {complaint.text}")
+
+
+def _field_path(steps: Iterable[str | int]) -> str:
+    """Return the path within a setting: `[0].who.uid`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
 
 _ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",), ("sources",)})
@@ -123,14 +123,14 @@ def _kind_settings(settings: Settings, given: Mapping[Key, Given]) -> Iterator[P
         if settings_type is None:
             if said:
                 place = given[("sources",)].place_of((position, "settings"))
-                yield Problem(place, f"item {position + 1}.settings: kind {mode} has no settings")
+                yield Problem(f"{place}[{position}].settings", f"kind {mode} has no settings")
             continue
         try:
             modes.parse_settings(settings_type, said)
         except ValueError as error:
             if settings.sources:
                 place = given[("sources",)].place_of((position, "settings"))
-                yield Problem(place, f"item {position + 1}.settings: {error}")
+                yield Problem(f"{place}[{position}].settings", str(error))
             else:
                 complaint = f"{layers.quoted(mode)} needs settings; set it as the kind of one of sources: {error}"
                 yield Problem(given[("mode",)].place, complaint)
@@ -232,7 +232,7 @@ def _files(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
 def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
     listeners = [each.title for each in settings.listen]
     sources = [each.name for each in settings.kubeconfigs.sources if each.hand_out]
-    for number, rule in enumerate(settings.rights, 1):
+    for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
             ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
             ("sources", rule.sources, sources, "the name of one of kubeconfigs.sources that hands out"),
@@ -240,7 +240,7 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
             for name in named:
                 if name not in there_are:
                     complaint = f"{layers.quoted(name)} is not {what}; configured: {', '.join(there_are) or 'none'}"
-                    yield Problem(given[("rights",)].place, f"item {number}.{setting}: {complaint}")
+                    yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
 
 
 def _shared_identity(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
@@ -264,10 +264,10 @@ def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Ite
         complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} (token-request) can mint"
         if settings.kubeconfigs.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
             yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
-        for number, rule in enumerate(settings.rights, 1):
+        for number, rule in enumerate(settings.rights):
             is_allowed = rule.kubeconfigs and (not rule.sources or name in rule.sources)
             if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
-                yield Problem(given[("rights",)].place, f"item {number}.max_ttl: {complaint}")
+                yield Problem(f"{given[('rights',)].place}[{number}].max_ttl", complaint)
 
 
 def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:

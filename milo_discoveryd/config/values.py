@@ -63,7 +63,7 @@ def duration(value: object, *, least: timedelta, most: timedelta) -> timedelta:
         if text == "0":
             span = timedelta()
         elif not text or match is None:
-            raise ValueError('must be a time with its unit, such as "30s", "5m" or "1h30m"')
+            raise ValueError('must be a duration with its unit, such as "30s", "5m" or "1h30m"')
         else:
             days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
             try:
@@ -143,6 +143,8 @@ def listen_address(value: object) -> ListenAddress:
         raise ValueError(
             f'must be "unix://" and an absolute path; did you mean "unix://{Path(text).expanduser().absolute()}"?'
         )
+    if ":" not in text:
+        raise ValueError('must be "unix://" and an absolute path, or HOST:PORT, such as "127.0.0.1:7070"')
     return client_address(text)
 
 

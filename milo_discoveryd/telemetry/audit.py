@@ -60,7 +60,7 @@ class AuditFile:
         try:
             return os.open(self._path, flags, 0o600)
         except OSError as error:
-            raise StartError(f"audit.file: {self._path} can't be appended to: {error.strerror}") from error
+            raise StartError(f"audit.file: cannot append to {self._path}: {error.strerror}") from error
 
 
 def _ends_within_a_line(descriptor: int) -> bool:

@@ -63,7 +63,7 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
     before, after = written(moved), written(audit)
     assert [line["event"] for line in before] == ["rights changed", "rights kept"]
     assert (before[0]["rules"], before[0]["removed"], before[0]["changed"]) == (["ours"], ["other"], ["ours"])
-    assert 'item 1.clusters: "som" must be' in str(before[1]["problems"])
+    assert '[0].clusters: "som" must be' in str(before[1]["problems"])
     assert [line["event"] for line in [*before, *after]].count("rights changed") == 2
     assert audit.stat().st_mode & 0o777 == 0o600
 

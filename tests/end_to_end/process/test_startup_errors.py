@@ -26,7 +26,7 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
     [
         ({"mode": "projects"}, 'key mode: "projects" must be one of'),
         ({"label_selector": "env in prod"}, 'key label_selector: "env in prod" must be a Kubernetes label selector'),
-        ({"heartbeat_interval": "-5s"}, 'key heartbeat_interval: "-5s" must be a time'),
+        ({"heartbeat_interval": "-5s"}, 'key heartbeat_interval: "-5s" must be a duration'),
         ({"not_ready_grace": "2h"}, 'key not_ready_grace: "2h" must be'),
         ({"stalled_timeuot": "5s"}, "key stalled_timeuot: is not a setting; did you mean stalled_timeout?"),
         ({"source": {"page_size": 0}}, 'key source.page_size: "0" must be at least 1'),

@@ -93,7 +93,7 @@ def test_line_cut_by_the_end_of_an_earlier_process_does_not_swallow_the_next(tmp
 def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "link", tmp_path, tmp_path / "none" / "audit"):
-        with pytest.raises(StartError, match=r"audit.file: .* can't be appended to"):
+        with pytest.raises(StartError, match=r"audit.file: cannot append to"):
             AuditFile(path)
     assert not (tmp_path / "elsewhere").exists()
 

@@ -65,10 +65,10 @@ def test_one_source_in_the_list_has_no_name(tmp_path: Path) -> None:
     [
         (f"mode: project{TWO}", "mode: is a setting of the one source; set it in the items of sources"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
-        ("sources: [{name: a, kind: nonsense}]", 'sources: item 1.kind: "nonsense" must be one of'),
-        ("sources: [{name: a, kind: project, settings: {x: y}}]", "sources: item 1.settings: kind project has no"),
-        ("sources: [{name: a, kind: project, settings: no}]", "sources: item 1.settings: "),
-        ("sources: [{name: a, kind: service-consumer}]", "sources: item 1.settings: Object missing required field"),
+        ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
+        ("sources: [{name: a, kind: project, settings: {x: y}}]", "sources[0].settings: kind project has no"),
+        ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
+        ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings: Object missing required field"),
         ("mode: service-consumer", 'mode: "service-consumer" needs settings; set it as the kind of one of sources'),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
@@ -126,8 +126,8 @@ def test_sources_in_files_are_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ("    settings: {path: /etc/clusters}", "    settings: {}", "line 7 key sources: item 2.settings"),
-        ("{path: /etc/clusters}", "{path: /etc/clusters, x: y}", "line 7 key sources: item 2.settings"),
+        ("    settings: {path: /etc/clusters}", "    settings: {}", "line 7 key sources[1].settings"),
+        ("{path: /etc/clusters}", "{path: /etc/clusters, x: y}", "line 7 key sources[1].settings"),
         (
             "kind: kubeconfig-d",
             "label_selector: a=b\n    kind: kubeconfig-d",

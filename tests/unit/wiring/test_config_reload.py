@@ -119,7 +119,7 @@ async def test_invalid_rule_rejects_whole_file(reloaded_file: ReloadedFile) -> N
         assert reloaded_file.is_current()
     (line,) = [line for line in lines if line["event"] == "configuration rejected"]
     assert line["log_level"] == "error"
-    assert 'item 2.name: "Four" must be' in str(line["problems"])
+    assert '[1].name: "Four" must be' in str(line["problems"])
     assert [what for what, _ in reloaded_file.audited] == ["kept", "changed"]
 
 

@@ -81,7 +81,9 @@ def main() -> None:
         status = command.main(prog_name="milo-discovery", standalone_mode=False)
     except click.UsageError as error:
         where = "milo-discovery" if error.ctx is None else error.ctx.command_path
-        click.echo(f"milo-discovery: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+        problem = error.format_message().rstrip(".")
+        hint = f" See {where} --help" if problem.endswith(("?", ")")) else f"; see {where} --help"
+        click.echo(f"milo-discovery: {problem}{hint}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
