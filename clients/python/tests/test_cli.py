@@ -215,7 +215,7 @@ class TestGetAndExplain:
         assert second == "  condition Ready is False"
         assert "Cluster, as last engaged:" in rest
         assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
-        assert any(line.startswith("  deletion       requested since") for line in rest)
+        assert any(line.startswith("  deletion       requested at 20") for line in rest)
         assert rest[-3:] == [
             "Last transitions:",
             "  1970-01-01T00:00:00Z   ENGAGED",

@@ -56,6 +56,9 @@ async def test_page_is_kept_up_to_date_at_each_width(
         await browser.until(shows("DISENGAGED"))
         await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+        cells = "[...document.querySelector('#clusters ~ * td, #clusters td').parentElement.children]"
+        tops = await browser.evaluate(f"new Set({cells}.map(cell => cell.getBoundingClientRect().top)).size")
+        assert (tops > 1) == (size == NARROW), "rows are stacked on phones only"
         assert browser.complaints == []
         await daemon.kill()
         await browser.until("document.getElementById('live').textContent !== 'live'")
@@ -74,11 +77,24 @@ async def test_page_has_readable_contrast_in_each_theme(workspace: Workspace, br
         workspace.sandbox.projects.delete("gone")
         await daemon.wait_for_output('"disengaged"')
         await browser.theme(theme)
-        for path in ("/", "/?cluster=alpha", "/?state=engaged"):
+
+        async def has_readable_text(path: str, words: str) -> None:
             await browser.open(f"{url}{path}")
+            await browser.until(shows(words))
             ratios = await browser.evaluate(CONTRASTS)
             assert len(ratios) > 20
             assert [each for each in ratios if each["ratio"] < 4.5] == []
+
+        for path in ("/", "/?cluster=alpha", "/?state=engaged"):
+            await has_readable_text(path, "STREAMING")
+        await browser.open(f"{url}/")
+        color = "getComputedStyle([...document.querySelectorAll('.tag')].find(tag => tag.innerText === '{}')).color"
+        engaged, disengaged = [await browser.evaluate(color.format(kind)) for kind in ("ENGAGED", "DISENGAGED")]
+        assert engaged != disengaged
+        await workspace.sandbox.stop()
+        await daemon.wait_for_output('"source lost"')
+        for path in ("/", "/?cluster=alpha"):
+            await has_readable_text(path, "STALE")
 
 
 async def test_search_lands_on_results_that_lead_to_an_explanation(workspace: Workspace, browser: Browser) -> None:
@@ -122,7 +138,7 @@ async def test_page_beyond_the_limit_of_viewers_reloads(workspace: Workspace, br
 
 async def test_search_and_state_choose_among_the_clusters(workspace: Workspace) -> None:
     for name in ("alpha", "beta"):
-        workspace.sandbox.projects.create(name, ready=True, labels={"env": "prod"})
+        workspace.sandbox.projects.create(name, ready=True, labels={"env": "prod"}, organization=f"org-of-{name}")
     workspace.sandbox.projects.create("alphabet", ready=False, labels={"env": "dev"})
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
@@ -135,6 +151,7 @@ async def test_search_and_state_choose_among_the_clusters(workspace: Workspace) 
         assert await shown("state=engaged") == ["alpha", "beta"]
         assert await shown("q=alpha&state=ready") == ["alpha"]
         assert await shown("q=env%3Dprod") == ["alpha", "beta"]
+        assert await shown("q=org-of-beta") == ["beta"]
         assert await shown("q=env+alphabet") == ["alphabet"]
         assert await shown("page=7") == ["alphabet", "alpha", "beta"], "the last page"
         assert await shown("state=unreachable") == []

@@ -106,7 +106,7 @@ EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_CO
 # Lines are printed one by one, so column widths are fixed. Without -o wide, a line fits into 120 columns unless name or
 # organization are longer than their columns.
 _LINE_WIDTH = 120
-_MIN_DETAILS_WIDTH = 20
+_MIN_DETAILS_WIDTH = 18  # what a name of 63 characters, the longest DNS label, leaves
 _EVENT_WIDTHS = {"EVENT": 10, "NAME": 30, "ORGANIZATION": 20, "UID": 36, "ENDPOINT": 60, "LABELS": 30}
 
 
@@ -154,7 +154,7 @@ def changes(before: Cluster, after: Cluster) -> Iterator[str]:
     if after.deletion_requested_at != before.deletion_requested_at:
         yield "deletion requested" if after.deletion_requested_at else "deletion withdrawn"
     if after.deletion_message != before.deletion_message:
-        yield f"waiting for: {after.deletion_message or NONE}"
+        yield f"deletion: {after.deletion_message or NONE}"
     if after.draining is not None and after.draining != before.draining:
         yield f"draining until {timestamp(after.draining.deadline)} ({after.draining.reason.name})"
     if after.suspended != before.suspended:
@@ -215,8 +215,9 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
         facts.append(("draining", f"until {timestamp(cluster.draining.deadline)} ({why})"))
     facts += [("suspension", _suspension(each, now)) for each in cluster.suspensions]
     if cluster.deletion_requested_at is not None:
-        waiting = f"; waiting for: {cluster.deletion_message}" if cluster.deletion_message else ""
-        facts.append(("deletion", f"requested {_since(cluster.deletion_requested_at, now)}{waiting}"))
+        requested = cluster.deletion_requested_at
+        waiting = f"; {cluster.deletion_message}" if cluster.deletion_message else ""
+        facts.append(("deletion", f"requested at {timestamp(requested)}, {age(requested, now)} ago{waiting}"))
     if cluster.connectivity.state in {ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE}:
         about = f": {cluster.connectivity.message}" if cluster.connectivity.message else ""
         facts.append(
