@@ -1,8 +1,10 @@
 """The rules in promtool: each alert fires when it should, and no earlier."""
 
+import asyncio
 import json
 import re
 import subprocess
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.end_to_end.process.conftest import Workspace
 from tests.support.debian import program
 from tests.tooling.deploy import monitoring
+from tests.tooling.deploy.web import get
 
 CASES = Path(__file__).parent / "rule_tests"
 
@@ -40,6 +44,18 @@ def run(*command: Path | str, cwd: Path) -> str:
 
 def test_rules_pass_promtool_check(promtool: Path, tmp_path: Path) -> None:
     run(promtool, "check", "rules", "rules.yaml", cwd=tmp_path)
+
+
+async def test_metrics_of_a_daemon_pass_promtool_check(workspace: Workspace) -> None:
+    tool = await asyncio.to_thread(program, "promtool", "prometheus")
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, workspace.client() as client:
+        await daemon.start()
+        await client.watch().synced()
+        page = await get(f"{daemon.events('started')[-1]['http']}/metrics")
+    check = await asyncio.create_subprocess_exec(tool, "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+    assert await check.communicate(page) == (b"", None)
+    assert check.returncode == 0
 
 
 @pytest.mark.parametrize("case", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
