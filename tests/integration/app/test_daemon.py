@@ -94,6 +94,19 @@ async def test_o8_cluster_series_are_capped(workspace: Workspace) -> None:
         assert "\nmilo_discoveryd_organization_clusters_omitted 1" in metrics
 
 
+async def test_unreachable_clusters_are_counted_beyond_the_cap(workspace: Workspace) -> None:
+    for number in range(5):
+        workspace.sandbox.projects.create(f"p-{number}", ready=True)
+    probes = {"interval": "1s", "unreachable_after": "1s"}
+    daemon = workspace.daemon(metrics={"cluster_info_cap": 2}, connectivity=probes)
+    async with serving(daemon) as get:
+        await eventually(lambda: daemon._fleet.synced)
+        await workspace.sandbox.stop()
+        await eventually(lambda: daemon._fleet.registry.unreachable == 5)
+        assert "\nmilo_discoveryd_unreachable_clusters 5" in (await get("/metrics"))[1]
+        assert json.loads((await get("/?json"))[1])["unreachable"] == 5
+
+
 @pytest.mark.parametrize("part", [Discovery, Issuer, Server])
 async def test_o10_failed_task_ends_daemon(workspace: Workspace, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(*_: object) -> None:
