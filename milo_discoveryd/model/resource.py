@@ -4,7 +4,8 @@ import re
 
 import msgspec
 
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]{1,253}")
+"""Kubernetes' longest names have 253 characters; a path with a name of megabytes would be a request of megabytes."""
 
 
 class Resource(msgspec.Struct, frozen=True):

@@ -1166,6 +1166,13 @@ MUTANTS = (
         ("tests/unit/registry/test_fleet_grace.py",),
     ),
     Mutant(
+        "a name of megabytes is read from the API server",
+        "model/resource.py",
+        "{1,253}",
+        "+",
+        ("tests/unit/model/test_resource.py",),
+    ),
+    Mutant(
         "an endless identity is passed on",
         "reflect/wire.py",
         "if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:",

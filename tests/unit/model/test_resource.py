@@ -49,7 +49,16 @@ def test_object_without_a_name_has_no_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "readable"), [("a-b.c", True), ("a?b", False), ("..", False), ("a/b", False), ("", False)]
+    ("name", "readable"),
+    [
+        ("a-b.c", True),
+        ("a?b", False),
+        ("..", False),
+        ("a/b", False),
+        ("", False),
+        ("x" * 253, True),
+        ("x" * 254, False),
+    ],
 )
 def test_reading_an_object_requires_a_name_valid_in_a_path(name: str, readable: bool) -> None:
     assert NAMES.can_be_read(name) is readable

@@ -191,12 +191,13 @@ def test_reads_that_stay_older_count_as_a_restore() -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
-def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read() -> None:
-    hostile = not_ready("a?b#c")
+@pytest.mark.parametrize("name", ["a?b#c", "x" * 254])
+def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read(name: str) -> None:
+    hostile = not_ready(name)
     source = Source(hostile)
     source.lists(*FLEET)
     assert source.requested_names() == []
-    record = source.registry["a?b#c"]
+    record = source.registry[name]
     assert record is not None
     assert record.state is ObjectState.DELETED
 
