@@ -1,6 +1,8 @@
 """An unreachable cluster is disengaged if configured, and engaged again once it is reachable."""
 
-from milo_discovery import EngagementReason
+import asyncio
+
+from milo_discovery import ClusterNotFound, DisengageReason, EngagementReason
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
@@ -40,3 +42,32 @@ async def test_unreachable_cluster_is_disengaged_and_engaged_again(workspace: Wo
             assert back.cluster.name == "beta"
             assert back.cluster.incarnation != gone.cluster.incarnation
             assert back.cluster.connectivity.state == pb.Connectivity.STATE_REACHABLE
+
+
+async def test_restart_engages_an_unreachable_cluster_until_its_time_is_over_again(workspace: Workspace) -> None:
+    """Results of probes are not in the state file."""
+    for name in ("alpha", "beta", "gamma"):
+        workspace.sandbox.projects.create(name, ready=True)
+    workspace.sandbox.faults.unreachable("beta")
+    state = workspace.folder / "state"
+    state.mkdir(mode=0o700)
+    probing = {"interval": "1s", "unreachable_after": "0s", "disengage_unreachable_after": "1s"}
+    async with (
+        workspace.daemon(connectivity=probing, state_directory=str(state)) as daemon,
+        workspace.client() as client,
+    ):
+        for _ in range(2):
+            await daemon.start()
+
+            async def is_given_up() -> bool:
+                try:
+                    past = (await client.get("beta")).transitions
+                except ClusterNotFound:
+                    return False  # no list is complete yet
+                ends = (DisengageReason.UNSPECIFIED, DisengageReason.UNREACHABLE)
+                return tuple(each.reason for each in past) == ends
+
+            async with asyncio.timeout(60):
+                while not await is_given_up():  # noqa: ASYNC110 - only asking tells
+                    await asyncio.sleep(0.05)
+            assert await daemon.terminate() == 0
