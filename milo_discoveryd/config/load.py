@@ -88,7 +88,6 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
     return [
         *_one_address_for_all(settings, given),
         *_no_such_source(settings, given),
-        *_shared_identity(settings, given),
         *_too_short_for_tokens(settings, given),
         *_rules_about_nothing(settings, given),
         *_unreachable_hosts(settings, given),
@@ -243,25 +242,12 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
                     yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
 
 
-def _shared_identity(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
-    """Yield sources that would issue the daemon's own credential without share_discovery_identity."""
-    for source in settings.kubeconfigs.sources:
-        of = settings.by_source.get(next(iter(source.cluster_sources), ""), next(iter(settings.by_source.values())))
-        discovery, project = of.discovery_kubeconfig, of.project_kubeconfig
-        if of.mode == "single" or (project is not None and project != discovery):
-            continue
-        if isinstance(source, ProjectKubeconfig) and source.hand_out and not source.share_discovery_identity:
-            yield Problem(
-                given[("kubeconfigs", "sources")].place,
-                f"{source.name} would hand out the credential that discovery uses: set project_kubeconfig to another "
-                "kubeconfig, or share_discovery_identity: true",
-            )
-
-
 def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
-    names = [each.name for each in settings.kubeconfigs.sources if isinstance(each, TokenRequest) and each.hand_out]
-    for name in names:
-        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} (token-request) can mint"
+    for source in settings.kubeconfigs.sources:
+        if not isinstance(source, TokenRequest | KubeconfigRequest) or not source.hand_out:
+            continue
+        name = source.name
+        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} ({source.type}) can mint"
         if settings.kubeconfigs.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
             yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
         for number, rule in enumerate(settings.rights):

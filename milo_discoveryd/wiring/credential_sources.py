@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import assert_never
 
 from milo_discoveryd.config import Settings, sources
-from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials import Upstream, load_discovery_upstream
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
+from milo_discoveryd.credentials.authentication.shared_identity import share_identity
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
@@ -23,6 +24,7 @@ from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import open_upstream
 from milo_kube.http.proxy import environment_proxy
@@ -93,6 +95,7 @@ class Sources:
         match of:
             case sources.ProjectKubeconfig():
                 project = self._project(of)
+                self._require_own_identity(of, project)
                 origin = f"the user of {project.origin}"
                 return PassthroughSource(project.credentials, name=of.name, type=of.type, origin=origin)
             case sources.DatumServiceAccount():
@@ -176,6 +179,25 @@ class Sources:
 
     def _project(self, of: sources.CredentialSource) -> Upstream:
         return next(self._projects[name] for name in (*of.cluster_sources, *self._projects) if name in self._projects)
+
+    def _require_own_identity(self, of: sources.ProjectKubeconfig, project: Upstream) -> None:
+        """Raises ConfigError if the source would hand out the daemon's own credential, and nobody said that it may."""
+        if of.share_discovery_identity or not of.hand_out:
+            return
+        for each in self._settings.by_source.values():
+            if each.mode == "single" or modes.reads_files(each.mode) or each.source.credentials is not None:
+                continue  # discovery does not use a kubeconfig's user
+            discovery = load_discovery_upstream(
+                each.discovery_kubeconfig, self._environ, each.exec_plugins, plain_loopback=each.plain_loopback
+            )
+            if share_identity(project.credentials, discovery.credentials):
+                raise ConfigError(
+                    [
+                        f"kubeconfigs.sources: {of.name} would hand out the credential that discovery uses "
+                        f"({discovery.origin}): set project_kubeconfig to a kubeconfig of another user, or "
+                        "share_discovery_identity: true"
+                    ]
+                )
 
     def _cluster_sources(self, of: sources.CredentialSource) -> frozenset[str]:
         return frozenset(of.cluster_sources if len(self._projects) > 1 else ())

@@ -100,6 +100,11 @@ class ExecPlugin:
         # its own run.
         self._single_flight = asyncio.Lock()
 
+    def runs_like(self, other: "ExecPlugin") -> bool:
+        """Return whether both run the same command with the same environment."""
+        one, another = self._command, other._command
+        return (one.argv, one.environment) == (another.argv, another.environment)
+
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         async with self._single_flight:
             now = self._clock()

@@ -1059,6 +1059,27 @@ MUTANTS = (
         is_async=True,
     ),
     Mutant(
+        "a copy of the kubeconfig is taken for another identity",
+        "credentials/authentication/shared_identity.py",
+        "return file.path.resolve() == its_file.path.resolve() or _is_same(_secret(first), _secret(second))",
+        "return False",
+        ("tests/unit/wiring/test_credential_sources.py",),
+    ),
+    Mutant(
+        "the identity that another source's discovery uses is handed out",
+        "wiring/credential_sources.py",
+        "for each in self._settings.by_source.values():",
+        "for each in [*self._settings.by_source.values()][:1]:",
+        ("tests/unit/wiring/test_credential_sources.py",),
+    ),
+    Mutant(
+        "a lifetime that kubeconfig requests cannot keep is accepted",
+        "config/load.py",
+        "if not isinstance(source, TokenRequest | KubeconfigRequest) or not source.hand_out:",
+        "if not isinstance(source, TokenRequest) or not source.hand_out:",
+        ("tests/unit/config/test_sources.py",),
+    ),
+    Mutant(
         "names of removed clusters stay with a rotation",
         "server/calls/kubeconfig_rotation.py",
         "            names.discard(name)",

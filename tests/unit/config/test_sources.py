@@ -97,37 +97,33 @@ def test_duplicate_and_unknown_source_names_are_reported(tmp_path: Path) -> None
         loaded(tmp_path, source={"credentials": "nobody"})
 
 
-@pytest.mark.parametrize(
-    ("settings", "is_refused"),
-    [
-        ({}, True),
-        ({"discovery_kubeconfig": "/d"}, True),
-        ({"discovery_kubeconfig": "/d", "project_kubeconfig": "/d"}, True),
-        ({"discovery_kubeconfig": "/d", "project_kubeconfig": "/p"}, False),
-        ({"mode": "single"}, False),
-    ],
-)
-def test_identity_of_discovery_is_handed_out_only_if_that_is_stated(
-    tmp_path: Path, settings: dict[str, str], is_refused: bool
-) -> None:
-    source = {"name": "own", "type": "project-kubeconfig"}
-    loaded(tmp_path, source | {"share_discovery_identity": True}, **settings)
-    loaded(tmp_path, source | {"hand_out": False}, **settings)
-    if is_refused:
-        with pytest.raises(ConfigError, match="share_discovery_identity: true"):
-            loaded(tmp_path, source, **settings)
-    else:
-        loaded(tmp_path, source, **settings)
+DECLARATIVE: dict[str, Any] = {
+    "mode": "declarative",
+    "declarative": {
+        "resource": {"group": "core.gardener.cloud", "version": "v1beta1", "plural": "shoots"},
+        "ready": {"condition": "Ready"},
+        "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},
+    },
+}
 
 
 @pytest.mark.parametrize("where", ["max_ttl", "rule"])
-def test_max_ttl_that_token_requests_cannot_keep_is_refused(tmp_path: Path, where: str) -> None:
-    source = {"name": "tr", "type": "token-request", "namespace": "milo", "service_account": "operators"}
+@pytest.mark.parametrize(
+    ("source", "mode"),
+    [
+        ({"type": "token-request", "namespace": "milo", "service_account": "operators"}, {}),
+        ({"type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}, DECLARATIVE),
+    ],
+)
+def test_max_ttl_that_an_api_server_cannot_keep_is_refused(
+    tmp_path: Path, where: str, source: dict[str, str], mode: dict[str, Any]
+) -> None:
+    source = {"name": "tr", **source}
 
     def load_with(ttl: str, **rule: Any) -> None:
         file = tmp_path / "config.yaml"
         kubeconfigs: dict[str, Any] = {"sources": [source, {"name": "tf", "type": "token-file", "path": "/t"}]}
-        settings: dict[str, Any] = {"kubeconfigs": kubeconfigs}
+        settings: dict[str, Any] = {"kubeconfigs": kubeconfigs, **mode}
         if where == "max_ttl":
             kubeconfigs |= {"max_ttl": ttl, "default_ttl": "10s"}
         else:

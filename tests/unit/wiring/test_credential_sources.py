@@ -1,0 +1,126 @@
+"""The source `project-kubeconfig`, whose credential may be the one that the daemon itself uses."""
+
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.config import Settings, load
+from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.mode import project_of
+
+OWN = {"name": "own", "type": "project-kubeconfig"}
+PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "command": "login", "args": ["milo"]}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., str]:
+    def write(name: str, **user: Any) -> str:
+        """Write a kubeconfig and return its path."""
+        document = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": "https://milo.example.com"}}],
+            "users": [{"name": "u", "user": user}],
+        }
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(document))
+        return str(file)
+
+    (tmp_path / "token").write_text("discovery")
+    (tmp_path / "other-token").write_text("projects")
+    (tmp_path / "copied-token").write_text("discovery")
+    return write
+
+
+def settings(folder: Path, issuing: dict[str, Any], **others: Any) -> Settings:
+    config = folder / "config.yaml"
+    given = {"exec_plugins": ["*"], "kubeconfigs": {"sources": [issuing]}, "http_listen": "off", **others}
+    config.write_text(json.dumps(given))
+    return load({}, {}, config)
+
+
+def make(configured: Settings) -> None:
+    projects = {name: project_of(of, {}) for name, of in configured.by_source.items()}
+    Sources(configured, projects, {}, {}, AsyncExitStack(), run="r")
+
+
+@pytest.mark.parametrize(
+    ("discovery", "project"),
+    [
+        ({"tokenFile": "token"}, {"tokenFile": "token"}),
+        ({"tokenFile": "token"}, {"tokenFile": "copied-token"}),
+        ({"tokenFile": "missing"}, {"tokenFile": "missing"}),
+        ({"tokenFile": "token"}, {"token": "discovery"}),
+        ({"token": "discovery"}, {"token": "discovery"}),
+        ({"exec": PLUGIN}, {"exec": PLUGIN}),
+    ],
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_identity_of_discovery_is_not_handed_out_unless_that_is_stated(
+    tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any], *, is_link: bool
+) -> None:
+    """Another path of the kubeconfig makes no other identity."""
+    given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}
+    if is_link:
+        (tmp_path / "link").symlink_to(tmp_path / "discovery")
+        given["project_kubeconfig"] = str(tmp_path / "link")
+    with pytest.raises(ConfigError, match="share_discovery_identity: true"):
+        make(settings(tmp_path, OWN, **given))
+    make(settings(tmp_path, OWN | {"share_discovery_identity": True}, **given))
+    make(settings(tmp_path, OWN | {"hand_out": False}, **given))
+
+
+@pytest.mark.parametrize(
+    ("discovery", "project"),
+    [
+        ({"tokenFile": "token"}, {"tokenFile": "other-token"}),
+        ({"token": "discovery"}, {"tokenFile": "other-token"}),
+        ({"tokenFile": "missing"}, {"tokenFile": "token"}),
+        ({"exec": PLUGIN}, {"exec": PLUGIN | {"args": ["projects"]}}),
+        ({"exec": PLUGIN}, {"exec": PLUGIN | {"env": [{"name": "USER", "value": "projects"}]}}),
+        ({"exec": PLUGIN}, {"tokenFile": "token"}),
+    ],
+)
+def test_another_identity_is_handed_out(
+    tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any]
+) -> None:
+    given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}
+    make(settings(tmp_path, OWN, **given))
+
+
+def test_project_kubeconfig_defaults_to_that_of_discovery_and_is_not_handed_out(
+    tmp_path: Path, files: Callable[..., str]
+) -> None:
+    with pytest.raises(ConfigError, match="set project_kubeconfig to a kubeconfig of another user"):
+        make(settings(tmp_path, OWN, discovery_kubeconfig=files("discovery", tokenFile="token")))
+
+
+def test_identity_that_discovery_of_another_source_uses_is_not_handed_out(
+    tmp_path: Path, files: Callable[..., str]
+) -> None:
+    one, other = files("one", tokenFile="token"), files("other", tokenFile="other-token")
+    sources = [
+        {"name": "a", "kind": "project", "discovery_kubeconfig": one, "project_kubeconfig": other},
+        {"name": "b", "kind": "project", "discovery_kubeconfig": other, "project_kubeconfig": one},
+    ]
+    with pytest.raises(ConfigError, match=r"own would hand out the credential that discovery uses \(.*/other\)"):
+        make(settings(tmp_path, OWN | {"cluster_sources": ["a"]}, sources=sources))
+
+
+def test_discovery_with_a_credential_source_does_not_use_the_user_of_its_kubeconfig(
+    tmp_path: Path, files: Callable[..., str]
+) -> None:
+    kubeconfig = files("discovery", tokenFile="token")
+    own_of_daemon = {"name": "daemon", "type": "token-file", "path": str(tmp_path / "other-token")}
+    given: dict[str, Any] = {"discovery_kubeconfig": kubeconfig, "source": {"credentials": "daemon"}}
+    make(settings(tmp_path, OWN, **given, kubeconfigs={"sources": [OWN, own_of_daemon]}))
+
+
+def test_mode_without_discovery_hands_out_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
+    make(settings(tmp_path, OWN, mode="single", project_kubeconfig=files("project", tokenFile="token")))
