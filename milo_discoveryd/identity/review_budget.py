@@ -21,7 +21,8 @@ class TokenOrigin(msgspec.Struct, frozen=True):
     """Where a token was shown: on which connection, and whose connection that is."""
 
     connection: str = ""
-    owner: str = ""
+    owners: tuple[str, ...] = ()
+    """A user, or each name of a certificate; empty if the listener can't tell."""
 
 
 UNKNOWN_ORIGIN = TokenOrigin()
@@ -49,8 +50,8 @@ class ReviewBudget:
         for bucket in self._own(origin, now):
             bucket.charge(now, REJECTION_COST)
 
-    def _own(self, origin: TokenOrigin, now: float) -> tuple[TokenBucket, TokenBucket]:
-        return (
+    def _own(self, origin: TokenOrigin, now: float) -> list[TokenBucket]:
+        return [
             self._connections.bucket(origin.connection, PER_CONNECTION, now),
-            self._owners.bucket(origin.owner, PER_OWNER, now),
-        )
+            *(self._owners.bucket(owner, PER_OWNER, now) for owner in origin.owners or ("",)),
+        ]

@@ -26,7 +26,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
 
     def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
         async def answer(request: Any, context: RpcContext) -> Any:
-            with in_flight.slot(authenticator.origin(context).owner):
+            with in_flight.slot(authenticator.origin(context).owners):
                 return await call(request, await authenticator.identify(context, max_age_s=max_age_s))
 
         return grpc.unary_unary_rpc_method_handler(
@@ -36,7 +36,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
         )
 
     async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
-        with in_flight.slot(authenticator.origin(context).owner) as slot:
+        with in_flight.slot(authenticator.origin(context).owners) as slot:
             caller = await authenticator.identify(context)
             async with _verified(caller, context) as freshness:
                 await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)

@@ -1,6 +1,7 @@
 """Limit on calls in flight, for each owner of connections. Pure."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
@@ -9,6 +10,7 @@ MAX_PER_OWNER = 100
 MAX_PER_LISTENER = 1000
 """The same at a listener that does not tell owners apart."""
 RETRY_S = 1.0
+_ANYONE = ""
 
 
 class InFlightCalls:
@@ -17,32 +19,38 @@ class InFlightCalls:
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
 
-    def slot(self, owner: str) -> "CallSlot":
-        """Count one more call. Raises TooManyCallsError."""
-        if self._calls[owner] >= (MAX_PER_OWNER if owner else MAX_PER_LISTENER):
+    def slot(self, owners: Sequence[str]) -> "CallSlot":
+        """Count one more call, for each of its owners: a certificate with more names gets no more calls.
+
+        Raises TooManyCallsError.
+        """
+        keys, limit = (owners, MAX_PER_OWNER) if owners else ((_ANYONE,), MAX_PER_LISTENER)
+        if any(self._calls[key] >= limit for key in keys):
             message = "too many calls in flight; wait for their answers before making more"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
-        self._calls[owner] += 1
-        return CallSlot(self._calls, owner)
+        self._calls.update(keys)
+        return CallSlot(self._calls, keys)
 
     def __len__(self) -> int:
-        return self._calls.total()
+        """Return the number of owners with calls in flight."""
+        return len(self._calls)
 
 
 class CallSlot:
     """The place of one call among those in flight. A stream gives it up once the stream quota has admitted it."""
 
-    def __init__(self, calls: Counter[str], owner: str) -> None:
+    def __init__(self, calls: Counter[str], keys: Sequence[str]) -> None:
         self._calls = calls
-        self._owner = owner
+        self._keys = keys
         self._is_released = False
 
     def release(self) -> None:
         if not self._is_released:
             self._is_released = True
-            self._calls[self._owner] -= 1
-            if not self._calls[self._owner]:
-                del self._calls[self._owner]
+            for key in self._keys:
+                self._calls[key] -= 1
+                if not self._calls[key]:
+                    del self._calls[key]
 
     def __enter__(self) -> "CallSlot":
         return self

@@ -172,7 +172,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _admitted(self, method: str, context: Any, *, is_stream: bool) -> AsyncIterator[None]:
-        with self._in_flight.slot(self._authenticator.origin(context).owner) as slot:
+        with self._in_flight.slot(self._authenticator.origin(context).owners) as slot:
             caller = await self._authenticator.identify(context)
             async with self._access.authorize(caller, method) as call:
                 if not is_stream:

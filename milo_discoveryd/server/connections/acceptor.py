@@ -112,7 +112,7 @@ class Acceptor:
 
     def origin(self, context: RpcContext) -> TokenOrigin:
         peer = self._peers.get(context.peer())
-        return TokenOrigin(context.peer(), "" if peer is None else peer.owners[0])
+        return TokenOrigin(context.peer(), () if peer is None else peer.owners)
 
     def connected(self, context: RpcContext) -> Caller:
         peer = self._peers.get(context.peer())
@@ -231,7 +231,8 @@ class Acceptor:
         caller = Caller(
             listener=self._listener.name, peer=address, over_tcp=True, sans=names.sans, expires_at=expires_at
         )
-        return _Peer(caller, names.sans or (network(address),), task, client_ca)
+        owners = tuple(dict.fromkeys(names.sans)) or (network(address),)
+        return _Peer(caller, owners, task, client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:
         inner = ProxySide()

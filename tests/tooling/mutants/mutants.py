@@ -1015,9 +1015,23 @@ MUTANTS = (
     Mutant(
         "calls in flight are not limited",
         "server/calls/in_flight.py",
-        "if self._calls[owner] >= (MAX_PER_OWNER if owner else MAX_PER_LISTENER):",
+        "if any(self._calls[key] >= limit for key in keys):",
         "if False:",
         ("tests/unit/server/calls/test_in_flight.py",),
+    ),
+    Mutant(
+        "calls in flight are counted under one of a certificate's names",
+        "server/calls/in_flight.py",
+        "keys, limit = (owners, MAX_PER_OWNER)",
+        "keys, limit = (owners[:1], MAX_PER_OWNER)",
+        ("tests/unit/server/calls/test_in_flight.py",),
+    ),
+    Mutant(
+        "token reviews are counted under one of a certificate's names",
+        "identity/review_budget.py",
+        'for owner in origin.owners or ("",)',
+        'for owner in origin.owners[:1] or ("",)',
+        ("tests/unit/identity/test_review_budget.py",),
     ),
     Mutant(
         "refused calls are not limited",

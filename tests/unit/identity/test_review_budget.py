@@ -13,7 +13,7 @@ def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
 
 
 def test_review_budget_limits_connection() -> None:
-    budget, origin = ReviewBudget(0), TokenOrigin("c", "o")
+    budget, origin = ReviewBudget(0), TokenOrigin("c", ("o",))
     allowed = sum(budget.take(origin, 0, was_accepted=False) == 0 for _ in range(1000))
     assert allowed == PER_CONNECTION.burst
     assert budget.take(origin, 0, was_accepted=False) == 1 / PER_CONNECTION.per_second
@@ -21,26 +21,32 @@ def test_review_budget_limits_connection() -> None:
 
 
 def test_review_budget_charges_rejected_tokens_more() -> None:
-    assert flood(ReviewBudget(0), TokenOrigin("c", "o")) == PER_CONNECTION.burst / 5
+    assert flood(ReviewBudget(0), TokenOrigin("c", ("o",))) == PER_CONNECTION.burst / 5
 
 
 def test_review_budget_of_one_connection_spares_other_owners() -> None:
     budget = ReviewBudget(0)
-    flood(budget, TokenOrigin("bad", "mallory"))
-    assert budget.take(TokenOrigin("good", "alice"), 0, was_accepted=False) == 0
+    flood(budget, TokenOrigin("bad", ("mallory",)))
+    assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
 def test_review_budget_limits_owner_of_many_connections() -> None:
     budget = ReviewBudget(0)
-    allowed = sum(flood(budget, TokenOrigin(str(number), "mallory")) for number in range(1000))
+    allowed = sum(flood(budget, TokenOrigin(str(number), ("mallory",))) for number in range(1000))
     assert allowed == PER_OWNER.burst / 5
-    assert budget.take(TokenOrigin("good", "alice"), 0, was_accepted=False) == 0
+    assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
+
+
+def test_further_names_of_a_certificate_give_no_further_reviews() -> None:
+    budget = ReviewBudget(0)
+    origins = [TokenOrigin(str(number), (f"dns:{number}", "dns:own")) for number in range(100)]
+    assert sum(flood(budget, each) for each in origins) == PER_OWNER.burst / 5
 
 
 def test_review_budget_reserves_share_for_accepted_tokens() -> None:
     budget = ReviewBudget(0)
     for number in range(1000):
-        flood(budget, TokenOrigin(str(number), str(number)))
-    assert budget.take(TokenOrigin("new", "new"), 0, was_accepted=False) > 0, f"all {TOTAL.burst} are used up"
-    known = [budget.take(TokenOrigin("good", "alice"), 0, was_accepted=True) for _ in range(int(RESERVED.burst) + 1)]
+        flood(budget, TokenOrigin(str(number), (str(number),)))
+    assert budget.take(TokenOrigin("new", ("new",)), 0, was_accepted=False) > 0, f"all {TOTAL.burst} are used up"
+    known = [budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=True) for _ in range(int(RESERVED.burst) + 1)]
     assert [wait == 0 for wait in known] == [True] * int(RESERVED.burst) + [False]

@@ -71,8 +71,9 @@ def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | No
 
 def _directory_problem(directory: int, server_uid: int) -> str | None:
     status = os.fstat(directory)
-    if status.st_uid not in {0, server_uid}:
-        return f"its directory is owned by uid {status.st_uid}, expected {server_uid} or 0"
+    trusted = sorted({0, server_uid})
+    if status.st_uid not in trusted:
+        return f"its directory is owned by uid {status.st_uid}, expected {' or '.join(map(str, trusted))}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"its directory is writable by other users than uid {server_uid}"
     return None

@@ -2,26 +2,36 @@
 
 import pytest
 
-from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
+from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, MAX_PER_OWNER, InFlightCalls
 
 
-@pytest.mark.parametrize(("owner", "limit"), [("uid 1", MAX_PER_OWNER), ("", MAX_PER_LISTENER)])
-def test_calls_in_flight_are_limited_per_owner(owner: str, limit: int) -> None:
+@pytest.mark.parametrize(("owners", "limit"), [(("uid 1",), MAX_PER_OWNER), ((), MAX_PER_LISTENER)])
+def test_calls_in_flight_are_limited_per_owner(owners: tuple[str, ...], limit: int) -> None:
     calls = InFlightCalls()
-    slots = [calls.slot(owner) for _ in range(limit)]
-    with pytest.raises(ExhaustedError) as caught:
-        calls.slot(owner)
+    slots = [calls.slot(owners) for _ in range(limit)]
+    with pytest.raises(TooManyCallsError) as caught:
+        calls.slot(owners)
     assert (caught.value.reason, caught.value.retry_after_s) == ("TOO_MANY_CALLS", 1.0)
-    calls.slot("uid 2")
+    calls.slot(["uid 2"])
     with slots[0]:
         pass
-    calls.slot(owner)
+    calls.slot(owners)
+
+
+def test_further_names_of_a_certificate_give_no_further_calls_in_flight() -> None:
+    calls = InFlightCalls()
+    slots = [calls.slot([f"dns:{number}", "dns:own"]) for number in range(MAX_PER_OWNER)]
+    with pytest.raises(TooManyCallsError):
+        calls.slot(["dns:another", "dns:own"])
+    calls.slot(["dns:0"])
+    slots[0].release()
+    calls.slot(["dns:another", "dns:own"])
 
 
 def test_call_slot_is_released_once() -> None:
     calls = InFlightCalls()
-    first, second = calls.slot("a"), calls.slot("a")
+    first, second = calls.slot(["a", "b"]), calls.slot(["a"])
     with first:
         first.release()
     assert len(calls) == 1
