@@ -33,7 +33,6 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
-from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
@@ -53,10 +52,11 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.mode import probes_hosts
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
-from milo_discoveryd.wiring.sharding import leave, shard_group
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+    from milo_discoveryd.sharding.group import ShardGroup
 
 
 class _Stop:
@@ -163,6 +163,8 @@ class Daemon:
         if group is None:
             serving.cancel()
             return
+        from milo_discoveryd.wiring.sharding import leave  # noqa: PLC0415 - as in `_shard_group`
+
         leaving = asyncio.create_task(leave(group), name="leave the shard group")
         leaving.add_done_callback(lambda _: serving.cancel())
 
@@ -191,15 +193,7 @@ class Daemon:
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())
-            self._group = self._shard = group = shard_group(
-                settings,
-                self._environ,
-                self._fleet,
-                self._metrics,
-                stack,
-                singletons=singletons,
-                fencing=sources.fencing,
-            )
+            self._group = self._shard = group = self._shard_group(singletons, sources, stack)
             self._metrics.follow_group(group)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
@@ -326,6 +320,21 @@ class Daemon:
         if traces.endpoint is None:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
+
+    def _shard_group(self, singletons: Singletons, sources: Sources, closing: AsyncExitStack) -> "ShardGroup | None":
+        if self._settings.sharding.group is None:
+            return None
+        from milo_discoveryd.wiring.sharding import shard_group  # noqa: PLC0415 - few daemons share their fleet
+
+        return shard_group(
+            self._settings,
+            self._environ,
+            self._fleet,
+            self._metrics,
+            closing,
+            singletons=singletons,
+            fencing=sources.fencing,
+        )
 
     def _issuer(self, sources: Sources, projects: Mapping[str, Upstream]) -> Issuer:
         settings = self._settings.kubeconfigs

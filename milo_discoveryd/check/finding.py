@@ -1,14 +1,14 @@
 """The result of one check, and its output lines."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import msgspec
 
 Level: TypeAlias = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     level: Level
     subject: str
     """What was checked, in a word or two."""
@@ -31,3 +31,6 @@ def warn(subject: str, message: str, fix: str = "") -> Finding:
 
 def fail(subject: str, message: str, fix: str) -> Finding:
     return Finding("fail", subject, message, fix)
+
+
+# NOIMPORT

@@ -6,9 +6,10 @@ over another, and an error can name the place that a value came from.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+import msgspec
 
 from milo_discoveryd import yaml_document
 from milo_discoveryd.config.fields import Group, fields, nearest
@@ -32,8 +33,7 @@ _OPERATORS_GROUP = "discovery"
 _INTERNAL = {"true": "project-control-plane", "false": "project"}
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     place: str
     complaint: str
 
@@ -41,8 +41,7 @@ class Problem:
         return f"{self.place}: {self.complaint}"
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     value: object
     place: str
     locate: Callable[[tuple[str | int, ...]], str] | None = None
@@ -52,8 +51,7 @@ class Given:
         return self.place if self.locate is None else self.locate(inside)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     given: Mapping[Key, Given]
     problems: tuple[Problem, ...] = ()
 

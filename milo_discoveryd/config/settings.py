@@ -29,7 +29,8 @@ from milo_discoveryd.modes import mode
 
 
 def _mode(value: object) -> str:
-    return values.one_of(value, choices=mode.names())
+    name = str(value)
+    return name if mode.is_installed(name) else values.one_of(value, choices=mode.names())
 
 
 def _kind_settings(value: object) -> dict[str, object]:

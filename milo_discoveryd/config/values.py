@@ -7,11 +7,12 @@ import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
 from urllib.parse import urlsplit
+
+import msgspec
 
 from milo_kube import addresses
 
@@ -26,16 +27,14 @@ _INSECURE = "insecure://"
 _PLACEHOLDERS = ("name", "uid", "namespace")
 
 
-@dataclass(frozen=True)
-class UnixAddress:
+class UnixAddress(msgspec.Struct, frozen=True):
     path: Path
 
     def __str__(self) -> str:
         return f"unix://{self.path}"
 
 
-@dataclass(frozen=True)
-class TcpAddress:
+class TcpAddress(msgspec.Struct, frozen=True):
     host: str  # empty: all interfaces
     port: int
 
@@ -43,8 +42,7 @@ class TcpAddress:
         return addresses.host_port(self.host, self.port)
 
 
-@dataclass(frozen=True)
-class InsecureAddress(TcpAddress):
+class InsecureAddress(TcpAddress, frozen=True):
     """A loopback address without TLS, open to every local process."""
 
     def __str__(self) -> str:

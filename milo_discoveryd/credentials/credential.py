@@ -1,27 +1,34 @@
 """Credentials for API servers: a bearer token, a client certificate, or both."""
 
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+import msgspec
 
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_kube import addresses
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClientCertificate:
+class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):
     chain: bytes  # PEM
     key: Secret  # PEM
 
 
-@dataclass(frozen=True, kw_only=True)
-class Credential:
-    """A token, a client certificate, both, or neither (anonymous)."""
+class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A token, a client certificate, both, or neither (anonymous). Those with the same secrets are equal."""
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None
-    expires_at: float | None = field(default=None, compare=False)
+    expires_at: float | None = None
     """The expiry that its source stated (wall time); None if it stated none."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Credential):
+            return NotImplemented
+        return (self.token, self.certificate) == (other.token, other.certificate)
+
+    def __hash__(self) -> int:
+        return hash((self.token, self.certificate))
 
 
 def is_confidential(url: str, *, plain_loopback: bool) -> bool:

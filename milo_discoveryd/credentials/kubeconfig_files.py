@@ -8,8 +8,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from milo_discoveryd.modes.mode import FileMode, FileObject
 from milo_discoveryd.modes.reading import MalformedError
@@ -33,8 +34,7 @@ class FilesError(Exception):
         """Machine-readable, in CamelCase."""
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(msgspec.Struct, frozen=True):
     """All objects at one time."""
 
     objects: tuple[FileObject, ...]
@@ -44,8 +44,7 @@ class Scan:
     """Whether no file was being written a moment ago."""
 
 
-@dataclass(frozen=True)
-class StoredKubeconfig:
+class StoredKubeconfig(msgspec.Struct, frozen=True):
     """Where the credential of an object is."""
 
     content: bytes
@@ -54,8 +53,7 @@ class StoredKubeconfig:
     origin: str
 
 
-@dataclass(frozen=True)
-class _FileState:
+class _FileState(msgspec.Struct, frozen=True):
     signature: tuple[int, ...]
     digest: bytes
     objects: tuple[FileObject, ...]

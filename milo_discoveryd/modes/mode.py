@@ -155,6 +155,10 @@ def names() -> list[str]:
     return sorted({*_OWN, *(entry.name for entry in _others())})
 
 
+def is_installed(name: str) -> bool:
+    return name in _OWN or any(entry.name == name for entry in _others())
+
+
 def load(name: str) -> ModeType:
     """Import the mode of this name. Raises LookupError, which lists the installed modes."""
     mode: ModeType

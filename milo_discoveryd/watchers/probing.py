@@ -4,8 +4,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
@@ -131,8 +132,7 @@ class Asker:
             await self._pools.pop(identity).client.aclose()
 
 
-@dataclass
-class _Pool:
+class _Pool(msgspec.Struct):
     client: Client
     users: int = 0
 

@@ -9,9 +9,10 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.credentials import Credential, Upstream
@@ -186,8 +187,7 @@ def no_credential(error: CredentialError, host: str) -> TransportError:
     return TransportError("credential", f"no credential for {host}: {error}")
 
 
-@dataclass(eq=False)
-class _Connections:
+class _Connections(msgspec.Struct, eq=False):
     """The connections under one TLS identity, and how many exchanges run on them."""
 
     identity: TlsIdentity
@@ -195,8 +195,7 @@ class _Connections:
     users: int = 0
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     method: str
     path: str
     query: tuple[tuple[str, str], ...] = ()

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import assert_never
+
+import msgspec
 
 from milo_discoveryd.config import Settings, sources
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream
@@ -89,7 +90,7 @@ class Sources:
         if source.scope is not Scope.IDENTITY:
             raise ConfigError([f"source.credentials: {name} mints per cluster, and has no credential for discovery"])
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
-        return replace(discovery, credentials=RenewingCredential(source, ttl_s=ttl_s))
+        return msgspec.structs.replace(discovery, credentials=RenewingCredential(source, ttl_s=ttl_s))
 
     def _make(self, of: sources.CredentialSource) -> MintingSource:  # noqa: PLR0911 - one for each type
         match of:

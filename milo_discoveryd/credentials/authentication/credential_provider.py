@@ -1,7 +1,8 @@
 """Providers of the daemon's own credentials: the protocol, and those of fixed values and of files."""
 
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
@@ -16,8 +17,7 @@ class CredentialProvider(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class StaticCredential:
+class StaticCredential(msgspec.Struct, frozen=True):
     """A credential written in the kubeconfig itself."""
 
     value: Credential
@@ -26,15 +26,14 @@ class StaticCredential:
         return self.value
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileCredential:
+class FileCredential(msgspec.Struct, frozen=True, kw_only=True):
     """A credential in files that another process renews: a kubelet's projected token, cert-manager's key pair.
 
     Each file is read again when it changes. Its last good content is kept while it is missing or empty, as it may be
     while it is being replaced. Parts that are not in files come from `fixed`.
     """
 
-    fixed: Credential = field(default_factory=Credential)
+    fixed: Credential = msgspec.field(default_factory=Credential)
     token: FileContent | None = None
     chain: FileContent | None = None
     key: FileContent | None = None

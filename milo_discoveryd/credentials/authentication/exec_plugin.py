@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
@@ -45,8 +44,7 @@ _TOKEN_LIKE = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExecCommand:
+class ExecCommand(msgspec.Struct, frozen=True, kw_only=True):
     api_version: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
@@ -71,8 +69,7 @@ class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
 _DECODER = msgspec.json.Decoder(_ExecCredential)
 
 
-@dataclass(frozen=True)
-class _CachedCredential:
+class _CachedCredential(msgspec.Struct, frozen=True):
     credential: Credential
     at: float
     expires_at: float | None

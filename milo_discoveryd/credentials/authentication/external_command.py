@@ -10,8 +10,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import msgspec
 
 ERRORS_KEPT = 8192
 GRACE_S = 1.0  # to read what is left in the pipes after the process group has ended
@@ -19,8 +20,7 @@ GRACE_S = 1.0  # to read what is left in the pipes after the process group has e
 End: TypeAlias = Literal["exited", "timeout", "flood"]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     end: End
     status: int
     output: bytes
@@ -148,3 +148,6 @@ class _Tail(_Capture):
     def data_received(self, data: bytes) -> None:
         self.kept += data
         del self.kept[: -self._size]
+
+
+# NOIMPORT

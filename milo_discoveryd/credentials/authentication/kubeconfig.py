@@ -6,10 +6,11 @@ Each rejected field is named with an alternative: ignoring a proxy, CA or creden
 import base64
 import binascii
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from milo_discoveryd.credentials.authentication.credential_provider import (
     CredentialProvider,
@@ -52,7 +53,7 @@ def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback
     found = read()
     if not path.is_file():
         return found  # a pipe, such as a shell's <(command), can be read only once
-    return replace(found, credentials=ReloadedCredential(FileContent(path), found, read))
+    return msgspec.structs.replace(found, credentials=ReloadedCredential(FileContent(path), found, read))
 
 
 class ReloadedCredential:
@@ -91,13 +92,12 @@ class ReloadedCredential:
         self._loaded = found
 
 
-@dataclass
-class _Reader:
+class _Reader(msgspec.Struct):
     path: Path
     content: Kubeconfig
     plugins: Collection[str]
     plain_loopback: bool
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = msgspec.field(default_factory=list)
 
     def upstream(self) -> Upstream:
         name = self.content.current_context

@@ -5,15 +5,15 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from milo_discoveryd.credentials.credential import ClientCertificate
 from milo_discoveryd.daemon_errors import CredentialError
 
 
-@dataclass(frozen=True, kw_only=True)
-class TlsIdentity:
+class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """The inputs of a TLS context: connections with equal identities can share one context."""
 
     authorities: bytes | None  # PEM; None stands for the system's CAs

@@ -1,14 +1,13 @@
 """An API server and the daemon's identity there, as a kubeconfig or the pod's service account gives them."""
 
-from dataclasses import dataclass
+import msgspec
 
 from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.secret import Secret
 
 
-@dataclass(frozen=True, kw_only=True)
-class Upstream:
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     """scheme://host[:port][/prefix], without a trailing slash."""
     origin: str

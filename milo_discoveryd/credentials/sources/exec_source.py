@@ -3,7 +3,8 @@
 import base64
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+import msgspec
 
 from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.authentication.upstream import Upstream
@@ -37,7 +38,7 @@ class ExecSource:
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.cluster is None else request.cluster.target.endpoint
-        command = replace(self._command, cluster=lambda: self._cluster_info(server))
+        command = msgspec.structs.replace(self._command, cluster=lambda: self._cluster_info(server))
         # A new plugin each time: the lease caches the result.
         plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)
         try:

@@ -4,9 +4,10 @@ import asyncio
 import base64
 import socket
 import ssl
-from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from milo_kube import addresses
 from milo_kube.http import errors
@@ -33,8 +34,7 @@ _SOCKET_OPTIONS = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Scheme, host and port of a URL."""
 
     scheme: str
@@ -59,8 +59,7 @@ class Origin:
         return f"{self.scheme}://{self.host_header}"
 
 
-@dataclass(frozen=True)
-class Proxy:
+class Proxy(msgspec.Struct, frozen=True):
     origin: Origin
     authorization: str | None
 
@@ -128,8 +127,8 @@ async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
     """Return a socket that is connected to the first address of the host that accepts. Raises OSError."""
-    *addresses, last = await _addresses(host, port)
-    for address in addresses:
+    *others, last = await _addresses(host, port)
+    for address in others:
         try:
             async with asyncio.timeout(_ADDRESS_TIMEOUT_S):
                 return await _connected_socket(address)
@@ -139,11 +138,12 @@ async def _open_socket(host: str, port: int) -> socket.socket:
 
 
 async def _addresses(host: str, port: int) -> list[Any]:
+    name = addresses.encoded(host)
     try:
         # An IP address needs no resolver, and so no thread.
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
 
 
 async def _connected_socket(address: Any) -> socket.socket:

@@ -6,12 +6,12 @@ A reply is either complete or a stream, which ends with its connection.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qsl, unquote
 
 import httptools
+import msgspec
 
 from milo_kube import addresses
 from milo_kube.http.headers import Headers
@@ -25,8 +25,7 @@ STALLED_S = 30.0
 _METHODS = ("GET", "HEAD")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     path: str
     query: Mapping[str, str]
     headers: Headers
@@ -34,21 +33,19 @@ class Request:
     """The address of the client."""
 
 
-@dataclass(frozen=True)
-class HttpReply:
+class HttpReply(msgspec.Struct, frozen=True):
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class StreamedReply:
+class StreamedReply(msgspec.Struct, frozen=True):
     """A reply whose chunks are taken one by one, each when the client has read the previous ones."""
 
     chunks: AsyncGenerator[bytes, None]
     content_type: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     status: int = 200
 
 
