@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from bench.process import Process
@@ -17,8 +17,12 @@ class Bare(Process):
         super().__init__([sys.executable, str(Path(__file__).with_name("bare_server.py")), str(socket), str(file)], log)
 
     async def listens(self) -> None:
-        """Return as soon as the server's socket exists."""
-        while not self._socket.exists():
+        """Return as soon as the server accepts connections."""
+        while True:
+            with suppress(FileNotFoundError, ConnectionRefusedError):  # its socket file exists before it listens
+                _, writer = await asyncio.open_unix_connection(str(self._socket))
+                writer.close()
+                return
             self.check()
             await asyncio.sleep(0.001)
 

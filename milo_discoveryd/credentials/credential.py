@@ -27,6 +27,9 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return NotImplemented
         return (self.token, self.certificate) == (other.token, other.certificate)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct's own compares identities
+
     def __hash__(self) -> int:
         return hash((self.token, self.certificate))
 
