@@ -24,7 +24,7 @@ from tests.integration.watchers.test_driver import (
 from tests.support.eventually import eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
-SELDOM = LivenessPolicy(every_s=0.15)
+SELDOM = LivenessPolicy(every_s=0.4)
 """A deadline that a busy machine keeps."""
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
 
