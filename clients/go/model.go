@@ -354,6 +354,8 @@ type Sharding struct {
 	ValidFor time.Duration
 	// Problem is why the Leases of the group cannot be read or written; empty if they can.
 	Problem string
+	// Draining are the first 100 of this daemon's clusters that wait for subscribers to release them.
+	Draining []string
 }
 
 // ShardMember is a daemon of a shard group.

@@ -247,5 +247,6 @@ func toSharding(message *pb.Sharding) *Sharding {
 		}),
 		ValidFor: message.GetValidFor().AsDuration(),
 		Problem:  message.GetProblem(),
+		Draining: message.GetDraining(),
 	}
 }

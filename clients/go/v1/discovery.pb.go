@@ -2751,7 +2751,10 @@ type Sharding struct {
 	// As in RenewOwnershipResponse.
 	ValidFor *durationpb.Duration `protobuf:"bytes,6,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
 	// Why the Leases of the group can't be read or written; empty if they can.
-	Problem       string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Clusters of this daemon that are about to be disengaged, once their subscribers have released them: the first 100
+	// by name. FleetCounts.draining counts them all.
+	Draining      []string `protobuf:"bytes,8,rep,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2833,6 +2836,13 @@ func (x *Sharding) GetProblem() string {
 		return x.Problem
 	}
 	return ""
+}
+
+func (x *Sharding) GetDraining() []string {
+	if x != nil {
+		return x.Draining
+	}
+	return nil
 }
 
 // ShardMember is one daemon of a shard group.
@@ -3422,7 +3432,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
 	"\x06status\x18\x03 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06status\x12\x16\n" +
 	"\x06synced\x18\x04 \x01(\bR\x06synced\x126\n" +
-	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\xf2\x01\n" +
+	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\x8e\x02\n" +
 	"\bSharding\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\tR\x06member\x12\x12\n" +
@@ -3430,7 +3440,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\asettled\x18\x04 \x01(\bR\asettled\x128\n" +
 	"\amembers\x18\x05 \x03(\v2\x1e.milo.discovery.v1.ShardMemberR\amembers\x126\n" +
 	"\tvalid_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
-	"\aproblem\x18\a \x01(\tR\aproblem\"\xcb\x01\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\x12\x1a\n" +
+	"\bdraining\x18\b \x03(\tR\bdraining\"\xcb\x01\n" +
 	"\vShardMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\x01R\x06weight\x12\x17\n" +

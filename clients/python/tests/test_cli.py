@@ -378,6 +378,17 @@ class TestShards:
         assert ["problem", "late"] in outcome.lines
         assert "owns nothing at present" in outcome.out
 
+    @pytest.mark.parametrize(
+        ("count", "names", "text"),
+        [(2, ["alpha", "beta"], "alpha, beta"), (7, ["alpha", "beta"], "alpha, beta, 5 more"), (7, [], "7 clusters")],
+    )
+    async def test_shards_names_draining_clusters(self, command, daemon, count, names, text):
+        sharding = pb.Sharding(group="dns", settled=True, draining=names)
+        counts = pb.FleetCounts(draining=count)
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=sharding, counts=counts)]
+        [line] = [line for line in (await command("shards")).lines if line and line[0] == "draining"]
+        assert " ".join(line[1:]) == text
+
     async def test_shards_of_a_daemon_without_a_group(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")

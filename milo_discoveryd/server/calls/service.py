@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import nsmallest
 from itertools import islice
 from typing import Protocol
 
@@ -42,6 +43,7 @@ from milo_discoveryd.sharding.singletons import VALID_S, SingletonKey, Singleton
 from milo_discoveryd.sharding.status import GroupStatus
 
 CLUSTERS_PER_STEP = 250
+DRAINING_NAMED = 100
 """Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
 PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of up to 4 MiB only."""
@@ -340,6 +342,8 @@ class Service:
             await asyncio.sleep(0)
         for member in found.members:
             member.clusters = clusters[member.name]
+        draining = (name for each in self._fleet.sources for name in each.registry.releases)
+        found.draining.extend(nsmallest(DRAINING_NAMED, draining))
         return found
 
     async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:

@@ -14,6 +14,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
+from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_world, rule, rules
@@ -393,6 +394,35 @@ async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Pat
 
 
 # --- restarts ---
+
+
+class Group:
+    """A shard group, as far as the service uses it."""
+
+    def valid_s(self) -> float | None:
+        return None
+
+    def owns(self, key: str) -> bool:
+        return False
+
+    def status(self) -> GroupStatus:
+        return GroupStatus(group="dns", member="a", view=1, is_settled=False, members=())
+
+
+async def test_server_info_names_draining_clusters_of_a_shard_group(draining_world: World) -> None:
+    world = draining_world
+    world.service.shard = Group()
+    world.seen(ready("beta"))
+    async with confirming(world) as mine, world.client() as stub:
+        await mine.until_synced()
+        for name in ("beta", "alpha"):
+            world.seen(not_ready(name))
+        info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert list(info.sharding.draining) == ["alpha", "beta"]
+        assert info.counts.draining == 2
+        await release(world)
+        info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert list(info.sharding.draining) == ["beta"]
 
 
 async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def _sharding(message: pb.Sharding) -> model.Sharding:
         ),
         valid_for=_duration(message, "valid_for"),
         problem=message.problem,
+        draining=tuple(message.draining),
     )
 
 

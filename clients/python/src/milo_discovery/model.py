@@ -303,6 +303,9 @@ class Sharding:
     valid_for: timedelta | None = None
     """For how long the daemon's ownership holds; None while it owns nothing."""
     problem: str = ""
+    draining: tuple[str, ...] = ()
+    """The daemon's clusters that wait for subscribers to release them: the first 100. `FleetCounts.draining` counts
+    all."""
 
 
 class SingletonState(Enum):

@@ -1485,6 +1485,7 @@ class Sharding(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     VALID_FOR_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     member: _builtins.str
     """This daemon."""
@@ -1500,6 +1501,12 @@ class Sharding(_message.Message):
     def valid_for(self) -> _duration_pb2.Duration:
         """As in RenewOwnershipResponse."""
 
+    @_builtins.property
+    def draining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Clusters of this daemon that are about to be disengaged, once their subscribers have released them: the first 100
+        by name. FleetCounts.draining counts them all.
+        """
+
     def __init__(
         self,
         *,
@@ -1510,10 +1517,11 @@ class Sharding(_message.Message):
         members: _abc.Iterable[Global___ShardMember] | None = ...,
         valid_for: _duration_pb2.Duration | None = ...,
         problem: _builtins.str = ...,
+        draining: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "member", b"member", "members", b"members", "problem", b"problem", "settled", b"settled", "valid_for", b"valid_for", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "group", b"group", "member", b"member", "members", b"members", "problem", b"problem", "settled", b"settled", "valid_for", b"valid_for", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,12 +123,13 @@ def status(ctx: click.Context, connection: Connection, *, form: str, headers: bo
 @click.pass_context
 def shards(ctx: click.Context, connection: Connection, *, form: str, headers: bool) -> None:
     """Show how the clusters are distributed over a group of daemons. Exits with 7 while the group is not settled."""
-    sharding = connection.run(lambda client: client.server_info()).sharding
+    info = connection.run(lambda client: client.server_info())
+    sharding = info.sharding
     if sharding is None:
         print_message("the daemon shares its clusters with no other: sharding.group is not set")
         return
     if form == "table":
-        for line in text_output.shards(sharding):
+        for line in text_output.shards(sharding, info.counts.draining):
             click.echo(line)
         click.echo()
         _print_table(

@@ -279,8 +279,11 @@ def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
 SHARD_COLUMNS = ("MEMBER", "WEIGHT", "CLUSTERS", "ACKNOWLEDGED", "STATE")
 
 
-def shards(sharding: Sharding) -> Iterator[str]:
-    """Yield lines that describe the shard group, without its members."""
+def shards(sharding: Sharding, draining: int) -> Iterator[str]:
+    """Yield lines that describe the shard group, without its members.
+
+    `draining`: the number of this daemon's clusters that wait for subscribers to release them.
+    """
     held = "owns nothing at present" if sharding.valid_for is None else "owns its share"
     settled = "settled" if sharding.settled else "waits for acknowledgements, or for members that join or leave"
     facts = [
@@ -288,6 +291,10 @@ def shards(sharding: Sharding) -> Iterator[str]:
         ("member", f"{sharding.member}, {held}"),
         ("view", f"{sharding.view}, {settled}"),
     ]
+    if draining:
+        more = draining - len(sharding.draining)
+        counted = [f"{more} more" if sharding.draining else f"{more} clusters"] if more > 0 else []
+        facts.append(("draining", ", ".join((*sharding.draining, *counted))))
     if sharding.problem:
         facts.append(("problem", sharding.problem))
     yield from table(facts)
