@@ -42,8 +42,8 @@ def test_scene_keeps_recent_events_latest_first_and_counts_them() -> None:
 
 
 def test_description_has_state_reason_and_own_labels() -> None:
-    labels = {"env": "prod", "resourcemanager.miloapis.com/organization-name": "acme"}
-    assert describe(event(EventType.ENGAGED, labels=labels)) == "ready  env=prod"
+    labels = {"tier": "gold", "env": "prod", "resourcemanager.miloapis.com/organization-name": "acme"}
+    assert describe(event(EventType.ENGAGED, labels=labels)) == "ready  env=prod,tier=gold"
     assert describe(event(EventType.UPDATED, suspended=True)) == "suspended"
     probed = Connectivity(state=ConnectivityState.REACHABLE)
     assert describe(event(EventType.UPDATED, connectivity=probed)) == "ready, reachable"

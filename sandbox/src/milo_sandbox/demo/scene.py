@@ -65,7 +65,7 @@ def describe(event: Event) -> str:
     cluster = event.cluster
     if event.type is EventType.DISENGAGED:
         return ": ".join(filter(None, (event.reason.name, event.message)))
-    labels = ",".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
+    labels = ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items()) if "/" not in key)
     note = cluster.deletion_message if cluster.deletion_requested_at else ""
     return "  ".join(filter(None, (f"{state(cluster)}{_PROBED.get(cluster.connectivity.state, '')}", note, labels)))
 

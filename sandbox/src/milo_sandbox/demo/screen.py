@@ -159,7 +159,7 @@ class LiveTable:
 def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
     """Return the widths of the panel of clusters and of that of recent events, which is 0 if names would be cut."""
     longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
-    clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("59m59s")
+    clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("ENGAGED")
     recent = _PANEL_FRAME + len("999s") + 1 + longest + 2
     if clusters + recent > width:
         return width, 0
@@ -171,7 +171,7 @@ def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
     """Return the columns that fit, in their order; the least important are left out first, and the name never."""
     kept: list[_Column] = []
     left = width
-    for heading in ("NAME", "STATE", "AGE", "ORGANIZATION", "LABELS"):
+    for heading in ("NAME", "STATE", "ENGAGED", "ORGANIZATION", "LABELS"):
         [column] = (each for each in columns if each.heading == heading)
         needed = _MIN_TEXT if heading == "LABELS" else column.width
         if kept and needed + 1 > left:
@@ -201,7 +201,7 @@ def _columns(rows: Sequence[Row], now: float) -> list[_Column]:
         organizations.append(Text(cluster.organization, style="dim"))
         shown = "removed" if row.last is EventType.DISENGAGED else state(cluster)
         states.append(Text(shown, style=_STATE_STYLES.get(shown, "red")))
-        text = " ".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
+        text = " ".join(f"{key}={value}" for key, value in sorted(cluster.labels.items()) if "/" not in key)
         labels.append(Text(text, style="dim"))
         age_s = 0 if cluster.engaged_at is None else max(0, int(time.time() - cluster.engaged_at.timestamp()))
         ages.append(Text(f"{age_s // 60}m{age_s % 60:02}s" if age_s >= 60 else f"{age_s}s", style="dim"))
@@ -210,5 +210,5 @@ def _columns(rows: Sequence[Row], now: float) -> list[_Column]:
         _Column("ORGANIZATION", organizations),
         _Column("STATE", states),
         _Column("LABELS", labels),
-        _Column("AGE", ages),
+        _Column("ENGAGED", ages),
     ]
