@@ -11,7 +11,9 @@ from tests.end_to_end.soak.sandbox_process import DATA
 
 DAEMONS = ("faulted", "steady")
 _PIECES = "piece-*.json"
+_STATES = "state-*"
 _UPSTREAM = "upstream"
+_PORTS = "ports.json"
 
 
 class Ports(msgspec.Struct):
@@ -41,24 +43,33 @@ class SavedState:
 
         A state file may be behind it, so the next piece may report earlier changes.
         """
-        path = self._folder / _UPSTREAM
-        return msgspec.msgpack.decode(path.read_bytes(), type=States) if path.exists() else {}
+        latest = self._latest()
+        return {} if latest is None else msgspec.msgpack.decode((latest / _UPSTREAM).read_bytes(), type=States)
 
     def restore(self, work: Path) -> Ports:
         """Copy the saved files into the folder of a piece; do nothing for the first one."""
-        for name in (DATA, *(f"{each}.state" for each in DAEMONS)):
-            saved = self._folder / name
-            if saved.is_dir():
-                shutil.copytree(saved, work / name, dirs_exist_ok=True)
-            elif saved.exists():
-                shutil.copy(saved, work / name)
-        ports = self._folder / "ports.json"
-        return msgspec.json.decode(ports.read_bytes(), type=Ports) if ports.exists() else Ports()
+        latest = self._latest()
+        if latest is None:
+            return Ports()
+        shutil.copy(latest / DATA, work / DATA)
+        for each in DAEMONS:
+            shutil.copytree(latest / f"{each}.state", work / f"{each}.state", dirs_exist_ok=True)
+        return msgspec.json.decode((latest / _PORTS).read_bytes(), type=Ports)
 
     def save(self, work: Path, ports: Ports, upstream: States) -> None:
-        """Save what the next piece begins with."""
-        (self._folder / _UPSTREAM).write_bytes(msgspec.msgpack.encode(upstream))
+        """Save what the next piece begins with; if this is killed meanwhile, the next one begins as this one did."""
+        unfinished, latest = self._folder / "unfinished", self._latest()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        (unfinished / _UPSTREAM).write_bytes(msgspec.msgpack.encode(upstream))
         for each in DAEMONS:
-            shutil.copytree(work / f"{each}.state", self._folder / f"{each}.state", dirs_exist_ok=True)
-        shutil.copy(work / DATA, self._folder / DATA)
-        (self._folder / "ports.json").write_bytes(msgspec.json.encode(ports))
+            shutil.copytree(work / f"{each}.state", unfinished / f"{each}.state")
+        shutil.copy(work / DATA, unfinished / DATA)
+        (unfinished / _PORTS).write_bytes(msgspec.json.encode(ports))
+        number = 1 if latest is None else int(latest.name.rpartition("-")[2]) + 1
+        unfinished.rename(self._folder / f"state-{number:04}")
+        if latest is not None:
+            shutil.rmtree(latest)
+
+    def _latest(self) -> Path | None:
+        return max(self._folder.glob(_STATES), default=None)

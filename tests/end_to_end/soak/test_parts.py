@@ -13,8 +13,8 @@ from milo_sandbox.history import CompactedError
 from milo_sandbox.resources import PROJECTS
 from tests.end_to_end.soak.gauges import Gauges, Sample
 from tests.end_to_end.soak.report import Recovery, Report, Subscriber, merged
-from tests.end_to_end.soak.sandbox_process import remember
-from tests.end_to_end.soak.saved_state import SavedState
+from tests.end_to_end.soak.sandbox_process import DATA, remember
+from tests.end_to_end.soak.saved_state import DAEMONS, Ports, SavedState
 from tests.end_to_end.soak.servers import SandboxServer
 from tests.end_to_end.soak.soak import Soak
 
@@ -113,6 +113,26 @@ def test_saved_state_keeps_the_reports_of_pieces(tmp_path: Path) -> None:
     for each in (report(), report(minutes=2.0)):
         saved.add(each)
     assert SavedState(tmp_path / "state").reports() == [report(), report(minutes=2.0)]
+
+
+def test_state_that_was_not_saved_completely_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, work = SavedState(tmp_path / "state"), tmp_path / "work"
+    for daemon in DAEMONS:
+        (work / f"{daemon}.state").mkdir(parents=True)
+    (work / DATA).write_text("first")
+    saved.save(work, Ports(1, 2), {})
+    (work / DATA).write_text("second")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            saved.save(work, Ports(3, 4), {})
+    (begun := tmp_path / "begun").mkdir()
+    assert SavedState(tmp_path / "state").restore(begun) == Ports(1, 2)
+    assert (begun / DATA).read_text() == "first"
+    saved.save(work, Ports(5, 6), {})
+    assert saved.restore(begun) == Ports(5, 6)
+    assert (begun / DATA).read_text() == "second"
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state-0002"]
 
 
 async def test_piece_continues_with_objects_and_state_of_the_one_before(tmp_path: Path) -> None:
