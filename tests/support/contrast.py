@@ -13,12 +13,17 @@ CONTRASTS = """
     return [255, 255, 255];
   };
   const found = [];
-  for (const element of document.querySelectorAll("body *:not(script)")) {
-    const words = [...element.childNodes].filter(each => each.nodeType === 3).map(each => each.data.trim()).join("");
-    if (!words) continue;
-    const [one, other] = [luminance(parts(getComputedStyle(element).color)), luminance(behind(element))];
+  const measure = (words, element, part) => {
+    const [one, other] = [luminance(parts(getComputedStyle(element, part).color)), luminance(behind(element))];
     const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
     found.push({words: words.slice(0, 40), ratio: Math.round(ratio * 100) / 100});
+  };
+  for (const element of document.querySelectorAll("body *:not(script)")) {
+    const words = [...element.childNodes].filter(each => each.nodeType === 3).map(each => each.data.trim()).join("");
+    if (words) measure(words, element);
+    if (element.placeholder) measure(element.placeholder, element, "::placeholder");
+    const before = getComputedStyle(element, "::before").content;
+    if (before !== "none") measure(before, element, "::before");
   }
   return found;
 })()

@@ -93,6 +93,7 @@ async def test_page_has_readable_contrast_in_each_theme(workspace: Workspace, br
         assert engaged != disengaged
         await workspace.sandbox.stop()
         await daemon.wait_for_output('"source lost"')
+        await browser.resize(*NARROW)
         for path in ("/", "/?cluster=alpha"):
             await has_readable_text(path, "STALE")
 
