@@ -31,6 +31,3 @@ def warn(subject: str, message: str, fix: str = "") -> Finding:
 
 def fail(subject: str, message: str, fix: str) -> Finding:
     return Finding("fail", subject, message, fix)
-
-
-# NOIMPORT

@@ -148,6 +148,3 @@ class _Tail(_Capture):
     def data_received(self, data: bytes) -> None:
         self.kept += data
         del self.kept[: -self._size]
-
-
-# NOIMPORT
