@@ -1,4 +1,4 @@
-"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs the named measurements, or all, and prints figures."""
+"""The command `./dev bench`: runs the named measurements, or all, and prints figures."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bench import bars, report
+from bench import against, bars, report
 from bench.measures import (
     api_clients,
     capacity,
@@ -99,11 +99,25 @@ def main(argv: Sequence[str]) -> int:
         help=f"small sizes, and generous bars on ratios; status {_MISSED} if one is missed",
     )
     parser.add_argument("--minutes", type=float, metavar="N", help="how long churn and fleet_50k last  [default: 1]")
+    parser.add_argument(
+        "--against",
+        metavar="REF",
+        help="run the named measurements in turns here and in a checkout of that commit, and print the ratios",
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=5, metavar="N", help="how many pairs of runs --against makes  [default: 5]"
+    )
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
     if "sharding" in asked.names and not asked.real:
         parser.error("sharding is measured on real API servers: add --real")
+    if asked.against is not None:
+        if not asked.names:
+            parser.error("--against needs the names of measurements, such as parts")
+        options = [*(["--real"] if asked.real else ()), *(["--quick"] if asked.quick else ())]
+        Console().print(against.compare(asked.against, asked.names, options, asked.pairs))
+        return 0
     full = bars.REAL if asked.real else bars.FULL
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     if asked.minutes is not None:

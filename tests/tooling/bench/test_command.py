@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import bars, report
+from bench import against, bars, report
 from bench.__main__ import main
 from bench.bars import Bar, Verdict
+from bench.report import Figures
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -59,3 +60,27 @@ def test_bench_lists_missed_figures() -> None:
 @pytest.mark.parametrize(("value", "shown"), [(None, "n/a"), (0.04987, "0.0499"), (101.4, "101"), (12_345.6, "12,346")])
 def test_bench_rounds_figures_to_three_digits(value: float | None, shown: str) -> None:
     assert report.rounded(value) == shown
+
+
+def test_bench_against_an_earlier_commit_needs_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--against", "HEAD"])
+    assert "--against needs the names of measurements" in capsys.readouterr().err
+
+
+def test_bench_against_an_earlier_commit_prints_the_ratio_of_each_pair() -> None:
+    runs: list[tuple[Figures, Figures]] = [
+        ({"a.us": 10.0, "gone.us": 1.0, "failed.us": None}, {"a.us": 20.0, "failed.us": 1.0}),
+        ({"a.us": 20.0, "gone.us": 1.0, "failed.us": 1.0}, {"a.us": 20.0, "failed.us": 1.0}),
+        ({"a.us": 30.0, "gone.us": 1.0, "failed.us": 1.0}, {"a.us": 45.0, "failed.us": 3.0}),
+    ]
+
+    shown = against.table("v1", runs)
+
+    assert [list(column.cells) for column in shown.columns] == [
+        ["a.us", "failed.us"],
+        ["20", "1"],
+        ["20", "2"],
+        ["1.50", "2.00"],
+        ["1 to 2", "1 to 3"],
+    ]
