@@ -47,12 +47,6 @@ class Status(msgspec.Struct, gc=False):
     conditions: list[Condition] | None = None
     suspensions: list[SuspensionInfo] | None = None
 
-    def condition(self, kind: str) -> Condition | None:
-        for condition in self.conditions or ():
-            if condition.type == kind:
-                return condition
-        return None
-
 
 class KubeObject(msgspec.Struct, gc=False):
     """An upstream object. A mode that reads more fields derives its own type from this one."""
@@ -62,4 +56,8 @@ class KubeObject(msgspec.Struct, gc=False):
     status: Status | None = None
 
     def condition(self, kind: str) -> Condition | None:
-        return None if self.status is None else self.status.condition(kind)
+        conditions = None if self.status is None else self.status.conditions
+        for condition in conditions or ():
+            if condition.type == kind:
+                return condition
+        return None

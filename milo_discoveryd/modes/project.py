@@ -45,7 +45,6 @@ class ProjectMode:
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
                 return not_ready(obj, CONDITION, condition, organization)
-            cleanup = obj.condition("ResourceCleanup")
             target = Target(
                 name=name,
                 uid=metadata.uid,
@@ -54,7 +53,7 @@ class ProjectMode:
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),
-                deletion_message=deletion_message(metadata, cleanup),
+                deletion_message=deletion_message(obj, "ResourceCleanup"),
                 suspensions=suspensions(obj),
             )
         except MalformedError as error:

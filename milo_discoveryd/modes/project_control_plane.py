@@ -61,7 +61,7 @@ class ProjectControlPlaneMode:
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),
-                deletion_message=deletion_message(metadata),
+                deletion_message=deletion_message(obj),
             )
         except MalformedError as error:
             return malformed(metadata, error)

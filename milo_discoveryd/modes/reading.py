@@ -25,7 +25,9 @@ _LONGEST_WORD = 128
 _MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
 """Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
-
+_FEW_LABELS = 64
+LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
+"""Of a label's key and value. Kubernetes allows 380."""
 
 MESSAGE_CHARACTERS = 2048
 """Of a condition's message. The API server itself allows 32 KiB; what a proxy sends instead of one has no bound."""
@@ -58,17 +60,14 @@ def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | Non
 
 def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
-    found, annotations = metadata.labels, metadata.annotations
-    size = (_characters(found) if found else 0) + (_characters(annotations) if annotations else 0)
-    if size > METADATA_BYTES:
-        raise MalformedError(
-            f"its labels and annotations have {size} characters; at most {METADATA_BYTES} are accepted"
-        )
-    return _pairs(tuple(starmap(_pair, sorted(found.items())))) if found else ()
-
-
-def _characters(found: dict[str, str]) -> int:
-    return sum(map(len, found)) + sum(map(len, found.values()))
+    found, annotations = metadata.labels or {}, metadata.annotations or {}
+    if annotations or len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
+        size = sum(sum(map(len, each)) + sum(map(len, each.values())) for each in (found, annotations))
+        if size > METADATA_BYTES:
+            raise MalformedError(
+                f"its labels and annotations have {size} characters; at most {METADATA_BYTES} are accepted"
+            )
+    return _pairs(tuple(starmap(_pair, sorted(found.items()))))
 
 
 @lru_cache(maxsize=8192)
@@ -78,6 +77,10 @@ def _pairs(found: Pairs) -> Pairs:
 
 @lru_cache(maxsize=16_384)
 def _pair(key: str, value: str) -> tuple[str, str]:
+    if len(key) + len(value) > LABEL_CHARACTERS:
+        raise MalformedError(
+            f"its label {key[:80]!r} has {len(key) + len(value)} characters; at most {LABEL_CHARACTERS} are accepted"
+        )
     return sys.intern(key), value
 
 
@@ -135,10 +138,12 @@ def _moment(text: str) -> float | None:
     return moment.timestamp()
 
 
-def deletion_message(metadata: Metadata, cleanup: Condition | None = None) -> str:
+def deletion_message(obj: KubeObject, condition: str | None = None) -> str:
     """Return what the deletion of an object waits for: by a condition, or by the finalizers that remain."""
+    metadata = obj.metadata
     if metadata.deletionTimestamp is None:
         return ""
+    cleanup = None if condition is None else obj.condition(condition)
     if cleanup is not None and cleanup.message:
         return excerpt(cleanup.message)
     return excerpt(f"waiting for finalizers: {', '.join(metadata.finalizers)}") if metadata.finalizers else ""

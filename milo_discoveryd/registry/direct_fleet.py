@@ -52,7 +52,7 @@ class DirectFleet(IntakeSink, SourceFleet):
     @property
     def synced(self) -> bool:
         """True after one complete list, in this run or in the run that wrote the state file."""
-        return self._is_assigned and super().synced
+        return self._is_assigned and self._intake.synced
 
     @property
     def pending_reports(self) -> PendingDeletions:

@@ -338,8 +338,9 @@ class SourceFleet(Fleet):
             self.notifier.published(self.log.head, read_at)
 
     def _tell(self, events: list[Event]) -> None:
+        is_live = self.synced
         for event in events:
-            self._observer.changed(event, is_live=self.synced)
+            self._observer.changed(event, is_live=is_live)
             for kind, call in self._listeners:
                 if event.type is kind:
                     call(event.cluster)

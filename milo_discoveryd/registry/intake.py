@@ -139,16 +139,11 @@ class Intake:
         changed: list[Observation] = []
         for event in portion:
             match event:
-                case ObjectChanged() | DeletionReported() if self._is_foreign:
-                    pass
-                case ObjectChanged(observation) if self._is_held_back(observation):
-                    pass
                 case ObjectChanged(observation):
-                    if self._guard is not None:
-                        self._guard.seen(observation.version)
-                    if not self._pending_deletions.is_idle and self._registry.is_news(observation):
-                        self._pending_deletions.discard(observation.name)
-                    changed.append(observation)
+                    if self._accepts(observation):
+                        changed.append(observation)
+                case DeletionReported() if self._is_foreign:
+                    pass
                 case DeletionReported(name, uid, namespace):
                     # Which object has the name depends on what came before it.
                     yield self._registry.commit(changed, now)
@@ -165,6 +160,19 @@ class Intake:
             changed, self._staged = list(self._staged.values()), {}
         if changed:
             yield self._registry.commit(changed, now, consistent=is_early, listed=is_early)
+
+    def _accepts(self, seen: Observation) -> bool:
+        """Return whether what the watch shows is to be committed. It ends the doubt about a deletion of the object."""
+        if self._is_foreign:
+            return False
+        if not self._pending_deletions.is_idle:
+            if self._is_held_back(seen):
+                return False
+            if self._registry.is_news(seen):
+                self._pending_deletions.discard(seen.name)
+        if self._guard is not None:
+            self._guard.seen(seen.version)
+        return True
 
     def _stage(self, event: ListStarted | Listed[Observation] | Unlisted) -> None:
         match event:

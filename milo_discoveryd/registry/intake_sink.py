@@ -132,12 +132,13 @@ class IntakeSink:
     def _observed(self, source_events: Iterable[SourceEvent[Observation]]) -> Iterator[SourceEvent[Observation]]:
         for event in source_events:
             match event:
+                case ObjectChanged() | Listed():
+                    if isinstance(seen := event.observation, Malformed) and self._is_newly_malformed(seen):
+                        self._observer.malformed(seen)
                 case Relisting(reason):
                     self._observer.relisting(reason)
                 case EventIgnored(problem):
                     self._observer.event_ignored(problem)
-                case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_newly_malformed(seen):
-                    self._observer.malformed(seen)
             yield event
 
     def _is_newly_malformed(self, seen: Malformed) -> bool:

@@ -17,7 +17,7 @@ from itertools import compress
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining, Pairs, without_draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames, LogSlice, ReadAhead
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log_entry import LogEntry, PastState
@@ -111,7 +111,7 @@ class ChangeLog:
         before = entry.cluster
         assert before is not None
         self.head += 1
-        if _filtered_by(before) != _filtered_by(cluster):
+        if _changes_view(before, cluster):
             self._keep_past_state(entry, now, None, "")
             entry.same_view_since = self.head
         self._append(entry, cluster)
@@ -342,7 +342,7 @@ class ChangeLog:
 
     def _drop_slices(self) -> None:
         self._slices.clear()
-        self._fast_path.clear()
+        self._fast_path.stretches.clear()
 
     def _compact(self) -> None:
         """Remove the stale slots of a part of the log. The next call continues where this one ended."""
@@ -374,9 +374,10 @@ def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
     return [entry.cluster for entry in engaged if entry.cluster is not None]
 
 
-def _filtered_by(cluster: Cluster) -> tuple[Pairs, str, Draining | None]:
-    """Return everything that a filter's result can depend on and that can change."""
-    return cluster.target.labels, cluster.target.organization, cluster.draining
+def _changes_view(before: Cluster, now: Cluster) -> bool:
+    """Return whether anything differs that a filter's result can depend on."""
+    was, is_ = before.target, now.target
+    return was.labels != is_.labels or was.organization != is_.organization or before.draining != now.draining
 
 
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:

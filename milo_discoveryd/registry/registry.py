@@ -323,13 +323,15 @@ class Registry:
 
     def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Event]:
         events: list[Event] = []
-        if isinstance(seen, Ready | NotReady) and not self._claim(seen, now, events, listed=listed):
-            assert isinstance(seen, Ready)
-            message = f"project UID {seen.target.uid} is claimed by another object too"
-            events += self._refuse(Malformed(seen.name, seen.uid, seen.version, message), now)
-        elif isinstance(seen, Ready):
-            events += self._ready(seen, now)
+        if isinstance(seen, Ready):
+            if self._claim(seen, now, events, listed=listed):
+                events += self._ready(seen, now)
+            else:
+                message = f"project UID {seen.target.uid} is claimed by another object too"
+                events += self._refuse(Malformed(seen.name, seen.uid, seen.version, message), now)
         else:
+            if isinstance(seen, NotReady):
+                self._claim(seen, now, events, listed=listed)
             events += self._not_wanted(seen, now)
         return events
 
@@ -365,6 +367,16 @@ class Registry:
         return self._not_wanted(seen, now)
 
     def _ready(self, seen: Ready, now: Moment) -> Iterable[Event]:
+        known = self._records.get(seen.name)
+        if (
+            known is not None
+            and known.state is ObjectState.READY
+            and known.uid == seen.uid
+            and known.cluster is not None
+        ):
+            known.version = seen.version
+            return self._still_engaged(known, known.cluster, seen, now)  # nearly every change
+
         def make(revision: int) -> Cluster:
             return Cluster(
                 target=seen.target,
@@ -393,6 +405,9 @@ class Registry:
             self._unreachable -= _is_unreachable(before)
             cluster = self.log.replace(record, replaced, make, now.steady)
             return (ended, Event(EventType.ENGAGED, cluster, readiness=readiness))
+        return self._still_engaged(record, before, seen, now)
+
+    def _still_engaged(self, record: ClusterRecord, before: Cluster, seen: Ready, now: Moment) -> Iterable[Event]:
         if seen.target == before.target:
             return ()
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
@@ -456,7 +471,7 @@ class Registry:
     def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
         self.log.update(record, cluster, now.steady)
         updated = Event(EventType.UPDATED, cluster)
-        if self.releases.update(cluster):
+        if cluster.draining is not None and self.releases.update(cluster):
             return [updated, *self.end_drain(cluster.target.name, now)]
         return [updated]
 

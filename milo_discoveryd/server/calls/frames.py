@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import (
+    SOURCE_SEPARATOR,
     UNPROBED,
     Cluster,
     Connectivity,
@@ -168,16 +169,18 @@ def decode_frame(frame: bytes) -> pb.ClusterEvent:
 
 def _cluster(of: Cluster, epoch: str) -> bytes:
     target = of.target
-    suspensions, source = target.suspensions, target.source
+    suspensions = target.suspensions
+    # Taken apart once, not by the target's properties: this is for every event.
+    source, _, local_name = target.name.rpartition(SOURCE_SEPARATOR)
     return b"".join(
         (
             _text(_NAME, target.name),
             _text(_UID, target.uid),
-            _text(_ENDPOINT, target.endpoint),
+            _text(_ENDPOINT, local_name.join(target.place)),
             _text(_ORGANIZATION, target.organization),
             *map(_label, target.labels),
             *map(_annotation, target.annotations),
-            _time(_ENGAGED_AT, of.engaged_at),
+            _engaged_at(of.engaged_at),
             _time(_DELETION_REQUESTED_AT, target.deletion_requested_at),
             _text(_DELETION_MESSAGE, target.deletion_message),
             b"" if suspensions is None else _SUSPENDED,
@@ -186,7 +189,7 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             _text(_INCARNATION, incarnation(epoch, of.incarnation)),
             b"" if of.draining is None else _draining(of.draining),
             _text(_CLUSTER_SOURCE, source) if source else b"",
-            *(map(_suspension, suspensions) if suspensions else ()),
+            *map(_suspension, suspensions or ()),
         )
     )
 
@@ -221,6 +224,12 @@ def _pair(pair: tuple[str, str]) -> bytes:
 
 def _suspension(of: Suspension) -> bytes:
     return _field(_SUSPENSIONS, suspension(of).SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=256)
+def _engaged_at(seconds: float) -> bytes:
+    """Cached, because the clusters of a list were engaged at one time."""
+    return _time(_ENGAGED_AT, seconds)
 
 
 def _time(tag: Tag, seconds: float | None) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.modes.reading import MESSAGE_CHARACTERS, METADATA_BYTES, ORGANIZATION_LABEL
+from milo_discoveryd.modes.reading import LABEL_CHARACTERS, MESSAGE_CHARACTERS, METADATA_BYTES, ORGANIZATION_LABEL
 from tests.unit.modes.objects import condition, control_plane, project
 from tests.unit.modes.test_project import MODE
 from tests.unit.modes.test_project_control_plane import mode
@@ -33,7 +33,11 @@ def test_deletion_time_outside_the_range_of_protobuf_is_malformed(observe: Obser
 
 @every_mode
 def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
-    assert isinstance(observe(labels={"a": "b" * METADATA_BYTES}), Malformed)
+    assert isinstance(observe(labels={"a": "b" * LABEL_CHARACTERS}), Malformed)
+    assert isinstance(observe(labels={"a": "b" * (LABEL_CHARACTERS - 1)}), Ready)
+    many = METADATA_BYTES // 4096
+    assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many + 1)}), Malformed)
+    assert isinstance(observe(annotations={"c": "d" * METADATA_BYTES}), Malformed)
     assert isinstance(observe(labels={"a": "b"}, annotations={"c": "d" * 1000}), Ready)
 
 

@@ -19,7 +19,7 @@ Object = TypeVar("Object")
 Content = TypeVar("Content")
 
 
-class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True):
+class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True, gc=False):
     """An object as it is now."""
 
     observation: Seen
@@ -104,7 +104,7 @@ class _StatusObject(msgspec.Struct):
     details: _Details | None = None
 
 
-class _Line(msgspec.Struct, Generic[Content]):
+class _Line(msgspec.Struct, Generic[Content], gc=False):
     type: str
     object: Content
 
