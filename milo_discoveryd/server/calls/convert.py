@@ -169,7 +169,8 @@ def _draining(of: Draining) -> pb.Draining:
 
 
 def _drain_message(of: Draining, state: ObjectState) -> str:
-    again = "; it is engaged again afterwards" if state is ObjectState.READY else ""
+    is_engaged_again = state is ObjectState.READY and of.reason is not DisengageReason.MOVED
+    again = "; it is engaged again afterwards" if is_engaged_again else ""
     why = f"{of.reason.value}{of.message and f': {of.message}'}"
     return f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}{again}"
 

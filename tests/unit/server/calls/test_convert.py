@@ -203,6 +203,14 @@ def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
+def test_engagement_of_ready_cluster_that_moves_does_not_promise_another() -> None:
+    of = record(ObjectState.READY)
+    moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
+    of.cluster = msgspec.structs.replace(SMALL, draining=moves)
+    message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
+    assert engagement(of) == (True, "REASON_DRAINING", message, 100)
+
+
 def test_transition_message_has_incarnation() -> None:
     ended = Transition(EventType.DISENGAGED, 5.0, 3, DisengageReason.DELETED, "gone")
     assert convert.transition(ended, EPOCH) == pb.Transition(
