@@ -171,9 +171,10 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folde
     }
     async with AsyncExitStack() as stack:
         replicas: list[DaemonObserver] = []
+        kubeconfig = server.kubeconfig_as("discovery")  # once: it is written in place, and the first one reads it
         for name in ("0", "1"):
             (folder / name).mkdir()
-            replica = DaemonObserver(server, folder / name, kubeconfig=server.kubeconfig_as("discovery"), **settings)
+            replica = DaemonObserver(server, folder / name, kubeconfig=kubeconfig, **settings)
             replicas.append(await stack.enter_async_context(replica))
         first, second = replicas
         for each in replicas:
@@ -222,8 +223,13 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
                 await api.forget(f"{secrets}/permanent")
                 await asyncio.sleep(0.2)
         assert "only empty Secrets of type Opaque" in refusal
-        with pytest.raises(RefusedError, match="only empty Secrets of type Opaque"):
-            await api.call("POST", secrets, {"metadata": {"name": "full"}, "type": "Opaque", "data": {"a": "Yg=="}})
+        for other in (
+            {"type": "Opaque", "data": {"a": "Yg=="}},
+            {"stringData": {"a": "b"}},
+            {"type": "kubernetes.io/basic-auth", "stringData": {"username": "a", "password": "b"}},
+        ):
+            with pytest.raises(RefusedError, match="only empty Secrets of type Opaque"):
+                await api.call("POST", secrets, {"metadata": {"name": "other"}, **other})
     upstream = load_discovery_upstream(server.kubeconfig, {})
     async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as transport:
         source = tokens_of(transport, run="one", origin=upstream.origin, namespace=name)
