@@ -200,7 +200,8 @@ class Service:
                 hint = "" if fleet is None or fleet.synced else "; no complete list of the source was read yet"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = self._fleet.pending_reports.explain(name)
-        engagement = convert.engagement(record, None if pending is None else pending[1])
+        confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
+        engagement = convert.engagement(record, confirming)
         if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if fleet is not None and (unusable := fleet.problem_of(name)):

@@ -79,6 +79,11 @@ def visible_source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 
 
+def visible_problem(problem: str, scope: ClusterScope) -> str:
+    """Return why a deletion is not confirmed; nothing for a limited scope, because it may name other objects."""
+    return problem if scope.is_everything else ""
+
+
 def _fields(record: ClusterRecord | None) -> Target | ObjectFields | None:
     """Return what the object under the name is now; None if nothing but its name is known."""
     if record is None or (record.state is ObjectState.MALFORMED and not record.engaged):

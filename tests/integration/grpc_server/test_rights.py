@@ -15,10 +15,12 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.pending_deletions import Inconclusive
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from milo_kube.reflect.messages import DeletionReported
 from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.callers import (
     PROD,
@@ -137,6 +139,19 @@ async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules
             assert not (await bank.stub.GetCluster(get)).engagement.engaged
         info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
     assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
+
+
+async def test_limited_caller_is_not_told_what_else_was_read_to_confirm_a_deletion(rules_world: RulesWorld) -> None:
+    world = rules_world.world
+    world.found(DeletionReported("alpha", world.object_uid("uid-alpha")))
+    (request,) = world.fleet.pending_deletions.take_due(float("inf"))
+    world.fleet.resolve(request, Inconclusive(f"reading {SECRET} from it failed: 403"), 0.0)
+    get = pb.GetClusterRequest(name="alpha")
+    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
+        limited, full = [(await each.stub.GetCluster(get)).engagement for each in (shop, root)]
+    assert limited.reason == full.reason == pb.Engagement.REASON_CONFIRMING_DELETION
+    assert SECRET in full.message
+    assert limited.message == "reported as deleted; being confirmed"
 
 
 # --- enumeration ---

@@ -1098,6 +1098,14 @@ MUTANTS = (
         ("tests/unit/config/test_sources.py",),
     ),
     Mutant(
+        "a limited caller is told which other objects were read",
+        "server/calls/visibility.py",
+        'return problem if scope.is_everything else ""',
+        "return problem",
+        ("tests/integration/grpc_server/test_rights.py",),
+        is_async=True,
+    ),
+    Mutant(
         "names of removed clusters stay with a rotation",
         "server/calls/kubeconfig_rotation.py",
         "            names.discard(name)",
