@@ -117,15 +117,15 @@ def _sources_and_mode(settings: Settings, given: Mapping[Key, Given]) -> Iterato
 
 def _kind_settings(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
     """Yield the problems of settings that belong to the kind of a source."""
-    for position, (mode, said) in enumerate(_kinds(settings)):
+    for position, (mode, own) in enumerate(_kinds(settings)):
         settings_type = modes.settings_type(mode)
         if settings_type is None:
-            if said:
+            if own:
                 place = given[("sources",)].place_of((position, "settings"))
                 yield Problem(f"{place}[{position}].settings", f"kind {mode} has no settings")
             continue
         try:
-            modes.parse_settings(settings_type, said)
+            modes.parse_settings(settings_type, own)
         except ValueError as error:
             if settings.sources:
                 place = given[("sources",)].place_of((position, "settings"))
@@ -273,7 +273,7 @@ def _one_address_for_all(settings: Settings, given: Mapping[Key, Given]) -> list
     address = settings.internal_address_template.replace("{namespace}", settings.internal_namespace_template)
     if "{name}" in address or "{uid}" in address:
         return []
-    said = [key for key in (("internal_address_template",), ("internal_namespace_template",)) if key in given]
-    where = given[said[0]]
+    stated = [key for key in (("internal_address_template",), ("internal_namespace_template",)) if key in given]
+    where = given[stated[0]]
     complaint = f"{layers.quoted(where.value)} gives all projects the same address: use {{name}} or {{uid}}"
     return [Problem(where.place, complaint)]

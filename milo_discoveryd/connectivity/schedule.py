@@ -111,7 +111,7 @@ class _ProbedCluster(msgspec.Struct):
     turn: int = 0
     """Identifies its valid entry in the host's heap."""
     state: ConnectivityState = ConnectivityState.UNKNOWN
-    said: str = ""
+    detail: str = ""
     """The note or cause that was last reported. A different message with the same cause is not reported."""
     since: float = 0.0
     failing_since: float | None = None
@@ -221,20 +221,20 @@ class ProbeSchedule:
         watched = self._watched[name]
         if isinstance(outcome, ProbeReached):
             watched.failing_since, watched.by_host = None, False
-            state, said, message = ConnectivityState.REACHABLE, outcome.note, outcome.note
+            state, detail, message = ConnectivityState.REACHABLE, outcome.note, outcome.note
         else:
             if watched.failing_since is None:
                 watched.failing_since = now.steady
             if now.steady - watched.failing_since < self._policy.unreachable_after_s:
                 return None
-            state, said, message = ConnectivityState.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
+            state, detail, message = ConnectivityState.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
             # A cluster that failed before its host did needs a successful probe of its own.
             watched.by_host = by_host and (watched.by_host or watched.state is not ConnectivityState.UNREACHABLE)
-        is_news = (state, said) != (watched.state, watched.said)
+        is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:
             self._away += (state is ConnectivityState.UNREACHABLE) - (watched.state is ConnectivityState.UNREACHABLE)
             watched.since, watched.away_since = now.wall, now.steady
-        watched.state, watched.said = state, said
+        watched.state, watched.detail = state, detail
         if by_host and len(self._hosts[watched.host].names) > 1:
             watched.away_since = now.steady
         disengages = state is ConnectivityState.UNREACHABLE and self._disengages(watched, now.steady)

@@ -67,7 +67,7 @@ class LeaseEntry:
         self.lease = lease
         self._is_dropped = False
         self.is_wanted = True
-        """The credential was used, or a newer one was requested. A lease that nobody wants is not renewed."""
+        """The credential was used, or a newer one was requested. Without either, the lease is not renewed."""
         self.queued = False
         self.is_replaced = False
         """The credential was replaced at its source."""
@@ -132,7 +132,7 @@ class Minter:
         self.failure: CredentialError | None = None
         """Why the last attempt failed; None if it succeeded."""
         self._is_requested = False
-        """Somebody asked for a credential. `keep_ready` begins a lease although nobody may ever do."""
+        """A credential was requested. A lease begun by `keep_ready` may never be."""
         self._is_warned = False
         self._probing = asyncio.Lock()
         if isinstance(source, NotifyingSource):

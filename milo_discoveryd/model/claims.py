@@ -15,7 +15,7 @@ class Claim(msgspec.Struct, frozen=True):
     cluster: str
     """The cluster's name."""
     content: Any
-    """An `Observation`, or whatever the mode's `reduce` understands. Equal contents mean that nothing changed."""
+    """An `Observation`, or a value for the mode's `reduce`. Equal contents mean that nothing changed."""
 
 
 class ObjectClaim(msgspec.Struct, frozen=True):

@@ -68,7 +68,7 @@ class Watch(msgspec.Struct, frozen=True):
     """`KubeObject`, or a type derived from it."""
     claims: Callable[[Any], Iterable[Claim]]
     """Returns what an object says about clusters; nothing if it concerns none. Raises MalformedError for an object that
-    cannot be used: what it said before then remains valid."""
+    cannot be used: its previous claims remain valid."""
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ class FileObject(msgspec.Struct, frozen=True):
     claims: tuple[Claim, ...] = ()
     """As those of `Watch.claims`."""
     problem: str = ""
-    """Why it cannot be used; what it said before then remains valid."""
+    """Why it cannot be used; its previous claims remain valid."""
 
 
 @runtime_checkable

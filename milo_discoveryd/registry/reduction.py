@@ -92,15 +92,15 @@ class Reduction:
         """Return the clusters that an object names."""
         return self._named.get(member, ())
 
-    def _claim(self, member: Member, said: ClaimingObject, version: str, order: int) -> list[str]:
+    def _claim(self, member: Member, found: ClaimingObject, version: str, order: int) -> list[str]:
         names = self._named.get(member, ())
         known = {name: self._groups[name].members.pop(member) for name in names}
         watch, key = member
-        for claim in said.claims:
+        for claim in found.claims:
             before = known.get(claim.cluster)
-            place = order if before is None or before.uid != said.uid else before.order
-            self._group(claim.cluster).add(member, ObjectClaim(watch, key, said.uid, version, place, claim.content))
-        self._named[member] = tuple(dict.fromkeys(claim.cluster for claim in said.claims))
+            place = order if before is None or before.uid != found.uid else before.order
+            self._group(claim.cluster).add(member, ObjectClaim(watch, key, found.uid, version, place, claim.content))
+        self._named[member] = tuple(dict.fromkeys(claim.cluster for claim in found.claims))
         return [*names, *self._named[member]]
 
     def _remove(self, member: Member) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class Reduction:
         return names
 
     def _observations(self, name: str) -> Iterator[Observation | ConfirmedDeletion]:
-        """Yield what all objects together say about a cluster, if anything can be said."""
+        """Yield what all objects together say about a cluster, if they say anything."""
         group, record = self._group(name), self._clusters[name]
         known = [claim for claim in group.members.values() if claim.content is not UNREAD]
         is_complete = len(known) == len(group.members)

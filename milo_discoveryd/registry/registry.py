@@ -180,7 +180,7 @@ class Registry:
         return self._not_ready.held_count
 
     def extend_graces(self, lost_at: float, now: Moment) -> None:
-        """Do not count the time since `lost_at`, in which nothing was heard, towards the graces that ran then."""
+        """Do not count the time since `lost_at`, in which the source sent nothing, towards the graces that ran then."""
         self._postponed(self._not_ready.extend(lost_at, now.steady), now)
 
     def end_overdue(self, now: Moment) -> list[Event]:

@@ -52,8 +52,8 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def fingerprint(self) -> str:
         """A digest that is equal for equal scopes."""
-        said = repr((self.is_empty, str(self.selector), sorted(self.organizations), str(self.names)))
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        text = repr((self.is_empty, str(self.selector), sorted(self.organizations), str(self.names)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         if self.is_empty:

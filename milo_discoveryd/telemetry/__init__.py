@@ -1,1 +1,1 @@
-"""What the daemon tells of itself: logs, metrics, and the HTTP endpoint that has them."""
+"""Logs, metrics, the audit, and the HTTP port."""

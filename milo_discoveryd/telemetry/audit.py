@@ -91,24 +91,24 @@ class Audit:
         self._metrics.refused(reason.lower())
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
-        """Who writes objects upstream is nobody who calls, and may be a tenant who tries what a name can do."""
+        """The writer of an object is not a caller; it may be a tenant that tries hostile names."""
         self._note("object refused", cluster=name[:_LONGEST_NAME], uid=uid, problem=problem)
 
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)
 
     def reload_rejected(self, **about: object) -> None:
-        """Others were to be read, and are not to be had."""
+        """The new rules cannot be loaded; the previous ones stay in force."""
         self._note("rights kept", **about)
 
     def _note(self, event: str, **fields: object) -> None:
-        said = {name: value for name, value in fields.items() if value != ""}
-        log.info(event, logger="audit", **said)
+        stated = {name: value for name, value in fields.items() if value != ""}
+        log.info(event, logger="audit", **stated)
         if self._write is None:
             return
         at = rfc3339(time.time(), "milliseconds")
         try:
-            self._write(json.dumps({"timestamp": at, "event": event, **said}).encode() + b"\n")
+            self._write(json.dumps({"timestamp": at, "event": event, **stated}).encode() + b"\n")
         except OSError as error:
             # The log has the event. A full disk does not fail requests; the metric counts the loss.
             self._metrics.audit_lost()

@@ -32,7 +32,7 @@ _NAMED = frozenset(
 """Metrics whose labels are names."""
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
-"""What nobody can register and point to this port, to have a browser take its pages for theirs."""
+"""Names that nobody can register and rebind to this port."""
 
 Checks = Callable[[], Mapping[str, str | None]]
 """By name: the problem, or None."""
@@ -90,7 +90,7 @@ class Endpoint:
                 return await self._status(request)
 
     def _is_ours(self, host_header: str) -> bool:
-        """Whether the request is meant for this port. A page elsewhere that is rebound to it says its own name."""
+        """Whether the Host header is one of this port. After DNS rebinding it is the name of the attacking page."""
         match = _HOST.fullmatch(host_header.lower())
         if match is None:
             return False

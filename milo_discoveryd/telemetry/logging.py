@@ -52,7 +52,7 @@ def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
     as_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LogWriter(os.dup(stream.fileno()))
     writer.setFormatter(_Console() if as_console else _Json())
-    # Of libraries, only what somebody should act on.
+    # Libraries log only what an operator should act on.
     logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
     logging.getLogger(NAME).setLevel(_NUMBERS[level])
     return Logging(level, writer)
@@ -60,10 +60,10 @@ def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        said = {"timestamp": _time(record), "level": _level(record), "message": record.getMessage(), **_fields(record)}
+        entry = {"timestamp": _time(record), "level": _level(record), "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
-            said["exception"] = _traceback(record)
-        return json.dumps(said, default=repr)
+            entry["exception"] = _traceback(record)
+        return json.dumps(entry, default=repr)
 
 
 class _Console(logging.Formatter):

@@ -96,6 +96,6 @@ def _main(found: Mapping[str, Callable[[], str]], question: ClusterQuery) -> str
         f"<h2>Subscribers</h2>{region('subscribers')}",
         f"<h2>Credentials</h2>{region('credentials')}",
     ]
-    # Who searches wants the results; everybody else, what happens.
+    # The results of a search come first; without one, the last changes.
     top += region("sources") + region("sharding")
     return top + "".join(lists if question.is_selective else [*lists[1:], lists[0]])

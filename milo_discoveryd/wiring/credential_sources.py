@@ -182,7 +182,7 @@ class Sources:
         return next(self._projects[name] for name in (*of.cluster_sources, *self._projects) if name in self._projects)
 
     def _require_own_identity(self, of: sources.ProjectKubeconfig, project: Upstream) -> None:
-        """Raises ConfigError if the source would hand out the daemon's own credential, and nobody said that it may."""
+        """Raises ConfigError if the source would hand out the daemon's own credential, and is not allowed to."""
         if of.share_discovery_identity or not of.hand_out:
             return
         for each in self._settings.by_source.values():

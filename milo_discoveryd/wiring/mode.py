@@ -176,8 +176,8 @@ def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollec
             claims = tuple(replace(each, cluster=key_of(each.cluster, source)) for each in watch.claims(obj))
         except MalformedError as error:
             return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
-        said = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
-        return Ready(metadata.uid, metadata.resourceVersion, said)
+        claiming = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
+        return Ready(metadata.uid, metadata.resourceVersion, claiming)
 
     decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
     return FollowedCollection(WatchedCollection(resource, keys), decoder)

@@ -52,7 +52,7 @@ CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon tells about itself."""
+    """The facts about the daemon in its responses."""
 
     version: str
     mode: str
@@ -126,30 +126,30 @@ class Service:
             with call.stream_slot(request.filter.ByteSize()):
                 if slot is not None:
                     slot.release()
-                asked = requests.watch(request, self._info.heartbeat_s)
-                requests.known_sources(asked.wanted, self._source_names)
-                await self._stream(asked, call, send, filter_bytes=request.filter.ByteSize())
+                parsed = requests.watch(request, self._info.heartbeat_s)
+                requests.known_sources(parsed.wanted, self._source_names)
+                await self._stream(parsed, call, send, filter_bytes=request.filter.ByteSize())
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self.access.authorize(caller, "ListClusters") as call:
-            asked = requests.listing(request)
-            requests.known_sources(asked.wanted, self._source_names)
-            fleets = self._fleet.select(asked.wanted.sources)
+            parsed = requests.listing(request)
+            requests.known_sources(parsed.wanted, self._source_names)
+            fleets = self._fleet.select(parsed.wanted.sources)
             pending = frozenset(each.name for each in fleets if not each.synced)
             if len(pending) == len(fleets):
                 raise self._not_synced(call)
             now = self._clock()
             source, *sources = source_statuses(fleets, call.scope, Moment(time.time(), now))
-            shown = without_sources(scoped(asked.wanted, call.scope), pending)
+            shown = without_sources(scoped(parsed.wanted, call.scope), pending)
             owner = ListingOwner(call.identity, call.holder(shown))
 
             def is_visible(cluster: Cluster) -> bool:
                 return call.scope.is_everything or self._visible(cluster.target.name, call) is not None
 
             page = (
-                self._listings.next(asked.page_token, asked.page_size, now, owner, is_visible)
-                if asked.page_token
-                else self._listings.first(shown, asked.page_size, now, owner)
+                self._listings.next(parsed.page_token, parsed.page_size, now, owner, is_visible)
+                if parsed.page_token
+                else self._listings.first(shown, parsed.page_size, now, owner)
             )
         clusters, taken = await self._converted(page)
         return pb.ListClustersResponse(
@@ -228,16 +228,16 @@ class Service:
     async def release_cluster(self, request: pb.ReleaseClusterRequest, caller: Caller) -> pb.ReleaseClusterResponse:
         named = requests.truncated_name(request.cluster)
         async with self.access.authorize(caller, "ReleaseCluster", cluster=named) as call:
-            asked = requests.release(request)
-            key = SubscriberKey(call.identity, asked.subscriber)
-            record, pending = self._visible(asked.cluster, call), self._fleet.releases_of(asked.cluster)
-            if releases.must_note(asked, record, key, pending, self._info.epoch):
-                self._fleet.release(key, asked.cluster)
+            parsed = requests.release(request)
+            key = SubscriberKey(call.identity, parsed.subscriber)
+            record, pending = self._visible(parsed.cluster, call), self._fleet.releases_of(parsed.cluster)
+            if releases.must_note(parsed, record, key, pending, self._info.epoch):
+                self._fleet.release(key, parsed.cluster)
                 call.noted(
                     "cluster released",
-                    cluster=asked.cluster,
-                    incarnation=asked.incarnation,
-                    subscriber=asked.subscriber,
+                    cluster=parsed.cluster,
+                    incarnation=parsed.incarnation,
+                    subscriber=parsed.subscriber,
                 )
         return pb.ReleaseClusterResponse()
 
@@ -254,9 +254,9 @@ class Service:
             async with self.access.authorize(
                 caller, "IssueKubeconfig", cluster=requests.truncated_name(request.cluster)
             ) as call:
-                asked = requests.issue(request)
+                parsed = requests.issue(request)
                 with _credential_errors(call):
-                    made = await self._issued(asked, call)
+                    made = await self._issued(parsed, call)
         except CallError as error:
             self._issuer.refused(error.reason.lower())
             raise
@@ -271,15 +271,15 @@ class Service:
 
     async def claim_singletons(self, request: pb.ClaimSingletonsRequest, caller: Caller) -> pb.ClaimSingletonsResponse:
         async with self.access.authorize(caller, "ClaimSingletons") as call:
-            asked = requests.singletons(request)
+            parsed = requests.singletons(request)
             shard, now = self.shard, time.monotonic()
             valid_s = VALID_S if shard is None else min(VALID_S, shard.valid_s() or 0.0)
             granted = [
                 name
-                for name, state in asked.claims.items()
+                for name, state in parsed.claims.items()
                 if self._singletons.claim(
                     SingletonKey(call.identity, name),
-                    asked.subscriber,
+                    parsed.subscriber,
                     state,
                     is_owned=valid_s > 0 and (shard is None or shard.owns(f"{SINGLETON_PREFIX}{name}")),
                     valid_s=valid_s,
@@ -347,11 +347,11 @@ class Service:
         found.draining.extend(nsmallest(DRAINING_NAMED, draining))
         return found
 
-    async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
+    async def _stream(self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
         stream = WatchStream(
             self._fleet,
             self._info.epoch,
-            asked,
+            parsed,
             call=call,
             signer=self._signer,
             send=send,
@@ -359,10 +359,10 @@ class Service:
             stalled_s=self._info.stalled_s,
             stopping=self._stopping,
             sharded=self.shard is not None,
-            rotation=await self._rotation(asked, call) if asked.with_kubeconfigs else None,
+            rotation=await self._rotation(parsed, call) if parsed.with_kubeconfigs else None,
             subscription=(
-                releases.subscription(call.caller, asked.subscriber, scoped(asked.wanted, call.scope), filter_bytes)
-                if asked.subscriber
+                releases.subscription(call.caller, parsed.subscriber, scoped(parsed.wanted, call.scope), filter_bytes)
+                if parsed.subscriber
                 else None
             ),
         )
@@ -372,36 +372,36 @@ class Service:
         finally:
             self.streams.discard(stream)
 
-    async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
+    async def _issued(self, parsed: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
-        fleet = self._fleet.source_of(asked.cluster)
+        fleet = self._fleet.source_of(parsed.cluster)
         if fleet is not None and not fleet.synced:
             raise self._not_synced(call)  # a list that is not complete may be started again, with other incarnations
-        cluster = self._requested_cluster(asked, call)
+        cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
-        lease = self._issuer.lease(cluster, asked.ttl_s, terms)
-        is_without_secret = asked.as_command and not lease.needs_credential_for_trust
+        lease = self._issuer.lease(cluster, parsed.ttl_s, terms)
+        is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
         await (lease.wait_for_source() if is_without_secret else lease.wait())
         # Checked again, because the cluster and the rules may have changed during the wait. No `await` from here on.
-        to, now = call.require_kubeconfigs(), self._requested_cluster(asked, call)
+        to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
-            lease = self._issuer.lease(now, asked.ttl_s, to.terms)
+            lease = self._issuer.lease(now, parsed.ttl_s, to.terms)
         incarnation = convert.incarnation(self._info.epoch, now.incarnation)
-        return lease.issue_exec(incarnation, to) if asked.as_command else lease.issue(incarnation, to)
+        return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _visible(self, name: str, call: CallContext) -> ClusterRecord | None:
         return visibility.visible_record(name, self._fleet.registry[name], call.scope)
 
-    def _requested_cluster(self, asked: requests.IssueRequest, call: CallContext) -> Cluster:
-        record = self._visible(asked.cluster, call)
+    def _requested_cluster(self, parsed: requests.IssueRequest, call: CallContext) -> Cluster:
+        record = self._visible(parsed.cluster, call)
         cluster = None if record is None else record.cluster
         if cluster is None:
-            raise NotFoundError("NOT_ENGAGED", f"cluster {asked.cluster!r} is not engaged")
+            raise NotFoundError("NOT_ENGAGED", f"cluster {parsed.cluster!r} is not engaged")
         incarnation = convert.incarnation(self._info.epoch, cluster.incarnation)
-        if asked.incarnation not in ("", incarnation):
+        if parsed.incarnation not in ("", incarnation):
             raise PreconditionError(
                 "OTHER_INCARNATION",
-                f"cluster {asked.cluster!r} is engaged as incarnation {incarnation}, not {asked.incarnation!r}",
+                f"cluster {parsed.cluster!r} is engaged as incarnation {incarnation}, not {parsed.incarnation!r}",
             )
         return cluster
 
@@ -410,7 +410,7 @@ class Service:
         problem = None if record.cluster is None or to is None else self._issuer.problem(record.cluster, to.terms)
         return problem if problem is None or call.scope.is_everything else CREDENTIALS_FAILING
 
-    async def _rotation(self, asked: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
+    async def _rotation(self, parsed: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
         with _credential_errors(call):
             refusal = await self._issuer.refusal(call.require_kubeconfigs().terms)
             if refusal is not None:
@@ -419,8 +419,8 @@ class Service:
             self._fleet,
             self._issuer,
             self._info.epoch,
-            shown=scoped(asked.wanted, call.scope),
-            ttl_s=asked.kubeconfig_ttl_s,
+            shown=scoped(parsed.wanted, call.scope),
+            ttl_s=parsed.kubeconfig_ttl_s,
             call=call,
             clock=self._clock,
             wall=time.time,

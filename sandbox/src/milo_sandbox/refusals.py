@@ -181,8 +181,8 @@ def too_many_requests(message: str, retry_after: int) -> RefusedError:
 
 
 def _sentence(causes: Sequence[Cause]) -> str:
-    said = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
-    return said[0] if len(said) == 1 else f"[{', '.join(said)}]"
+    texts = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
 
 
 class PlainError(Exception):

@@ -145,7 +145,7 @@ class ListMethod(msgspec.Struct):
 
 
 class ServerTrust(msgspec.Struct):
-    """Whether the server that answers is still the one that everything was heard from."""
+    """Whether the server that answers is still the one that all data came from."""
 
     sends_bookmarks: bool = False
     is_known: bool = False
@@ -241,7 +241,7 @@ class Reflector(Generic[Seen]):
 
     @property
     def trusted_from(self) -> float:
-        """When the answering server can be taken for the one that everything was heard from.
+        """When the answering server can be taken for the one that all data came from.
 
         Until then, "not found" from it is no evidence: another server may never have had the object.
         """
