@@ -22,7 +22,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.telemetry.journal import Journal
-from milo_kube.http.connection import Connection
+from milo_kube.http.http1 import Http1Connection
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder
 
@@ -34,7 +34,7 @@ _HTTP, _GRPC = "http", "grpc"
 _LEGS = (
     (selectors.EpollSelector, "select", "wait"),
     (sslproto.SSLProtocol, "buffer_updated", "tls"),
-    (Connection, "data_received", _HTTP),
+    (Http1Connection, "data_received", _HTTP),
     (Decoder, "line", "decode"),
     (Reflector, "events", "commit"),
     (Registry, "is_news", "commit"),

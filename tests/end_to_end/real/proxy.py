@@ -26,6 +26,8 @@ class Proxy:
         self._target: int | None = None
         self._listener: socket.socket | None = None
         self._connections: dict[asyncio.Task[None], socket.socket] = {}
+        self.accepted = 0
+        """How many connections were accepted."""
 
     async def open(self, target: int) -> None:
         """Accept connections, and forward them to a local port."""
@@ -71,6 +73,7 @@ class Proxy:
         except (BlockingIOError, ConnectionError):
             return
         connection.setblocking(False)
+        self.accepted += 1
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._connections[task] = connection
         task.add_done_callback(self._connections.pop)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, QueuePolicy, Request
+from milo_discovery.controllers import Controllers, QueuePolicy, Request, SingleCluster
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.api import Api
@@ -25,6 +26,7 @@ from tests.end_to_end.real.bearers import await_bearer
 from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
 from tests.end_to_end.real.prefixes import serving_projects
+from tests.end_to_end.real.proxy import Proxy
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready
 from tests.end_to_end.scenarios.servers import RealServers
@@ -241,3 +243,67 @@ async def test_drift_is_repaired_whatever_is_killed(server: RealApi, planes: dic
 def is_reconciled(greeter: Greeter, newest: dict[tuple[str, str], str]) -> Callable[[], bool]:
     deleted: dict[tuple[str, str], str | None] = {(cluster, "second"): None for cluster in CLUSTERS}
     return lambda: greeter.reconciled == {**newest, **deleted}
+
+
+WATCHES = 300
+"""More than a server allows on one connection."""
+
+
+async def test_watches_share_connections_and_resume_when_these_are_reset(server: RealApi, folder: Path) -> None:
+    found: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text())
+    cluster = found["clusters"][0]["cluster"]
+    proxy = Proxy()
+    try:
+        await proxy.open(int(cluster["server"].rpartition(":")[2]))
+        cluster["server"] = f"https://127.0.0.1:{proxy.port}"
+        path = folder / "proxied.kubeconfig"
+        path.write_text(yaml.safe_dump(found))
+        controllers = Controllers(SingleCluster(path), registry=CollectorRegistry())
+        reconciled: set[tuple[str, str]] = set()
+
+        async def reconcile(request: Request) -> None:
+            if (config_map := await request.get()) is not None:
+                reconciled.add((request.name, config_map["data"]["content"]))
+
+        for number in range(WATCHES):
+            controllers.reconcile("v1/configmaps", selector=f"watch=w{number}", name=f"c{number}", workers=1)(reconcile)
+
+        def everywhere(content: str) -> set[tuple[str, str]]:
+            return {(f"watched-{number}", content) for number in range(WATCHES)}
+
+        async with controllers:
+            await put_watched(server, "one")
+            await eventually(lambda: reconciled == everywhere("one"), within_s=120)
+            # While none is open yet, a few are opened at the same time.
+            assert proxy.accepted <= 6
+
+            before, listed = proxy.accepted, await lists(server)
+            await proxy.cut()
+            await put_watched(server, "two")
+            await eventually(lambda: reconciled == everywhere("one") | everywhere("two"), within_s=120)
+            assert proxy.accepted - before <= 6
+            assert await lists(server) == listed
+    finally:
+        await proxy.close()
+        async with server.api() as api:
+            await api.call("DELETE", f"{CONFIG_MAPS}?labelSelector=watch")
+
+
+async def put_watched(server: RealApi, content: str) -> None:
+    """Write an object for each watch."""
+    async with server.api() as api:
+        for number in range(WATCHES):
+            metadata = {"name": f"watched-{number}", "labels": {"watch": f"w{number}"}}
+            body = {"metadata": metadata, "data": {"content": content}}
+            await api.ensure(CONFIG_MAPS, body)
+            await api.call("PUT", f"{CONFIG_MAPS}/{metadata['name']}", body)
+
+
+async def lists(server: RealApi) -> float:
+    """Return how many lists of ConfigMaps the server has answered."""
+    async with server.api() as api, api.stream("/metrics") as metrics:
+        content = (await metrics.read()).decode()
+    counted = [line for line in content.splitlines() if line.startswith("apiserver_request_total{")]
+    return sum(
+        float(line.rpartition(" ")[2]) for line in counted if 'resource="configmaps"' in line and 'verb="LIST"' in line
+    )

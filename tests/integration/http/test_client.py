@@ -226,7 +226,7 @@ async def test_reader_that_stops_causes_backpressure() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with serving(head + body) as peer, aclosing(client()) as using:
         async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
-            await eventually(lambda: response._is_paused)
+            await eventually(lambda: response._buffered > 512 << 10)
             held = response._buffered
             read = 0
             while chunk := await response.read(10):
@@ -253,6 +253,21 @@ async def test_line_break_in_a_header_is_refused() -> None:
                 pass
         await using.aclose()
     assert not peer.heads
+
+
+async def test_end_of_tls_closes_the_connection() -> None:
+    """A server may send close_notify, and wait for that of the client before it closes the socket."""
+    authority = trustme.CA()
+    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(trusting)
+    async with (
+        serving(OK, ends=True, tls=server) as peer,
+        aclosing(Client(trusting, user_agent="tests")) as using,
+        asyncio.timeout(15),  # less than the server waits
+    ):
+        assert await got(using, peer.url) == (200, b"ok")
+        await peer.ended()
 
 
 async def test_few_connections_to_one_server_are_made_at_the_same_time() -> None:
@@ -292,25 +307,44 @@ async def test_https_goes_through_a_tunnel_of_an_https_proxy() -> None:
     authority.configure_trust(trusting)
     async with serving(OK, tls=server) as target:
         port = int(target.url.rpartition(":")[2])
-        asked: list[bytes] = []
-        tasks: list[asyncio.Task[None]] = []
-
-        async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            asked.append(await reader.readuntil(b"\r\n\r\n"))
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.append(asyncio.create_task(tunnel(reader, writer)))
-
-        proxy = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
-        async with proxy, aclosing(Client(trusting, user_agent="tests")) as using:
-            at = f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
-            assert [await got(using, f"https://api.test:{port}/", proxy=at) for _ in range(2)] == [(200, b"ok")] * 2
+        async with tunneling(server, port) as tunnel, aclosing(Client(trusting, user_agent="tests")) as using:
+            url = f"https://api.test:{port}/"
+            assert [await got(using, url, proxy=tunnel.url) for _ in range(2)] == [(200, b"ok")] * 2
             await using.aclose()
-            await asyncio.gather(*tasks)
-    assert [each.split(b"\r\n")[0] for each in asked] == [b"CONNECT api.test:%d HTTP/1.1" % port]
+    assert tunnel.asked == [b"CONNECT api.test:%d HTTP/1.1" % port]
+
+
+class Tunnel:
+    """An HTTPS proxy, which connects to a port of this host whatever it is asked for."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: list[asyncio.Task[None]] = []
+        self.asked: list[bytes] = []
+        """The first line of each request."""
+        self.url = ""
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.create_task(self._connect(reader, writer)))
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    async def ended(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+
+@asynccontextmanager
+async def tunneling(tls: ssl.SSLContext, port: int) -> AsyncIterator[Tunnel]:
+    tunnel = Tunnel(port)
+    proxy = await asyncio.start_server(tunnel.accept, "127.0.0.1", 0, ssl=tls)
+    tunnel.url = f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    async with proxy:
+        yield tunnel
+        await tunnel.ended()
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

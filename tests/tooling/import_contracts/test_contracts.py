@@ -15,6 +15,7 @@ FORBIDDEN = {
     "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
     "kubernetes": ("milo_discoveryd/watchers/driver.py", "import kubernetes"),
     "http": ("milo_discoveryd/watchers/probing.py", "import httptools"),
+    "http2": ("milo_kube/http/client.py", "import milo_kube.http.http2"),
     "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
     "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
     "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),

@@ -14,6 +14,7 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery._shared_transports import SharedTransports, transport_key
 from milo_discovery.errors import UnusableKubeconfig
 from milo_kube.http.client import Client
+from milo_kube.http.dialing import Http2
 from milo_kube.http.proxy import environment_proxy
 
 
@@ -26,12 +27,17 @@ class Connections:
         user_agent: str = "milo-discovery-client",
         idle_s: float = 60.0,
         environ: Mapping[str, str] = os.environ,
+        http2: Http2 | None = None,
     ) -> None:
-        """`idle_s`: how long an idle connection is kept open. Proxies are those of `environ`."""
+        """`idle_s`: how long an idle connection is kept open. Proxies are those of `environ`.
+
+        `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
+        """
         self._shared: SharedTransports[Client] = SharedTransports()
         self._user_agent = user_agent
         self._idle_s = idle_s
         self._environ = environ
+        self._http2 = None if environ.get("DISABLE_HTTP2") else http2
 
     def proxy(self, server: str) -> str | None:
         """Return the URL of the environment's proxy for an API server; None to connect directly."""
@@ -58,4 +64,10 @@ class Connections:
             raise UnusableKubeconfig(
                 f"{access.server}: the CA or the client certificate and its key are not valid PEM"
             ) from None
-        return Client(context, user_agent=self._user_agent, tls_server_name=access.tls_server_name, idle_s=self._idle_s)
+        return Client(
+            context,
+            user_agent=self._user_agent,
+            tls_server_name=access.tls_server_name,
+            idle_s=self._idle_s,
+            http2=self._http2,
+        )

@@ -145,7 +145,10 @@ class Controllers(RunsInBackground):
         self._members: dict[str, _Member] = {}
         self._controllers: list[Controller] = []
         self._incarnations = itertools.count(1)
-        self._connections = Connections()
+        # Not with the module: the daemon's image publishes clusters with parts of this package, and has no h2.
+        from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
+
+        self._connections = Connections(http2=Http2Connection)
         self._metrics = ControllerMetrics(registry, max_clusters=max_clusters_in_metrics)
         self._registry = registry
         self._events = EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}")

@@ -1,1 +1,4 @@
-"""HTTP/1.1 over asyncio: a client with keep-alive connections, and a small server. httptools does the parsing."""
+"""HTTP over asyncio: a client with kept connections, over HTTP/1.1 and HTTP/2, and a small server of HTTP/1.1.
+
+httptools parses HTTP/1.1, and h2 speaks HTTP/2.
+"""

@@ -4,6 +4,7 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 """
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -12,12 +13,16 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from milo_kube.http.connection import Connection, Response
-from milo_kube.http.dialing import Origin, Proxy, dial
+from milo_kube.http.connection import Connection, Refusal, Response
+from milo_kube.http.dialing import Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
+from milo_kube.http.http1 import Http1Connection
 
 DIALS_PER_SERVER = 32
 """Handshakes in flight: what those of thousands of watches hold at the same time stays in the process as fragments."""
+_HTTP2_DIALS = 4
+"""Handshakes in flight where the connection that is made first may have room for all waiting requests."""
+_ATTEMPTS = 4
 _REPEATABLE = frozenset({"GET", "DELETE"})
 _Key = tuple[Origin, Proxy | None]
 
@@ -40,15 +45,28 @@ class Client:
     """A pool of connections with one TLS identity, to any number of servers."""
 
     def __init__(
-        self, context: ssl.SSLContext, *, user_agent: str, tls_server_name: str | None = None, idle_s: float = 15.0
+        self,
+        context: ssl.SSLContext,
+        *,
+        user_agent: str,
+        tls_server_name: str | None = None,
+        idle_s: float = 15.0,
+        http2: Http2 | None = None,
     ) -> None:
-        """`idle_s`: how long an idle connection is kept open."""
+        """`idle_s`: how long an idle connection is kept open. `http2` (`Http2Connection`) offers HTTP/2 to servers."""
         self._context = context
         self._user_agent = user_agent
         self._tls_server_name = tls_server_name
         self._idle_s = idle_s
-        self._idle: dict[_Key, list[tuple[Connection, asyncio.TimerHandle]]] = {}
-        self._busy: set[Connection] = set()
+        self._http2 = http2
+        self._selects_http1: set[_Key] = set()
+        """Servers that did not select HTTP/2 at the last handshake."""
+        self._requires_http1: set[_Key] = set()
+        """Servers that selected HTTP/2, and then refused a request over it."""
+        self._open: set[Connection] = set()
+        self._with_room: dict[_Key, dict[Connection, None]] = {}
+        """An ordered set; the last one has most recently been in use."""
+        self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -103,28 +121,33 @@ class Client:
                 sent["Proxy-Authorization"] = key[1].authorization
         tracing = tracer.get()
         span = None if tracing is None else tracing.begin(method, url.partition("?")[0], sent)
-        connection = status = None
+        status = None
         try:
-            while True:
+            for attempt in itertools.count(1):
                 connection = await self._connection(key, connect_timeout_s)
                 is_kept = connection.requests > 0
-                response = connection.send(method, target, sent, body or b"")
+                try:
+                    response = connection.send(method, target, sent, body or b"")
+                finally:
+                    self._settle(key, connection)
                 try:
                     await response.head(silence_s)
                 except TransportError as error:
-                    # The server may close an idle connection while the request is sent: retry on another one.
+                    self.release(key, connection, response)
+                    # The server may close an idle connection while the request is sent.
                     is_stale = is_kept and error.cause == "closed" and not response.has_begun
-                    if not is_stale or self._is_closed or method not in _REPEATABLE:
+                    is_repeatable = (is_stale and method in _REPEATABLE) or response.refusal is not None
+                    if not is_repeatable or attempt == _ATTEMPTS or self._is_closed:
                         raise
-                    self.release(key, connection, None)
-                    connection = None
+                    if response.refusal is Refusal.REQUIRES_HTTP_1:
+                        self._requires_http1.add(key)
+                except BaseException:
+                    self.release(key, connection, response)
+                    raise
                 else:
                     status = response.status
                     return key, connection, response
-        except BaseException:
-            if connection is not None:
-                self.release(key, connection, None)
-            raise
+            raise AssertionError("the last attempt raises")
         finally:
             if span is not None:
                 span.end(status)
@@ -132,63 +155,97 @@ class Client:
     async def aclose(self) -> None:
         """Close every connection. Requests in flight fail."""
         self._is_closed = True
-        idle, self._idle = self._idle, {}
-        for kept in idle.values():
-            for connection, timer in kept:
-                timer.cancel()
-                connection.abort()
-        for connection in self._busy:
+        for timer in self._idle.values():
+            timer.cancel()
+        self._idle.clear()
+        self._with_room.clear()
+        for connection in tuple(self._open):
             connection.abort()
+        self._open.clear()
         await asyncio.sleep(0)  # the event loop closes the sockets in its next iteration
 
     async def _connection(self, key: _Key, timeout_s: float) -> Connection:
-        kept = self._idle.get(key, [])
-        while kept:
-            connection, timer = kept.pop()
-            timer.cancel()
-            if connection.is_usable:
-                self._busy.add(connection)
-                return connection
-        origin, proxy = key
+        """Return a connection over which one more request can be sent at once."""
+        if (connection := self._kept(key)) is not None:
+            return connection
+        origin, dials = key[0], self._dials(key)
         try:
-            async with asyncio.timeout(timeout_s), self._dials(key):
-                connection = await dial(origin, self._context, server_name=self._tls_server_name, proxy=proxy)
+            async with asyncio.timeout(timeout_s), dials:
+                if (connection := self._kept(key)) is not None:
+                    return connection
+                connection = await self._dialed(key, dials)
         except TimeoutError:
             raise TransportError("timeout", f"{origin} did not accept a connection in time") from None
         if self._is_closed:
             connection.abort()
             raise TransportError("closed", f"the connection to {origin} was closed by this process")
-        self._busy.add(connection)
+        if not connection.has_room:
+            connection.abort()
+            raise TransportError("connect", f"{origin} accepts no request on a connection")
+        self._open.add(connection)
+        return connection
+
+    def _kept(self, key: _Key) -> Connection | None:
+        kept = self._with_room.get(key)
+        while kept:
+            connection = next(reversed(kept))
+            if self._is_usable(key, connection) and connection.has_room:
+                return connection
+            self._settle(key, connection)
+        return None
+
+    async def _dialed(self, key: _Key, dials: asyncio.Semaphore) -> Connection:
+        origin, proxy = key
+        http2 = None if key in self._requires_http1 else self._http2
+        connection = await dial(origin, self._context, server_name=self._tls_server_name, proxy=proxy, http2=http2)
+        if not isinstance(connection, Http1Connection):
+            self._selects_http1.discard(key)
+        elif self._http2 is not None and key not in self._selects_http1:
+            self._selects_http1.add(key)
+            for _ in range(DIALS_PER_SERVER - _HTTP2_DIALS):
+                dials.release()
         return connection
 
     def _dials(self, key: _Key) -> asyncio.Semaphore:
         """Return what limits the connections to a server that are made at the same time."""
         dials = self._dialing.get(key)
         if dials is None:
-            dials = self._dialing[key] = asyncio.Semaphore(DIALS_PER_SERVER)
+            is_http1 = self._http2 is None or key in self._selects_http1
+            dials = self._dialing[key] = asyncio.Semaphore(DIALS_PER_SERVER if is_http1 else _HTTP2_DIALS)
         return dials
 
-    def release(self, key: _Key, connection: Connection, response: Response | None) -> None:
-        """Keep the connection for further requests, or close it if the response was not read to its end."""
-        self._busy.discard(connection)
-        if response is None:
-            connection.abort()
-            return
+    def release(self, key: _Key, connection: Connection, response: Response) -> None:
+        """End the exchange, and keep the connection for further requests if that is possible."""
         response.close()
-        if self._is_closed or not (response.is_reusable and connection.is_usable):
-            connection.abort()
+        self._settle(key, connection)
+
+    def _settle(self, key: _Key, connection: Connection) -> None:
+        """Note whether the connection has room, or close it if it is of no further use."""
+        if (timer := self._idle.pop(connection, None)) is not None:
+            timer.cancel()
+        is_usable = self._is_usable(key, connection)
+        if is_usable and connection.has_room:
+            self._with_room.setdefault(key, {})[connection] = None
+        elif kept := self._with_room.get(key):
+            kept.pop(connection, None)
+            if not kept:
+                del self._with_room[key]
+        if not connection.is_idle:
             return
-        kept = self._idle.setdefault(key, [])
-        timer = asyncio.get_running_loop().call_later(self._idle_s, self._expire, key, connection)
-        kept.append((connection, timer))
+        if is_usable:
+            loop = asyncio.get_running_loop()
+            self._idle[connection] = loop.call_later(self._idle_s, self._expire, key, connection)
+        else:
+            self._open.discard(connection)
+            connection.abort()
+
+    def _is_usable(self, key: _Key, connection: Connection) -> bool:
+        is_refused = key in self._requires_http1 and not isinstance(connection, Http1Connection)
+        return connection.is_usable and not is_refused and not self._is_closed
 
     def _expire(self, key: _Key, connection: Connection) -> None:
         connection.abort()
-        kept = [each for each in self._idle.get(key, ()) if each[0] is not connection and each[0].is_usable]
-        if kept:
-            self._idle[key] = kept
-        else:
-            self._idle.pop(key, None)
+        self._settle(key, connection)
 
 
 class _Exchange:

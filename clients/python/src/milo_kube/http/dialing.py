@@ -4,7 +4,8 @@ import asyncio
 import base64
 import socket
 import ssl
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -13,8 +14,13 @@ from milo_kube import addresses
 from milo_kube.http import errors
 from milo_kube.http.connection import Connection
 from milo_kube.http.errors import TransportError
+from milo_kube.http.http1 import Http1Connection
 from milo_kube.http.tls import TlsTransport
 
+HTTP1, HTTP2 = "http/1.1", "h2"
+"""Names of the protocols in ALPN."""
+Http2: TypeAlias = Callable[[str], asyncio.Protocol]
+"""Makes the HTTP/2 connection to an origin: `Http2Connection`, where the library that it needs is installed."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
 """Timeout of each address of a host but the last, which may use all the remaining time."""
@@ -73,18 +79,37 @@ class Proxy(msgspec.Struct, frozen=True):
         return cls(Origin.of(url), authorization)
 
 
-async def dial(origin: Origin, context: ssl.SSLContext, *, server_name: str | None, proxy: Proxy | None) -> Connection:
-    """Connect to `origin`. Raises TransportError."""
-    name = server_name or origin.host
+async def dial(
+    origin: Origin, context: ssl.SSLContext, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
+) -> Connection:
+    """Connect to `origin`. Raises TransportError. With `http2`, the server may select HTTP/2."""
+    connection = await _dialed(origin, context, server_name or origin.host, proxy, http2)
+    try:
+        await connection.ready()
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+async def _dialed(
+    origin: Origin, context: ssl.SSLContext, server_name: str, proxy: Proxy | None, http2: Http2 | None
+) -> Connection:
     if proxy is None:
-        return await _connected(origin, context, name)
-    through = await _proxied(origin, context, proxy)
+        try:
+            return await _opened(origin, str(origin), context, server_name, http2)
+        except OSError as error:
+            raise errors.from_connecting(error, str(origin)) from error
+    try:
+        through = await _opened(proxy.origin, str(origin), context, proxy.origin.host, None)
+    except OSError as error:
+        raise errors.from_proxy(error, str(origin)) from error
+    assert isinstance(through, Http1Connection)
     if origin.scheme != "https":
         return through
     try:
         await _ask_for_tunnel(through, origin, proxy)
-        connection = Connection(str(origin))
-        secured = TlsTransport(connection, context, name)
+        secured = _secured(str(origin), context, server_name, http2)
         through.transport.set_protocol(secured)
         secured.connection_made(through.transport)
         await secured.handshake()
@@ -93,36 +118,27 @@ async def dial(origin: Origin, context: ssl.SSLContext, *, server_name: str | No
     except BaseException:
         through.abort()
         raise
-    connection.connection_made(secured)
-    return connection
+    return cast(Connection, secured.get_protocol())
 
 
-async def _connected(origin: Origin, context: ssl.SSLContext, server_name: str) -> Connection:
-    try:
-        return await _opened(origin, str(origin), context, server_name)
-    except OSError as error:
-        raise errors.from_connecting(error, str(origin)) from error
-
-
-async def _proxied(origin: Origin, context: ssl.SSLContext, proxy: Proxy) -> Connection:
-    try:
-        return await _opened(proxy.origin, str(origin), context, proxy.origin.host)
-    except OSError as error:
-        raise errors.from_proxy(error, str(origin)) from error
-
-
-async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: str) -> Connection:
-    connection = Connection(named)
+async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: str, http2: Http2 | None) -> Connection:
     made = await _open_socket(to.host, to.port)
     loop = asyncio.get_running_loop()
     if to.scheme != "https":
+        connection = Http1Connection(named)
         await loop.create_connection(lambda: connection, sock=made)
         return connection
-    secured = TlsTransport(connection, context, server_name)
+    secured = _secured(named, context, server_name, http2)
     await loop.create_connection(lambda: secured, sock=made)
     await secured.handshake()
-    connection.connection_made(secured)
-    return connection
+    return cast(Connection, secured.get_protocol())
+
+
+def _secured(named: str, context: ssl.SSLContext, server_name: str, http2: Http2 | None) -> TlsTransport:
+    def made(selected: str | None) -> asyncio.Protocol:
+        return http2(named) if http2 is not None and selected == HTTP2 else Http1Connection(named)
+
+    return TlsTransport(made, context, server_name, alpn=(HTTP2, HTTP1) if http2 is not None else (HTTP1,))
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
@@ -159,7 +175,7 @@ async def _connected_socket(address: Any) -> socket.socket:
     return made
 
 
-async def _ask_for_tunnel(through: Connection, origin: Origin, proxy: Proxy) -> None:
+async def _ask_for_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy) -> None:
     headers = {"Host": origin.authority}
     if proxy.authorization is not None:
         headers["Proxy-Authorization"] = proxy.authorization

@@ -6,6 +6,7 @@ memory of a process that way.
 
 import asyncio
 import ssl
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -17,15 +18,28 @@ _RECORD = 16 << 10
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """The client side of a TLS connection: a transport for `protocol`, and the protocol of the transport below."""
+    """The client side of a TLS connection: a transport for a protocol, and the protocol of the transport below."""
 
     __slots__ = (
-        *("_below", "_failure", "_handshake", "_incoming", "_is_closing", "_outgoing", "_protocol", "_tls", "_unsent"),
+        *("_below", "_failure", "_handshake", "_incoming", "_is_closing", "_made", "_outgoing", "_protocol", "_tls"),
+        "_unsent",
     )
 
-    def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str) -> None:
+    def __init__(
+        self,
+        protocol: Callable[[str | None], asyncio.Protocol],
+        context: ssl.SSLContext,
+        server_name: str,
+        *,
+        alpn: Sequence[str] = (),
+    ) -> None:
+        """`alpn`: the protocols to offer. `protocol` is called with the one that the server selected."""
         super().__init__()
-        self._protocol: asyncio.Protocol = protocol
+        self._made = protocol
+        self._protocol: asyncio.Protocol | None = None
+        """None until the handshake is complete."""
+        if alpn:
+            context.set_alpn_protocols(list(alpn))  # wrap_bio copies them
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=addresses.encoded(server_name))
@@ -38,7 +52,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._is_closing = False
 
     async def handshake(self) -> None:
-        """Wait until the connection is secure. Raises OSError. The caller calls `connection_made` of the protocol."""
+        """Wait until the connection is secure. Raises OSError."""
         assert self._handshake is not None
         try:
             await self._handshake
@@ -67,7 +81,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
-        if self._handshake is not None:
+        if self._protocol is None:
             self._end_handshake(self._failure or exc or ConnectionResetError("closed during the TLS handshake"))
         else:
             self._protocol.connection_lost(self._failure or exc)
@@ -108,7 +122,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol = cast(asyncio.Protocol, protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._protocol is not None, "the handshake is not complete"
         return self._protocol
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._tls if name == "ssl_object" else self._transport.get_extra_info(name, default)
@@ -142,22 +160,26 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         if error is None:
             self._handshake.set_result(None)
+            self._protocol = self._made(self._tls.selected_alpn_protocol())
+            self._protocol.connection_made(self)
         else:
             self._handshake.set_exception(error)
 
     def _decrypt(self) -> None:
+        protocol = self._protocol
+        if protocol is None:
+            return
         try:
             while data := self._tls.read(_RECORD):
-                self._protocol.data_received(data)
+                protocol.data_received(data)
         except ssl.SSLWantReadError:
-            pass
+            self._encrypt()
         except ssl.SSLZeroReturnError:
             self.close()
-            return
         except ssl.SSLError as error:
             self._fail(error)
-            return
-        self._encrypt()
+        else:
+            self.close()  # the peer has sent close_notify
 
     def _encrypt(self) -> None:
         try:

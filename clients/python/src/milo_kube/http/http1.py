@@ -1,0 +1,173 @@
+"""An HTTP/1.1 client connection, and the response to the request that was sent over it."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+import httptools
+
+from milo_kube.http import errors
+from milo_kube.http.connection import Response, check_header
+from milo_kube.http.errors import TransportError
+
+_BUFFER_LIMIT = 512 << 10
+"""Backpressure: with more unread bytes of body, reading from the socket is paused."""
+
+
+class Http1Connection(asyncio.Protocol):
+    """An HTTP/1.1 connection with one exchange at a time. Error messages name `origin`."""
+
+    __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "requests")
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._transport: asyncio.Transport | None = None
+        self._response: _Response | None = None
+        self._is_lost = False
+        self._loss: Exception | None = None
+        self.requests = 0
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None, "not connected"
+        return self._transport
+
+    @property
+    def is_usable(self) -> bool:
+        return not self._is_lost and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def has_room(self) -> bool:
+        return self._response is None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._response is None
+
+    async def ready(self) -> None:
+        pass
+
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
+        assert self._response is None, "one exchange at a time"
+        lines = [f"{method} {target} HTTP/1.1"]
+        for name, value in headers.items():
+            check_header(name, value)
+            lines.append(f"{name}: {value}")
+        self.requests += 1
+        self._response = response = _Response(self._origin, self)
+        if self._is_lost:
+            response.connection_lost(self._loss)
+        else:
+            self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        return response
+
+    def finished(self, response: Response) -> None:
+        """End the exchange; the connection is closed unless the response was read completely."""
+        if response is not self._response:
+            return
+        self._response = None
+        if not response.is_reusable:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once: sends the TLS close_notify, and does not wait for the peer's."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._response is None:
+            self.abort()  # data without a request
+        else:
+            self._response.feed(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost, self._loss = True, exc
+        if self._response is not None:
+            self._response.connection_lost(exc)
+
+
+class _Response(Response):
+    __slots__ = ("_connection", "_ends_with_connection", "_is_paused", "_parser")
+
+    def __init__(self, origin: str, connection: Http1Connection) -> None:
+        super().__init__(origin)
+        self._connection = connection
+        self._parser = httptools.HttpResponseParser(self)
+        self._ends_with_connection = False
+        self._is_paused = False
+
+    def close(self) -> None:
+        self._connection.finished(self)
+
+    def _consumed(self, size: int) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.transport.resume_reading()
+
+    # Called by the connection.
+
+    def feed(self, data: bytes) -> None:
+        self.has_begun = True
+        if self._is_complete:
+            self._connection.abort()  # more data than the response declared
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self._is_complete:
+                self._fail(TransportError("closed", f"{self.origin} sent an invalid HTTP response: {error}"))
+            self.is_reusable = False
+            self._connection.abort()
+        except httptools.HttpParserUpgrade:
+            self._fail(TransportError("closed", f"{self.origin} switched to another protocol without a request"))
+            self._connection.abort()
+        if self._received_overhead(0):
+            self._connection.abort()
+        if self._buffered > _BUFFER_LIMIT and not self._is_paused and not self._is_complete:
+            self._is_paused = True
+            self._connection.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_reusable = False
+        if not self._is_complete and self._failure is None:
+            if error is None and self._has_head and self._ends_with_connection:
+                self._is_complete = True
+            else:
+                self._failure = errors.from_exchange(error, self.origin)
+        self._wake()
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            raise ValueError("a second response without a request")
+
+    def on_status(self, status: bytes) -> None:
+        self.phrase = status.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._has_head:  # trailers are ignored
+            self.headers.add(name, value)
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        self._received_head(status)
+        self._ends_with_connection = not {"content-length", "transfer-encoding"} & set(self.headers)
+
+    def on_body(self, body: bytes) -> None:
+        self._received_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._has_head:  # an interim response: the final one follows
+            self.headers.clear()
+            return
+        self._is_complete = True
+        self.is_reusable = self._failure is None and self._parser.should_keep_alive()

@@ -1,0 +1,55 @@
+"""The connections of controllers, to a server that offers HTTP/2 and HTTP/1.1."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.controllers.cluster_api import ClusterApi
+from milo_discovery.controllers.connections import Connections
+from milo_kube.http.http2 import Http2Connection
+from tests.integration.http.http2_peer import Accepted, Authority, serving
+
+
+class Fixed:
+    """A credential that does not change."""
+
+    def __init__(self, access: KubeconfigAccess) -> None:
+        self._access = access
+
+    async def access(self) -> KubeconfigAccess:
+        return self._access
+
+    async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        return self._access
+
+
+@pytest.mark.parametrize(("environ", "connections_used"), [({}, 1), ({"DISABLE_HTTP2": "1"}, 3)])
+async def test_clusters_of_one_host_share_a_connection_over_http2(
+    environ: dict[str, str], connections_used: int
+) -> None:
+    authority = Authority()
+
+    def script(accepted: Accepted, stream: int) -> None:
+        accepted.answer(stream, b"{}", end=False)
+
+    connections = Connections(environ=environ, http2=Http2Connection)
+    async with serving(authority, script) as peer:
+        access = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="secret")
+        apis = [ClusterApi(name, Fixed(access), connections) for name in ("alpha", "beta", "gamma")]
+        watches = [api.stream("/watch", connect_timeout_s=10, silence_s=10) for api in apis]
+        for watch in watches:
+            async with asyncio.timeout(10):
+                assert (await watch.__aenter__()).status == 200
+        assert len(peer.accepted) == connections_used
+        for watch in watches:
+            await watch.__aexit__(None, None, None)
+        for api in apis:
+            await api.aclose()
+
+
+@pytest.mark.parametrize("module", ["milo_discovery.publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])
+def test_image_of_the_daemon_needs_no_h2(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import sys; sys.modules['h2'] = None; import {module}"], check=True)
