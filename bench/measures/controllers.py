@@ -1,8 +1,8 @@
 """Controllers in Python: synchronization, memory per cluster, throughput and latency.
 
 Beside them, in the same run: an operator in Go on controller-runtime's `cluster.New`, a bare watch of the kubernetes
-package, and kopf operators. The control planes are those of a sandbox in a process of its own, over TLS. The operator
-in Go has an API server in Go, since it uses HTTP/2.
+package, and kopf operators. The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1.
+Memory is measured on an API server in Go as well, which speaks HTTP/2, beside the operator in Go on the same one.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import yaml
 from bench import peers, projects
 from bench.access import PROJECTS
 from bench.daemon import Daemon
-from bench.measures import go
+from bench.measures import go, rotation
 from bench.measures.latency import peer_marks
 from bench.milo import SandboxMilo, sandbox_milo
 from bench.process import Process
@@ -30,6 +30,8 @@ OBJECTS = 10
 """ConfigMaps in each cluster."""
 _WITHIN_S = 900.0
 _RATE_S = 5.0
+_LIFE_S = 3600.0
+"""The lifetime of credentials, which none of the operators outlives."""
 _SETTINGS = """\
 project_kubeconfig: {kubeconfig}
 kubeconfigs:
@@ -64,10 +66,36 @@ async def measure(setting: Setting) -> Samples:
     samples: Samples = {key: [value] for key, value in found.items()}
     binary = peers.operator() if setting.scale.with_go else None
     if binary is not None:
-        peer_kib = await go.peer_kib(setting, binary, few, many, objects=OBJECTS)
-        samples["controllers.go_kib"] = [peer_kib]
-        samples["controllers.go_kib_ratio"] = [found["controllers.kib"] / peer_kib]
+        samples |= {key: [value] for key, value in (await _over_http2(setting, binary, few, many)).items()}
     return samples
+
+
+async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> dict[str, float]:
+    """Compare memory per cluster with that of the operator in Go, on one API server that speaks HTTP/2."""
+    minted = setting.directory / "controllers-minted"
+    minted.write_text("")
+    source = rotation.SOURCE.format(python=sys.executable, minted=minted, life_s=_LIFE_S)
+    ours: dict[int, float] = {}
+    theirs: dict[int, float] = {}
+    found: dict[str, float] = {}
+    for count in (few, many):
+        async with go.place(setting, binary, count, objects=OBJECTS) as place:
+            daemon = place.daemon(source)
+            try:
+                await daemon.listens()
+                async with _running(setting.directory, "bench.controllers_process", daemon.address, count) as operator:
+                    found["controllers.http2_seconds"] = await operator.working()
+                    ours[count] = await operator.settled_kib()
+                    found["controllers.http2_connections"] = (await place.server.status())["connections"]
+            finally:
+                await daemon.end()
+            async with place.peer(1) as peer:
+                await peer.working()
+                theirs[count] = await peer.settled_kib()
+    found["controllers.http2_kib"] = (ours[many] - ours[few]) / (many - few)
+    found["controllers.go_kib"] = (theirs[many] - theirs[few]) / (many - few)
+    found["controllers.go_kib_ratio"] = found["controllers.http2_kib"] / found["controllers.go_kib"]
+    return found
 
 
 class _Operator(Process):
@@ -96,6 +124,17 @@ class _Operator(Process):
         return self.rss_mib * 1024
 
 
+@asynccontextmanager
+async def _running(
+    directory: Path, module: str, address: str, clusters: int, *arguments: str
+) -> AsyncIterator[_Operator]:
+    operator = _Operator(module, [address, str(clusters * OBJECTS), *arguments], directory / "operator.log")
+    try:
+        yield operator
+    finally:
+        await operator.end()
+
+
 class _ControlPlanes:
     """A sandbox with control planes, and a daemon that issues kubeconfigs for them."""
 
@@ -105,15 +144,8 @@ class _ControlPlanes:
         self.milo = milo
         self.count = count
 
-    @asynccontextmanager
-    async def operator(self, module: str, *arguments: str) -> AsyncIterator[_Operator]:
-        operator = _Operator(
-            module, [self._address, str(self.count * OBJECTS), *arguments], self._directory / "operator.log"
-        )
-        try:
-            yield operator
-        finally:
-            await operator.end()
+    def operator(self, module: str, *arguments: str) -> AbstractAsyncContextManager[_Operator]:
+        return _running(self._directory, module, self._address, self.count, *arguments)
 
     def controllers(self, *arguments: str) -> AbstractAsyncContextManager["_Operator"]:
         return self.operator("bench.controllers_process", *arguments)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from statistics import median
 
@@ -61,15 +61,9 @@ async def measure(setting: Setting) -> Samples:
     return {key: [found[key]] for key in KEYS}
 
 
-async def peer_kib(setting: Setting, binary: Path, few: int, many: int, *, objects: int) -> float:
-    """Return KiB per project of controller-runtime's `cluster.New` with one informer."""
-    bench = _Bench(setting, binary)
-    kib: dict[int, float] = {}
-    for count in (few, many):
-        async with bench.place(count, objects=objects) as place, place.peer(1) as operator:
-            await operator.working()
-            kib[count] = await operator.settled_kib()
-    return (kib[many] - kib[few]) / (many - few)
+def place(setting: Setting, binary: Path, count: int, *, objects: int) -> AbstractAsyncContextManager["_ProjectServer"]:
+    """Run an API server in Go with projects, each with `objects` of each kind."""
+    return _Bench(setting, binary).place(count, objects=objects)
 
 
 class _Operator(Process):
