@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer
 from tests.simulation.seeded.harness import Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, Answered, Lost, RequestFault, status
 
@@ -79,3 +81,33 @@ def test_single_reads_that_fail_have_a_budget(
         assert sum(event.startswith("DISENGAGED p-") for event in harness.received) == DELETED
 
     run_steps(outage)
+
+
+@pytest.mark.parametrize(("hanging", "within_s"), [(20, 6.0), (60, 16.0)])
+def test_f75_reads_that_hang_delay_a_quick_one_by_seconds(
+    hanging: int, within_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"p-{number}" for number in range(hanging)]
+
+    async def steps(harness: Harness) -> None:
+        for name in names:
+            harness.put(name)
+        harness.api.ring()
+        await harness.settled()
+        get = harness.api.get
+
+        async def hang(path: str, query: object = (), *, timeout_s: float) -> Answer:
+            if path.rpartition("/")[2] in names:
+                await asyncio.sleep(timeout_s)
+                raise TransportError("timeout", "no answer")
+            return await get(path, query, timeout_s=timeout_s)
+
+        monkeypatch.setattr(harness.api, "get", hang)
+        for name in (*names, "a"):
+            harness.world.delete(name)
+        harness.api.ring()
+        assert await harness.until(lambda: harness.received[-1:] == ["DISENGAGED a"]) <= within_s
+        monkeypatch.undo()
+        await harness.settled(TEN_MINUTES_S)
+
+    run_steps(steps)

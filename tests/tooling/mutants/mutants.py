@@ -1191,6 +1191,13 @@ MUTANTS = (
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
     Mutant(
+        "a single read may hang for as long as a list",
+        "watchers/driver.py",
+        "CONFIRMATION_TIMEOUT_S = 5.0",
+        "CONFIRMATION_TIMEOUT_S = 60.0",
+        ("tests/simulation/seeded/test_outages.py",),
+    ),
+    Mutant(
         "a refused read does not pause the others",
         "registry/pending_deletions.py",
         "        if now < self._paused_until:\n            return False\n        if self._refusals:",
