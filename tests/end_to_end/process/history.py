@@ -53,6 +53,8 @@ class Batch:
 class Stream:
     resumed_from: str = ""
     batches: list[Batch] = field(default_factory=list)
+    is_of_new_process: bool = False
+    """Whether the subscriber knows nothing: it has lost what it had received before."""
 
 
 @dataclass

@@ -68,10 +68,11 @@ class Received:
         """UID and labels of each known cluster."""
         return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
 
-    def begin(self, resumed_from: str) -> None:
+    def begin(self, resumed_from: str, *, is_of_new_process: bool = False) -> None:
         """Begin another stream."""
-        self.history.streams.append(Stream(resumed_from))
-        self._reader.start()
+        stream = Stream(resumed_from, is_of_new_process=is_of_new_process)
+        self.history.streams.append(stream)
+        self._reader.start(stream)
 
     def take(self, message: pb.WatchClustersResponse) -> None:
         batch = noted(message)

@@ -201,3 +201,15 @@ def test_violation_is_found_by_its_validator(validator: str, harm: Harm) -> None
     harmed = history("harmed")
     harm(harmed)
     assert validator in {breach.partition(":")[0] for breach in breaches([history("well"), harmed], upstream())}
+
+
+def test_snapshot_of_a_new_process_may_lack_what_the_process_before_knew() -> None:
+    """A daemon with an older state file, without its API server, protects only subscribers that resume."""
+    restarted = history("restarted")
+    one = restarted.streams[1].batches[0]
+    restored = Batch((ALPHA_RECREATED,), at(7, epoch="b" * 16), reset=True)
+    following = replace(one, events=(DELTA, BETA_AGAIN), revision=at(8, epoch="b" * 16), previous=restored.revision)
+    restarted.streams[1] = Stream("", [restored, following], is_of_new_process=True)
+    assert breaches([restarted], upstream()) == []
+    restarted.streams[1].is_of_new_process = False
+    assert {breach.partition(":")[0] for breach in breaches([restarted], upstream())} == {"no_phantoms"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from milo_discovery import Event, EventType
 from milo_discoveryd.server.calls.revision import Position, parse
-from tests.end_to_end.process.history import Batch, History, RecordedEvent
+from tests.end_to_end.process.history import Batch, History, RecordedEvent, Stream
 from tests.end_to_end.process.upstream import Upstream
 
 
@@ -38,9 +38,11 @@ class Reader:
         if self.snapshot is not None and batch.synced:
             self.view, self.snapshot = self.snapshot, None
 
-    def start(self) -> None:
+    def start(self, stream: Stream) -> None:
         """Begin another stream; an incomplete snapshot is dropped."""
         self.snapshot = None
+        if stream.is_of_new_process:
+            self.view = {}
 
 
 def ordered(history: History) -> Iterator[str]:
@@ -67,7 +69,7 @@ def unique(history: History, upstream: Upstream) -> Iterator[str]:
     """
     reader = Reader()
     for stream in history.streams:
-        reader.start()
+        reader.start(stream)
         for batch in stream.batches:
             known = {} if batch.reset else dict(reader.view if reader.snapshot is None else reader.snapshot)
             list(reader.take(batch))
@@ -99,7 +101,7 @@ def reliable(history: History, upstream: Upstream) -> Iterator[str]:
     """Yield events that contradict the state before them, and differences from the server's state in the end."""
     reader = Reader()
     for stream in history.streams:
-        reader.start()
+        reader.start(stream)
         for batch in stream.batches:
             yield from reader.take(batch)
     truth = {name: (state.uid, state.labels) for name, state in upstream.engaged(history.label_selector).items()}
@@ -149,7 +151,7 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
     for history in histories:
         reader = Reader()
         for stream in history.streams:
-            reader.start()
+            reader.start(stream)
             for batch in stream.batches:
                 list(reader.take(batch))
                 if not batch.synced or not batch.revision:
@@ -195,7 +197,7 @@ def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
     """Yield disengagements without a reason upstream, by an event or by absence from a snapshot."""
     reader = Reader()
     for stream in history.streams:
-        reader.start()
+        reader.start(stream)
         for batch in stream.batches:
             before = dict(reader.view)
             is_snapshot = batch.reset or reader.snapshot is not None

@@ -65,6 +65,7 @@ class KillableSubscriber(Received):
                 kind, length = HEADER.unpack(await stream.readexactly(HEADER.size))
                 content = await stream.readexactly(length)
                 if kind == STREAM:
-                    self.begin(content.decode())
+                    # The streams of a process resume, but for the first one of a process that begins with a snapshot.
+                    self.begin(content.decode(), is_of_new_process=not (content or self._keeps_revision))
                 else:
                     self.take(pb.WatchClustersResponse.FromString(content))
