@@ -58,7 +58,7 @@ def main() -> None:
     except click.UsageError as error:
         where = "milo-discoveryd" if error.ctx is None else error.ctx.command_path
         problem = error.format_message().rstrip(".")
-        hint = f" See {where} --help" if problem.endswith(("?", ")")) else f"; see {where} --help"
+        hint = f" See {where} --help" if problem.endswith(("?", "?)")) else f"; see {where} --help"
         click.echo(f"milo-discoveryd: {problem}{hint}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:

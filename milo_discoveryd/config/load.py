@@ -70,6 +70,8 @@ def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
     if inside:
         shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
         return Problem(f"{place}{_field_path(inside)}", f"{shown}{complaint.text}")
+    if key in _ITEMS:
+        return Problem(place, complaint.text)
     shown = layers.quoted(value if isinstance(value, str | int) else given[key].value)
     return Problem(place, f"{shown} {complaint.text}")
 

@@ -82,7 +82,7 @@ def main() -> None:
     except click.UsageError as error:
         where = "milo-discovery" if error.ctx is None else error.ctx.command_path
         problem = error.format_message().rstrip(".")
-        hint = f" See {where} --help" if problem.endswith(("?", ")")) else f"; see {where} --help"
+        hint = f" See {where} --help" if problem.endswith(("?", "?)")) else f"; see {where} --help"
         click.echo(f"milo-discovery: {problem}{hint}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
