@@ -1,6 +1,7 @@
 """The command line of the daemon: parses arguments, and prints expected errors as single lines."""
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -66,6 +67,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
+    except OSError as error:
+        # The daemon prints nothing to stdout: it would be another file that is full.
+        if error.errno != errno.ENOSPC or error.filename is not None or sys.argv[1:2] == ["run"]:
+            raise
+        click.echo(f"milo-discoveryd: cannot write to stdout: {error.strerror}", err=True)
+        os._exit(1)  # at an ordinary exit, the interpreter would try again and report it
     sys.exit(status)
 
 

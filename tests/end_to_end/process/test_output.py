@@ -102,3 +102,18 @@ async def test_check_exits_without_a_traceback_after_its_reader(workspace: Works
                 assert await asyncio.to_thread(output.readline)
         assert await process.stderr.read() == b""
         await process.wait()
+
+
+@pytest.mark.parametrize("command", ["milo-discoveryd check", "milo-discoveryd --help", "milo-discovery --help"])
+async def test_full_disk_as_output_is_one_line(workspace: Workspace, command: str) -> None:
+    workspace.daemon()  # write the configuration
+    program, *words = command.split()
+    environ = {**os.environ, "MILO_DISCOVERYD_CONFIG": str(workspace.folder / "config.yaml")}
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name(program), *words, stdout=full, stderr=asyncio.subprocess.PIPE, env=environ
+    )
+    os.close(full)
+    _, errors = await process.communicate()
+    assert errors.decode() == f"{program}: cannot write to stdout: No space left on device\n"
+    assert process.returncode == 1

@@ -56,10 +56,6 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             exit_by_sigpipe()
-        except OSError as error:
-            if error.filename is None and error.errno == errno.ENOSPC:
-                exit_by_full_output(error)
-            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -90,4 +86,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(ExitStatus.INTERRUPTED)
+    except OSError as error:
+        if error.filename is None and error.errno == errno.ENOSPC:
+            exit_by_full_output(error)
+        raise
     sys.exit(status)
