@@ -7,7 +7,7 @@ from typing import Annotated
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, ListOf, Nested, Text, selector_text
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.modes.declarative import Definition, Endpoint, Readiness
+from milo_discoveryd.modes.declarative import Definition, Endpoint, Readiness, SecretReference
 from milo_discoveryd.modes.field_path import FieldPath, Template
 
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
@@ -106,6 +106,15 @@ class EndpointFields(Group, frozen=True, kw_only=True):
         return self.template is not None and "/" in self.template.literals[0].removeprefix("https://")
 
 
+class SecretFields(Group, frozen=True, kw_only=True):
+    """The Secret that an object names, for a `kubeconfig-secret` with `{secret}` and `{secret_namespace}`."""
+
+    name: Annotated[Template, _template]
+    """Its name, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
+    namespace: Annotated[Template | None, _template] = None
+    """Its namespace, as `name`; only for objects without a namespace. Default: that of the object."""
+
+
 class Declaration(Group, frozen=True, kw_only=True):
     """The settings of mode `declarative`."""
 
@@ -125,6 +134,16 @@ class Declaration(Group, frozen=True, kw_only=True):
     Default: the system's."""
     organization: Annotated[Template | None, _template] = None
     """Its organization, with the paths of fields in braces. Default: none."""
+    secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
+    """The Secret that an object names, for a `kubeconfig-secret` with `{secret}` and `{secret_namespace}`.
+    Default: none."""
+
+    def __post_init__(self) -> None:
+        if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
+            # A tenant who writes objects in one namespace could name a Secret in another tenant's.
+            raise ValueError("secret.namespace: objects in a namespace can only name Secrets there: remove it")
+        if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
+            raise ValueError("secret.namespace: is required, because the objects have no namespace")
 
     def definition(self) -> Definition:
         of = self.resource
@@ -148,4 +167,5 @@ class Declaration(Group, frozen=True, kw_only=True):
             readiness=None if self.ready is None else self.ready.readiness(),
             authorities=self.ca,
             organization=self.organization,
+            secret=None if self.secret is None else SecretReference(self.secret.name, self.secret.namespace),
         )

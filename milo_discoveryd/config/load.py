@@ -153,8 +153,25 @@ def _credentials_for_no_source(settings: Settings, given: Mapping[Key, Given]) -
                 )
         if len(names) > 1 and not each.cluster_sources:
             yield Problem(place, f"{each.name}: set cluster_sources, because there are several sources")
+        yield from _different_servers(settings, each, place)
         if len(each.cluster_sources) > 1 and isinstance(each, ProjectKubeconfig):
             yield Problem(place, f"{each.name}: a project-kubeconfig is of one source; name one in cluster_sources")
+
+
+def _different_servers(settings: Settings, of: CredentialSource, place: str) -> Iterator[Problem]:
+    """Yield a problem if one of several API servers would have to be chosen for the requests of a source."""
+    served = [settings.by_source[name] for name in of.cluster_sources if name in settings.by_source]
+    servers = {each.discovery_kubeconfig for each in served}
+    if (
+        isinstance(of, TokenRequest | KubeconfigSecret | KubeconfigRequest)
+        and of.kubeconfig is None
+        and len(servers) > 1
+    ):
+        yield Problem(place, f"{of.name}: its cluster_sources differ in discovery_kubeconfig: set its kubeconfig")
+    resources = {each.declarative.definition().resource for each in served if each.declarative is not None}
+    if isinstance(of, KubeconfigRequest) and len(resources) > 1:
+        complaint = "its cluster_sources watch different resources: use one credential source for each"
+        yield Problem(place, f"{of.name}: {complaint}")
 
 
 def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
@@ -189,6 +206,11 @@ def _declaration_of(
             if isinstance(source, KubeconfigRequest):
                 yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs mode: declarative")
         return
+    for source in sources:
+        named = (source.secret, source.namespace_template) if isinstance(source, KubeconfigSecret) else ()
+        if declared.secret is None and any("{secret" in each for each in named):
+            complaint = f"{source.name}: {{secret}} and {{secret_namespace}} need declarative.secret"
+            yield Problem(given[("kubeconfigs", "sources")].place, complaint)
     if settings.mode != "declarative":
         yield Problem(place or given[("declarative",)].place, f"{in_list}needs mode: declarative")
     elif not declared.endpoint.has_fixed_host:

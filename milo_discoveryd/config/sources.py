@@ -46,8 +46,8 @@ class DatumServiceAccount(_Source, frozen=True, kw_only=True):
 class TokenRequest(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
-    """Kubeconfig of the infrastructure cluster. Default: that of
-    `discovery_kubeconfig`, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the source of clusters that it
+    serves, or else the cluster that the daemon runs in."""
     namespace: _Label
     """Namespace of the service account."""
     service_account: _ObjectName
@@ -99,14 +99,14 @@ class TokenFile(_Source, frozen=True, kw_only=True):
 class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
-    """Kubeconfig of the infrastructure cluster. Default: that of
-    `discovery_kubeconfig`, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the source of clusters that it
+    serves, or else the cluster that the daemon runs in."""
     namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
     """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, that of
-    the cluster's object."""
+    the cluster's object, and `{secret_namespace}`, that of `declarative.secret`."""
     secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of one
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's
-    object."""
+    object, and `{secret}`, that of `declarative.secret`."""
     key: _Text = "kubeconfig"
     """Key in its data."""
     allow_long_lived: bool = False
@@ -116,8 +116,8 @@ class KubeconfigSecret(_Source, frozen=True, kw_only=True):
 class KubeconfigRequest(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-request"], one_of("kubeconfig-request")] = "kubeconfig-request"
     kubeconfig: _File = None
-    """Kubeconfig of the API server with the clusters' objects. Default: that of
-    `discovery_kubeconfig`, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the API server with the clusters' objects. Default: the `discovery_kubeconfig` of the source of
+    clusters that it serves, or else the cluster that the daemon runs in."""
     subresource: _Label
     """Subresource of a cluster's object to which the request is posted, such as `adminkubeconfig`."""
     api_version: _Text

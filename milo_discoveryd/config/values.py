@@ -212,14 +212,14 @@ def namespace_template(value: object) -> str:
 
 def secret_namespace_template(value: object) -> str:
     text = str(value)
-    if not re.fullmatch(_DNS_LABEL, _filled(text, ("name", "uid", "namespace"))):
+    if not re.fullmatch(_DNS_LABEL, _filled(text, ("name", "uid", "namespace", "secret_namespace"))):
         raise ValueError('must be the name of a namespace, such as "project-{name}"')
     return text
 
 
 def secret_name_template(value: object) -> str:
     text = str(value)
-    object_name(_filled(text, ("name", "object")))
+    object_name(_filled(text, ("name", "object", "secret")))
     return text
 
 

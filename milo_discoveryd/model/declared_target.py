@@ -9,5 +9,7 @@ class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     object_namespace: str
     """Empty for an object without a namespace, and for one in a file."""
     object_name: str
+    secret: tuple[str, str] = ("", "")
+    """Namespace and name of the Secret that the object names, where the configuration says how."""
     authorities: bytes | None = None
     """CA certificates of the API server as PEM, where the object has them."""

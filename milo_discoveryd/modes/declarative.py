@@ -17,6 +17,7 @@ from milo_discoveryd.modes.field_path import FieldPath, Template, text
 from milo_discoveryd.modes.kubeconfig_fields import server_of
 from milo_discoveryd.modes.mode import Setting, Watch, passed_on
 from milo_discoveryd.modes.reading import (
+    DNS_LABEL,
     DNS_SUBDOMAIN,
     MalformedError,
     checked,
@@ -65,6 +66,14 @@ class Endpoint(msgspec.Struct, frozen=True):
     """The hosts that are accepted: names, or all below one as `*.example.com`. Empty: all."""
 
 
+class SecretReference(msgspec.Struct, frozen=True):
+    """Which Secret an object names."""
+
+    name: Template
+    namespace: Template | None = None
+    """None: the object's own."""
+
+
 class Definition(msgspec.Struct, frozen=True):
     """Which objects stand for clusters, and what their fields mean."""
 
@@ -76,6 +85,7 @@ class Definition(msgspec.Struct, frozen=True):
     authorities: FieldPath | None = None
     """A field with CA certificates, as PEM or in base64."""
     organization: Template | None = None
+    secret: SecretReference | None = None
 
 
 class DeclarativeMode:
@@ -121,6 +131,7 @@ class DeclarativeMode:
             deletion_requested_at=deletion_requested_at(metadata),
             object_namespace=metadata.namespace,
             object_name=metadata.name,
+            secret=self._secret(document, metadata),
             authorities=authorities,
         )
         return Ready(metadata.uid, metadata.resourceVersion, target)
@@ -144,6 +155,15 @@ class DeclarativeMode:
             return _required(endpoint.url, document), authorities
         assert endpoint.template is not None, "one of the three is set"
         return endpoint.template.fill(document, _address_part), authorities
+
+    def _secret(self, document: Mapping[str, Any], metadata: Metadata) -> tuple[str, str]:
+        of = self._definition.secret
+        if of is None:
+            return "", ""
+        name = checked(of.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name of the Secret")
+        if of.namespace is None:
+            return metadata.namespace, name
+        return checked(of.namespace.fill(document, _name_part), DNS_LABEL, 63, "the Secret's namespace"), name
 
     def _authorities(self, document: Mapping[str, Any]) -> bytes | None:
         path = self._definition.authorities

@@ -157,10 +157,7 @@ class Sources:
                 )
             case sources.KubeconfigRequest():
                 api, origin = self._infrastructure(of)
-                settings = self._settings.by_source
-                declared = next(
-                    settings[name].declarative for name in (*of.cluster_sources, *settings) if name in settings
-                )
+                declared = self._served(of).declarative
                 assert declared is not None, "required by the settings"
                 return KubeconfigRequestSource(
                     of.name,
@@ -206,7 +203,12 @@ class Sources:
     def _infrastructure(
         self, of: sources.TokenRequest | sources.KubeconfigSecret | sources.KubeconfigRequest
     ) -> tuple[KubernetesApi, str]:
-        return open_upstream(of.kubeconfig, self._settings, self._environ, self._closing)
+        return open_upstream(of.kubeconfig, self._served(of), self._environ, self._closing)
+
+    def _served(self, of: sources.CredentialSource) -> Settings:
+        """Return the settings of the source of clusters that it serves: the first one, if they are several."""
+        settings = self._settings.by_source
+        return next(settings[name] for name in (*of.cluster_sources, *settings) if name in settings)
 
     @property
     def _proxy(self) -> Callable[[str], str | None]:

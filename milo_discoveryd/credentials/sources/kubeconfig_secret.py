@@ -86,7 +86,9 @@ class KubeconfigSecretSource:
         """Return namespace and name of a cluster's Secret."""
         known = {"name": target.local_name, "uid": target.uid}
         if isinstance(target, DeclaredTarget):
+            secret_namespace, secret = target.secret
             known |= {"namespace": target.object_namespace, "object": target.object_name}
+            known |= {"secret_namespace": secret_namespace, "secret": secret}
         namespace, secret = (_filled(each, known) for each in (self._namespace_template, self._secret))
         if not _LABEL.fullmatch(namespace) or not _NAME.fullmatch(secret):
             raise BackendError(

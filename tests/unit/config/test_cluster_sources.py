@@ -97,6 +97,23 @@ def test_kubeconfig_of_several_sources_is_refused(tmp_path: Path) -> None:
     assert problem == "kubeconfigs.sources: p: a project-kubeconfig is of one source; name one in cluster_sources"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "name: s, type: token-request, namespace: n, service_account: s",
+        "name: s, type: kubeconfig-secret",
+    ],
+)
+def test_source_that_would_ask_one_of_several_servers_needs_a_kubeconfig(tmp_path: Path, source: str) -> None:
+    text = f"{TWO}\nkubeconfigs: {{sources: [{{{source}, cluster_sources: [milo, dns]%s}}]}}"
+    (problem,) = problems(tmp_path, text % "")
+    complaint = "its cluster_sources differ in discovery_kubeconfig: set its kubeconfig"
+    assert problem == f"kubeconfigs.sources: s: {complaint}"
+    file = tmp_path / "config.yaml"
+    file.write_text(text % ", kubeconfig: /infrastructure")
+    assert load({}, {}, file).kubeconfigs.sources
+
+
 FILES = """
 sources:
   - name: milo

@@ -49,6 +49,19 @@ def test_shipped_definition_is_valid(path: Path) -> None:
         ("    template:", "    field: spec.url\n    template:", 6, "exactly one of template, field and kubeconfig"),
         ("    template:", "    hosts: ['*']\n    template:", 7, "must be a host"),
         ("    plural: things", "    plural: things\n    namespace: x", 3, "is not namespaced"),
+        ("  endpoint:", "  secret: {namespace: x}\n  endpoint:", 6, "name: is missing"),
+        (
+            "  endpoint:",
+            "  secret: {name: '{spec.secret}'}\n  endpoint:",
+            2,
+            "is required, because the objects have no",
+        ),
+        (
+            "    plural: things",
+            "    plural: things\n    namespaced: true\n  secret: {name: a, namespace: '{spec.namespace}'}",
+            2,
+            "objects in a namespace can only name Secrets there",
+        ),
     ],
 )
 def test_invalid_declaration_is_refused_with_its_line(
@@ -96,3 +109,12 @@ def test_kubeconfig_request_needs_a_declaration(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
     with pytest.raises(ConfigError, match="x needs mode: declarative"):
         loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"sources": [source]}}))
+
+
+def test_variables_of_a_named_secret_need_its_declaration(tmp_path: Path) -> None:
+    source = "{name: s, type: kubeconfig-secret, secret: '{secret}', namespace_template: '{secret_namespace}'}"
+    credentials = f"kubeconfigs: {{sources: [{source}]}}\n"
+    with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} need"):
+        loaded(tmp_path, VALID + credentials)
+    named = "  secret: {name: '{spec.secretRef.name}', namespace: '{spec.secretRef.namespace}'}\n"
+    assert loaded(tmp_path, VALID + named + credentials).declarative is not None

@@ -138,6 +138,16 @@ async def test_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
     assert issued.authorities == b"CA"
 
 
+async def test_secret_is_the_one_that_the_object_names() -> None:
+    api = ScriptedApi(secret(kubeconfig(pair(NOW + 600))))
+    target = DeclaredTarget(
+        name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret=("fleet", "a-admin")
+    )
+    source = a_source(api, namespace_template="{secret_namespace}", secret="{secret}")
+    await source.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
+    assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
+
+
 async def test_secret_of_a_restored_cluster_waits_for_its_object() -> None:
     source = a_source(api := ScriptedApi(), namespace_template="{namespace}")
     with pytest.raises(BackendError, match="has not been seen yet"):

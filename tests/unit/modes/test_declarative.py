@@ -254,3 +254,29 @@ def test_restored_cluster_keeps_a_valid_address_only() -> None:
         mode.restored_place(Target(name="team.alpha", uid="1", place=("https://evil.example",)))
     with pytest.raises(MalformedError):
         mode.restored_place(Target(name="../x", uid="1", place=("https://a.example",)))
+
+
+def test_object_names_the_secret_with_its_credentials() -> None:
+    named = a_mode(secret={"name": "{spec.secretRef.name}"})
+    spec = {"host": "a.example", "port": 6443, "secretRef": {"name": "alpha-admin", "namespace": "elsewhere"}}
+    assert content(named, an_object(spec)).target.secret == ("team", "alpha-admin")
+    assert content(a_mode(), an_object(spec)).target.secret == ("", "")
+    assert problem(named, an_object()) == "the field spec.secretRef.name is not set"
+
+
+def test_object_without_a_namespace_names_that_of_its_secret() -> None:
+    resource = {**CLUSTERS["resource"], "namespaced": False}
+    references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
+    mode = a_mode(resource=resource, secret=references)
+    spec = {"host": "a.example", "port": 6443, "secretRef": {"name": "alpha-admin", "namespace": "fleet"}}
+    assert content(mode, an_object(spec)).target.secret == ("fleet", "alpha-admin")
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace"), [("../x", "fleet"), ("a/b", "fleet"), ("a", "x/y"), ("a", "x.y"), ("a", "..")]
+)
+def test_name_of_a_secret_that_leads_elsewhere_is_malformed(name: str, namespace: str) -> None:
+    resource = {**CLUSTERS["resource"], "namespaced": False}
+    references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
+    spec = {"host": "a.example", "port": 6443, "secretRef": {"name": name, "namespace": namespace}}
+    assert "is not a DNS" in problem(a_mode(resource=resource, secret=references), an_object(spec))

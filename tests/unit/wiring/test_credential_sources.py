@@ -124,3 +124,44 @@ def test_discovery_with_a_credential_source_does_not_use_the_user_of_its_kubecon
 
 def test_mode_without_discovery_hands_out_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
     make(settings(tmp_path, OWN, mode="single", project_kubeconfig=files("project", tokenFile="token")))
+
+
+DECLARED = {
+    "kind": "declarative",
+    "declarative": {
+        "resource": {"version": "v1", "plural": "clusters"},
+        "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "issuing",
+    [
+        {"type": "kubeconfig-secret"},
+        {"type": "kubeconfig-request", "subresource": "admin", "api_version": "v1", "kind": "Request"},
+        {"type": "token-request", "namespace": "n", "service_account": "s"},
+    ],
+    ids=lambda issuing: str(issuing["type"]),
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_requests_go_to_the_server_of_the_source_that_is_served(
+    tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
+) -> None:
+    """Not to the cluster that the daemon runs in, and another kubeconfig can be set."""
+    one, other, third = (files(name, token=name) for name in ("one", "other", "third"))
+    sources = [
+        {"name": "a", "discovery_kubeconfig": one, **DECLARED},
+        {"name": "b", "discovery_kubeconfig": other, **DECLARED},
+    ][-count:]
+    opened: list[str] = []
+
+    def opens(kubeconfig: Path | None, of: Settings, *_: Any) -> tuple[None, str]:
+        opened.append(str(kubeconfig or of.discovery_kubeconfig))
+        return None, ""
+
+    monkeypatch.setattr("milo_discoveryd.wiring.credential_sources.open_upstream", opens)
+    issuing = {"name": "i", "cluster_sources": ["b"], **issuing}
+    make(settings(tmp_path, issuing, sources=sources))
+    make(settings(tmp_path, issuing | {"kubeconfig": third}, sources=sources))
+    assert opened == [other, third]
