@@ -1,7 +1,8 @@
 """Requests to a real API server for its setup and for tests."""
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -90,9 +91,18 @@ class Api:
                 raise RefusedError(f"GET {path}", answer.status, await answer.text())
             yield answer.content
 
-    async def define(self, definition: object) -> None:
-        """Create a CustomResourceDefinition unless it exists."""
+    async def define(self, definition: Mapping[str, Any]) -> None:
+        """Create a CustomResourceDefinition unless it exists, and wait until its objects are served.
+
+        Its condition Established is not enough: the server answers requests for the objects with 404 for a while.
+        """
         await self.ensure(DEFINITIONS, definition)
+        spec = definition["spec"]
+        served = next(each["name"] for each in spec["versions"] if each["served"])
+        objects = f"/apis/{spec['group']}/{served}/{spec['names']['plural']}"
+        async with asyncio.timeout(60.0):
+            while not await self.answers(objects):  # noqa: ASYNC110  (another process serves them)
+                await asyncio.sleep(0.1)
 
     async def ensure(self, collection: str, body: object) -> None:
         """Create an object unless it exists."""

@@ -193,7 +193,7 @@ class RealApi(ABC):
             "spec": definition["spec"],
         }
 
-    async def define_again(self, definition: object) -> None:
+    async def define_again(self, definition: dict[str, Any]) -> None:
         async with self.api() as api:
             await api.define(definition)
             await self._until_served(api)
