@@ -61,8 +61,8 @@ def dependencies() -> set[str]:
     for folder in (ROOT, ROOT / "clients" / "python"):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
-        for requirement in (*project["dependencies"], *extras.get("traces", ()), *extras.get("kubernetes", ())):
-            found.add(re.split(r"[^\w-]", requirement)[0])
+        optional = [each for extra in ("traces", "kubernetes", "controllers") for each in extras.get(extra, ())]
+        found |= {re.split(r"[^\w-]", requirement)[0] for requirement in (*project["dependencies"], *optional)}
     return found - {"milo-discovery-client"}
 
 
