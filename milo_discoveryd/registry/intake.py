@@ -115,7 +115,7 @@ class Intake:
 
     def _should_exist(self, present: tuple[str, str]) -> bool:
         name, uid = present
-        return self._pending_deletions.explain(name) is None and self._registry.is_present(name, uid)
+        return not self._pending_deletions.is_doubted(name) and self._registry.is_present(name, uid)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Event]:
         if self._guard and isinstance(result, Found) and self._registry.is_older_than_known(result.observation):

@@ -139,6 +139,10 @@ class PendingDeletions:
         pending = self._pending.get(name)
         return pending is not None and pending.is_held
 
+    def is_doubted(self, name: str) -> bool:
+        """Return whether a deletion is pending, or was refuted by reads alone."""
+        return name in self._pending or name in self._refuted
+
     @property
     def refused(self) -> str | None:
         """Why confirmations wait, if the server refuses them."""

@@ -121,6 +121,23 @@ def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up(
     run_steps(steps)
 
 
+def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it() -> None:
+    async def steps(harness: Harness) -> None:
+        for name in "bc":
+            harness.world.delete(name)
+            harness.api.ring()
+            await harness.settled()
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        harness.server.past[:] = harness.server.past[-1:]
+        harness.world.delete("a")
+        harness.api.ring()
+        await asyncio.sleep(1.0)
+        harness.api.only = None
+        assert await harness.until(lambda: harness.received[-1:] == ["DISENGAGED a"]) <= 30.0
+
+    run_steps(steps)
+
+
 def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
     async def steps(harness: Harness) -> None:
         harness.api.requests.clear()

@@ -211,6 +211,16 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
     assert [each.cluster.target.name for each in source.answers(NotFound())] == ["a"]
 
 
+def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_for_others() -> None:
+    """Nor for itself: the deletion of the only known object could never be confirmed."""
+    source = Source()
+    source.lists(*FLEET[1:])
+    source.answers(Found(FLEET[0]))
+    assert [name for name, _ in source.intake.reference_objects] == ["b", "c", "d"]
+    source.take(ObjectChanged(ready("a", "2")))
+    assert source.registry.is_present("a", "u1")
+
+
 def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
     source = Source()
     source.lists(*FLEET[1:])
