@@ -67,7 +67,7 @@ class Confirmations:
 
     def applied(self) -> None:
         """Note that source events were applied, after which something may be due."""
-        if len(self._pending_deletions) or self._sink.due_at is not None:
+        if not self._pending_deletions.is_idle or self._sink.due_at is not None:
             self._has_timers.set()
 
     async def run(self) -> None:

@@ -121,6 +121,22 @@ def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up(
     run_steps(steps)
 
 
+def test_f72_refuted_deletion_is_checked_again_after_the_source_was_lost() -> None:
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        harness.server.past[:] = harness.server.past[-1:]
+        harness.world.delete("a")
+        harness.api.ring()
+        await harness.until(lambda: harness.api.injected["F72 a read from a lagging replica"])
+        await asyncio.sleep(0.2)
+        harness.api.only = None
+        harness.api.down_until = harness.loop.time() + 5.0
+        harness.api.cut()
+        assert await harness.until(lambda: harness.received == ["DISENGAGED a"]) <= 60.0
+
+    run_steps(steps)
+
+
 def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it() -> None:
     async def steps(harness: Harness) -> None:
         for name in "bc":
