@@ -330,6 +330,36 @@ async def test_response_before_the_end_of_the_request_is_read(authority: Authori
     assert len(peer.accepted) == 1
 
 
+@pytest.mark.parametrize("widened", ["window", "settings"])
+async def test_reset_that_comes_with_a_larger_window_fails_its_request_alone(
+    authority: Authority, using: Client, widened: str
+) -> None:
+    larger: Frame = (
+        WindowUpdateFrame(3, window_increment=1 << 20)
+        if widened == "window"
+        else SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20})
+    )
+    frames = WindowUpdateFrame(0, window_increment=1 << 20), larger, RstStreamFrame(3, ErrorCodes.INTERNAL_ERROR)
+
+    def refuse(accepted: Accepted, stream: int) -> None:
+        if stream == 3:
+            accepted.send(b"".join(frame.serialize() for frame in frames))
+
+    def script(accepted: Accepted, stream: int) -> None:
+        accepted.answer(stream, b"begun", end=False)
+
+    async with (
+        serving(authority, script, begun=refuse, acknowledges=False) as peer,
+        using.request("GET", peer.url, headers={}, connect_timeout_s=10) as other,
+    ):
+        with pytest.raises(TransportError, match="INTERNAL_ERROR"):
+            await got(using, peer.url, "POST", body=bytes(1 << 20))
+        (accepted,) = peer.accepted
+        accepted.h2.send_data(1, b"!", end_stream=True)
+        accepted.flush()
+        assert await rest(other) == b"begun!"
+
+
 async def test_window_that_never_opens_delays_its_request_alone(authority: Authority, using: Client) -> None:
     async with serving(authority, ok, acknowledges=False, settings={SettingCodes.INITIAL_WINDOW_SIZE: 10}) as peer:
         with pytest.raises(TransportError) as raised:
@@ -435,7 +465,10 @@ async def test_reset_of_a_stream_fails_its_request_alone(authority: Authority, u
         assert await rest(other) == b"begun!"
 
 
-async def test_get_is_repeated_when_the_kept_connection_is_lost(authority: Authority, using: Client) -> None:
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+async def test_get_alone_is_repeated_when_the_kept_connection_is_lost(
+    authority: Authority, using: Client, method: str
+) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         if (accepted.number, stream) == (1, 3):
             accepted.close()
@@ -443,8 +476,12 @@ async def test_get_is_repeated_when_the_kept_connection_is_lost(authority: Autho
             ok(accepted, stream)
 
     async with serving(authority, script) as peer:
-        assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
-    assert len(peer.accepted) == 2
+        await got(using, peer.url)
+        if method == "GET":
+            assert await got(using, peer.url) == (200, b"ok")
+        else:
+            assert (await failed(using, peer.url, method)).cause == "closed"
+    assert len(peer.requests) == (3 if method == "GET" else 2)
 
 
 async def test_lost_connection_fails_all_its_exchanges(authority: Authority, using: Client) -> None:
@@ -579,9 +616,7 @@ async def test_headers_are_limited(authority: Authority, using: Client, where: s
 
 
 async def test_server_that_sends_pings_without_reading_is_cut_off() -> None:
-    connection, transport = Http2Connection("https://api.test"), MemoryTransport()
-    connection.connection_made(transport)
-    connection.data_received(SettingsFrame(0).serialize())
+    connection, transport = connected()
     response = connection.send("GET", "/", {"Host": "api.test"})
     pings = PingFrame(0, bytes(8)).serialize() * 1_000
     for _ in range(2_000):
@@ -592,6 +627,29 @@ async def test_server_that_sends_pings_without_reading_is_cut_off() -> None:
     assert transport.size <= 17 << 20
     with pytest.raises(TransportError, match="does not read"):
         await response.head(10)
+
+
+def connected() -> tuple[Http2Connection, "MemoryTransport"]:
+    connection, transport = Http2Connection("https://api.test"), MemoryTransport()
+    connection.connection_made(transport)
+    connection.data_received(SettingsFrame(0).serialize())
+    return connection, transport
+
+
+async def test_acknowledgement_before_goaway_is_sent() -> None:
+    connection, transport = connected()
+    connection.send("GET", "/", {"Host": "api.test"})
+    frames = PingFrame(0, b"goodbye!"), GoAwayFrame(0, last_stream_id=1)
+    connection.data_received(b"".join(frame.serialize() for frame in frames))
+    assert PingFrame(0, b"goodbye!", flags=["ACK"]).serialize() in transport.written
+
+
+async def test_streams_are_limited_where_the_server_sets_no_limit() -> None:
+    connection, _ = connected()
+    for _ in range(1000):
+        assert connection.has_room
+        connection.send("GET", "/", {"Host": "api.test"})
+    assert not connection.has_room
 
 
 class MemoryTransport(asyncio.Transport):

@@ -23,7 +23,6 @@ DIALS_PER_SERVER = 32
 _HTTP2_DIALS = 4
 """Handshakes in flight where the connection that is made first may have room for all waiting requests."""
 _ATTEMPTS = 4
-_REPEATABLE = frozenset({"GET", "DELETE"})
 _Key = tuple[Origin, Proxy | None]
 
 
@@ -136,7 +135,7 @@ class Client:
                     self.release(key, connection, response)
                     # The server may close an idle connection while the request is sent.
                     is_stale = is_kept and error.cause == "closed" and not response.has_begun
-                    is_repeatable = (is_stale and method in _REPEATABLE) or response.refusal is not None
+                    is_repeatable = (is_stale and method == "GET") or response.refusal is not None
                     if not is_repeatable or attempt == _ATTEMPTS or self._is_closed:
                         raise
                     if response.refusal is Refusal.REQUIRES_HTTP_1:

@@ -33,6 +33,8 @@ from milo_kube.http.errors import TransportError
 
 STREAM_WINDOW = 256 << 10
 """Backpressure: unread bytes of a body, after which the server waits."""
+_STREAM_LIMIT = 1000
+"""Streams of a connection to a server that allows more, or does not limit them."""
 _CONNECTION_WINDOW = 1 << 30
 """More than the windows of all streams, so that a reader that stops does not block those of other streams."""
 PING_AFTER_S = 30.0
@@ -55,6 +57,9 @@ class _OpenAfterGoAway(H2ConnectionStateMachine):
 
 class _Protocol(H2Connection):
     MAX_CLOSED_STREAMS = 4096  # the default would hold some MiB for each connection
+
+    def clear_outbound_data_buffer(self) -> None:
+        """Keep what is to be sent: h2 would drop acknowledgements that precede a GOAWAY."""
 
     def __init__(self) -> None:
         super().__init__(_CONFIGURATION)
@@ -105,7 +110,7 @@ class Http2Connection(asyncio.Protocol):
 
     @property
     def has_room(self) -> bool:
-        return len(self._responses) < self._h2.remote_settings.max_concurrent_streams
+        return len(self._responses) < min(self._h2.remote_settings.max_concurrent_streams, _STREAM_LIMIT)
 
     @property
     def is_idle(self) -> bool:
@@ -229,7 +234,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _send_bodies(self) -> None:
         for response in list(self._responses.values()):
-            if response.unsent:
+            with suppress(StreamClosedError):  # by a reset that was received together with the window
                 self._send_body(response)
 
     def _send_body(self, response: "_Response") -> None:
