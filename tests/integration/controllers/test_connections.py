@@ -9,6 +9,7 @@ import pytest
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.connections import Connections
+from milo_discovery.controllers.errors import ApiError
 from milo_kube.http.http2 import Http2Connection
 from tests.integration.http.http2_peer import Accepted, Authority, serving
 
@@ -48,6 +49,24 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
             await watch.__aexit__(None, None, None)
         for api in apis:
             await api.aclose()
+
+
+@pytest.mark.parametrize(("header", "asked"), [("7", 7.0), ("soon", None), (None, None)])
+async def test_refused_write_says_when_to_retry(header: str | None, asked: float | None) -> None:
+    authority = Authority()
+
+    def refuse(accepted: Accepted, stream: int) -> None:
+        headers = {} if header is None else {"retry-after": header}
+        accepted.answer(stream, b"too many requests", status=429, headers=headers)
+
+    connections = Connections(environ={}, http2=Http2Connection)
+    async with serving(authority, refuse) as peer:
+        api = ClusterApi("alpha", Fixed(KubeconfigAccess(server=peer.url, authorities=authority.pem)), connections)
+        with pytest.raises(ApiError) as refused:
+            await api.send("POST", "/api/v1/configmaps", body={})
+        await api.aclose()
+    assert (refused.value.status, refused.value.retry_after_s) == (429, asked)
+    assert len(peer.requests) == 1
 
 
 @pytest.mark.parametrize("module", ["milo_discovery.publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])

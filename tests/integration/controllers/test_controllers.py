@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import (
     AlreadyExists,
+    ApiError,
     ClusterFilter,
     Conflict,
     Controllers,
@@ -269,6 +270,27 @@ async def test_failure_is_retried_and_permanent_failure_waits_for_a_change(plane
         assert running.metric("workqueue_depth", controller="widgets", name="widgets", priority="0") == 0
         assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
         assert running.metric("milo_controllers_clusters") == 1
+
+
+async def test_retry_waits_as_long_as_the_server_asks(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        if not request.failures:
+            raise ApiError(429, "TooManyRequests", "too many requests", retry_after_s=60.0)
+
+    plane.create(widget("one"))
+    with fake_clock() as clock:
+        async with reconciling(reconcile, plane, queue=QueuePolicy(jitter=0.0)) as running:
+            retries = "workqueue_retries_total"
+            await eventually(lambda: running.metric(retries, controller="widgets", name="widgets") == 1)
+            clock.advance(timedelta(seconds=30))
+            plane.create(widget("other"))
+            await eventually(lambda: len(attempts) == 2)
+            assert attempts == [0, 0]
+            clock.advance(timedelta(seconds=31))
+            await eventually(lambda: 1 in attempts)
 
 
 async def test_requeue_after_reconciles_again(plane: ControlPlane) -> None:

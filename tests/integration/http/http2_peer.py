@@ -39,10 +39,15 @@ class Accepted:
         self.is_closed = False
 
     def answer(
-        self, stream: int, *pieces: bytes, headers: Mapping[str, str] = MappingProxyType({}), end: bool = True
+        self,
+        stream: int,
+        *pieces: bytes,
+        status: int = 200,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        end: bool = True,
     ) -> None:
-        """Send a response with status 200, or its beginning."""
-        self.h2.send_headers(stream, [(":status", "200"), *headers.items()], end_stream=end and not pieces)
+        """Send a response, or its beginning."""
+        self.h2.send_headers(stream, [(":status", str(status)), *headers.items()], end_stream=end and not pieces)
         for number, piece in enumerate(pieces, 1):
             self.h2.send_data(stream, piece, end_stream=end and number == len(pieces))
         self.flush()

@@ -139,6 +139,18 @@ def test_backoff_has_jitter() -> None:
     assert failed_at(queue, 0.0) == 1.25
 
 
+def test_delay_that_the_server_asks_for_precedes_a_shorter_backoff() -> None:
+    queue = queue_of(jitter=0.5)
+    queue.add(key("x"), 0.0)
+    now, delays = 0.0, []
+    for asked in (4.0, 0.5, -1.0, 1e9):
+        delay = failed_at(queue, now, Failed(retry_after_s=asked))
+        assert delay is not None
+        delays.append(delay)
+        now += delay
+    assert delays == [5.0, 2.5, 5.0, 10.0]
+
+
 def test_retries_of_all_objects_share_a_token_bucket() -> None:
     policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0, per_cluster=10)
     queue = queue_of(policy=policy)

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from milo_discovery._failure_log import FailureLog
 from milo_discovery.controllers.cluster_api import ClusterApi
-from milo_discovery.controllers.errors import ControllerError, Permanent, ProjectSuspended
+from milo_discovery.controllers.errors import ApiError, ControllerError, Permanent, ProjectSuspended
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
 from milo_discovery.controllers.informer import Informer, InformerKey
@@ -346,5 +346,7 @@ def _outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
             return Stopped(str(error))
         case ProjectSuspended() if cluster.current.suspended:
             return Parked()
+        case ApiError():
+            return Failed(error.retry_after_s)
         case _:
             return Failed()

@@ -70,6 +70,9 @@ class Done(msgspec.Struct, frozen=True):
 class Failed(msgspec.Struct, frozen=True):
     """The reconcile failed, and is retried."""
 
+    retry_after_s: float | None = None
+    """Delay that the API server asked for: the retry does not come earlier, unless the object changes."""
+
 
 class Stopped(msgspec.Struct, frozen=True):
     """The reconcile failed in a way that a retry does not fix: the next change of the object starts another."""
@@ -243,9 +246,9 @@ class WorkQueue:
 
     def _recorded(self, queue: _ClusterQueue, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
         match outcome:
-            case Failed():
+            case Failed(retry_after_s):
                 failures = queue.failures[key] = queue.failures.get(key, 0) + 1
-                return max(self._backoff_s(failures), self._retries.charge(now))
+                return max(self._backoff_s(failures, retry_after_s or 0.0), self._retries.charge(now))
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
                 return requeue_after_s
@@ -257,8 +260,9 @@ class WorkQueue:
                 queue.parked.add(key)
         return None
 
-    def _backoff_s(self, failures: int) -> float:
-        base = min(self._policy.max_delay_s, self._policy.first_delay_s * 2.0 ** min(failures - 1, 60))
+    def _backoff_s(self, failures: int, retry_after_s: float) -> float:
+        own = self._policy.first_delay_s * 2.0 ** min(failures - 1, 60)
+        base = min(self._policy.max_delay_s, max(own, retry_after_s))
         return base * (1.0 + self._policy.jitter * self._jitter())
 
     def _delay(self, queue: _ClusterQueue, key: ObjectKey, until: float, priority: Priority) -> None:
