@@ -13,7 +13,7 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.process.test_churn import is_good, token_source
 from tests.support.eventually import eventually
-from tests.support.line import Line
+from tests.support.tcp_proxy import TcpProxy
 
 NAMES = [f"p-{number:02}" for number in range(20)]
 FLAPPING, MOVING, STEADY = NAMES[:8], NAMES[8:12], NAMES[12:]
@@ -28,12 +28,12 @@ class Replica:
         self._source = source
         self._folder = workspace.folder / name
         self._settings = settings
-        self.line = Line(workspace.sandbox.port)
+        self.proxy = TcpProxy(workspace.sandbox.port)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Replica"]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.line)
+            await stack.enter_async_context(self.proxy)
             self._folder.mkdir()
             address = f"unix://{self._folder}/discovery.sock"
             source = {**self._source, "kubeconfig": str(self._rerouted(Path(self._source["kubeconfig"])))}
@@ -59,7 +59,7 @@ class Replica:
         """Return a copy of a kubeconfig with the address of the replica's own connection."""
         text = kubeconfig.read_text()
         path = self._folder / kubeconfig.name
-        path.write_text(text.replace(f":{self._workspace.sandbox.port}", f":{self.line.port}"))
+        path.write_text(text.replace(f":{self._workspace.sandbox.port}", f":{self.proxy.port}"))
         return path
 
     @property
@@ -123,7 +123,7 @@ async def test_replica_that_is_cut_off_keeps_the_credentials_of_its_clusters(wor
     first, second = replicas(workspace, first={}, second={})
     async with first.running(), second.running():
         await agree((first, set(NAMES)), (second, set(NAMES)))
-        async with second.line.refusing():
+        async with second.proxy.refusing():
             for status, names in (("False", set(NAMES) - set(FLAPPING)), ("True", set(NAMES))):
                 set_ready(workspace, FLAPPING, status)
                 await agree((first, names))

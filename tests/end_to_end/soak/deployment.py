@@ -22,7 +22,7 @@ from tests.end_to_end.process.issued_credentials import IssuedCredential, Token,
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.soak.gauges import Gauges
 from tests.end_to_end.soak.servers import Server
-from tests.support.line import Line
+from tests.support.tcp_proxy import TcpProxy
 
 STALLED_S = 10
 _IDLE = """
@@ -51,7 +51,7 @@ class Daemon:
         self.name = name
         self.folder = folder
         self.server = server
-        self.line = Line(server.port, port)
+        self.proxy = TcpProxy(server.port, port)
         self.socket = folder / f"{name}.sock"
         self.state = folder / f"{name}.state"
         self._keeps_state = keeps_state
@@ -60,7 +60,7 @@ class Daemon:
     async def __aenter__(self) -> Self:
         self.state.mkdir(exist_ok=True)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.line)
+            await stack.enter_async_context(self.proxy)
             self._configure()
             self.process = await stack.enter_async_context(self.another())
             await self.process.start()
@@ -81,7 +81,10 @@ class Daemon:
 
     def _configure(self) -> None:
         kubeconfig = self.folder / f"{self.name}.kubeconfig"
-        cluster = {"server": f"https://127.0.0.1:{self.line.port}", "certificate-authority": str(self.server.authority)}
+        cluster = {
+            "server": f"https://127.0.0.1:{self.proxy.port}",
+            "certificate-authority": str(self.server.authority),
+        }
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -122,7 +125,7 @@ class Deployment:
         # Clients of a real API server use certificates with a long life, so none are issued.
         with_kubeconfigs = faulted.server.is_sandbox
         self.restless = Recorder("restless", f"unix://{faulted.socket}", with_kubeconfigs=with_kubeconfigs)
-        self.wired = Line(str(steady.socket))
+        self.subscriber_proxy = TcpProxy(str(steady.socket))
         """The proxy between the steady daemon and a remote subscriber."""
         self.far: Recorder | None = None
         self.watched: list[Event] = []
@@ -157,8 +160,8 @@ class Deployment:
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.wired)
-            self.far = Recorder("far", f"127.0.0.1:{self.wired.port}")
+            await stack.enter_async_context(self.subscriber_proxy)
+            self.far = Recorder("far", f"127.0.0.1:{self.subscriber_proxy.port}")
             tasks = [asyncio.create_task(recorder.run(), name=recorder.history.who) for recorder in self.recorders]
             tasks.append(asyncio.create_task(self._client(), name="client"))
             following = self.gauges.follow(await self.steady.metrics(), self.steady.process.pid)

@@ -73,7 +73,7 @@ class Faults:
             Kind("subscriber slow", SUBSCRIBERS, self._slow_subscriber),
             Kind("subscriber killed while it reads nothing", SUBSCRIBERS, self._kill_subscriber),
             Kind("subscriber connection blackholed", SUBSCRIBERS, self._swallow_subscriber),
-            Kind("subscriber connection reset", SUBSCRIBERS, self._deployment.wired.cut),
+            Kind("subscriber connection reset", SUBSCRIBERS, self._deployment.subscriber_proxy.cut),
             Kind("burst of subscribers", SUBSCRIBERS, self._crowd),
         ]
         return [*kinds, *self._of_sandbox()] if self._server.is_sandbox else kinds
@@ -110,24 +110,24 @@ class Faults:
 
     async def _cut(self) -> None:
         for daemon in self._daemons:
-            await daemon.line.cut()
+            await daemon.proxy.cut()
 
     async def _refuse(self) -> None:
         async with AsyncExitStack() as stack:
             for daemon in self._daemons:
-                await stack.enter_async_context(daemon.line.refusing())
+                await stack.enter_async_context(daemon.proxy.refusing())
             await self._some_time()
 
     async def _drip(self) -> None:
         async with AsyncExitStack() as stack:
             for daemon in self._daemons:
-                await stack.enter_async_context(daemon.line.dripping())
+                await stack.enter_async_context(daemon.proxy.dripping())
             await self._some_time()
 
     async def _swallow(self) -> None:
         async with AsyncExitStack() as stack:
             for daemon in self._daemons:
-                await stack.enter_async_context(daemon.line.swallowing())
+                await stack.enter_async_context(daemon.proxy.swallowing())
             await self._some_time()
 
     # --- the server ---
@@ -230,9 +230,9 @@ class Faults:
         await self._deployment.begin_idling()
 
     async def _swallow_subscriber(self) -> None:
-        async with self._deployment.wired.swallowing():
+        async with self._deployment.subscriber_proxy.swallowing():
             await self._some_time()
-        await self._deployment.wired.cut()  # otherwise the peer would learn of it after the TCP timeout only
+        await self._deployment.subscriber_proxy.cut()  # otherwise the peer would learn of it after the TCP timeout only
 
     async def _crowd(self) -> None:
         address = f"unix://{self._random.choice(self._daemons).socket}"

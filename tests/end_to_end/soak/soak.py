@@ -63,7 +63,7 @@ class Soak:
             disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
             faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
             steady = await stack.enter_async_context(Daemon("steady", folder, server, self.ports.steady))
-            self.ports = Ports(faulted.line.port, steady.line.port)
+            self.ports = Ports(faulted.proxy.port, steady.proxy.port)
             self._deployment = deployment = Deployment(faulted, steady)
             faults = Faults(server, deployment, disk, self._random)
             async with deployment.at_work():

@@ -138,7 +138,7 @@ class Storm:
                 group.create_task(self._strike(target, Random(f"{self._seed}-{number}"), until))
 
     def _targets(self) -> list[Target]:
-        line = self._daemon.line
+        proxy = self._daemon.proxy
         return [
             Target(12.0, ((DAEMON_KILLED, 4, self._kill_daemon), ("daemon terminated", 1, self._terminate_daemon),
                           ("daemon stopped", 1, self._stop_daemon))),
@@ -146,7 +146,7 @@ class Storm:
                           ("500 for everything", 1, lambda: self._answers("failing", code=500)),
                           ("429 for everything", 1, lambda: self._answers("overloaded")),
                           ("401 for everything", 1, lambda: self._answers("unauthorized")))),
-            Target(15.0, (("API server connections reset", 1, line.cut),
+            Target(15.0, (("API server connections reset", 1, proxy.cut),
                           ("API server refuses connections", 1, self._refuse))),
             Target(6.0, ((SUBSCRIBER_KILLED, 4, self._kill_subscriber),
                          ("subscriber stopped", 1, self._stop_subscriber))),
@@ -201,7 +201,7 @@ class Storm:
         await self._server.order("clear")
 
     async def _refuse(self) -> None:
-        async with self._daemon.line.refusing():
+        async with self._daemon.proxy.refusing():
             await self._some_time()
 
     async def _kill_subscriber(self) -> None:

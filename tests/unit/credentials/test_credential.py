@@ -23,6 +23,7 @@ def test_credential_equality_ignores_expiry() -> None:
     assert one == other
     assert not one != other  # noqa: SIM202 - an operation of its own
     assert one != Credential(token=Secret("u"), expires_at=1.0)
+    assert one != "t"
     assert hash(one) == hash(other)
 
 

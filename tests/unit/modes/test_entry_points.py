@@ -36,6 +36,8 @@ def test_mode_of_another_package_is_found_by_entry_point(monkeypatch: pytest.Mon
     theirs = EntryPoint("theirs", f"{__name__}:Theirs", mode.GROUP)
     found = EntryPoints([EntryPoint("other", f"{__name__}:Other", mode.GROUP), theirs])
     monkeypatch.setattr("importlib.metadata.entry_points", found.select)
+    assert mode.is_installed("theirs")
+    assert not mode.is_installed("nobodys")
     assert mode.names() == [
         "declarative",
         "kind",

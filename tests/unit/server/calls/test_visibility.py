@@ -156,3 +156,9 @@ def test_counts_include_clusters_disengaged_as_unreachable() -> None:
     (engaged,) = registry.commit([ready("a")], at(0))
     registry.disengage_unreachable("a", engaged.cluster.incarnation, "not reached", at(1))
     assert visibility.total_counts(registry) == VisibleCounts(unreachable=1)
+
+
+def test_problem_of_a_deletion_is_visible_to_callers_that_may_see_every_cluster() -> None:
+    problem = "reading bank-1 from it failed"
+    assert visibility.visible_problem(problem, ALL_CLUSTERS) == problem
+    assert visibility.visible_problem(problem, PROD) == ""

@@ -1,4 +1,4 @@
-"""Tests of the TCP proxy with network faults, `tests/support/line.py`."""
+"""Tests of the TCP proxy with network faults, `tests/support/tcp_proxy.py`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.line import Line
+from tests.support.tcp_proxy import TcpProxy
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ class Caller:
         self._writer = writer
 
     @classmethod
-    async def at(cls, line: Line) -> "Caller":
-        return cls(*await asyncio.open_connection("127.0.0.1", line.port))
+    async def at(cls, proxy: TcpProxy) -> "Caller":
+        return cls(*await asyncio.open_connection("127.0.0.1", proxy.port))
 
     def says(self, text: str) -> None:
         self._writer.write(f"{text}\n".encode())
@@ -43,8 +43,8 @@ class Caller:
 
 
 async def test_line_forwards_bytes_both_ways(echo: int) -> None:
-    async with Line(echo) as line:
-        caller = await Caller.at(line)
+    async with TcpProxy(echo) as proxy:
+        caller = await Caller.at(proxy)
         caller.says("hello")
         assert await caller.hears() == "hello"
         caller.close()
@@ -55,54 +55,54 @@ async def test_line_connects_to_unix_sockets(tmp_path: Path) -> None:
         writer.write(b"welcome\n")
         writer.close()
 
-    async with await asyncio.start_unix_server(greet, tmp_path / "s"), Line(str(tmp_path / "s")) as line:
-        caller = await Caller.at(line)
+    async with await asyncio.start_unix_server(greet, tmp_path / "s"), TcpProxy(str(tmp_path / "s")) as proxy:
+        caller = await Caller.at(proxy)
         assert await caller.hears() == "welcome"
         caller.close()
 
 
 async def test_line_cut_resets_open_connections_and_accepts_new_ones(echo: int) -> None:
-    async with Line(echo) as line:
-        caller = await Caller.at(line)
+    async with TcpProxy(echo) as proxy:
+        caller = await Caller.at(proxy)
         caller.says("hello")
         await caller.hears()
-        await line.cut()
+        await proxy.cut()
         with pytest.raises(ConnectionResetError):
             await caller.hears()
-        caller = await Caller.at(line)
+        caller = await Caller.at(proxy)
         caller.says("again")
         assert await caller.hears() == "again"
         caller.close()
 
 
 async def test_line_refuses_connections_and_resumes_on_the_same_port(echo: int) -> None:
-    async with Line(echo) as line:
-        async with line.refusing():
+    async with TcpProxy(echo) as proxy:
+        async with proxy.refusing():
             with pytest.raises(ConnectionRefusedError):
-                await Caller.at(line)
-        caller = await Caller.at(line)
+                await Caller.at(proxy)
+        caller = await Caller.at(proxy)
         caller.says("hello")
         assert await caller.hears() == "hello"
         caller.close()
 
 
 async def test_line_delivers_slow_bytes_completely(echo: int) -> None:
-    async with Line(echo) as line, line.dripping():
-        caller = await Caller.at(line)
+    async with TcpProxy(echo) as proxy, proxy.dripping():
+        caller = await Caller.at(proxy)
         caller.says("x" * 700)
         assert await caller.hears() == "x" * 700
         caller.close()
 
 
 async def test_line_never_reuses_a_connection_that_lost_bytes(echo: int) -> None:
-    async with Line(echo) as line:
-        caller = await Caller.at(line)
-        async with line.swallowing():
+    async with TcpProxy(echo) as proxy:
+        caller = await Caller.at(proxy)
+        async with proxy.swallowing():
             caller.says("lost")
-            await eventually(lambda: line.swallowed == len("lost\n"))
+            await eventually(lambda: proxy.swallowed == len("lost\n"))
         caller.says("lost too")
-        await eventually(lambda: line.swallowed == len("lost\nlost too\n"))
-        another = await Caller.at(line)
+        await eventually(lambda: proxy.swallowed == len("lost\nlost too\n"))
+        another = await Caller.at(proxy)
         another.says("hello")
         assert await another.hears() == "hello"
         caller.close()
@@ -110,7 +110,7 @@ async def test_line_never_reuses_a_connection_that_lost_bytes(echo: int) -> None
 
 
 async def test_line_hangs_up_if_its_target_is_down() -> None:
-    async with Line("/nowhere") as line:
-        caller = await Caller.at(line)
+    async with TcpProxy("/nowhere") as proxy:
+        caller = await Caller.at(proxy)
         assert await caller.hears() == ""
         caller.close()

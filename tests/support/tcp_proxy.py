@@ -17,7 +17,7 @@ _DRIP = 200
 _DRIP_EVERY_S = 0.05
 
 
-class Line:
+class TcpProxy:
     def __init__(self, target: int | str, port: int = 0) -> None:
         """The target: a port of this host, or the path of a Unix socket. `port`: where it listens; 0 is any."""
         self._target = target
@@ -41,7 +41,8 @@ class Line:
         """Reset all open connections; new ones are accepted."""
         tasks = list(self._open)
         for task, writer in self._open.items():
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            if not writer.transport.is_closing():  # a lost connection has no socket, while its task still ends
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
             task.cancel()
         if tasks:
