@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Request, Result, Target, Watched, watches
+from milo_discovery.controllers import Controllers, NotSynced, Request, Result, Target, Watched, watches
 
 log = logging.getLogger("replicator")
 
@@ -65,8 +65,9 @@ def copies_of_a_source(change: Watched) -> Iterator[Target]:
 def copies_in_a_namespace(change: Watched) -> Iterator[Target]:
     """A new namespace, such as those of a project that was just engaged, may need copies."""
     shared = change.clusters.cluster(SOURCE)
-    for source in shared.list(SECRETS, change.name, selector=ROLE) if shared else ():
-        yield Target(source["metadata"]["name"], change.name, change.cluster.name)
+    with suppress(NotSynced):  # each source is mapped when it is listed
+        for source in shared.list(SECRETS, change.name, selector=ROLE) if shared else ():
+            yield Target(source["metadata"]["name"], change.name, change.cluster.name)
 
 
 async def main() -> None:

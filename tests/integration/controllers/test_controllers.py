@@ -25,6 +25,7 @@ from milo_discovery.controllers import (
     Kind,
     NotCached,
     NotFound,
+    NotSynced,
     Permanent,
     ProjectSuspended,
     QueuePolicy,
@@ -36,6 +37,7 @@ from milo_discovery.controllers import (
     watches,
 )
 from milo_discovery.controllers.connections import Connections
+from milo_discovery.controllers.informer import Informer
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually, fake_clock
 
 WIDGETS = "example.com/v1/widgets"
@@ -417,6 +419,76 @@ async def test_cluster_that_does_not_answer_costs_the_others_nothing(sandbox: Mi
             assert not running.controllers.health().synced
         for writer in opened:
             writer.close()
+
+
+async def test_reconciles_begin_after_the_kinds_that_are_only_read_have_synced(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_list, follow = asyncio.Event(), Informer.run
+    found: list[Any] = []
+
+    async def follow_late(informer: Informer) -> None:
+        if informer.key.resource == "v1/configmaps":
+            await may_list.wait()
+        await follow(informer)
+
+    async def reconcile(request: Request) -> None:
+        found.append(await request.get("v1/configmaps", "there"))
+
+    monkeypatch.setattr(Informer, "run", follow_late)
+    plane.create(widget("one"))
+    plane.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "there"}})
+    running = Running(plane)
+    running.controllers.cache("v1/configmaps")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1)
+        assert found == []
+        may_list.set()
+        await eventually(lambda: found)
+    assert found[0] is not None
+
+
+async def test_cache_without_a_complete_list_is_not_read(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    [bare] = sandbox.create_control_planes(next(names))
+    plane.create(widget("here"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        others = request.clusters.cluster(bare.project)
+        assert others is not None
+        try:
+            found = others.get(WIDGETS, "late", "default")
+        except NotSynced:
+            outcomes.append("not synced")
+            raise
+        outcomes.append("not found" if found is None else "found")
+
+    running = Running(bare, plane)
+    running.controllers.reconcile(WIDGETS, queue=QueuePolicy(max_delay_s=0.2))(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes)
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: "found" in outcomes, within_s=60)
+    assert "not found" not in outcomes
+    assert outcomes[0] == "not synced"
+
+
+async def test_kind_that_is_only_read_and_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        with pytest.raises(NotSynced, match="gadgets"):
+            await request.get("example.com/v1/gadgets", "any")
+        outcomes.append("not synced")
+
+    running = Running(plane)
+    running.controllers.cache("example.com/v1/gadgets")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes == ["not synced"])
 
 
 async def test_kind_that_is_not_served_yet_is_awaited(sandbox: MiloSandbox, plane: ControlPlane) -> None:

@@ -179,9 +179,13 @@ class Controller:
         """Forget the queued objects of the member. The runtime cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
 
-    def synced(self, member: Member) -> None:
-        """Start reconciling in this cluster, if all informers that are needed for it have synced."""
-        if all(member.informers[key].cache.synced for key in self._needed):
+    def listed(self, member: Member) -> None:
+        """Start reconciling in this cluster, if all informers that are needed for it have synced.
+
+        Others, which reconcilers may read, are awaited too, unless they fail.
+        """
+        are_needed_synced = all(member.informers[key].cache.synced for key in self._needed)
+        if are_needed_synced and all(each.state != "starting" for each in member.informers.values()):
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
 

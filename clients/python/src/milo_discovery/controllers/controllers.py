@@ -116,7 +116,9 @@ class _Member:
 
     def synced(self, _informer: Informer) -> None:
         for controller in self._controllers:
-            controller.synced(self)
+            controller.listed(self)
+
+    failed = synced
 
 
 class Controllers(RunsInBackground):

@@ -3,6 +3,7 @@
 ControllerError
 ├── Permanent               raised by reconcilers: stop retrying
 ├── NotCached               no informer for the kind
+├── NotSynced               its informer has not read its first list
 ├── Unreachable             the API server sent no response
 └── ApiError                the API server refused a request
     ├── NotFound
@@ -26,6 +27,10 @@ class Permanent(ControllerError):
 
 class NotCached(ControllerError):
     """No informer of the controllers caches the kind; the message says how to declare one."""
+
+
+class NotSynced(ControllerError):
+    """The cache has no complete list yet, so what is missing in it may exist. Let it pass: the reconcile is retried."""
 
 
 class Unreachable(ControllerError):

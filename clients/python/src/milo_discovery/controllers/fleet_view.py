@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
-from milo_discovery.controllers.errors import NotCached
+from milo_discovery.controllers.errors import NotCached, NotSynced
 from milo_discovery.controllers.informer import Informer, InformerKey
 from milo_discovery.controllers.kinds import AnyKind, Document, Kind, kind_of
+from milo_discovery.controllers.object_cache import ObjectCache
 from milo_discovery.engaged_cluster import EngagedCluster
 
 T = TypeVar("T")
@@ -50,8 +51,8 @@ class ClusterView:
     @overload
     def get(self, kind: Kind[T], name: str, namespace: str = "", *, selector: str = "") -> T | None: ...
     def get(self, kind: Any, name: str, namespace: str = "", *, selector: str = "") -> Any:
-        """Return the object; None if it does not exist. Raises NotCached."""
-        found = informer(self._member, kind, selector).cache.get(namespace, name)
+        """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
+        found = synced_cache(self._member, kind, selector).get(namespace, name)
         return None if found is None else kind_of(kind).decode(found.raw)
 
     @overload
@@ -85,9 +86,10 @@ class ClusterView:
     ) -> Iterator[Any]:
         """Return the objects, decoded as they are read: of a namespace, of an owner by its UID, or of an index.
 
-        `selector` names the informer, if the kind is cached with a label selector. Raises NotCached.
+        `selector` names the informer, if the kind is cached with a label selector. Raises NotCached or
+        NotSynced.
         """
-        cache = informer(self._member, kind, selector).cache
+        cache = synced_cache(self._member, kind, selector)
         if owner is not None:
             objects = cache.owned_by(owner)
         elif index is not None:
@@ -99,7 +101,7 @@ class ClusterView:
 
 
 class FleetView:
-    """The caches of all engaged clusters whose informers of a kind have synced."""
+    """The caches of all engaged clusters."""
 
     def __init__(self, members: Mapping[str, Member]) -> None:
         self._members = members
@@ -147,6 +149,15 @@ class FleetView:
             if informer(member, kind, selector).cache.synced:
                 for found in ClusterView(member).list(kind, namespace, selector=selector, index=index):
                     yield ClusterObject(member.cluster, found)
+
+
+def synced_cache(member: Member, kind: Kind[Any] | str, selector: str) -> ObjectCache:
+    """Return the cache of a kind. Raises NotCached or NotSynced."""
+    found = informer(member, kind, selector)
+    if not found.cache.synced:
+        why = f" ({found.problem})" if found.problem else ""
+        raise NotSynced(f"{found.key} of {member.cluster.name} have not been listed yet{why}; retry later")
+    return found.cache
 
 
 def informer(member: Member, kind: Kind[Any] | str, selector: str = "") -> Informer:

@@ -70,6 +70,9 @@ class Listener(Protocol):
     def synced(self, informer: Informer) -> None:
         """Called once, after the first list."""
 
+    def failed(self, informer: Informer) -> None:
+        """Called when the cache can no longer be kept up to date, or has not been so far."""
+
 
 class Informer:
     """One kind of one cluster."""
@@ -143,6 +146,7 @@ class Informer:
         before, self.status = self.status, status
         if status.state is SourceState.STALE and (before is None or before.state is not SourceState.STALE):
             log.warning("%s: %s is not up to date: %s", self._cluster, self.key, self.problem)
+            self._listener.failed(self)
         elif before is not None and before.state is SourceState.STALE and status.state is SourceState.STREAMING:
             log.info("%s: %s is up to date again", self._cluster, self.key)
 

@@ -111,7 +111,7 @@ class Request(Generic[ObjectT]):
     ) -> Any:
         """Return the object, or another one, from the cache; None if it does not exist.
 
-        Of the object itself, what this reconcile has written is returned. Raises NotCached.
+        Of the object itself, what this reconcile has written is returned. Raises NotCached or NotSynced.
         """
         if kind is None or name is None:
             written = self._written
@@ -150,7 +150,7 @@ class Request(Generic[ObjectT]):
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
         """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
-        or those that an index function returned this value for. Raises NotCached."""
+        or those that an index function returned this value for. Raises NotCached or NotSynced."""
         owner = self._metadata()["uid"] if owned else None
         return self._view.list(kind, namespace, selector=selector, owner=owner, index=index)
 
