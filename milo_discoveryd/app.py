@@ -359,10 +359,12 @@ class Daemon:
 
     async def _tell_health(self, server: Server) -> None:
         with self._fleet.notifier.waiter() as waiter:
-            await server.set_ready(False)
-            while not self._fleet.synced:
+            while True:
+                synced = {each.name: each.synced for each in self._fleet.sources}
+                await server.set_ready(synced)
+                if all(synced.values()):
+                    return
                 await waiter.wait(60.0)
-            await server.set_ready(True)
 
     def _ready(self) -> Mapping[str, str | None]:
         problem = "no complete list was received from the source yet"

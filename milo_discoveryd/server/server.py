@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,10 +81,13 @@ class Server:
             await self.stop()
             raise
 
-    async def set_ready(self, is_ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", NAME):
-            await self._health.set(name, status)
+    async def set_ready(self, sources: Mapping[str, bool]) -> None:
+        """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready with the first."""
+        ready = dict.fromkeys(("", NAME), any(sources.values()))
+        ready |= {f"{NAME}/{name}": is_ready for name, is_ready in sources.items() if name}
+        for service, is_ready in ready.items():
+            status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            await self._health.set(service, status)
 
     async def watch(self) -> None:
         """Check sockets and connections periodically. Raises StartError when clients can't reach a socket any more."""

@@ -157,12 +157,12 @@ def _question(query: Mapping[str, str]) -> ClusterQuery:
 
 
 def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
-    is_well = all(problem is None for problem in found.values())
-    if is_well and not is_verbose:
+    if not any(found.values()) and not is_verbose:
         return HttpReply(b"ok\n")
+    is_ready = None in found.values()  # a source that fails must not keep the others from their users
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
-    lines.append("ok" if is_well else "failed")
-    return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_well else 503)
+    lines.append("ok" if is_ready else "failed")
+    return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)
 
 
 class _Collected(Collector):

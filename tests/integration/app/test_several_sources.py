@@ -7,11 +7,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClusterNotFound, DiscoveryClient, Event, EventType, InvalidRequest, SourceState
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
+from milo_discoveryd.server.calls.handlers import NAME
 from milo_sandbox import Sandbox
 from milo_sandbox.admission import Part
 from milo_sandbox.resources import SERVICE_CONSUMERS
@@ -101,6 +104,35 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert "<h2>Sources</h2>" in page
 
 
+async def test_source_that_never_answered_does_not_keep_the_daemon_from_being_ready(workspace: Workspace) -> None:
+    await workspace.us.stop()
+    await workspace.eu.stop()
+    daemon = workspace.daemon()
+    async with serving(daemon) as get, grpc.aio.insecure_channel(f"unix:{workspace.address[7:]}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def is_serving(source: str = "") -> bool:
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=f"{NAME}{source and '/'}{source}"))
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        missing = "no complete list was received from the source yet"
+        assert await get("/readyz") == (503, f"[-]synced eu {missing}\n[-]synced us {missing}\nfailed\n")
+        assert not await is_serving()
+
+        await workspace.eu.start()
+        await eventually(lambda: daemon._fleet.sources[0].synced)
+        assert await get("/readyz") == (200, f"[+]synced eu ok\n[-]synced us {missing}\nok\n")
+        while not await is_serving("eu"):
+            pass
+        assert [await is_serving(name) for name in ("", "eu", "us")] == [True, True, False]
+
+        await workspace.us.start()
+        await eventually(lambda: daemon._fleet.synced)
+        assert await get("/readyz") == (200, "ok\n")
+        while not await is_serving("us"):
+            pass
+
+
 async def test_each_source_has_a_state_file(workspace: Workspace, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
@@ -155,8 +187,7 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
         for name in ("provider", "shop", "bank"):
             sandbox.projects.create(name, ready=True)
         store = sandbox.control_plane("provider")
-        for path, project in (("milo", ""), ("provider", "provider")):
-            (tmp_path / path).write_text(json.dumps(sandbox.kubeconfig(project=project)))
+        (tmp_path / "provider").write_text(json.dumps(sandbox.kubeconfig(project="provider")))
         consume(store, "sc-1", "dns", "shop")
         consume(store, "sc-2", "mail", "shop")
         consume(store, "sc-3", "storage", "bank")
@@ -164,7 +195,6 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
             "name": "dns",
             "kind": "service-consumer",
             "discovery_kubeconfig": str(tmp_path / "provider"),
-            "project_kubeconfig": str(tmp_path / "milo"),
             "settings": {"services": ["dns", "mail"]},
         }
         file = tmp_path / "settings.json"

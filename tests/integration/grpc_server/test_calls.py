@@ -180,7 +180,7 @@ async def test_health_follows_readiness_and_shutdown(world: World) -> None:
     async with grpc.aio.insecure_channel(world.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):
-            await world.server.set_ready(is_ready)
+            await world.server.set_ready({"": is_ready})
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
             assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
 

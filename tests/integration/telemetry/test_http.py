@@ -28,7 +28,7 @@ from milo_kube.http.server import HttpReply, Request, StreamedReply
 
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    endpoint = Endpoint(Metrics(), cast(StatusBoard, None), ready=dict)
+    endpoint = Endpoint(Metrics(), cast(StatusBoard, None), ready=lambda: {"synced": None})
     try:
         yield await endpoint.start("127.0.0.1", 0)
     finally:
@@ -78,7 +78,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
         credentials=lambda: [health],
         credential_of=lambda _: None,
     )
-    return Endpoint(metrics, board, ready=dict, names_for=names_for, hosts=hosts)
+    return Endpoint(metrics, board, ready=lambda: {"synced": None}, names_for=names_for, hosts=hosts)
 
 
 @pytest.mark.parametrize(

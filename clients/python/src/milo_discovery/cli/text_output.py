@@ -251,7 +251,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     facts = [
         ("daemon", f"milo-discoveryd {info.version}, mode {info.mode}, up {age(info.started_at, now)}"),
         *_sources(info, now),
-        ("synced", "yes" if info.synced else "no: the first complete list of the source has not arrived yet"),
+        ("synced", _synced(info)),
         (
             "clusters",
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
@@ -265,6 +265,11 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     if not info.credential_sources:
         facts.append(("kubeconfigs", "not issued: no credential source is configured"))
     yield from table(facts)
+
+
+def _synced(info: ServerInfo) -> str:
+    missing = ", ".join(each.name for each in info.sources if not each.synced) or "the source"
+    return "yes" if info.synced else f"no: the first complete list of {missing} has not arrived yet"
 
 
 def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
