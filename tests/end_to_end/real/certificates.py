@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 INSIDE = "cluster.test"
 """The domain of server names that resolve in the installation's own network (tests/end_to_end/real/inside.py)."""
-_LIFETIME = datetime.timedelta(days=7)
+LIFETIME = datetime.timedelta(days=7)
 
 
 class Authority:
@@ -37,9 +37,7 @@ class Authority:
         ]
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
 
-    def client(
-        self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = _LIFETIME
-    ) -> tuple[Path, Path]:
+    def client(self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = LIFETIME) -> tuple[Path, Path]:
         """Issue a client certificate of this user in these groups."""
         return self._issue(user, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [], lifetime)
 
@@ -57,7 +55,7 @@ class Authority:
         subject: x509.Name,
         usage: x509.ObjectIdentifier,
         alternatives: Sequence[x509.GeneralName],
-        lifetime: datetime.timedelta = _LIFETIME,
+        lifetime: datetime.timedelta = LIFETIME,
     ) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(subject, self._name, key, lifetime).add_extension(
@@ -73,7 +71,7 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta = _LIFETIME
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta = LIFETIME
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (

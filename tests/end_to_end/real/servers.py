@@ -9,6 +9,7 @@ import json
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.end_to_end.real import kubeconfig, process
 from tests.end_to_end.real.api import DEFINITIONS, Api
-from tests.end_to_end.real.certificates import Authority
+from tests.end_to_end.real.certificates import LIFETIME, Authority
 from tests.end_to_end.real.etcd import Etcd
 from tests.end_to_end.real.ports import free_port
 from tests.end_to_end.real.process import Process, ProcessError
@@ -82,9 +83,9 @@ class RealApi(ABC):
     def url(self) -> str:
         return f"https://127.0.0.1:{self._proxy.port if self._proxy else self._port}"
 
-    def kubeconfig_as(self, user: str, *groups: str) -> Path:
+    def kubeconfig_as(self, user: str, *groups: str, lifetime: timedelta = LIFETIME) -> Path:
         """Write a kubeconfig with a client certificate of this user in these groups."""
-        certificate, key = self._authority.client(user, groups)
+        certificate, key = self._authority.client(user, groups, lifetime=lifetime)
         return self._write_kubeconfig(f"{user}.kubeconfig", kubeconfig.with_certificate(certificate, key))
 
     async def start(self) -> None:

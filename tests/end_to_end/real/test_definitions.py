@@ -166,6 +166,55 @@ async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, 
             await api.call("DELETE", f"{profiles}/gamma")
 
 
+async def test_secrets_that_objects_name(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    members = "/apis/fleet.example.com/v1/members"
+    first = {"name": "first", "namespace": NAMESPACE}
+    settings = {
+        "mode": "declarative",
+        "declarative": {
+            "resource": {"group": "fleet.example.com", "version": "v1", "plural": "members"},
+            "endpoint": {"field": "spec.url"},
+            "secret": {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"},
+        },
+        "kubeconfigs": {
+            "sources": [
+                {
+                    "name": "members",
+                    "type": "kubeconfig-secret",
+                    "secret": "{secret}",
+                    "namespace_template": "{secret_namespace}",
+                    "allow_long_lived": True,
+                }
+            ]
+        },
+        "connectivity": {"interval": "1s"},
+        "http_listen": "off",
+    }
+    file, address = folder / "config.yaml", f"unix://{folder}/d.sock"
+    file.write_text(yaml.safe_dump(settings))
+    arguments = ("--config", str(file), "--discovery-kubeconfig", str(platform.kubeconfig), "--listen", address)
+    async with platform.api() as api:
+        await api.define(yaml.safe_load((Path(__file__).parent / "crds/members.yaml").read_text()))
+        for name, life in ("first", timedelta(seconds=40)), ("second", timedelta(days=1)):
+            data = {"kubeconfig": encoded(workload.kubeconfig_as(f"by-{name}", lifetime=life))}
+            await api.ensure(f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": name}, "data": data})
+        spec = {"url": workload.url, "secretRef": first}
+        member = {"apiVersion": "fleet.example.com/v1", "kind": "Member", "metadata": {"name": "alpha"}, "spec": spec}
+        await api.ensure(members, member)
+        async with DaemonProcess(address, *arguments) as daemon:
+            await daemon.start()
+            async with DiscoveryClient(address) as client, client.watch() as watch:
+                await expect_usable(watch, folder, "alpha", "by-first")
+                await api.call("PATCH", f"{members}/alpha", {"spec": {"secretRef": {"name": "second"}}})
+                users = {"by-first"}
+                async with asyncio.timeout(_WITHIN_S):
+                    while "by-second" not in users:
+                        users.add(await user_of(await kubeconfig_of(client, "alpha", folder)))
+                assert users == {"by-first", "by-second"}
+                assert watch.clusters["alpha"].endpoint == workload.url
+        await api.call("DELETE", f"{members}/alpha")
+
+
 async def test_kubeconfig_directory_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
     clusters = folder / "clusters"
     clusters.mkdir()

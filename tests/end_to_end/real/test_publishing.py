@@ -1,15 +1,19 @@
 """`milo-discovery publish` against a real kube-apiserver: what it writes, and what it leaves unchanged."""
 
+import asyncio
 import base64
 import json
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from milo_sandbox import Sandbox
 from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace, open_workspace
+from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.kubectl import kubectl
 from tests.end_to_end.real.publishing import (
     Document,
@@ -210,6 +214,71 @@ async def test_publishers_of_one_namespace_keep_to_their_own_objects(
     }
     await publish_once(workspace, profiles, "--publisher", "one")
     assert _label(await profiles.objects(), "beta", "publisher") == "one", "the object was adopted for its cluster"
+
+
+async def test_replicas_of_a_shard_group_publish_their_own_shares(
+    folder: Path, inventory: RealApi, profiles: Publication
+) -> None:
+    names = {f"p-{number:02}" for number in range(12)}
+    async with AsyncExitStack() as stack:
+        sandbox = await stack.enter_async_context(Sandbox(seed=1))
+        sandbox.write_kubeconfig(folder / "upstream")
+        for name in names:
+            sandbox.projects.create(name, ready=True)
+        one, two = [await stack.enter_async_context(replica(name, folder, sandbox, inventory)) for name in "12"]
+        first, second = [
+            await stack.enter_async_context(Publishing.running(each, profiles, "--publisher", name))
+            for name, each in (("one", one), ("two", two))
+        ]
+        share = await share_of_settled_group(two, members=2)
+        assert set() < share < names
+
+        expected = {name: "two" if name in share else "one" for name in names}
+        published = await profiles.until(
+            lambda found: publishers(found) == expected and all(healthy(name)(found) for name in found)
+        )
+        sandbox.projects.create("new", ready=True)
+        after = await profiles.until(healthy("new"))
+        before = versions(published)
+        assert {name: version for name, version in versions(after).items() if name != "new"} == before
+
+        await second.kill()
+        await two.daemon.terminate()
+        found = await profiles.until(lambda found: publishers(found) == dict.fromkeys(names | {"new"}, "one"))
+        assert {name: _uid(found[name]) for name in names} == {name: _uid(published[name]) for name in names}
+        assert first.process.returncode is None
+
+
+@asynccontextmanager
+async def replica(name: str, folder: Path, sandbox: Sandbox, leases: RealApi) -> AsyncIterator[Workspace]:
+    """Run a daemon of a shard group."""
+    address, config = f"unix://{folder}/{name}.sock", folder / f"{name}.json"
+    settings = {
+        "discovery_kubeconfig": str(folder / "upstream"),
+        "sharding": {"group": "publishers", "kubeconfig": str(leases.kubeconfig)},
+        "connectivity": {"interval": "1s"},
+        "listen": [address],
+        "http_listen": "off",
+    }
+    config.write_text(json.dumps(settings))
+    environ = {"POD_NAME": f"replica-{name}", "POD_NAMESPACE": "default", "POD_UID": f"uid-{name}"}
+    async with DaemonProcess(address, "--config", str(config), environ=environ) as daemon:
+        await daemon.start()
+        yield Workspace(folder, sandbox, daemon, refused=[])
+
+
+async def share_of_settled_group(of: Workspace, *, members: int) -> set[str]:
+    """Return the clusters of a replica, once the group agrees on its members."""
+    async with of.client() as client, asyncio.timeout(120):
+        while True:
+            found = (await client.server_info()).sharding
+            if found is not None and found.settled and sum(each.in_view for each in found.members) == members:
+                return {each.name for each in await client.list()}
+            await asyncio.sleep(0.2)
+
+
+def publishers(found: dict[str, Document]) -> dict[str, str]:
+    return {name: _label(found, name, "publisher") for name in found}
 
 
 async def test_argocd_secret_connects_as_argocd_does(workspace: Workspace, inventory: RealApi) -> None:
