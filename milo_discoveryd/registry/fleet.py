@@ -264,8 +264,14 @@ class SourceFleet(Fleet):
     def releases_of(self, cluster: str) -> PendingReleases:
         return self.registry.releases
 
+    def expect_subscribers(self) -> None:
+        """Have drains wait for the subscribers of the earlier run, whose clusters are restored."""
+        self.registry.releases.expect_return(_steady())
+
     def subscribe(self, subscription: Subscription) -> None:
         self.registry.releases.open(subscription, _steady())
+        if self._drain_timer is not None:
+            self._set_drain_timer()
 
     def unsubscribe(self, subscription: Subscription) -> None:
         self.registry.releases.close(subscription, _steady())

@@ -3,10 +3,12 @@ deadline.
 
 A cluster waits for each subscriber that confirms releases and whose view contains it. That includes one whose stream
 was cut: its work goes on, and it will return. It is remembered for `REMEMBERED_S`, unless it ends its subscription.
-A subscriber that arrives during the drain is waited for as well, because it is sent the cluster.
+A subscriber that arrives during the drain is waited for as well, because it is sent the cluster. After a restart, the
+subscribers of the earlier run are not known: for as long, a drain waits for the first one to arrive.
 """
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -29,6 +31,10 @@ class SubscriberKey(msgspec.Struct, frozen=True):
     """The key of the authenticated caller: no caller can release for another."""
     name: str
     """The name that the subscriber chose."""
+
+
+RETURNING = SubscriberKey("", "one of the daemon's last run")
+"""Stands for the subscribers of an earlier run of the daemon. No caller's key is empty."""
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -66,6 +72,8 @@ class _Subscriber(msgspec.Struct):
 class _Drain(msgspec.Struct):
     cluster: Cluster
     until: float
+    latest: float
+    """Its deadline once a subscriber is known to see the cluster."""
     expected: frozenset[SubscriberKey]
     """One object is shared by drains that begin at about the same time."""
     released: set[SubscriberKey]
@@ -84,6 +92,7 @@ class PendingReleases:
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream by caller, the oldest first, with the size of their filters."""
         self._last_expected: frozenset[SubscriberKey] = frozenset()
+        self._return_until = -math.inf
 
     def __len__(self) -> int:
         return len(self._drains)
@@ -97,6 +106,10 @@ class PendingReleases:
 
     # --- subscribers ---
 
+    def expect_return(self, now: float) -> None:
+        """Note that the daemon has restarted, and that its subscribers are on their way."""
+        self._return_until = now + REMEMBERED_S
+
     def open(self, subscription: Subscription, now: float) -> None:
         """Note a new stream. From here on drains wait for its subscriber."""
         key = subscription.key
@@ -108,9 +121,12 @@ class PendingReleases:
             known.since = now
         known.streams.append(subscription)
         known.last, known.is_leaving = subscription, False
-        for drain in self._drains.values():
+        for name, drain in self._drains.items():
             if key not in drain.expected and subscription.view.matches(drain.cluster):
-                drain.expected = self._shared(drain.expected | {key})
+                drain.expected = self._shared(drain.expected - {RETURNING} | {key})
+                if drain.until != drain.latest:
+                    drain.until = drain.latest
+                    heapq.heappush(self._deadlines, (drain.until, name))
 
     def close(self, subscription: Subscription, now: float) -> None:
         """Note the end of a stream. Drains go on waiting for its subscriber, unless that ended its subscription."""
@@ -152,14 +168,20 @@ class PendingReleases:
 
     # --- drains ---
 
-    def begin(self, cluster: Cluster, until: float, now: float) -> bool:
-        """Begin a drain that ends at `until` at the latest. Without a subscriber to wait for, return False."""
+    def begin(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
+        """Begin a drain that ends at `until` at the latest. Without a subscriber to wait for, return False.
+
+        `awaits_return`: whether it waits for those of the earlier run, if a restart was shortly before.
+        """
         self._forget_gone(now)
         expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
+        latest = until
+        if not expected and awaits_return and now < self._return_until:
+            expected, until = frozenset({RETURNING}), min(until, self._return_until)
         if not expected:
             return False
         name = cluster.target.name
-        self._drains[name] = _Drain(cluster, until, self._shared(expected), set())
+        self._drains[name] = _Drain(cluster, until, latest, self._shared(expected), set())
         heapq.heappush(self._deadlines, (until, name))
         return True
 

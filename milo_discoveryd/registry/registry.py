@@ -490,7 +490,9 @@ class Registry:
         if cluster.draining is not None:
             return () if cluster is record.cluster else self._update(record, cluster, now)
         timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
-        if not timeout_s or not self.releases.begin(cluster, now.steady + timeout_s, now.steady):
+        awaits_return = reason is not DisengageReason.MOVED  # the group has bounds of its own for its hand-overs
+        until = now.steady + timeout_s
+        if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)
         name = cluster.target.name
         self._not_ready.ended(name)

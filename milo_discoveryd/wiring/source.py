@@ -141,6 +141,7 @@ class _FleetStorage:
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
         self._fleet.restore(restorable(stored.clusters, place_of), stored.objects, status)
+        self._fleet.expect_subscribers()
         return status, stored.highest_version
 
     async def save(self, highest_version: Callable[[], str]) -> None:

@@ -23,7 +23,7 @@ class ServiceProvider:
         self.store = workspace.sandbox.control_plane("provider")
         self.kubeconfig = json.dumps(workspace.sandbox.kubeconfig(project="provider")).encode()
 
-    def daemon(self, drain_s: int = 300) -> DaemonProcess:
+    def daemon(self, drain_s: int = 300, **settings: Any) -> DaemonProcess:
         """Return a daemon for the service, whose kubeconfigs have a token of the sandbox's administrator."""
         folder, sandbox = self.workspace.folder, self.workspace.sandbox
         (folder / "provider").write_bytes(self.kubeconfig)
@@ -41,6 +41,7 @@ class ServiceProvider:
             "listen": [self.workspace.address],
             "http_listen": "off",
             "connectivity": {"interval": "off"},
+            **settings,
         }
         file = folder / "config.yaml"
         file.write_text(yaml.safe_dump(config))

@@ -90,3 +90,31 @@ async def test_project_that_uses_the_service_again_is_engaged_again_at_once(work
             second = await next_event(watch, EventType.ENGAGED)
             assert second.cluster.incarnation != first.cluster.incarnation
             assert second.cluster.draining is None
+
+
+@pytest.mark.parametrize("is_denied", [False, True])
+async def test_operator_cleans_up_after_a_deactivation_while_the_pod_was_down(
+    workspace: Workspace, is_denied: bool
+) -> None:
+    provider, sandbox = ServiceProvider(workspace), workspace.sandbox
+    sandbox.projects.create("shop", ready=True)
+    provider.activate("shop")
+    async with provider.daemon(state_directory=str(workspace.folder / "state")) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch(confirm_releases=True) as watch:
+            await next_event(watch, EventType.ENGAGED)
+        await daemon.terminate()
+        if is_denied:
+            provider.set_status("shop", phase="Denied")
+        else:
+            provider.deactivate("shop")
+
+        await daemon.start()
+        async with workspace.client() as client, client.watch(confirm_releases=True) as watch:
+            engaged = (await next_event(watch, EventType.ENGAGED)).cluster
+            draining = engaged if engaged.draining else (await next_event(watch, EventType.UPDATED)).cluster
+            assert draining.draining is not None
+            await watch.release(draining)
+            ended = await next_event(watch, EventType.DISENGAGED)
+            assert ended.reason is not None
+            assert ended.reason.name == "REMOVED"

@@ -9,6 +9,7 @@ from milo_discoveryd.registry.pending_releases import (
     REMEMBERED_EACH,
     REMEMBERED_FILTER_BYTES,
     REMEMBERED_S,
+    RETURNING,
     PendingReleases,
     SubscriberKey,
     Subscription,
@@ -262,3 +263,51 @@ def test_clear_keeps_subscribers() -> None:
     assert len(releases) == 0
     assert releases.due_at is None
     assert releases.begin(cluster("a"), 10.0, 0.0)
+
+
+def restarted() -> PendingReleases:
+    """Return the drain of "a" that began before any subscriber of the last run was back."""
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 300.0, 10.0)
+    return releases
+
+
+def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
+    releases = restarted()
+    assert awaited(releases) == [RETURNING.name]
+    assert releases.due_at == REMEMBERED_S
+    assert releases.due(REMEMBERED_S - 1) == []
+    assert releases.due(REMEMBERED_S) == ["a"]
+    assert not releases.begin(cluster("b"), 300.0, REMEMBERED_S), "it is too late to return"
+
+
+def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() -> None:
+    releases = restarted()
+    releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0)
+    assert awaited(releases) == [RETURNING.name], "it does not see the cluster"
+    releases.open(stream(ONE), 20.0)
+    assert awaited(releases) == ["one"]
+    assert releases.due_at == 300.0
+    assert releases.due(REMEMBERED_S) == []
+    assert releases.release(ONE, "a")
+
+
+def test_short_drain_after_a_restart_keeps_its_deadline() -> None:
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 30.0, 10.0)
+    assert releases.due_at == 30.0
+
+
+def test_drain_after_a_restart_waits_for_known_subscribers_alone() -> None:
+    releases = opened(ONE)
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 300.0, 10.0)
+    assert (awaited(releases), releases.due_at) == (["one"], 300.0)
+
+
+def test_drain_that_does_not_await_returns_does_not_begin_without_subscribers() -> None:
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert not releases.begin(cluster("a"), 300.0, 10.0, awaits_return=False)

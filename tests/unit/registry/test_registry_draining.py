@@ -247,3 +247,12 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
         "the drain is an update for a reader that knows the cluster"
     )
     assert read(fleet.log.draining_frames(records, draining_at, EVERYTHING)) == []
+
+
+def test_only_a_hand_over_does_not_wait_for_subscribers_of_an_earlier_run() -> None:
+    for reason, drains in ((LABELS_CHANGED, True), (DisengageReason.MOVED, False)):
+        fleet = registry(drain_s=30.0)
+        fleet.commit([ready()], at(0))
+        fleet.releases.expect_return(0.0)
+        events = [*fleet.drain("a", reason, "elsewhere", 30.0, at(10))]
+        assert (events[0].type is EventType.UPDATED) is drains
