@@ -85,6 +85,18 @@ async def test_handler_runs_from_engaged_to_disengaged(fleet, begin, handler_log
     assert await handler_log.read(1) == ["end b"]
 
 
+async def test_lost_connection_is_logged_once(fleet, daemon, begin, handler_log, caplog):
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        await handler_log.read(1)
+        for attempt in range(3):
+            stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, f"attempt {attempt}"))
+            stream = await daemon.stream()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no connection to the daemon; retrying" in caplog.text
+    assert "attempt 0" in caplog.text
+
+
 async def test_update_does_not_restart_the_handler(fleet, begin, handler_log):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))

@@ -79,7 +79,8 @@ def names_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = socket.getaddrinfo
 
     def resolved(host: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(host, str) and host.endswith(INSIDE) and not options.get("flags"):
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if name.endswith(INSIDE) and not options.get("flags"):
             host = "127.0.0.1"
         return resolve(host, *arguments, **options)
 

@@ -25,7 +25,7 @@ from milo_discovery._singletons import Singletons, SingletonWork
 from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
-from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
+from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType, SingletonGrants, SingletonState
 
 log = logging.getLogger("milo_discovery.fleet")
@@ -215,6 +215,10 @@ class Fleet(RunsInBackground):
             case Synced() if self._state == "running":
                 self._state = "synced"
                 self._signal.notify()
+            case Connected():
+                log.info("connected to the daemon")
+            case Disconnected(error=error):
+                log.warning("no connection to the daemon; retrying: %s", error)
 
     def _engage(self, cluster: EngagedCluster, tasks: asyncio.TaskGroup) -> None:
         if self._handler is None or cluster.draining is not None:
