@@ -53,7 +53,9 @@ def banner(status: DaemonStatus) -> str:
         else f"the source last answered {ago(source.last_contact, now)}"
     )
     problem = escape(": ".join(filter(None, (source.reason, source.message))))
-    state = escape(source.state if source.synced else f"{source.state}, no complete list yet")
+    alike = [each.name for each in status.sources if each.summary.state == source.state]
+    named = f"source {', '.join(alike)}: " if len(alike) < len(status.sources) else ""
+    state = escape(named + (source.state if source.synced else f"{source.state}, no complete list yet"))
     return (
         f'<div class="banner {_TONES.get(source.state, "bad")}"><b>{state}</b> since {moment(source.since)} '
         f"({ago(source.since, now)}); {answered}{f'<p>{problem}</p>' if problem else ''}</div>"

@@ -101,6 +101,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert '\nmilo_discoveryd_source_restarts_total{reason="Expired",source="us"} 0.0' in metrics
         assert '\nmilo_discoveryd_source_events_ignored_total{source="us"} 0.0' in metrics
         _, page = await get("/")
+        assert "<b>source us: STALE</b>" in page
         assert "<h2>Sources</h2>" in page
 
 
