@@ -24,8 +24,3 @@ def bracketed(host: str) -> str:
 
 def host_port(host: str, port: int) -> str:
     return f"{bracketed(host)}:{port}"
-
-
-def encoded(host: str) -> str | bytes:
-    """Return an ASCII host as bytes. The standard library encodes text by IDNA, whose tables would be loaded."""
-    return host.encode() if host.isascii() else host

@@ -154,12 +154,11 @@ async def _open_socket(host: str, port: int) -> socket.socket:
 
 
 async def _addresses(host: str, port: int) -> list[Any]:
-    name = addresses.encoded(host)
     try:
         # An IP address needs no resolver, and so no thread.
-        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def _connected_socket(address: Any) -> socket.socket:

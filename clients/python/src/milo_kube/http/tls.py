@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from milo_kube import addresses
-
 _PIECE = 2 << 10
 """Received bytes that are decrypted at once. OpenSSL's buffers keep the size that they have reached."""
 _RECORD = 16 << 10
@@ -42,7 +40,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             context.set_alpn_protocols(list(alpn))  # wrap_bio copies them
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=addresses.encoded(server_name))
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self._below: asyncio.Transport | None = None
         self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         """None once it is complete."""
