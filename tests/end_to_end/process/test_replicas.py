@@ -104,7 +104,8 @@ async def test_replicas_revoke_nothing_of_each_other_while_clusters_flap(workspa
             await agree((first, set(NAMES)), (second, set(NAMES)))
         assert {replica: kubeconfigs_of(replica, STEADY) for replica in (first, second)} == steady
         await second.daemon.terminate()
-        assert first.dead == []
+        # Its token of the previous engagement may still be valid when a cluster is engaged again.
+        await agree((first, set(NAMES)))
 
 
 async def test_replica_whose_selector_loses_clusters_revokes_only_its_own_credentials(workspace: Workspace) -> None:
