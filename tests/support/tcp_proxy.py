@@ -27,7 +27,7 @@ class TcpProxy:
         self._swallows = False
         self.port = port
         self.swallowed = 0
-        """The bytes forwarded in both directions."""
+        """Bytes that were received and dropped, in both directions."""
 
     async def __aenter__(self) -> Self:
         await self._listen()

@@ -51,6 +51,13 @@ class Connection(Protocol):
         """Close at once. Exchanges fail."""
 
 
+def close_at_once(transport: asyncio.Transport | None) -> None:
+    """Close a transport: sends the TLS close_notify, and does not wait for the peer's."""
+    if transport is not None:
+        transport.close()
+        transport.abort()
+
+
 class Response(ABC):
     """A response whose body is read while it arrives."""
 

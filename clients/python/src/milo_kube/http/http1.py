@@ -7,7 +7,7 @@ from typing import cast
 import httptools
 
 from milo_kube.http import errors
-from milo_kube.http.connection import Response, check_header
+from milo_kube.http.connection import Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
 
 _BUFFER_LIMIT = 512 << 10
@@ -70,10 +70,7 @@ class Http1Connection(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """Close at once: sends the TLS close_notify, and does not wait for the peer's."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport.abort()
+        close_at_once(self._transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

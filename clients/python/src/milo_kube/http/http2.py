@@ -28,7 +28,7 @@ from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 
 from milo_kube.http import errors
-from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_header
+from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
 
 STREAM_WINDOW = 256 << 10
@@ -164,10 +164,7 @@ class Http2Connection(asyncio.Protocol):
             self._flush()
 
     def abort(self) -> None:
-        """Close at once: sends the TLS close_notify, and does not wait for the peer's."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport.abort()
+        close_at_once(self._transport)
 
     # --- the protocol of the transport ---
 
