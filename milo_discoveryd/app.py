@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 class _Stop:
-    """Why and when the daemon was told to stop, for the log."""
+    """The cause and the time of the daemon's stop, for the log."""
 
     def __init__(self, begun_at: float) -> None:
         self._begun_at = begun_at

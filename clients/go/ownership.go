@@ -64,8 +64,8 @@ func (k *keeper) sharded() bool {
 	return k.ownership.Sharded()
 }
 
-// share says that the daemon is sharded. The first time, it returns when the daemon has answered for how long it owns
-// its clusters.
+// share says that the daemon is sharded. The first time, it returns when the daemon has answered how long it owns its
+// clusters.
 func (k *keeper) share() {
 	k.mutex.Lock()
 	known := k.renewing
@@ -111,7 +111,7 @@ func (k *keeper) nextRenewal() time.Duration {
 	return k.ownership.NextRenewal(k.client.clock.now())
 }
 
-// renew asks for how long the daemon's clusters are its own. A failure leaves the last response to expire.
+// renew requests how long the daemon owns its clusters. A failure leaves the last response to expire.
 func (k *keeper) renew() {
 	k.mutex.Lock()
 	asked := k.client.clock.now()

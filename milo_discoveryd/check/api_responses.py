@@ -1,4 +1,4 @@
-"""What the responses of an API server mean for the daemon, each failure with a correction."""
+"""Interprets the responses of an API server, and suggests a correction for each failure."""
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta

@@ -25,7 +25,7 @@ G = TypeVar("G", bound=Group)
 
 
 class Complaint(NamedTuple):
-    """What is wrong with a value, and where it is in the parsed input."""
+    """A problem with a value, and its place in the parsed input."""
 
     path: tuple[str | int, ...]
     value: object

@@ -16,9 +16,9 @@ from milo_discoveryd.modes.mode import FileMode, FileObject
 from milo_discoveryd.modes.reading import MalformedError
 
 MAX_BYTES = 256 << 10
-"""Of one file in a folder. kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
+"""Size limit of a file in a folder. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
 MAX_BYTES_OF_ALL = 1 << 20
-"""Of a file with all clusters."""
+"""Size limit of a file with all clusters."""
 MAX_FILES = 10_000
 SETTLED_S = 0.3
 """A file that was written less than this ago may still be incomplete."""
@@ -45,7 +45,7 @@ class Scan(msgspec.Struct, frozen=True):
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):
-    """Where the credential of an object is."""
+    """The place of an object's credential."""
 
     content: bytes
     context: str

@@ -11,14 +11,14 @@ PER_CONNECTION = Rate(per_second=5.0, burst=20.0)
 PER_OWNER = Rate(per_second=10.0, burst=50.0)
 TOTAL = Rate(per_second=20.0, burst=100.0)
 RESERVED = Rate(per_second=20.0, burst=100.0)
-"""For tokens that were accepted before."""
+"""The rate for tokens that were accepted before."""
 REJECTION_COST = 4.0
 """What a rejected token costs its connection and owner on top. Callers in good faith show few of them."""
 MAX_KEYS = 10_000
 
 
 class TokenOrigin(msgspec.Struct, frozen=True):
-    """Where a token was shown: on which connection, and whose connection that is."""
+    """The origin of a token: its connection, and the owners of that."""
 
     connection: str = ""
     owners: tuple[str, ...] = ()

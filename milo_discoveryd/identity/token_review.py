@@ -1,6 +1,6 @@
 """Authentication of bearer tokens: an API server reviews them.
 
-A token that can't be reviewed is never accepted; its caller is told to retry.
+A token that can't be reviewed is never accepted; its caller receives a retryable error.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class TokenReviewUnavailableError(Exception):
 
 
 class TokenReviewLimitError(TokenReviewUnavailableError):
-    """More reviews were asked for than the caller's share of them."""
+    """The caller exceeded its share of token reviews."""
 
 
 class _ReviewedUser(msgspec.Struct, frozen=True):

@@ -72,7 +72,7 @@ class CredentialUnavailableError(CredentialError):
 
 
 class HeldCredential(msgspec.Struct, frozen=True):
-    """What is held for one cluster, without the secret."""
+    """The credential held for one cluster, without the secret."""
 
     source: str
     type: str
@@ -99,7 +99,7 @@ class Issuer:
         draw: Draw = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`may_issue`: looked at in the step that issues a kubeconfig."""
+        """`may_issue`: evaluated in the step that issues a kubeconfig."""
         self.max_ttl_s = max_ttl_s
         self.may_issue = may_issue
         self.metrics = metrics

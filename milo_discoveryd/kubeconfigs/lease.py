@@ -21,7 +21,7 @@ lifetime goes unnoticed: the last backoff and the safety margin still fit before
 FIRST_RENEWAL = (0.1, 0.42)
 """The same for a lease's first credential: leases that began together spread out instead of renewing together."""
 REFRESH = (0.5, 0.6)
-"""The part of a credential's life in which holders are told to fetch the next one. By then it has been renewed."""
+"""The part of a credential's life after which holders are to fetch the next one. By then it has been renewed."""
 BACKOFF_S = (0.5, 15.0)
 """The first and the longest wait between attempts; it doubles in between."""
 BACKOFF_SHARE = 0.025

@@ -1,4 +1,6 @@
-"""What objects say about clusters, where an object's name is not its cluster's, or several objects share a cluster."""
+"""The claims of objects about clusters, where an object's name is not its cluster's, or several objects share a
+cluster.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from milo_discoveryd.model.observation import Malformed, Observation
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What one object says about one cluster."""
+    """The claim of one object about one cluster."""
 
     cluster: str
     """The cluster's name."""

@@ -67,7 +67,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class SecretReference(msgspec.Struct, frozen=True):
-    """Which Secret an object names."""
+    """A reference to the Secret that an object names."""
 
     name: Template
     namespace: Template | None = None
@@ -75,7 +75,7 @@ class SecretReference(msgspec.Struct, frozen=True):
 
 
 class Definition(msgspec.Struct, frozen=True):
-    """Which objects stand for clusters, and what their fields mean."""
+    """The definition of the objects that stand for clusters, and of their fields."""
 
     resource: Resource
     name: Template

@@ -52,7 +52,7 @@ class FieldPath(msgspec.Struct, frozen=True):
     """A path to a field."""
 
     source: str
-    """As it was written."""
+    """The text of the path, as written."""
     steps: tuple[Key | Element, ...]
 
     @classmethod

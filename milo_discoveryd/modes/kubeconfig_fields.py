@@ -27,7 +27,7 @@ class _NamedCluster(msgspec.Struct, frozen=True):
 
 
 class _User(msgspec.Struct, frozen=True, rename="kebab"):
-    """What makes a user unusable here. The types do not matter."""
+    """The fields that make a user unusable here. Their types do not matter."""
 
     exec: Any = None
     auth_provider: Any = None

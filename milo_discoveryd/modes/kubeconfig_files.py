@@ -19,7 +19,7 @@ from milo_discoveryd.modes.mode import FileObject, Setting
 from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, MalformedError, checked
 
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
-"""Not part of a cluster's name."""
+"""Endings of files, which are not part of a cluster's name."""
 KIND_PREFIX = "kind-"
 _IDENTITIES = uuid.UUID("5c0a3d5e-6f1c-4a53-9a0d-6f1f7a8f1a0e")
 

@@ -99,7 +99,7 @@ class ReducedMode(Protocol):
 
 
 class FileObject(msgspec.Struct, frozen=True):
-    """What a file says: the whole file, or a part of it that stands for a cluster."""
+    """The content of a file, or of a part of it that stands for a cluster."""
 
     key: str
     """Unique in the source."""
@@ -132,10 +132,10 @@ class FileMode(Protocol):
         context."""
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        """As `ReducedMode.reduce`."""
+        """See `ReducedMode.reduce`."""
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
-        """As `ReducedMode.restored_place`."""
+        """See `ReducedMode.restored_place`."""
 
 
 @runtime_checkable

@@ -27,10 +27,10 @@ METADATA_BYTES = 512 * 1024
 """Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
 _FEW_LABELS = 64
 LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
-"""Of a label's key and value. Kubernetes allows 380."""
+"""Length limit of a label, key and value. Kubernetes allows 380."""
 
 MESSAGE_CHARACTERS = 2048
-"""Of a condition's message. The API server itself allows 32 KiB; what a proxy sends instead of one has no bound."""
+"""Length limit of a condition's message. API servers allow 32 KiB; what a proxy sends instead has no bound."""
 ORGANIZATION_CHARACTERS = 253
 
 

@@ -60,7 +60,7 @@ class ServiceConsumer(KubeObject, gc=False):
 
 
 class Consumer(msgspec.Struct, frozen=True):
-    """What a ServiceConsumer says about its project."""
+    """The claim of a ServiceConsumer about its project."""
 
     service: str
     phase: str

@@ -1,1 +1,1 @@
-"""What is known, what is engaged, and every change to it in order: one commit point, one log, a cursor per reader."""
+"""The registry: known and engaged clusters, one commit point, one change log, a cursor per reader."""

@@ -9,7 +9,7 @@ COST_PER_WAITER_S = 0.0001
 """A generous estimate of what it takes to hand a message to one subscriber."""
 LONGEST_DELAY_S = 0.05
 LOW_PRIORITY_DELAY_S = 0.5
-"""For changes that are not urgent: at 20 probes a second, a subscriber gets ten clusters in one message."""
+"""The delay of changes that are not urgent: at 20 probes a second, a subscriber gets ten clusters in one message."""
 
 
 class Waiter:

@@ -1,4 +1,4 @@
-"""What is known of each cluster, engaged or not."""
+"""The records of all known clusters, engaged or not."""
 
 import enum
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ TRANSITIONS_KEPT = 8
 
 
 class ObjectState(enum.Enum):
-    """Why a cluster is engaged or not, as far as its object goes."""
+    """The state of a cluster's object, which decides whether the cluster is engaged."""
 
     READY = "ready"
     NOT_READY = "not_ready"
@@ -86,7 +86,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
 
 
 class ClusterRecords(Protocol):
-    """What is known of all clusters, for readers."""
+    """The records of all clusters, for readers."""
 
     @property
     def engaged(self) -> int: ...

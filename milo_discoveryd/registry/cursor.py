@@ -30,7 +30,7 @@ class _InSnapshot(msgspec.Struct, frozen=True):
 class _Following(msgspec.Struct, frozen=True):
     revision: int
     ahead: ReadAhead = frozenset()
-    """Not empty only while the cursor catches up in several steps."""
+    """The changes already sent; empty unless the cursor catches up in several steps."""
 
 
 class Cursor:

@@ -1,4 +1,4 @@
-"""What a subscriber is sent, before it becomes bytes."""
+"""The events that a subscriber is sent, before they are encoded."""
 
 import enum
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which clusters a reader of the log sees."""
+"""Filters and views: the clusters that a reader of the log sees."""
 
 import hashlib
 from functools import cached_property
@@ -12,7 +12,7 @@ from milo_discoveryd.model.selector import Selector
 
 
 class ClusterView(Protocol):
-    """What one reader of the log is sent: its filter, within what it may see."""
+    """The view of one reader of the log: its filter, within its rights."""
 
     @property
     def fingerprint(self) -> str:
@@ -34,7 +34,7 @@ class ClusterView(Protocol):
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):
-    """What a subscriber asks for. All that is set must match."""
+    """The filter that a subscriber requests. All fields that are set must match."""
 
     selector: Selector = Selector()
     names: frozenset[str] = frozenset()

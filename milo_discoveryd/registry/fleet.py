@@ -164,7 +164,7 @@ class SourceFleet(Fleet):
         """The status of the source, whether or not clusters that are not ready are held."""
         self._shown_held: HeldNotReady | None = None
         self._lost_at: float | None = None
-        """Since when nothing has been heard of the source."""
+        """When the source was last heard of, while it is lost."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
         self._is_assigned = True

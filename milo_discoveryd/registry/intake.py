@@ -1,4 +1,4 @@
-"""From the reflector's events to commits: compares lists, and has deletions confirmed."""
+"""Turns the reflector's events into commits: compares lists, and has deletions confirmed."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

@@ -1,4 +1,4 @@
-"""What every receiver of a driver's source events does with them, up to the resulting changes."""
+"""The common part of all receivers of a driver's source events: intake, confirmation and status."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence

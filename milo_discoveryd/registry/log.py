@@ -42,7 +42,7 @@ FRAME_EVICTION_INTERVAL_S = 60.0
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How many past states are kept, and for how long."""
+    """The number of past states that are kept, and their age."""
 
     count: int = 10_000
     age_s: float = 3600.0

@@ -7,7 +7,7 @@ from milo_discoveryd.registry.events import EventType
 
 
 class PastState(msgspec.Struct, frozen=True, gc=False):
-    """How filters saw a cluster from revision `since` up to, but not including, `until`."""
+    """The state of a cluster, as filters see it, from revision `since` up to, but not including, `until`."""
 
     cluster: Cluster
     since: int

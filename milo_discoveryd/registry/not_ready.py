@@ -1,4 +1,5 @@
-"""When clusters are disengaged whose objects are no longer ready: after the grace, and not while much of the fleet is.
+"""Decides when clusters that are no longer ready are disengaged: after the grace, and not while much of the fleet is
+not ready.
 
 A faulty controller can make thousands of objects not ready within a second, and operators would stop work on all of
 them. So the first few clusters are disengaged at once, and more wait for a moment. If they turn out to be more than the

@@ -62,7 +62,7 @@ class _PendingDeletion(msgspec.Struct):
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
-"""Between two reads of an object whose reported deletion was refuted."""
+"""Delays between reads of an object whose reported deletion was refuted."""
 
 
 class PendingDeletions:
@@ -85,7 +85,7 @@ class PendingDeletions:
         self._in_flight: dict[int, bool] = {}
         """Tickets, and whether each is a retry."""
         self._refusals = 0
-        """In a row."""
+        """The number of consecutive refusals."""
         self._refusal = ""
         self._paused_until = -math.inf
         self._tickets = 0

@@ -279,7 +279,7 @@ class PendingReleases:
         del self._subscribers[key]
 
     def _recall(self, key: SubscriberKey) -> None:
-        """Count a subscriber no longer among those that are gone."""
+        """Count a subscriber no longer among those that are disconnected."""
         gone = self._gone.get(key.caller)
         if gone is not None and gone.pop(key, None) is not None and not gone:
             del self._gone[key.caller]

@@ -1,4 +1,4 @@
-"""From objects to clusters, where an object's name is not its cluster's or several objects stand for one cluster."""
+"""Turns objects into clusters, where an object's name is not its cluster's or several objects stand for one cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

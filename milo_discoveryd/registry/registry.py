@@ -38,7 +38,7 @@ from milo_kube.reflect.versions import is_older
 _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
 """No list within the selector holds these."""
 _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
-"""Of these, a limited number of records is kept."""
+"""States of which a limited number of records is kept."""
 _OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
 

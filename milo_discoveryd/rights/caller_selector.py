@@ -1,4 +1,4 @@
-"""Which callers a rule is for, and by which keys callers are told apart."""
+"""Conditions of a rule for callers, and the keys that distinguish callers."""
 
 from collections.abc import Iterator
 

@@ -16,9 +16,11 @@ MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
 FILTER_BYTES_EACH = 2 << 20
-"""Of one caller's open streams. Filters in memory take about twenty times their size in a request."""
+"""Size limit of the filters of a caller's open streams. In memory, filters take about twenty times their size in a
+request.
+"""
 FILTER_BYTES = 8 << 20
-"""Of all open streams."""
+"""Size limit of the filters of all open streams."""
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamDenial(msgspec.Struct, frozen=True):
-    """Why a stream can't be opened."""
+    """The reason for which a stream can't be opened."""
 
     reason: str
     subject: str

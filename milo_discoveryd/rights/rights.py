@@ -38,7 +38,7 @@ class Recipient(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What one caller may do."""
+    """The rights of one caller."""
 
     rule: str = ""
     """The name of the rule that grants it; empty when no rules are configured."""
@@ -68,4 +68,4 @@ class Rights(msgspec.Struct, frozen=True):
 
 _WITHOUT_RULES = Grant()
 _TCP_WITHOUT_RULES = Grant(terms=None)
-"""On a TCP listener, kubeconfigs are issued only to callers that a rule allows to have them."""
+"""The grant on a TCP listener without rules: kubeconfigs are issued only to callers that a rule allows to have them."""

@@ -13,7 +13,7 @@ MAX_KEYS = 10_000
 
 
 class CallAudit(Protocol):
-    """Where calls are recorded."""
+    """The receiver of audit events about calls."""
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
         """Record a call that succeeded."""

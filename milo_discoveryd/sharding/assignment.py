@@ -15,7 +15,7 @@ LOST = "the Lease of this member of the shard group was not renewed in time"
 
 
 class Decisions:
-    """What an ownership decides for each cluster, computed once."""
+    """The decisions of an ownership for each cluster, computed once."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership

@@ -1,4 +1,4 @@
-"""Whether the credentials of former owners are revoked, before a member engages what it took over. Pure.
+"""Decides when the credentials of former owners count as revoked, before a member engages their clusters. Pure.
 
 What an ownership gives to the member is cleared once all credentials that others obtained for it were revoked, and API
 servers have forgotten them. This begins when the former owner has released the clusters, or was evicted: it obtains no

@@ -16,7 +16,7 @@ from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 TICK_S = 1.0
-"""Longest wait between two looks at the clock: timers stand still while the machine is suspended."""
+"""Longest wait between two checks of the clock: timers stand still while the machine is suspended."""
 
 
 class Leases(Protocol):
@@ -26,7 +26,7 @@ class Leases(Protocol):
 
 
 class Assignee(Protocol):
-    """What engages and disengages the clusters."""
+    """The part that engages and disengages the clusters."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
         """Engage and drain what the ownership says, in portions."""
@@ -112,7 +112,7 @@ class ShardGroup:
         return 0.0 if self.member.is_settled else self._clock() - self._view_since[1]
 
     def wake(self) -> None:
-        """Look at the fleet again: a cluster that was taken away is released."""
+        """Check the fleet again: a cluster that was taken away is released."""
         self._woken.set()
 
     def reassign(self) -> None:

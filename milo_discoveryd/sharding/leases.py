@@ -26,7 +26,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     renewal: int = 0
     """Differs in each write of a holder. Versions alone repeat after the Leases were restored from a backup."""
     instance: str = ""
-    """Of processes with the same instance (containers of a pod), no two run at a time."""
+    """An identifier of which no two processes (containers of a pod) run at a time."""
 
     @property
     def seen_as(self) -> str:

@@ -1,4 +1,4 @@
-"""What a view means for one member: which keys it owns, and for which it still waits."""
+"""The consequences of a view for one member: the keys that it owns, and those that it still waits for."""
 
 import enum
 from collections.abc import Mapping

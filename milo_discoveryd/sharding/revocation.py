@@ -24,7 +24,7 @@ class CredentialRevocation:
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Look at the fence again: it follows another ownership."""
+        """Check the fence again: it follows another ownership."""
         self._changed.set()
 
     async def run(self, cleared: Callable[[], None]) -> None:

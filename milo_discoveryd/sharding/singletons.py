@@ -11,7 +11,7 @@ from math import inf
 import msgspec
 
 VALID_S = 10.0
-"""For how long a grant holds unless it is repeated."""
+"""How long a grant holds unless it is repeated."""
 END_S = 5.0
 """How long work may take to end when its subscriber cannot say that it has not ended."""
 HELD_AT_MOST = 1_000
@@ -45,7 +45,7 @@ class Singletons:
         self._release_timeout_s = release_timeout_s
         self._holders: dict[SingletonKey, _Holder] = {}
         self._known_from = now + VALID_S + END_S
-        """Until then, a subscriber may work that a former process of this daemon granted the work to."""
+        """The end of grants by a former process of this daemon, which this one does not know."""
 
     def claim(
         self, key: SingletonKey, subscriber: str, state: WorkState, *, is_owned: bool, valid_s: float, now: float

@@ -1,4 +1,4 @@
-"""What a member of a group remembers between two requests, and its time limits."""
+"""The state of a group member between two requests, and its time limits."""
 
 import enum
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """This process has held the Lease. It does not take it from another process again."""
     renewals: int = 0
     own_renewal: int = 0
-    """That of the own Lease as last read or written."""
+    """The renewal of the own Lease as last read or written."""
     terms: int = 0
     rejoin_at: float = -inf
     known: View | None = None

@@ -25,7 +25,7 @@ from milo_discoveryd.state_file.encoding import (
 FILE = "fleet.state"
 WRITE_INTERVAL_S = 5.0
 WRITE_TIME_FACTOR = 20
-"""After a write that took one second, the next one waits for this many."""
+"""Seconds to wait after each second that a write took."""
 
 WaitForChange = Callable[[], Awaitable[None]]
 """Waits until there is something new to save."""

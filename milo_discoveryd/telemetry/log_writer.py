@@ -64,7 +64,7 @@ class LogWriter(logging.Handler):
                 self._drop(1)
 
     def _report_drops(self) -> None:
-        """Behind the lines that were queued before those that were dropped."""
+        """Queued behind the lines that came before the dropped ones."""
         with self._changed:
             count = 0 if self._lines else self._unreported
         if count and self._write(self._report(count)):

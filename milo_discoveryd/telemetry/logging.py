@@ -1,4 +1,4 @@
-"""How log lines look and where they go: one event each, a constant message and fields; JSON in a pod.
+"""Formats and writes log lines: one event each, a constant message and fields; JSON in a pod.
 
 The key of the text is `message`, which log tools show.
 """

@@ -1,4 +1,4 @@
-"""The status of the daemon at one moment, as plain values, and which clusters of it are asked for. Pure."""
+"""The status of the daemon at one moment, as plain values, and queries for clusters of it. Pure."""
 
 import math
 from collections.abc import Callable
@@ -101,7 +101,7 @@ class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one cluster is engaged or not, and what there is to know about it."""
+    """The explanation of why one cluster is engaged or not, with all that is known about it."""
 
     name: str
     row: ClusterRow | None = None
@@ -181,7 +181,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     identity: Identity
     source: SourceSummary
-    """With several sources, that of the source that is known worst."""
+    """The source; of several, the one whose view is least current."""
     engaged: int
     counts: dict[str, int]
     """Known objects, by state."""

@@ -37,7 +37,7 @@ _FACTS = ("not_ready", "malformed", "outside_selector", "deleted")
 UNASSIGNED = ObjectState.UNASSIGNED.value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _ROWS_ABOVE = 15
-"""Of the tables beside the clusters, so that they fit on a screen."""
+"""Rows of the tables beside the clusters, so that these fit on a screen."""
 _LAG_TO_NOTICE = 1_000
 _LIFE_TO_NOTICE_S = 120
 

@@ -22,10 +22,10 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEve
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 POLL_S = 5.0
-"""Between scans without a notification: network file systems send none, nor do links to other folders."""
+"""Interval of scans without a notification: network file systems send none, nor do links to other folders."""
 POLL_WITHOUT_INOTIFY_S = 1.0
 UNSETTLED_S = 0.1
-"""Between scans while a file is being written."""
+"""Interval of scans while a file is being written."""
 MAX_UNSETTLED_S = 2.0
 """Files that are written all the time are read as they are after this."""
 

@@ -1,4 +1,4 @@
-"""How the API servers of clusters are verified."""
+"""Selects the CA certificates that verify the API servers of clusters."""
 
 from collections.abc import Callable
 

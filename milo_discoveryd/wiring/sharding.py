@@ -27,7 +27,7 @@ from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import RESPONSE_LIMIT
 
 LEAVE_S = 20.0
-"""Within the grace period of a pod, which is 30 s by default."""
+"""The time to leave the group, within the grace period of a pod, which is 30 s by default."""
 _STABLE = re.compile(r".*-[0-9]{1,4}")
 """Names of a StatefulSet's pods, which return after a restart."""
 

@@ -242,8 +242,8 @@ func (d *Daemon) Batch(collect func(*Changes)) {
 }
 
 // SetKubeconfigs sets how kubeconfigs are made, for those issued from now on. The number counts those of the cluster,
-// from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. What is not set of
-// Cluster, IssuedAt, RefreshAfter and ExpiresAt gets a value; they live for an hour.
+// from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. Fields among
+// Cluster, IssuedAt, RefreshAfter and ExpiresAt that are not set get a value; the lifetime is an hour.
 func (d *Daemon) SetKubeconfigs(make func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -287,7 +287,7 @@ func (d *Daemon) Shard(validFor time.Duration) {
 	d.sharded, d.ownedFor = true, validFor
 }
 
-// Renewals returns how often subscribers asked for how long the clusters are the daemon's own.
+// Renewals returns the number of ownership renewals that subscribers requested.
 func (d *Daemon) Renewals() int {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()

@@ -39,7 +39,8 @@ type record struct {
 	released    map[string]bool // subscribers that have released this engagement
 }
 
-// Engage engages clusters. What is not set of UID, Endpoint, Organization, EngagedAt and Incarnation gets a value. A
+// Engage engages clusters. Fields among UID, Endpoint, Organization, EngagedAt and Incarnation that are not set get a
+// value. A
 // name that was engaged before keeps its UID, unless it was disengaged as deleted or replaced.
 func (c *Changes) Engage(clusters ...discovery.Cluster) {
 	c.daemon.t.Helper()

@@ -1,1 +1,1 @@
-"""How the daemon authenticates to API servers: from a kubeconfig or the pod's service account to an `Upstream`."""
+"""Authentication of the daemon to API servers: from a kubeconfig or the pod's service account to an `Upstream`."""

@@ -1,4 +1,4 @@
-"""Whether two credential providers stand for one user of an API server."""
+"""Decides whether two credential providers stand for one user of an API server."""
 
 from milo_discoveryd.credentials.authentication.credential_provider import (
     CredentialProvider,

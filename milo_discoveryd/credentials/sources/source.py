@@ -43,7 +43,7 @@ class MintingSource(Protocol):
         """Whether the lifetime of a credential can be requested."""
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        """Return a validated credential, or the held one if there is no newer one yet. Raises CredentialError."""
+        """Return a validated credential, or the current one if there is no newer one yet. Raises CredentialError."""
 
 
 @runtime_checkable

@@ -234,7 +234,7 @@ class TokenRequestSource:
         self._bound.pop(uid, None)
 
     async def _clean_up(self) -> None:
-        """Now and then, delete Secrets that earlier runs left behind, once no token of theirs can be valid."""
+        """Delete Secrets that earlier runs left behind, from time to time, once no token of theirs can be valid."""
         now = self._clock()
         if now < self._clean_up_at:
             return

@@ -32,13 +32,13 @@ KUBECONFIG_BYTES = 6 * 1024
 JITTER = 0.2
 """Clusters that waited for a new credential get it spread over this part of the old one's remaining lifetime."""
 MAX_JITTER_S = 600.0
-"""And within this time, since a long-lived credential may be replaced because it leaked."""
+"""The longest spread, since a long-lived credential may be replaced because it leaked."""
 REPLACED_SPREAD_S = 1.0
 """A credential that was replaced at its source is sent within this time."""
 
 
 class _Delivery(msgspec.Struct):
-    """What the subscriber has for one of its clusters, and when the next kubeconfig is due."""
+    """The kubeconfig that the subscriber has for a cluster, and when the next one is due."""
 
     incarnation: int
     place: tuple[str, ...]

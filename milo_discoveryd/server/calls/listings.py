@@ -47,7 +47,7 @@ class Page(msgspec.Struct, frozen=True):
 
     listing: Listing
     key: str
-    """Of the listing, once a page token was given out for it."""
+    """The key of the listing, once a page token was issued for it."""
     start: int
     clusters: Sequence[Cluster | None]
     """None in the place of a cluster that the caller may no longer see."""

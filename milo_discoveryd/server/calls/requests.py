@@ -25,7 +25,7 @@ DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
 _LONGEST_NAME = 253 + 64
-"""Of a name within a source, and of the source's name."""
+"""The longest name within a source, with the source's name."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
 _LONGEST_SUBSCRIBER = 253
 _SINGLETON = re.compile(r"[A-Za-z0-9._-]{1,100}")

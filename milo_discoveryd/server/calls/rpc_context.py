@@ -1,4 +1,4 @@
-"""What calls need to know of gRPC's context, and of how their listener authenticates callers."""
+"""The parts of gRPC's context and of a listener's authentication that calls use."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,7 +18,7 @@ class RpcContext(Protocol):
 
 
 class Authenticator(Protocol):
-    """How a listener authenticates callers."""
+    """The authentication of callers at a listener."""
 
     async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
         """Return the caller; a bearer token's review must not be older than `max_age_s`.

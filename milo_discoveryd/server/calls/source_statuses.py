@@ -1,4 +1,4 @@
-"""What a caller learns about the state of the sources of clusters."""
+"""The status of the sources of clusters, as far as a caller may see it."""
 
 from collections.abc import Sequence
 

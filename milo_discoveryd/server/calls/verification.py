@@ -18,7 +18,7 @@ RETRY_S = 5.0
 
 
 class Freshness(Protocol):
-    """Whether a caller's authentication is recent enough to hand out kubeconfigs."""
+    """The freshness of a caller's authentication, which decides whether kubeconfigs are issued."""
 
     wake: Callable[[], None]
     """Called after a review."""
@@ -28,7 +28,7 @@ class Freshness(Protocol):
 
 
 class AlwaysFresh:
-    """For callers without a bearer token: what their connection proves does not change."""
+    """The freshness of callers without a bearer token, whose connection stays authenticated."""
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = _ignore

@@ -1,4 +1,4 @@
-"""What a caller may learn about names and numbers, beyond the clusters that it is streamed and listed. Pure."""
+"""Limits what a caller learns about names and numbers, beyond the clusters that it is streamed and listed. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

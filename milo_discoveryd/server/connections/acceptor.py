@@ -182,7 +182,7 @@ class Acceptor:
             self._tasks[task] = peer
             await self._proxy(side, peer)
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
-            # After authentication, an OSError is ours and not the client's.
+            # After authentication, an OSError is the daemon's fault and not the client's.
             if peer is None or not isinstance(error, OSError):
                 self._rate_limiter.failed(network(address), time.monotonic())
             self._refused(address, str(error) or type(error).__name__)

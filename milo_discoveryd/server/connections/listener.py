@@ -36,9 +36,9 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: UnixSocket | TcpEndpoint
     tls: ServerTls | None = None
-    """For TCP. Without TLS any local process may call; the settings then allow loopback addresses only."""
+    """TLS of a TCP listener. Without it any local process may call; the settings then allow loopback addresses only."""
     peer_credentials: bool = False
-    """For Unix sockets: identify callers by the process that connected."""
+    """Whether callers of a Unix socket are identified by the process that connected."""
     tokens: bool = False
     """Review the bearer tokens of calls."""
     connections: int = CONNECTIONS

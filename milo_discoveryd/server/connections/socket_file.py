@@ -23,7 +23,7 @@ from milo_discoveryd.server.connections.listener import UnixSocket
 
 
 class _FileState(msgspec.Struct, frozen=True):
-    """What could be changed about the file."""
+    """The properties of the file that another process could change."""
 
     device: int
     inode: int

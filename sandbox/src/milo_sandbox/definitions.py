@@ -11,7 +11,7 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
 class Objects(Protocol):
-    """What definitions need of a store."""
+    """The part of a store that definitions use."""
 
     def __getitem__(self, resource: Resource) -> Collection: ...
     def find(self, resource: Resource, key: str) -> Record | None: ...

@@ -24,7 +24,7 @@ class Objects(Protocol):
 
 
 class GarbageCollector:
-    """Deletes objects whose owners are all gone, and honors the propagation policies Foreground and Orphan."""
+    """Deletes objects whose owners are all deleted, and honors the propagation policies Foreground and Orphan."""
 
     def __init__(self, store: Objects) -> None:
         self._store = store
@@ -62,7 +62,7 @@ class GarbageCollector:
             self._owners.pop(key, None)
 
     def _collect(self, key: Key) -> None:
-        """Delete an object whose owners are all gone; remove the references to some that are."""
+        """Delete an object whose owners are all deleted; remove the references to some that are."""
         record = self._store.find(*key)
         references = _references(record) if record else []
         if record is None or not references:

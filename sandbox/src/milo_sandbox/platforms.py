@@ -1,4 +1,4 @@
-"""What Gardener and kcp serve of their clusters: Shoots with kubeconfigs that are requested, and workspaces by path.
+"""Gardener and kcp, as far as they serve clusters: Shoots with kubeconfigs that are requested, and workspaces by path.
 
 Only the requests that a client of clusters sends are served, with the resources' own names and fields.
 """

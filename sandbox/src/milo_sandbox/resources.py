@@ -200,7 +200,7 @@ PROJECT_CONTROL_PLANES = Resource(
     counts_generations=True,
     schema={
         "type": "object",
-        "description": "The control plane that stands behind a project, named after it.",
+        "description": "The control plane of a project, with its name.",
         "required": ["spec"],
         "properties": {
             "spec": {"type": "object"},

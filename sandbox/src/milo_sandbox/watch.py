@@ -20,7 +20,7 @@ _LAST_BOOKMARK_S = 2.0  # before the end of a watch
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How a server times its watches, in seconds."""
+    """The times of a server's watches, in seconds."""
 
     bookmark_interval: float = 60.0
     lifetime: float = 2700.0  # without a timeout in the request; real servers draw 30 to 60 minutes

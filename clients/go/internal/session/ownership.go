@@ -12,11 +12,11 @@ const (
 	shortestRenewal = 200 * time.Millisecond
 )
 
-// Ownership is until when the clusters of a daemon are its own.
+// Ownership is the deadline of a sharded daemon's ownership of its clusters.
 //
 // A daemon that is killed or stopped cannot say that it lost its clusters, and another daemon of its shard group engages
-// them. So a subscriber asks for how long they are the daemon's, and ends its work when that time has passed without
-// another response. Times are those of a clock that also advances while the machine is suspended. The zero value is the
+// them. So a subscriber requests the remaining time of the ownership, and ends its work when that has passed without a
+// new response. Times are those of a clock that also advances while the machine is suspended. The zero value is the
 // ownership of a daemon that shares the clusters with no other, which does not end.
 type Ownership struct {
 	sharded bool
@@ -29,7 +29,7 @@ func (o *Ownership) Share() { o.sharded = true }
 // Sharded reports whether the daemon shares the clusters with others, as far as is known.
 func (o *Ownership) Sharded() bool { return o.sharded }
 
-// Held reports whether the clusters are the daemon's own.
+// Held reports whether the daemon owns its clusters.
 func (o *Ownership) Held(now time.Duration) bool { return !o.sharded || now < o.until }
 
 // Renewed applies a response, which counts from its request, because it may have been under way for long.

@@ -1,4 +1,4 @@
-"""What the async and the blocking client share: settings, the unary calls' channel, and the open watches."""
+"""The common part of the async and the blocking client: settings, the unary calls' channel, and the open watches."""
 
 from __future__ import annotations
 

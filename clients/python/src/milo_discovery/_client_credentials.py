@@ -1,4 +1,4 @@
-"""How the client and the daemon authenticate to each other."""
+"""Authentication between the client and the daemon."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _RETRY_AFTER = timedelta(seconds=1)
 
 
 class CredentialState(Enum):
-    """How usable the cached credential is."""
+    """The usability of the cached credential."""
 
     FRESH = auto()
     REFRESH_DUE = auto()

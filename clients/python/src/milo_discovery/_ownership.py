@@ -1,7 +1,7 @@
-"""Until when the clusters of a sharded daemon are its own, without I/O.
+"""The deadline of a sharded daemon's ownership of its clusters, without I/O.
 
 A daemon that is killed or stopped can't say that it lost its clusters, and another one engages them. So a subscriber
-asks for how long they are the daemon's, and ends its work when that time has passed without a new response.
+requests the remaining time of the ownership, and ends its work when that has passed without a new response.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Turns the batches of a stream into events, without I/O.
 
-A session outlives connections and daemons. It holds the view (the clusters that its user was told about) and the resume
+A session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
+resume
 revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:
 
 - A snapshot counts when it is complete. Before `synced` it yields no events; one that breaks off has no effect.

@@ -51,7 +51,7 @@ class OwnershipKeeper:
             self._renew()
 
     def _renew(self) -> None:
-        """Ask for how long the daemon's clusters are its own. A failure leaves the last response to expire."""
+        """Request how long the daemon owns its clusters. A failure leaves the last response to expire."""
         with self._lock:
             if self._closed.is_set():
                 return

@@ -1,4 +1,4 @@
-"""What a watch yields: changes to clusters, and notices about the stream itself."""
+"""The items of a watch: changes to clusters, and notices about the stream itself."""
 
 from __future__ import annotations
 

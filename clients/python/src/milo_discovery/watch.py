@@ -196,7 +196,7 @@ class Watch(WatchState):
             raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error
 
     async def _renew_ownership(self, channel: grpc.aio.Channel) -> None:
-        """Ask for how long the daemon's clusters are its own. A failure leaves the last response to expire."""
+        """Request how long the daemon owns its clusters. A failure leaves the last response to expire."""
         ownership, asked_at = self._subscription.ownership, boottime()
         renew = DiscoveryServiceStub(channel).RenewOwnership
         ownership.sharded = True

@@ -71,7 +71,7 @@ class Stream(Protocol):
 
 
 class Collection(Protocol):
-    """What is listed and watched."""
+    """A collection to list and watch."""
 
     @property
     def path(self) -> str: ...
@@ -91,7 +91,7 @@ class CollectionApi(Protocol):
 
 
 class Waits(Protocol):
-    """How responses are waited for."""
+    """A strategy for waiting for responses."""
 
     def waiting(self) -> AbstractAsyncContextManager[object]:
         """Enclose consecutive calls of `wait`. Raises TimeoutError at the deadline of a wait, or UnresponsiveError."""

@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """How fast a bucket refills, and how much it holds."""
+    """The refill rate of a bucket, and its size."""
 
     per_second: float
     burst: float

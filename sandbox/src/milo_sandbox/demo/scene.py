@@ -61,7 +61,7 @@ def state(cluster: Cluster) -> str:
 
 
 def describe(event: Event) -> str:
-    """What an event says beside the name of its cluster."""
+    """Return the text of an event, beside the name of its cluster."""
     cluster = event.cluster
     if event.type is EventType.DISENGAGED:
         return ": ".join(filter(None, (event.reason.name, event.message)))

@@ -58,7 +58,7 @@ class Duration(click.ParamType[timedelta]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach the daemon."""
+    """The address and the credentials of the daemon, from the command line."""
 
     address: str
     timeout: timedelta | None

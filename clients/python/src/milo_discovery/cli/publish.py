@@ -58,7 +58,7 @@ class Assignment(click.ParamType[tuple[str, str]]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where objects are published, and by which publisher."""
+    """The place where objects are published, and the publisher."""
 
     kubeconfig: Path | None
     context: str | None

@@ -72,7 +72,7 @@ async def _print_events(
 
 
 def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
-    """In a pipe, exit as soon as its reader is closed: the next event, whose write would fail, may be hours away."""
+    """Exit as soon as the reader of a pipe is closed: the next event, whose write would fail, may be hours away."""
     if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
         # The write end of a pipe polls as readable only in its error state, when no reader is left.
         loop.add_reader(sys.stdout.fileno(), exit_by_sigpipe)

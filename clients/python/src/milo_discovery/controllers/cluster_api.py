@@ -122,7 +122,7 @@ class ClusterApi:
         request = _Request("GET", path, query, accept=accept, encoding="identity")
         return _Streaming(self._streamed(request, connect_timeout_s, silence_s))
 
-    # --- parts ---
+    # --- internals ---
 
     async def _whole(self, request: _Request, timeout_s: float) -> Answer:
         access = await self._credentials.access()

@@ -91,7 +91,7 @@ class WatchedKind(NamedTuple):
 
 
 class ControllerSpec(NamedTuple):
-    """What `Controllers.reconcile` was called with."""
+    """The arguments of `Controllers.reconcile`."""
 
     name: str
     kind: Kind[Any]

@@ -40,7 +40,7 @@ _REFLECTION = ReflectorPolicy(page_size=500)
 
 
 class Clusters(Protocol):
-    """What controllers run on: a Fleet, or a SingleCluster."""
+    """The clusters that controllers run on: a Fleet, or a SingleCluster."""
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
 
@@ -58,7 +58,7 @@ def watches(
     selector: str = "",
     metadata_only: bool = False,
 ) -> WatchedKind:
-    """Watch a kind, of whose changes `map` returns the objects to reconcile, in any cluster."""
+    """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster."""
     return WatchedKind(kind_of(kind), map, selector, metadata_only)
 
 
@@ -75,7 +75,7 @@ class InformerProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The state of the controllers at a moment."""
+    """The state of the controllers."""
 
     clusters: int
     synced: bool

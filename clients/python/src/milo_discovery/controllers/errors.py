@@ -49,7 +49,7 @@ class ApiError(ControllerError):
         self.reason = reason
         """One CamelCase word, as in the Status object; empty if there was none."""
         self.retry_after_s = retry_after_s
-        """From the header Retry-After. A reconcile that raises the error is not retried earlier."""
+        """The header Retry-After. A reconcile that raises the error is not retried earlier."""
         super().__init__(message)
 
 

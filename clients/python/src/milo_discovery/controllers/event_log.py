@@ -25,7 +25,7 @@ _LONGEST_NOTE = 1024
 
 
 class EventContent(NamedTuple):
-    """What an event says of its object."""
+    """The content of an event about its object."""
 
     type: EventType
     reason: str

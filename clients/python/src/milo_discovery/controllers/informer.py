@@ -33,7 +33,7 @@ _DECODERS = {metadata_only: object_decoder(metadata_only=metadata_only) for meta
 
 
 class InformerKey(NamedTuple):
-    """What informers are shared by, within a cluster."""
+    """The key by which informers are shared, within a cluster."""
 
     resource: str
     selector: str = ""
@@ -64,7 +64,7 @@ class InformerSpec(NamedTuple):
 
 
 class Listener(Protocol):
-    """What an informer reports to."""
+    """The receiver of an informer's reports."""
 
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:

@@ -45,7 +45,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalAccess:
-    """What the files say at the time of reading."""
+    """The content of the files at the time of reading."""
 
     access: KubeconfigAccess
     namespace: str = ""

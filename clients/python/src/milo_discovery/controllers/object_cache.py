@@ -54,7 +54,7 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Change(NamedTuple):
-    """What happened to an object. At least one of both is an object."""
+    """A change of an object. At least one of `before` and `after` is set."""
 
     old: CachedObject | None
     new: CachedObject | None

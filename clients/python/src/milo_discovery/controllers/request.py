@@ -1,4 +1,4 @@
-"""What a reconciler works with: one object of one cluster, and everything that it may need there."""
+"""The request that a reconciler receives: one object of one cluster, with reads and writes there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CONFLICT_RETRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a reconciler may return."""
+    """The result that a reconciler may return."""
 
     requeue_after: timedelta | None = None
     """Reconcile the object again after this time, unless it changes earlier."""
@@ -268,7 +268,7 @@ class Request(Generic[ObjectT]):
             self._events.forget(self.cluster.name, regarding, content)
             log.warning("%s: event %s of %s was not recorded: %s", self.cluster.name, reason, self.name, error)
 
-    # --- parts ---
+    # --- internals ---
 
     async def _change(
         self, changed: Callable[[Document], Document | None], *, subresource: str = "", ends_termination: bool = False

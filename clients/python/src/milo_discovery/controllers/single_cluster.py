@@ -1,6 +1,6 @@
 """One cluster instead of a fleet: the same controllers, without a daemon.
 
-The kubeconfig is read again now and then, and after a 401, so files and tokens in it may be renewed.
+The kubeconfig is read again periodically, and after a 401, so files and tokens in it may be renewed.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class WorkQueue:
         for queue in self._clusters.values():
             yield from queue.stopped.items()
 
-    # --- parts ---
+    # --- internals ---
 
     def _recorded(self, queue: _ClusterQueue, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
         match outcome:

@@ -42,7 +42,7 @@ class ApiServer:
                     raise
                 items, token = [], ""  # the list expired: begin again
                 continue
-            # Items of a list have no type, and a decision compares it.
+            # List items lack apiVersion and kind, which decisions compare.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
             items.extend(ObservedObject.of({**kind, **each}) for each in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue") or ""

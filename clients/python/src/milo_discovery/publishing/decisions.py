@@ -33,7 +33,7 @@ class Apply:
     """Apply the object, its status, or both."""
 
     uid: str
-    """Only to the object with this UID."""
+    """The UID that the object must have."""
     body: Document | None
     status: Document | None
 

@@ -51,7 +51,7 @@ class Identity:
     publication: str
     """What is published, such as "cluster-profiles"."""
     publisher: str
-    """Which of several publishers: each deletes only its own objects."""
+    """The name of the publisher, which deletes only its own objects."""
 
     def labels(self) -> dict[str, str]:
         return {MANAGED_BY: MANAGER, PUBLICATION: self.publication, PUBLISHER: self.publisher}

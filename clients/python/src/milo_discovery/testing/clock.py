@@ -35,4 +35,4 @@ def fake_clock() -> Iterator[FakeClock]:
     try:
         yield clock
     finally:
-        del loop.time  # the method of its class shows again
+        del loop.time  # uncovers the method of the class

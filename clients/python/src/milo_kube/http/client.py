@@ -219,7 +219,7 @@ class Client:
         self._settle(key, connection)
 
     def _settle(self, key: _Key, connection: Connection) -> None:
-        """Note whether the connection has room, or close it if it is of no further use."""
+        """Note whether the connection has room, or close it if it is not needed."""
         if (timer := self._idle.pop(connection, None)) is not None:
             timer.cancel()
         is_usable = self._is_usable(key, connection)

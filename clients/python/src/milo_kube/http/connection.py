@@ -1,4 +1,4 @@
-"""What HTTP/1.1 and HTTP/2 have in common: a connection, and a response whose body is read while it arrives."""
+"""The common part of HTTP/1.1 and HTTP/2: a connection, and a response whose body is read while it arrives."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
 
 class Refusal(Enum):
-    """Why a server refused a request that it did not process, so that it can be sent again."""
+    """The reason for which a server refused a request without processing it, so that it can be sent again."""
 
     TRY_AGAIN = "try again"
     REQUIRES_HTTP_1 = "requires HTTP/1.1"
@@ -154,7 +154,7 @@ class Response(ABC):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # Parts.
+    # --- internals ---
 
     async def _more(self, silence_s: float | None) -> None:
         self._waiter = waiter = asyncio.get_running_loop().create_future()

@@ -191,7 +191,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(errors.from_exchange(exc, self._origin))
 
-    # --- parts ---
+    # --- internals ---
 
     def _received(self, event: Event) -> None:
         match event:
@@ -334,7 +334,7 @@ class _Response(Response):
             self._fail(error)
         self._wake()
 
-    # Parts.
+    # --- internals ---
 
     def _received_response(self, event: ResponseReceived) -> None:
         self._received_fields(event.headers)

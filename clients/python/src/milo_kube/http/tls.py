@@ -61,7 +61,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._is_closing:
             raise ConnectionResetError("closed after the TLS handshake")
 
-    # --- the protocol of the transport below ---
+    # --- asyncio.Protocol, for the transport below ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._below = cast(asyncio.Transport, transport)
@@ -84,7 +84,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         else:
             self._protocol.connection_lost(self._failure or exc)
 
-    # --- the transport of the protocol above ---
+    # --- asyncio.Transport, for the protocol above ---
 
     def write(self, data: Any) -> None:
         if not self._is_closing:
@@ -129,7 +129,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._tls if name == "ssl_object" else self._transport.get_extra_info(name, default)
 
-    # --- parts ---
+    # --- internals ---
 
     @property
     def _transport(self) -> asyncio.Transport:

@@ -1,4 +1,4 @@
-"""What list and watch read of an object: all else is up to the decoder that made it."""
+"""The fields of an object that list and watch read: all others are up to the decoder that made it."""
 
 from typing import Protocol, TypeVar
 

@@ -1,8 +1,8 @@
-"""When to check whether a silent server is alive, and when to give up on it.
+"""Decides when to check whether a silent server is alive, and when to give up on it.
 
 A process that is stopped or hangs keeps its connections: its kernel acknowledges whatever is sent, so no keepalive
 notices. Silence proves nothing either, because a quiet watch is healthy. So while a response or a watch event is
-awaited, the server is sent a liveness check now and then on another connection. When several checks in a row fail, with
+awaited, the server is sent periodic liveness checks on another connection. When several checks in a row fail, with
 nothing heard in between, the wait is given up.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 
 class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
-    """Between two checks, and before the first. Each has a third of this to be answered."""
+    """Interval between checks, and before the first. Each must be answered within a third of it."""
     misses: int = 3
     """Unanswered checks in a row. With the interval above, a hung server is noticed within 50 s."""
 

@@ -1,4 +1,6 @@
-"""What the reflector and its driver exchange: requests to make, failures of them, and source events that result."""
+"""The messages between the reflector and its driver: requests to make, failures of them, and source events that
+result.
+"""
 
 from typing import Generic
 
@@ -41,7 +43,7 @@ UNRESPONSIVE = "Unresponsive"
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a request, or an open watch, failed."""
+    """The failure of a request, or of an open watch."""
 
     reason: str
     """One CamelCase word."""
@@ -92,7 +94,7 @@ class DeletionReported(msgspec.Struct, frozen=True):
 
 class Relisting(msgspec.Struct, frozen=True):
     reason: str
-    """For the metric."""
+    """The value of the metric's label."""
 
 
 class EventIgnored(msgspec.Struct, frozen=True):

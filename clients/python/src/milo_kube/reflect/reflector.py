@@ -118,7 +118,7 @@ _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408,
 
 
 class ListMethod(msgspec.Struct):
-    """How lists are requested: streaming, in pages, or in one response."""
+    """The way in which lists are requested: streaming, in pages, or in one response."""
 
     streaming: bool
     page_size: int
@@ -145,7 +145,7 @@ class ListMethod(msgspec.Struct):
 
 
 class ServerTrust(msgspec.Struct):
-    """Whether the server that answers is still the one that all data came from."""
+    """The evidence that the server that answers is still the one that all data came from."""
 
     sends_bookmarks: bool = False
     is_known: bool = False
@@ -174,12 +174,12 @@ class ServerTrust(msgspec.Struct):
 
 
 class Attempts(msgspec.Struct):
-    """What the delays before retries and further lists depend on."""
+    """The counts that the delays before retries and further lists depend on."""
 
     requested_at: float
     listed_at: float
     failures: int = 0
-    """In a row."""
+    """The number of consecutive failures."""
     malformed_at: str = ""
     """The version at which a watch last sent something undecodable."""
     list_is_unproven: bool = False
@@ -381,8 +381,8 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # The server does not take the request as it is: without the collection, without watches, or because the
-        # version means nothing to it. Lists may work.
+        # The server does not take the request as it is: without the collection, without watches, or because it does not
+        # know the version. Lists may work.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

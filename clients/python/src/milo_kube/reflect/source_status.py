@@ -1,4 +1,4 @@
-"""How current the view of a source is."""
+"""The freshness of the view of a source."""
 
 import enum
 
