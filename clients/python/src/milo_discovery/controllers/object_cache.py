@@ -54,7 +54,7 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Change(NamedTuple):
-    """A change of an object. At least one of `before` and `after` is set."""
+    """A change of an object. At least one of `old` and `new` is set."""
 
     old: CachedObject | None
     new: CachedObject | None
