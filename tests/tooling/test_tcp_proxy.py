@@ -42,7 +42,7 @@ class Caller:
         self._writer.close()
 
 
-async def test_line_forwards_bytes_both_ways(echo: int) -> None:
+async def test_tcp_proxy_forwards_bytes_both_ways(echo: int) -> None:
     async with TcpProxy(echo) as proxy:
         caller = await Caller.at(proxy)
         caller.says("hello")
@@ -50,7 +50,7 @@ async def test_line_forwards_bytes_both_ways(echo: int) -> None:
         caller.close()
 
 
-async def test_line_connects_to_unix_sockets(tmp_path: Path) -> None:
+async def test_tcp_proxy_connects_to_unix_sockets(tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"welcome\n")
         writer.close()
@@ -61,7 +61,7 @@ async def test_line_connects_to_unix_sockets(tmp_path: Path) -> None:
         caller.close()
 
 
-async def test_line_cut_resets_open_connections_and_accepts_new_ones(echo: int) -> None:
+async def test_tcp_proxy_cut_resets_open_connections_and_accepts_new_ones(echo: int) -> None:
     async with TcpProxy(echo) as proxy:
         caller = await Caller.at(proxy)
         caller.says("hello")
@@ -75,7 +75,7 @@ async def test_line_cut_resets_open_connections_and_accepts_new_ones(echo: int) 
         caller.close()
 
 
-async def test_line_refuses_connections_and_resumes_on_the_same_port(echo: int) -> None:
+async def test_tcp_proxy_refuses_connections_and_resumes_on_the_same_port(echo: int) -> None:
     async with TcpProxy(echo) as proxy:
         async with proxy.refusing():
             with pytest.raises(ConnectionRefusedError):
@@ -86,7 +86,7 @@ async def test_line_refuses_connections_and_resumes_on_the_same_port(echo: int) 
         caller.close()
 
 
-async def test_line_delivers_slow_bytes_completely(echo: int) -> None:
+async def test_tcp_proxy_delivers_slow_bytes_completely(echo: int) -> None:
     async with TcpProxy(echo) as proxy, proxy.dripping():
         caller = await Caller.at(proxy)
         caller.says("x" * 700)
@@ -94,7 +94,7 @@ async def test_line_delivers_slow_bytes_completely(echo: int) -> None:
         caller.close()
 
 
-async def test_line_never_reuses_a_connection_that_lost_bytes(echo: int) -> None:
+async def test_tcp_proxy_never_reuses_a_connection_that_lost_bytes(echo: int) -> None:
     async with TcpProxy(echo) as proxy:
         caller = await Caller.at(proxy)
         async with proxy.swallowing():
@@ -109,7 +109,7 @@ async def test_line_never_reuses_a_connection_that_lost_bytes(echo: int) -> None
         another.close()
 
 
-async def test_line_hangs_up_if_its_target_is_down() -> None:
+async def test_tcp_proxy_closes_connections_if_its_target_is_down() -> None:
     async with TcpProxy("/nowhere") as proxy:
         caller = await Caller.at(proxy)
         assert await caller.hears() == ""

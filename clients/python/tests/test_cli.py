@@ -276,7 +276,7 @@ class TestGetAndExplain:
             "  member b of the shard group owns it (view 3)",
         ]
 
-    async def test_explain_of_a_cluster_never_engaged(self, command, daemon):
+    async def test_explain_of_a_cluster_that_was_never_engaged(self, command, daemon):
         malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
         outcome = await command("explain", "x")
@@ -304,7 +304,7 @@ class TestStatus:
             (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
         ],
     )
-    async def test_status_exit_status_is_the_daemons_health(self, command, daemon, synced, state, status):
+    async def test_status_exits_with_the_health_of_the_daemon(self, command, daemon, synced, state, status):
         daemon.answers["GetServerInfo"] = [
             pb.GetServerInfoResponse(
                 version="1.2",

@@ -244,7 +244,7 @@ class TestKubeconfig:
         assert outcome.err.splitlines()[-1] == f"milo-discovery: cannot write {path}: No such file or directory"
         assert CANARY not in outcome.err
 
-    async def test_kubeconfig_of_a_cluster_not_engaged_fails(self, command, daemon, tmp_path):
+    async def test_kubeconfig_of_a_cluster_that_is_not_engaged_fails(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
         path = tmp_path / "alpha"
         assert (await command("kubeconfig", "alpha", "-w", str(path))).status == 3

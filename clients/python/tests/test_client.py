@@ -95,7 +95,7 @@ async def test_cluster_has_all_fields(client, daemon):
     assert hash(received) == hash(received)
 
 
-async def test_get_reports_a_name_not_engaged(client, daemon):
+async def test_get_reports_a_name_that_is_not_engaged(client, daemon):
     daemon.answers["GetCluster"] = [
         pb.GetClusterResponse(
             engagement=pb.Engagement(reason=pb.Engagement.REASON_NOT_READY, message="not yet", since=STAMP),

@@ -146,7 +146,7 @@ async def test_lost_daemon_cancels_no_handler(fleet, begin, handler_log, daemon)
         assert fleet.get("a").current.incarnation == "new"
 
 
-async def test_get_raises_for_a_cluster_not_engaged(fleet, begin):
+async def test_get_raises_for_a_cluster_that_is_not_engaged(fleet, begin):
     with pytest.raises(ClusterNotFound):
         fleet.get("a")
     async with fleet:
@@ -389,7 +389,7 @@ class TestFailures:
         assert [record.getMessage() for record in caplog.records] == ["handler of cluster a failed during its cleanup"]
         assert await handler_log.read(handler_log.unread) == (["end"] if at_the_end_of == "the fleet" else [])
 
-    async def test_not_retryable_error_ends_the_fleet(self, fleet, daemon, handler_log):
+    async def test_non_retryable_error_ends_the_fleet(self, fleet, daemon, handler_log):
         running = asyncio.create_task(fleet.run())
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a")))

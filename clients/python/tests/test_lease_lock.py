@@ -79,7 +79,7 @@ def test_lock_is_free_when_its_lease_was_seen_unchanged_for_its_duration() -> No
     assert not a.is_held
 
 
-def test_duration_is_that_of_the_holder() -> None:
+def test_lease_duration_is_that_of_the_holder() -> None:
     server, _, b = candidates()
     take(LeaseLock("slow", LeaseTiming(lease_duration=60.0)), server, 0.0)
     take(b, server, 0.0)

@@ -39,7 +39,7 @@ def test_call_is_retried_if_the_channel_worked_before():
     assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "the new channel has not worked yet"
 
 
-def test_answer_of_the_daemon_is_not_retried():
+def test_answered_call_is_not_retried():
     shared = shared_channel()
     connection = shared.acquire()
     connection.has_succeeded = True

@@ -137,21 +137,21 @@ async def test_daemon_without_the_call_ends_the_fleet(client, daemon, work):
     assert work.begun == 0
 
 
-async def test_name_has_one_function(client, work):
+async def test_singleton_name_has_one_function(client, work):
     fleet = Fleet(client)
     fleet.singleton("cleanup")(work)
     with pytest.raises(RuntimeError, match="one function"):
         fleet.singleton("cleanup")(work)
 
 
-async def test_releases_must_be_confirmed(client, work):
+async def test_singleton_requires_confirmed_releases(client, work):
     fleet = Fleet(client, confirm_releases=False)
     fleet.singleton("cleanup")(work)
     with pytest.raises(ValueError, match="confirm_releases"):
         await fleet.run()
 
 
-async def test_fake_grants_all_work(work):
+async def test_fake_discovery_grants_all_singleton_work(work):
     fleet = Fleet(FakeDiscovery())
     fleet.singleton("cleanup")(work)
     async with fleet:

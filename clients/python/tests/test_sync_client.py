@@ -191,7 +191,7 @@ class TestWatch:
             wire.stream(following("1", "2", engaged("b")))
             assert reading.result() == ["ENGAGED b"]
 
-    def test_not_retryable_error_is_raised(self, wire):
+    def test_non_retryable_error_is_raised(self, wire):
         with wire.client.watch() as watch:
             look = wire.start(next, watch)
             _, rpc = wire.stream()

@@ -277,7 +277,7 @@ class TestErrors:
         ],
         ids=lambda value: getattr(value, "name", None),
     )
-    async def test_not_retryable_error_is_raised(self, client, daemon, code, error):
+    async def test_non_retryable_error_is_raised(self, client, daemon, code, error):
         async with client.watch() as watch:
             stream = await daemon.stream()
             stream.end(Refusal(code, "no", (ErrorInfo(reason="BECAUSE", domain="discovery.miloapis.com"),)))

@@ -141,7 +141,7 @@ async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules
     assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
 
 
-async def test_limited_caller_is_not_told_what_else_was_read_to_confirm_a_deletion(rules_world: RulesWorld) -> None:
+async def test_limited_caller_does_not_learn_what_else_was_read_to_confirm_a_deletion(rules_world: RulesWorld) -> None:
     world = rules_world.world
     world.found(DeletionReported("alpha", world.object_uid("uid-alpha")))
     (request,) = world.fleet.pending_deletions.take_due(float("inf"))

@@ -75,7 +75,7 @@ async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
             assert info.limits.max_kubeconfig_ttl.ToTimedelta().total_seconds() == 60
 
 
-async def test_kubeconfig_handout_is_audited(tmp_path: Path) -> None:
+async def test_issued_kubeconfig_is_audited(tmp_path: Path) -> None:
     async with (
         open_rules_world(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as rules_world,
         rules_world.caller("shop") as shop,

@@ -230,7 +230,7 @@ async def test_answer_to_a_canceled_request_is_ignored(authority: Authority, usi
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ()], ids=["selects HTTP/1.1", "knows no ALPN"])
-async def test_server_without_http2_is_spoken_to_in_http1(
+async def test_requests_to_a_server_without_http2_use_http1(
     authority: Authority, using: Client, alpn: tuple[str, ...]
 ) -> None:
     async with serving(authority, ok, alpn=alpn) as peer:
@@ -258,7 +258,7 @@ async def test_client_offers_http1_alone_unless_it_is_made_for_http2(authority: 
     ],
     ids=["stream", "connection"],
 )
-async def test_server_that_requires_http1_is_asked_again_in_http1(
+async def test_request_is_repeated_over_http1_if_the_server_requires_it(
     authority: Authority, using: Client, frame: Frame
 ) -> None:
     async with serving(authority, framed(frame)) as peer:
@@ -422,7 +422,9 @@ async def test_request_that_was_not_processed_is_repeated(
     assert len(peer.accepted) == (1 if refusal == "stream" else 2)
 
 
-async def test_server_that_refuses_every_request_is_asked_few_times(authority: Authority, using: Client) -> None:
+async def test_requests_to_a_server_that_refuses_each_are_repeated_a_few_times(
+    authority: Authority, using: Client
+) -> None:
     async with serving(authority, framed(RstStreamFrame(1, error_code=ErrorCodes.REFUSED_STREAM))) as peer:
         assert (await failed(using, peer.url)).cause == "closed"
     assert len(peer.requests) == 4

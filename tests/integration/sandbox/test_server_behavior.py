@@ -264,7 +264,9 @@ class TestSelectors:
 
 
 class TestDeletedAndAddedAgain:
-    async def test_blink_reports_live_objects_as_deleted_and_added(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_report_recreated_fault_reports_live_objects_as_deleted_and_added(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         created = sandbox.projects.create("alpha", ready=True)
         async with client.watch(PROJECTS) as stream:
             assert await stream.take(1) == [("ADDED", "alpha")]

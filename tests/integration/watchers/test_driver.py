@@ -361,7 +361,7 @@ async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> No
         assert why[1] == "the server has none of the other objects either, and may be another server"
 
 
-async def test_failed_witness_check_is_reported() -> None:
+async def test_failed_read_of_reference_objects_is_reported() -> None:
     server_script = ScriptedServer()
     watch = ScriptedResponse(
         *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)

@@ -130,7 +130,7 @@ def test_disengagement_timer_restarts_once_few_clusters_are_unreachable() -> Non
     assert set(fleet.given_up) == {"alpha"}
 
 
-def test_unneeded_probe_is_the_last() -> None:
+def test_probe_of_a_cluster_that_needs_none_is_the_last() -> None:
     fleet = ClusterFleet()
     fleet.engage("alpha")
     (probe,) = fleet.schedule.due(0.0)

@@ -35,7 +35,7 @@ def test_event_of_a_cluster_scoped_object_is_in_the_default_namespace() -> None:
     assert (made.namespace, "namespace" in made.body["regarding"]) == ("default", False)
 
 
-def test_repetitions_are_a_series_that_is_written_now_and_then() -> None:
+def test_repeated_event_is_a_series_that_is_written_periodically() -> None:
     log = event_log()
     made = log.record("alpha", WIDGET, CONTENT, START)
     assert isinstance(made, CreateEvent)

@@ -205,6 +205,6 @@ async def test_invalid_key_file_is_rejected_with_problem(
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{", CANARY.encode()])
-def test_file_that_is_no_key_file_is_rejected(content: bytes) -> None:
+def test_invalid_key_file_content_is_rejected(content: bytes) -> None:
     with pytest.raises(CredentialError, match="not the key file of a Datum service account"):
         service_account_key.parse(content, "key.json")

@@ -169,7 +169,7 @@ def test_only_configured_hosts_are_accepted(host: str, is_accepted: bool) -> Non
 
 
 @pytest.mark.parametrize("name", ["", "..", "Alpha", "a/b", "a#b", "x" * 254])
-def test_name_that_is_no_dns_name_is_refused(name: str) -> None:
+def test_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
     with pytest.raises(MalformedError):
         a_mode().claims(an_object(name=name))
 

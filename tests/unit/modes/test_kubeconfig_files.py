@@ -133,7 +133,7 @@ def test_content_that_is_no_kubeconfig_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("file", ["Alpha", "a b", "..", "x" * 300])
-def test_file_whose_name_is_no_dns_name_is_refused(file: str) -> None:
+def test_file_whose_name_is_not_a_dns_name_is_refused(file: str) -> None:
     assert "the name of the cluster" in one(file, content("any")).problem
 
 

@@ -255,7 +255,7 @@ def test_unreachable_server_gets_no_paged_list() -> None:
         driver.now += delay
 
 
-def test_junk_within_a_streaming_list_ends_it() -> None:
+def test_invalid_data_within_a_streaming_list_ends_it() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
     assert driver.events(changed("a", "3"), Undecodable("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]

@@ -353,13 +353,13 @@ def test_error_event_without_version_is_an_interruption() -> None:
 # --- malformed data ---
 
 
-def test_watch_reopens_from_last_version_after_junk() -> None:
+def test_watch_reopens_from_last_version_after_invalid_data() -> None:
     driver = watching()
     assert driver.events(changed("a", "11"), Undecodable("?"), changed("b", "12")) == [ObjectChanged(seen("a", "11"))]
     assert driver.request == resumes_from("11")
 
 
-def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
+def test_invalid_data_twice_at_the_same_version_leads_to_a_new_list() -> None:
     driver = watching()
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))
@@ -368,7 +368,7 @@ def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_junk_at_another_version_is_retried() -> None:
+def test_invalid_data_at_another_version_is_retried() -> None:
     driver = watching()
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))

@@ -8,7 +8,7 @@ LONG = b"x" * SHARED_BYTES
 
 
 @pytest.mark.parametrize("frames", [(), (b"a",), (b"a", b"b"), (LONG, b"a")], ids=["none", "one", "two", "long"])
-def test_message_is_frames_and_trailing_bytes(frames: tuple[bytes, ...]) -> None:
+def test_message_consists_of_frames_and_trailing_bytes(frames: tuple[bytes, ...]) -> None:
     made = Frames(frames)
     for rest in (b"one", b"other", b"one", b""):
         assert made.followed_by(rest) == b"".join(frames) + rest

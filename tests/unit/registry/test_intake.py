@@ -190,7 +190,7 @@ def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -
     assert source.registry.engaged == 3
 
 
-def test_witnesses_are_three_existing_objects_without_pending_deletion() -> None:
+def test_reference_objects_are_three_existing_ones_without_pending_deletion() -> None:
     source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
     first = source.intake.reference_objects
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
@@ -205,7 +205,7 @@ def test_witnesses_are_three_existing_objects_without_pending_deletion() -> None
     assert source.intake.reference_objects == (("e", "uid-e"),)
 
 
-def test_no_witness_is_available_if_all_objects_are_missing() -> None:
+def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
     source = Source(ready("a"), ready("b"))
     source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
     assert source.intake.reference_objects == ()

@@ -39,7 +39,7 @@ class Reviewing:
             running.result()
 
 
-async def test_handout_needs_a_recent_review() -> None:
+async def test_issuing_a_kubeconfig_needs_a_recent_review() -> None:
     there = Reviewing()
     there.now = HANDOUT_MAX_AGE_S
     assert there.verification.is_fresh()
@@ -50,7 +50,7 @@ async def test_handout_needs_a_recent_review() -> None:
     assert there.verification.is_fresh()
 
 
-async def test_handouts_stop_after_the_grace_while_reviews_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kubeconfigs_stop_after_the_grace_while_reviews_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "RETRY_S", 0.0)
     there = Reviewing()
     there.answer = UnavailableError("TOKEN_NOT_REVIEWED", "down", retry_after_s=1)
@@ -66,7 +66,7 @@ async def test_handouts_stop_after_the_grace_while_reviews_fail(monkeypatch: pyt
     assert there.verification.is_fresh()
 
 
-async def test_stream_token_is_reviewed_without_any_handout(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_token_is_reviewed_although_no_kubeconfig_is_issued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.0)
     there = Reviewing()
     await there.until_reviewed()
