@@ -42,7 +42,7 @@ async def measure(setting: Setting) -> Samples:
             while len(renewed.names) < scale.clusters:
                 await subscriber.read()
         mints = minted.read_text().count("\n")
-        took_ms = await _handed_out(daemon.address, scale.issues)
+        took_ms = await _issued(daemon.address, scale.issues)
     return {
         "rotation.mints": [mints - 1.0],
         "rotation.clusters": [float(len(renewed.names))],
@@ -64,7 +64,7 @@ class Renewed:
                 self.names.add(event.cluster.name)
 
 
-async def _handed_out(address: str, times: int) -> list[float]:
+async def _issued(address: str, times: int) -> list[float]:
     """Return the latency of consecutive calls; a command with the client's exec plugin waits for such a call."""
     took_ms: list[float] = []
     async with DiscoveryClient(address) as client:

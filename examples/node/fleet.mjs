@@ -55,7 +55,7 @@ export class Fleet {
   }
 
   *#differences(snapshot) {
-    const message = "it was gone when the connection to the daemon came back";
+    const message = "it was missing when the connection to the daemon was restored";
     for (const [name, cluster] of this.clusters) {
       const now = snapshot.get(name);
       if (!now) yield { type: "TYPE_DISENGAGED", cluster, message };

@@ -19,7 +19,7 @@ _PROBE = Cluster(
 
 async def check_sources(sources: Sequence[MintingSource], ttl_s: float) -> list[Finding]:
     if not sources:
-        return [ok("kubeconfigs", "none are handed out: kubeconfigs.sources has no source that hands out")]
+        return [ok("kubeconfigs", "none are issued: kubeconfigs.sources is empty, or each source has hand_out: false")]
     return [await _check(source, ttl_s) for source in sources]
 
 

@@ -19,7 +19,7 @@ LONGEST_S = 24 * 3600.0
 
 
 class LongLivedError(UnfitError):
-    """The credential is valid for longer than is handed out."""
+    """The credential is valid for longer than an issued one may be."""
 
 
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ def validate(
 ) -> IssuedCredential:
     """Return the credential with its lifetime: the shortest of backend (`expires_at`), token and certificate.
 
-    Raises BackendError if it is invalid, and UnfitError if it must not be handed out.
+    Raises BackendError if it is invalid, and UnfitError if it must not be issued.
     """
     ends = [] if expires_at is None else [expires_at]
     begins: list[float] = []
@@ -84,7 +84,7 @@ def validate(
     if end - now > longest_s:
         raise LongLivedError(
             f"{origin} returned a credential that is valid for {_span(end - now)}; "
-            f"only credentials valid for up to {_span(longest_s)} are handed out"
+            f"only credentials valid for up to {_span(longest_s)} are issued"
         )
     return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end)
 

@@ -43,7 +43,7 @@ class IssuerMetrics(MintMetrics, Protocol):
 
 
 class IssuerAudit(Protocol):
-    def handed_out(self, to: Recipient, what: str, **about: object) -> None: ...
+    def issued(self, to: Recipient, what: str, **about: object) -> None: ...
 
 
 class SourceAssignment(msgspec.Struct, frozen=True):
@@ -287,9 +287,9 @@ class LeaseHandle:
         )
         entry.is_wanted = True
         self._issuer.metrics.kubeconfig_issued("ok")
-        self._issuer.audit.handed_out(
+        self._issuer.audit.issued(
             to,
-            "kubeconfig handed out",
+            "kubeconfig issued",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
@@ -323,9 +323,9 @@ class LeaseHandle:
         trust = self._issuer.trust(target, stated)
         text = rendering.exec_form(target.name, target.endpoint, trust, self._issuer.address())
         self._issuer.metrics.kubeconfig_issued("ok")
-        self._issuer.audit.handed_out(
+        self._issuer.audit.issued(
             to,
-            "kubeconfig without a credential handed out",
+            "exec kubeconfig issued",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,

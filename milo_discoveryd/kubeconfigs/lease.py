@@ -1,4 +1,4 @@
-"""The lease on one credential: decides when to renew it, and whether it may still be handed out.
+"""The lease on one credential: decides when to renew it, and whether it may still be issued.
 
 Pure: time is an argument, and requests are made elsewhere. Renewals are planned on the monotonic clock. Expiry is
 checked on both clocks and the earlier one counts: the wall clock may have been set back, and the monotonic clock may
@@ -111,7 +111,7 @@ class Lease:
         return -inf if self._held is None else self._held.until
 
     def valid(self, now: Moment) -> IssuedCredential | None:
-        """Return the credential if it may be handed out."""
+        """Return the credential if it may be issued."""
         held = self._held
         if held is None or held.left_s(now) <= margin_s(held.issued.life_s):
             return None
@@ -193,7 +193,7 @@ def useful_s(life_s: float) -> float:
 
 
 def margin_s(life_s: float) -> float:
-    """Return how long before its expiry a credential is no longer handed out: it must still be received and used."""
+    """Return how long before its expiry a credential is no longer issued: it must still be received and used."""
     return min(10.0, 0.05 * life_s)
 
 

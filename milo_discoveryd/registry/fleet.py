@@ -196,7 +196,7 @@ class SourceFleet(Fleet):
         name, incarnation, found = change.name, change.incarnation, change.connectivity
         events = list(self.registry.set_connectivity(name, incarnation, found, now))
         if change.disengages:
-            message = f"not reached for too long; {found.message}"
+            message = f"unreachable for too long; {found.message}"
             events += self.registry.disengage_unreachable(name, incarnation, message, now)
         if all(event.type is EventType.UPDATED for event in events):
             self._tell(events)

@@ -75,7 +75,7 @@ class Audit:
         self._metrics = metrics
         self._write = write
 
-    def handed_out(self, to: Recipient, what: str, **about: object) -> None:
+    def issued(self, to: Recipient, what: str, **about: object) -> None:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:

@@ -93,7 +93,7 @@ class Journal:
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message, **self._about)
         elif status.reason == NOT_READY_HELD:
-            log.warning("not ready clusters held", detail=status.message, **self._about)
+            log.warning("not-ready clusters held", detail=status.message, **self._about)
         else:
             log.info("source", state=status.state.value, reason=status.reason, **self._about)
 

@@ -528,7 +528,9 @@ class _CredentialCollector(Collector):
             labels=("credential_source",),
         )
         leases = GaugeMetricFamily(
-            "milo_discoveryd_credential_leases", "Credentials kept fresh, by source.", labels=("credential_source",)
+            "milo_discoveryd_credential_leases",
+            "Credentials that are kept valid by renewal, by source.",
+            labels=("credential_source",),
         )
         for each in self._health():
             expiry.add_metric((each.name,), each.expires_at or 0.0)

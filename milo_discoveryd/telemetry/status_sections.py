@@ -270,7 +270,7 @@ def _credential(held: CredentialSummary | None, now: float) -> str:
     if held is None:
         return "no credential source covers it"
     until = (
-        "none is held, since nobody asked"
+        "none is held: none was requested"
         if held.expires_at is None
         else f"one is held, it ends {ago(held.expires_at, now)}"
     )

@@ -42,7 +42,7 @@ func newMetrics(registerer prometheus.Registerer, states func() map[state]int) (
 		}),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Name: "credential_renewals_total",
-			Help: "Kubeconfigs that were asked for, by result; those that milo-discoveryd sends by itself are not counted.",
+			Help: "Kubeconfigs requested from milo-discoveryd, by result; those that it sends unrequested are not counted.",
 		}, []string{"result"}),
 	}
 	for _, result := range []credential.Outcome{credential.Renewed, credential.Unchanged, credential.Failed} {
@@ -87,7 +87,7 @@ func (m *clientMetrics) hooks() discovery.Hooks {
 type clusterStates func() map[state]int
 
 var clustersDesc = prometheus.NewDesc(
-	namespace+"_clusters", "Clusters that milo-discoveryd has engaged, by what this process made of them.", []string{"state"}, nil,
+	namespace+"_clusters", "Clusters engaged by milo-discoveryd, by their state in this process.", []string{"state"}, nil,
 )
 
 func (clusterStates) Describe(into chan<- *prometheus.Desc) { into <- clustersDesc }

@@ -274,7 +274,7 @@ func (p *Provider) confirm(pending []string) {
 			continue
 		}
 		delete(p.unconfirmed, name)
-		gone := &Disengaged{Message: "it was gone when the subscription was accepted again"}
+		gone := &Disengaged{Message: "it was missing when the subscription was accepted again"}
 		p.endDrain(name, gone)
 		p.disengage(p.entries[name], gone)
 	}

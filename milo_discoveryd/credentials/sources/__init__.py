@@ -1,1 +1,1 @@
-"""Sources of the credentials that the daemon hands out."""
+"""Sources of the credentials that the daemon issues."""

@@ -1,7 +1,7 @@
 """Hands out the token that the daemon itself uses or reads: of a token file, or of an exec plugin.
 
 Both are short-lived and renewed by others. A token written in a kubeconfig and a client certificate are not renewed,
-and are not handed out.
+and are not issued.
 """
 
 import time
@@ -46,7 +46,7 @@ class PassthroughSource:
         if (problem := _unfit(self._provider)) is not None:
             raise UnfitError(f"{self._origin} has {problem}")
         if credential.token is not None:
-            # Only the token is handed out: a certificate beside it may be valid for years.
+            # Only the token is issued: a certificate beside it may be valid for years.
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
         return validate(
             credential,
@@ -59,7 +59,7 @@ class PassthroughSource:
 
 
 def _unfit(provider: CredentialProvider) -> str | None:
-    """Return why the credential must not be handed out, as the end of a sentence, or None."""
+    """Return why the credential must not be issued, as the end of a sentence, or None."""
     match provider:
         case ReloadedCredential():
             return _unfit(provider.current)
@@ -68,6 +68,6 @@ def _unfit(provider: CredentialProvider) -> str | None:
         case FileCredential() if provider.token is not None:
             return None
         case FileCredential():
-            return "a client certificate, which is never handed out"
+            return "a client certificate, which is never issued"
         case _:
-            return "no credential that is renewed: a token or certificate written in the kubeconfig is not handed out"
+            return "no credential that is renewed: a token or certificate written in the kubeconfig is not issued"

@@ -1,4 +1,4 @@
-"""The protocol of sources: they mint the credentials that are handed out."""
+"""The protocol of sources: they mint the credentials that are issued."""
 
 import enum
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 
 HANDOUT_MAX_AGE_S = 10.0
-"""A kubeconfig is handed out only after a review that is no older."""
+"""A kubeconfig is issued only after a review that is no older."""
 STREAM_MAX_AGE_S = 60.0
 """The token of a running stream is reviewed again after this time."""
 GRACE_S = 300.0
@@ -38,7 +38,7 @@ class AlwaysFresh:
 
 
 class StreamVerification:
-    """Reviews a stream's token again every minute, and before kubeconfigs are handed out."""
+    """Reviews a stream's token again every minute, and before kubeconfigs are issued."""
 
     def __init__(
         self, caller: Caller, authenticate: Callable[[float], Awaitable[Caller]], clock: Callable[[], float]

@@ -18,7 +18,7 @@ from milo_sandbox.store import Store
 Story = Generator[None, None, None]
 
 _SUSPENSIONS = ("Billing", "Billing", "Compliance", "Administrative", "Abuse")
-_TROUBLES = ("etcd has lost its quorum", "the API server restarts again and again", "its certificate has run out")
+_TROUBLES = ("etcd has lost its quorum", "the API server restarts repeatedly", "its certificate has expired")
 _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com", "zones.dns.example.com")
 
 

@@ -38,11 +38,11 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     try:
         subject = tokens.subject(token)
     except refusals.RefusedError:
-        return {"user": {}, "error": "the token is not one of this server's, or has run out"}
+        return {"user": {}, "error": "the token is not one of this server's, or has expired"}
     audiences = tokens.claims(token).aud
     both = [audience for audience in asked if audience in audiences]
     if not both and (asked or audiences):
-        return {"user": {}, "error": "the token is not for any of the audiences that were asked for"}
+        return {"user": {}, "error": "the token is not for any of the requested audiences"}
     groups = ["system:serviceaccounts", "system:authenticated"]
     user = {"username": subject, "groups": groups}
     return {"authenticated": True, "user": user, **({"audiences": both} if both else {})}

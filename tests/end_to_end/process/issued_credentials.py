@@ -74,11 +74,11 @@ def credential_violations(handed: Iterable[IssuedCredential]) -> Iterator[str]:
     """
     for each in handed:
         if each.engaged is None:
-            yield f"{each}, was handed out when that was not engaged"
+            yield f"{each}, was issued when that was not engaged"
             continue
         uid, incarnation = each.engaged
         if each.uid not in ("", uid) or each.incarnation not in ("", incarnation):
-            yield f"{each}, was handed out for incarnation {each.incarnation}, when it was {incarnation}"
+            yield f"{each}, was issued for incarnation {each.incarnation}, when it was {incarnation}"
         if each.token.of != mark(uid):
             yield f"{each}, is another project's"
         if each.token.ends_at <= each.at:
@@ -88,4 +88,4 @@ def credential_violations(handed: Iterable[IssuedCredential]) -> Iterator[str]:
         if each.ends_at > each.token.ends_at + ROUNDED_S:
             yield f"{each}, was said to live {each.ends_at - each.token.ends_at:.1f} s longer than it does"
         if each.ends_at - each.at > CAP_S:
-            yield f"{each}, was handed out for {each.ends_at - each.at:.0f} s, and {CAP_S:.0f} are allowed"
+            yield f"{each}, was issued for {each.ends_at - each.at:.0f} s, and {CAP_S:.0f} are allowed"

@@ -132,6 +132,7 @@ class Recorder(Received):
             try:
                 message = await stream.batch()
             except (grpc.aio.AioRpcError, asyncio.CancelledError, TimeoutError):
+                # A stream that is cut raises CancelledError too; only a cancellation of this task is passed on.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 return  # ended by the daemon, cut, or without a heartbeat for too long

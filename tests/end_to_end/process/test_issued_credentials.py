@@ -29,7 +29,7 @@ def test_valid_issue_history_passes(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "found"),
     [
-        pytest.param({"engaged": None}, "was handed out when that was not engaged", id="after-a-disengagement"),
+        pytest.param({"engaged": None}, "was issued when that was not engaged", id="after-a-disengagement"),
         pytest.param({"engaged": ("uid-a", "e.2")}, "for incarnation e.1, when it was e.2", id="another-incarnation"),
         pytest.param({"token": replace(TOKEN, of=mark("uid-b"))}, "is another project's", id="another-projects"),
         pytest.param({"at": 700.0}, "had ended 0.0 s before", id="ended"),
@@ -37,7 +37,7 @@ def test_valid_issue_history_passes(fields: dict[str, Any]) -> None:
         pytest.param({"ends_at": 701.0}, "was said to live 1.0 s longer than it does", id="longer-than-it-lives"),
         pytest.param(
             {"ends_at": 101.0 + CAP_S, "token": replace(TOKEN, ends_at=2000.0)},
-            "was handed out for 901 s, and 900 are allowed",
+            "was issued for 901 s, and 900 are allowed",
             id="longer-than-is-allowed",
         ),
     ],

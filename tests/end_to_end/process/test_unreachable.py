@@ -30,7 +30,7 @@ async def test_unreachable_cluster_is_disengaged_and_engaged_again(workspace: Wo
 
             assert gone.cluster.name == "beta"
             assert gone.reason == pb.DISENGAGE_REASON_UNREACHABLE
-            assert gone.message == "not reached for too long; 5xx: the API server answered 503"
+            assert gone.message == "unreachable for too long; 5xx: the API server answered 503"
             report = await client.get("beta")
             assert not report.engagement.engaged
             assert report.engagement.reason is EngagementReason.UNREACHABLE

@@ -87,7 +87,7 @@ async def test_kubeconfig_secret_of_project_opens_its_control_plane(milo: Instal
         assert set(network.asked) == {ADDRESSES.format(uid=project.uid)}
 
 
-async def test_kubeconfig_secret_valid_for_a_week_is_not_handed_out(milo: Installation) -> None:
+async def test_kubeconfig_secret_valid_for_a_week_is_not_issued(milo: Installation) -> None:
     project = milo.project("epsilon")
     for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace):
         await step()
@@ -95,7 +95,7 @@ async def test_kubeconfig_secret_valid_for_a_week_is_not_handed_out(milo: Instal
     await project.report("True", "Deployed")
     await milo.inside.expect(engaged("epsilon"))
 
-    with pytest.raises(PreconditionFailed, match="up to 24 hours are handed out; set allow_long_lived"):
+    with pytest.raises(PreconditionFailed, match="up to 24 hours are issued; set allow_long_lived"):
         await milo.inside.kubeconfig_of("epsilon")
 
 

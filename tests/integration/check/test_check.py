@@ -73,7 +73,7 @@ async def test_check_reports_each_step_in_order_and_a_summary(
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watching projects",
         f"ok    project: same as discovery ({kubeconfig})",
-        "ok    kubeconfigs: none are handed out: kubeconfigs.sources has no source that hands out",
+        "ok    kubeconfigs: none are issued: kubeconfigs.sources is empty, or each source has hand_out: false",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
         "10 checks: 10 ok, 0 warnings, 0 failed",

@@ -84,7 +84,7 @@ async def test_issued_kubeconfig_is_audited(tmp_path: Path) -> None:
         token = json.loads((await issue(shop)).kubeconfig.kubeconfig)["users"][0]["user"]["token"]
     (line,) = rules_world.world.audited
     assert line["caller"]["listener"] == "shop"
-    assert (line["event"], line["rule"], line["cluster"]) == ("kubeconfig handed out", "shop", "alpha")
+    assert (line["event"], line["rule"], line["cluster"]) == ("kubeconfig issued", "shop", "alpha")
     assert line["incarnation"]
     assert line["expires_at"]
     assert line["fingerprint"]
@@ -189,7 +189,7 @@ async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> N
             seen += event_texts([await watching.batch()])
         after = seen[seen.index("DISENGAGED alpha REVOKED") + 1 :]
         assert set(after) == {"KUBECONFIG beta"}
-        handed = [line["cluster"] for line in rules_world.world.audited if line["event"] == "kubeconfig handed out"]
+        handed = [line["cluster"] for line in rules_world.world.audited if line["event"] == "kubeconfig issued"]
         assert handed.count("alpha") <= 1
 
 

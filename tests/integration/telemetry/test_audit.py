@@ -25,7 +25,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     file = AuditFile(tmp_path / "audit")
     audit = Audit(Metrics(), file.write)
     with capture_logs() as logged:
-        audit.handed_out(Recipient(CALLER, "ops"), "kubeconfig handed out", cluster="alpha", uid="u1")
+        audit.issued(Recipient(CALLER, "ops"), "kubeconfig issued", cluster="alpha", uid="u1")
         audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
         audit.rights_changed(rules=["ops"])
         audit.reload_rejected(problems=["bad"])
@@ -34,7 +34,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     found = lines(tmp_path / "audit")
     caller = {"listener": "api", "uid": 0, "sans": ["uri:spiffe://a/b"], "peer": "unix:"}
     assert [{name: value for name, value in line.items() if name != "timestamp"} for line in found] == [
-        {"event": "kubeconfig handed out", "rule": "ops", "cluster": "alpha", "uid": "u1", "caller": caller},
+        {"event": "kubeconfig issued", "rule": "ops", "cluster": "alpha", "uid": "u1", "caller": caller},
         {"event": "refused", "reason": "NO_RULE", "call": "ListClusters", "caller": caller},
         {"event": "rights changed", "rules": ["ops"]},
         {"event": "rights kept", "problems": ["bad"]},

@@ -167,7 +167,7 @@ def test_explanation_shows_why_history_credential_and_subscribers() -> None:
         (explained(), "why its readiness condition is True"),
         (explained(), "credential no credential source covers it"),
         (explained(), "No subscribers."),
-        (explained(credential=CredentialSummary(source="a", type="b")), "a (b): none is held, since nobody asked"),
+        (explained(credential=CredentialSummary(source="a", type="b")), "a (b): none is held: none was requested"),
         (explained(deletion_requested_at=NOW), "its finalizers; the object does not say which"),
         (ClusterExplanation(name="alpha"), "alpha is not known: no object of this name was seen"),
         (None, "Names are not shown to this client: see the setting http_names."),

@@ -164,7 +164,7 @@ async def test_probe_credential_failure_does_not_blame_host() -> None:
     assert server.requests == []
 
 
-async def test_probe_uses_credential_handed_out_for_cluster() -> None:
+async def test_probe_uses_credential_issued_for_cluster() -> None:
     async with ApiServer(answering()) as server:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
         async with prober(server, held=held) as asking:

@@ -213,7 +213,7 @@ async def test_unreachable_proxy_is_connect_error() -> None:
     proxy = Secret(f"http://user:hunter2@127.0.0.1:{closed_port()}")
     error = await failure(nobody("https://milo.example.com", proxy=proxy))
     assert error.cause == "connect"
-    assert "the proxy on the way to https://milo.example.com" in str(error)
+    assert "the proxy for https://milo.example.com" in str(error)
 
 
 async def test_proxy_authentication_is_sent_and_rejection_reported() -> None:

@@ -195,7 +195,7 @@ class Ledger:
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
 
-    def handed_out(self, to: Recipient, what: str, **about: object) -> None:
+    def issued(self, to: Recipient, what: str, **about: object) -> None:
         self._note("daemon:", what, about["cluster"], about["incarnation"])
 
     def kubeconfig_issued(self, result: str) -> None:

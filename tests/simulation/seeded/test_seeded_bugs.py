@@ -66,7 +66,7 @@ BUGS: list[tuple[str, type, str, Any]] = [
     ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),
-    ("what-has-ended-is-handed-out", HeldCredential, "left_s", _for_ever),
+    ("what-has-ended-is-issued", HeldCredential, "left_s", _for_ever),
     ("one-lease-serves-all-clusters-of-a-name", Minter, "key", _of_the_name),
     ("what-a-cluster-had-outlives-it", Minter, "drop", _no),
 ]

@@ -937,7 +937,7 @@ MUTANTS = (
         ("tests/unit/kubeconfigs/test_mint_queue.py",),
     ),
     Mutant(
-        "a label chooses whose credential is handed out",
+        "a label chooses whose credential is issued",
         "registry/registry.py",
         "return ousted is None or ready is None",
         "return True",
@@ -1120,7 +1120,7 @@ MUTANTS = (
         ("tests/unit/wiring/test_credential_sources.py",),
     ),
     Mutant(
-        "the identity that another source's discovery uses is handed out",
+        "the identity that another source's discovery uses is issued",
         "wiring/credential_sources.py",
         "for each in self._settings.by_source.values():",
         "for each in [*self._settings.by_source.values()][:1]:",

@@ -50,7 +50,7 @@ def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretSource:
     return KubeconfigSecretSource("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
-async def test_secret_certificate_is_handed_out_until_its_expiry() -> None:
+async def test_secret_certificate_is_issued_until_its_expiry() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
     minted = await a_source(api).mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]

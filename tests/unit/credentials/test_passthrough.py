@@ -73,7 +73,7 @@ async def test_token_file_is_passed_through_and_followed(tmp_path: Path) -> None
 async def test_exec_credential_is_passed_through_with_its_expiry(tmp_path: Path) -> None:
     command = plugin(tmp_path, {"token": "opaque", "expirationTimestamp": "2999-01-01T00:00:00Z"})
     source = own_user(saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}}))
-    with pytest.raises(UnfitError, match="are handed out"):
+    with pytest.raises(UnfitError, match="are issued"):
         await source.mint(WANTED)
     plugin(tmp_path, {"token": jwt(exp=time.time() + 600)})
     source = own_user(saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}}))

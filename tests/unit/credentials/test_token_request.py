@@ -251,7 +251,7 @@ ENDS = "2100-01-01T00:00:00Z"
         ([SECRET, Answer(201, b"<html>")], "is not a Kubernetes object"),
         ([SECRET, given({"token": CANARY})], "is not a Kubernetes object"),
         ([SECRET, given({"token": CANARY, "expirationTimestamp": "soon"})], "is not a Kubernetes object"),
-        ([SECRET, given({"token": CANARY, "expirationTimestamp": ENDS})], "are handed out"),
+        ([SECRET, given({"token": CANARY, "expirationTimestamp": ENDS})], "are issued"),
         (
             [SECRET, given({"token": CANARY + "\n", "expirationTimestamp": "2000-01-01T00:00:00Z"})],
             "expired",

@@ -159,7 +159,7 @@ async def test_credential_is_renewed_before_expiry() -> None:
     assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "the backend returned an older token"
 
 
-async def test_credential_is_handed_out_until_expiry_while_backend_is_down() -> None:
+async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None:
     backend = Backend(life_s=1.0)
     async with issuing(backend) as issuer:
         first = await got(issuer)
@@ -396,7 +396,7 @@ async def test_issue_is_audited_without_secret() -> None:
         with capture_logs() as lines:
             await got(issuer)
             issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
-    (line,) = [line for line in lines if line["event"] == "kubeconfig handed out"]
+    (line,) = [line for line in lines if line["event"] == "kubeconfig issued"]
     assert set(line) == {
         "event", "log_level", "logger", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "rule",
         "caller",

@@ -40,7 +40,7 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
         await waiter.wait(1.0)
     record = fleet.registry["a"]
     assert record is not None
-    assert record.message == "not reached for too long; timeout: it did not answer in time"
+    assert record.message == "unreachable for too long; timeout: it did not answer in time"
     assert fleet.registry.needs_probe("a", incarnation)
     for _ in fleet.take([ObjectChanged(ready(version="2"))], 1.0):
         pass

@@ -52,7 +52,7 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(fleet: DirectFleet) -> 
     take(fleet, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     with capture_logs() as logs:
         run(fleet, 11.0)
-    assert [entry["event"] for entry in logs] == ["not ready clusters held"]
+    assert [entry["event"] for entry in logs] == ["not-ready clusters held"]
     assert (fleet.registry.engaged, fleet.registry.not_ready_held_count) == (90, 90)
     assert (fleet.status.state, fleet.status.reason) == (SourceState.CATCHING_UP, NOT_READY_HELD)
     assert "100 of 100 engaged clusters" in fleet.status.message

@@ -62,7 +62,7 @@ def make(configured: Settings) -> None:
     ],
 )
 @pytest.mark.parametrize("is_link", [False, True])
-def test_identity_of_discovery_is_not_handed_out_unless_that_is_stated(
+def test_identity_of_discovery_is_not_issued_unless_that_is_stated(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any], *, is_link: bool
 ) -> None:
     """Another path of the kubeconfig makes no other identity."""
@@ -87,21 +87,21 @@ def test_identity_of_discovery_is_not_handed_out_unless_that_is_stated(
         ({"exec": PLUGIN}, {"tokenFile": "token"}),
     ],
 )
-def test_another_identity_is_handed_out(
+def test_another_identity_is_issued(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any]
 ) -> None:
     given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}
     make(settings(tmp_path, OWN, **given))
 
 
-def test_project_kubeconfig_defaults_to_that_of_discovery_and_is_not_handed_out(
+def test_project_kubeconfig_defaults_to_that_of_discovery_and_is_not_issued(
     tmp_path: Path, files: Callable[..., str]
 ) -> None:
     with pytest.raises(ConfigError, match="set project_kubeconfig to a kubeconfig of another user"):
         make(settings(tmp_path, OWN, discovery_kubeconfig=files("discovery", tokenFile="token")))
 
 
-def test_identity_that_discovery_of_another_source_uses_is_not_handed_out(
+def test_identity_that_discovery_of_another_source_uses_is_not_issued(
     tmp_path: Path, files: Callable[..., str]
 ) -> None:
     one, other = files("one", tokenFile="token"), files("other", tokenFile="other-token")

@@ -34,7 +34,7 @@ var ErrBroken = errors.New("discovery stream is inconsistent")
 
 const (
 	// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
-	MissingAfterReconnect = "it was gone when the connection to the daemon came back"
+	MissingAfterReconnect = "it was missing when the connection to the daemon was restored"
 	// OwnershipNotRenewed is the message of a disengagement by LoseOwnership.
 	OwnershipNotRenewed = "the daemon did not confirm in time that the cluster is still its own"
 )

@@ -25,7 +25,7 @@ from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
 
 OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own"
-MISSING_AFTER_RECONNECT = "it was gone when the connection to the daemon came back"
+MISSING_AFTER_RECONNECT = "it was missing when the connection to the daemon was restored"
 
 # Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,
 # since when it probes it, and which upstream version it read.

@@ -191,7 +191,7 @@ def cluster_profiles(
     multiple=True,
     help="A variable for the plugin. Default: those that lead to the daemon that this command uses. May be repeated.",
 )
-@click.option("--argocd-project", default="", help="Argo CD project that alone may use the clusters.")
+@click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
 def argocd_clusters(
     connection: Connection,
     *,

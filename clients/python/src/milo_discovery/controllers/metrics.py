@@ -132,7 +132,7 @@ class StateCollector(Collector):
         )
         oldest = GaugeMetricFamily(
             "milo_controllers_oldest_queued_seconds",
-            "How long the object has been ready that has waited for longest, by controller.",
+            "How long the oldest queued object has been ready, by controller.",
             labels=("controller",),
         )
         unfinished = GaugeMetricFamily(
@@ -142,7 +142,7 @@ class StateCollector(Collector):
         )
         longest = GaugeMetricFamily(
             "workqueue_longest_running_processor_seconds",
-            "How long the reconcile has taken so far that has run for longest, by controller.",
+            "How long the longest-running reconcile has taken so far, by controller.",
             labels=("controller", "name"),
         )
         now = self._clock()

@@ -181,9 +181,7 @@ async def _ask_for_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy
     response = through.send("CONNECT", origin.authority, headers)
     await response.head(_PROXY_ANSWERS_WITHIN_S)
     if response.status != 200:
-        raise TransportError(
-            "connect", f"the proxy on the way to {origin} answered {response.status} {response.phrase}".rstrip()
-        )
+        raise TransportError("connect", f"the proxy for {origin} answered {response.status} {response.phrase}".rstrip())
 
 
 def keep_alive(made: socket.socket) -> None:

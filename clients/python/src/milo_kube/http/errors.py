@@ -27,7 +27,7 @@ def from_connecting(error: OSError, origin: str) -> TransportError:
 
 
 def from_proxy(error: OSError, origin: str) -> TransportError:
-    return TransportError("connect", f"the proxy on the way to {origin} cannot be reached: {reason(error)}")
+    return TransportError("connect", f"the proxy for {origin} cannot be reached: {reason(error)}")
 
 
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
