@@ -56,6 +56,9 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         status = command.main(prog_name="milo-discoveryd", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         where = "milo-discoveryd" if error.ctx is None else error.ctx.command_path
         problem = error.format_message().rstrip(".")
@@ -152,7 +155,10 @@ def run(config: Path | None, **flags: Any) -> None:
     help="Print the access of an identity instead: any of listener=, uid=, gid=, san=, user=, group=, comma-separated.",
 )
 def check(config: Path | None, identity: str | None, **flags: Any) -> None:
-    """Check the settings and everything that they refer to, and suggest corrections."""
+    """Check the settings and what they refer to.
+
+    Prints a line for each finding, with a correction.
+    """
     from milo_discoveryd.check import check as run_checks
     from milo_discoveryd.check import parse_caller, print_effective_rights
     from milo_discoveryd.config import load

@@ -16,7 +16,7 @@ from milo_sandbox.errors import run
 @click.option("--churn", default=0.0, show_default=True, type=click.FloatRange(0, 1000), help="Changes per second.")
 @click.option("--kubeconfig-out", type=click.Path(path_type=Path), metavar="FILE")
 def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | None) -> None:
-    """An embedded Milo API, for demos and operators' tests."""
+    """Run a Milo API for demos and operators' tests."""
     from milo_sandbox.command import serve
 
     run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out))
@@ -31,7 +31,10 @@ def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | Non
     help="Kubeconfig of an existing Milo API, which is only watched.  [default: the demo starts a sandbox]",
 )
 def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
-    """A Milo API with changing projects, the daemon and a subscriber, in this terminal."""
+    """Run a Milo API, the daemon and a subscriber.
+
+    The API's projects change; the terminal shows what the subscriber receives.
+    """
     from milo_sandbox.demo.demo import EXPECTED
     from milo_sandbox.demo.demo import demo as show
 

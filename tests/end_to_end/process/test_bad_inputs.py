@@ -7,6 +7,7 @@ import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
+from subprocess import run
 
 import pytest
 
@@ -101,3 +102,13 @@ async def test_invalid_input_prints_one_line(folder: Path, command: str, setting
     [shown] = output.decode().splitlines()
     pattern = ".*".join(re.escape(part) for part in printed.split("*"))
     assert re.fullmatch(pattern, shown), shown
+
+
+@pytest.mark.parametrize("command", [DAEMON, CLIENT])
+def test_command_without_arguments_prints_its_help(command: str) -> None:
+    program = Path(sys.executable).with_name(command)
+    asked, bare = (
+        run([program, *arguments], capture_output=True, text=True, check=False) for arguments in (["--help"], [])
+    )
+    assert (asked.returncode, asked.stdout.splitlines()[0]) == (0, f"Usage: {command} [OPTIONS] COMMAND [ARGS]...")
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", asked.stdout)

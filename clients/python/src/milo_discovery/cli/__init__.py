@@ -75,6 +75,9 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         status = command.main(prog_name="milo-discovery", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         where = "milo-discovery" if error.ctx is None else error.ctx.command_path
         problem = error.format_message().rstrip(".")
