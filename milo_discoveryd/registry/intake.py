@@ -101,6 +101,11 @@ class Intake:
         return self._guard.held if is_current else None
 
     @property
+    def ignores_lists(self) -> bool:
+        """True while lists are older than what was seen: of a lagging replica, or of a server that was restored."""
+        return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale
+
+    @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
         """A few objects that should exist, by name and UID. A server that has none of them is another server.
 

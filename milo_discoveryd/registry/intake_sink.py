@@ -100,6 +100,10 @@ class IntakeSink:
         return self._intake.reference_objects
 
     @property
+    def ignores_lists(self) -> bool:
+        return self._intake.ignores_lists
+
+    @property
     def relist_at(self) -> float | None:
         """When a second list is needed, to compare with one that was not believed."""
         return None if self._intake.held is None else self._intake.held.verify_at

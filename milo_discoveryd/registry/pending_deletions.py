@@ -5,12 +5,14 @@ to report live objects as deleted. Operators delete data when a cluster is disen
 confirmed: only "not found", or another UID under the name, is evidence.
 
 A read that finds the object refutes the report, but a cache that lags behind the watch does so too. So a refuted report
-is checked again, at growing intervals, until the watch or a list shows the object.
+is checked again, at growing intervals, until the watch or a list shows the object. A server that was restored from a
+backup would answer such a check as well, and may lack the object for that reason alone. So these checks wait until the
+server has shown that it is the one from before.
 """
 
 import heapq
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 
 import msgspec
 
@@ -23,6 +25,8 @@ class ConfirmationRequest(msgspec.Struct, frozen=True):
 
     name: str
     ticket: int
+    was_refuted: bool = False
+    """An earlier read found the object."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -81,6 +85,10 @@ class PendingDeletions:
         """A heap of when to confirm which ticket. Tickets that were settled meanwhile are skipped."""
         self._retries_due: list[tuple[float, int, str]] = []
         """The same for those whose reads failed before."""
+        self._rechecks_due: list[tuple[float, int, str]] = []
+        """The same for those that were refuted."""
+        self.defers_rechecks = False
+        """No deletion that was refuted is checked again for now."""
         self._refuted: dict[str, _PendingDeletion] = {}
         self._in_flight: dict[int, bool] = {}
         """Tickets, and whether each is a retry."""
@@ -156,15 +164,22 @@ class PendingDeletions:
     def take_due(self, now: float) -> list[ConfirmationRequest]:
         """Return the requests to make now. Each must be given a result."""
         due: list[ConfirmationRequest] = []
-        for queue, is_retry in ((self._due, False), (self._retries_due, True)):
+        for queue, is_retry in self._queues():
             while queue and queue[0][0] <= now and self._has_slot(now, is_retry=is_retry):
                 _, ticket, name = heapq.heappop(queue)
                 pending = self._pending.get(name) or self._refuted.get(name)
                 if pending is not None and pending.ticket == ticket:
                     self._in_flight[ticket] = is_retry
                     pending.requested_at = now
-                    due.append(ConfirmationRequest(name, ticket))
+                    due.append(ConfirmationRequest(name, ticket, name in self._refuted))
         return due
+
+    def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
+        """Yield each queue of which requests may be made, and whether these are retries."""
+        yield self._due, False
+        yield self._retries_due, True
+        if not self.defers_rechecks:
+            yield self._rechecks_due, True
 
     def _has_slot(self, now: float, *, is_retry: bool) -> bool:
         if now < self._paused_until:
@@ -180,7 +195,7 @@ class PendingDeletions:
         """When there will be a request to make, if nothing else happens."""
         due = [
             max(queue[0][0], self._paused_until)
-            for queue, is_retry in ((self._due, False), (self._retries_due, True))
+            for queue, is_retry in self._queues()
             if queue and self._has_slot(math.inf, is_retry=is_retry)
         ]
         return min(due, default=None)
@@ -215,7 +230,8 @@ class PendingDeletions:
         # The time that the request took counts towards the wait.
         wait = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
         confirm_at = now + max(wait, backoff.delay(1, self._jitter))
-        heapq.heappush(self._retries_due, (confirm_at, pending.ticket, name))
+        queue = self._rechecks_due if name in self._refuted else self._retries_due
+        heapq.heappush(queue, (confirm_at, pending.ticket, name))
 
     def _note_refusal(self, result: ConfirmationResult, now: float) -> None:
         if not isinstance(result, Inconclusive):

@@ -30,6 +30,10 @@ class Sink(Protocol):
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
         """Names and UIDs of a few objects that should exist."""
 
+    @property
+    def ignores_lists(self) -> bool:
+        """True while lists are older than what was seen. The server's reads may be as old."""
+
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None: ...
 
     def source(self, status: SourceStatus) -> None: ...
@@ -48,8 +52,11 @@ class Sink(Protocol):
 
 
 class Confirmations:
-    """The timers of one collection. `read` reads one object, and `trusted_from` says since when the source is, or
-    infinity while it is not."""
+    """The timers of one collection.
+
+    `read` reads one object, `trusted_from` says since when the source is trusted, or infinity while it is not, and
+    `is_proven` whether the server has sent anything of this collection since the connection to it was last lost.
+    """
 
     def __init__(
         self,
@@ -57,11 +64,13 @@ class Confirmations:
         sink: Sink,
         read: Callable[[str], Awaitable[ConfirmationResult]],
         trusted_from: Callable[[], float],
+        is_proven: Callable[[], bool] = lambda: True,
     ) -> None:
         self._pending_deletions = pending_deletions
         self._sink = sink
         self._read = read
-        self._trusted_from = trusted_from
+        self._source_trusted_from = trusted_from
+        self._is_proven = is_proven
         self._has_timers = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -75,6 +84,7 @@ class Confirmations:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._sink.tick(self._clock())
+                self._pending_deletions.defers_rechecks = not self._is_proven()
                 if self._is_trusted:
                     for request in self._pending_deletions.take_due(self._clock()):
                         tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
@@ -92,10 +102,13 @@ class Confirmations:
 
     async def _confirm(self, request: ConfirmationRequest) -> None:
         result = await self._confirmed(request.name)
-        if not self._is_trusted:
+        if not self._is_trusted or (request.was_refuted and not self._is_proven()):
             result = Inconclusive("the source was lost before the response came")
         self._sink.resolve(request, result, self._clock())
         self._has_timers.set()
+
+    def _trusted_from(self) -> float:
+        return math.inf if self._sink.ignores_lists else self._source_trusted_from()
 
     @property
     def _is_trusted(self) -> bool:

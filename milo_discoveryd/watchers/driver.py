@@ -91,7 +91,11 @@ class Driver:
             request_timeout_s=request_timeout_s,
         )
         self._confirmations = Confirmations(
-            pending_deletions, sink, self._read_object, lambda: self._reflector.trusted_from
+            pending_deletions,
+            sink,
+            self._read_object,
+            lambda: self._reflector.trusted_from,
+            lambda: self._reflector.trust.is_known,
         )
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 

@@ -406,6 +406,12 @@ class Daemon:
         return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and not waits
 
     @property
+    def defers_rechecks(self) -> bool:
+        """Whether a refuted deletion waits for the server to prove that it is the one from before."""
+        pending = self.fleet.pending_deletions
+        return pending.defers_rechecks and not pending.is_idle
+
+    @property
     def has_settled(self) -> bool:
         """Whether it follows the source, perhaps with held removals."""
         return self.fleet.status.state is SourceState.STREAMING or self.holds_removals

@@ -272,9 +272,6 @@ class SimulationRun:
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
-        assert self._daemon is not None
-        if not self._daemon.fleet.pending_deletions.is_idle:
-            return  # a deletion that a read had refuted may be confirmed by the restored server: see the limits
         # The last changes before it may have been read and not applied yet.
         await asyncio.sleep(0.1)
         self._api.inject("F22", "a backup is restored")
@@ -431,6 +428,8 @@ class SimulationRun:
             self._waited_for.add("a verification")
         elif self._daemon.fleet.due_at is not None:
             self._waited_for.add("a grace")
+        if self._daemon.defers_rechecks:
+            self._waited_for.add("a bookmark")
 
     def _has_recovered(self) -> bool:
         assert self._daemon is not None

@@ -1227,6 +1227,20 @@ MUTANTS = (
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
     Mutant(
+        "a refuted deletion is checked again with a server that may have been restored",
+        "watchers/driver.py",
+        "lambda: self._reflector.trust.is_known,",
+        "lambda: True,",
+        ("tests/simulation/seeded/test_faults.py",),
+    ),
+    Mutant(
+        "a deletion is confirmed by a server whose lists are ignored",
+        "registry/intake.py",
+        "return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale",
+        "return False",
+        ("tests/simulation/seeded/test_faults.py",),
+    ),
+    Mutant(
         "a single read may hang for as long as a list",
         "watchers/driver.py",
         "CONFIRMATION_TIMEOUT_S = 5.0",

@@ -88,6 +88,20 @@ def test_response_time_counts_toward_confirmation_backoff() -> None:
         now = pending.next_at
 
 
+def test_refuted_deletion_is_not_checked_again_while_rechecks_are_deferred() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u1", 0.0)
+    pending.resolve(next_request(pending), Found(STILL_THERE), 0.0)
+    pending.add("b", "u2", 0.0)
+    pending.resolve(next_request(pending), Inconclusive("503"), 0.0)
+    pending.defers_rechecks = True
+    assert [(each.name, each.was_refuted) for each in pending.take_due(1000.0)] == [("b", False)]
+    assert pending.next_at is None
+    pending.defers_rechecks = False
+    assert pending.next_at == 1.0
+    assert [(each.name, each.was_refuted) for each in pending.take_due(1000.0)] == [("a", True)]
+
+
 def test_concurrent_confirmations_are_limited() -> None:
     pending = pending_deletions(concurrency=2)
     for name in "abc":
