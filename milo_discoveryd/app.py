@@ -227,7 +227,7 @@ class Daemon:
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
             if settings.http_listen is not None:
-                from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - loads a web server
+                from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
 
                 board = StatusBoard(
                     Identity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=time.time()),
@@ -238,7 +238,7 @@ class Daemon:
                     credential_of=issuer.describe,
                     shard=group,
                 )
-                endpoint = Endpoint(
+                endpoint = HttpEndpoint(
                     self._metrics,
                     board,
                     ready=self._ready,

@@ -15,7 +15,7 @@ from milo_discoveryd import yaml_document
 from milo_discoveryd.config.fields import Group, fields, nearest
 from milo_discoveryd.config.settings import Settings
 
-Key: TypeAlias = tuple[str, ...]
+SettingPath: TypeAlias = tuple[str, ...]
 
 ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
 FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
@@ -24,7 +24,7 @@ FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 # Spellings of existing operators' configuration, at the top level or under `discovery`.
-_OPERATORS_SPELLINGS: Mapping[str, Key] = {
+_OPERATORS_SPELLINGS: Mapping[str, SettingPath] = {
     "internalServiceDiscovery": ("mode",),
     "discoveryKubeconfigPath": ("discovery_kubeconfig",),
     "projectKubeconfigPath": ("project_kubeconfig",),
@@ -52,11 +52,11 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class Layer(msgspec.Struct, frozen=True):
-    given: Mapping[Key, Given]
+    given: Mapping[SettingPath, Given]
     problems: tuple[Problem, ...] = ()
 
 
-def _walk(group: type[Group], around: Key = ()) -> Iterator[tuple[Key, bool]]:
+def _walk(group: type[Group], around: SettingPath = ()) -> Iterator[tuple[SettingPath, bool]]:
     """Return every key of the tree, and whether it is a group."""
     for name, field in fields(group).items():
         if field.is_group:
@@ -71,15 +71,15 @@ LEAVES = tuple(key for key, is_group in _TREE.items() if not is_group)
 GROUPS = frozenset(key for key, is_group in _TREE.items() if is_group)
 
 
-def dotted(key: Key) -> str:
+def dotted(key: SettingPath) -> str:
     return ".".join(key)
 
 
-def flag_of(key: Key) -> str:
+def flag_of(key: SettingPath) -> str:
     return "--" + "-".join(key).replace("_", "-")
 
 
-def variable_of(key: Key) -> str:
+def variable_of(key: SettingPath) -> str:
     return ENVIRONMENT_PREFIX + "__".join(key).upper()
 
 
@@ -100,7 +100,7 @@ def from_flags(flags: Mapping[str, object]) -> Layer:
 
 def from_environment(environ: Mapping[str, str]) -> Layer:
     known = {variable_of(key): key for key in LEAVES}
-    given: dict[Key, Given] = {}
+    given: dict[SettingPath, Given] = {}
     problems: list[Problem] = []
     for name in sorted(environ):
         key = known.get(name)
@@ -135,7 +135,7 @@ class _FileReader:
     def __init__(self, path: Path, document: yaml_document.Document) -> None:
         self._path = path
         self._document = document
-        self.given: dict[Key, Given] = {}
+        self.given: dict[SettingPath, Given] = {}
         self.problems: list[Problem] = []
 
     def read(self) -> None:
@@ -147,7 +147,7 @@ class _FileReader:
             return
         self._group(root, ())
 
-    def _group(self, mapping: Mapping[str, object], around: Key) -> None:
+    def _group(self, mapping: Mapping[str, object], around: SettingPath) -> None:
         for name, value in mapping.items():
             key = (*around, name)
             if key in GROUPS:
@@ -161,13 +161,13 @@ class _FileReader:
             else:
                 self._unknown(name, key)
 
-    def _inside(self, value: object, key: Key) -> None:
+    def _inside(self, value: object, key: SettingPath) -> None:
         if isinstance(value, dict):
             self._group(value, key)
         elif value is not None:
             self.problems.append(Problem(self._place(key), "must be a mapping of settings to values"))
 
-    def _leaf(self, key: Key, value: object, place: str) -> None:
+    def _leaf(self, key: SettingPath, value: object, place: str) -> None:
         if value is None:
             return  # `key:` without a value
         if key in self.given:
@@ -184,7 +184,7 @@ class _FileReader:
             value = mode
         self._leaf(_OPERATORS_SPELLINGS[name], value, place)
 
-    def _unknown(self, name: str, key: Key) -> None:
+    def _unknown(self, name: str, key: SettingPath) -> None:
         around = key[:-1]
         known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
         if around == (_OPERATORS_GROUP,):
@@ -194,7 +194,7 @@ class _FileReader:
             return
         self.problems.append(Problem(self._place(key), f"is not a setting{nearest(name, known, around)}"))
 
-    def _place(self, key: Key, inside: tuple[str | int, ...] = ()) -> str:
+    def _place(self, key: SettingPath, inside: tuple[str | int, ...] = ()) -> str:
         return f"file {self._path} line {self._document.line((*key, *inside))} key {dotted(key)}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
-from milo_discoveryd.config.layers import Given, Key, Problem
+from milo_discoveryd.config.layers import Given, Problem, SettingPath
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.sources import (
     MIN_TOKEN_TTL_S,
@@ -27,7 +27,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     weakest_first = [layers.from_environment(environ), layers.from_flags(flags)]
     if file is not None:
         weakest_first.insert(0, layers.from_file(file))
-    given: dict[Key, Given] = {}
+    given: dict[SettingPath, Given] = {}
     for layer in weakest_first:
         given.update(layer.given)
     problems = [problem for layer in weakest_first for problem in layer.problems]
@@ -50,7 +50,7 @@ def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
     return Path(named) if file is None and named else file
 
 
-def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
+def _tree(given: Mapping[SettingPath, Given]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, leaf in given.items():
         branch = tree
@@ -60,7 +60,7 @@ def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
     return tree
 
 
-def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
+def _explain(complaint: Complaint, given: Mapping[SettingPath, Given]) -> Problem:
     key = next(key for key in given if complaint.path[: len(key)] == key)
     value = complaint.value
     inside = complaint.path[len(key) :]
@@ -85,7 +85,7 @@ _ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",), ("sour
 """Settings that are lists of mappings."""
 
 
-def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
+def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> list[Problem]:
     """Yield the problems of settings that contradict each other."""
     return [
         *_one_address_for_all(settings, given),
@@ -101,7 +101,7 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
     ]
 
 
-_OF_ONE_SOURCE: tuple[Key, ...] = (
+_OF_ONE_SOURCE: tuple[SettingPath, ...] = (
     ("mode",),
     ("declarative",),
     ("discovery_kubeconfig",),
@@ -111,13 +111,13 @@ _OF_ONE_SOURCE: tuple[Key, ...] = (
 )
 
 
-def _sources_and_mode(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _sources_and_mode(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for key in _OF_ONE_SOURCE if settings.sources else ():
         if key in given:
             yield Problem(given[key].place, "is a setting of the one source; set it in the items of sources")
 
 
-def _kind_settings(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _kind_settings(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     """Yield the problems of settings that belong to the kind of a source."""
     for position, (mode, own) in enumerate(_kinds(settings)):
         settings_type = modes.settings_type(mode)
@@ -141,7 +141,7 @@ def _kinds(settings: Settings) -> list[tuple[str, dict[str, object]]]:
     return [(each.kind, each.settings) for each in settings.sources] or [(settings.mode, {})]
 
 
-def _credentials_for_no_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _credentials_for_no_source(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     names = [each.name for each in settings.sources]
     for position, each in enumerate(settings.kubeconfigs.sources):
         place = given[("kubeconfigs", "sources")].place_of((position,))
@@ -174,13 +174,13 @@ def _different_servers(settings: Settings, of: CredentialSource, place: str) -> 
         yield Problem(place, f"{of.name}: {complaint}")
 
 
-def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _unreachable_hosts(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = '"host" finds no single cluster unreachable, as disengage_unreachable_after requires: use "cluster"'
         yield Problem(given[("connectivity", "per")].place, complaint)
 
 
-def _declaration(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _declaration(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for position, (name, of) in enumerate(settings.by_source.items()):
         place = given[("sources",)].place_of((position,)) if settings.sources else ""
         yield from _declaration_of(of, _serving(settings, name), given, place)
@@ -193,7 +193,7 @@ def _serving(settings: Settings, name: str) -> list[CredentialSource]:
 
 
 def _declaration_of(
-    settings: Settings, sources: list[CredentialSource], given: Mapping[Key, Given], place: str
+    settings: Settings, sources: list[CredentialSource], given: Mapping[SettingPath, Given], place: str
 ) -> Iterator[Problem]:
     """`settings` are those of one source of clusters, which `sources` serve; `place` is its own in a list."""
     declared = settings.declarative
@@ -223,7 +223,7 @@ def _declaration_of(
                 )
 
 
-def _files(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _files(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     """Yield the problems of sources in files, which have no API server, labels or namespaces."""
     for position, (name, of) in enumerate(settings.by_source.items()):
         in_list = f"{of.sources[0].name}: " if of.sources else ""
@@ -252,7 +252,7 @@ def _files(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
                 yield Problem(given[("kubeconfigs", "sources")].place_of((item,)), complaint)
 
 
-def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     listeners = [each.title for each in settings.listen]
     sources = [each.name for each in settings.kubeconfigs.sources if each.hand_out]
     for number, rule in enumerate(settings.rights):
@@ -266,7 +266,7 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
                     yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
 
 
-def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for source in settings.kubeconfigs.sources:
         if not isinstance(source, TokenRequest | KubeconfigRequest) or not source.hand_out:
             continue
@@ -280,7 +280,7 @@ def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Ite
                 yield Problem(f"{given[('rights',)].place}[{number}].max_ttl", complaint)
 
 
-def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+def _no_such_source(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     names = [source.name for source in settings.kubeconfigs.sources]
     there_are = ", ".join(names) or "none"
     for of in settings.by_source.values():
@@ -293,7 +293,7 @@ def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[
             yield Problem(given[key].place, complaint)
 
 
-def _one_address_for_all(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
+def _one_address_for_all(settings: Settings, given: Mapping[SettingPath, Given]) -> list[Problem]:
     address = settings.internal_address_template.replace("{namespace}", settings.internal_namespace_template)
     if "{name}" in address or "{uid}" in address:
         return []

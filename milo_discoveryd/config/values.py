@@ -3,7 +3,6 @@
 A parser raises ValueError with what would be valid; the caller adds the place and the value.
 """
 
-import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -184,10 +183,8 @@ def _unix_address(text: str) -> UnixAddress:
 
 
 def _require_ip(host: str) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ValueError("must have an IPv6 address between the brackets") from None
+    if addresses.ip_address(host) is None:
+        raise ValueError("must have an IPv6 address between the brackets")
 
 
 def address_template(value: object) -> str:

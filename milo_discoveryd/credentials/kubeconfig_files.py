@@ -53,7 +53,7 @@ class StoredKubeconfig(msgspec.Struct, frozen=True):
     origin: str
 
 
-class _FileState(msgspec.Struct, frozen=True):
+class _ReadFile(msgspec.Struct, frozen=True):
     signature: tuple[int, ...]
     digest: bytes
     objects: tuple[FileObject, ...]
@@ -70,7 +70,7 @@ class KubeconfigFiles:
         self.path = Path(mode.path).expanduser()
         self._mode = mode
         self._wall = wall
-        self._known: dict[str, _FileState] = {}
+        self._known: dict[str, _ReadFile] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     @property
@@ -93,7 +93,7 @@ class KubeconfigFiles:
     def scan(self) -> Scan:
         """Read what changed since the scan before. Raises FilesError."""
         files = self._files()
-        found: dict[str, _FileState] = {}
+        found: dict[str, _ReadFile] = {}
         changed: set[str] = set()
         is_settled = True
         for name, path in files:
@@ -143,7 +143,7 @@ class KubeconfigFiles:
             raise FilesError("TooManyFiles", f"{self.path} has {len(names)} files; at most {MAX_FILES} are read")
         return [(name, self.path / name) for name in names]
 
-    def _state(self, name: str, path: Path, known: _FileState | None) -> _FileState | None:
+    def _state(self, name: str, path: Path, known: _ReadFile | None) -> _ReadFile | None:
         """Return None for a file that was deleted meanwhile."""
         try:
             if known is not None and known.signature == _signature(path.stat()):
@@ -155,8 +155,8 @@ class KubeconfigFiles:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
             if not os.path.lexists(path):
                 return None
-            return _FileState((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),))
-        return _FileState(signature, hashlib.sha256(content).digest(), objects)
+            return _ReadFile((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),))
+        return _ReadFile(signature, hashlib.sha256(content).digest(), objects)
 
     def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
         limit = MAX_BYTES if self._mode.is_directory else MAX_BYTES_OF_ALL
@@ -177,7 +177,7 @@ class KubeconfigFiles:
             raise _RefusedFileError(f"is larger than {limit >> 10} KiB")
         return content, _signature(status)
 
-    def _is_settled(self, state: _FileState) -> bool:
+    def _is_settled(self, state: _ReadFile) -> bool:
         age_s = self._wall() - state.signature[2] / 1e9 if state.signature else SETTLED_S
         return not 0 <= age_s < SETTLED_S
 

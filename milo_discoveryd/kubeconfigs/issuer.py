@@ -71,7 +71,7 @@ class CredentialUnavailableError(CredentialError):
         self.retry_after_s = retry_after_s
 
 
-class HeldCredential(msgspec.Struct, frozen=True):
+class CredentialDescription(msgspec.Struct, frozen=True):
     """The credential held for one cluster, without the secret."""
 
     source: str
@@ -177,13 +177,13 @@ class Issuer:
         issued = self._held(cluster)
         return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
 
-    def describe(self, cluster: Cluster) -> HeldCredential | None:
+    def describe(self, cluster: Cluster) -> CredentialDescription | None:
         """Return what operators of the cluster have at present, or None if no source covers it. Requests none."""
         minter = self._minter(cluster, UNLIMITED)
         if minter is None:
             return None
         issued, problem = minter.held_for(cluster), minter.problem(cluster)
-        return HeldCredential(
+        return CredentialDescription(
             source=minter.source.name,
             type=minter.source.type,
             expires_at=None if issued is None else issued.expires_at,

@@ -1,6 +1,5 @@
 """Mode `declarative`: any resource of a Kubernetes API, as the configuration describes it."""
 
-import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     shared,
 )
+from milo_kube import addresses
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
@@ -200,7 +200,6 @@ def _address_part(value: str, path: str) -> str:
     """Return a value for a URL: a name, an address or a port. Anything else could lead to another host."""
     if value.isdecimal() and len(value) <= 5:
         return value
-    try:
-        return f"[{value}]" if ipaddress.ip_address(value).version == 6 else value
-    except ValueError:
+    if addresses.ip_address(value) is None:
         return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+    return addresses.bracketed(value)

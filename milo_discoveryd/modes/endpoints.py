@@ -2,11 +2,11 @@
 
 import base64
 import binascii
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
 from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, MalformedError
+from milo_kube import addresses
 
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
 _MAX_AUTHORITIES = 64 << 10
@@ -42,9 +42,7 @@ def checked_authorities(value: str, origin: str) -> bytes:
 
 
 def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
+    if addresses.ip_address(host) is None:
         return len(host) <= 253 and DNS_SUBDOMAIN.fullmatch(host) is not None
     return "%" not in host
 

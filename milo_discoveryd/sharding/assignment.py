@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
+from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
 from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.singletons import Singletons
@@ -30,9 +30,9 @@ class Decisions:
     def elsewhere(self, name: str) -> str | None:
         """Return why a cluster is not this member's to engage; None if it is."""
         decision, number = self[name], self._ownership.view.number
-        if decision.claim is Claim.OWNED:
+        if decision.state is KeyOwnership.OWNED:
             return None
-        if decision.claim is Claim.FOREIGN:
+        if decision.state is KeyOwnership.FOREIGN:
             return f"member {decision.member} of the shard group owns it (view {number})"
         if not self._ownership.may_engage:
             return f"this member owns it (view {number}), and waits until the Leases are known to be current"
@@ -97,13 +97,13 @@ class FleetAssignment:
 
     def _owns_singleton(self, name: str) -> bool:
         decisions = self._decisions
-        return decisions is not None and decisions[f"{SINGLETON_PREFIX}{name}"].claim is Claim.OWNED
+        return decisions is not None and decisions[f"{SINGLETON_PREFIX}{name}"].state is KeyOwnership.OWNED
 
     def unowned(self) -> int:
         decisions = self._decisions
         if decisions is None:
             return 0
         return sum(
-            record.state is ObjectState.UNASSIGNED and decisions[name].claim is not Claim.FOREIGN
+            record.state is ObjectState.UNASSIGNED and decisions[name].state is not KeyOwnership.FOREIGN
             for name, record in self._fleet.registry.items()
         )

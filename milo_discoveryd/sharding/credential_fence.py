@@ -7,7 +7,7 @@ further ones then.
 
 import msgspec
 
-from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 
 TOKEN_CACHE_S = 11.0
 """API servers accept a token for 10 seconds after they last verified it, and notice a deletion within a second."""
@@ -20,7 +20,7 @@ class Revocation(msgspec.Struct, frozen=True):
     period: int
 
     def covers(self, key: str) -> bool:
-        return self.ownership.decide(key).claim is Claim.OWNED
+        return self.ownership.decide(key).state is KeyOwnership.OWNED
 
 
 class CredentialFence:
@@ -57,4 +57,4 @@ class CredentialFence:
         return bool(self._cleared)
 
     def clears(self, key: str) -> bool:
-        return any(each.decide(key).claim is Claim.OWNED for each in self._cleared)
+        return any(each.decide(key).state is KeyOwnership.OWNED for each in self._cleared)

@@ -11,7 +11,7 @@ from milo_discoveryd.sharding.actions import Evict, Read, Request, Wait, WriteVi
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
@@ -96,7 +96,7 @@ class ShardGroup:
     def owns(self, key: str) -> bool:
         """Return whether the key is this member's at present."""
         ownership = self.member.ownership(self._clock())
-        return ownership is not None and ownership.decide(key).claim is Claim.OWNED
+        return ownership is not None and ownership.decide(key).state is KeyOwnership.OWNED
 
     def valid_s(self) -> float | None:
         """Return for how long the present ownership holds; None while the member owns nothing."""

@@ -1,11 +1,11 @@
 """Leases of a group as Kubernetes objects (coordination.k8s.io/v1), and back."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
@@ -163,8 +163,7 @@ def _encode(
     if version:
         # With the UID, a Lease that was deleted is not created again by an update.
         metadata |= {"uid": uid, "resourceVersion": resource_version}
-    time = datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    spec: dict[str, Any] = {"leaseDurationSeconds": _DURATION_S, "renewTime": time}
+    spec: dict[str, Any] = {"leaseDurationSeconds": _DURATION_S, "renewTime": rfc3339(wall, "microseconds")}
     if holder:
         spec["holderIdentity"] = holder
     return msgspec.json.encode(

@@ -9,7 +9,7 @@ from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.leases import View, ViewMember
 
 
-class Claim(enum.Enum):
+class KeyOwnership(enum.Enum):
     OWNED = "owned"
     WAITING = "waiting"
     """The member is to own the key, once the former owner has released it."""
@@ -17,7 +17,7 @@ class Claim(enum.Enum):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    claim: Claim
+    state: KeyOwnership
     member: str | None = None
     """The owner, or the former owner that has not released the key yet; None if there is neither."""
 
@@ -40,13 +40,13 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     def decide(self, key: str) -> Decision:
         owner = rendezvous.owner(key, _weights(self.view.members))
         if owner != self.member or not self.is_in_view:
-            return Decision(Claim.FOREIGN, owner)
+            return Decision(KeyOwnership.FOREIGN, owner)
         if not self.may_engage:
-            return Decision(Claim.WAITING, self.member)
+            return Decision(KeyOwnership.WAITING, self.member)
         former = rendezvous.owner(key, _weights(self.view.previous))
         if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):
-            return Decision(Claim.WAITING, former)
-        return Decision(Claim.OWNED, self.member)
+            return Decision(KeyOwnership.WAITING, former)
+        return Decision(KeyOwnership.OWNED, self.member)
 
     def _is_me(self, members: Mapping[str, ViewMember]) -> bool:
         found = members.get(self.member)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import HeldCredential
+from milo_discoveryd.kubeconfigs.issuer import CredentialDescription
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from milo_discoveryd.model.moment import Moment
@@ -74,7 +74,7 @@ class Subscriber(Protocol):
         """Return whether the filter and the rights of the subscriber cover the cluster."""
 
 
-class Shard(Protocol):
+class ShardStatus(Protocol):
     """This daemon as a member of a group."""
 
     def status(self) -> GroupStatus: ...
@@ -116,8 +116,8 @@ class StatusBoard:
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[SourceHealth]],
-        credential_of: Callable[[Cluster], HeldCredential | None],
-        shard: Shard | None = None,
+        credential_of: Callable[[Cluster], CredentialDescription | None],
+        shard: ShardStatus | None = None,
     ) -> None:
         """`shard`: set if the daemon shares the clusters with others."""
         self._identity = identity
@@ -232,7 +232,7 @@ class StatusBoard:
         )
 
 
-def _sharding(shard: Shard, draining: int, with_message: bool) -> ShardSummary:
+def _sharding(shard: ShardStatus, draining: int, with_message: bool) -> ShardSummary:
     group = shard.status()
     if group.problem and not with_message:
         group = msgspec.structs.replace(group, problem="failing")

@@ -38,7 +38,7 @@ Checks = Callable[[], Mapping[str, str | None]]
 """By name: the problem, or None."""
 
 
-class Endpoint:
+class HttpEndpoint:
     def __init__(
         self,
         metrics: Metrics,

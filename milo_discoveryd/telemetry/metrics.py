@@ -25,7 +25,7 @@ from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet, SourceFleet
-from milo_discoveryd.telemetry.shard_metrics import Shard, ShardCollector, Unsharded
+from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded
 from milo_kube.reflect.source_status import SourceState
 
 # Without this, each counter has a second series with its creation time.
@@ -254,7 +254,7 @@ class Metrics:
         """`lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
 
-    def follow_group(self, shard: Shard | None) -> None:
+    def follow_group(self, shard: MeasuredShard | None) -> None:
         self.registry.register(ShardCollector(shard or Unsharded()))
 
     def lease_request(self, action: str, result: str) -> None:

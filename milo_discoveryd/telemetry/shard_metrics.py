@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
-class Shard(Protocol):
+class MeasuredShard(Protocol):
     @property
     def members(self) -> int:
         """The number of members among which the clusters are distributed."""
@@ -36,7 +36,7 @@ class Unsharded:
 
 
 class ShardCollector(Collector):
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: MeasuredShard) -> None:
         self._shard = shard
 
     def describe(self) -> Iterable[Metric]:

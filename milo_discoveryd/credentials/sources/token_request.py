@@ -51,7 +51,7 @@ class _TokenRequest(msgspec.Struct, frozen=True):
     status: _TokenStatus
 
 
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+class _SecretMetadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
     creation_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -60,7 +60,7 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _SecretObject(msgspec.Struct, frozen=True):
-    metadata: _Metadata
+    metadata: _SecretMetadata
 
 
 class _ListMetadata(msgspec.Struct, frozen=True):
@@ -244,8 +244,8 @@ class TokenRequestSource:
             found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
             await self._delete(each for each in found if now - each.creation_timestamp.timestamp() > EXPIRED_AFTER_S)
 
-    async def _list(self, selector: str) -> list[_Metadata]:
-        found: list[_Metadata] = []
+    async def _list(self, selector: str) -> list[_SecretMetadata]:
+        found: list[_SecretMetadata] = []
         query = [("labelSelector", selector), ("limit", str(PAGE))]
         continued = ""
         while True:
@@ -259,7 +259,7 @@ class TokenRequestSource:
             if not continued:
                 return found
 
-    async def _delete(self, found: Iterable[_Metadata]) -> None:
+    async def _delete(self, found: Iterable[_SecretMetadata]) -> None:
         for each in found:
             body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": each.uid}}
             path = f"{self._secrets}/{each.name}"

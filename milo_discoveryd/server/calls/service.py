@@ -62,7 +62,7 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     stalled_s: float
 
 
-class Shard(Protocol):
+class ShardMembership(Protocol):
     """This daemon as a member of a group."""
 
     def valid_s(self) -> float | None:
@@ -85,7 +85,7 @@ class Service:
         signer: TokenSigner,
         draw: Draw = random.random,
         singletons: Singletons | None = None,
-        shard: Shard | None = None,
+        shard: ShardMembership | None = None,
     ) -> None:
         """`shard`: set if the daemon shares the clusters with others."""
         self._fleet = fleet

@@ -10,7 +10,7 @@ from milo_sandbox.resources import Document, Resource
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
-class Objects(Protocol):
+class DefinitionStore(Protocol):
     """The part of a store that definitions use."""
 
     def __getitem__(self, resource: Resource) -> Collection: ...
@@ -26,7 +26,7 @@ class Objects(Protocol):
 class Definitions:
     """Serves the resources of the stored definitions, and deletes their objects with them."""
 
-    def __init__(self, store: Objects) -> None:
+    def __init__(self, store: DefinitionStore) -> None:
         self._store = store
         self._served: dict[str, tuple[Document, Resource]] = {}
 

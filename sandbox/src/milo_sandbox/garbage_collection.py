@@ -15,7 +15,7 @@ _MENTIONS_OWNERS = b'"ownerReferences"'
 Key = tuple[Resource, str]
 
 
-class Objects(Protocol):
+class DependentStore(Protocol):
     """The writes of a store that the collector uses."""
 
     def find(self, resource: Resource, key: str) -> Record | None: ...
@@ -26,7 +26,7 @@ class Objects(Protocol):
 class GarbageCollector:
     """Deletes objects whose owners are all deleted, and honors the propagation policies Foreground and Orphan."""
 
-    def __init__(self, store: Objects) -> None:
+    def __init__(self, store: DependentStore) -> None:
         self._store = store
         self._by_uid: dict[str, Key] = {}
         self._dependents: dict[str, dict[Key, None]] = {}

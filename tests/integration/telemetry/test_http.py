@@ -18,7 +18,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import RecentChanges, StatusBoard
-from milo_discoveryd.telemetry.http import CONNECTIONS, VIEWERS, Endpoint
+from milo_discoveryd.telemetry.http import CONNECTIONS, VIEWERS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
@@ -28,7 +28,7 @@ from milo_kube.http.server import HttpReply, Request, StreamedReply
 
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    endpoint = Endpoint(Metrics(), cast(StatusBoard, None), ready=lambda: {"synced": None})
+    endpoint = HttpEndpoint(Metrics(), cast(StatusBoard, None), ready=lambda: {"synced": None})
     try:
         yield await endpoint.start("127.0.0.1", 0)
     finally:
@@ -58,7 +58,7 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
     return Request(path=path, query={"json": ""}, headers=headers, peer=peer)
 
 
-def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
+def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
     """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
     fleet = DirectFleet(
         ChangeLog(lambda event: b"", Retention()),
@@ -78,7 +78,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
         credentials=lambda: [health],
         credential_of=lambda _: None,
     )
-    return Endpoint(metrics, board, ready=lambda: {"synced": None}, names_for=names_for, hosts=hosts)
+    return HttpEndpoint(metrics, board, ready=lambda: {"synced": None}, names_for=names_for, hosts=hosts)
 
 
 @pytest.mark.parametrize(

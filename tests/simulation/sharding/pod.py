@@ -7,7 +7,7 @@ from typing import Protocol
 from milo_discoveryd.sharding.actions import Read, Request, Wait
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.host import Host
 
 POLL_S = 3.0
@@ -275,15 +275,15 @@ class Pod:
             self.member.drained(ownership.view.number)
 
     def _decide(self, cluster: str, ownership: Ownership) -> None:
-        claim = ownership.decide(cluster).claim
-        if self._traits.engages_unacknowledged and claim is Claim.WAITING and ownership.may_engage:
-            claim = Claim.OWNED
-        if claim is Claim.OWNED and cluster not in self.engaged:
+        state = ownership.decide(cluster).state
+        if self._traits.engages_unacknowledged and state is KeyOwnership.WAITING and ownership.may_engage:
+            state = KeyOwnership.OWNED
+        if state is KeyOwnership.OWNED and cluster not in self.engaged:
             self._incarnations += 1
             self.engaged[cluster] = self._incarnations
             self._observer.engaged(self, cluster)
             self.host.after(0.01, self.operator.ask_once)
-        elif claim is Claim.FOREIGN and cluster in self.engaged and cluster not in self.draining:
+        elif state is KeyOwnership.FOREIGN and cluster in self.engaged and cluster not in self.draining:
             self.draining.add(cluster)
             early = self._traits.releases_early
             self.operator.drain(cluster, self.engaged[cluster], releases_early=early)

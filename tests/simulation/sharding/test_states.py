@@ -14,7 +14,7 @@ import pytest
 from milo_discoveryd.sharding.actions import Read, Request, Wait
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim
+from milo_discoveryd.sharding.ownership import KeyOwnership
 from milo_discoveryd.sharding.state import Candidates, Seen, State, Timing
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 
@@ -233,13 +233,13 @@ class Search:
             engaged = draining = frozenset()
         else:
             for cluster in CLUSTERS:
-                claim = ownership.decide(cluster).claim
-                if self._engages_early and claim is Claim.WAITING and ownership.may_engage:
-                    claim = Claim.OWNED
-                if claim is Claim.OWNED and cluster not in engaged:
+                state = ownership.decide(cluster).state
+                if self._engages_early and state is KeyOwnership.WAITING and ownership.may_engage:
+                    state = KeyOwnership.OWNED
+                if state is KeyOwnership.OWNED and cluster not in engaged:
                     engaged |= {cluster}
                     self.moves += 1
-                elif claim is Claim.FOREIGN and cluster in engaged:
+                elif state is KeyOwnership.FOREIGN and cluster in engaged:
                     draining |= {cluster}
             if not draining or self._acknowledges_early:
                 member.drained(ownership.view.number)

@@ -1658,7 +1658,7 @@ MUTANTS = (
     Mutant(
         "a cluster is engaged before the credentials of its former owner are revoked",
         "sharding/credential_fence.py",
-        "return any(each.decide(key).claim is Claim.OWNED for each in self._cleared)",
+        "return any(each.decide(key).state is KeyOwnership.OWNED for each in self._cleared)",
         "return True",
         (f"{SHARDING}/test_credential_fence.py",),
     ),

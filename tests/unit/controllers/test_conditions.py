@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.conditions import (
     is_terminating,
-    micro_timestamp,
     owner_reference,
-    timestamp,
     with_condition,
     with_owner,
 )
@@ -74,4 +73,4 @@ def test_terminating_object_has_a_deletion_timestamp() -> None:
 
 def test_times_are_in_utc() -> None:
     local = NOW.astimezone(timezone(timedelta(hours=2)))
-    assert (timestamp(local), micro_timestamp(local)) == ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678900Z")
+    assert (rfc3339(local), rfc3339(local, "microseconds")) == ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678900Z")

@@ -9,7 +9,7 @@ from milo_discovery.controllers.object_cache import (
     CachedObject,
     Change,
     ObjectCache,
-    Owner,
+    OwnerReference,
     object_decoder,
 )
 from milo_kube.reflect.messages import (
@@ -38,7 +38,7 @@ def document(name: str, version: str = "1", *, color: str = "", **metadata: Any)
 
 def cached(name: str, version: str = "1", *, color: str = "", owner: str = "", uid: str = "") -> CachedObject:
     raw = msgspec.json.encode(document(name, version, color=color))
-    owners = (Owner(owner, "owner"),) if owner else ()
+    owners = (OwnerReference(owner, "owner"),) if owner else ()
     return CachedObject(name, "default", uid or f"uid-{name}", version, raw, owners)
 
 
@@ -163,7 +163,12 @@ def decoded(found: dict[str, Any], *, metadata_only: bool = False) -> CachedObje
 def test_decoder_keeps_the_object_and_its_owners() -> None:
     found = document("a", ownerReferences=[{"uid": "o1", "name": "one", "kind": "Widget"}])
     seen = decoded(found)
-    assert (seen.place, seen.uid, seen.version, seen.owners) == (("default", "a"), "uid-a", "1", (Owner("o1", "one"),))
+    assert (seen.place, seen.uid, seen.version, seen.owners) == (
+        ("default", "a"),
+        "uid-a",
+        "1",
+        (OwnerReference("o1", "one"),),
+    )
     assert msgspec.json.decode(seen.raw) == found
 
 

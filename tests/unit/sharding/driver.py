@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from milo_discoveryd.sharding.actions import Read, Request, Wait
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim
+from milo_discoveryd.sharding.ownership import KeyOwnership
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 
 
@@ -64,4 +64,4 @@ class Driver:
         ownership = self.members[name].ownership(self.now)
         if ownership is None:
             return set()
-        return {key for key in map(str, range(keys)) if ownership.decide(key).claim is Claim.OWNED}
+        return {key for key in map(str, range(keys)) if ownership.decide(key).state is KeyOwnership.OWNED}

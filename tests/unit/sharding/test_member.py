@@ -8,7 +8,7 @@ import pytest
 from milo_discoveryd.sharding.actions import Delete, Evict, Read, Wait, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim
+from milo_discoveryd.sharding.ownership import KeyOwnership
 from milo_discoveryd.sharding.state import TIMING
 from tests.unit.sharding.driver import Driver
 
@@ -424,7 +424,7 @@ def test_ownership_of_a_member_outside_the_view_owns_nothing() -> None:
     driver.run(2)
     ownership = driver.members["c"].ownership(driver.now)
     assert ownership is not None
-    assert {ownership.decide(key).claim for key in ALL} == {Claim.FOREIGN}
+    assert {ownership.decide(key).state for key in ALL} == {KeyOwnership.FOREIGN}
 
 
 def test_view_is_confirmed_by_later_renewals_of_all_others() -> None:

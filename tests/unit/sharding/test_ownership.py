@@ -1,5 +1,5 @@
 from milo_discoveryd.sharding.leases import View, ViewMember
-from milo_discoveryd.sharding.ownership import Claim, Decision, Ownership
+from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
 
 BOTH = {"a": ViewMember("a.1"), "b": ViewMember("b.1")}
 # "x" belongs to `a` of these two, and "y" to `b`: see the first test.
@@ -8,36 +8,39 @@ VIEW = View(number=1, id="1", members=BOTH)
 
 def test_key_is_owned_by_the_member_with_the_highest_score() -> None:
     keys = {key: Ownership(view=VIEW, member="a", term="a.1").decide(key) for key in "wxyz"}
-    assert set(keys.values()) == {Decision(Claim.OWNED, "a"), Decision(Claim.FOREIGN, "b")}
+    assert set(keys.values()) == {Decision(KeyOwnership.OWNED, "a"), Decision(KeyOwnership.FOREIGN, "b")}
     for key, decision in keys.items():
-        claim = Claim.FOREIGN if decision.claim is Claim.OWNED else Claim.OWNED
-        assert Ownership(view=VIEW, member="b", term="b.1").decide(key).claim is claim
+        state = KeyOwnership.FOREIGN if decision.state is KeyOwnership.OWNED else KeyOwnership.OWNED
+        assert Ownership(view=VIEW, member="b", term="b.1").decide(key).state is state
 
 
 def test_member_of_another_term_owns_nothing() -> None:
     ownership = Ownership(view=VIEW, member="a", term="a.2")
-    assert all(ownership.decide(key).claim is Claim.FOREIGN for key in "wxyz")
+    assert all(ownership.decide(key).state is KeyOwnership.FOREIGN for key in "wxyz")
 
 
 def test_nothing_is_owned_without_members() -> None:
     view = View(number=1, id="1", members={})
-    assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(Claim.FOREIGN, None)
+    assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
 
 
 def test_member_waits_while_it_must_not_engage() -> None:
     ownership = Ownership(view=VIEW, member="a", term="a.1", may_engage=False)
-    assert {ownership.decide(key).claim for key in "wxyz"} == {Claim.WAITING, Claim.FOREIGN}
+    assert {ownership.decide(key).state for key in "wxyz"} == {KeyOwnership.WAITING, KeyOwnership.FOREIGN}
 
 
 def test_member_waits_for_the_former_owner_that_has_not_acknowledged() -> None:
     view = View(number=2, id="2", members={"a": ViewMember("a.1")}, previous=BOTH)
     waiting = Ownership(view=view, member="a", term="a.1", unsettled=frozenset({"a", "b"}))
-    assert {waiting.decide(key) for key in "wxyz"} == {Decision(Claim.OWNED, "a"), Decision(Claim.WAITING, "b")}
+    assert {waiting.decide(key) for key in "wxyz"} == {
+        Decision(KeyOwnership.OWNED, "a"),
+        Decision(KeyOwnership.WAITING, "b"),
+    }
     settled = Ownership(view=view, member="a", term="a.1", unsettled=frozenset({"a"}))
-    assert {settled.decide(key).claim for key in "wxyz"} == {Claim.OWNED}
+    assert {settled.decide(key).state for key in "wxyz"} == {KeyOwnership.OWNED}
 
 
 def test_member_waits_for_its_own_former_term() -> None:
     view = View(number=2, id="2", members={"a": ViewMember("a.2")}, previous={"a": ViewMember("a.1")})
     ownership = Ownership(view=view, member="a", term="a.2", unsettled=frozenset({"a"}))
-    assert ownership.decide("x") == Decision(Claim.WAITING, "a")
+    assert ownership.decide("x") == Decision(KeyOwnership.WAITING, "a")

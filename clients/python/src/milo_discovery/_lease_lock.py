@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from milo_discovery._rfc3339 import rfc3339
 
 _RELEASED_DURATION_S = 1
 
@@ -85,7 +87,7 @@ class LeaseLock:
             duration = spec.get("leaseDurationSeconds") or self._timing.lease_duration
             if now < self._seen_at + duration:
                 return None
-        time = _micro_time(wall_clock)
+        time = rfc3339(wall_clock, "microseconds")
         transitions = int(spec.get("leaseTransitions") or 0)
         return {
             **spec,
@@ -107,7 +109,7 @@ class LeaseLock:
         if self._renewed_at is None:
             return None
         self._renewed_at = None
-        time = _micro_time(wall_clock)
+        time = rfc3339(wall_clock, "microseconds")
         released = {"holderIdentity": "", "leaseDurationSeconds": _RELEASED_DURATION_S, "renewTime": time}
         return {**_spec(self._seen), **released}
 
@@ -119,7 +121,3 @@ def _spec(lease: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def _version(lease: Mapping[str, Any] | None) -> tuple[str, str] | None:
     metadata = None if lease is None else lease["metadata"]
     return metadata and (metadata["uid"], metadata["resourceVersion"])
-
-
-def _micro_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -39,7 +39,7 @@ _OWNERSHIP_CHECK_S = 0.2
 """How often a watch checks whether a daemon that owns nothing owns its clusters again."""
 
 
-class Release(Protocol):
+class SyncRelease(Protocol):
     """Releases a draining cluster."""
 
     def __call__(self, cluster: Cluster, *, subscriber: str) -> None: ...
@@ -188,7 +188,7 @@ class SyncWatch(WatchState):
         connect: Callable[[], grpc.Channel],
         on_close: Callable[[SyncWatch], None],
         metadata: Callable[[], tuple[tuple[str, str], ...]],
-        release: Release,
+        release: SyncRelease,
     ) -> None:
         super().__init__(subscription)
         self._connect = connect

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ import click
 from milo_discovery._address import grpc_target
 from milo_discovery._credential_cache import usable_until
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import Connection, unary
@@ -114,14 +115,10 @@ def _exec_credential(exec_info: dict[str, Any], access: KubeconfigAccess, kubeco
     status: dict[str, str] = {}
     if kubeconfig.HasField("expires_at"):
         expires_at, issued_at = kubeconfig.expires_at.ToDatetime(UTC), kubeconfig.issued_at.ToDatetime(UTC)
-        status["expirationTimestamp"] = _rfc3339(usable_until(expires_at, issued_at))
+        status["expirationTimestamp"] = rfc3339(usable_until(expires_at, issued_at), "milliseconds")
     if access.token is not None:
         status["token"] = access.token
     if access.certificate is not None and access.key is not None:
         status["clientCertificateData"] = access.certificate
         status["clientKeyData"] = access.key
     return {"kind": "ExecCredential", "apiVersion": exec_info["apiVersion"], "status": status}
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

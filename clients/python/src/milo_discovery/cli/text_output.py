@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.cli.exit_status import printable
 from milo_discovery.events import Event
 from milo_discovery.model import (
@@ -52,7 +53,7 @@ def age(moment: datetime | None, now: datetime) -> str:
 
 
 def timestamp(moment: datetime | None) -> str:
-    return NONE if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return NONE if moment is None else rfc3339(moment)
 
 
 def state(cluster: Cluster) -> str:

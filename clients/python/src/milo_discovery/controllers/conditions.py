@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.kinds import Document
 
 ConditionStatus = Literal["True", "False", "Unknown"]
@@ -28,12 +29,12 @@ def with_condition(
     if generation is not None:
         wanted["observedGeneration"] = generation
     if before is None:
-        found.append({**wanted, "lastTransitionTime": timestamp(now)})
+        found.append({**wanted, "lastTransitionTime": rfc3339(now)})
         return found
     if all(before.get(name) == value for name, value in wanted.items()):
         return None
     if before.get("status") != status or not before.get("lastTransitionTime"):
-        before["lastTransitionTime"] = timestamp(now)
+        before["lastTransitionTime"] = rfc3339(now)
     before.update(wanted)
     return found
 
@@ -64,13 +65,3 @@ def with_owner(body: Document, reference: Document) -> Document:
 
 def is_terminating(found: Document) -> bool:
     return bool(found["metadata"].get("deletionTimestamp"))
-
-
-def timestamp(at: datetime) -> str:
-    """Return the time as metav1.Time, in seconds."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def micro_timestamp(at: datetime) -> str:
-    """Return the time as metav1.MicroTime."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

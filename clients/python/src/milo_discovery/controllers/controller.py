@@ -107,7 +107,7 @@ class ControllerSpec(NamedTuple):
         return InformerKey(self.kind.resource, self.selector)
 
 
-class Member(Protocol):
+class ReconciledCluster(Protocol):
     """An engaged cluster, as a controller needs it."""
 
     @property
@@ -132,7 +132,7 @@ class Controller:
         spec: ControllerSpec,
         reconciler: Reconciler[Any],
         *,
-        members: Mapping[str, Member],
+        members: Mapping[str, ReconciledCluster],
         clusters: FleetView,
         metrics: ControllerMetrics,
         events: EventLog,
@@ -172,14 +172,14 @@ class Controller:
 
     # --- called by the runtime ---
 
-    def engage(self, member: Member) -> None:
+    def engage(self, member: ReconciledCluster) -> None:
         self.queue.engage(member.cluster.name, member.incarnation)
 
-    def drop(self, member: Member) -> None:
+    def drop(self, member: ReconciledCluster) -> None:
         """Forget the queued objects of the member. The runtime cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
 
-    def listed(self, member: Member) -> None:
+    def listed(self, member: ReconciledCluster) -> None:
         """Start reconciling in this cluster, if all informers that are needed for it have synced.
 
         Others, which reconcilers may read, are awaited too, unless they fail.
@@ -189,11 +189,11 @@ class Controller:
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
 
-    def unpark(self, member: Member) -> None:
+    def unpark(self, member: ReconciledCluster) -> None:
         self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
         self.pump_soon()
 
-    def changed(self, member: Member, informer: Informer, change: Change) -> None:
+    def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
         """Enqueue the objects that a change concerns."""
         priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
         if informer.key == self.spec.primary:
@@ -205,7 +205,7 @@ class Controller:
         for watched in self._mapped.get(informer.key, ()):
             self._add_mapped(member, watched, change, priority)
 
-    def resync(self, member: Member) -> None:
+    def resync(self, member: ReconciledCluster) -> None:
         """Enqueue every object of the cluster."""
         for found in member.informers[self.spec.primary].cache.values():
             self._add(member, found.namespace, found.name, Priority.BACKGROUND)
@@ -216,13 +216,13 @@ class Controller:
 
     # --- changes ---
 
-    def _add(self, member: Member, namespace: str, name: str, priority: Priority) -> None:
+    def _add(self, member: ReconciledCluster, namespace: str, name: str, priority: Priority) -> None:
         key = ObjectKey(member.cluster.name, member.incarnation, namespace, name)
         self.queue.add(key, self._clock(), priority)
         self._adds.inc()
         self.pump_soon()
 
-    def _add_owners(self, member: Member, owned: CachedObject, priority: Priority) -> None:
+    def _add_owners(self, member: ReconciledCluster, owned: CachedObject, priority: Priority) -> None:
         primaries = member.informers[self.spec.primary].cache
         for owner in owned.owners:
             for namespace in {owned.namespace, ""}:
@@ -231,7 +231,7 @@ class Controller:
                 if found is not None and found.uid == owner.uid:
                     self._add(member, namespace, owner.name, priority)
 
-    def _add_mapped(self, member: Member, watched: WatchedKind, change: Change, priority: Priority) -> None:
+    def _add_mapped(self, member: ReconciledCluster, watched: WatchedKind, change: Change, priority: Priority) -> None:
         try:
             targets = tuple(watched.map(Watched(watched.kind, change, member.cluster, self._clusters)))
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
@@ -267,7 +267,7 @@ class Controller:
         if due is not None and self._active < self.spec.workers:
             self._timer = asyncio.get_running_loop().call_at(due, self._pump)
 
-    async def _process(self, member: Member, work: Work) -> None:
+    async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
         self._queue_duration.observe(work.queued_s)
         began = self._running[key] = self._clock()
@@ -292,7 +292,7 @@ class Controller:
         self._active -= 1
         self.pump_soon()
 
-    async def _reconciled(self, member: Member, work: Work) -> Outcome:
+    async def _reconciled(self, member: ReconciledCluster, work: Work) -> Outcome:
         request = Request(
             kind=self.spec.kind,
             namespace=work.key.namespace,

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from milo_discovery.controllers.conditions import micro_timestamp
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.kinds import Document
 
 EventType = Literal["Normal", "Warning"]
@@ -79,7 +79,7 @@ class EventLog:
             if series.count > 2 and at - series.written_at < _REPORT_EVERY_S:
                 return None
             series.written_at = at
-            body = {"series": {"count": series.count, "lastObservedTime": micro_timestamp(now)}}
+            body = {"series": {"count": series.count, "lastObservedTime": rfc3339(now, "microseconds")}}
             return PatchEvent(series.namespace, series.name, body)
         namespace = metadata.get("namespace") or "default"
         name = f"{metadata['name'][:200]}.{int(at * 1_000_000):x}"
@@ -102,7 +102,7 @@ class EventLog:
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
                 "metadata": {"name": name, "namespace": namespace},
-                "eventTime": micro_timestamp(now),
+                "eventTime": rfc3339(now, "microseconds"),
                 "reportingController": self._controller,
                 "reportingInstance": self._instance,
                 "action": content.action,

@@ -21,7 +21,7 @@ class ClusterObject(NamedTuple, Generic[T]):
     object: T
 
 
-class Member(Protocol):
+class CachedCluster(Protocol):
     """An engaged cluster with its informers."""
 
     @property
@@ -35,7 +35,7 @@ class ClusterView:
 
     __slots__ = ("_member",)
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: CachedCluster) -> None:
         self._member = member
 
     @property
@@ -103,7 +103,7 @@ class ClusterView:
 class FleetView:
     """The caches of all engaged clusters."""
 
-    def __init__(self, members: Mapping[str, Member]) -> None:
+    def __init__(self, members: Mapping[str, CachedCluster]) -> None:
         self._members = members
 
     def __contains__(self, cluster: str) -> bool:
@@ -151,7 +151,7 @@ class FleetView:
                     yield ClusterObject(member.cluster, found)
 
 
-def synced_cache(member: Member, kind: Kind[Any] | str, selector: str) -> ObjectCache:
+def synced_cache(member: CachedCluster, kind: Kind[Any] | str, selector: str) -> ObjectCache:
     """Return the cache of a kind. Raises NotCached or NotSynced."""
     found = informer(member, kind, selector)
     if not found.cache.synced:
@@ -160,7 +160,7 @@ def synced_cache(member: Member, kind: Kind[Any] | str, selector: str) -> Object
     return found.cache
 
 
-def informer(member: Member, kind: Kind[Any] | str, selector: str = "") -> Informer:
+def informer(member: CachedCluster, kind: Kind[Any] | str, selector: str = "") -> Informer:
     """Return the informer of a kind. Raises NotCached."""
     key = InformerKey(kind_of(kind).resource, selector)
     try:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.model import Kubeconfig
+from milo_kube import addresses
 
 _READ_AGAIN = timedelta(seconds=60)
 _PLUGIN_TIMEOUT_S = 30.0
@@ -69,7 +70,7 @@ class ServiceAccount:
         if not host or not port:
             raise UnusableKubeconfig("not running in a pod: name a kubeconfig instead")
         access = KubeconfigAccess(
-            server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+            server=f"https://{addresses.bracketed(host)}:{port}",
             authorities=_text(self._folder / "ca.crt"),
             token=_text(self._folder / "token").strip(),
         )

@@ -29,7 +29,7 @@ Place = tuple[str, str]
 """Namespace and name of an object."""
 
 
-class Owner(NamedTuple):
+class OwnerReference(NamedTuple):
     """An object that another one belongs to."""
 
     uid: str
@@ -44,7 +44,7 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     raw: bytes = b""
-    owners: tuple[Owner, ...] = ()
+    owners: tuple[OwnerReference, ...] = ()
     problem: str = ""
     """Why it could not be decoded."""
 
@@ -125,7 +125,7 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
 
     def observe(raw: msgspec.Raw) -> CachedObject:
         metadata = _OBJECT.decode(raw).metadata
-        owners = tuple(Owner(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
+        owners = tuple(OwnerReference(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
         stripped = bytes(raw)
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)

@@ -6,10 +6,10 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import ClassVar, Protocol
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.model import Cluster, ConnectivityState
 from milo_discovery.publishing.objects import Document, Rendered, Resource, copied_labels
 
@@ -18,6 +18,7 @@ _EXEC_EXTENSION = "client.authentication.k8s.io/exec"
 _EXEC_VERSION = "client.authentication.k8s.io/v1"
 _CLUSTER_MANAGER_LABEL = "x-k8s.io/cluster-manager"
 _MAX_PROPERTY_LENGTH = 1024
+_EPOCH = "1970-01-01T00:00:00Z"
 # Condition status, reason and message by the result of the daemon's probes.
 _HEALTH = {
     ConnectivityState.REACHABLE: ("True", "Reachable", "milo-discoveryd reaches the control plane"),
@@ -149,7 +150,7 @@ def _health(cluster: Cluster) -> Document:
         "status": status,
         "reason": reason,
         "message": message,
-        "lastTransitionTime": _rfc3339(since),
+        "lastTransitionTime": _EPOCH if since is None else rfc3339(since),
     }
 
 
@@ -164,11 +165,6 @@ def _properties(cluster: Cluster) -> list[Document]:
         for name, value in values.items()
         if value
     ]
-
-
-def _rfc3339(moment: datetime | None) -> str:
-    """Return the time with whole seconds, as the API server stores it."""
-    return "1970-01-01T00:00:00Z" if moment is None else f"{moment:%Y-%m-%dT%H:%M:%S}Z"
 
 
 def _encoded(value: str) -> str:

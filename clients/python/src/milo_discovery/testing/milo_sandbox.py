@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.testing.control_plane import ControlPlane
 from milo_discovery.testing.http import SandboxHttp
@@ -167,7 +168,7 @@ class MiloSandbox:
             "status": "True" if ready else "False",
             "reason": reason,
             "message": message,
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTransitionTime": rfc3339(datetime.now(UTC)),
         }
         return self.patch_project(name, {"status": {"conditions": [condition]}}, subresource="status")
 
