@@ -1,0 +1,138 @@
+"""An HTTP/2 connection without sockets: its limits, and streams whose bytes arrive interleaved."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from hyperframe.frame import (
+    GoAwayFrame,
+    PingFrame,
+    SettingsFrame,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milo_kube.http.errors import TransportError
+from milo_kube.http.http2 import Http2Connection
+from tests.integration.http.http2_requests import rest
+
+
+async def test_server_that_sends_pings_without_reading_is_cut_off() -> None:
+    connection, transport = connected()
+    response = connection.send("GET", "/", {"Host": "api.test"})
+    pings = PingFrame(0, bytes(8)).serialize() * 1_000
+    for _ in range(2_000):
+        transport.size += 16 << 10
+        connection.data_received(pings[:170])
+        if transport.is_closing():
+            break
+    assert transport.size <= 17 << 20
+    with pytest.raises(TransportError, match="does not read"):
+        await response.head(10)
+
+
+def connected() -> tuple[Http2Connection, "MemoryTransport"]:
+    connection, transport = Http2Connection("https://api.test"), MemoryTransport()
+    connection.connection_made(transport)
+    connection.data_received(SettingsFrame(0).serialize())
+    return connection, transport
+
+
+async def test_acknowledgement_before_goaway_is_sent() -> None:
+    connection, transport = connected()
+    connection.send("GET", "/", {"Host": "api.test"})
+    frames = PingFrame(0, b"goodbye!"), GoAwayFrame(0, last_stream_id=1)
+    connection.data_received(b"".join(frame.serialize() for frame in frames))
+    assert PingFrame(0, b"goodbye!", flags=["ACK"]).serialize() in transport.written
+
+
+async def test_streams_are_limited_where_the_server_sets_no_limit() -> None:
+    connection, _ = connected()
+    for _ in range(1000):
+        assert connection.has_room
+        connection.send("GET", "/", {"Host": "api.test"})
+    assert not connection.has_room
+
+
+class MemoryTransport(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.size = 0
+        self._is_closing = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.size
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._is_closing = True
+
+    abort = close
+
+
+Step = tuple[int, int, bool]
+"""The number of the stream, how many bytes the server sends on it, and whether the reader reads afterwards."""
+
+
+@settings(max_examples=25)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40_000), st.booleans()), max_size=30),
+    cuts=st.lists(st.integers(1, 30_000), min_size=1, max_size=20),
+)
+async def test_interleaved_streams_deliver_their_own_bytes(steps: list[Step], cuts: list[int]) -> None:
+    connection, transport = Http2Connection("https://api.test"), MemoryTransport()
+    connection.connection_made(transport)
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    responses = []
+
+    def exchange() -> None:
+        """Pass on what each side has sent, in pieces of other sizes than it was sent in."""
+        while transport.written or (data := server.data_to_send()):
+            if transport.written:
+                server.receive_data(bytes(transport.written))
+                transport.written.clear()
+                continue
+            for cut in itertools.cycle(cuts):
+                connection.data_received(data[:cut])
+                data = data[cut:]
+                if not data:
+                    break
+
+    exchange()
+    for number in range(4):
+        responses.append(connection.send("GET", f"/{number}", {"Host": "api.test"}))
+        exchange()
+        server.send_headers(2 * number + 1, [(":status", "200")])
+    exchange()
+    sent, read = [b""] * 4, [b""] * 4
+    for at, (number, size, is_read) in enumerate(steps):
+        stream = 2 * number + 1
+        body = bytes([at % 251]) * min(size, server.local_flow_control_window(stream))
+        for start in range(0, len(body), server.max_outbound_frame_size):
+            server.send_data(stream, body[start : start + server.max_outbound_frame_size])
+        sent[number] += body
+        exchange()
+        if is_read and responses[number]._chunks:
+            read[number] += await responses[number].read(10)
+            exchange()
+    for number, response in enumerate(responses):
+        server.end_stream(2 * number + 1)
+        exchange()
+        read[number] += await rest(response)
+        response.close()
+        assert response.is_reusable
+    assert read == sent
+    assert connection.is_idle
+    assert connection.is_usable
