@@ -73,7 +73,7 @@ func TestDialRefusesCredentials(t *testing.T) {
 		{port, Credentials{TokenFile: "token"}, "unencrypted"},
 		{socket, Credentials{CAFile: "ca"}, "is a Unix socket"},
 		{socket, Credentials{ServerUID: new(int)}, ""},
-		{port, Credentials{ServerUID: new(int)}, "is no Unix socket"},
+		{port, Credentials{ServerUID: new(int)}, "is not a Unix socket"},
 	} {
 		client, err := Dial(Options{Address: each.address, Credentials: &each.credentials})
 		if each.problem == "" {

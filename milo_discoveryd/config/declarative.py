@@ -62,7 +62,7 @@ class WatchedResource(Group, frozen=True, kw_only=True):
 
 
 class ReadyField(Group, frozen=True, kw_only=True):
-    """When a cluster is engaged."""
+    """The condition or field by which a cluster is engaged."""
 
     condition: Annotated[str, Text(most=316)] = ""
     """Condition in `status.conditions` that must be True."""

@@ -20,7 +20,7 @@ SettingPath: TypeAlias = tuple[str, ...]
 ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
 FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 
-# Kubernetes sets these variables for a Service named milo-discoveryd; they are no settings.
+# Kubernetes sets these variables for a Service named milo-discoveryd; they are not settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 # Spellings of existing operators' configuration, at the top level or under `discovery`.

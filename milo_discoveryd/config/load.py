@@ -258,7 +258,7 @@ def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given])
     for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
             ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
-            ("sources", rule.sources, sources, "the name of a source in kubeconfigs.sources without hand_out: false"),
+            ("sources", rule.sources, sources, "the name of one of kubeconfigs.sources without hand_out: false"),
         ):
             for name in named:
                 if name not in there_are:

@@ -80,7 +80,7 @@ class ClusterSource(Group, frozen=True, kw_only=True):
 
 
 class SourceSettings(Group, frozen=True, kw_only=True):
-    """How the API server is listed and watched."""
+    """Settings of lists and watches."""
 
     # With pages of 500, the usual size, a list of 100,000 objects takes the server minutes.
     page_size: Annotated[int, Whole(1, 100_000)] = 5_000
@@ -105,7 +105,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
 
 
 class Tombstones(Group, frozen=True, kw_only=True):
-    """How long the change log keeps tombstones. A subscriber that was disconnected for longer gets a snapshot."""
+    """Retention of tombstones in the change log. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
     """Disengaged clusters that the change log keeps, so that subscribers can resume. A subscriber that missed more gets

@@ -19,7 +19,7 @@ _HINT = "milo-discovery is not on PATH. It comes with the Python package milo-di
 
 
 class ClusterTrust(msgspec.Struct, frozen=True):
-    """How clients verify the API servers of all clusters."""
+    """The trust settings with which clients verify the API servers of all clusters."""
 
     authorities: bytes | None
     """PEM; None stands for the system's CAs."""

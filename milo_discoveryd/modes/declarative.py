@@ -48,14 +48,14 @@ class DeclaredObject(msgspec.Struct, gc=False):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """When a cluster is engaged: a field has one of these values."""
+    """The rule by which a cluster is engaged: a field has one of these values."""
 
     field: FieldPath
     values: tuple[str, ...]
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where a cluster's API server is."""
+    """The place of a cluster's API server."""
 
     template: Template | None = None
     url: FieldPath | None = None

@@ -103,7 +103,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
     try:
         leases = msgspec.json.decode(body, type=_LeaseList).items
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise LeaseFormatError(f"the list of Leases is no list of Leases: {error}") from error
+        raise LeaseFormatError(f"the response to a list of Leases is not one: {error}") from error
     members: dict[str, MemberLease] = {}
     view, view_version = None, ""
     for lease in leases:
@@ -126,7 +126,7 @@ def decode_version(body: bytes) -> str:
     try:
         return msgspec.json.decode(body, type=_Lease).version
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise LeaseFormatError(f"the response to a write is no Lease: {error}") from error
+        raise LeaseFormatError(f"the response to a write is not a Lease: {error}") from error
 
 
 def _member(lease: _Lease) -> MemberLease:

@@ -264,7 +264,7 @@ class Member:
         return None
 
     def _next_renewal(self, lease: MemberLease | None) -> int:
-        """Return a number that no write of this holder had, also none that a restored backup lacks."""
+        """Return a number that no write of this holder has had, including writes that a restored backup lacks."""
         return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
 
     def _acknowledgeable(self, now: float) -> int:

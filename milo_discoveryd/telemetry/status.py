@@ -13,7 +13,7 @@ from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50
 ENGAGED, UNREACHABLE = "engaged", "unreachable"
-"""States to ask for besides those of objects."""
+"""States that queries can select, besides those of objects."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -248,7 +248,7 @@ func (w *world) untilGone(provider mc.Provider, name mc.ClusterName) {
 			return errors.New("Get returns it")
 		}
 		if !errors.Is(err, mc.ErrClusterNotFound) {
-			w.t.Fatalf("Get: %v, which is no ErrClusterNotFound", err)
+			w.t.Fatalf("Get: %v, which is not an ErrClusterNotFound", err)
 		}
 		return nil
 	})

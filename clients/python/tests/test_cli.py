@@ -389,7 +389,7 @@ class TestShards:
         [line] = [line for line in (await command("shards")).lines if line and line[0] == "draining"]
         assert " ".join(line[1:]) == text
 
-    async def test_shards_of_a_daemon_without_a_group(self, command, daemon):
+    async def test_shards_reports_a_daemon_without_a_group(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")
         assert (outcome.status, outcome.out) == (0, "")

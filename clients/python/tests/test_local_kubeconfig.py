@@ -124,7 +124,7 @@ def test_unknown_context_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "clusters: [", '"text"', '{"current-context": ""}'])
-def test_file_that_is_no_kubeconfig_is_refused_without_quoting_it(tmp_path: Path, content: str):
+def test_file_that_is_not_a_kubeconfig_is_refused_without_quoting_it(tmp_path: Path, content: str):
     path = tmp_path / "kubeconfig"
     path.write_text(content)
     with pytest.raises(UnusableKubeconfig, match=str(path)):

@@ -170,7 +170,7 @@ def decode_frame(frame: bytes) -> pb.ClusterEvent:
 def _cluster(of: Cluster, epoch: str) -> bytes:
     target = of.target
     suspensions = target.suspensions
-    # Taken apart once, not by the target's properties: this is for every event.
+    # Unpacked once, not by the target's properties, since this runs for every event.
     source, _, local_name = target.name.rpartition(SOURCE_SEPARATOR)
     return b"".join(
         (

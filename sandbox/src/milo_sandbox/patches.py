@@ -90,7 +90,7 @@ def _value(operation: Document) -> Any:
 def _pointer(operation: Document, member: str) -> list[str]:
     text = operation.get(member)
     if not isinstance(text, str) or (text and not text.startswith("/")):
-        raise refusals.bad_request(f"JSON patch: {member!r} is no JSON pointer: {text!r}")
+        raise refusals.bad_request(f"JSON patch: {member!r} is not a JSON pointer: {text!r}")
     return [part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:]]
 
 

@@ -138,7 +138,7 @@ def test_watch_with_an_error_event_fails() -> None:
     assert api_responses.watching("watch", PROJECTS, 200, b"").level == "ok"
 
 
-def test_error_body_that_is_no_status_is_truncated() -> None:
+def test_error_body_that_is_not_a_status_is_truncated() -> None:
     finding = api_responses.watching("it", PROJECTS, 400, b"<html>\n" + b"x" * 1000)
     assert finding.message.startswith("400: <html> xxx")
     assert len(finding.message) < 400

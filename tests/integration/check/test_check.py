@@ -130,7 +130,7 @@ async def test_missing_crd_fails(sandbox: Sandbox, kubeconfig: Path, tmp_path: P
     assert output.status == 1
 
 
-async def test_server_that_is_no_api_server_fails(tmp_path: Path) -> None:
+async def test_server_that_is_not_an_api_server_fails(tmp_path: Path) -> None:
     async with ApiServer(answering(b"<html>")) as server:
         config = {
             "current-context": "x",

@@ -51,7 +51,7 @@ def test_socket_in_use_is_a_warning_with_the_process(path: Path) -> None:
     assert check(path).level == "ok"
 
 
-def test_socket_path_that_is_no_socket_fails(path: Path) -> None:
+def test_socket_path_that_is_not_a_socket_fails(path: Path) -> None:
     path.write_text("a file")
     assert check(path).message == f"{path} exists and is not a socket"
     path.unlink()

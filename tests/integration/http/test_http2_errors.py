@@ -201,7 +201,7 @@ async def test_bytes_that_are_no_frames_end_the_connection(authority: Authority,
         assert (await failed(using, peer.url)).cause == "closed"
 
 
-async def test_status_that_is_no_number_is_an_error(authority: Authority, using: Client) -> None:
+async def test_status_that_is_not_a_number_is_an_error(authority: Authority, using: Client) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         accepted.h2.send_headers(stream, [(":status", "2OO")], end_stream=True)
 

@@ -93,7 +93,7 @@ async def test_patch_types_are_supported(client: Client, sandbox: Sandbox) -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000])
-async def test_body_that_is_no_object_is_bad_request(client: Client, body: bytes) -> None:
+async def test_body_that_is_not_an_object_is_bad_request(client: Client, body: bytes) -> None:
     assert reason(await client.call("POST", PROJECTS, body)) == (400, "BadRequest")
 
 

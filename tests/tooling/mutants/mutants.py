@@ -1149,7 +1149,7 @@ MUTANTS = (
         ROTATION,
     ),
     Mutant(
-        "a stale review is good enough for a hand-out",
+        "a stale review suffices to issue a kubeconfig",
         "server/calls/verification.py",
         "if age_s <= HANDOUT_MAX_AGE_S or",
         "if True or",

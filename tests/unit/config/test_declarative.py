@@ -73,7 +73,7 @@ def test_invalid_declaration_is_refused_with_its_line(
     assert f"line {line} key declarative" in str(refused.value)
 
 
-def test_mode_and_declaration_need_each_other(tmp_path: Path) -> None:
+def test_mode_and_declaration_require_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs mode: declarative"):
         loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
     with pytest.raises(ConfigError, match="needs the setting declarative"):

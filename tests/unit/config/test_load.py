@@ -193,7 +193,7 @@ def test_kubernetes_service_variables_are_ignored() -> None:
         ("\xff", "is not UTF-8 text"),
     ],
 )
-def test_file_that_is_no_mapping_is_reported(file: Path, content: str, complaint: str) -> None:
+def test_file_that_is_not_a_mapping_is_reported(file: Path, content: str, complaint: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     (problem,) = problems(file=file)
     assert problem.startswith(f"file {file}")

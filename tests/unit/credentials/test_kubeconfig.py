@@ -278,7 +278,7 @@ def test_kubeconfig_parser_accepts_or_rejects_any_document(tmp_path: Path, docum
         load_kubeconfig(path)
 
 
-def test_file_that_is_no_kubeconfig_is_rejected(tmp_path: Path) -> None:
+def test_file_that_is_not_a_kubeconfig_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     assert problems(path) == ("cannot be read: No such file or directory",)
     path.write_text("")

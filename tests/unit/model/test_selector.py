@@ -114,5 +114,5 @@ def test_equal_selectors_have_the_same_text(selector: str, canonical: str) -> No
     assert str(parse(canonical)) == canonical
 
 
-def test_requirement_prints_itself() -> None:
+def test_requirement_is_formatted_in_selector_syntax() -> None:
     assert parse("a notin (b)").requirements == (Requirement("a", "notin", frozenset({"b"})),)

@@ -128,7 +128,7 @@ def test_kubeconfig_that_refers_to_files_or_commands_is_rejected(change: dict[st
     "body",
     [b"", b"[]", b"a: [", b"\xff", b"!!python/object:os.system {}", b"a: &a [*a]", content(), b"current-context: x"],
 )
-def test_content_that_is_no_kubeconfig_is_refused(body: bytes) -> None:
+def test_content_that_is_not_a_kubeconfig_is_refused(body: bytes) -> None:
     assert one("alpha", body).problem
 
 

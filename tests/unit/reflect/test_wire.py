@@ -178,7 +178,7 @@ def test_malformed_object_in_page_leaves_others_valid() -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_body_that_is_no_list_is_an_error(body: bytes) -> None:
+def test_body_that_is_not_a_list_is_an_error(body: bytes) -> None:
     with pytest.raises(ListPageError, match="the response is not a list: "):
         DECODER.page(body)
 

@@ -20,7 +20,7 @@ class _OpenEnum(Enum):
 
 
 class DisengageReason(_OpenEnum):
-    """Why a cluster was disengaged. UNSPECIFIED if unknown: see `Event.message`."""
+    """The reason for which a cluster was disengaged. UNSPECIFIED if unknown: see `Event.message`."""
 
     UNSPECIFIED = 0
     DELETED = 1
@@ -35,7 +35,7 @@ class DisengageReason(_OpenEnum):
 
 
 class ConnectivityState(_OpenEnum):
-    """Whether the daemon reaches a cluster's API server."""
+    """The result of the daemon's probes of a cluster's API server."""
 
     UNSPECIFIED = 0
     UNKNOWN = 1
@@ -44,7 +44,7 @@ class ConnectivityState(_OpenEnum):
 
 
 class SourceState(_OpenEnum):
-    """How fresh the daemon's view of Milo is."""
+    """The state of the daemon's view of Milo."""
 
     UNSPECIFIED = 0
     STREAMING = 1
@@ -53,7 +53,7 @@ class SourceState(_OpenEnum):
 
 
 class EngagementReason(_OpenEnum):
-    """Why a name is or is not engaged."""
+    """The reason for which a name is or is not engaged."""
 
     UNSPECIFIED = 0
     ENGAGED = 1
@@ -69,7 +69,7 @@ class EngagementReason(_OpenEnum):
 
 
 class EventType(_OpenEnum):
-    """What happened to a cluster."""
+    """The type of a change to a cluster."""
 
     UNSPECIFIED = 0
     ENGAGED = 1
@@ -79,7 +79,7 @@ class EventType(_OpenEnum):
 
 
 class KubeconfigFormat(_OpenEnum):
-    """How a kubeconfig carries its credential."""
+    """The form in which a kubeconfig carries its credential."""
 
     UNSPECIFIED = 0
     EMBEDDED = 1
@@ -153,7 +153,7 @@ class Kubeconfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceStatus:
-    """How fresh the daemon's view of Milo is. The connection to the daemon is a separate matter."""
+    """The freshness of the daemon's view of Milo. The connection to the daemon is a separate matter."""
 
     state: SourceState = SourceState.UNSPECIFIED
     since: datetime | None = None
@@ -186,7 +186,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engagement:
-    """Whether and why a name is or is not engaged."""
+    """The answer to whether a name is engaged, and why."""
 
     engaged: bool = False
     reason: EngagementReason = EngagementReason.UNSPECIFIED
@@ -218,7 +218,7 @@ class PendingRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
-    """What the daemon knows of one name. `cluster` is None if it never was engaged."""
+    """A report of what the daemon knows of one name. `cluster` is None if it never was engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()
@@ -309,7 +309,7 @@ class Sharding:
 
 
 class SingletonState(Enum):
-    """What a subscriber does of work that one replica does at a time."""
+    """The state of singleton work at a subscriber."""
 
     WAITING = 1
     WORKING = 2

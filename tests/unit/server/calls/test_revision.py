@@ -45,7 +45,7 @@ def test_position_round_trips(position: Position, text: str) -> None:
     ],
     ids=lambda text: repr(text[:40]),
 )
-def test_foreign_text_is_no_position(text: str) -> None:
+def test_foreign_text_is_not_a_position(text: str) -> None:
     assert parse(text) is None
 
 

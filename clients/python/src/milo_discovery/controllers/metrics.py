@@ -137,7 +137,7 @@ class StateCollector(Collector):
         )
         unfinished = GaugeMetricFamily(
             "workqueue_unfinished_work_seconds",
-            "Sum of how long the running reconciles have taken so far, by controller.",
+            "Total time that the running reconciles have taken so far, by controller.",
             labels=("controller", "name"),
         )
         longest = GaugeMetricFamily(

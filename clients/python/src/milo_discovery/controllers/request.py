@@ -195,7 +195,7 @@ class Request(Generic[ObjectT]):
         return self._noted(kind, await self._api.send("PATCH", path, self._manager, patch, content_type=_PATCHES[type]))
 
     async def delete(self, kind: AnyKind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
-        """Delete an object; one that does not exist is no error. With `uid`, only this very object."""
+        """Delete an object; it is not an error if it does not exist. With `uid`, only this very object."""
         body: Document = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}

@@ -27,7 +27,7 @@ _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(se
 
 
 class Accesses:
-    """What is known of each cluster's server. None is known of a daemon that issues no kubeconfigs."""
+    """The known servers of clusters, with their CAs. There are none if the daemon issues no kubeconfigs."""
 
     def __init__(self, client: DiscoveryClient, changed: Callable[[str], None], report: Callable[[str], None]) -> None:
         self._client = client

@@ -68,7 +68,7 @@ class ApiServer:
         return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
 
     async def delete(self, name: str, uid: str, resource_version: str) -> None:
-        """Delete the object, if it is still this version. One that does not exist is no error."""
+        """Delete the object, if it is still this version. It is not an error if it does not exist."""
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         try:
             await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
