@@ -82,9 +82,9 @@ def test_version_of_a_written_lease_is_read_from_the_response() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"items": [{"metadata": {}}]}'])
 def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
-    with pytest.raises(LeaseFormatError, match="no list of Leases"):
+    with pytest.raises(LeaseFormatError, match="the response to a list of Leases"):
         lease_objects.decode_list(body, NAMES)
-    with pytest.raises(LeaseFormatError, match="no Lease"):
+    with pytest.raises(LeaseFormatError, match="not a Lease"):
         lease_objects.decode_version(body)
 
 
