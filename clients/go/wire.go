@@ -148,6 +148,7 @@ func toReport(message *pb.GetClusterResponse) *Report {
 			Message: message.GetEngagement().GetMessage(),
 			Since:   toTime(message.GetEngagement().GetSince()),
 		},
+		Source: toSource(message.GetSource()),
 	}
 	if message.GetCluster() != nil {
 		cluster := toCluster(message.GetCluster())

@@ -83,6 +83,7 @@ func (s service) GetCluster(_ context.Context, request *pb.GetClusterRequest) (*
 		Cluster:     known.cluster,
 		Engagement:  &pb.Engagement{Engaged: known.engaged, Reason: known.reason, Since: known.since},
 		Transitions: slices.Clone(known.transitions),
+		Source:      d.source,
 	}, nil
 }
 

@@ -843,7 +843,8 @@ type Cluster struct {
 	Incarnation string `protobuf:"bytes,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Set once the cluster is about to be disengaged, for streams with `confirm_releases` and in GetCluster: end your work,
 	// and release it. Its credentials work, and are renewed, until it is disengaged. A drain that has begun is not
-	// canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
+	// canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation, unless another
+	// member of the shard group owns it then.
 	Draining *Draining `protobuf:"bytes,14,opt,name=draining,proto3" json:"draining,omitempty"`
 	// The source that it comes from, in a daemon with several.
 	Source string `protobuf:"bytes,15,opt,name=source,proto3" json:"source,omitempty"`
@@ -1565,8 +1566,10 @@ type GetClusterResponse struct {
 	// The subscribers that a draining cluster waits for: those of the caller, or of all callers where the caller may see
 	// all clusters.
 	PendingReleases []*PendingRelease `protobuf:"bytes,4,rep,name=pending_releases,json=pendingReleases,proto3" json:"pending_releases,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How current this is: the status of the source that the name belongs to. Absent if there is no such source.
+	Source        *SourceStatus `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetClusterResponse) Reset() {
@@ -1623,6 +1626,13 @@ func (x *GetClusterResponse) GetTransitions() []*Transition {
 func (x *GetClusterResponse) GetPendingReleases() []*PendingRelease {
 	if x != nil {
 		return x.PendingReleases
+	}
+	return nil
+}
+
+func (x *GetClusterResponse) GetSource() *SourceStatus {
+	if x != nil {
+		return x.Source
 	}
 	return nil
 }
@@ -3320,14 +3330,15 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\asources\x18\x06 \x03(\v2\x1f.milo.discovery.v1.SourceStatusR\asources\x12'\n" +
 	"\x0fpending_sources\x18\a \x03(\tR\x0ependingSources\"'\n" +
 	"\x11GetClusterRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x98\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xd1\x02\n" +
 	"\x12GetClusterResponse\x124\n" +
 	"\acluster\x18\x01 \x01(\v2\x1a.milo.discovery.v1.ClusterR\acluster\x12=\n" +
 	"\n" +
 	"engagement\x18\x02 \x01(\v2\x1d.milo.discovery.v1.EngagementR\n" +
 	"engagement\x12?\n" +
 	"\vtransitions\x18\x03 \x03(\v2\x1d.milo.discovery.v1.TransitionR\vtransitions\x12L\n" +
-	"\x10pending_releases\x18\x04 \x03(\v2!.milo.discovery.v1.PendingReleaseR\x0fpendingReleases\"\x98\x01\n" +
+	"\x10pending_releases\x18\x04 \x03(\v2!.milo.discovery.v1.PendingReleaseR\x0fpendingReleases\x127\n" +
+	"\x06source\x18\x05 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\"\x98\x01\n" +
 	"\x0ePendingRelease\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
@@ -3599,60 +3610,61 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	21, // 30: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
 	22, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
 	20, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
-	46, // 33: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
-	5,  // 34: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	46, // 35: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
-	2,  // 36: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
-	0,  // 37: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	46, // 38: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	45, // 39: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
-	1,  // 40: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
-	25, // 41: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	46, // 42: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 43: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	46, // 44: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	45, // 45: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
-	33, // 46: milo.discovery.v1.ClaimSingletonsRequest.claims:type_name -> milo.discovery.v1.SingletonClaim
-	6,  // 47: milo.discovery.v1.SingletonClaim.state:type_name -> milo.discovery.v1.SingletonClaim.State
-	45, // 48: milo.discovery.v1.ClaimSingletonsResponse.valid_for:type_name -> google.protobuf.Duration
-	46, // 49: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	14, // 50: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	40, // 51: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	41, // 52: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
-	42, // 53: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
-	37, // 54: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
-	38, // 55: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
-	14, // 56: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
-	40, // 57: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
-	39, // 58: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
-	45, // 59: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
-	46, // 60: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
-	45, // 61: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	45, // 62: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	45, // 63: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	7,  // 64: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	16, // 65: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	18, // 66: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	23, // 67: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	26, // 68: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
-	28, // 69: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
-	30, // 70: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
-	32, // 71: milo.discovery.v1.DiscoveryService.ClaimSingletons:input_type -> milo.discovery.v1.ClaimSingletonsRequest
-	35, // 72: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	8,  // 73: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	17, // 74: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	19, // 75: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	24, // 76: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	27, // 77: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
-	29, // 78: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
-	31, // 79: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
-	34, // 80: milo.discovery.v1.DiscoveryService.ClaimSingletons:output_type -> milo.discovery.v1.ClaimSingletonsResponse
-	36, // 81: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	73, // [73:82] is the sub-list for method output_type
-	64, // [64:73] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	14, // 33: milo.discovery.v1.GetClusterResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	46, // 34: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	5,  // 35: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
+	46, // 36: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	2,  // 37: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
+	0,  // 38: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
+	46, // 39: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	45, // 40: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	1,  // 41: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
+	25, // 42: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	46, // 43: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 44: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	46, // 45: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	45, // 46: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
+	33, // 47: milo.discovery.v1.ClaimSingletonsRequest.claims:type_name -> milo.discovery.v1.SingletonClaim
+	6,  // 48: milo.discovery.v1.SingletonClaim.state:type_name -> milo.discovery.v1.SingletonClaim.State
+	45, // 49: milo.discovery.v1.ClaimSingletonsResponse.valid_for:type_name -> google.protobuf.Duration
+	46, // 50: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	14, // 51: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	40, // 52: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
+	41, // 53: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	42, // 54: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
+	37, // 55: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
+	38, // 56: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
+	14, // 57: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
+	40, // 58: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
+	39, // 59: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
+	45, // 60: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
+	46, // 61: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	45, // 62: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	45, // 63: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	45, // 64: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	7,  // 65: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	16, // 66: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	18, // 67: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	23, // 68: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	26, // 69: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	28, // 70: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	30, // 71: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
+	32, // 72: milo.discovery.v1.DiscoveryService.ClaimSingletons:input_type -> milo.discovery.v1.ClaimSingletonsRequest
+	35, // 73: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	8,  // 74: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	17, // 75: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	19, // 76: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	24, // 77: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	27, // 78: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	29, // 79: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	31, // 80: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
+	34, // 81: milo.discovery.v1.DiscoveryService.ClaimSingletons:output_type -> milo.discovery.v1.ClaimSingletonsResponse
+	36, // 82: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	74, // [74:83] is the sub-list for method output_type
+	65, // [65:74] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }

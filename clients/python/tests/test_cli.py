@@ -222,6 +222,20 @@ class TestGetAndExplain:
             "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
         ]
 
+    async def test_get_and_explain_warn_of_a_stale_source(self, command, daemon):
+        state = pb.SourceStatus.STATE_STALE
+        stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago(), name="core")
+        report = pb.GetClusterResponse(engagement=self.REPORT.engagement, source=stale)
+        daemon.answers["GetCluster"] = [report] * 3
+        got = await command("get", "beta")
+        assert got.status == 0
+        assert "this may be out of date: source core is STALE since 20" in got.err
+        explained = (await command("explain", "beta")).out.splitlines()
+        assert explained[2].startswith("  This may be out of date: source core is STALE since 20")
+        assert explained[2].endswith("Milo last answered 2d5h ago (Unauthorized).")
+        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+        assert as_json["source"]["state"] == "STATE_STALE"
+
     async def test_explain_prints_json_and_yaml(self, command, daemon):
         daemon.answers["GetCluster"] = [self.REPORT] * 2
         as_json = json.loads((await command("explain", "beta", "-o", "json")).out)

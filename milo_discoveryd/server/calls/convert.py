@@ -82,14 +82,15 @@ def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus
     )
 
 
-def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
-    """`confirming`: why a reported deletion is not confirmed yet; None if none was reported."""
+def engagement(record: ClusterRecord, confirming: str | None, elsewhere: str | None = None) -> pb.Engagement:
+    """`confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why the
+    cluster is not this daemon's to engage; None if it is."""
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
     elif record.cluster is not None and (draining := record.cluster.draining) is not None:
-        reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state)
+        reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state, elsewhere)
     elif record.grace_until is not None:
         message += f"; it stays engaged until {rfc3339(record.grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
@@ -168,11 +169,14 @@ def _draining(of: Draining) -> pb.Draining:
     return pb.Draining(reason=_reason(of.reason), deadline=timestamp(of.deadline), message=of.message)
 
 
-def _drain_message(of: Draining, state: ObjectState) -> str:
-    is_engaged_again = state is ObjectState.READY and of.reason is not DisengageReason.MOVED
-    again = "; it is engaged again afterwards" if is_engaged_again else ""
+def _drain_message(of: Draining, state: ObjectState, elsewhere: str | None) -> str:
     why = f"{of.reason.value}{of.message and f': {of.message}'}"
-    return f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}{again}"
+    message = f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}"
+    if state is not ObjectState.READY or of.reason is DisengageReason.MOVED:
+        return message
+    if elsewhere is not None:
+        return f"{message}; it is ready again, and this daemon does not engage it afterwards: {elsewhere}"
+    return f"{message}; it is engaged again afterwards"
 
 
 def _connectivity(of: Connectivity) -> pb.Connectivity:

@@ -34,7 +34,7 @@ from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
-from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
 from milo_discoveryd.sharding import rendezvous
@@ -201,7 +201,8 @@ class Service:
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = self._fleet.pending_reports.explain(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
-        engagement = convert.engagement(record, confirming)
+        elsewhere = None if fleet is None else fleet.registry.assigned_elsewhere(name)
+        engagement = convert.engagement(record, confirming, elsewhere)
         if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if fleet is not None and (unusable := fleet.problem_of(name)):
@@ -213,6 +214,7 @@ class Service:
             )
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
+        now = Moment(time.time(), self._clock())
         return pb.GetClusterResponse(
             cluster=None if record.latest is None else convert.cluster(record.latest, self._info.epoch),
             engagement=engagement,
@@ -220,9 +222,8 @@ class Service:
                 convert.transition(each, self._info.epoch)
                 for each in visibility.visible_transitions(record, call.scope)
             ],
-            pending_releases=releases.pending(
-                name, self._fleet.releases_of(name), call.identity, call.scope, Moment(time.time(), self._clock())
-            ),
+            pending_releases=releases.pending(name, self._fleet.releases_of(name), call.identity, call.scope, now),
+            source=None if fleet is None else source_status(fleet, call.scope, now),
         )
 
     async def release_cluster(self, request: pb.ReleaseClusterRequest, caller: Caller) -> pb.ReleaseClusterResponse:

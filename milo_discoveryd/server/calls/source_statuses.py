@@ -14,3 +14,8 @@ def source_statuses(fleets: Sequence[SourceFleet], scope: ClusterScope, now: Mom
     """Return the status that stands for all sources, followed by that of each if the daemon has several."""
     statuses = {each.name: visible_source(each.status, scope) for each in fleets}
     return convert.sources(statuses, worst(list(statuses.values())), now)
+
+
+def source_status(fleet: SourceFleet, scope: ClusterScope, now: Moment) -> pb.SourceStatus:
+    """Return the status of one source, with its name if the daemon has several."""
+    return convert.source(visible_source(fleet.status, scope), now, fleet.name)

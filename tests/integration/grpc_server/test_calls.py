@@ -18,6 +18,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.integration.grpc_server.conftest import EPOCH, World, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
@@ -126,6 +127,16 @@ async def test_get_cluster_explains_why_not_engaged(world: World) -> None:
     assert beta.engagement.reason == pb.Engagement.REASON_MALFORMED
     assert beta.engagement.message == "its status is a number"
     assert not beta.HasField("cluster")
+
+
+async def test_get_cluster_says_that_its_source_is_stale(world: World) -> None:
+    world.listed(ready("alpha"))
+    world.fleet.source(SourceStatus(SourceState.STALE, 0.0, "Unauthorized", "401: the token expired"))
+    async with world.client() as stub:
+        found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+    assert found.engagement.engaged
+    assert found.source.state == pb.SourceStatus.STATE_STALE
+    assert (found.source.reason, found.source.message) == ("Unauthorized", "401: the token expired")
 
 
 async def test_get_cluster_reports_unconfirmed_deletion(world: World) -> None:

@@ -175,6 +175,23 @@ async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_world
         assert incarnation(world) != before
 
 
+async def test_explanation_names_the_owner_of_a_cluster_that_recovers_elsewhere(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine, world.client() as stub:
+        await mine.until_synced()
+        world.seen(not_ready("alpha"))
+        await mine.events()
+        world.fleet.registry.assigned_elsewhere = lambda _: "member b of the shard group owns it (view 3)"
+        world.seen(ready("alpha", version="3"))
+        found = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
+        assert found.reason == pb.Engagement.REASON_DRAINING
+        assert found.message.endswith("does not engage it afterwards: member b of the shard group owns it (view 3)")
+        await release(world)
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+        after = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
+        assert after.reason == pb.Engagement.REASON_UNASSIGNED
+
+
 # --- streams that end and resume ---
 
 

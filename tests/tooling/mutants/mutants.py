@@ -1241,6 +1241,22 @@ MUTANTS = (
         ("tests/simulation/seeded/test_faults.py",),
     ),
     Mutant(
+        "a drain promises another engagement where another member owns the cluster",
+        "server/calls/service.py",
+        "engagement = convert.engagement(record, confirming, elsewhere)",
+        "engagement = convert.engagement(record, confirming)",
+        ("tests/integration/grpc_server/test_draining.py",),
+        is_async=True,
+    ),
+    Mutant(
+        "an explanation does not say that its source is stale",
+        "server/calls/service.py",
+        "source=None if fleet is None else source_status(fleet, call.scope, now),",
+        "source=None,",
+        ("tests/integration/grpc_server/test_calls.py",),
+        is_async=True,
+    ),
+    Mutant(
         "a single read may hang for as long as a list",
         "watchers/driver.py",
         "CONFIRMATION_TIMEOUT_S = 5.0",

@@ -197,6 +197,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
             )
             for each in message.pending_releases
         ),
+        source=source_status(message.source),
     )
 
 

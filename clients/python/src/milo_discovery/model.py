@@ -225,6 +225,8 @@ class ClusterReport:
     transitions: tuple[Transition, ...] = ()
     pending_releases: tuple[PendingRelease, ...] = ()
     """The subscribers that a draining cluster waits for, as far as the caller may see them."""
+    source: SourceStatus = SourceStatus()
+    """How current this is. UNSPECIFIED from a daemon that does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -203,6 +203,16 @@ def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
+def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
+    of = record(ObjectState.READY)
+    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
+    found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
+    assert found.message == (
+        "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
+        "this daemon does not engage it afterwards: member b of the shard group owns it (view 3)"
+    )
+
+
 def test_engagement_of_ready_cluster_that_moves_does_not_promise_another() -> None:
     of = record(ObjectState.READY)
     moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)

@@ -443,7 +443,8 @@ class Cluster(_message.Message):
     def draining(self) -> Global___Draining:
         """Set once the cluster is about to be disengaged, for streams with `confirm_releases` and in GetCluster: end your work,
         and release it. Its credentials work, and are renewed, until it is disengaged. A drain that has begun is not
-        canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
+        canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation, unless another
+        member of the shard group owns it then.
         """
 
     @_builtins.property
@@ -810,6 +811,7 @@ class GetClusterResponse(_message.Message):
     ENGAGEMENT_FIELD_NUMBER: _builtins.int
     TRANSITIONS_FIELD_NUMBER: _builtins.int
     PENDING_RELEASES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cluster(self) -> Global___Cluster:
         """As engaged; as last engaged where it no longer is; absent where it never was."""
@@ -826,6 +828,10 @@ class GetClusterResponse(_message.Message):
         all clusters.
         """
 
+    @_builtins.property
+    def source(self) -> Global___SourceStatus:
+        """How current this is: the status of the source that the name belongs to. Absent if there is no such source."""
+
     def __init__(
         self,
         *,
@@ -833,10 +839,11 @@ class GetClusterResponse(_message.Message):
         engagement: Global___Engagement | None = ...,
         transitions: _abc.Iterable[Global___Transition] | None = ...,
         pending_releases: _abc.Iterable[Global___PendingRelease] | None = ...,
+        source: Global___SourceStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement", "pending_releases", b"pending_releases", "transitions", b"transitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement", "pending_releases", b"pending_releases", "source", b"source", "transitions", b"transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

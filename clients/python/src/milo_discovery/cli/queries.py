@@ -42,9 +42,8 @@ def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOpt
         pending = ", ".join(listing.pending_sources)
         print_message(f"clusters are missing: no complete list was read yet of {pending}")
     for each in listing.sources or (listing.source,):
-        if each.state is SourceState.STALE:
-            which = f"source {each.name}" if each.name else "the source"
-            print_message(f"the list may be out of date: {which} is {text_output.source(each, _now())}")
+        if (warning := text_output.out_of_date(each, _now())) is not None:
+            print_message(f"the list {warning}")
     if listing.pending_sources or listing.source.state is SourceState.STALE:
         ctx.exit(ExitStatus.NOT_SYNCED)
 
@@ -69,6 +68,8 @@ def get_cluster(connection: Connection, *, name: str, form: str, headers: bool) 
         wide = form == "wide"
         columns = text_output.REPORT_COLUMNS_WIDE if wide else text_output.REPORT_COLUMNS
         _print_table(columns, [text_output.report_row(name, report, _now(), wide=wide)], headers=headers)
+        if (warning := text_output.out_of_date(report.source, _now())) is not None:
+            print_message(f"this {warning}")
     else:
         _print(form, report, names=[name])
 

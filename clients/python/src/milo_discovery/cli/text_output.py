@@ -187,6 +187,8 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
     yield f"{printable(name)} {verdict}{reason}, {_since(engagement.since, now)}."
     if engagement.message:
         yield f"  {printable(engagement.message)}"
+    if (warning := out_of_date(report.source, now)) is not None:
+        yield f"  This {warning}."
     if report.cluster is None:
         yield "  This daemon has never engaged it."
     else:
@@ -319,6 +321,14 @@ def shard_row(member: ShardMember) -> tuple[str, ...]:
         str(member.acknowledged_view),
         ", ".join(states) or "member",
     )
+
+
+def out_of_date(status: SourceStatus, now: datetime) -> str | None:
+    """Return a warning if what is shown of a source may be out of date."""
+    if status.state is not SourceState.STALE:
+        return None
+    which = f"source {printable(status.name)}" if status.name else "the source"
+    return f"may be out of date: {which} is {printable(source(status, now))}"
 
 
 def source(status: SourceStatus, now: datetime) -> str:
