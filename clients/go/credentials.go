@@ -82,7 +82,7 @@ func (c Credentials) check(target string) error {
 		return fmt.Errorf("%w: %s is a Unix socket and TLS is for HOST:PORT: remove the CA file", ErrInvalidCredentials, target)
 	case !isSocket && c.ServerUID != nil:
 		return fmt.Errorf("%w: %s is not a Unix socket, whose server has a user: remove ServerUID", ErrInvalidCredentials,
-		target)
+			target)
 	case !isSocket && c.TokenFile != "" && c.CAFile == "":
 		return fmt.Errorf("%w: a token is not sent to %s unencrypted: set the CA file as well", ErrInvalidCredentials, target)
 	}
