@@ -158,7 +158,7 @@ class Daemon:
             self._journal.accepted(any(holds))
 
     def _stop(self, serving: "asyncio.Task[None]") -> None:
-        """Leave the shard group, then stop serving; at once if this is asked for again."""
+        """Leave the shard group, then stop serving; at once when called again."""
         group, self._group = self._group, None
         if group is None:
             serving.cancel()

@@ -36,7 +36,7 @@ def compile_proto(*arguments: str) -> None:
 
 
 def generate_python() -> Files:
-    """The generated files by name, flat, with their imports rewritten to the package that holds them."""
+    """Return the generated files by name, flat, with their imports rewritten to the package that holds them."""
     beside = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as out:
         compile_proto(
@@ -72,7 +72,7 @@ def generate_go(go: str) -> Files:
 
 
 def go_plugins(go: str) -> list[Path]:
-    """The generators, built once into the user's cache folder."""
+    """Return the generators, built once into the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "protoc-gen-go"
     plugins = []
     for package, version in GO_PLUGINS.items():

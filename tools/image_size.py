@@ -40,7 +40,7 @@ def compressed_size(folder: Path) -> int:
 
 
 def installed_size(package: Distribution, folder: Path) -> int:
-    """The size of a package's files, with their bytecode."""
+    """Return the size of a package's files, with their bytecode."""
     paths = [Path(str(package.locate_file(file))).resolve() for file in package.files or ()]
     compiled = [
         found for path in paths if path.suffix == ".py" for found in path.parent.glob(f"__pycache__/{path.stem}.*.pyc")

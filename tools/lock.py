@@ -33,7 +33,7 @@ OPTIONS = (
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment of uv with the index and the CA of pip's configuration, which uv does not read."""
+    """Return the environment of uv with the index and the CA of pip's configuration, which uv does not read."""
     found = dict(os.environ)
     for variable, setting in (("UV_DEFAULT_INDEX", "index-url"), ("SSL_CERT_FILE", "cert")):
         for section in ("global", "install", ":env:"):

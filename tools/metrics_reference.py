@@ -59,7 +59,7 @@ class Family(NamedTuple):
 
 
 def families(*sources: str) -> list[Family]:
-    """The metrics of a new daemon, with one source or with several."""
+    """Return the metrics of a new daemon, with one source or with several."""
     metrics = Metrics(sources or ("",))
     log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics, Audit(metrics))
     fleets = [DirectFleet(log, PendingDeletions(lambda: 0.0), journal, name=name) for name in sources or ("",)]

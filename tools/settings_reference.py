@@ -78,7 +78,7 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
 
 @cache
 def _docstrings(group: type[Group]) -> dict[str, str]:
-    """The docstrings of a class's fields, which Python does not keep."""
+    """Return the docstrings of a class's fields, which Python does not keep."""
     found: dict[str, str] = {}
     for each in reversed(group.__mro__):
         if not issubclass(each, Group) or each is Group:
@@ -127,7 +127,7 @@ def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
 
 
 def _written(field: Field) -> str:
-    """The default in the syntax of the setting."""
+    """Return the default in the syntax of the setting."""
     writers: dict[Any, Callable[[Any], str]] = {
         values.permissions: "{:04o}".format,
         values.size: values.size_text,
@@ -149,7 +149,7 @@ def _written(field: Field) -> str:
 
 
 def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
-    """The fields of all types, then the additional fields of each."""
+    """Return the fields of all types, then the additional fields of each."""
     [base] = {group.__base__ for group in groups.values()}
     assert base is not None
     yield from entries(base, f"{place}[].")
@@ -164,7 +164,7 @@ def table(selected: list[Entry]) -> str:
 
 
 def rendered() -> dict[Path, str]:
-    """The documents with tables, with their expected contents."""
+    """Return the documents with tables, with their expected contents."""
     known = list(entries())
     left = {each.name for each in known}
 

@@ -195,7 +195,7 @@ def _serving(settings: Settings, name: str) -> list[CredentialSource]:
 def _declaration_of(
     settings: Settings, sources: list[CredentialSource], given: Mapping[SettingPath, Given], place: str
 ) -> Iterator[Problem]:
-    """`settings` are those of one source of clusters, which `sources` serve; `place` is its own in a list."""
+    """Yield the problems of one source's declaration. `sources` serve its clusters; `place` is its place in a list."""
     declared = settings.declarative
     in_list = f"{settings.sources[0].name}: " if settings.sources else ""
     if declared is None:

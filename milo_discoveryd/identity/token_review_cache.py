@@ -50,11 +50,11 @@ class TokenReviewCache:
         return rejected[0] if rejected is not None and now < rejected[1] else None
 
     def was_accepted(self, digest: bytes) -> bool:
-        """Whether the last review that is remembered accepted the token, however long ago."""
+        """Return whether the last review that is remembered accepted the token, however long ago."""
         return digest in self._accepted
 
     def put(self, digest: bytes, result: ReviewResult, now: float, left_s: float) -> None:
-        """`left_s`: the token's remaining lifetime."""
+        """Store a result. `left_s`: the token's remaining lifetime."""
         self._accepted.pop(digest, None)
         self._rejected.pop(digest, None)
         if isinstance(result, TokenUser):

@@ -44,7 +44,9 @@ class MintQueue(Generic[M]):
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:
-        """`ends_at` is when the lease expires; `failures` are those of the cluster itself since its last success."""
+        """Add a lease. `ends_at` is when the lease expires; `failures` are those of the cluster itself since its last
+        success.
+        """
         kind = "retry" if failures else "first" if ends_at == float("-inf") else "renewal"
         self._number += 1
         self._push(kind, QueuedMint(ends_at, self._number), entry)

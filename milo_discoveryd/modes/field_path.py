@@ -57,7 +57,7 @@ class FieldPath(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, source: str) -> "FieldPath":
-        """Raises ValueError, which says what would be valid."""
+        """Parse the text. Raises ValueError, which says what would be valid."""
         root = _ROOT.match(source)
         if root is None or root[0] not in ROOTS:
             raise ValueError(f"{source!r} is not the path of a field: it must begin with one of {', '.join(ROOTS)}")
@@ -97,7 +97,7 @@ class Template(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, source: str) -> "Template":
-        """Raises ValueError, which says what would be valid."""
+        """Parse the text. Raises ValueError, which says what would be valid."""
         *parts, last = _PLACEHOLDER.split(source)
         literals = (*parts[::2], last)
         if any("{" in each or "}" in each for each in literals):

@@ -130,7 +130,7 @@ class KubeconfigFields(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 def parse(content: bytes, origin: str) -> KubeconfigFields:
-    """Raises MalformedError, which quotes nothing of the content, since that holds a secret."""
+    """Parse a kubeconfig. Raises MalformedError, which quotes nothing of the content, since that holds a secret."""
     try:
         document = yaml_document.read(content, scalars="typed").value
     except yaml_document.DocumentError as error:

@@ -72,7 +72,7 @@ class KindMode:
         self.path: str = setting.settings.path
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
-        """Raises MalformedError if the file cannot be read as a whole: then nothing is known of any cluster."""
+        """Read the contexts. Raises MalformedError if the file cannot be read as a whole: then no cluster is known."""
         config = parse(content, file)
         for context in dict.fromkeys(config.context_names):
             if not context.startswith(KIND_PREFIX):

@@ -299,7 +299,7 @@ class SourceFleet(Fleet):
         self._publish(events, now.steady)
 
     def _set_drain_timer(self) -> None:
-        """Drains end on time even while the source is lost, unlike graces."""
+        """Set the timer of the next drain. Drains end on time even while the source is lost, unlike graces."""
         due_at, timer = self.registry.releases.due_at, self._drain_timer
         if timer is not None and timer.when() != due_at:
             timer.cancel()

@@ -33,7 +33,7 @@ class Observer(Protocol):
     """Receives what belongs into metrics and the log."""
 
     def changed(self, event: Event, *, is_live: bool) -> None:
-        """`is_live` is False for the changes of the first complete list."""
+        """Record a change. `is_live` is False for the changes of the first complete list."""
 
     def synced(self, engaged: int) -> None: ...
 
@@ -42,24 +42,26 @@ class Observer(Protocol):
     def event_ignored(self, problem: str) -> None: ...
 
     def malformed(self, seen: Malformed) -> None:
-        """An object became malformed, or is new and malformed."""
+        """Record that an object became malformed, or is new and malformed."""
 
     def source(self, status: SourceStatus) -> None:
-        """The source's state, or the reason for it, changed."""
+        """Record that the source's state, or the reason for it, changed."""
 
     def liveness_checked(self, result: str) -> None: ...
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        """A drain ended: by release, or by its deadline where some subscribers have not released the cluster."""
+        """Record that a drain ended: by release, or by its deadline where some subscribers have not released the
+        cluster.
+        """
 
     def confirmed(self, result: str) -> None:
-        """A confirmation read of an apparently deleted object had this result: a word for a metric."""
+        """Record the result of a confirmation read of an apparently deleted object: a word for a metric."""
 
     def confirmations_refused(self, problem: str) -> None:
-        """The API server began to refuse confirmation reads, so all of them wait."""
+        """Record that the API server began to refuse confirmation reads, so all of them wait."""
 
     def confirmations_accepted(self) -> None:
-        """The API server answers confirmation reads again."""
+        """Record that the API server answers confirmation reads again."""
 
 
 _RESULTS = {NotFound: "not_found", Found: "found", Inconclusive: "inconclusive"}

@@ -47,7 +47,9 @@ class NotReadyClusters:
         self._releases: dict[str, float] = {}
         """When to disengage clusters that were held, soonest first."""
         self._disengaged: dict[str, float] = {}
-        """When clusters that are still not ready were disengaged, oldest first, for as long as a hold takes."""
+        """The times at which clusters that are still not ready were disengaged, oldest first; kept for as long as a
+        hold takes.
+        """
         self.held: HeldNotReady | None = None
 
     @property

@@ -12,7 +12,7 @@ from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 
 Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
-"""`ReducedMode.reduce`."""
+"""The type of `ReducedMode.reduce`."""
 Member = tuple[int, str]
 """A watched resource's position, and an object's key."""
 

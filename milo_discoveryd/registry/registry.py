@@ -36,7 +36,7 @@ from milo_kube.reflect.versions import is_older
 
 # Tuples: faster than a set, because members of an Enum are slow to hash.
 _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
-"""No list within the selector holds these."""
+"""States of objects that no list within the selector has."""
 _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
 """States of which a limited number of records is kept."""
 _OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)

@@ -53,7 +53,7 @@ def _is_san(wanted: str, san: str) -> bool:
 
 
 def _is_plain_uri(uri: str) -> bool:
-    """Whether every reader resolves the URI to the same path: no "..", "." or "%2e" in it."""
+    """Return whether every reader resolves the URI to the same path: no "..", "." or "%2e" in it."""
     path = uri.partition("://")[2]
     return "%" not in path and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 

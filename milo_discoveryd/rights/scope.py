@@ -42,7 +42,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         return all_of(tests)
 
     def covers_by_name(self, name: str) -> bool:
-        """Whether it covers any object of that name, whatever its labels and organization."""
+        """Return whether it covers any object of that name, whatever its labels and organization."""
         return not (self.is_empty or self.selector or self.organizations) and self.names.matches(name)
 
     @property

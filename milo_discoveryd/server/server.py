@@ -73,7 +73,7 @@ class Server:
         """The addresses in use, once it has started."""
 
     async def start(self) -> None:
-        """Raises StartError, and then leaves nothing behind."""
+        """Start all listeners. Raises StartError, and then leaves nothing behind."""
         try:
             for listener in self._listeners:
                 await self._serve(listener)
@@ -188,7 +188,7 @@ class Server:
 
 
 def _bind(server: grpc.aio.Server, address: str) -> int:
-    """Raises RuntimeError."""
+    """Bind the server's port. Raises RuntimeError."""
     return server.add_insecure_port(address)
 
 

@@ -99,7 +99,7 @@ def encode_precondition(version: str) -> bytes:
 
 
 def decode_list(body: bytes, names: LeaseNames) -> GroupState:
-    """Raises LeaseFormatError."""
+    """Decode a list of the group's Leases. Raises LeaseFormatError."""
     try:
         leases = msgspec.json.decode(body, type=_LeaseList).items
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -36,7 +36,7 @@ class _Holder(msgspec.Struct):
     until: float
     """When the work has ended, if nothing more is heard of it."""
     ends_by: float = inf
-    """When it no longer counts: set once the work is another daemon's."""
+    """When the work no longer counts; set once another daemon owns it."""
 
 
 class Singletons:

@@ -37,7 +37,7 @@ class AuditFile:
         self._is_torn = _ends_within_a_line(self._descriptor)
 
     def write(self, line: bytes) -> None:
-        """Raises OSError."""
+        """Append a line. Raises OSError."""
         # What a full disk left of an earlier line must not swallow this one.
         content = b"\n" + line if self._is_torn else line
         written = os.write(self._descriptor, content)
@@ -64,7 +64,7 @@ class AuditFile:
 
 
 def _ends_within_a_line(descriptor: int) -> bool:
-    """Whether the process that wrote the file last could not finish its line."""
+    """Return whether the process that wrote the file last could not finish its line."""
     found = os.fstat(descriptor)
     return stat.S_ISREG(found.st_mode) and found.st_size > 0 and os.pread(descriptor, 1, found.st_size - 1) != b"\n"
 
@@ -91,14 +91,14 @@ class Audit:
         self._metrics.refused(reason.lower())
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
-        """The writer of an object is not a caller; it may be a tenant that tries hostile names."""
+        """Record a refused object. Its writer is not a caller; it may be a tenant that tries hostile names."""
         self._note("object refused", cluster=name[:_LONGEST_NAME], uid=uid, problem=problem)
 
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)
 
     def reload_rejected(self, **about: object) -> None:
-        """The new rules cannot be loaded; the previous ones stay in force."""
+        """Record that the new rules cannot be loaded; the previous ones stay in force."""
         self._note("rights kept", **about)
 
     def _note(self, event: str, **fields: object) -> None:

@@ -288,7 +288,7 @@ def _identity(caller: Caller) -> str:
 
 
 def _without_message(health: SourceHealth) -> SourceHealth:
-    """A failure may be about one cluster, and name it."""
+    """Remove the message: a failure may be about one cluster, and name it."""
     return msgspec.structs.replace(health, problem="failing" if health.problem else "")
 
 

@@ -90,7 +90,9 @@ class HttpEndpoint:
                 return await self._status(request)
 
     def _is_ours(self, host_header: str) -> bool:
-        """Whether the Host header is one of this port. After DNS rebinding it is the name of the attacking page."""
+        """Return whether the Host header is one of this port. After DNS rebinding it is the name of the attacking
+        page.
+        """
         match = _HOST.fullmatch(host_header.lower())
         if match is None:
             return False

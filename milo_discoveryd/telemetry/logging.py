@@ -47,7 +47,9 @@ class Logging:
 
 
 def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
-    """`form` is `json`, `console`, or `auto`: `console` where `to` (standard error, if not given) is a terminal."""
+    """Configure the output. `form` is `json`, `console`, or `auto`: `console` where `to` (standard error, if not
+    given) is a terminal.
+    """
     stream = to or sys.stderr
     as_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LogWriter(os.dup(stream.fileno()))
@@ -98,7 +100,7 @@ def _shown(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Callers and tenants choose some of these values: a terminal shows them, and does not obey them."""
+    """Escape control characters: callers and tenants choose some of these values."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

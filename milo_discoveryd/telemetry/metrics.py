@@ -251,7 +251,7 @@ class Metrics:
         self.registry.register(_LogCollector(dropped))
 
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
-        """`lags` returns, for each open stream, the number of revisions it has not received yet."""
+        """Export the streams. `lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
 
     def follow_group(self, shard: MeasuredShard | None) -> None:
@@ -330,7 +330,7 @@ class Metrics:
         self._calls_started.labels(*rpc).inc()
 
     def call_handled(self, rpc: RpcLabels, code: str, seconds: float) -> None:
-        """`code` is the name of a status code as in the proto enum: `NOT_FOUND`."""
+        """Count a completed RPC. `code` is the name of a status code as in the proto enum: `NOT_FOUND`."""
         self._calls_handled.labels(*rpc, _code_label(code)).inc()
         if rpc[0] == "unary":  # the duration of a stream says nothing about the server
             self._call_seconds.labels(*rpc).observe(seconds)

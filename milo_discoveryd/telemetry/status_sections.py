@@ -303,7 +303,9 @@ def _pages(question: ClusterQuery, matching: int, shown: int) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], nothing: str) -> str:
-    """`rows` have cells of HTML. On narrow screens each cell is a line that begins with its head."""
+    """Return a table, whose `rows` have cells of HTML. On narrow screens each cell is a line that begins with its
+    head.
+    """
 
     def cells(row: Sequence[Cell]) -> str:
         return "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in zip(heads, row, strict=True))
@@ -353,7 +355,7 @@ def elapsed(since: float, now: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A duration in its two largest units: 3 d 4 h, 12 s."""
+    """Format a duration in its two largest units: 3 d 4 h, 12 s."""
     left, parts = max(0, int(seconds)), list[str]()
     for size, unit in _UNITS:
         count, left = divmod(left, size)

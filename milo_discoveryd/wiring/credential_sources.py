@@ -179,7 +179,7 @@ class Sources:
         return next(self._projects[name] for name in (*of.cluster_sources, *self._projects) if name in self._projects)
 
     def _require_own_identity(self, of: sources.ProjectKubeconfig, project: Upstream) -> None:
-        """Raises ConfigError if the source would hand out the daemon's own credential, and is not allowed to."""
+        """Refuse a source that would issue the daemon's own credential, and is not allowed to. Raises ConfigError."""
         if of.share_discovery_identity or not of.hand_out:
             return
         for each in self._settings.by_source.values():
@@ -191,7 +191,7 @@ class Sources:
             if share_identity(project.credentials, discovery.credentials):
                 raise ConfigError(
                     [
-                        f"kubeconfigs.sources: {of.name} would hand out the credential that discovery uses "
+                        f"kubeconfigs.sources: {of.name} would issue the credential that discovery uses "
                         f"({discovery.origin}): set project_kubeconfig to a kubeconfig of another user, or "
                         "share_discovery_identity: true"
                     ]

@@ -294,8 +294,8 @@ func (d *Daemon) Renewals() int {
 	return d.renewals
 }
 
-// GrantSingletons has the daemon grant singleton work to each subscriber that claims it, for that long with each claim;
-// zero, as at first: it grants none.
+// GrantSingletons has the daemon grant singleton work to each subscriber that claims it, valid for that long after each
+// claim. Zero, the default: it grants none.
 func (d *Daemon) GrantSingletons(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()

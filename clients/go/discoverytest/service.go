@@ -430,7 +430,8 @@ func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 	return change.event
 }
 
-// engaged returns an engagement, with a kubeconfig if the stream includes them and the cluster is still engaged so.
+// engaged returns an engagement, with a kubeconfig if the stream includes them and the cluster is still engaged with
+// that incarnation.
 func (s *stream) engaged(d *Daemon, cluster *pb.Cluster) *pb.ClusterEvent {
 	event := &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_ENGAGED, Cluster: cluster}
 	known := d.records[cluster.GetName()]

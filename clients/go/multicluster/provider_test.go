@@ -173,7 +173,7 @@ func TestProviderFollowsAMovedEndpoint(t *testing.T) {
 		t.Errorf("the cluster is at %s", got.GetConfig().Host)
 	}
 	if w.api == nil {
-		return // a real server does not tell whose watches it has
+		return // a real server does not report whose watches are open
 	}
 	within(t, "the old watches to end", func() error {
 		if open := w.api.Project("alpha").Watches(); open > 0 {

@@ -1,4 +1,4 @@
-"""Hands out the credentials in the kubeconfig files of a source of clusters."""
+"""Issues the credentials in the kubeconfig files of a source of clusters."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Hands out the credential of the kubeconfig in a Secret of each cluster."""
+"""Issues the credential of the kubeconfig in a Secret of each cluster."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Hands out the token that the daemon itself uses or reads: of a token file, or of an exec plugin.
+"""Issues the token that the daemon itself uses or reads: of a token file, or of an exec plugin.
 
 Both are short-lived and renewed by others. A token written in a kubeconfig and a client certificate are not renewed,
 and are not issued.

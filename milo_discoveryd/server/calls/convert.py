@@ -83,8 +83,11 @@ def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus
 
 
 def engagement(record: ClusterRecord, confirming: str | None, elsewhere: str | None = None) -> pb.Engagement:
-    """`confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why the
-    cluster is not this daemon's to engage; None if it is."""
+    """Convert an engagement.
+
+    `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why the cluster
+    is not this daemon's to engage; None if it is.
+    """
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
@@ -110,7 +113,7 @@ def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
 
 
 def credential_source(of: SourceHealth, problem: str | None = None) -> pb.CredentialSource:
-    """`problem`: what to report in the place of the source's own message."""
+    """Convert the health of a source. `problem`: what to report in the place of the source's own message."""
     return pb.CredentialSource(
         name=of.name,
         type=of.type,

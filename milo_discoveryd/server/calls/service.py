@@ -121,7 +121,7 @@ class Service:
         freshness: Freshness | None = None,
         slot: CallSlot | None = None,
     ) -> None:
-        """`slot`: released once the stream quota has admitted the stream."""
+        """Stream the clusters. `slot`: released once the stream quota has admitted the stream."""
         async with self.access.authorize(caller, "WatchClusters", freshness) as call:
             with call.stream_slot(request.filter.ByteSize()):
                 if slot is not None:

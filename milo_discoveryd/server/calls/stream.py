@@ -38,7 +38,9 @@ LARGE_BATCH = 1 / 4
 
 class StreamMetrics(Protocol):
     def batch_sent(self, latency_s: float | None) -> None:
-        """`latency_s`: from reading the oldest change in the batch to gRPC; None for snapshots and resumes."""
+        """Record a sent batch. `latency_s`: from reading the oldest change in the batch to gRPC; None for snapshots
+        and resumes.
+        """
 
     def reset_sent(self) -> None: ...
 
@@ -179,7 +181,7 @@ class WatchStream:
             self._rotation.change_view(without_sources(shown, self._pending))
 
     def _must_wait(self) -> bool:
-        """Whether to wait for complete lists: of all sources, or of one where the subscriber accepts that."""
+        """Return whether to wait for complete lists: of all sources, or of one where the subscriber accepts that."""
         waits_for_all = len(self._pending) == len(self._sources) or not self._asked.accepts_pending_sources
         return bool(self._pending) and waits_for_all
 

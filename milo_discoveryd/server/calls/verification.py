@@ -24,7 +24,7 @@ class Freshness(Protocol):
     """Called after a review."""
 
     def is_fresh(self) -> bool:
-        """If not, a review is requested."""
+        """Return whether it is recent enough. If not, a review is requested."""
 
 
 class AlwaysFresh:
@@ -61,7 +61,7 @@ class StreamVerification:
         return False
 
     async def run(self) -> None:
-        """Raises CallError when the token is rejected, or is another user's by now."""
+        """Review the token until cancelled. Raises CallError when it is rejected, or is another user's by now."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_review_in_s):

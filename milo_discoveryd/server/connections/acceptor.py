@@ -70,7 +70,7 @@ class Acceptor:
         self._running: asyncio.Task[None] | None = None
 
     def bind(self, server: grpc.aio.Server) -> None:
-        """Raises StartError."""
+        """Bind the socket. Raises StartError."""
         if self._tls is not None:
             self._tls.context()
         self._inner_socket.bind(server)

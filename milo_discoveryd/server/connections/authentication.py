@@ -19,7 +19,7 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 class Reviewer(Protocol):
     async def authenticate(self, token: str, origin: TokenOrigin, *, max_age_s: float) -> TokenUser:
-        """Raises TokenRejectedError and TokenReviewUnavailableError."""
+        """Return the token's user. Raises TokenRejectedError and TokenReviewUnavailableError."""
 
 
 class ListenerAuthentication:
@@ -80,7 +80,7 @@ class BearerAuthentication:
 
 
 def _bearer(context: RpcContext) -> str | None:
-    """Raises TokenRejectedError."""
+    """Return the bearer token, if there is one. Raises TokenRejectedError."""
     shown = [value for key, value in context.invocation_metadata() if key.lower() == "authorization"]
     if not shown:
         return None

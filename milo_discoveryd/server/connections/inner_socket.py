@@ -24,7 +24,7 @@ class InnerSocket:
         self._descriptor: int | None = None
 
     def bind(self, server: grpc.aio.Server) -> None:
-        """Raises StartError."""
+        """Bind the socket. Raises StartError."""
         folder = _private_folder()
         path = folder / "s"
         try:

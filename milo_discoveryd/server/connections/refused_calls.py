@@ -25,7 +25,7 @@ class RefusedCallLimiter:
         return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._of(owners, now))
 
     def admit(self, owners: Iterable[str], now: float) -> None:
-        """Raises PausedError if the owners of a new connection must still pause."""
+        """Admit a connection. Raises PausedError if the owners of a new connection must still pause."""
         if pause_s := max(bucket.wait_s(now, 0) for bucket in self._of(owners, now)):
             raise PausedError(f"{EXCESS}; connect again in {pause_s:.1f} s")
 

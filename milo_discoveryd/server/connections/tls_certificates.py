@@ -43,7 +43,7 @@ class ServerTls:
         return self._context
 
     def _built(self, certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
-        """Raises UnfitFileError."""
+        """Build a context from the files. Raises UnfitFileError."""
         try:
             return _context(certificate, key, client_ca)
         except (ssl.SSLError, ValueError) as error:

@@ -64,7 +64,7 @@ def read(method: str, segments: Sequence[str], query: Mapping[str, str], resourc
 
 
 def _on_a_custom_resource(method: str, subresource: str) -> str | None:
-    """Methods that only some resources support on this path."""
+    """Return the verb of a method that only some resources support on this path."""
     if method in {"PUT", "PATCH"}:
         raise refusals.bad_request("name must be provided")
     return "create" if method == "POST" and not subresource else None

@@ -91,7 +91,7 @@ class Faults:
         self._add(_is_call, lambda *_: PlainError(code, "<html>upstream failed</html>"), seconds=seconds, times=times)
 
     def unauthorized(self, *, seconds: float = inf, times: float = inf) -> None:
-        """No credential is valid."""
+        """Act as if no credential were valid."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is None and not _HEALTH.issuperset(approach.segments)
@@ -99,7 +99,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.unauthorized(), seconds=seconds, times=times)
 
     def forbidden(self, *, seconds: float = inf, times: float = inf) -> None:
-        """No request is authorized."""
+        """Act as if no request were authorized."""
 
         def answer(approach: Approach, _: float) -> RefusedError:
             assert approach.call is not None
@@ -135,7 +135,7 @@ class Faults:
         self._add(concerns, lambda *_: PlainError(503, text), seconds=seconds)
 
     def empty_lists(self, *, on: bool = True) -> None:
-        """Lists are empty, whatever exists."""
+        """Act as if nothing existed: lists are empty."""
         self._lists_are_empty = on
 
     def _add(

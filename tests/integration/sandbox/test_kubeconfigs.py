@@ -12,7 +12,9 @@ from milo_sandbox.kubeconfigs import TokenFile, write_secret
 from tests.integration.sandbox.client import PROJECTS, Client
 
 
-async def test_written_kubeconfig_is_complete(sandbox: Sandbox, client: Client, tmp_path: Path) -> None:
+async def test_written_kubeconfig_has_server_ca_and_token_file(
+    sandbox: Sandbox, client: Client, tmp_path: Path
+) -> None:
     path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
     config = yaml.safe_load(path.read_text())
     (cluster,) = (each["cluster"] for each in config["clusters"])

@@ -21,7 +21,7 @@ from milo_sandbox.refusals import RefusedError
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_merge_patches(target: Any, patch: Any, result: Any) -> None:
+def test_merge_patch_is_applied(target: Any, patch: Any, result: Any) -> None:
     assert patches.merge(target, patch) == result
 
 
@@ -53,7 +53,7 @@ def test_strategic_patch_ignores_ordering_directives() -> None:
         ({"op": "test", "path": "/a/1", "value": 2}, {"a": [1, 2], "b": {"c/d": "x"}}),
     ],
 )
-def test_json_patches(operation: dict[str, Any], result: Any) -> None:
+def test_json_patch_is_applied(operation: dict[str, Any], result: Any) -> None:
     target = {"a": [1, 2], "b": {"c/d": "x"}}
     assert patches.apply_operations(target, [operation]) == result
     assert target == {"a": [1, 2], "b": {"c/d": "x"}}

@@ -28,7 +28,7 @@ def test_condition_is_added_beside_others() -> None:
     assert found == [OTHER, {**READY, "lastTransitionTime": "2026-01-02T03:04:05Z"}]
 
 
-def test_condition_that_is_set_already_is_no_change() -> None:
+def test_condition_that_is_set_already_changes_nothing() -> None:
     assert with_condition([READY], "Ready", "True", "Done", "m", generation=1, now=NOW) is None
 
 

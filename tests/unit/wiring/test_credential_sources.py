@@ -109,7 +109,7 @@ def test_identity_that_discovery_of_another_source_uses_is_not_issued(
         {"name": "a", "kind": "project", "discovery_kubeconfig": one, "project_kubeconfig": other},
         {"name": "b", "kind": "project", "discovery_kubeconfig": other, "project_kubeconfig": one},
     ]
-    with pytest.raises(ConfigError, match=r"own would hand out the credential that discovery uses \(.*/other\)"):
+    with pytest.raises(ConfigError, match=r"own would issue the credential that discovery uses \(.*/other\)"):
         make(settings(tmp_path, OWN | {"cluster_sources": ["a"]}, sources=sources))
 
 

@@ -29,7 +29,7 @@ class FailureLog:
         self._kinds: dict[object, _Kind] = {}
 
     def __bool__(self) -> bool:
-        """Whether there were failures in the last interval."""
+        """Return whether there were failures in the last interval."""
         return bool(self._kinds)
 
     def is_new(self, cluster: str, error: BaseException, now: float) -> bool:

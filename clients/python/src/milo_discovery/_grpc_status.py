@@ -65,7 +65,7 @@ def status_error(
 
 
 def status_error_of_call(error: grpc.RpcError) -> StatusError:
-    """Return the error for what a call raised."""
+    """Return the error that stands for what a call raised."""
     call = cast("grpc.Call", error)  # gRPC raises objects of both types
     return status_error(call.code(), call.details(), call.trailing_metadata())
 

@@ -211,7 +211,7 @@ class Controller:
             self._add(member, found.namespace, found.name, Priority.BACKGROUND)
 
     def running(self) -> Iterable[float]:
-        """When each reconcile that runs began."""
+        """Return when each running reconcile began."""
         return self._running.values()
 
     # --- changes ---
@@ -257,7 +257,7 @@ class Controller:
             member = self._members[work.key.cluster]
             self._active += 1
             task = member.tasks.create_task(self._process(member, work), name=f"reconcile {work.key.cluster}")
-            # Not in the task itself: one that is cancelled before it begins runs nothing.
+            # Not in the task itself, since a task that is cancelled before it begins runs nothing.
             task.add_done_callback(self._ended)
         self._active_metric.set(self._active)
         if self._timer is not None:

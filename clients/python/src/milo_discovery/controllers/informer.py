@@ -68,10 +68,10 @@ class Listener(Protocol):
 
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:
-        """Called once, after the first list."""
+        """Note that the first list is complete; called once."""
 
     def failed(self, informer: Informer) -> None:
-        """Called when the cache can no longer be kept up to date, or has not been so far."""
+        """Note that the cache can no longer be kept up to date, or has not been so far."""
 
 
 class Informer:

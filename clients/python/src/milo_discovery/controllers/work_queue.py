@@ -238,7 +238,7 @@ class WorkQueue:
         return min(firsts, default=None)
 
     def stopped(self) -> Iterator[tuple[ObjectKey, str]]:
-        """The objects that are not retried, with their errors."""
+        """Return the objects that are not retried, with their errors."""
         for queue in self._clusters.values():
             yield from queue.stopped.items()
 
