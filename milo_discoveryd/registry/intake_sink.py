@@ -30,7 +30,7 @@ REMOVALS_HELD = "RemovalsHeld"
 
 
 class Observer(Protocol):
-    """Receives what belongs into metrics and the log."""
+    """Receives the events for metrics and the log."""
 
     def changed(self, event: Event, *, is_live: bool) -> None:
         """Record a change. `is_live` is False for the changes of the first complete list."""

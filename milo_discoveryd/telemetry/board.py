@@ -106,7 +106,7 @@ class RecentChanges:
 
 
 class StatusBoard:
-    """Gathers the status. Without names, it has nothing in it that could contain one: no filters, no messages."""
+    """Gathers the status. Without names, it leaves out everything that could contain one: filters and messages."""
 
     def __init__(
         self,

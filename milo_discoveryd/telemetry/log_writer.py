@@ -45,7 +45,7 @@ class LogWriter(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait for the queue to be written, though not for long."""
+        """Wait for the queue to be written, with a short timeout."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines and not self._is_writing, _FLUSH_WITHIN_S)
 

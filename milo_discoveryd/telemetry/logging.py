@@ -36,7 +36,7 @@ class Logging:
         return self._writer.dropped
 
     def flush(self) -> None:
-        """Wait for what was logged to be written, though not for long."""
+        """Wait for logged lines to be written, with a short timeout."""
         self._writer.flush()
 
     def toggle(self) -> None:

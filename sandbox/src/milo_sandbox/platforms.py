@@ -23,7 +23,7 @@ GARDEN = "garden"
 CLUSTERS = "clusters"
 """The path prefix of kcp's workspaces."""
 PARENT = "root:sandbox"
-"""The workspace with the others."""
+"""The parent workspace, which has the others."""
 SHOOT_ADMIN = "gardener.cloud:admin"
 _LEAST_S, _MOST_S = 600, 24 * 3600
 

@@ -114,7 +114,7 @@ _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
-"""All but refusals of the caller, which a list meets as well, and requests to come back later."""
+"""Statuses after which a list may succeed: not refusals of the caller, and not requests to retry later."""
 
 
 class ListMethod(msgspec.Struct):
