@@ -118,7 +118,7 @@ class Lease:
         return held.issued
 
     def useful(self, now: Moment) -> IssuedCredential | None:
-        """Return the credential if enough of its life is left to be worth waiting for no other."""
+        """Return the credential if enough of its life is left that callers need not wait for another."""
         held = self._held
         if held is None or held.left_s(now) < useful_s(held.issued.life_s):
             return None

@@ -72,7 +72,7 @@ class LeaseEntry:
         self.is_replaced = False
         """The credential was replaced at its source."""
         self.is_outdated = False
-        """It was while a mint was in flight, which may return the former one."""
+        """The credential was replaced while a mint was in flight, which may return the former one."""
         self.failures = 0
         """Consecutive failures that concern this cluster, and not the source."""
         self._attempted = asyncio.Event()

@@ -144,7 +144,7 @@ class PendingReleases:
                 self._forget(next(iter(gone)))
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
-        """Follow a change of the caller's rights. Return the names of drains that this was the last to wait for."""
+        """Follow a change of the caller's rights. Return the names of drains that waited for this subscriber alone."""
         subscription.view = view
         known = self._subscribers[subscription.key]
         lost = [drain.cluster.target.name for drain in self._drains.values() if not known.sees(drain.cluster)]

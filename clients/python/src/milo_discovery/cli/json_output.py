@@ -86,7 +86,7 @@ def document(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape what a terminal would obey. Outside of strings, only the line breaks of the layout are not printable."""
+    """Escape control characters. Outside of strings, only the line breaks of the layout are not printable."""
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 

@@ -61,7 +61,7 @@ class Accesses:
             self.request(name)
 
     async def run(self) -> None:
-        """Carry out requests, some at once."""
+        """Carry out requests, some of them concurrently."""
         async with asyncio.TaskGroup() as group:
             for number in range(_CONCURRENCY):
                 group.create_task(self._work(), name=f"access-{number}")
