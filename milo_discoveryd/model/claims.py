@@ -36,7 +36,7 @@ class ObjectClaim(msgspec.Struct, frozen=True):
 
 
 class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
-    """An object with its claims, in the form in which a registry tracks what is present: as the cluster of its key."""
+    """An object with its claims, tracked by a registry under the object's key, as if it were a cluster."""
 
     claims: tuple[Claim, ...] = ()
 

@@ -36,7 +36,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     clusters: tuple[Target, ...] = ()
     """The clusters of a `FixedMode`."""
     definition: Any = None
-    """What mode `declarative` reads: its `Definition`."""
+    """The `Definition` that mode `declarative` reads."""
     settings: Any = None
     """The settings of the kind: an instance of its `settings_type`, if it has one."""
 

@@ -120,7 +120,7 @@ class WorkQueue:
         self._is_open: dict[_Cluster, bool] = {}
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
-        """Those with objects, since most of thousands have none."""
+        """The queues of clusters that have objects; most of thousands have none."""
         # The clusters that can start an object, by priority, in the order of their turns.
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = (OrderedDict(), OrderedDict())
         self._timers: list[tuple[float, int, ObjectKey]] = []
