@@ -30,8 +30,10 @@ def test_list_of_a_lagging_replica_is_ignored() -> None:
     assert source.lists(*OLD, versions_went_back=True) == []
     assert source.intake.held is not None
     assert source.intake.held.verify_at == 5.0
+    assert source.intake.ignores_lists
     source.now = 5.0
     assert source.lists(*NEW) == []
+    assert not source.intake.ignores_lists
     assert (source.engaged, source.intake.held, source.pending_deletions.held) == (6, None, 0)
 
 
