@@ -99,6 +99,20 @@ MUTANTS = (
         CURSORS,
     ),
     Mutant(
+        "a new cluster among updates is sent as an update to readers of everything",
+        "registry/log_fast_path.py",
+        "                if cluster.incarnation > revision:\n                    return None\n",
+        "",
+        CURSORS,
+    ),
+    Mutant(
+        "the fast path for readers of everything reads an entry that changed more than once",
+        "registry/log_fast_path.py",
+        "if entry.revision != at or cluster is None or",
+        "if cluster is None or",
+        CURSORS,
+    ),
+    Mutant(
         "a fast slice ends at a later revision than its events",
         "registry/log_fast_path.py",
         "return LogSlice(Frames(frames), reached)",
