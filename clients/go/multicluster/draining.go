@@ -85,9 +85,9 @@ func (e *entry) untilIdle() <-chan struct{} {
 
 // drain is the planned end of an engagement, from the event that says so to DISENGAGED.
 type drain struct {
-	entry  *entry                 // nil if the cluster was never engaged here
-	told   chan discovery.Cluster // what to release; the newest one replaces an older one
-	cancel context.CancelFunc
+	entry   *entry                 // nil if the cluster was never engaged here
+	pending chan discovery.Cluster // what to release; the newest one replaces an older one
+	cancel  context.CancelFunc
 }
 
 // drain ends the work on a cluster and has it released, each time that the daemon says that it waits for that. It is
@@ -97,7 +97,7 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	d := p.drains[name]
 	if d == nil {
 		ctx, cancel := context.WithCancel(ctx)
-		d = &drain{entry: e, told: make(chan discovery.Cluster, 1), cancel: cancel}
+		d = &drain{entry: e, pending: make(chan discovery.Cluster, 1), cancel: cancel}
 		p.drains[name] = d
 		before := p.leaving[name]
 		if e != nil {
@@ -122,10 +122,10 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 		return
 	}
 	select {
-	case <-d.told:
+	case <-d.pending:
 	default:
 	}
-	d.told <- event.Cluster
+	d.pending <- event.Cluster
 }
 
 // endDrain is called with the lock held.
@@ -163,8 +163,8 @@ func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}
 	}
 	for {
 		select {
-		case cluster := <-d.told:
-			p.releaseOne(ctx, cluster, d.told)
+		case cluster := <-d.pending:
+			p.releaseOne(ctx, cluster, d.pending)
 		case <-ctx.Done():
 			return
 		}
@@ -172,7 +172,7 @@ func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}
 }
 
 // releaseOne releases a cluster, again and again while the daemon does not answer.
-func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, told <-chan discovery.Cluster) {
+func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, pending <-chan discovery.Cluster) {
 	retry := retries
 	for {
 		err := p.options.Client.Release(ctx, cluster, p.options.Subscriber)
@@ -185,7 +185,7 @@ func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, to
 			return
 		}
 		select {
-		case cluster = <-told:
+		case cluster = <-pending:
 		case <-ctx.Done():
 			return
 		case <-time.After(retry.Step()):

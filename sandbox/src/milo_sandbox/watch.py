@@ -95,8 +95,8 @@ class Watch:
             return b""
         if not self._opened and (failure := self._open(now)) is not None:
             return failure
-        if self._initial is not None and (told := self._more_initial(self._initial)):
-            return told
+        if self._initial is not None and (data := self._more_initial(self._initial)):
+            return data
         self._follow_definition()
         try:
             events = self._collection.history.following(self._cursor)
@@ -105,8 +105,8 @@ class Watch:
         if events:
             self._cursor = events[-1].version
             lines = (self._rendering.event(event, self._options.selector) for event in events)
-            if told := b"".join(line for line in lines if line is not None):
-                return told
+            if data := b"".join(line for line in lines if line is not None):
+                return data
         return self._on_time(now)
 
     def _open(self, now: float) -> bytes | None:

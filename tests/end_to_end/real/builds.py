@@ -166,22 +166,22 @@ def _build(go: str, program: GoProgram, say: Say) -> None:
 def _compile(go: str, program: GoProgram, module: Path, say: Say) -> None:
     binary = program.binary()
     unfinished = binary.with_suffix(".unfinished")
-    begun = said = time.monotonic()
+    begun = reported = time.monotonic()
     packages = 0
-    said_by_go: list[str] = []
+    output: list[str] = []
     argv = [go, "build", "-v", "-mod=mod", "-trimpath", f"-ldflags={program.link}", "-o", str(unfinished)]
     with subprocess.Popen(
         [*_politely(), *argv, program.package], cwd=module, stderr=subprocess.PIPE, text=True
     ) as compiler:
         assert compiler.stderr is not None
         for line in compiler.stderr:
-            said_by_go.append(line)
+            output.append(line)
             packages += _names_a_package(line)
-            if time.monotonic() - said >= _SAY_EVERY_S:
-                said = time.monotonic()
-                say(f"{program.title}: {_spell(said - begun)}, {packages} packages compiled, now {line.strip()}")
+            if time.monotonic() - reported >= _SAY_EVERY_S:
+                reported = time.monotonic()
+                say(f"{program.title}: {_spell(reported - begun)}, {packages} packages compiled, now {line.strip()}")
     if compiler.returncode:
-        raise UnobtainableError(f"{program.title}: {_complaint(said_by_go)}")
+        raise UnobtainableError(f"{program.title}: {_complaint(output)}")
     unfinished.replace(binary)
 
 
@@ -194,11 +194,11 @@ def _names_a_package(line: str) -> bool:
     return " " not in line.strip()
 
 
-def _complaint(said_by_go: Iterable[str]) -> str:
+def _complaint(output: Iterable[str]) -> str:
     """Return the last lines of the output without duplicates and without progress."""
     complaints = [
         _AT_A_PLACE.sub("", line.strip())
-        for line in said_by_go
+        for line in output
         if not _names_a_package(line) and not line.startswith("go: downloading")
     ]
     return " / ".join(list(dict.fromkeys(complaints))[-_LAST_LINES:])

@@ -111,7 +111,7 @@ def folder() -> Iterator[Path]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
     """A running server without objects."""
-    async with servers.lend(mode, folder) as server:
+    async with servers.acquire(mode, folder) as server:
         yield server
 
 
@@ -119,7 +119,7 @@ async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterato
 async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
     """An API server whose objects are clusters, in NAMESPACE."""
     (folder / "platform").mkdir()
-    async with servers.lend("project-control-plane", folder / "platform") as server:
+    async with servers.acquire("project-control-plane", folder / "platform") as server:
         async with server.api() as api:
             await api.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         yield server
@@ -129,5 +129,5 @@ async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]
 async def workload(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
     """The API server of such a cluster."""
     (folder / "workload").mkdir()
-    async with servers.lend("project", folder / "workload") as server:
+    async with servers.acquire("project", folder / "workload") as server:
         yield server

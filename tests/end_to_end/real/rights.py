@@ -14,16 +14,16 @@ _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 _OURS = {"real-test": "rights"}
 
 
-class _Place(NamedTuple):
+class _RolePaths(NamedTuple):
     """The scope of a kind of roles, with its kind of binding."""
 
     roles: str
     bindings: str
 
 
-_PLACES = {
-    "ClusterRole": _Place(f"{_RBAC}/clusterroles", f"{_RBAC}/clusterrolebindings"),
-    "Role": _Place(f"{_RBAC}/namespaces/default/roles", f"{_RBAC}/namespaces/default/rolebindings"),
+_ROLE_PATHS = {
+    "ClusterRole": _RolePaths(f"{_RBAC}/clusterroles", f"{_RBAC}/clusterrolebindings"),
+    "Role": _RolePaths(f"{_RBAC}/namespaces/default/roles", f"{_RBAC}/namespaces/default/rolebindings"),
 }
 
 Subject = Mapping[str, str]
@@ -93,7 +93,7 @@ class Rights:
                 rules = [
                     {**rule, "verbs": [verb for verb in rule["verbs"] if verb not in without]} for rule in role["rules"]
                 ]
-                place, name = _PLACES[role["kind"]], role["metadata"]["name"]
+                place, name = _ROLE_PATHS[role["kind"]], role["metadata"]["name"]
                 binding = {
                     "apiVersion": "rbac.authorization.k8s.io/v1",
                     "kind": f"{role['kind']}Binding",
@@ -108,5 +108,5 @@ class Rights:
     async def withdraw(self) -> None:
         selector = ",".join(f"{key}={value}" for key, value in _OURS.items())
         async with self._server.api() as api:
-            for place in _PLACES.values():
+            for place in _ROLE_PATHS.values():
                 await api.call("DELETE", f"{place.bindings}?labelSelector={selector}")

@@ -58,8 +58,8 @@ class SideBySide:
         self.daemon = EventRecorder()
 
     @asynccontextmanager
-    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
-        async with self._servers.lend(mode, folder) as server:
+    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+        async with self._servers.acquire(mode, folder) as server:
             peer = await asyncio.create_subprocess_exec(
                 str(self._peer),
                 f"--kubeconfig={server.kubeconfig}",

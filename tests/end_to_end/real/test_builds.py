@@ -54,13 +54,13 @@ def test_binary_reports_its_build(hello: GoProgram) -> None:
 
 @pytest.mark.usefixtures("_with_go")
 def test_program_is_built_once(hello: GoProgram) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
-    first = obtain(hello, said.append)
-    second = obtain(hello, said.append)
+    first = obtain(hello, messages.append)
+    second = obtain(hello, messages.append)
 
     assert first == second == hello.binary()
-    words = [line.split(":")[1].split()[0] for line in said]  # a slow build also reports its progress
+    words = [line.split(":")[1].split()[0] for line in messages]  # a slow build also reports its progress
     assert (words[0], words[-1]) == ("building", "built")
     assert (words.count("building"), words.count("built")) == (1, 1)
 

@@ -95,7 +95,7 @@ async def planes(
     if mode == "project-control-plane":
         yield dict.fromkeys(CLUSTERS, server)
         return
-    async with servers.lend(mode, tmp_path) as other:
+    async with servers.acquire(mode, tmp_path) as other:
         yield dict(zip(CLUSTERS, (server, other), strict=True))
 
 

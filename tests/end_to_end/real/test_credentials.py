@@ -275,7 +275,7 @@ async def test_service_account_tokens_are_accepted_by_structured_authentication(
     """A server trusts a new issuer after ten seconds, so both modes are tested concurrently."""
 
     async def in_mode(mode: Mode, folder: Path) -> None:
-        async with servers.lend(mode, folder) as server, Issuer(folder) as issuer:
+        async with servers.acquire(mode, folder) as server, Issuer(folder) as issuer:
             server.trust(issuer.trusted())
             await await_bearer(server, issuer.token("operator"), "account:operator")
             await by_service_account(server, folder, issuer)

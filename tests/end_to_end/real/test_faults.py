@@ -47,7 +47,7 @@ async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> 
 
     async def in_mode(mode: Mode, folder: Path) -> None:
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(servers.lend(mode, folder))
+            server = await stack.enter_async_context(servers.acquire(mode, folder))
             await create_ready(server, *NAMES)
             observer = await stack.enter_async_context(DaemonObserver(server, folder))
             await observer.expect(*map(engaged, NAMES))

@@ -49,7 +49,7 @@ async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
 ) -> None:
     (folder / "inventory").mkdir()
     async with (
-        servers.lend("project-control-plane", folder / "inventory") as inventory,
+        servers.acquire("project-control-plane", folder / "inventory") as inventory,
         publication_namespace(inventory, "cluster-profiles") as profiles,
         open_workspace(folder, token_life=20.0, connectivity={"interval": "1s"}) as workspace,
         Publishing.running(workspace, profiles),

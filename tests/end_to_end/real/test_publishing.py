@@ -38,7 +38,7 @@ PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfig
 async def inventory(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
     """The API server of published objects."""
     (folder / "inventory").mkdir()
-    async with servers.lend("project-control-plane", folder / "inventory") as server:
+    async with servers.acquire("project-control-plane", folder / "inventory") as server:
         yield server
 
 

@@ -76,11 +76,11 @@ async def test_process_that_reused_a_pid_is_not_killed(tmp_path: Path) -> None:
         ]
     }
     (tmp_path / "servers.json").write_bytes(msgspec.json.encode(record))
-    said: list[str] = []
+    messages: list[str] = []
 
-    await session.down(said.append)
+    await session.down(messages.append)
 
-    assert said == ["all had ended already"]
+    assert messages == ["all had ended already"]
     assert innocent.returncode is None
     innocent.kill()
     assert await innocent.wait() == -signal.SIGKILL

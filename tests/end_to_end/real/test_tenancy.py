@@ -42,10 +42,10 @@ class Installation:
 @pytest_asyncio.fixture(loop_scope="session")
 async def milo(servers: RealServers) -> AsyncIterator[Installation]:
     async with AsyncExitStack() as stack:
-        lent, observers = [], []
+        acquired, observers = [], []
         for mode in MODES:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
-            server = await stack.enter_async_context(servers.lend(mode, folder))
+            server = await stack.enter_async_context(servers.acquire(mode, folder))
             await Rights(server, user("operator")).give(shipped_role(mode), shipped_role_of_secrets())
             observer = DaemonObserver(
                 server,
@@ -55,8 +55,8 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
                 kubeconfigs={"sources": [SECRETS]},
             )
             observers.append(await stack.enter_async_context(observer))
-            lent.append(server)
-        (core, infrastructure), (outside, inside) = lent, observers
+            acquired.append(server)
+        (core, infrastructure), (outside, inside) = acquired, observers
         yield Installation(core, infrastructure, outside, inside)
 
 

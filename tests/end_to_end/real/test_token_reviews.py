@@ -204,8 +204,8 @@ async def test_missing_token_review_right_denies_callers_and_is_named(
         assert server.url not in refusal.value.message, (
             "an unauthenticated caller does not learn the API server's address"
         )
-        [said] = [line["problem"] for line in logs if line["event"] == "token reviews failing"]
-        assert "tokenreviews.authentication.k8s.io" in said
+        [problem] = [line["problem"] for line in logs if line["event"] == "token reviews failing"]
+        assert "tokenreviews.authentication.k8s.io" in problem
 
         await rights.give(shipped_role_of_reviews())
         assert await until_seen(callers, token) == ["alpha"]

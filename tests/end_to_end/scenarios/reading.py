@@ -55,10 +55,10 @@ def scenario(entry: Any, index: int = 1) -> Scenario | Malformed:
     try:
         return _scenario(entry)
     except FormatError as error:
-        told = entry if isinstance(entry, dict) else {}
-        modes = told.get("modes")
+        given = entry if isinstance(entry, dict) else {}
+        modes = given.get("modes")
         known = tuple(mode for mode in MODES if isinstance(modes, list) and mode in modes)
-        return Malformed(str(told.get("name") or f"scenario-{index}"), known or MODES, str(error))
+        return Malformed(str(given.get("name") or f"scenario-{index}"), known or MODES, str(error))
 
 
 def _scenario(entry: Any) -> Scenario:
@@ -70,8 +70,8 @@ def _scenario(entry: Any) -> Scenario:
         raise FormatError("it has no steps")
     if not outline.modes:
         raise FormatError("it names no mode")
-    told = tuple(_step(number, each) for number, each in enumerate(outline.steps, start=1))
-    return Scenario(outline.name, outline.about, tuple(dict.fromkeys(outline.modes)), outline.settings, told)
+    parsed = tuple(_step(number, each) for number, each in enumerate(outline.steps, start=1))
+    return Scenario(outline.name, outline.about, tuple(dict.fromkeys(outline.modes)), outline.settings, parsed)
 
 
 def _step(number: int, entry: dict[str, Any]) -> tuple[str, Step]:
@@ -124,18 +124,18 @@ def _expected(item: dict[str, Any]) -> Expected:
         raise FormatError(f"{item} says neither ENGAGED nor DISENGAGED" if not named else f"{item} says both")
     if "reason" in item and named == ["ENGAGED"]:
         raise FormatError(f"{item} gives a reason, which only DISENGAGED has")
-    told = {key: value for key, value in item.items() if key not in happenings}
-    return _convert({"happening": named[0], "cluster": item[named[0]], **told}, Expected)
+    given = {key: value for key, value in item.items() if key not in happenings}
+    return _convert({"happening": named[0], "cluster": item[named[0]], **given}, Expected)
 
 
 def _expect_updated(body: Any, by: str) -> Step:
     _known(body, ("name", "fields"), "field")
-    told = _convert(body, dict[str, Any])
-    wanted = told.get("fields", [])
+    given = _convert(body, dict[str, Any])
+    wanted = given.get("fields", [])
     if not isinstance(wanted, dict):
         wanted = dict.fromkeys(_convert(wanted, list[str]), msgspec.UNSET)
     _known(wanted, _CLUSTER_FIELDS, "field of a cluster")
-    return steps.ExpectUpdated(_name(told), wanted, by)
+    return steps.ExpectUpdated(_name(given), wanted, by)
 
 
 def _expect_no_updates(body: Any, by: str) -> Step:

@@ -38,7 +38,7 @@ async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, pati
     # A short path, since a socket's path has 107 characters at most.
     with TemporaryDirectory(prefix="milo-") as name:
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(servers.lend(mode, Path(name)))
+            server = await stack.enter_async_context(servers.acquire(mode, Path(name)))
             settings = _settings(scenario.settings, mode, server, Path(name))
             config = Path(name) / "config.yaml"
             config.write_text(yaml.safe_dump(settings))

@@ -41,7 +41,7 @@ class ApiServer(Protocol):
 class Servers(Protocol):
     """A provider of API servers for scenario runs."""
 
-    def lend(self, mode: Mode, folder: Path) -> AbstractAsyncContextManager[ApiServer]:
+    def acquire(self, mode: Mode, folder: Path) -> AbstractAsyncContextManager[ApiServer]:
         """Provide a running server without objects; `folder` is for its files."""
 
 
@@ -76,7 +76,7 @@ class Sandboxes:
     """Provides a new sandbox for each run."""
 
     @asynccontextmanager
-    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
+    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
         async with Sandbox() as sandbox:
             yield SandboxApi(sandbox, sandbox.write_kubeconfig(folder / "kubeconfig"))
 
@@ -112,7 +112,7 @@ class RealServers:
             await server.close()
 
     @asynccontextmanager
-    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
         server = await self._free[mode].get()
         try:
             await server.start()

@@ -111,8 +111,8 @@ class Pod:
 
     @property
     def last_words(self) -> str:
-        said = self._log.read_text().splitlines()[-20:] if self._log.exists() else []
-        return "\n".join(["" if self._daemon is None else self._daemon.tail(20), *said])
+        lines = self._log.read_text().splitlines()[-20:] if self._log.exists() else []
+        return "\n".join(["" if self._daemon is None else self._daemon.tail(20), *lines])
 
     def _processes(self) -> tuple[asyncio.subprocess.Process, DaemonProcess]:
         assert self._operator is not None
