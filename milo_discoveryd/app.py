@@ -31,7 +31,8 @@ from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
-from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.server.calls.server_info import DaemonInfo
+from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.state_file.state_file import prepare_directory

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -153,6 +154,12 @@ def transition(of: Transition, epoch: str) -> pb.Transition:
         at=timestamp(of.at),
         incarnation=incarnation(epoch, of.incarnation),
     )
+
+
+def duration(seconds: float) -> Duration:
+    found = Duration()
+    found.FromMilliseconds(round(seconds * 1000))
+    return found
 
 
 def timestamp(seconds: float) -> Timestamp:

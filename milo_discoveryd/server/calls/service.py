@@ -3,15 +3,8 @@
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from heapq import nsmallest
-from itertools import islice
-from typing import Protocol
-
-import msgspec
-from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
@@ -21,12 +14,12 @@ from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issue
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.filter import without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
@@ -34,43 +27,21 @@ from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
+from milo_discoveryd.server.calls.server_info import (
+    CLUSTERS_PER_STEP,
+    CREDENTIALS_FAILING,
+    DaemonInfo,
+    ServerInfo,
+    ShardMembership,
+)
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
-from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
 from milo_discoveryd.sharding.singletons import VALID_S, SingletonKey, Singletons
-from milo_discoveryd.sharding.status import GroupStatus
 
-CLUSTERS_PER_STEP = 250
-DRAINING_NAMED = 100
-"""Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
 PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of up to 4 MiB only."""
-CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
-"""What a caller with a limited scope learns of a failing credential source: messages may name other clusters."""
-
-
-class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about the daemon in its responses."""
-
-    version: str
-    mode: str
-    epoch: str
-    started_at: float
-    heartbeat_s: float
-    stalled_s: float
-
-
-class ShardMembership(Protocol):
-    """This daemon as a member of a group."""
-
-    def valid_s(self) -> float | None:
-        """Return for how long the present ownership holds; None while the daemon owns nothing."""
-
-    def owns(self, key: str) -> bool: ...
-
-    def status(self) -> GroupStatus: ...
 
 
 class Service:
@@ -98,6 +69,7 @@ class Service:
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
+        self._server_info = ServerInfo(fleet, issuer, info)
         self._stopping = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()
@@ -165,15 +137,6 @@ class Service:
     @property
     def _source_names(self) -> list[str]:
         return [each.name for each in self._fleet.sources]
-
-    async def _counts(self, registry: ClusterRecords, scope: ClusterScope) -> visibility.VisibleCounts:
-        if scope.is_everything:
-            return visibility.total_counts(registry)
-        found, records = visibility.VisibleCounts(), iter([*registry.items()])
-        while portion := [*islice(records, CLUSTERS_PER_STEP)]:
-            found += visibility.visible_counts(portion, scope)
-            await asyncio.sleep(0)
-        return found
 
     async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
         """Return the page's clusters up to the size limit, and how many of its places they take."""
@@ -267,7 +230,7 @@ class Service:
         async with self.access.authorize(caller, "RenewOwnership"):
             valid_s = None if self.shard is None else self.shard.valid_s()
         return pb.RenewOwnershipResponse(
-            sharded=self.shard is not None, valid_for=None if valid_s is None else _duration(valid_s)
+            sharded=self.shard is not None, valid_for=None if valid_s is None else convert.duration(valid_s)
         )
 
     async def claim_singletons(self, request: pb.ClaimSingletonsRequest, caller: Caller) -> pb.ClaimSingletonsResponse:
@@ -287,66 +250,14 @@ class Service:
                     now=now,
                 )
             ]
-        return pb.ClaimSingletonsResponse(granted=granted, valid_for=_duration(valid_s) if granted else None)
+        return pb.ClaimSingletonsResponse(granted=granted, valid_for=convert.duration(valid_s) if granted else None)
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
-        counts = await self._counts(self._fleet.registry, scope)
-        source, *statuses = source_statuses(self._fleet.sources, scope, Moment(time.time(), self._clock()))
-        sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
-        problem = None if scope.is_everything else CREDENTIALS_FAILING
-        max_ttl_s = self._issuer.max_ttl_s
-        return pb.GetServerInfoResponse(
-            version=self._info.version,
-            mode=self._info.mode,
-            incarnation=self._info.epoch,
-            started_at=convert.timestamp(self._info.started_at),
-            source=source,
-            sources=[
-                pb.Source(
-                    name=each.name,
-                    kind=each.kind,
-                    status=status,
-                    synced=each.synced,
-                    counts=_counted(await self._counts(each.registry, scope)),
-                )
-                for each, status in zip(self._fleet.sources, statuses, strict=False)
-            ],
-            synced=self._fleet.synced,
-            counts=_counted(counts, len(self.streams) if scope.is_everything else call.open_streams),
-            sharding=await self._sharding(scope),
-            credential_sources=[convert.credential_source(each, problem) for each in sources],
-            limits=pb.Limits(
-                max_kubeconfig_ttl=_duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
-                default_heartbeat_interval=_duration(self._info.heartbeat_s),
-                stalled_timeout=_duration(self._info.stalled_s),
-                max_page_size=requests.MAX_PAGE_SIZE,
-                max_filter_bytes=requests.MAX_FILTER_BYTES,
-            ),
-        )
-
-    async def _sharding(self, scope: ClusterScope) -> pb.Sharding | None:
-        if self.shard is None:
-            return None
-        status, valid_s = self.shard.status(), self.shard.valid_s()
-        found = convert.sharding(status)
-        if valid_s is not None:
-            found.valid_for.CopyFrom(_duration(valid_s))
-        if not scope.is_everything:
-            del found.members[:]
-            found.problem = ""
-            return found
-        clusters: Counter[str | None] = Counter()
-        names = iter([name for name, record in self._fleet.registry.items() if record.target is not None])
-        while portion := [*islice(names, CLUSTERS_PER_STEP)]:
-            clusters.update(rendezvous.owner(name, status.weights) for name in portion)
-            await asyncio.sleep(0)
-        for member in found.members:
-            member.clusters = clusters[member.name]
-        draining = (name for each in self._fleet.sources for name in each.registry.releases)
-        found.draining.extend(nsmallest(DRAINING_NAMED, draining))
-        return found
+        streams = len(self.streams) if scope.is_everything else call.open_streams
+        at = Moment(time.time(), self._clock())
+        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=at)
 
     async def _stream(self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
         stream = WatchStream(
@@ -450,25 +361,6 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)
         raise UnavailableError(CREDENTIALS_FAILING, message, retry_after_s=error.retry_after_s) from error
-
-
-def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.FleetCounts:
-    return pb.FleetCounts(
-        engaged=counts.engaged,
-        not_ready=counts.not_ready,
-        outside_selector=counts.outside,
-        malformed=counts.malformed,
-        unreachable=counts.unreachable,
-        draining=counts.draining,
-        unassigned=counts.unassigned,
-        subscribers=subscribers,
-    )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(round(seconds * 1000))
-    return duration
 
 
 _FIELD_OVERHEAD = 5

@@ -16,7 +16,7 @@ from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
-from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP
+from milo_discoveryd.server.calls.server_info import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.integration.grpc_server.conftest import EPOCH, World, event_texts, not_ready, ready

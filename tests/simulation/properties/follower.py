@@ -20,7 +20,8 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Wait,
 )
-from milo_kube.reflect.reflector import Opening, Reflector, ReflectorPolicy, Watching
+from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
+from milo_kube.reflect.states import Opening, Watching
 from milo_kube.reflect.wire import Decoder, Lines
 from tests.simulation.properties.api_server import Server, Watch, observe
 from tests.unit.registry.fleets import at, readable_log

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from milo_discoveryd.registry.events import EventType
 from milo_kube.reflect.messages import Failure
-from milo_kube.reflect.reflector import Watching
+from milo_kube.reflect.states import Watching
 from tests.simulation.properties.api_server import ApiObject, Server, line
 from tests.simulation.properties.follower import EXPIRED, UNAVAILABLE, Follower
 

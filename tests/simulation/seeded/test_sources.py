@@ -33,7 +33,8 @@ from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
-from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.server.calls.server_info import DaemonInfo
+from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy

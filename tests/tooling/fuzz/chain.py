@@ -40,7 +40,8 @@ from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
-from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.server.calls.server_info import DaemonInfo
+from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, StoredObject, decode, encode
 from milo_discoveryd.watchers.transport import Answer
 from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of

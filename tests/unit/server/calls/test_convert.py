@@ -294,3 +294,7 @@ def test_sharding_describes_the_group_and_its_members() -> None:
             pb.ShardMember(name="a", weight=2.0, in_view=True, alive=True, leaving=True, acknowledged_view=3),
         ],
     )
+
+
+def test_duration_is_rounded_to_milliseconds() -> None:
+    assert convert.duration(1.23456).ToMilliseconds() == 1235

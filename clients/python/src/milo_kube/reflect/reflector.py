@@ -7,7 +7,7 @@
 A list comes in pages or, if the server supports it, as a streaming list: a watch that begins with the list (Opening
 without a version, then Filling). Either way its end is one `ListEnded`, and nothing is concluded from a part of it.
 
-A loss is never concluded from silence, error_status or error: these change the source's status and nothing else.
+A loss is never concluded from silence, a refusal or an error: these change the source's status and nothing else.
 """
 
 import math
@@ -18,6 +18,7 @@ import msgspec
 
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.identified import Seen
+from milo_kube.reflect.list_method import ListMethod
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -38,8 +39,9 @@ from milo_kube.reflect.messages import (
     Unlisted,
     Wait,
 )
+from milo_kube.reflect.server_trust import ServerTrust
 from milo_kube.reflect.source_status import SourceState, SourceStatus
-from milo_kube.reflect.versions import is_number, is_older
+from milo_kube.reflect.states import Filling, ListingPages, Opening, ReflectorState, Waiting, Watching
 from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
@@ -50,42 +52,6 @@ from milo_kube.reflect.wire import (
     UnknownEvent,
     WatchEvent,
 )
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    until: float
-    version: str
-    """The version to watch from; empty to list."""
-
-
-class ListingPages(msgspec.Struct, frozen=True):
-    continue_token: str = ""
-
-
-class Opening(msgspec.Struct, frozen=True):
-    version: str
-    timeout_s: int
-
-
-class Filling(msgspec.Struct, frozen=True):
-    """Reading a streaming list. `heard_at` moves with each chunk."""
-
-    heard_at: float
-    line_due_at: float = math.inf
-    """When a line that has begun must be complete."""
-
-
-class Watching(msgspec.Struct, frozen=True):
-    version: str
-    opened_at: float
-    heard_at: float
-    timeout_s: int
-    proven: bool = False
-    """Something arrived: the server knows the version that the watch was opened from."""
-    line_due_at: float = math.inf
-
-
-ReflectorState = Waiting | ListingPages | Opening | Filling | Watching
 
 
 class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,62 +81,6 @@ _VERSION_REFUSED = frozenset({410, 504})
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses after which a list may succeed: not refusals of the caller, and not requests to retry later."""
-
-
-class ListMethod(msgspec.Struct):
-    """The way in which lists are requested: streaming, in pages, or in one response."""
-
-    streaming: bool
-    page_size: int
-    paged_next: bool = False
-    """The next list comes in pages although the server may support streaming lists."""
-    unpaged_next: bool = False
-    pages_expired: bool = False
-    """The pages of the last list outlived their version."""
-
-    @property
-    def is_streaming(self) -> bool:
-        return self.streaming and not self.paged_next
-
-    @property
-    def limit(self) -> int:
-        return 0 if self.unpaged_next else self.page_size
-
-    def pages_outlived_version(self) -> None:
-        """Request pages again and, if that was the second time in a row, all in one response."""
-        self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
-
-    def pages_ended(self) -> None:
-        self.paged_next = self.unpaged_next = False
-
-
-class ServerTrust(msgspec.Struct):
-    """The evidence that the server that answers is still the one that all data came from."""
-
-    sends_bookmarks: bool = False
-    is_known: bool = False
-    """It has listed, or has shown that it knows our version, since the last disconnect."""
-    highest_version: str = ""
-    """The highest version seen, in this run or in the one that wrote the state file."""
-
-    @property
-    def expects_bookmarks(self) -> bool:
-        """A server that sends bookmarks does so before long.
-
-        From one that may be another than before they are expected even if there were none: a watch from a version that
-        the server does not know is silent forever.
-        """
-        return self.sends_bookmarks or not self.is_known
-
-    def seen(self, version: str) -> None:
-        self.is_known = True
-        if is_number(version) and not is_older(version, self.highest_version):
-            self.highest_version = version
-
-    def listed(self, version: str) -> bool:
-        """Note a complete list. Return whether it is older than what was seen before."""
-        self.seen(version)
-        return version != "0" and is_older(version, self.highest_version)
 
 
 class Attempts(msgspec.Struct):

@@ -1,0 +1,140 @@
+"""The response of GetServerInfo: the daemon, its sources, its shard group and its limits."""
+
+import asyncio
+from collections import Counter
+from heapq import nsmallest
+from itertools import islice
+from typing import Protocol
+
+import msgspec
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.cluster_records import ClusterRecords
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.rights.rights import Recipient
+from milo_discoveryd.rights.scope import ClusterScope
+from milo_discoveryd.server.calls import convert, requests, visibility
+from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.sharding import rendezvous
+from milo_discoveryd.sharding.status import GroupStatus
+
+CLUSTERS_PER_STEP = 250
+"""Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
+DRAINING_NAMED = 100
+CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
+"""What a caller with a limited scope learns of a failing credential source: messages may name other clusters."""
+
+
+class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts about the daemon in its responses."""
+
+    version: str
+    mode: str
+    epoch: str
+    started_at: float
+    heartbeat_s: float
+    stalled_s: float
+
+
+class ShardMembership(Protocol):
+    """This daemon as a member of a group."""
+
+    def valid_s(self) -> float | None:
+        """Return for how long the present ownership holds; None while the daemon owns nothing."""
+
+    def owns(self, key: str) -> bool: ...
+
+    def status(self) -> GroupStatus: ...
+
+
+class ServerInfo:
+    """Describes the daemon to a caller, within the caller's scope."""
+
+    def __init__(self, fleet: Fleet, issuer: Issuer, info: DaemonInfo) -> None:
+        self._fleet = fleet
+        self._issuer = issuer
+        self._info = info
+
+    async def describe(
+        self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, at: Moment
+    ) -> pb.GetServerInfoResponse:
+        counts = await _counts(self._fleet.registry, scope)
+        source, *statuses = source_statuses(self._fleet.sources, scope, at)
+        sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
+        problem = None if scope.is_everything else CREDENTIALS_FAILING
+        max_ttl_s = self._issuer.max_ttl_s
+        return pb.GetServerInfoResponse(
+            version=self._info.version,
+            mode=self._info.mode,
+            incarnation=self._info.epoch,
+            started_at=convert.timestamp(self._info.started_at),
+            source=source,
+            sources=[
+                pb.Source(
+                    name=each.name,
+                    kind=each.kind,
+                    status=status,
+                    synced=each.synced,
+                    counts=_counted(await _counts(each.registry, scope)),
+                )
+                for each, status in zip(self._fleet.sources, statuses, strict=False)
+            ],
+            synced=self._fleet.synced,
+            counts=_counted(counts, streams),
+            sharding=await self._sharding(scope, shard),
+            credential_sources=[convert.credential_source(each, problem) for each in sources],
+            limits=pb.Limits(
+                max_kubeconfig_ttl=convert.duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
+                default_heartbeat_interval=convert.duration(self._info.heartbeat_s),
+                stalled_timeout=convert.duration(self._info.stalled_s),
+                max_page_size=requests.MAX_PAGE_SIZE,
+                max_filter_bytes=requests.MAX_FILTER_BYTES,
+            ),
+        )
+
+    async def _sharding(self, scope: ClusterScope, shard: ShardMembership | None) -> pb.Sharding | None:
+        if shard is None:
+            return None
+        status, valid_s = shard.status(), shard.valid_s()
+        found = convert.sharding(status)
+        if valid_s is not None:
+            found.valid_for.CopyFrom(convert.duration(valid_s))
+        if not scope.is_everything:
+            del found.members[:]
+            found.problem = ""
+            return found
+        clusters: Counter[str | None] = Counter()
+        names = iter([name for name, record in self._fleet.registry.items() if record.target is not None])
+        while portion := [*islice(names, CLUSTERS_PER_STEP)]:
+            clusters.update(rendezvous.owner(name, status.weights) for name in portion)
+            await asyncio.sleep(0)
+        for member in found.members:
+            member.clusters = clusters[member.name]
+        draining = (name for each in self._fleet.sources for name in each.registry.releases)
+        found.draining.extend(nsmallest(DRAINING_NAMED, draining))
+        return found
+
+
+async def _counts(registry: ClusterRecords, scope: ClusterScope) -> visibility.VisibleCounts:
+    if scope.is_everything:
+        return visibility.total_counts(registry)
+    found, records = visibility.VisibleCounts(), iter([*registry.items()])
+    while portion := [*islice(records, CLUSTERS_PER_STEP)]:
+        found += visibility.visible_counts(portion, scope)
+        await asyncio.sleep(0)
+    return found
+
+
+def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.FleetCounts:
+    return pb.FleetCounts(
+        engaged=counts.engaged,
+        not_ready=counts.not_ready,
+        outside_selector=counts.outside,
+        malformed=counts.malformed,
+        unreachable=counts.unreachable,
+        draining=counts.draining,
+        unassigned=counts.unassigned,
+        subscribers=subscribers,
+    )
