@@ -9,6 +9,7 @@ from milo_discoveryd.config.fields import Group, ListOf, Nested, Text, selector_
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes.declarative import Definition, Endpoint, Readiness, SecretReference
 from milo_discoveryd.modes.field_path import FieldPath, Template
+from milo_discoveryd.modes.reading import DNS_LABEL
 
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
 
@@ -82,7 +83,7 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
 
 class EndpointFields(Group, frozen=True, kw_only=True):
-    """Where a cluster's API server is: exactly one of `template`, `field` and `kubeconfig`."""
+    """Where a cluster's API server is: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
 
     template: Annotated[Template | None, _url_template] = None
     """URL with the paths of fields in braces."""
@@ -90,13 +91,16 @@ class EndpointFields(Group, frozen=True, kw_only=True):
     """Path of a field with the URL."""
     kubeconfig: _Path = None
     """Path of a field with a kubeconfig in base64, such as `data[value]` of a Secret: its server and CA are used."""
+    secret_key: Annotated[str, Text(most=253)] = ""
+    """Key of a kubeconfig in the data of the Secret that `declarative.secret` names: its server and CA are used. The
+    daemon watches these Secrets. Default: none."""
     hosts: Annotated[tuple[str, ...], ListOf(_host)] = ()
     """Hosts that are accepted: names, or all below one as `*.example.com`. Required where clusters share a credential.
     Default: all."""
 
     def __post_init__(self) -> None:
-        if [self.template, self.field, self.kubeconfig].count(None) != 2:
-            raise ValueError("needs exactly one of template, field and kubeconfig")
+        if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
+            raise ValueError("needs exactly one of template, field, kubeconfig and secret_key")
 
     @property
     def has_fixed_host(self) -> bool:
@@ -107,12 +111,25 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
 
 class SecretFields(Group, frozen=True, kw_only=True):
-    """The Secret that an object names, for a `kubeconfig-secret` with `{secret}` and `{secret_namespace}`."""
+    """The Secret that an object names: for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
+    `{secret_namespace}`."""
 
     name: Annotated[Template, _template]
     """Its name, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
     namespace: Annotated[Template | None, _template] = None
     """Its namespace, as `name`; only for objects without a namespace. Default: that of the object."""
+    label_selector: Annotated[str, selector_text] = ""
+    """Label selector of the Secrets that are watched for `endpoint.secret_key`. Default: all."""
+    field_selector: Annotated[str, Text(most=1024)] = ""
+    """Field selector of these Secrets, such as `type=cluster.x-k8s.io/secret`. Default: all."""
+
+    def __post_init__(self) -> None:
+        namespace = self.namespace
+        if namespace is not None and not namespace.paths and not DNS_LABEL.fullmatch(namespace.source):
+            raise ValueError(f"namespace: {namespace.source!r} is not a DNS label")
+
+    def reference(self) -> SecretReference:
+        return SecretReference(self.name, self.namespace, self.label_selector, self.field_selector)
 
 
 class Declaration(Group, frozen=True, kw_only=True):
@@ -135,10 +152,18 @@ class Declaration(Group, frozen=True, kw_only=True):
     organization: Annotated[Template | None, _template] = None
     """Its organization, with the paths of fields in braces. Default: none."""
     secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
-    """The Secret that an object names, for a `kubeconfig-secret` with `{secret}` and `{secret_namespace}`.
-    Default: none."""
+    """The Secret that an object names, for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
+    `{secret_namespace}`. Default: none."""
 
     def __post_init__(self) -> None:
+        self._check_secret()
+        if self.endpoint.secret_key:
+            if self.secret is None:
+                raise ValueError("endpoint.secret_key: set secret, which says by which fields an object names it")
+        elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
+            raise ValueError("secret: its selectors have no effect without endpoint.secret_key: remove them")
+
+    def _check_secret(self) -> None:
         if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
             # A tenant who writes objects in one namespace could name a Secret in another tenant's.
             raise ValueError("secret.namespace: objects in a namespace can only name Secrets there: remove it")
@@ -162,10 +187,11 @@ class Declaration(Group, frozen=True, kw_only=True):
                 template=self.endpoint.template,
                 url=self.endpoint.field,
                 kubeconfig=self.endpoint.kubeconfig,
+                secret_key=self.endpoint.secret_key,
                 hosts=self.endpoint.hosts,
             ),
             readiness=None if self.ready is None else self.ready.readiness(),
             authorities=self.ca,
             organization=self.organization,
-            secret=None if self.secret is None else SecretReference(self.secret.name, self.secret.namespace),
+            secret=None if self.secret is None else self.secret.reference(),
         )

@@ -10,6 +10,9 @@ import msgspec
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, Observation
 
+ObjectReference = tuple[int, str]
+"""Position of a watched resource among those of the mode, and the key of an object: NAME or NAMESPACE/NAME."""
+
 
 class Claim(msgspec.Struct, frozen=True):
     """The claim of one object about one cluster."""
@@ -18,10 +21,12 @@ class Claim(msgspec.Struct, frozen=True):
     """The cluster's name."""
     content: Any
     """An `Observation`, or a value for the mode's `reduce`. Equal contents mean that nothing changed."""
+    needs: tuple[ObjectReference, ...] = ()
+    """Other objects on which it depends what the claim means."""
 
 
 class ObjectClaim(msgspec.Struct, frozen=True):
-    """A claim, with the object that makes it."""
+    """A claim, with the object that makes it; or the content of an object that a claim needs."""
 
     watch: int
     """Position of the watched resource among those of the mode."""
@@ -33,16 +38,19 @@ class ObjectClaim(msgspec.Struct, frozen=True):
     """Grows with the time at which the claim was first seen. Equal for claims of which none is known to be earlier,
     because one list contained them."""
     content: Any
+    needs: tuple[ObjectReference, ...] = ()
 
 
 class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
     """An object with its claims, tracked by a registry under the object's key, as if it were a cluster."""
 
     claims: tuple[Claim, ...] = ()
+    content: Any = None
+    """What the object says to claims that need it. None: nothing."""
 
 
 class Unread:
-    """The content of a claim that is known from the state file, until the object is seen again."""
+    """The content of an object that is known from the state file, until the object is seen again."""
 
 
 UNREAD = Unread()

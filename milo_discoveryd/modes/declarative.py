@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
+from milo_discoveryd.model.claims import Claim, ObjectClaim, ObjectReference, earliest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.objects import Metadata
@@ -14,7 +15,7 @@ from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes.endpoints import checked_authorities, checked_url
 from milo_discoveryd.modes.field_path import FieldPath, Template, text
 from milo_discoveryd.modes.kubeconfig_fields import server_of
-from milo_discoveryd.modes.mode import Setting, Watch, passed_on
+from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch, passed_on
 from milo_discoveryd.modes.reading import (
     DNS_LABEL,
     DNS_SUBDOMAIN,
@@ -25,6 +26,9 @@ from milo_discoveryd.modes.reading import (
     shared,
 )
 from milo_kube import addresses
+
+OBJECTS, SECRETS = 0, 1
+"""Positions of the watched resources."""
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
@@ -47,6 +51,18 @@ class DeclaredObject(msgspec.Struct, gc=False):
         return {"metadata": metadata, "spec": self.spec, "status": self.status, "data": self.data}
 
 
+class Secret(msgspec.Struct, gc=False):
+    metadata: Metadata
+    data: dict[str, str] | None = None
+
+
+class Server(msgspec.Struct, frozen=True, gc=False):
+    """All that is kept of a Secret with a kubeconfig."""
+
+    url: str
+    authorities: bytes | None
+
+
 class Readiness(msgspec.Struct, frozen=True):
     """The rule by which a cluster is engaged: a field has one of these values."""
 
@@ -62,6 +78,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """A field with the whole URL."""
     kubeconfig: FieldPath | None = None
     """A field with a kubeconfig in base64, of which the server and the CA are used."""
+    secret_key: str = ""
+    """Key of such a kubeconfig in the Secret that the object names."""
     hosts: tuple[str, ...] = ()
     """The hosts that are accepted: names, or all below one as `*.example.com`. Empty: all."""
 
@@ -72,6 +90,9 @@ class SecretReference(msgspec.Struct, frozen=True):
     name: Template
     namespace: Template | None = None
     """None: the object's own."""
+    label_selector: str = ""
+    """Restricts the watch of Secrets, as does `field_selector`."""
+    field_selector: str = ""
 
 
 class Definition(msgspec.Struct, frozen=True):
@@ -87,6 +108,25 @@ class Definition(msgspec.Struct, frozen=True):
     organization: Template | None = None
     secret: SecretReference | None = None
 
+    @property
+    def secrets(self) -> Resource | None:
+        """The Secrets to watch, if clusters have their endpoints from them."""
+        of = self.secret
+        if of is None or not self.endpoint.secret_key:
+            return None
+        namespace = self.resource.namespace
+        if of.namespace is not None and not of.namespace.paths:
+            namespace = of.namespace.source
+        return Resource(
+            "",
+            "v1",
+            "secrets",
+            namespaced=True,
+            namespace=namespace,
+            label_selector=of.label_selector,
+            field_selector=of.field_selector,
+        )
+
 
 class DeclarativeMode:
     has_own_authorities = True
@@ -95,7 +135,10 @@ class DeclarativeMode:
         assert setting.definition is not None, "required by the settings"
         self._definition = setting.definition
         self._annotation_prefixes = setting.annotation_prefixes
-        self.watches = (Watch(self._definition.resource, DeclaredObject, self.claims),)
+        objects, secrets = Watch(self._definition.resource, DeclaredObject, self.claims), self._definition.secrets
+        self.watches: tuple[Watch | ReferencedWatch, ...] = (objects,)
+        if secrets is not None:
+            self.watches = (objects, ReferencedWatch(secrets, Secret, self.server))
 
     def claims(self, obj: DeclaredObject) -> Iterable[Claim]:
         """Return the one cluster that the object stands for."""
@@ -105,14 +148,48 @@ class DeclarativeMode:
             observed = self._observe(name, document, metadata)
         except MalformedError as error:
             observed = Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
-        return (Claim(name, observed),)
+        needs: tuple[ObjectReference, ...] = ()
+        if self._definition.endpoint.secret_key and isinstance(observed, Ready):
+            needs = ((SECRETS, _secret_key(observed.target)),)
+        return (Claim(name, observed, needs),)
+
+    def server(self, secret: Secret) -> Server | None:
+        """Return where the kubeconfig in a Secret leads. Raises MalformedError."""
+        key, metadata = self._definition.endpoint.secret_key, secret.metadata
+        encoded = (secret.data or {}).get(key)
+        if not encoded:
+            return None
+        origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
+        url, authorities = server_of(encoded, origin)
+        try:
+            return Server(checked_url(url, self._definition.endpoint.hosts), authorities)
+        except MalformedError as error:
+            raise MalformedError(f"{origin}: {error}") from None
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        return earliest(cluster, claims)
+        observed = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+        if not self._definition.endpoint.secret_key or not isinstance(observed, Ready):
+            return observed
+        key = _secret_key(observed.target)
+        server = next((each.content for each in claims if each.watch == SECRETS and each.object == key), None)
+        return self._at(server, observed, key)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
         return (checked_url(stored.endpoint, self._definition.endpoint.hosts),)
+
+    def _at(self, server: Server | None, observed: Ready, secret: str) -> Observation:
+        """Return what an object says together with its Secret."""
+        target = observed.target
+        assert isinstance(target, DeclaredTarget)
+        if server is None:
+            missing = (
+                f"there is no kubeconfig under the key {self._definition.endpoint.secret_key!r} of Secret {secret}"
+            )
+            fields = ObjectFields(target.name, target.organization, target.labels)
+            return NotReady(target.name, observed.uid, observed.version, missing, fields=fields)
+        authorities = target.authorities or server.authorities
+        return replace(observed, target=replace(target, place=(server.url,), authorities=authorities))
 
     def _observe(self, name: str, document: Mapping[str, Any], metadata: Metadata) -> Observation:
         organization = self._organization(document)
@@ -120,11 +197,11 @@ class DeclarativeMode:
         if problem is not None:
             fields = ObjectFields(name, organization, labels(metadata))
             return NotReady(name, metadata.uid, metadata.resourceVersion, problem, fields=fields)
-        server, authorities = self._endpoint(document)
+        place, authorities = self._endpoint(document)
         target = DeclaredTarget(
             name=name,
             uid=metadata.uid,
-            place=(checked_url(server, self._definition.endpoint.hosts),),
+            place=place,
             organization=organization,
             labels=labels(metadata),
             annotations=passed_on(metadata.annotations, self._annotation_prefixes),
@@ -146,15 +223,20 @@ class DeclarativeMode:
         expected = " or ".join(map(repr, readiness.values))
         return f"{readiness.field.source} is {found[:80]!r} instead of {expected}"
 
-    def _endpoint(self, document: Mapping[str, Any]) -> tuple[str, bytes | None]:
+    def _endpoint(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
+        """Return `Target.place` and the CA certificates, as far as the object itself has them."""
         endpoint, authorities = self._definition.endpoint, self._authorities(document)
+        if endpoint.secret_key:
+            return (), authorities
         if endpoint.kubeconfig is not None:
             server, found = server_of(_required(endpoint.kubeconfig, document), endpoint.kubeconfig.source)
-            return server, authorities or found
-        if endpoint.url is not None:
-            return _required(endpoint.url, document), authorities
-        assert endpoint.template is not None, "one of the three is set"
-        return endpoint.template.fill(document, _address_part), authorities
+            authorities = authorities or found
+        elif endpoint.url is not None:
+            server = _required(endpoint.url, document)
+        else:
+            assert endpoint.template is not None, "one of the four is set"
+            server = endpoint.template.fill(document, _address_part)
+        return (checked_url(server, endpoint.hosts),), authorities
 
     def _secret(self, document: Mapping[str, Any], metadata: Metadata) -> tuple[str, str]:
         of = self._definition.secret
@@ -177,6 +259,12 @@ class DeclarativeMode:
             return shared(template.fill(document, _organization_part)[:253])
         except MalformedError:
             return ""  # not every object states one
+
+
+def _secret_key(target: Target) -> str:
+    """Return the key of the Secret that a cluster's object names."""
+    assert isinstance(target, DeclaredTarget)
+    return "/".join(target.secret)
 
 
 def _required(path: FieldPath, document: Mapping[str, Any]) -> str:

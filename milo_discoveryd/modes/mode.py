@@ -71,6 +71,17 @@ class Watch(msgspec.Struct, frozen=True):
     cannot be used: its previous claims remain valid."""
 
 
+class ReferencedWatch(msgspec.Struct, frozen=True):
+    """A resource whose objects stand for no clusters: claims need them (`Claim.needs`)."""
+
+    resource: Resource
+    object_type: Any
+    """As `Watch.object_type`."""
+    content: Callable[[Any], Any]
+    """Returns what an object says to the claims that need it; None if nothing. Equal contents mean that nothing
+    changed. Raises MalformedError for an object that cannot be used: its previous content remains valid."""
+
+
 @runtime_checkable
 class ReducedMode(Protocol):
     """A mode that watches several resources, or namespaced ones, or whose objects are not named as their clusters.
@@ -79,7 +90,7 @@ class ReducedMode(Protocol):
     """
 
     @property
-    def watches(self) -> Sequence[Watch]: ...
+    def watches(self) -> Sequence[Watch | ReferencedWatch]: ...
 
     def __init__(self, setting: Setting) -> None: ...
 
@@ -87,8 +98,9 @@ class ReducedMode(Protocol):
         """Return what all objects together say about a cluster, or None if it is to be reported as deleted.
 
         `claims` are those of all objects that presently name the cluster, the earliest first; none when the last of
-        them was deleted, which was confirmed. `uid` is that of the present engagement if at least one of its objects
-        remains, and otherwise empty. An observation with another UID replaces the cluster.
+        them was deleted, which was confirmed. Behind them are the contents of the objects that they need, as far as
+        these exist; `watch` and `object` distinguish them. `uid` is that of the present engagement if at least one of
+        its objects remains, and otherwise empty. An observation with another UID replaces the cluster.
         """
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:

@@ -74,9 +74,9 @@ class ObjectFeed(IntakeSink):
         self._intake.restore(map(_unread, objects), at(status.since))
         self.source(status)
 
-    def present(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys and UIDs of the objects that exist."""
-        return self._objects.present()
+    def usable(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys and UIDs of the objects that say something, now or before they became unusable."""
+        return ((each.target.name, each.target.uid) for each in self._objects.clusters())
 
     def problem_of(self, key: str) -> str:
         """Return why an object cannot be used, if it cannot."""
@@ -146,7 +146,7 @@ class ReducedFleet(SourceFleet):
 
     def problem_of(self, cluster: str) -> str:
         """Return why objects of a cluster cannot be used, so that it stays as they described it before."""
-        problems = (self._feeds[watch].problem_of(key) for watch, key in self._reduction.members(cluster))
+        problems = (self._feeds[watch].problem_of(key) for watch, key in self._reduction.objects(cluster))
         return "; ".join(filter(None, problems))
 
     def next_order(self) -> int:
@@ -161,7 +161,7 @@ class ReducedFleet(SourceFleet):
 
     def completed(self, read_at: float) -> None:
         """Note that every resource was listed."""
-        self._publish(self._reduction.end_unclaimed(at(read_at)), read_at)
+        self._publish(self._reduction.listed(at(read_at)), read_at)
         self._observer.synced(self.registry.engaged)
         self.notifier.notify()
 
@@ -174,7 +174,7 @@ class ReducedFleet(SourceFleet):
     def stored_objects(self) -> Iterator[StoredObject]:
         """Yield what the state file keeps besides the clusters."""
         for watch, feed in enumerate(self.feeds):
-            for key, uid in feed.present():
+            for key, uid in feed.usable():
                 yield StoredObject(watch, key, uid, self._reduction.names((watch, key)))
 
     def restore(
@@ -195,7 +195,8 @@ class ReducedFleet(SourceFleet):
 def _unread(stored: StoredObject) -> tuple[Ready, float]:
     """Return a stored object as present; what it says is not known until it is seen again."""
     claims = tuple(Claim(name, UNREAD) for name in stored.clusters)
-    return Ready(stored.uid, "", ClaimingObject(name=stored.key, uid=stored.uid, place=(), claims=claims)), 0.0
+    unread = ClaimingObject(name=stored.key, uid=stored.uid, place=(), claims=claims, content=UNREAD)
+    return Ready(stored.uid, "", unread), 0.0
 
 
 class PendingDeletionsOfObjects:
@@ -215,7 +216,7 @@ class PendingDeletionsOfObjects:
     def explain(self, cluster: str) -> tuple[float, str] | None:
         """Return since when a deletion of one of the cluster's objects is pending, and what keeps it from being
         confirmed."""
-        for watch, key in self._reduction.members(cluster):
+        for watch, key in self._reduction.objects(cluster):
             pending = self._feeds[watch].pending_deletions.explain(key)
             if pending is not None:
                 return pending

@@ -13,12 +13,20 @@ from milo_discoveryd.credentials.authentication.credential_provider import Stati
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
 from milo_discoveryd.model.cluster import Cluster, Target, key_of, local_name
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready, fields
+from milo_discoveryd.model.objects import KubeObject, Metadata
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, fields
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import FileMode, FileObject, ReducedMode, Setting, Watch, WatchedMode
+from milo_discoveryd.modes.mode import (
+    FileMode,
+    FileObject,
+    ReducedMode,
+    ReferencedWatch,
+    Setting,
+    Watch,
+    WatchedMode,
+)
 from milo_discoveryd.modes.reading import MalformedError
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -85,7 +93,7 @@ def probes_hosts(settings: Settings) -> bool:
 def collections_of(settings: Settings, mode: WatchedMode | ReducedMode, source: str = "") -> list[FollowedCollection]:
     """Return what a mode watches, within the label selector. `source` is the source's name if there are several."""
     if isinstance(mode, ReducedMode):
-        return [_of_claims(each, settings.label_selector, source) for each in mode.watches]
+        return [_of_objects(each, settings.label_selector, source) for each in mode.watches]
     return [_of_clusters(mode, settings.label_selector, source)]
 
 
@@ -164,8 +172,10 @@ def _of_clusters(mode: WatchedMode, label_selector: str, source: str) -> Followe
     return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
 
-def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollection:
-    resource, keys = _selecting(watch.resource, label_selector), ObjectKeys(namespaced=watch.resource.namespaced)
+def _of_objects(watch: Watch | ReferencedWatch, label_selector: str, source: str) -> FollowedCollection:
+    # The daemon's label selector is one of objects that stand for clusters.
+    resource = _selecting(watch.resource, label_selector) if isinstance(watch, Watch) else watch.resource
+    keys = ObjectKeys(namespaced=watch.resource.namespaced)
 
     def key(obj: KubeObject) -> str:
         return keys.key(obj.metadata.namespace, obj.metadata.name)
@@ -173,6 +183,8 @@ def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollec
     def observe(obj: KubeObject) -> Observation:
         metadata, name = obj.metadata, key(obj)
         try:
+            if isinstance(watch, ReferencedWatch):
+                return _content(name, metadata, watch.content(obj))
             claims = tuple(replace(each, cluster=key_of(each.cluster, source)) for each in watch.claims(obj))
         except MalformedError as error:
             return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
@@ -181,6 +193,14 @@ def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollec
 
     decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
     return FollowedCollection(WatchedCollection(resource, keys), decoder)
+
+
+def _content(key: str, metadata: Metadata, content: object) -> Observation:
+    if content is None:
+        # The removal guard counts objects that say something, so those that say nothing do not hide a mass removal.
+        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has nothing of what others need")
+    referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content)
+    return Ready(metadata.uid, metadata.resourceVersion, referenced)
 
 
 def observe_file(source: str) -> Callable[[FileObject], Observation]:

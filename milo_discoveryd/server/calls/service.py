@@ -169,7 +169,8 @@ class Service:
         if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if fleet is not None and (unusable := fleet.problem_of(name)):
-            engagement.message += f"; it stays as last known: {unusable}"
+            stays = "it stays as last known: " if record.engaged else ""
+            engagement.message += f"; {stays}{unusable}"
         if self.shard is not None and engagement.reason == pb.Engagement.REASON_ENGAGED:
             status = self.shard.status()
             engagement.message += (

@@ -23,6 +23,8 @@ TOKENS = ("tests/unit/identity/test_token_review.py",)
 VERDICTS = ("tests/unit/identity/test_token_review_cache.py",)
 NAMES = ("tests/unit/identity/test_certificate_names.py",)
 REDUCTION = ("tests/unit/registry/test_reduction.py",)
+REFERENCES = ("tests/unit/registry/test_reduction_references.py",)
+WIRED_MODE = ("tests/unit/wiring/test_mode.py",)
 CLAIMS = ("tests/unit/model/test_claims.py",)
 DECLARED = ("tests/unit/modes/test_declarative.py",)
 FILES = ("tests/unit/modes/test_kubeconfig_files.py",)
@@ -1463,9 +1465,79 @@ MUTANTS = (
     Mutant(
         "a cluster ends before all of its objects were read after a restart",
         "registry/reduction.py",
-        "elif is_complete or isinstance(found, Ready):",
+        "elif is_complete or isinstance(found, Ready) or record is None or not record.engaged:",
         "else:",
         REDUCTION,
+    ),
+    Mutant(
+        "a changed Secret does not reach the clusters that need it",
+        "registry/reduction.py",
+        "concerned |= self._dependents.get(member, {})",
+        "concerned |= {}",
+        REFERENCES,
+    ),
+    Mutant(
+        "a Secret is missing before Secrets were listed",
+        "registry/reduction.py",
+        "return self._is_listed and needed not in self._contents and",
+        "return needed not in self._contents and",
+        REFERENCES,
+    ),
+    Mutant(
+        "a Secret is missing before it was read after a restart",
+        "registry/reduction.py",
+        "needed not in self._contents and needed not in self._unread",
+        "needed not in self._contents",
+        REFERENCES,
+    ),
+    Mutant(
+        "a Secret that was missing from the first list is not noticed",
+        "registry/reduction.py",
+        "dict.fromkeys([*unclaimed, *lacking])",
+        "dict.fromkeys(unclaimed)",
+        REFERENCES,
+    ),
+    Mutant(
+        "a Secret that no object names any more is not forgotten",
+        "registry/reduction.py",
+        "            if each not in group.needed:\n",
+        "            if False:\n",
+        REFERENCES,
+    ),
+    Mutant(
+        "the deletion of a Secret has no effect",
+        "registry/reduction.py",
+        "            self._contents.pop(member, None)\n",
+        "",
+        REFERENCES,
+    ),
+    Mutant(
+        "a cluster gets the server of another one's Secret",
+        "modes/declarative.py",
+        "if each.watch == SECRETS and each.object == key)",
+        "if each.watch == SECRETS)",
+        DECLARED,
+    ),
+    Mutant(
+        "the host in a Secret's kubeconfig is not checked",
+        "modes/declarative.py",
+        "Server(checked_url(url, self._definition.endpoint.hosts), authorities)",
+        "Server(url, authorities)",
+        DECLARED,
+    ),
+    Mutant(
+        "the daemon's label selector selects Secrets",
+        "wiring/mode.py",
+        "if isinstance(watch, Watch) else watch.resource",
+        "if True else watch.resource",
+        WIRED_MODE,
+    ),
+    Mutant(
+        "Secrets without a kubeconfig hide a mass removal",
+        "wiring/mode.py",
+        "    if content is None:\n",
+        "    if False:\n",
+        WIRED_MODE,
     ),
     Mutant(
         "two objects of one list share a cluster",

@@ -8,6 +8,7 @@ import yaml
 
 from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.model.resource import Resource
 
 DEFINITIONS = sorted((Path(__file__).parents[3] / "deploy" / "sources").glob("*.yaml"))
 VALID = """\
@@ -46,7 +47,12 @@ def test_shipped_definition_is_valid(path: Path) -> None:
         ("  endpoint:", "  name: '{metadata.nam}'\n  endpoint:", 6, "of the metadata only"),
         ("  endpoint:", "  ready: {field: status, condition: Ready}\n  endpoint:", 6, "either condition or field"),
         ("  endpoint:", "  ca: spec ca\n  endpoint:", 6, "is not the path of a field"),
-        ("    template:", "    field: spec.url\n    template:", 6, "exactly one of template, field and kubeconfig"),
+        (
+            "    template:",
+            "    field: spec.url\n    template:",
+            6,
+            "exactly one of template, field, kubeconfig and secret_key",
+        ),
         ("    template:", "    hosts: ['*']\n    template:", 7, "must be a host"),
         ("    plural: things", "    plural: things\n    namespace: x", 3, "is not namespaced"),
         ("  endpoint:", "  secret: {namespace: x}\n  endpoint:", 6, "name: is missing"),
@@ -62,6 +68,25 @@ def test_shipped_definition_is_valid(path: Path) -> None:
             2,
             "objects in a namespace can only name Secrets there",
         ),
+        (
+            "  endpoint:",
+            "  secret: {name: a, namespace: '../x'}\n  endpoint:",
+            6,
+            "namespace: '../x' is not a DNS label",
+        ),
+        (
+            "  endpoint:",
+            "  secret: {name: a, namespace: b, label_selector: c}\n  endpoint:",
+            2,
+            "its selectors have no effect without endpoint.secret_key",
+        ),
+        (
+            "  endpoint:",
+            "  secret: {name: a, namespace: b, field_selector: c}\n  endpoint:",
+            2,
+            "its selectors have no effect without endpoint.secret_key",
+        ),
+        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: set secret"),
     ],
 )
 def test_invalid_declaration_is_refused_with_its_line(
@@ -86,6 +111,8 @@ def test_mode_and_declaration_require_each_other(tmp_path: Path) -> None:
         ({"template": "https://{spec.host}"}, False),
         ({"field": "spec.url"}, False),
         ({"kubeconfig": "data[value]"}, False),
+        ({"secret_key": "value"}, False),
+        ({"secret_key": "value", "hosts": ["*.example.com"]}, True),
         ({"field": "spec.url", "hosts": ["kcp.example.com"]}, True),
         ({"template": "https://kcp.example.com/clusters/{metadata.name}"}, True),
         ({"template": "https://kcp.example.com{metadata.name}"}, False),
@@ -95,7 +122,7 @@ def test_shared_credential_needs_hosts_that_objects_cannot_choose(
     tmp_path: Path, endpoint: dict[str, Any], is_accepted: bool
 ) -> None:
     document = yaml.safe_load(VALID)
-    document["declarative"]["endpoint"] = endpoint
+    document["declarative"] |= {"endpoint": endpoint, "secret": {"name": "{metadata.name}", "namespace": "fleet"}}
     document["kubeconfigs"] = {"sources": [{"name": "shared", "type": "token-file", "path": "/token"}]}
     text = yaml.safe_dump(document)
     if is_accepted:
@@ -118,3 +145,33 @@ def test_variables_of_a_named_secret_need_its_declaration(tmp_path: Path) -> Non
         loaded(tmp_path, VALID + credentials)
     named = "  secret: {name: '{spec.secretRef.name}', namespace: '{spec.secretRef.namespace}'}\n"
     assert loaded(tmp_path, VALID + named + credentials).declarative is not None
+
+
+@pytest.mark.parametrize(
+    ("resource", "secret", "watched"),
+    [
+        ({"namespaced": True}, {}, ""),
+        ({"namespaced": True, "namespace": "fleet"}, {}, "fleet"),
+        ({}, {"namespace": "fleet"}, "fleet"),
+        ({}, {"namespace": "{spec.namespace}"}, ""),
+    ],
+)
+def test_secrets_of_endpoints_are_watched_where_objects_can_name_them(
+    tmp_path: Path, resource: dict[str, Any], secret: dict[str, Any], watched: str
+) -> None:
+    document = yaml.safe_load(VALID)
+    declared = document["declarative"]
+    declared["resource"] |= {**resource, "label_selector": "of=objects"}
+    selectors = {"label_selector": "of=secrets", "field_selector": "type=Opaque"}
+    declared |= {"endpoint": {"secret_key": "value"}, "secret": {"name": "{metadata.name}", **secret, **selectors}}
+    declaration = loaded(tmp_path, yaml.safe_dump(document)).declarative
+    assert declaration is not None
+    assert declaration.definition().secrets == Resource(
+        "",
+        "v1",
+        "secrets",
+        namespaced=True,
+        namespace=watched,
+        label_selector="of=secrets",
+        field_selector="type=Opaque",
+    )

@@ -13,7 +13,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.objects import Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, Ready
-from milo_discoveryd.modes.declarative import DeclarativeMode, DeclaredObject
+from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, DeclaredObject, Secret, Server
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.reading import MalformedError
 
@@ -38,6 +38,10 @@ def an_object(spec: Any = None, *, ready: str = "True", name: str = "alpha", **f
     status = fields.pop("status", {"conditions": [{"type": "Ready", "status": ready}]})
     given = {"host": "a.example", "port": 6443} if spec is None else spec
     return DeclaredObject(metadata, spec=given, status=status, **fields)
+
+
+def secret(data: dict[str, str] | None, name: str = "alpha-kubeconfig") -> Secret:
+    return Secret(Metadata(name=name, namespace="team", uid="2", resourceVersion="8"), data)
 
 
 def content(mode: DeclarativeMode, obj: DeclaredObject) -> Any:
@@ -280,3 +284,78 @@ def test_name_of_a_secret_that_leads_elsewhere_is_malformed(name: str, namespace
     references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
     spec = {"host": "a.example", "port": 6443, "secretRef": {"name": name, "namespace": namespace}}
     assert "is not a DNS" in problem(a_mode(resource=resource, secret=references), an_object(spec))
+
+
+BY_SECRET: dict[str, Any] = {
+    "endpoint": {"secret_key": "value", "hosts": ["*.example", "b"]},
+    "secret": {"name": "{metadata.name}-kubeconfig"},
+}
+
+
+def reduced(mode: DeclarativeMode, obj: DeclaredObject, *secrets: tuple[str, Server]) -> Any:
+    """Return what an object means together with Secrets."""
+    [claim] = mode.claims(obj)
+    claims = [ObjectClaim(0, "team/alpha", "1", "7", 0, claim.content, claim.needs)]
+    claims += [ObjectClaim(SECRETS, key, "2", "8", 0, server) for key, server in secrets]
+    return mode.reduce(claim.cluster, claims, "")
+
+
+def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
+    mode = a_mode(**BY_SECRET)
+    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
+    server = mode.server(secret(data))
+    assert server == Server("https://a.example", PEM.encode())
+    [claim] = mode.claims(an_object())
+    assert claim.needs == ((SECRETS, "team/alpha-kubeconfig"),)
+    others = Server("https://b", None)
+    seen = reduced(mode, an_object(), ("team/beta-kubeconfig", others), ("team/alpha-kubeconfig", server))
+    assert isinstance(seen, Ready)
+    assert (seen.uid, seen.version, seen.target.endpoint) == ("1", "7", "https://a.example")
+    assert isinstance(seen.target, DeclaredTarget)
+    assert (seen.target.authorities, seen.target.secret) == (PEM.encode(), ("team", "alpha-kubeconfig"))
+
+
+def test_ca_of_the_object_precedes_that_of_its_secret() -> None:
+    mode = a_mode(**BY_SECRET, ca="spec.ca")
+    seen = reduced(mode, an_object({"ca": PEM}), ("team/alpha-kubeconfig", Server("https://b", b"another")))
+    assert seen.target.authorities == PEM.encode()
+
+
+def test_object_without_its_secret_is_not_ready() -> None:
+    seen = reduced(a_mode(**BY_SECRET), an_object(), ("team/beta-kubeconfig", Server("https://b", None)))
+    assert isinstance(seen, NotReady)
+    assert (seen.name, seen.uid, seen.version) == ("team.alpha", "1", "7")
+    assert seen.message == "there is no kubeconfig under the key 'value' of Secret team/alpha-kubeconfig"
+    assert seen.fields is not None
+    assert (seen.fields.organization, seen.fields.labels) == ("acme", (("org", "acme"),))
+
+
+def test_object_that_is_not_ready_or_is_deleted_needs_no_secret() -> None:
+    mode = a_mode(**BY_SECRET)
+    [claim] = mode.claims(an_object(ready="False"))
+    assert claim.needs == ()
+    assert isinstance(reduced(mode, an_object(ready="False")), NotReady)
+    assert mode.reduce("team.alpha", [], "") is None
+    [claim] = a_mode().claims(an_object())
+    assert claim.needs == ()
+
+
+@pytest.mark.parametrize("data", [None, {}, {"other": "x"}, {"value": ""}])
+def test_secret_without_the_key_has_nothing_to_say(data: Any) -> None:
+    assert a_mode(**BY_SECRET).server(secret(data)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"value": "!"}, "does not contain a kubeconfig in base64"),
+        (kubeconfig("https://evil.test"), "is not among endpoint.hosts"),
+        (kubeconfig("http://b"), "is not https://"),
+        (kubeconfig(**{"tls-server-name": "b"}), "tls-server-name"),
+    ],
+)
+def test_kubeconfig_of_a_secret_without_a_usable_server_is_refused_without_quoting_it(data: Any, words: str) -> None:
+    with pytest.raises(MalformedError, match=words) as refused:
+        a_mode(**BY_SECRET).server(secret(data))
+    assert str(refused.value).startswith("the key 'value' of Secret team/alpha-kubeconfig")
+    assert "CANARY" not in str(refused.value)

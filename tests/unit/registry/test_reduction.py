@@ -91,7 +91,7 @@ class RecordedFleet:
             pass
         return self.journal.events[before:]
 
-    def listed(self, *objects: Ready, watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
+    def listed(self, *objects: Observation, watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
         return self.take(ListStarted(), *map(Listed, objects), ListEnded(), watch=watch, at=at)
 
     def delete(self, name: str, uid: str, watch: int = 0) -> list[tuple[str, ...]]:

@@ -1,10 +1,22 @@
-"""Probes per cluster or per host, by mode and settings."""
+"""Probes per cluster or per host, by mode and settings; and what modes watch, with what their objects say."""
 
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
 import pytest
 
-from milo_discoveryd.config import load
+from milo_discoveryd.config import Settings, load
+from milo_discoveryd.config.declarative import Declaration
+from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.wiring.mode import probes_hosts
+from milo_discoveryd.model.claims import ClaimingObject
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, Server
+from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.wiring.mode import collections_of, engaged, keys_of, probes_hosts
+from milo_discoveryd.wiring.source import FollowedCollection
 
 PER = "MILO_DISCOVERYD_CONNECTIVITY__PER"
 DISENGAGE = "MILO_DISCOVERYD_CONNECTIVITY__DISENGAGE_UNREACHABLE_AFTER"
@@ -30,3 +42,75 @@ def test_probes_are_per_host_by_default_where_all_clusters_share_one(
 def test_probes_of_hosts_cannot_disengage_clusters() -> None:
     with pytest.raises(ConfigError, match="disengage_unreachable_after requires"):
         load({}, {PER: "host", DISENGAGE: "10m"}, None)
+
+
+def by_secrets() -> DeclarativeMode:
+    declaration = Nested(Declaration)(
+        {
+            "resource": {"version": "v1", "plural": "members", "namespaced": True, "label_selector": "a=b"},
+            "endpoint": {"secret_key": "value"},
+            "secret": {"name": "{metadata.name}", "label_selector": "of=members"},
+        }
+    )
+    assert isinstance(declaration, Declaration)
+    return DeclarativeMode(Setting(project_endpoint="", definition=declaration.definition()))
+
+
+@pytest.fixture
+def collections() -> list[FollowedCollection]:
+    return collections_of(Settings(label_selector="env=prod"), by_secrets(), "members")
+
+
+def seen(followed: FollowedCollection, **fields: Any) -> Observation:
+    metadata = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
+    found: Observation | None = followed.decoder.object(msgspec.json.encode({"metadata": metadata, **fields}))
+    assert found is not None
+    return found
+
+
+def encoded(server: str) -> str:
+    document = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x"}}],
+        "clusters": [{"name": "x", "cluster": {"server": server}}],
+    }
+    return base64.b64encode(msgspec.json.encode(document)).decode()
+
+
+def test_label_selector_of_the_daemon_does_not_select_secrets(collections: list[FollowedCollection]) -> None:
+    members, secrets = (each.watched.resource for each in collections)
+    assert (members.path, members.label_selector) == ("/api/v1/members", "a=b,env=prod")
+    assert (secrets.path, secrets.label_selector) == ("/api/v1/secrets", "of=members")
+    assert [each.namespaced for each in keys_of(by_secrets())] == [True, True]
+
+
+def test_of_a_secret_only_server_and_ca_are_kept(collections: list[FollowedCollection]) -> None:
+    found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
+    assert isinstance(found, Ready)
+    kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=Server("https://a.example", None))
+    assert found == Ready("1", "7", kept)
+
+
+def test_secret_that_says_nothing_is_not_one_that_the_removal_guard_counts(
+    collections: list[FollowedCollection],
+) -> None:
+    found = seen(collections[SECRETS], data={"other": "x"})
+    assert isinstance(found, NotReady)
+    assert (found.name, found.uid, found.version) == ("team/alpha", "1", "7")
+
+
+def test_secret_with_an_unusable_kubeconfig_says_why(collections: list[FollowedCollection]) -> None:
+    found = seen(collections[SECRETS], data={"value": encoded("http://plain")})
+    assert isinstance(found, Malformed)
+    assert found.name == "team/alpha"
+    assert found.message.startswith("the key 'value' of Secret team/alpha: the endpoint 'http://plain'")
+
+
+@pytest.mark.parametrize(("data", "endpoints"), [({"value": encoded("https://b")}, ["https://b"]), ({}, [])])
+def test_complete_lists_of_both_resources_engage_clusters(data: dict[str, str], endpoints: Iterable[str]) -> None:
+    members, secrets = collections_of(Settings(), by_secrets())
+    targets = engaged(by_secrets(), [[seen(members, metadata=LABELED)], [seen(secrets, data=data)]])
+    assert [each.endpoint for each in targets] == endpoints
+
+
+LABELED = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"a": "b"}}

@@ -1,0 +1,366 @@
+"""Clusters whose objects need other objects, such as Secrets that they name."""
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ObjectReference, earliest
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import NotFound
+from milo_discoveryd.registry.reduction import Reduction
+from milo_discoveryd.registry.registry import Registry
+from milo_kube.reflect.messages import DeletionReported, ObjectChanged
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from tests.unit.registry.fleets import target
+from tests.unit.registry.test_reduction import RecordedFleet
+
+OBJECTS, SECRETS = 0, 1
+RESTORED = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
+
+
+def at_secret(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+    """Engage the earliest object's cluster at the server that its Secret states."""
+    seen = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+    if not isinstance(seen, Ready):
+        return seen
+    secret = seen.target.organization
+    server = next((each.content for each in claims if (each.watch, each.object) == (SECRETS, secret)), None)
+    if server is None:
+        return NotReady(cluster, seen.uid, seen.version, f"there is no kubeconfig in Secret {secret}")
+    return Ready(seen.uid, seen.version, target(cluster, seen.uid, organization=server))
+
+
+def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> Ready:
+    """Return an object of the cluster that is named as it, or of another one, with the Secret that it needs."""
+    uid, cluster = f"uid-{name}", cluster or name
+    seen = (
+        Ready(uid, str(version), target(cluster, uid, organization=needs))
+        if ready
+        else NotReady(cluster, uid, str(version), "not ready")
+    )
+    claim = Claim(cluster, seen, ((SECRETS, needs),) if ready else ())
+    return Ready(uid, str(version), ClaimingObject(name=name, uid=uid, place=(), claims=(claim,)))
+
+
+def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> Ready:
+    uid = uid or f"uid-{name}"
+    return Ready(uid, str(version), ClaimingObject(name=name, uid=uid, place=(), content=server))
+
+
+class JoinedFleet(RecordedFleet):
+    def __init__(self, grace_s: float = 0.0) -> None:
+        super().__init__(at_secret, resources=2, grace_s=grace_s)
+
+    @property
+    def servers(self) -> dict[str, str]:
+        return {each.target.name: each.target.organization for each in self.reduced.registry.clusters()}
+
+    def message(self, cluster: str) -> str:
+        record = self.reduced.registry[cluster]
+        assert record is not None
+        return record.message
+
+
+@pytest.mark.parametrize("first", [OBJECTS, SECRETS])
+def test_cluster_is_engaged_whichever_list_is_complete_first(first: int) -> None:
+    fleet = JoinedFleet()
+    lists = [an_object("shop", "k")], [a_secret("k")]
+    assert fleet.listed(*lists[first], watch=first) == []
+    assert fleet.listed(*lists[1 - first], watch=1 - first) == [("ENGAGED", "shop")]
+    assert fleet.servers == {"shop": "s1"}
+
+
+@pytest.fixture
+def fleet() -> JoinedFleet:
+    """Return a fleet with the clusters shop and bank, which need the Secrets k and m."""
+    fleet = JoinedFleet()
+    fleet.listed(an_object("shop", "k"), an_object("bank", "m"))
+    fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
+    assert fleet.engaged == {"shop", "bank"}
+    return fleet
+
+
+def test_cluster_whose_secret_comes_later_is_not_ready_until_then(fleet: JoinedFleet) -> None:
+    assert fleet.take(ObjectChanged(an_object("farm", "n", 2))) == []
+    record = fleet.reduced.registry["farm"]
+    assert record is not None
+    assert (record.state, record.message) == (ObjectState.NOT_READY, "there is no kubeconfig in Secret n")
+    assert fleet.take(ObjectChanged(a_secret("n", version=3)), watch=SECRETS) == [("ENGAGED", "farm")]
+
+
+def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(an_object("mall", "k", 2)))
+    changed = fleet.take(ObjectChanged(a_secret("k", "s2", 3)), watch=SECRETS)
+    assert sorted(changed) == [("UPDATED", "mall"), ("UPDATED", "shop")]
+    assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
+
+
+def test_secret_that_is_created_again_is_no_other_cluster(fleet: JoinedFleet) -> None:
+    assert fleet.take(ObjectChanged(a_secret("k", "s2", 3, uid="another")), watch=SECRETS) == [("UPDATED", "shop")]
+
+
+def test_object_may_name_another_secret(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(a_secret("m", "s2", 2)), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("shop", "m", 3))) == [("UPDATED", "shop")]
+    assert fleet.take(ObjectChanged(a_secret("k", "s9", 4)), watch=SECRETS) == []
+    assert fleet.delete("m", "uid-m", SECRETS) == [
+        ("DISENGAGED", "bank", "NOT_READY"),
+        ("DISENGAGED", "shop", "NOT_READY"),
+    ]
+
+
+def test_cluster_is_not_ready_after_the_deletion_of_its_secret_was_confirmed(fleet: JoinedFleet) -> None:
+    fleet.take(DeletionReported("k", "uid-k"), watch=SECRETS)
+    assert fleet.reduced.pending_reports.explain("shop") == (0.0, "")
+    assert fleet.reduced.pending_reports.explain("bank") is None
+    assert fleet.engaged == {"shop", "bank"}
+    assert fleet.delete("k", "uid-k", SECRETS) == [("DISENGAGED", "shop", "NOT_READY")]
+    assert fleet.message("shop") == "there is no kubeconfig in Secret k"
+    assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == [("ENGAGED", "shop")]
+
+
+def test_secret_that_returns_within_the_grace_changes_nothing() -> None:
+    fleet = JoinedFleet(grace_s=10.0)
+    fleet.listed(an_object("shop", "k"))
+    fleet.listed(a_secret("k"), watch=SECRETS)
+    assert fleet.delete("k", "uid-k", SECRETS) == []
+    assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == []
+    assert fleet.reduced.due_at is None
+
+
+def test_unusable_secret_leaves_its_cluster_as_it_was(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(Malformed("k", "uid-k", "3", "no YAML")), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("shop", "k", 4))) == []
+    assert fleet.servers["shop"] == "s1"
+    assert fleet.reduced.problem_of("shop") == "no YAML"
+    assert fleet.reduced.problem_of("bank") == ""
+
+
+def test_secret_that_was_never_usable_says_why(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(Malformed("n", "uid-n", "3", "no YAML")), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("farm", "n", 4))) == []
+    assert fleet.message("farm") == "there is no kubeconfig in Secret n"
+    assert fleet.reduced.problem_of("farm") == "no YAML"
+
+
+def test_secret_without_a_kubeconfig_is_no_part_of_the_guard_and_of_the_state(fleet: JoinedFleet) -> None:
+    others: list[Observation] = [NotReady(f"other-{n}", f"uid-other-{n}", "1", "nothing") for n in range(30)]
+    fleet.take(*map(ObjectChanged, others), watch=SECRETS)
+    assert len(list(fleet.reduced.stored_objects())) == 4
+    assert fleet.listed(*others, watch=SECRETS) == []
+    assert fleet.reduced.pending_reports.held == 2
+
+
+def test_list_that_lacks_most_secrets_is_held() -> None:
+    fleet = JoinedFleet()
+    fleet.listed(*(an_object(f"c{n}", f"k{n}") for n in range(30)))
+    fleet.listed(*(a_secret(f"k{n}") for n in range(30)), watch=SECRETS)
+    assert len(fleet.engaged) == 30
+    assert fleet.listed(watch=SECRETS) == []
+    assert fleet.reduced.pending_reports.held == 30
+    assert len(fleet.engaged) == 30
+
+
+def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
+    """Return a fleet with the state of another one; `without` is a Secret that the state lacks."""
+    fleet = JoinedFleet()
+    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.reduced.registry.clusters()]
+    objects = [each for each in before.reduced.stored_objects() if each.key != without]
+    fleet.reduced.restore(stored, objects, RESTORED)
+    fleet.journal.events.clear()
+    return fleet
+
+
+def test_restored_cluster_stays_until_both_resources_were_listed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
+    assert after.listed(a_secret("k", version=9), a_secret("m", "s2", 9), watch=SECRETS) == [("UPDATED", "bank")]
+
+
+@pytest.mark.parametrize("first", [OBJECTS, SECRETS])
+def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_all_was_listed(
+    fleet: JoinedFleet, first: int
+) -> None:
+    after = restarted(fleet, without="m")
+    lists = [an_object("shop", "k", 8), an_object("bank", "m", 8)], [a_secret("k", version=9)]
+    assert after.listed(*lists[first], watch=first) == []
+    assert after.listed(*lists[1 - first], watch=1 - first) == [("DISENGAGED", "bank", "NOT_READY")]
+
+
+def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8))
+    assert after.listed(a_secret("k", version=9), watch=SECRETS) == []
+    feed = after.feed(SECRETS)
+    for request in feed.pending_deletions.take_due(0.0):
+        feed.resolve(request, NotFound(), 0.0)
+    assert after.journal.events == [("DISENGAGED", "bank", "NOT_READY")]
+
+
+def test_restored_cluster_whose_secret_became_unusable_stays(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(Malformed("k", "uid-k", "9", "no YAML"), a_secret("m", version=9), watch=SECRETS)
+    assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
+    assert after.engaged == {"shop", "bank"}
+    assert after.reduced.problem_of("shop") == "no YAML"
+
+
+def test_new_cluster_says_what_it_waits_for_before_all_was_listed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8), an_object("farm", "n", 8))
+    assert after.message("farm") == "there is no kubeconfig in Secret n"
+
+
+NAMES, KEYS = ("a", "b", "c"), ("k", "m")
+
+
+class ReductionOfReferences(RuleBasedStateMachine):
+    """Changes of both resources in any order, and restarts, against a computation of the result from scratch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: dict[str, Ready] = {}
+        self.secrets: dict[str, Ready] = {}
+        self.version = 0
+        self.must_list: list[int] = []
+        """The resources that were not listed since the restart."""
+        self.should_stay: set[str] = set()
+        self.known: dict[int, set[str]] = {OBJECTS: set(), SECRETS: set()}
+        """The objects in the state file."""
+        self.began((), ())
+
+    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, Ready]]) -> None:
+        self.clusters = Registry(ChangeLog(lambda _: b"", Retention()))
+        self.reduction = Reduction(at_secret, self.clusters)
+        self.ended: set[str] = set()
+        for each in engaged:
+            self.clusters.restore(Ready(each.target.uid, "", each.target), 0.0, Moment(0.0, 0.0))
+        for watch, seen in known:
+            found = seen.target
+            assert isinstance(found, ClaimingObject)
+            self.reduction.restore(watch, [(found.name, found.uid, tuple(each.cluster for each in found.claims))])
+
+    def apply(self, watch: int, *changes: Event) -> None:
+        self.version += 1
+        self.note(self.reduction.apply(watch, changes, self.version, Moment(0.0, 0.0)))
+
+    def note(self, events: Iterable[Event]) -> None:
+        self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
+
+    def change(self, watch: int, seen: Ready, kind: EventType = EventType.UPDATED) -> None:
+        if watch not in self.must_list:
+            self.apply(watch, changed(seen, kind))
+
+    @rule(name=st.sampled_from(NAMES), needs=st.sampled_from(KEYS), ready=st.booleans())
+    def put_object(self, name: str, needs: str, ready: bool) -> None:
+        self.objects[name] = an_object(name, needs, self.version, ready=ready)
+        self.change(OBJECTS, self.objects[name])
+
+    @rule(name=st.sampled_from(KEYS), server=st.sampled_from(("s1", "s2")))
+    def put_secret(self, name: str, server: str) -> None:
+        self.secrets[name] = a_secret(name, server, self.version)
+        self.change(SECRETS, self.secrets[name])
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete_object(self, name: str) -> None:
+        if (seen := self.objects.pop(name, None)) is not None:
+            self.change(OBJECTS, seen, EventType.DISENGAGED)
+
+    @rule(name=st.sampled_from(KEYS))
+    def delete_secret(self, name: str) -> None:
+        if (seen := self.secrets.pop(name, None)) is not None:
+            self.change(SECRETS, seen, EventType.DISENGAGED)
+
+    @initialize(order=st.permutations((OBJECTS, SECRETS)))
+    def start(self, order: list[int]) -> None:
+        self.must_list = order
+
+    @precondition(lambda self: self.must_list)
+    @rule()
+    def read_list(self) -> None:
+        """Apply a complete list; what it lacks was confirmed as deleted."""
+        watch = self.must_list[0]
+        listed = (self.objects, self.secrets)[watch]
+        missing = self.known[watch] - listed.keys()
+        self.apply(watch, *map(changed, listed.values()))
+        for name in missing:
+            self.apply(watch, changed(a_secret(name), EventType.DISENGAGED))
+        self.must_list = self.must_list[1:]
+        if not self.must_list:
+            self.note(self.reduction.listed(Moment(0.0, 0.0)))
+
+    @precondition(lambda self: not self.must_list)
+    @rule(order=st.permutations((OBJECTS, SECRETS)), forgets=st.booleans())
+    def restart(self, order: list[int], forgets: bool) -> None:
+        """Start again from the state file, which may be of a version that did not watch Secrets."""
+        known = [(OBJECTS, each) for each in self.objects.values()]
+        known += [] if forgets else [(SECRETS, each) for each in self.secrets.values()]
+        self.began([*self.clusters.clusters()], known)
+        self.known = {OBJECTS: set(self.objects), SECRETS: set() if forgets else set(self.secrets)}
+        self.must_list = order
+
+    @invariant()
+    def equals_a_computation_from_scratch(self) -> None:
+        if self.must_list:
+            return
+        scratch = Registry(ChangeLog(lambda _: b"", Retention()))
+        reduction = Reduction(at_secret, scratch)
+        reduction.apply(SECRETS, map(changed, self.secrets.values()), 0, Moment(0.0, 0.0))
+        reduction.apply(OBJECTS, map(changed, self.objects.values()), 0, Moment(0.0, 0.0))
+        found, expected = map(servers, (self.clusters, scratch))
+        assert found == expected == self.truth
+        for name in NAMES:
+            assert set(self.reduction.objects(name)) == set(reduction.objects(name))
+        # Anything else would be a leak.
+        assert self.reduction._dependents.keys() == reduction._dependents.keys()
+        assert not self.reduction._unread
+
+    @invariant()
+    def nothing_ends_that_should_be_engaged(self) -> None:
+        self.should_stay &= self.truth.keys()
+        assert not self.ended & self.should_stay
+        self.ended.clear()
+        if not self.must_list:
+            self.should_stay = set(self.truth)
+
+    @property
+    def truth(self) -> dict[str, str]:
+        """Return the clusters that are to be engaged, with their servers."""
+        return {
+            name: content_of(self.secrets[secret])
+            for name, seen in self.objects.items()
+            for _, secret in needs_of(seen)
+            if secret in self.secrets
+        }
+
+
+def servers(clusters: Registry) -> dict[str, str]:
+    return {each.target.name: each.target.organization for each in clusters.clusters()}
+
+
+def content_of(secret: Ready) -> str:
+    assert isinstance(secret.target, ClaimingObject)
+    return str(secret.target.content)
+
+
+def needs_of(obj: Ready) -> list[ObjectReference]:
+    assert isinstance(obj.target, ClaimingObject)
+    return [each for claim in obj.target.claims for each in claim.needs]
+
+
+def changed(seen: Ready, kind: EventType = EventType.UPDATED) -> Event:
+    return Event(kind, Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0))
+
+
+TestReductionOfReferences = ReductionOfReferences.TestCase
+TestReductionOfReferences.settings = settings(
+    max_examples=300, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
