@@ -67,6 +67,8 @@ def identity_review() -> bytes:
 
 def access_review(resource: Resource, verb: str) -> bytes:
     attributes = {"group": resource.group, "version": resource.version, "resource": resource.plural, "verb": verb}
+    if resource.namespace:
+        attributes["namespace"] = resource.namespace
     return msgspec.json.encode(
         {
             "apiVersion": "authorization.k8s.io/v1",
@@ -77,7 +79,8 @@ def access_review(resource: Resource, verb: str) -> bytes:
 
 
 def rule(resource: Resource) -> str:
-    return f"{{apiGroups: [{resource.group}], resources: [{resource.plural}], verbs: [{', '.join(VERBS)}]}}"
+    group = resource.group or '""'
+    return f"{{apiGroups: [{group}], resources: [{resource.plural}], verbs: [{', '.join(VERBS)}]}}"
 
 
 def unreachable(subject: str, error: TransportError) -> Finding:
@@ -113,7 +116,7 @@ def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | N
         return fail(subject, f"{_joined(missing)} of {resource.plural} denied", _grant(resource))
     if None in answers.values():
         return warn(subject, "unknown: the server does not answer a SelfSubjectAccessReview")
-    return ok(subject, f"{_joined(answers)} of {resource.plural}.{resource.group} allowed")
+    return ok(subject, f"{_joined(answers)} of {_named(resource)} allowed")
 
 
 def listing(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
@@ -160,7 +163,7 @@ def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Fin
     if status == 404:
         return fail(
             subject,
-            f"the server has no {resource.plural}.{resource.group} ({resource.version})",
+            f"the server has no {_named(resource)} ({resource.version})",
             "check the API server for the mode: project watches the core Milo API, "
             "project-control-plane the infrastructure cluster, where Milo's CRDs must be installed",
         )
@@ -170,7 +173,12 @@ def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Fin
 
 
 def _grant(resource: Resource) -> str:
-    return f"add this rule to a ClusterRole bound to the daemon's identity: {rule(resource)}"
+    role = f"Role in the namespace {resource.namespace}," if resource.namespace else "ClusterRole"
+    return f"add this rule to a {role} bound to the daemon's identity: {rule(resource)}"
+
+
+def _named(resource: Resource) -> str:
+    return f"{resource.plural}.{resource.group}" if resource.group else resource.plural
 
 
 def _is_status(body: bytes) -> bool:

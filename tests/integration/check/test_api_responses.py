@@ -81,6 +81,22 @@ def test_identity_review_with_a_foreign_body_raises() -> None:
         api_responses.identity("identity", 200, b"<html>", "x")
 
 
+def test_resource_of_one_namespace_needs_a_role_there() -> None:
+    secrets = Resource("", "v1", "secrets", namespaced=True, namespace="fleet")
+    review = msgspec.json.decode(api_responses.access_review(secrets, "list"))
+    assert review["spec"]["resourceAttributes"] == {
+        "group": "",
+        "version": "v1",
+        "resource": "secrets",
+        "verb": "list",
+        "namespace": "fleet",
+    }
+    denied = api_responses.permissions("may", secrets, {"list": False})
+    assert denied.fix.startswith("add this rule to a Role in the namespace fleet, bound to")
+    assert 'apiGroups: [""]' in denied.fix
+    assert "get of secrets allowed" in api_responses.permissions("may", secrets, {"get": True}).message
+
+
 def test_access_review_is_allowed_denied_or_unknown() -> None:
     assert api_responses.allowed(201, body(status={"allowed": True})) is True
     assert api_responses.allowed(201, body(status={"allowed": False})) is False
