@@ -1,0 +1,230 @@
+"""Objects that need Secrets, on virtual time: faults of either watch, and restarts from the state file."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import NotReady, Observation, Ready
+from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of
+from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
+from tests.simulation.seeded.api import RESOURCE, Api
+from tests.simulation.seeded.daemon import Disk, Ledger
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.test_sources import (
+    ALWAYS_ENGAGED,
+    EPOCH,
+    EVERY_FAULT,
+    PROJECT_MODE,
+    RECOVERY_S,
+    SETTINGS,
+    Upstream,
+    pair_of,
+)
+from tests.simulation.seeded.world import NAMES
+
+STORM_S = 600.0
+SECRETS = replace(RESOURCE, plural="secrets")
+
+
+class JoinedMode:
+    """A mode in which two objects each need one Secret. Its UID stands for the server that it states."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.watches = (Watch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
+
+    def claims(self, obj: KubeObject) -> Iterable[Claim]:
+        observation = PROJECT_MODE.observe(obj)
+        needs = ((1, pair_of(obj.metadata.name)),) if isinstance(observation, Ready) else ()
+        yield Claim(obj.metadata.name, observation, needs)
+
+    def content(self, secret: KubeObject) -> str | None:
+        condition = secret.condition("Ready")
+        return secret.metadata.uid if condition is not None and condition.status == "True" else None
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        seen = earliest(cluster, [claim for claim in claims if claim.watch == 0])
+        if not isinstance(seen, Ready):
+            return seen
+        server = next((each.content for each in claims if each.watch == 1), None)
+        if server is None:
+            return NotReady(cluster, seen.uid, seen.version, "the Secret has no server")
+        return replace(seen, target=replace(seen.target, place=(f"https://{server}",)))
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        return stored.place
+
+
+class Apis:
+    """The API server of both resources, each with faults of its own."""
+
+    def __init__(self, objects: Api, secrets: Api) -> None:
+        self._objects, self._secrets = objects, secrets
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Any:
+        return await self._of(path).get(_common(path), query, timeout_s=timeout_s)
+
+    def stream(self, path: str, query: Any = (), **limits: Any) -> Any:
+        return self._of(path).stream(_common(path), query, **limits)
+
+    async def drop(self) -> None:
+        await self._objects.drop()
+        await self._secrets.drop()
+
+    def _of(self, path: str) -> Api:
+        return self._secrets if path.startswith(SECRETS.path) else self._objects
+
+
+def _common(path: str) -> str:
+    return path.replace(SECRETS.path, RESOURCE.path)
+
+
+class EndsLedger(Ledger):
+    """A journal with the names of the clusters that were disengaged."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: None, EPOCH)
+        self.ended: set[str] = set()
+
+    def changed(self, done: Event, *, is_live: bool) -> None:
+        if done.type is EventType.DISENGAGED:
+            self.ended.add(done.cluster.target.name)
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self._random = random = Random(seed)
+        self._loop = asyncio.get_running_loop()
+        self.objects, self.secrets = self.upstreams = Upstream(random), Upstream(random)
+        self._api = Apis(self.objects.api, self.secrets.api)
+        self._disk = Disk(lambda *_: None)
+        self.ledger = EndsLedger()
+        self.start()
+
+    def start(self) -> None:
+        """Start the daemon, from its state file if there is one."""
+        mode = JoinedMode(Setting(project_endpoint="https://api.test"))
+        self.fleet = ReducedFleet(
+            ChangeLog(encoder(EPOCH), Retention()),
+            mode.reduce,
+            self.ledger,
+            keys=keys_of(mode),
+            pending_deletions=lambda: PendingDeletions(self._random.random),
+            guard=lambda: RemovalGuard(RemovalLimits()),
+        )
+        discovery = Discovery(
+            self.fleet,
+            self._disk,
+            policy=ReflectorPolicy(streaming_lists=self._random.random() < 0.5),
+            jitter=self._random.random,
+            connect_timeout_s=10.0,
+            request_timeout_s=30.0,
+        )
+        following = discovery.run(self._api, collections_of(SETTINGS, mode), place_of(mode))
+        self._task = asyncio.create_task(following)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    @property
+    def view(self) -> dict[str, str]:
+        return {each.target.name: each.target.place[0] for each in self.fleet.registry.clusters()}
+
+    @property
+    def truth(self) -> dict[str, str]:
+        secrets = {name: each.uid for name, each in self.secrets.world.server.objects.items() if each.engages}
+        return {name: f"https://{secrets[pair_of(name)]}" for name in self.objects.ready() if pair_of(name) in secrets}
+
+    @property
+    def has_recovered(self) -> bool:
+        return self.view == self.truth and self.fleet.status.state is SourceState.STREAMING
+
+    async def until(self, holds: Callable[[], bool], seconds: float) -> None:
+        ends_at = self._loop.time() + seconds
+        while not holds():
+            assert self._loop.time() < ends_at, f"{self.view} is not {self.truth}, {self.fleet.status}"
+            await asyncio.sleep(0.25)
+
+    async def storm(self, failing: Sequence[Upstream], *, restarts: bool) -> None:
+        """Inject every kind of fault for a while, with changes of both resources meanwhile."""
+        for each in failing:
+            each.is_failing, each.api.fault_rate = True, 0.5
+        ends_at = self._loop.time() + STORM_S
+        while self._loop.time() < ends_at:
+            for each in failing:
+                each.faults.strike()
+            self._random.choice(self.upstreams).change()
+            if restarts and self._random.random() < 0.05:
+                await self.stop()
+                self.start()
+            await asyncio.sleep(self._random.random() * 10.0)
+        for each in failing:
+            each.is_failing, each.api.fault_rate = False, 0.0
+            if each.api.needs_relist:  # nothing else corrects what the watch sent
+                each.world.server.version += 1  # represents an unrelated write
+                each.world.server.compact()
+            each.api.cut()
+
+
+def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
+    loop = VirtualLoop(Random(seed))
+
+    async def main() -> None:
+        simulation = Simulation(seed)
+        try:
+            await steps(simulation)
+        finally:
+            await simulation.stop()
+
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("failing", ["objects", "secrets", "both"])
+def test_faults_of_either_watch_end_no_cluster_whose_object_and_secret_stay(failing: str, restarts: bool) -> None:
+    struck = set[str]()
+
+    async def steps(simulation: Simulation) -> None:
+        await simulation.until(lambda: simulation.view == simulation.truth and len(simulation.view) == len(NAMES), 60.0)
+        upstreams = {"objects": [simulation.objects], "secrets": [simulation.secrets]}
+        await simulation.storm(upstreams.get(failing, simulation.upstreams), restarts=restarts)
+        await simulation.until(lambda: simulation.has_recovered, RECOVERY_S)
+        assert ALWAYS_ENGAGED in simulation.view
+        assert ALWAYS_ENGAGED not in simulation.ledger.ended
+        for each in simulation.upstreams:
+            struck.update(each.api.injected)
+
+    for seed in range(20):
+        run(seed, steps)
+    assert struck >= EVERY_FAULT
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_order_of_the_first_lists_does_not_matter(seed: int) -> None:
+    async def steps(simulation: Simulation) -> None:
+        late = Random(seed).choice(simulation.upstreams)
+        late.api.down_until = asyncio.get_running_loop().time() + 20.0
+        await asyncio.sleep(10.0)
+        assert simulation.view == {}
+        assert not simulation.fleet.synced
+        await simulation.until(lambda: simulation.view == simulation.truth != {}, 60.0)
+        assert simulation.ledger.ended == set()
+
+    run(seed, steps)
