@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
     from milo_discovery._backoff import BackoffPolicy
     from milo_discovery._client_credentials import ClientCredentials
+    from milo_discovery._sync_singleton import SyncSingleton
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged_cluster import EngagedCluster
     from milo_discovery.errors import (
@@ -112,6 +113,7 @@ _MODULE_OF = {
     "StatusError": "milo_discovery.errors",
     "StreamBroken": "milo_discovery.errors",
     "SyncDiscoveryClient": "milo_discovery.sync",
+    "SyncSingleton": "milo_discovery._sync_singleton",
     "SyncWatch": "milo_discovery.sync",
     "Synced": "milo_discovery.events",
     "TimedOut": "milo_discovery.errors",
@@ -174,6 +176,7 @@ __all__ = [
     "StreamBroken",
     "StreamNotice",
     "SyncDiscoveryClient",
+    "SyncSingleton",
     "SyncWatch",
     "Synced",
     "TimedOut",

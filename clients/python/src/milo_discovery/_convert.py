@@ -75,12 +75,12 @@ def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
         kubeconfig_ttl=None if ttl is None else duration_message(ttl),
         heartbeat_interval=duration_message(options.get("heartbeat_interval", DEFAULT_HEARTBEAT)),
         confirm_releases=confirm_releases,
-        subscriber=(options.get("subscriber") or _subscriber()) if confirm_releases else "",
+        subscriber=(options.get("subscriber") or new_subscriber()) if confirm_releases else "",
         accepts_pending_sources=True,
     )
 
 
-def _subscriber() -> str:
+def new_subscriber() -> str:
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:200]
     return f"{host}/{secrets.token_hex(4)}"
 

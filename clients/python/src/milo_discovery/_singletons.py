@@ -7,19 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from math import inf
 from typing import Protocol
 
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._grpc_status import NOT_RETRYABLE
 from milo_discovery._ownership import boottime
+from milo_discovery._singleton_grants import HeldGrants, claimed_state
 from milo_discovery._task_groups import cancelled_from_outside, unwrap_single_error
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.model import SingletonGrants, SingletonState
 
 log = logging.getLogger("milo_discovery.fleet")
-
-CLAIM_INTERVAL_S = 3.0
 
 SingletonWork = Callable[[], Awaitable[None]]
 
@@ -36,10 +34,12 @@ class _Singleton:
     task: asyncio.Task[None] | None = None
 
     @property
+    def has_ended(self) -> bool:
+        return self.task is None or self.task.done()
+
+    @property
     def state(self) -> SingletonState:
-        if self.is_granted:
-            return SingletonState.WORKING
-        return SingletonState.WAITING if self.task is None or self.task.done() else SingletonState.ENDING
+        return claimed_state(is_granted=self.is_granted, has_ended=self.has_ended)
 
 
 class Singletons:
@@ -49,44 +49,44 @@ class Singletons:
         self._client = client
         self._backoff_policy = backoff
         self._singletons = [_Singleton(name, work) for name, work in works.items()]
-        self._until = -inf
-        """When the grants expire, as `boottime`."""
+        self._grants = HeldGrants()
 
     async def run(self, subscriber: str) -> None:
         """Claim and work until cancelled. Raises errors that a retry cannot fix."""
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    granted = await self._claim(subscriber)
-                    for each in self._singletons:
-                        self._apply(each, each.name in granted, tasks)
-                    left_s = self._until - boottime()
-                    await asyncio.sleep(min(CLAIM_INTERVAL_S, left_s) if left_s > 0 else CLAIM_INTERVAL_S)
+                    await self._claim(subscriber)
+                    self._settle(tasks)
+                    await asyncio.sleep(self._grants.pause_s(boottime()))
+                    self._settle(tasks)  # a grant that has expired meanwhile is over, even if it can be repeated
 
-    async def _claim(self, subscriber: str) -> frozenset[str]:
-        """Return what is granted at present: without an answer, what was granted before, until it expires."""
+    async def _claim(self, subscriber: str) -> None:
+        """Ask for the work. A failure leaves the last grants to expire."""
         asked_at = boottime()
-        left_s = self._until - asked_at
         claims = {each.name: each.state for each in self._singletons}
-        granted = frozenset(each.name for each in self._singletons if each.is_granted)
         try:
-            async with asyncio.timeout(min(CLAIM_INTERVAL_S, left_s) if left_s > 0 else CLAIM_INTERVAL_S):
+            async with asyncio.timeout(self._grants.pause_s(asked_at)):
                 grants = await self._client.claim_singletons(subscriber, claims)
         except NOT_RETRYABLE:
             raise
         except (DiscoveryError, TimeoutError) as error:
             log.debug("singleton work could not be claimed: %s", error)
         else:
-            granted = grants.granted
-            self._until = asked_at + grants.valid_for.total_seconds()
-        return granted if boottime() < self._until else frozenset()
+            self._grants.answered(grants, asked_at)
 
-    def _apply(self, each: _Singleton, is_granted: bool, tasks: asyncio.TaskGroup) -> None:
-        was_granted, each.is_granted = each.is_granted, is_granted
-        if is_granted and not was_granted:
-            each.task = tasks.create_task(self._work(each), name=f"singleton {each.name}")
-        elif was_granted and not is_granted and each.task is not None:
-            each.task.cancel()
+    def _settle(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin what is granted, and end what no longer is."""
+        granted = self._grants.held(boottime())
+        for each in self._singletons:
+            was_granted, each.is_granted = each.is_granted, each.name in granted
+            if each.is_granted and not was_granted:
+                if each.has_ended:
+                    each.task = tasks.create_task(self._work(each), name=f"singleton {each.name}")
+                else:
+                    each.is_granted = False  # it goes on since the grant before: claim it again when it has ended
+            elif was_granted and not each.is_granted and each.task is not None:
+                each.task.cancel()
 
     async def _work(self, each: _Singleton) -> None:
         """Call the work until it returns or is cancelled. An error is logged, and the work begins again."""

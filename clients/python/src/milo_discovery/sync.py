@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -27,9 +27,19 @@ from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery._sync_ownership import OwnershipKeeper
+from milo_discovery._sync_singleton import SyncSingleton, SyncSingletonWork
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
-from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+from milo_discovery.model import (
+    Cluster,
+    ClusterReport,
+    Kubeconfig,
+    KubeconfigFormat,
+    Listing,
+    ServerInfo,
+    SingletonGrants,
+    SingletonState,
+)
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -66,6 +76,7 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
             open_channel=open_channel,
         )
         self._api_clients = ThreadApiClients(self._run)
+        self._singletons: set[SyncSingleton] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +87,9 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         self.close()
 
     def close(self) -> None:
-        """Close all watches and connections."""
+        """End all singleton work, and close all watches and connections."""
+        for singleton in tuple(self._singletons):
+            singleton.close()
         for watch in tuple(self._watches):
             watch.close()
         channel = self._shared_channel.close()
@@ -131,6 +144,26 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
         self._run(_calls.end_subscription(subscriber))
 
+    def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
+        """Claim work that one replica does at a time; `singleton` does this every few seconds."""
+        return self._run(_calls.claim_singletons(subscriber, claims))
+
+    def singleton(self, name: str, work: SyncSingletonWork) -> SyncSingleton:
+        """Return work that one replica does at a time, such as a cleanup; its `run` claims it and has it done.
+
+        `work` is called in a thread with an event, and returns once that is set. The name is the same in all replicas.
+        """
+        singleton = SyncSingleton(
+            name,
+            work,
+            lambda subscriber, claims, limit_s: self._run(_calls.claim_singletons(subscriber, claims), limit_s),
+            lambda subscriber, limit_s: self._run(_calls.end_subscription(subscriber), limit_s),
+            backoff=self._backoff,
+            on_close=self._singletons.discard,
+        )
+        self._singletons.add(singleton)
+        return singleton
+
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractContextManager[ApiClient]:
@@ -140,12 +173,12 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         """
         return self._api_clients.open(cluster, ttl=ttl, proxy=proxy)
 
-    def _run(self, call: UnaryCall[ResultT]) -> ResultT:
+    def _run(self, call: UnaryCall[ResultT], limit_s: float | None = None) -> ResultT:
         try:
             request = next(call)
             while True:
                 try:
-                    response = self._send(request)
+                    response = self._send(request, limit_s)
                 except StatusError as error:
                     request = call.throw(error)
                 else:
@@ -154,8 +187,9 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
             result: ResultT = returned.value
             return result
 
-    def _send(self, request: UnaryRequest) -> Any:
-        metadata, deadline = self._credentials.metadata(), self._deadline()
+    def _send(self, request: UnaryRequest, limit_s: float | None) -> Any:
+        metadata = self._credentials.metadata()
+        deadline = self._deadline() if limit_s is None else time.monotonic() + limit_s
         while True:
             connection = self._shared_channel.acquire()
             method = getattr(DiscoveryServiceStub(connection.channel), request.method)
