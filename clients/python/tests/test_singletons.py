@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -12,11 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery import DiscoveryClient, Fleet, Unimplemented
 from milo_discovery import _singleton_grants as singleton_grants
-from milo_discovery import _singletons as singletons
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._singleton_grants import HeldGrants
-from milo_discovery._singletons import Singletons
-from milo_discovery.model import SingletonGrants, SingletonState
 from milo_discovery.testing import FakeDiscovery
 
 from .conftest import AT_ONCE
@@ -162,52 +157,3 @@ async def test_fake_discovery_grants_all_singleton_work(work):
     async with fleet:
         await eventually(lambda: work.begun)
         work.may_end.set()
-
-
-class SuspendedClient:
-    """A daemon that grants work for ten seconds, and a machine that is suspended for longer after the first answer."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.claims: list[SingletonState] = []
-
-    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
-        self.claims += claims.values()
-        if len(self.claims) > 1:
-            await asyncio.Event().wait()
-        asyncio.get_running_loop().call_later(0.01, setattr, self, "now", 11.0)
-        return SingletonGrants(granted=frozenset(["cleanup"]), valid_for=timedelta(seconds=10))
-
-
-async def test_work_ends_at_the_expiry_and_not_after_the_next_claim(work, monkeypatch):
-    client = SuspendedClient()
-    monkeypatch.setattr(singletons, "boottime", lambda: client.now)
-    running = asyncio.create_task(Singletons(client, {"cleanup": work}, AT_ONCE).run("me"))
-    work.may_end.set()
-    await eventually(lambda: work.begun)
-    await eventually(lambda: len(client.claims) == 2)
-    assert client.claims[1] is not SingletonState.WORKING
-    await eventually(lambda: work.ended)
-    running.cancel()
-
-
-class TestHeldGrants:
-    GRANTS = SingletonGrants(granted=frozenset(["cleanup"]), valid_for=timedelta(seconds=10))
-
-    def test_grants_count_from_their_request_and_expire(self, monkeypatch):
-        monkeypatch.setattr(singleton_grants, "CLAIM_INTERVAL_S", 3.0)
-        held = HeldGrants()
-        assert (held.held(0.0), held.pause_s(0.0)) == (frozenset(), 3.0)
-        held.answered(self.GRANTS, asked_at=100.0)
-        assert held.held(109.9) == {"cleanup"}
-        assert (held.pause_s(104.0), held.pause_s(109.0)) == (3.0, 1.0)
-        assert held.held(110.0) == frozenset()
-        assert held.pause_s(110.0) == 3.0
-
-    def test_expired_grants_stay_expired_until_the_next_answer(self):
-        held = HeldGrants()
-        held.answered(self.GRANTS, asked_at=100.0)
-        assert held.held(110.0) == frozenset()
-        assert held.held(109.0) == frozenset()
-        held.answered(self.GRANTS, asked_at=110.0)
-        assert held.held(111.0) == {"cleanup"}

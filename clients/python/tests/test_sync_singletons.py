@@ -125,18 +125,6 @@ async def test_work_ends_at_the_expiry_while_the_daemon_does_not_answer(running,
     await eventually(lambda: scripted.claims[-1] is SingletonState.WAITING)
 
 
-async def test_work_whose_grant_expires_between_claims_ends_before_the_next_claim(running, scripted, work):
-    """As after a suspension of the machine. The next claim may take as long as the daemon does."""
-    await eventually(lambda: work.begun)
-    scripted.answer = Unavailable("killed", code=grpc.StatusCode.UNAVAILABLE)
-    seen = len(scripted.claims)
-    await eventually(lambda: len(scripted.claims) > seen)
-    scripted.now = 601.0
-    seen = len(scripted.claims)
-    await eventually(lambda: len(scripted.claims) > seen + 1)
-    assert scripted.claims[-1] is SingletonState.ENDING
-
-
 async def test_work_that_returned_keeps_its_grant(running, scripted, work):
     work.may_return = True
     await eventually(lambda: work.begun)
