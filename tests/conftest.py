@@ -1,16 +1,10 @@
 """Options and scheduling of all tests."""
 
-import signal
-
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.reliability_matrix import of_row
-
-# A shell starts background commands with SIGINT ignored, which the processes of tests would inherit.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_REAL_SERVERS = "built"
 """The fixture of every test that needs real API servers (tests/end_to_end/real)."""
@@ -57,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
-    left_out = [item for item in items if item not in kept]
+    selected = set(kept)
+    left_out = [item for item in items if item not in selected]
     if left_out:
         items[:] = kept
         config.hook.pytest_deselected(items=left_out)

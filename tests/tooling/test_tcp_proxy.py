@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 from tests.support.tcp_proxy import TcpProxy
 
 
@@ -35,7 +35,7 @@ class Caller:
         self._writer.write(f"{text}\n".encode())
 
     async def hears(self) -> str:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             return (await self._reader.readline()).decode().rstrip("\n")
 
     def close(self) -> None:

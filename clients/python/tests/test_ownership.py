@@ -20,7 +20,7 @@ from .messages import disengaged, engaged, following, snapshot
 from .scripted_daemon import ScriptedDaemon
 
 LONG = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=600))
-SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(nanos=400_000_000))
+SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=1))
 NONE = pb.RenewOwnershipResponse(sharded=True)
 
 
@@ -65,8 +65,7 @@ class TestDeadline:
         assert ownership.timeout_s(701.0) == 3.0
 
     def test_clock_advances_while_the_machine_is_suspended(self, monkeypatch):
-        if not hasattr(time, "CLOCK_BOOTTIME"):
-            pytest.skip("this system has no clock of that kind")
+        monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # Linux has it
         shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
         monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)
         assert boottime() == 7200.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-LINE_WITHIN_S = 30.0
+LINE_WITHIN_S = 60.0
 
 
 class Program:

@@ -12,6 +12,7 @@ from subprocess import run
 import pytest
 
 from tests.end_to_end.process.conftest import folder
+from tests.support.eventually import LIMIT_S
 
 __all__ = ["folder"]
 
@@ -92,7 +93,7 @@ async def test_invalid_input_prints_one_line(folder: Path, command: str, setting
         stderr=STDOUT,
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.end_to_end.process.conftest import Workspace, folder, workspace
 from tests.support.debian import unpacked
+from tests.support.eventually import LIMIT_S
 
 __all__ = ["folder", "workspace"]
 
@@ -60,7 +61,7 @@ class Terminal:
         os.write(self._controller, keys.encode())
 
     async def wait_for(self, words: str) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             while words not in self.shown:
                 self.shown += (await asyncio.to_thread(os.read, self._controller, 4096)).decode(errors="replace")
 

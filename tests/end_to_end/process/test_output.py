@@ -13,7 +13,7 @@ import pytest
 from milo_discovery import EventType
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import ENDED_WITHIN_S, STARTED_WITHIN_S
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 CHANGES = 1_500
 """Each is a log line of over 100 bytes at level debug: together more than twice what a pipe holds."""
@@ -54,7 +54,7 @@ async def test_subscribers_are_served_while_the_log_cannot_be_written(workspace:
                 workspace.sandbox.projects.label("alpha", {"number": str(number)})
                 if number % 50 == 0:
                     await asyncio.sleep(0)  # the sandbox responds in this event loop
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LIMIT_S):
                 async for event in watch:
                     assert event.type in (EventType.ENGAGED, EventType.UPDATED)
                     if event.cluster.labels.get("number") == str(CHANGES - 1):

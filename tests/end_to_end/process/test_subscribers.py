@@ -14,7 +14,7 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 # More than the buffers between a server and a client that does not read, which hold some six megabytes.
 MANY, BIG = 400, "x" * 30_000
@@ -96,7 +96,7 @@ async def until_metric(url: str, line: str) -> None:
         with urllib.request.urlopen(url) as answer:
             return str(answer.read().decode())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while line not in await asyncio.to_thread(read):  # noqa: ASYNC110 - only asking tells
             await asyncio.sleep(0.1)
 

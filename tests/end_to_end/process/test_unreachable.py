@@ -6,6 +6,7 @@ from milo_discovery import ClusterNotFound, DisengageReason, EngagementReason
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
+from tests.support.eventually import LIMIT_S
 
 
 async def next_event(stream: Stream, kind: "pb.ClusterEvent.Type.ValueType") -> pb.ClusterEvent:
@@ -67,7 +68,7 @@ async def test_restart_engages_an_unreachable_cluster_until_its_time_is_over_aga
                 ends = (DisengageReason.UNSPECIFIED, DisengageReason.UNREACHABLE)
                 return tuple(each.reason for each in past) == ends
 
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LIMIT_S):
                 while not await is_given_up():  # noqa: ASYNC110 - only asking tells
                     await asyncio.sleep(0.05)
             assert await daemon.terminate() == 0

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from tests.support.eventually import LIMIT_S
+
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NOT_THERE = 404
 _EXISTS_ALREADY = 409
@@ -100,7 +102,7 @@ class Api:
         spec = definition["spec"]
         served = next(each["name"] for each in spec["versions"] if each["served"])
         objects = f"/apis/{spec['group']}/{served}/{spec['names']['plural']}"
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(LIMIT_S):
             while not await self.answers(objects):  # noqa: ASYNC110  (another process serves them)
                 await asyncio.sleep(0.1)
 

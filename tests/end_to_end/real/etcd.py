@@ -13,7 +13,7 @@ import aiohttp
 from tests.end_to_end.real import process
 from tests.end_to_end.real.ports import free_port
 
-_STARTED_WITHIN_S = 30
+_STARTED_WITHIN_S = 60
 # A key outside every API server's prefix: writing it increments the revision and changes no object.
 _TICK = base64.b64encode(b"/tests/tick").decode()
 

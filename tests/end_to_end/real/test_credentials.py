@@ -38,6 +38,7 @@ from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready, set_ready
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
+from tests.support.eventually import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -213,7 +214,7 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
             await api.call("POST", "/api/v1/namespaces", namespace)
         with suppress(RefusedError):
             await api.call("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "operators"}})
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             while True:  # a policy takes effect some moments after its creation
                 try:
                     await api.call("POST", secrets, permanent)

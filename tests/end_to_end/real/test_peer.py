@@ -12,6 +12,7 @@ from tests.end_to_end.real.builds import UnobtainableError, say_to_stderr
 from tests.end_to_end.real.programs import PEER_BINARY, Programs, peer
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create, set_ready
+from tests.support.eventually import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -42,7 +43,7 @@ async def telling(binary: Path, server: RealApi, *arguments: str) -> AsyncIterat
 
 
 async def next_event(lines: asyncio.StreamReader) -> tuple[str, str]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         line = await lines.readline()
     _, what, name, *_ = line.decode().split()
     return what, name

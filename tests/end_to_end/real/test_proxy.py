@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from tests.end_to_end.real.proxy import Proxy
+from tests.support.eventually import LIMIT_S
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
     writer.write(line)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         return await reader.readline()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from tests.end_to_end.real.servers import RealApi
+from tests.support.eventually import LIMIT_S
 
 _KINDS = {"project": "Project", "project-control-plane": "ProjectControlPlane"}
 _CONDITIONS = {"project": "Ready", "project-control-plane": "ControlPlaneReady"}
@@ -51,7 +52,7 @@ class Watch:
 
     async def event(self) -> Event | None:
         """Return the next event, or None at the end of the watch."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             line = await self._body.readline()
         return json.loads(line) if line else None
 

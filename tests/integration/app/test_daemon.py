@@ -17,7 +17,7 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.source_status import SourceState
 from milo_sandbox import Sandbox
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 class Workspace:
@@ -50,7 +50,7 @@ Look = Callable[[str], Awaitable[tuple[int, str]]]
 async def serving(daemon: Daemon) -> AsyncIterator[Look]:
     task = asyncio.create_task(daemon.serve())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             await daemon.started.wait()
         async with aiohttp.ClientSession() as session:
 
@@ -113,7 +113,7 @@ async def test_o10_failed_task_ends_daemon(workspace: Workspace, part: type, mon
         raise RuntimeError("a part died")
 
     monkeypatch.setattr(part, "watch" if part is Server else "run", die)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         with pytest.raises(ExceptionGroup) as raised:
             await workspace.daemon().serve()
     assert raised.value.subgroup(RuntimeError) is not None

@@ -15,7 +15,7 @@ from milo_sandbox import Sandbox
 from milo_sandbox.admission import Part
 from milo_sandbox.resources import SERVICE_CONSUMERS
 from tests.integration.app.test_daemon import serving
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 PROVIDER = "provider"
 
@@ -154,7 +154,7 @@ async def check_limited(workspace: Workspace, caller: str) -> None:
 
 async def check_stream(workspace: Workspace) -> None:
     """Check that a changed label moves clusters out of a scope and into it."""
-    async with workspace.client("prod") as client, asyncio.timeout(60):
+    async with workspace.client("prod") as client, asyncio.timeout(LIMIT_S):
         watch = client.watch()
         event = await anext(watch)
         assert (event.type, event.cluster.name) == (EventType.ENGAGED, "shop-1")

@@ -20,7 +20,7 @@ from milo_sandbox.admission import Part
 from milo_sandbox.resources import SERVICE_CONSUMERS
 from milo_sandbox.store import Store
 from tests.integration.app.test_daemon import serving
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 class Workspace:
@@ -80,7 +80,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
     daemon = workspace.daemon()
     async with serving(daemon) as get, workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             events = client.watch()
             assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
             await workspace.us.stop()
@@ -157,7 +157,7 @@ async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does
     first = workspace.daemon()
     async with workspace.client() as client:
         events = client.watch()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             async with serving(first):
                 assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
             await workspace.us.stop()
@@ -202,7 +202,7 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
         file.write_text(json.dumps({"sources": [source]}))
         address = f"unix://{tmp_path}/d.sock"
         daemon = Daemon(load({"listen": (address,), "http_listen": "off"}, {}, file))
-        async with serving(daemon), DiscoveryClient(address) as client, asyncio.timeout(60):
+        async with serving(daemon), DiscoveryClient(address) as client, asyncio.timeout(LIMIT_S):
             events = client.watch()
             assert await engaged(events) == "shop"
             assert (await client.get("shop")).cluster.endpoint == sandbox.control_plane_url("shop")  # type: ignore[union-attr]

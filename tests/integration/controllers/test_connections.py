@@ -12,6 +12,7 @@ from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.errors import ApiError
 from milo_kube.http.http2 import Http2Connection
 from tests.integration.http.http2_peer import Accepted, Authority, serving
+from tests.support.eventually import LIMIT_S
 
 
 class Fixed:
@@ -42,7 +43,7 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
         apis = [ClusterApi(name, Fixed(access), connections) for name in ("alpha", "beta", "gamma")]
         watches = [api.stream("/watch", connect_timeout_s=10, silence_s=10) for api in apis]
         for watch in watches:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 assert (await watch.__aenter__()).status == 200
         assert len(peer.accepted) == connections_used
         for watch in watches:

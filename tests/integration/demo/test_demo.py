@@ -13,7 +13,7 @@ import pytest
 
 from milo_discovery import DiscoveryClient
 from milo_sandbox import Sandbox
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
@@ -44,7 +44,7 @@ async def test_demo_gives_operators_kubeconfigs() -> None:
     demo = await asyncio.create_subprocess_exec(*DEMO, stdout=PIPE)
     assert demo.stdout is not None
     address = name = ""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LIMIT_S):
         while not name:
             line = (await demo.stdout.readline()).decode()
             assert line
@@ -65,7 +65,7 @@ async def test_demo_watches_an_existing_api(tmp_path: Path) -> None:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
         demo = await asyncio.create_subprocess_exec(*DEMO, "--kubeconfig", str(kubeconfig), stdout=PIPE)
         assert demo.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             while "ENGAGED alpha" not in " ".join((await demo.stdout.readline()).decode().split()):
                 pass
         demo.send_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ async def test_demo_reports_why_its_source_fails(tmp_path: Path) -> None:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
     demo = await asyncio.create_subprocess_exec(*DEMO, "--kubeconfig", str(kubeconfig), stdout=PIPE)
     assert demo.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LIMIT_S):
         while "source STALE: ConnectFailed: " not in (line := (await demo.stdout.readline()).decode()):
             assert line
     demo.send_signal(signal.SIGINT)

@@ -37,6 +37,7 @@ from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.source_status import SourceState, SourceStatus
+from tests.support.eventually import LIMIT_S
 
 EPOCH = "0123456789abcdef"
 NO_RULES = Rights()
@@ -157,7 +158,7 @@ class Subscriber:
         self.call = call
 
     async def batch(self) -> pb.WatchClustersResponse:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             batch = await self.call.read()
         assert isinstance(batch, pb.WatchClustersResponse), "the stream ended"
         return batch
@@ -176,7 +177,7 @@ class Subscriber:
 
     async def error(self) -> grpc.aio.AioRpcError:
         """Read the stream to its end and return the error."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             try:
                 while await self.call.read() is not grpc.aio.EOF:
                     pass

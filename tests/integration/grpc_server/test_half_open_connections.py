@@ -42,7 +42,7 @@ async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPat
             await call.read()
             assert len(world.service.streams) == 1
             async with proxy.swallowing():
-                await eventually(lambda: not world.service.streams, within_s=OLD_PATIENCE_S / 10)
+                await eventually(lambda: not world.service.streams, within_s=OLD_PATIENCE_S / 2)
 
 
 @pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
@@ -77,7 +77,7 @@ async def test_client_leaves_half_open_daemon_and_resumes(monkeypatch: pytest.Mo
     monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
     async with a_world(tmp_path) as world, TcpProxy(world.address.removeprefix("unix:")) as proxy:
         world.listed(ready("alpha"))
-        async with DiscoveryClient(f"127.0.0.1:{proxy.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 10):
+        async with DiscoveryClient(f"127.0.0.1:{proxy.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 2):
             watch = client.watch()
             assert (await anext(watch)).cluster.name == "alpha"
             async with proxy.swallowing():

@@ -32,7 +32,7 @@ from tests.integration.grpc_server.callers import (
     rule,
 )
 from tests.integration.grpc_server.conftest import event_texts, not_ready, ready
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 __all__ = ["mode"]
 
@@ -432,5 +432,5 @@ async def test_idle_stream_applies_rights_change_at_once(rules_world: RulesWorld
     async with rules_world.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
         rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]

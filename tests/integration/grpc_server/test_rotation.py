@@ -15,7 +15,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world, event_texts, not_ready, ready
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
 
 
@@ -100,7 +100,7 @@ async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 (bare,) = await snapshot(subscriber)
             assert not bare.HasField("kubeconfig")
             backend.gate.set()

@@ -14,7 +14,7 @@ from milo_discoveryd.model.observation import NotReady
 from milo_discoveryd.registry.log import Retention
 from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.conftest import World, a_world, event_texts, not_ready, ready
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 async def test_empty_fleet_is_one_synced_reset_batch(world: World) -> None:
@@ -213,7 +213,7 @@ async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path
                 await other.events()
             assert (await stuck.error()).code() is grpc.StatusCode.ABORTED
             world.seen(ready("last"))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 while "ENGAGED last" not in await other.events():
                     pass
 

@@ -23,6 +23,7 @@ from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
+from tests.support.eventually import LIMIT_S
 from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import Backend
 
@@ -106,7 +107,7 @@ async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.0)
         call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             assert (await call.read()).synced
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
@@ -119,7 +120,7 @@ async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tm
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             assert (await call.read()).synced
             sandbox.revoke_tokens()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -152,7 +153,7 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         request = pb.WatchClustersRequest(include_kubeconfigs=True)
         call = stub.WatchClusters(request, metadata=(("authorization", f"Bearer {token}"),))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not (await call.read()).synced:
                 pass
             await sandbox.stop()

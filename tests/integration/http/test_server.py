@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from milo_kube.http.server import REQUEST_LIMIT, HttpReply, HttpServer, Request
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def received(host: str, port: int, sent: bytes) -> bytes:
     """Return everything that is received until the server closes the connection."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(sent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         answer = await reader.read()
     writer.close()
     await writer.wait_closed()

@@ -19,7 +19,7 @@ from milo_sandbox import Sandbox
 from milo_sandbox.refusals import RefusedError
 from tests.end_to_end.real.proxy import Proxy
 from tests.integration.kubeconfigs.daemon import a_daemon
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 def credential(kubeconfig: bytes) -> tuple[str, str]:
@@ -139,7 +139,7 @@ async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: 
             assert sandbox.tokens.subject(held) == subject
             stream = flapping.WatchClusters(pb.WatchClustersRequest())
             sandbox.projects.label("alpha", {"seen": "yes"})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 async for batch in stream:
                     if any(event.cluster.name == "alpha" for event in batch.events):
                         break

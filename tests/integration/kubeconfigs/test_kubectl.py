@@ -10,6 +10,7 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox import Sandbox
 from tests.integration.kubeconfigs.daemon import a_daemon
+from tests.support.eventually import LIMIT_S
 
 
 async def kubectl(kubeconfig: Path, *arguments: str) -> str:
@@ -20,7 +21,7 @@ async def kubectl(kubeconfig: Path, *arguments: str) -> str:
         program, f"--kubeconfig={kubeconfig}", *arguments,
         env={"HOME": str(kubeconfig.parent)}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return out.decode()

@@ -14,7 +14,7 @@ from milo_sandbox import Sandbox
 
 PROJECTS = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
 CONTROL_PLANES = "/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes"
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ import yaml
 from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import TokenFile, write_secret
 from tests.integration.sandbox.client import PROJECTS, Client
+from tests.support.eventually import LIMIT_S
 
 
 async def test_written_kubeconfig_has_server_ca_and_token_file(
@@ -40,7 +41,7 @@ async def test_token_file_is_replaced_at_half_its_lifetime(tmp_path: Path) -> No
     file = TokenFile(tmp_path / "token", issue, life=0.02)
     file.start()
     assert file.path.read_text() == "token-0"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         await renewed.wait()
     file.stop()
     assert file.path.read_text() == "token-2"

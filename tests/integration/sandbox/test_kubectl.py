@@ -12,7 +12,7 @@ import pytest
 
 from milo_sandbox import Rule, Sandbox, kubeconfigs
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 PROJECT = """
 apiVersion: resourcemanager.miloapis.com/v1alpha1
 kind: Project

@@ -16,7 +16,7 @@ from tests.end_to_end.scenarios.servers import ApiServer
 from tests.end_to_end.scenarios.steps import Mode
 from tests.integration.sandbox_conformance.transcripts import HEADERS, Normalizer, Transcript, masked
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 60.0
 _MERGE = "application/merge-patch+json"
 _SPECS: Mapping[Mode, Mapping[str, Any]] = {
     "project": {"ownerRef": {"kind": "Organization", "name": "acme"}},

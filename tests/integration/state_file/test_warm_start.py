@@ -13,7 +13,7 @@ from milo_discoveryd.config import load
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode, encode
 from milo_discoveryd.state_file.state_file import FILE
 from milo_sandbox import Sandbox
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 
 class Setting:
@@ -68,7 +68,7 @@ async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setti
         await setting.sandbox.start()
         await eventually(lambda: set(watch.clusters) == {"alpha", "gamma"})
         await eventually(lambda: watch.source is not None and watch.source.state is SourceState.STREAMING)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             ended = await anext(event async for event in watch if event.type is EventType.DISENGAGED)
         assert (ended.cluster.name, ended.reason.name) == ("beta", "DELETED")
 

@@ -24,6 +24,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import HttpReply, Request, StreamedReply
+from tests.support.eventually import LIMIT_S
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ async def address() -> AsyncIterator[str]:
 
 async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
     host, _, port = address.removeprefix("http://").rpartition(":")
-    async with AsyncExitStack() as closing, asyncio.timeout(30):
+    async with AsyncExitStack() as closing, asyncio.timeout(LIMIT_S):
         crowd = []
         for _ in range(2 * CONNECTIONS):
             reader, writer = await asyncio.open_connection(host, int(port))
@@ -135,7 +136,7 @@ async def test_events_name_clusters_only_to_those_that_http_names_allows() -> No
         reply = await a_port(names_for)._answer(request("/events"))
         assert isinstance(reply, StreamedReply)
         assert reply.content_type == "text/event-stream"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             assert await anext(reply.chunks) == b"retry: 2000\n\n"
             event = await anext(reply.chunks)
         await reply.chunks.aclose()

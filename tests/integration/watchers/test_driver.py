@@ -27,7 +27,7 @@ from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 PATH = ProjectMode.resource.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
@@ -509,7 +509,7 @@ async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(
             case _:
                 await reached.wait()
         run.task.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             with pytest.raises(asyncio.CancelledError):
                 await run.task
             await gone.wait()

@@ -1,10 +1,13 @@
 """A server that holds its connections without answering, and one that is merely quiet."""
 
 import asyncio
+import math
+from datetime import timedelta
 
 import pytest
 from aiohttp import web
 
+from milo_discovery.testing import fake_clock
 from milo_kube import list_watch
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -24,8 +27,8 @@ from tests.integration.watchers.test_driver import (
 from tests.support.eventually import eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
-SELDOM = LivenessPolicy(every_s=0.4)
-"""A deadline that a busy machine keeps."""
+SELDOM = LivenessPolicy(every_s=60.0)
+"""A deadline that a busy machine keeps; the test moves the clock."""
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
 
 
@@ -96,12 +99,16 @@ async def test_any_answer_proves_liveness(status: int) -> None:
     server_script.alive = answering(lambda: web.Response(status=status))
     watch = ScriptedResponse(bookmark(5, ends_list=True))
     server_script.watches = [watch]
-    async with running(server_script, liveness=SELDOM) as run:
-        await run.synced()
-        await eventually(lambda: len(run.reads) > SELDOM.misses)
-        assert set(run.reads) == {"answered"}
-        assert run.fleet.status.state is SourceState.STREAMING
-        assert not watch.gone.is_set()
+    never_silent = ReflectorPolicy(backoff=QUICK, silence_s=math.inf)
+    with fake_clock() as clock:
+        async with running(server_script, never_silent, SELDOM) as run:
+            await run.synced()
+            for checks in range(1, SELDOM.misses + 2):
+                clock.advance(timedelta(seconds=SELDOM.every_s))
+                await eventually(lambda: len(run.reads) >= checks)  # noqa: B023 - awaited in this iteration
+            assert set(run.reads) == {"answered"}
+            assert run.fleet.status.state is SourceState.STREAMING
+            assert not watch.gone.is_set()
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:

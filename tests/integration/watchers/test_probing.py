@@ -15,6 +15,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.probing import POOLS, Asker
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
+from tests.support.eventually import LIMIT_S
 
 
 class Held(dict[str, Credential]):
@@ -68,7 +69,7 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
     async with ApiServer(answering()) as server:
         endpoint = f"{server.url}/apis/projects/alpha/control-plane"
         held = Held({endpoint: Credential(token=Secret("theirs"))})
-        async with asyncio.timeout(10), prober(server, held=held, of_hosts=True) as made:
+        async with asyncio.timeout(LIMIT_S), prober(server, held=held, of_hosts=True) as made:
             assert await made.ask(at(endpoint)) == ProbeReached()
         assert [request.path for request in server.requests] == ["/readyz"]
         assert server.headers("Authorization") == ["Bearer t0"]

@@ -19,6 +19,7 @@ import pytest
 
 from milo_discoveryd import __version__
 from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.support.eventually import LIMIT_S
 from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
 from tests.tooling.deploy.validators import validator
 
@@ -231,7 +232,7 @@ class Pod:
 
     async def until(self, words: str) -> None:
         assert self._process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             while not any(words in line for line in self.said):
                 line = await self._process.stdout.readline()
                 assert line, "\n".join(self.said[-30:])
@@ -241,7 +242,7 @@ class Pod:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             rest = await self._process.stdout.read()
         self.said += rest.decode().splitlines()
 

@@ -21,6 +21,7 @@ from milo_discovery import cli as client
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.support.eventually import LIMIT_S
 from tests.tooling.deploy.manifests import BUILT
 from tests.tooling.deploy.validators import kubectl
 from tests.tooling.docs.shell import BLOCKS, DOCUMENTS, ROOT, Block
@@ -110,7 +111,7 @@ class CommandShell:
         process = await asyncio.create_subprocess_exec(
             "sh", "-c", text, cwd=self.folder, env=self._environ, stdout=PIPE, stderr=STDOUT
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             said, _ = await process.communicate()
         return process.returncode, said.decode()
 
@@ -154,7 +155,7 @@ async def test_kubectl_knows_the_command_and_its_flags(words: Sequence[str]) -> 
     process = await asyncio.create_subprocess_exec(
         kubectl(), "--server=http://127.0.0.1:1", *given[1:], stdout=PIPE, stderr=STDOUT
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         said, _ = await process.communicate()
     assert "refused" in said.decode()
 
@@ -246,7 +247,7 @@ async def test_documented_programs_report_an_engaged_cluster(document: Path, num
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(LIMIT_S):
                 assert b"alpha" in await process.stdout.readline()
         finally:
             process.kill()

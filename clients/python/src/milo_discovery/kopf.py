@@ -10,6 +10,7 @@ operators cannot share a loop.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Collection
 from contextlib import suppress
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import aiohttp
 import kopf
 
 from milo_discovery._credential_renewal import AsyncRenewer
@@ -25,6 +27,7 @@ from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import Fleet
 
 _LOGIN_ID = "milo_discovery"
+_CLOSE_TIMEOUT_S = 5.0
 
 
 async def run(
@@ -48,38 +51,67 @@ async def run(
     @fleet.on_engage
     async def operate(cluster: EngagedCluster) -> None:
         async with cluster.credentials() as renewer, cluster.sync_api_client() as api:
-            credentials = _Credentials(renewer, asyncio.get_running_loop())
-            operator = _Operator(cluster.name, kopf.Memo(cluster=cluster, api=api, milo_credentials=credentials))
-            await operator.run(registry, namespaces, standalone=standalone)
+            sessions = _Sessions(renewer, asyncio.get_running_loop())
+            memo = kopf.Memo(cluster=cluster, api=api, milo_sessions=sessions)
+            await _Operator(cluster.name, memo, sessions).run(registry, namespaces, standalone=standalone)
 
     await fleet.run()
 
 
-async def _login(*, memo: Any, **_: Any) -> kopf.ConnectionInfo:
+async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
     """Give an operator the newest credential of its cluster. kopf calls it again at the expiry, and after a 401."""
-    credentials: _Credentials = memo.milo_credentials
-    return await credentials.connection_info()
+    sessions: _Sessions = memo.milo_sessions
+    return await sessions.create()
 
 
 @dataclass
-class _Credentials:
-    """The credentials of one cluster, which are renewed on another event loop than its operator's."""
+class _Sessions:
+    """The HTTP sessions of one operator, each with the credential that was the newest at its creation.
+
+    The credentials are renewed on another event loop than the operator's.
+    """
 
     renewer: AsyncRenewer
     loop: asyncio.AbstractEventLoop
     last: KubeconfigAccess | None = field(default=None, repr=False)
+    _open: list[aiohttp.ClientSession] = field(default_factory=list, repr=False)
+    _sockets: list[socket.socket] = field(default_factory=list, repr=False)
 
-    async def connection_info(self) -> kopf.ConnectionInfo:
+    async def create(self) -> kopf.AiohttpSession:
         renewal = asyncio.run_coroutine_threadsafe(self._renewed(), self.loop)
         access, expires_at = await asyncio.wrap_future(renewal)
-        return kopf.ConnectionInfo(
+        info = kopf.ConnectionInfo(
             server=access.server,
             ca_data=access.authorities,
             token=access.token,
             certificate_data=access.certificate,
             private_key_data=access.key,
-            expiration=expires_at,
         )
+        connector = aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context(), socket_factory=self._socket)
+        session = aiohttp.ClientSession(connector=connector, headers=info.as_http_headers())
+        self._open = [*(each for each in self._open if not each.closed), session]
+        return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
+
+    async def close(self) -> None:
+        """Close all connections. kopf does not wait for those of its watches, nor close any after a failed startup."""
+        for session in self._open:
+            await session.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                while unclosed := self._unclosed():
+                    for each in unclosed:
+                        with suppress(OSError):  # the server has closed it
+                            each.shutdown(socket.SHUT_RDWR)  # its transport reads the end, and closes
+                    await asyncio.sleep(0.01)
+
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        self._sockets = [*self._unclosed(), made]
+        return made
+
+    def _unclosed(self) -> list[socket.socket]:
+        return [each for each in self._sockets if each.fileno() != -1]
 
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()
@@ -93,9 +125,10 @@ class _Credentials:
 class _Operator:
     """A kopf operator in a thread of its own."""
 
-    def __init__(self, name: str, memo: kopf.Memo) -> None:
+    def __init__(self, name: str, memo: kopf.Memo, sessions: _Sessions) -> None:
         self._name = name
         self._memo = memo
+        self._sessions = sessions
         self._ended = asyncio.get_running_loop().create_future()
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -139,7 +172,10 @@ class _Operator:
             self._stop = asyncio.get_running_loop(), stop_flag
             if self._is_stopped:
                 return
-        await kopf.operator(memo=self._memo, stop_flag=stop_flag, **options)
+        try:
+            await kopf.operator(memo=self._memo, stop_flag=stop_flag, **options)
+        finally:
+            await self._sessions.close()
 
     def _request_stop(self) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls import verification
 from milo_discoveryd.server.calls.grpc_errors import CallError, UnauthenticatedError, UnavailableError
 from milo_discoveryd.server.calls.verification import GRACE_S, HANDOUT_MAX_AGE_S, StreamVerification
+from tests.support.eventually import LIMIT_S
 
 OPERATOR = Caller(listener="api", user="operator", groups=("all",))
 
@@ -31,7 +32,7 @@ class Reviewing:
         self.woken.clear()
         running = asyncio.create_task(self.verification.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 await asyncio.wait((running, asyncio.create_task(self.woken.wait())), return_when="FIRST_COMPLETED")
         finally:
             running.cancel()

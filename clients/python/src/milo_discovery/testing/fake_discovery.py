@@ -44,8 +44,9 @@ class FakeDiscovery:
         self.api_clients = AsyncApiClients(self._run)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
-        self._lifetimes: dict[str, timedelta] = {}
         self._incarnations = 0
+        self.lifetimes: dict[str, timedelta] = {}
+        """The lifetime of the next kubeconfigs of each engaged cluster."""
         self.issued = 0
         """The number of kubeconfigs issued on request, after those that came with engagements."""
         self.released: list[str] = []
@@ -61,7 +62,7 @@ class FakeDiscovery:
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
         cluster = Cluster(name=name, incarnation=f"{self._incarnations}", **given)
         self._engaged[name] = cluster, control_plane
-        self._lifetimes[name] = lifetime
+        self.lifetimes[name] = lifetime
         kubeconfig = self._kubeconfig(name)
         self._feed.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=kubeconfig))
         return cluster
@@ -128,7 +129,7 @@ class FakeDiscovery:
 
     def _kubeconfig(self, name: str) -> Kubeconfig:
         _, control_plane = self._engaged[name]
-        now, lifetime = datetime.now(UTC), self._lifetimes[name]
+        now, lifetime = datetime.now(UTC), self.lifetimes[name]
         return Kubeconfig(
             cluster=name,
             kubeconfig=json.dumps(render_kubeconfig(name, control_plane.access())).encode(),

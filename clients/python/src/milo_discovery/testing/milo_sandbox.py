@@ -22,7 +22,7 @@ from milo_discovery.testing.http import SandboxHttp
 
 Mode = Literal["project", "project-control-plane"]
 
-_START_LIMIT_S = 30.0
+_START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 10.0
 _POLL_INTERVAL_S = 0.02
 

@@ -16,7 +16,7 @@ _INTERVAL_S = 0.02
 _RETRIED = (AssertionError, RefusedError)
 
 
-async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 30.0) -> ResultT:
+async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 60.0) -> ResultT:
     """Call a check until its result is true, and return that. The event loop runs between the calls.
 
     A check that raises AssertionError or an error of the API server, such as NotFound, is repeated. At the end of the
@@ -35,7 +35,7 @@ async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, withi
         await asyncio.sleep(_INTERVAL_S)
 
 
-def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 30.0) -> ResultT:
+def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0) -> ResultT:
     """Do what `eventually` does without an event loop, for an operator in another thread or process."""
     deadline = time.monotonic() + within_s
     while True:
