@@ -14,6 +14,15 @@ _FINISHING_S = 5.0
 _DYING_S = 1.0
 
 
+class _Http(web.Server):
+    has_ended = False
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self.has_ended:  # its TLS handshake was under way
+            transport.abort()
+
+
 class Server:
     """Binds at the first start; later starts use the same port."""
 
@@ -22,14 +31,14 @@ class Server:
         self._tls = tls
         self.host = host
         self.port = port
-        self._http: web.Server | None = None
+        self._http: _Http | None = None
         self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         if self._listener is not None:
             return
         loop = asyncio.get_running_loop()
-        self._http = web.Server(
+        self._http = _Http(
             self._gateway.handle,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
             # Otherwise a watch whose client went away would wait forever.
@@ -64,4 +73,5 @@ class Server:
     async def _shut_down(self, timeout: float) -> None:
         if self._http is not None:
             http, self._http = self._http, None
+            http.has_ended = True
             await http.shutdown(timeout=timeout)

@@ -1,7 +1,9 @@
 """Behavior of real API servers in lists and watches, in the order in which it was recorded."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -10,7 +12,7 @@ from milo_sandbox import Features, Pace, Sandbox
 from milo_sandbox.resources import PROJECT_CONTROL_PLANES
 from milo_sandbox.resources import PROJECTS as PROJECT
 from tests.integration.sandbox.client import CONTROL_PLANES, PROJECTS, Client
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 STREAMING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
 
@@ -340,3 +342,31 @@ class TestOtherFaults:
     async def test_fault_ends_after_its_time(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(seconds=0)
         assert (await client.get(PROJECTS)).status == 200
+
+
+async def test_stop_breaks_connections_during_their_tls_handshake(sandbox: Sandbox) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", sandbox.port)
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context(cadata=sandbox.ca_pem.decode()).wrap_bio(
+        received, sent, server_hostname="127.0.0.1"
+    )
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(sent.read())
+            received.write(await reader.read(65_536))
+    # With TLS 1.3 the handshake has ended for the client, whose last message has not been sent.
+    await sandbox.stop()
+    client.write(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    writer.write(sent.read())
+    async with asyncio.timeout(LIMIT_S):
+        with suppress(ConnectionResetError):
+            while data := await reader.read(65_536):
+                received.write(data)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.read()
+    writer.close()
+    with suppress(ConnectionResetError):
+        await writer.wait_closed()
