@@ -3,12 +3,14 @@
 import random
 import time
 import uuid
+from collections.abc import Callable
 
 from bench import projects
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.modes.mode import Setting as ModeSetting
 from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -23,29 +25,28 @@ from milo_kube.reflect.wire import Decoder, ObjectSeen
 _EPOCH = "0123456789abcdef"
 
 
-def lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:
+def lines(
+    kind: str, count: int, first_version: int, mark: str, body: Callable[..., bytes] = projects.body
+) -> list[bytes]:
     """Return the lines of a watch."""
     return [
         b'{"type":"%s","object":%s}'
-        % (
-            kind.encode(),
-            projects.body(index, uid=str(uuid.UUID(int=index)), version=first_version + index, mark=mark),
-        )
+        % (kind.encode(), body(index, uid=str(uuid.UUID(int=index)), version=first_version + index, mark=mark))
         for index in range(count)
     ]
 
 
-def decoder() -> Decoder[KubeObject, Observation]:
-    mode = ProjectMode(
+def decoder(mode: type[ProjectMode | ProjectControlPlaneMode] = ProjectMode) -> Decoder[KubeObject, Observation]:
+    made = mode(
         ModeSetting(
             project_endpoint="https://127.0.0.1:6443",
-            internal_address_template="",
-            internal_namespace_template="",
+            internal_address_template="milo-apiserver.{namespace}.svc:6443",
+            internal_namespace_template="project-{name}",
             annotation_prefixes=(),
             clusters=(),
         )
     )
-    return Decoder(ProjectMode.object_type, mode.observe, Malformed)
+    return Decoder(mode.object_type, made.observe, Malformed)
 
 
 def observed(by: Decoder[KubeObject, Observation], read: list[bytes]) -> list[Observation]:

@@ -22,6 +22,8 @@ _PROJECT = (
     '"name":"%(organization)s"}},"status":{"conditions":[{"type":"Ready","status":"%(ready)s","reason":"Ready","message":'
     '"The project is ready","lastTransitionTime":"2026-01-01T00:00:00Z","observedGeneration":1}]}}'
 )
+_PROJECT_KIND = b'resourcemanager.miloapis.com/v1alpha1","kind":"Project"'
+_CONTROL_PLANE_KIND = b'infrastructure.miloapis.com/v1alpha1","kind":"ProjectControlPlane"'
 
 
 def name(index: int) -> str:
@@ -54,3 +56,17 @@ def body(index: int, *, uid: str = "", version: int = 0, mark: str = "", is_read
             "ready": is_ready,
         }
     ).encode()
+
+
+def control_plane(index: int, *, uid: str, version: int, mark: str) -> bytes:
+    """Return the ProjectControlPlane of a project: as large, with the project's UID and owner in its metadata."""
+    organization = labels(index, mark)["resourcemanager.miloapis.com/organization-name"]
+    metadata = f"""\
+"annotations":{{"resourcemanager.miloapis.com/owner-name":"{organization}"}},\
+"labels":{{"resourcemanager.miloapis.com/project-uid":"{uid}","""
+    return (
+        body(index, uid=uid, version=version, mark=mark)
+        .replace(_PROJECT_KIND, _CONTROL_PLANE_KIND, 1)
+        .replace(b'"labels":{', metadata.encode(), 1)
+        .replace(b'"type":"Ready"', b'"type":"ControlPlaneReady"', 1)
+    )

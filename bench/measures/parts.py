@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 
-from bench import in_process
+from bench import in_process, projects
 from bench.setting import Samples, Setting
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
@@ -39,7 +40,13 @@ def _round(count: int) -> dict[str, float]:
         while batch := reader.take():
             assert batch.frames.joined
 
-    took = {"decode": _timed(lambda: in_process.observed(decoder, changed)), "commit": _timed(commit)}
+    control_planes = in_process.lines("MODIFIED", count, count + 1, "changed", projects.control_plane)
+    control_plane_decoder = in_process.decoder(ProjectControlPlaneMode)
+    took = {
+        "decode": _timed(lambda: in_process.observed(decoder, changed)),
+        "decode_control_plane": _timed(lambda: in_process.observed(control_plane_decoder, control_planes)),
+        "commit": _timed(commit),
+    }
     clusters = list(fleet.registry.clusters())
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
     read(read_up_to)  # encodes the frames

@@ -15,7 +15,7 @@ from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes.endpoints import checked_authorities, checked_url
 from milo_discoveryd.modes.field_path import FieldPath, Template, text
 from milo_discoveryd.modes.kubeconfig_fields import server_of
-from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch, passed_on
+from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch
 from milo_discoveryd.modes.reading import (
     DNS_LABEL,
     DNS_SUBDOMAIN,
@@ -23,6 +23,7 @@ from milo_discoveryd.modes.reading import (
     checked,
     deletion_requested_at,
     labels,
+    passed_on,
     shared,
 )
 from milo_kube import addresses

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
-from milo_discoveryd.model.cluster import Pairs, Target
+from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
 
@@ -214,10 +214,3 @@ def _others() -> Iterable[Any]:
     from importlib.metadata import entry_points  # noqa: PLC0415
 
     return entry_points(group=GROUP)
-
-
-def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:
-    """Return the annotations that are sent to subscribers."""
-    if not prefixes or not annotations:
-        return ()
-    return tuple(sorted((key, value) for key, value in annotations.items() if key.startswith(prefixes)))

@@ -6,7 +6,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.modes.mode import Setting, passed_on
+from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.reading import (
     DNS_SUBDOMAIN,
     ORGANIZATION_LABEL,
@@ -18,6 +18,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    passed_on,
     readiness,
     suspensions,
 )

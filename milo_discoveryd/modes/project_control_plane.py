@@ -10,7 +10,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.modes.mode import Setting, passed_on
+from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.reading import (
     DNS_LABEL,
     ORGANIZATION_LABEL,
@@ -22,6 +22,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    passed_on,
     readiness,
 )
 
@@ -45,8 +46,7 @@ class ProjectControlPlaneMode:
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
         try:
-            name = metadata.name
-            checked(name, DNS_LABEL, 63, "the name")
+            name = checked(metadata.name, DNS_LABEL, 63, "the name")
             claimed_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL, "")
             organization = checked_organization(_organization(metadata.labels or {}, metadata.annotations or {}))
             condition = obj.condition(CONDITION)
@@ -56,7 +56,7 @@ class ProjectControlPlaneMode:
             target = Target(
                 name=name,
                 uid=project_uid,
-                place=self.place_of(name, project_uid),
+                place=self._place or self._place_of(name, project_uid),
                 organization=organization,
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
@@ -69,7 +69,10 @@ class ProjectControlPlaneMode:
 
     def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
         checked(name, DNS_LABEL, 63, "the name")
-        return self._place or (self._endpoint(name, checked(project_uid, DNS_LABEL, 63, "the project's UID")),)
+        return self._place or self._place_of(name, project_uid)
+
+    def _place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
+        return (self._endpoint(name, checked(project_uid, DNS_LABEL, 63, "the project's UID")),)
 
     def _endpoint(self, name: str, uid: str) -> str:
         namespace = self._setting.internal_namespace_template.format(name=name, uid=uid)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import starmap
@@ -24,7 +24,8 @@ _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 _LONGEST_WORD = 128
 _MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
-"""Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
+"""Limit for the labels of an object, and for its annotations that are sent. Kubernetes allows 256 KiB of annotations,
+and labels are far smaller; several times this would not fit into a gRPC message."""
 _FEW_LABELS = 64
 LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 """Length limit of a label, key and value. Kubernetes allows 380."""
@@ -60,14 +61,25 @@ def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | Non
 
 def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
-    found, annotations = metadata.labels or {}, metadata.annotations or {}
-    if annotations or len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
-        size = sum(sum(map(len, each)) + sum(map(len, each.values())) for each in (found, annotations))
-        if size > METADATA_BYTES:
-            raise MalformedError(
-                f"its labels and annotations have {size} characters; at most {METADATA_BYTES} are accepted"
-            )
+    found = metadata.labels or {}
+    if len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
+        _check_size(found.items(), "labels")
     return _pairs(tuple(starmap(_pair, sorted(found.items()))))
+
+
+def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:
+    """Return the annotations that are sent to subscribers, sorted."""
+    if not prefixes or not annotations:
+        return ()
+    found = tuple(sorted((key, value) for key, value in annotations.items() if key.startswith(prefixes)))
+    _check_size(found, f"annotations with the prefixes {', '.join(prefixes)}")
+    return found
+
+
+def _check_size(pairs: Iterable[tuple[str, str]], what: str) -> None:
+    size = sum(len(key) + len(value) for key, value in pairs)
+    if size > METADATA_BYTES:
+        raise MalformedError(f"its {what} have {size} characters; at most {METADATA_BYTES} are accepted")
 
 
 @lru_cache(maxsize=8192)

@@ -28,7 +28,10 @@ KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
     "cli": {"cli.list_ms", "cli.credential_ms"},
     "api_clients": {f"api_clients.{kind}_{unit}" for kind in ("shared", "separate") for unit in ("kib", "ms")},
-    "parts": {f"parts.{name}" for name in ("decode_us", "commit_us", "encode_us", "slice_us", "frame_bytes")},
+    "parts": {
+        f"parts.{name}"
+        for name in ("decode_us", "decode_control_plane_us", "commit_us", "encode_us", "slice_us", "frame_bytes")
+    },
     "cluster_memory": {
         f"cluster_memory.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")
     }

@@ -37,8 +37,16 @@ def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
     assert isinstance(observe(labels={"a": "b" * (LABEL_CHARACTERS - 1)}), Ready)
     many = METADATA_BYTES // 4096
     assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many + 1)}), Malformed)
-    assert isinstance(observe(annotations={"c": "d" * METADATA_BYTES}), Malformed)
-    assert isinstance(observe(labels={"a": "b"}, annotations={"c": "d" * 1000}), Ready)
+    assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many - 4)}), Ready)
+
+
+def test_annotations_that_are_sent_and_larger_than_a_message_are_malformed() -> None:
+    sending = mode(annotation_prefixes=("a/",))
+    observed = [
+        sending.observe(control_plane("apollo", annotations={"a/b": "c" * size, "d": "e" * METADATA_BYTES}))
+        for size in (METADATA_BYTES - len("a/b"), METADATA_BYTES)
+    ]
+    assert [type(each) for each in observed] == [Ready, Malformed]
 
 
 @every_mode

@@ -6,6 +6,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.modes.reading import MalformedError
 from tests.unit.modes.objects import condition, control_plane
 
 API = "https://api.example.com:6443"
@@ -51,6 +52,16 @@ def test_project_control_plane_mode_watches_control_planes() -> None:
 def test_addresses_follow_the_templates(address: str, namespace: str, expected: str) -> None:
     following = mode(internal_address_template=address, internal_namespace_template=namespace)
     assert endpoint(following, labels=PROJECT_UID) == f"https://{expected}"
+
+
+@pytest.mark.parametrize("template", ["{name}.example.com", "{uid}.example.com"])
+def test_place_is_derived_from_name_and_uid(template: str) -> None:
+    of = mode(internal_address_template=template)
+    observed = of.observe(control_plane("apollo", labels=PROJECT_UID))
+    assert isinstance(observed, Ready)
+    assert of.place_of("apollo", UID) == observed.target.place
+    with pytest.raises(MalformedError):
+        of.place_of("../apollo", UID)
 
 
 def test_endpoint_scheme_is_that_of_project_api() -> None:
