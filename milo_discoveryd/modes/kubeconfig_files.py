@@ -34,15 +34,27 @@ class KindSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Kubeconfig to which kind writes its clusters."""
 
 
-class KubeconfigDirectoryMode:
-    """Each file of a folder stands for the cluster of its current context, and of the file's name."""
+class _KubeconfigMode:
+    """The common part of modes whose clusters are in kubeconfig files."""
 
-    settings_type = DirectorySettings
     has_own_authorities = True
-    is_directory = True
 
     def __init__(self, setting: Setting) -> None:
         self.path: str = setting.settings.path
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        return earliest(cluster, claims)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
+        return (checked_url(stored.endpoint, ()),)
+
+
+class KubeconfigDirectoryMode(_KubeconfigMode):
+    """Each file of a folder stands for the cluster of its current context, and of the file's name."""
+
+    settings_type = DirectorySettings
+    is_directory = True
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
         try:
@@ -54,22 +66,12 @@ class KubeconfigDirectoryMode:
     def context_of(self, key: str) -> tuple[str, str]:
         return key, ""
 
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        return earliest(cluster, claims)
 
-    def restored_place(self, stored: Target) -> tuple[str, ...]:
-        return _restored_place(stored)
-
-
-class KindMode:
+class KindMode(_KubeconfigMode):
     """Each context of a kubeconfig that is named as kind names them stands for a cluster."""
 
     settings_type = KindSettings
-    has_own_authorities = True
     is_directory = False
-
-    def __init__(self, setting: Setting) -> None:
-        self.path: str = setting.settings.path
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
         """Read the contexts. Raises MalformedError if the file cannot be read as a whole: then no cluster is known."""
@@ -84,12 +86,6 @@ class KindMode:
 
     def context_of(self, key: str) -> tuple[str, str]:
         return "", key
-
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        return earliest(cluster, claims)
-
-    def restored_place(self, stored: Target) -> tuple[str, ...]:
-        return _restored_place(stored)
 
 
 def cluster_name(file: str) -> str:
@@ -109,8 +105,3 @@ def _object(key: str, name: str, config: KubeconfigFields, context: str, origin:
         name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities
     )
     return FileObject(key, uid, (Claim(name, Ready(uid, "", target)),))
-
-
-def _restored_place(stored: Target) -> tuple[str, ...]:
-    checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
-    return (checked_url(stored.endpoint, ()),)
