@@ -83,7 +83,7 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
 
 class EndpointFields(Group, frozen=True, kw_only=True):
-    """Where a cluster's API server is: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
+    """The place of a cluster's API server: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
 
     template: Annotated[Template | None, _url_template] = None
     """URL with the paths of fields in braces."""

@@ -25,7 +25,7 @@ class ApiAnswer(Protocol):
 
 
 class KubernetesApi(Protocol):
-    """Raises TransportError if there is no response."""
+    """Sends requests. Raises TransportError if there is no response."""
 
     async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> ApiAnswer: ...
 
