@@ -40,7 +40,7 @@ export class Singleton {
       this.#granted = granted.includes(this.name);
       this.#until = asked + (valid_for ? Number(valid_for.seconds) * 1000 + valid_for.nanos / 1e6 : 0);
     } catch {
-      // The last grant stands until it expires.
+      // The last grant holds until it expires.
     }
   }
 

@@ -22,7 +22,7 @@ class Claim(msgspec.Struct, frozen=True):
     content: Any
     """An `Observation`, or a value for the mode's `reduce`. Equal contents mean that nothing changed."""
     needs: tuple[ObjectReference, ...] = ()
-    """Other objects on which it depends what the claim means."""
+    """Other objects that decide what the claim means."""
 
 
 class ObjectClaim(msgspec.Struct, frozen=True):

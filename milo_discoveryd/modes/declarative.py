@@ -52,13 +52,13 @@ class DeclaredObject(msgspec.Struct, gc=False):
         return {"metadata": metadata, "spec": self.spec, "status": self.status, "data": self.data}
 
 
-class Secret(msgspec.Struct, gc=False):
+class SecretObject(msgspec.Struct, gc=False):
     metadata: Metadata
     data: dict[str, str] | None = None
 
 
-class Server(msgspec.Struct, frozen=True, gc=False):
-    """All that is kept of a Secret with a kubeconfig."""
+class StatedServer(msgspec.Struct, frozen=True, gc=False):
+    """The part of a Secret with a kubeconfig that is kept."""
 
     url: str
     authorities: bytes | None
@@ -139,7 +139,7 @@ class DeclarativeMode:
         objects, secrets = Watch(self._definition.resource, DeclaredObject, self.claims), self._definition.secrets
         self.watches: tuple[Watch | ReferencedWatch, ...] = (objects,)
         if secrets is not None:
-            self.watches = (objects, ReferencedWatch(secrets, Secret, self.server))
+            self.watches = (objects, ReferencedWatch(secrets, SecretObject, self.server))
 
     def claims(self, obj: DeclaredObject) -> Iterable[Claim]:
         """Return the one cluster that the object stands for."""
@@ -154,7 +154,7 @@ class DeclarativeMode:
             needs = ((SECRETS, _secret_key(observed.target)),)
         return (Claim(name, observed, needs),)
 
-    def server(self, secret: Secret) -> Server | None:
+    def server(self, secret: SecretObject) -> StatedServer | None:
         """Return where the kubeconfig in a Secret leads. Raises MalformedError."""
         key, metadata = self._definition.endpoint.secret_key, secret.metadata
         encoded = (secret.data or {}).get(key)
@@ -163,7 +163,7 @@ class DeclarativeMode:
         origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
         url, authorities = server_of(encoded, origin)
         try:
-            return Server(checked_url(url, self._definition.endpoint.hosts), authorities)
+            return StatedServer(checked_url(url, self._definition.endpoint.hosts), authorities)
         except MalformedError as error:
             raise MalformedError(f"{origin}: {error}") from None
 
@@ -179,7 +179,7 @@ class DeclarativeMode:
         checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
         return (checked_url(stored.endpoint, self._definition.endpoint.hosts),)
 
-    def _at(self, server: Server | None, observed: Ready, secret: str) -> Observation:
+    def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
         """Return what an object says together with its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)

@@ -76,7 +76,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 
     resource: Resource
     object_type: Any
-    """As `Watch.object_type`."""
+    """See `Watch.object_type`."""
     content: Callable[[Any], Any]
     """Returns what an object says to the claims that need it; None if nothing. Equal contents mean that nothing
     changed. Raises MalformedError for an object that cannot be used: its previous content remains valid."""

@@ -1,4 +1,4 @@
-"""Until when singleton work is granted: on a clock that also advances while the machine is suspended."""
+"""The expiry of singleton grants: on a clock that also advances while the machine is suspended."""
 
 from __future__ import annotations
 

@@ -1530,8 +1530,8 @@ MUTANTS = (
     Mutant(
         "the host in a Secret's kubeconfig is not checked",
         "modes/declarative.py",
-        "Server(checked_url(url, self._definition.endpoint.hosts), authorities)",
-        "Server(url, authorities)",
+        "StatedServer(checked_url(url, self._definition.endpoint.hosts), authorities)",
+        "StatedServer(url, authorities)",
         DECLARED,
     ),
     Mutant(

@@ -13,7 +13,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.objects import Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, Ready
-from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, DeclaredObject, Secret, Server
+from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, DeclaredObject, SecretObject, StatedServer
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.reading import MalformedError
 
@@ -40,8 +40,8 @@ def an_object(spec: Any = None, *, ready: str = "True", name: str = "alpha", **f
     return DeclaredObject(metadata, spec=given, status=status, **fields)
 
 
-def secret(data: dict[str, str] | None, name: str = "alpha-kubeconfig") -> Secret:
-    return Secret(Metadata(name=name, namespace="team", uid="2", resourceVersion="8"), data)
+def secret(data: dict[str, str] | None, name: str = "alpha-kubeconfig") -> SecretObject:
+    return SecretObject(Metadata(name=name, namespace="team", uid="2", resourceVersion="8"), data)
 
 
 def content(mode: DeclarativeMode, obj: DeclaredObject) -> Any:
@@ -292,7 +292,7 @@ BY_SECRET: dict[str, Any] = {
 }
 
 
-def reduced(mode: DeclarativeMode, obj: DeclaredObject, *secrets: tuple[str, Server]) -> Any:
+def reduced(mode: DeclarativeMode, obj: DeclaredObject, *secrets: tuple[str, StatedServer]) -> Any:
     """Return what an object means together with Secrets."""
     [claim] = mode.claims(obj)
     claims = [ObjectClaim(0, "team/alpha", "1", "7", 0, claim.content, claim.needs)]
@@ -304,10 +304,10 @@ def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
     mode = a_mode(**BY_SECRET)
     data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
     server = mode.server(secret(data))
-    assert server == Server("https://a.example", PEM.encode())
+    assert server == StatedServer("https://a.example", PEM.encode())
     [claim] = mode.claims(an_object())
     assert claim.needs == ((SECRETS, "team/alpha-kubeconfig"),)
-    others = Server("https://b", None)
+    others = StatedServer("https://b", None)
     seen = reduced(mode, an_object(), ("team/beta-kubeconfig", others), ("team/alpha-kubeconfig", server))
     assert isinstance(seen, Ready)
     assert (seen.uid, seen.version, seen.target.endpoint) == ("1", "7", "https://a.example")
@@ -317,12 +317,12 @@ def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
 
 def test_ca_of_the_object_precedes_that_of_its_secret() -> None:
     mode = a_mode(**BY_SECRET, ca="spec.ca")
-    seen = reduced(mode, an_object({"ca": PEM}), ("team/alpha-kubeconfig", Server("https://b", b"another")))
+    seen = reduced(mode, an_object({"ca": PEM}), ("team/alpha-kubeconfig", StatedServer("https://b", b"another")))
     assert seen.target.authorities == PEM.encode()
 
 
 def test_object_without_its_secret_is_not_ready() -> None:
-    seen = reduced(a_mode(**BY_SECRET), an_object(), ("team/beta-kubeconfig", Server("https://b", None)))
+    seen = reduced(a_mode(**BY_SECRET), an_object(), ("team/beta-kubeconfig", StatedServer("https://b", None)))
     assert isinstance(seen, NotReady)
     assert (seen.name, seen.uid, seen.version) == ("team.alpha", "1", "7")
     assert seen.message == "there is no kubeconfig under the key 'value' of Secret team/alpha-kubeconfig"

@@ -103,7 +103,7 @@ def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: J
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
 
 
-def test_secret_that_is_created_again_is_no_other_cluster(fleet: JoinedFleet) -> None:
+def test_secret_that_is_created_again_keeps_the_cluster(fleet: JoinedFleet) -> None:
     assert fleet.take(ObjectChanged(a_secret("k", "s2", 3, uid="another")), watch=SECRETS) == [("UPDATED", "shop")]
 
 
@@ -151,7 +151,7 @@ def test_secret_that_was_never_usable_says_why(fleet: JoinedFleet) -> None:
     assert fleet.reduced.problem_of("farm") == "no YAML"
 
 
-def test_secret_without_a_kubeconfig_is_no_part_of_the_guard_and_of_the_state(fleet: JoinedFleet) -> None:
+def test_secret_without_a_kubeconfig_counts_neither_in_the_guard_nor_in_the_state(fleet: JoinedFleet) -> None:
     others: list[Observation] = [NotReady(f"other-{n}", f"uid-other-{n}", "1", "nothing") for n in range(30)]
     fleet.take(*map(ObjectChanged, others), watch=SECRETS)
     assert len(list(fleet.reduced.stored_objects())) == 4

@@ -13,7 +13,7 @@ from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.model.claims import ClaimingObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, Server
+from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, StatedServer
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.wiring.mode import collections_of, engaged, keys_of, probes_hosts
 from milo_discoveryd.wiring.source import FollowedCollection
@@ -84,10 +84,10 @@ def test_label_selector_of_the_daemon_does_not_select_secrets(collections: list[
     assert [each.namespaced for each in keys_of(by_secrets())] == [True, True]
 
 
-def test_of_a_secret_only_server_and_ca_are_kept(collections: list[FollowedCollection]) -> None:
+def test_secret_is_reduced_to_server_and_ca(collections: list[FollowedCollection]) -> None:
     found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
     assert isinstance(found, Ready)
-    kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=Server("https://a.example", None))
+    kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=StatedServer("https://a.example", None))
     assert found == Ready("1", "7", kept)
 
 

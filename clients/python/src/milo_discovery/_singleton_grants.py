@@ -1,4 +1,4 @@
-"""Until when singleton work is granted, without I/O. Times are those of `boottime`."""
+"""The expiry of singleton grants, without I/O. Times are those of `boottime`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CLAIM_INTERVAL_S = 3.0
 
 
 class HeldGrants:
-    """What the daemon has granted, until that expires."""
+    """The grants of the daemon, until they expire."""
 
     def __init__(self) -> None:
         self._granted: frozenset[str] = frozenset()

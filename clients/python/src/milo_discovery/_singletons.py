@@ -62,7 +62,7 @@ class Singletons:
                     self._settle(tasks)  # a grant that has expired meanwhile is over, even if it can be repeated
 
     async def _claim(self, subscriber: str) -> None:
-        """Ask for the work. A failure leaves the last grants to expire."""
+        """Claim the work. A failure leaves the last grants to expire."""
         asked_at = boottime()
         claims = {each.name: each.state for each in self._singletons}
         try:

@@ -91,7 +91,7 @@ class SyncSingleton:
         return self._thread is not None and self._thread.is_alive()
 
     def _claim(self) -> None:
-        """Ask for the work. A failure leaves the last grant to expire."""
+        """Claim the work. A failure leaves the last grant to expire."""
         asked_at = boottime()
         state = claimed_state(is_granted=self._is_granted, has_ended=not self._is_working)
         try:
