@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from tests.tooling.mutants.mutants import MUTANTS, Mutant
+from tests.tooling.mutants.mutant import Mutant
+from tests.tooling.mutants.mutants import MUTANTS
 from tests.tooling.mutants.running import ROOT, Outcome, run
 
 

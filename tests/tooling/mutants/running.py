@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.tooling.mutants.mutants import Mutant
+from tests.tooling.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parents[3]
 # The tests are pure, and run without plugins, fixtures and settings, which would take most of the time.

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.tooling.mutants.__main__ import affected
-from tests.tooling.mutants.mutants import MUTANTS, SHARED, Mutant
+from tests.tooling.mutants.mutant import SHARED, Mutant
+from tests.tooling.mutants.mutants import MUTANTS
 from tests.tooling.mutants.running import ROOT, Outcome, run
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
