@@ -108,6 +108,77 @@ async def test_cluster_api_definition(platform: RealApi, workload: RealApi, fold
             await api.call("DELETE", f"{clusters}/alpha")
 
 
+async def test_endpoints_in_the_secrets_that_clusters_of_cluster_api_name(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
+    """Join the Clusters with their Secrets: whichever comes first, renamed servers, lost Secrets, and a restart."""
+    clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
+    secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
+    changes: dict[str, Any] = {
+        "declarative__endpoint": {"secret_key": "value"},
+        "declarative__secret": {
+            "name": "{metadata.name}-kubeconfig",
+            "label_selector": "cluster.x-k8s.io/cluster-name",
+            "field_selector": "type=cluster.x-k8s.io/secret",
+        },
+        "state_directory": str(folder / "state"),
+        "not_ready_grace": "0s",
+    }
+    north, south = f"{NAMESPACE}.north", f"{NAMESPACE}.south"
+
+    async with platform.api() as api:
+        await define(api, CLUSTER_API)
+
+        async def put(name: str) -> None:
+            """Create a Cluster without an endpoint of its own."""
+            kind = {"apiVersion": "cluster.x-k8s.io/v1beta1", "kind": "Cluster"}
+            await api.ensure(clusters, {**kind, "metadata": {"name": name}, "spec": {}})
+            await api.call("PATCH", f"{clusters}/{name}/status", {"status": {"controlPlaneReady": True}})
+
+        async def put_secret(name: str, server: RealApi, user: str) -> None:
+            """Create the Secret of a Cluster, as Cluster API does, and others that it has."""
+            labels = {"cluster.x-k8s.io/cluster-name": name}
+            for purpose, data in (
+                ("ca", {"tls.crt": "eA==", "tls.key": "eA=="}),
+                ("kubeconfig", {"value": encoded(server.kubeconfig_as(user))}),
+            ):
+                metadata = {"name": f"{name}-{purpose}", "labels": labels}
+                await api.ensure(secrets, {"metadata": metadata, "type": "cluster.x-k8s.io/secret", "data": data})
+
+        async with following(platform, "cluster-api", folder, **changes) as watch:
+            await watch.synced()
+            await put("north")
+            await put_secret("south", workload, "of-south")
+            await put("south")
+            await expect_usable(watch, folder, south, "of-south")
+            assert set(watch.clusters) == {south}
+            async with DiscoveryClient(f"unix://{folder}/d.sock") as client:
+                waiting = (await client.get(north)).engagement.message
+                assert f"no kubeconfig under the key 'value' of Secret {NAMESPACE}/north-kubeconfig" in waiting
+            await put_secret("north", workload, "of-north")
+            await expect_usable(watch, folder, north, "of-north")
+            before = watch.clusters[north]
+            assert before.endpoint == workload.url
+            moved = {"data": {"value": encoded(platform.kubeconfig_as("moved"))}}
+            await api.call("PATCH", f"{secrets}/north-kubeconfig", moved)
+            await until(watch, lambda seen: seen.clusters[north].endpoint == platform.url)
+            assert watch.clusters[north].incarnation == before.incarnation
+            await expect_usable(watch, folder, north, "moved")
+            await api.call("DELETE", f"{secrets}/south-kubeconfig")
+            await until(watch, lambda seen: set(seen.clusters) == {north})
+        await api.call(
+            "PATCH", f"{secrets}/north-kubeconfig", {"data": {"value": encoded(workload.kubeconfig_as("back"))}}
+        )
+        async with following(platform, "cluster-api", folder, **changes) as watch:
+            await until(watch, lambda seen: north in seen.clusters and seen.clusters[north].endpoint == workload.url)
+            await expect_usable(watch, folder, north, "back")
+            await put_secret("south", workload, "of-south")
+            await expect_usable(watch, folder, south, "of-south")
+            for name in ("north", "south"):
+                await api.call("DELETE", f"{clusters}/{name}")
+            await until(watch, lambda seen: not seen.clusters)
+
+
 async def test_kubeconfig_secrets_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     secret = {
