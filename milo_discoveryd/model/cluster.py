@@ -1,6 +1,7 @@
 """Project control planes, as the daemon tracks them and subscribers see them."""
 
 import enum
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -118,9 +119,23 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     object_uid: str = ""
     """UID of the upstream object; `target.uid` may come from a label. Credentials are cached by this one."""
     connectivity: Connectivity = UNPROBED
-    draining: Draining | None = None
-    """Set once and never removed: a drain that has begun ends the engagement."""
+    draining: ClassVar[Draining | None] = None
+    """No field, because nearly no cluster drains: see `DrainingCluster`."""
+
+
+class DrainingCluster(Cluster, frozen=True, kw_only=True, gc=False):
+    """A cluster whose engagement is about to end. A drain that has begun is never taken back."""
+
+    draining: Draining  # type: ignore[misc]  # instead of the class's None
+
+
+def with_draining(cluster: Cluster, draining: Draining) -> DrainingCluster:
+    return DrainingCluster(**_fields(cluster), draining=draining)
 
 
 def without_draining(cluster: Cluster) -> Cluster:
-    return cluster if cluster.draining is None else msgspec.structs.replace(cluster, draining=None)
+    return cluster if cluster.draining is None else Cluster(**_fields(cluster))
+
+
+def _fields(cluster: Cluster) -> dict[str, Any]:
+    return {name: getattr(cluster, name) for name in Cluster.__struct_fields__}

@@ -21,6 +21,7 @@ from milo_discoveryd.model.cluster import (
     DisengageReason,
     Draining,
     Target,
+    with_draining,
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
@@ -221,7 +222,7 @@ class Registry:
 
             def make(revision: int) -> Cluster:
                 return msgspec.structs.replace(
-                    cluster, engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED, draining=None
+                    without_draining(cluster), engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED
                 )
 
             events.append(self._engage(record, make))
@@ -500,7 +501,7 @@ class Registry:
         # A record that drains must not be dropped as one of too many absent ones.
         self._absent.pop(name, None)
         draining = Draining(reason, message, now.wall + timeout_s)
-        return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
+        return self._update(record, with_draining(cluster, draining), now)
 
     def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
         cluster = record.cluster

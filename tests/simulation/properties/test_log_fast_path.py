@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.cluster import DisengageReason, Draining
+from milo_discoveryd.model.cluster import DisengageReason, Draining, with_draining
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import Retention
@@ -46,10 +46,11 @@ def changed(log: NamedLog, changes: list[tuple[str, str, str]]) -> None:
             log.engage(entry, make)  # type: ignore[arg-type]
         elif change == "update":
             made = make(entry.cluster.incarnation)
-            log.update(entry, msgspec.structs.replace(made, draining=entry.cluster.draining), 0.0)  # type: ignore[type-var]
+            drains = entry.cluster.draining
+            log.update(entry, made if drains is None else with_draining(made, drains), 0.0)  # type: ignore[arg-type]
         elif change == "drain":
             draining = Draining(DisengageReason.NOT_READY, "", 0.0)
-            log.update(entry, msgspec.structs.replace(entry.cluster, draining=draining), 0.0)
+            log.update(entry, with_draining(entry.cluster, draining), 0.0)
         elif change == "replace":
             log.replace(entry, "", make, 0.0)  # type: ignore[arg-type]
         else:

@@ -1,9 +1,16 @@
 """Planned ends wait for subscribers that confirm releases; all other ends are immediate."""
 
-import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Draining
+from milo_discoveryd.model.cluster import (
+    UNPROBED,
+    Cluster,
+    Connectivity,
+    ConnectivityState,
+    DisengageReason,
+    Draining,
+    with_draining,
+)
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry import registry as registry_module
@@ -43,7 +50,7 @@ def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Registry
 
 
 def draining(message: str = "degraded", since: float = 10.0, reason: DisengageReason = NOT_READY) -> Cluster:
-    return msgspec.structs.replace(cluster(), draining=Draining(reason, message, wall(since + 30.0)))
+    return with_draining(cluster(), Draining(reason, message, wall(since + 30.0)))
 
 
 def drained(fleet: Registry | None = None) -> Registry:

@@ -13,8 +13,10 @@ from milo_discoveryd.model.cluster import (
     ConnectivityState,
     DisengageReason,
     Draining,
+    DrainingCluster,
     Suspension,
     Target,
+    with_draining,
 )
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
@@ -30,7 +32,7 @@ encode = encoder(EPOCH)
 SMALL = Cluster(
     target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.5, incarnation=3
 )
-FULL = Cluster(
+FULL = DrainingCluster(
     target=Target(
         name="apollo",
         uid="u1",
@@ -198,14 +200,14 @@ def test_engagement_within_not_ready_grace_says_until_when() -> None:
 @pytest.mark.parametrize(("why", "expected"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
 def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str, expected: str) -> None:
     of = record(state)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
+    of.cluster = with_draining(SMALL, Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
     message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
 def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
     of = record(ObjectState.READY)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
+    of.cluster = with_draining(SMALL, Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
         "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
@@ -216,7 +218,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
 def test_engagement_of_ready_cluster_that_moves_does_not_promise_another() -> None:
     of = record(ObjectState.READY)
     moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
-    of.cluster = msgspec.structs.replace(SMALL, draining=moves)
+    of.cluster = with_draining(SMALL, moves)
     message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 

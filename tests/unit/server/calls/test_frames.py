@@ -15,6 +15,7 @@ from milo_discoveryd.model.cluster import (
     Draining,
     Suspension,
     Target,
+    with_draining,
 )
 from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server.calls import convert
@@ -40,7 +41,7 @@ targets = st.builds(
     deletion_message=texts,
     suspensions=st.none() | st.lists(st.builds(Suspension, texts, st.none() | times, texts), max_size=2).map(tuple),
 )
-clusters = st.builds(
+not_draining = st.builds(
     Cluster,
     target=targets,
     source_version=texts,
@@ -48,7 +49,9 @@ clusters = st.builds(
     incarnation=st.integers(0, 2**40),
     connectivity=st.just(UNPROBED)
     | st.builds(Connectivity, st.sampled_from(ConnectivityState), st.none() | times, texts),
-    draining=st.none() | st.builds(Draining, st.sampled_from(DisengageReason), texts, times),
+)
+clusters = not_draining | st.builds(
+    with_draining, not_draining, st.builds(Draining, st.sampled_from(DisengageReason), texts, times)
 )
 events = st.builds(
     Event,
