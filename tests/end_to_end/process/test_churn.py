@@ -26,7 +26,7 @@ BIG = "x" * 40_000
 """Padding that makes a slow reader fall behind, and receive coalesced events."""
 
 
-class World:
+class ProjectWriter:
     """Random changes of projects, each of them recorded."""
 
     def __init__(self, workspace: Workspace, random: Random) -> None:
@@ -83,10 +83,10 @@ class World:
 class Faults:
     """Faults that end no process of the test."""
 
-    def __init__(self, workspace: Workspace, daemon: DaemonProcess, world: World, random: Random) -> None:
+    def __init__(self, workspace: Workspace, daemon: DaemonProcess, writer: ProjectWriter, random: Random) -> None:
         self._workspace = workspace
         self._daemon = daemon
-        self._world = world
+        self._writer = writer
         self._random = random
         self._remaining: list[Callable[[], Awaitable[None]]] = []
 
@@ -121,12 +121,12 @@ class Faults:
 
     def _meanwhile(self) -> None:
         for _ in range(self._random.randrange(20)):
-            self._world.write()
+            self._writer.write()
 
 
 async def test_subscribers_match_truth_under_churn_and_faults(workspace: Workspace) -> None:
     random = Random(1)
-    world = World(workspace, random)
+    writer = ProjectWriter(workspace, random)
     fast = Recorder("fast", workspace.address)
     slow = Recorder("slow", workspace.address)
     restless = Recorder("restless", workspace.address, with_kubeconfigs=True)
@@ -141,7 +141,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(workspace: Workspa
     digests = object_digests(workspace)
     async with workspace.daemon(**settings) as daemon, workspace.client() as client:
         await daemon.start()
-        faults = Faults(workspace, daemon, world, random)
+        faults = Faults(workspace, daemon, writer, random)
         watch = client.watch()
         given: list[Event] = []
 
@@ -153,14 +153,14 @@ async def test_subscribers_match_truth_under_churn_and_faults(workspace: Workspa
         tasks.append(asyncio.create_task(follow(), name="client"))
 
         def is_up_to_date(recorder: Recorder) -> bool:
-            truth = world.upstream.engaged(recorder.history.label_selector)
+            truth = writer.upstream.engaged(recorder.history.label_selector)
             return recorder.view == {name: (state.uid, state.labels) for name, state in truth.items()}
 
         for _ in range(10):
             slow.pause()
             for _ in range(12):
                 for _ in range(random.randrange(1, 15)):
-                    world.write()
+                    writer.write()
                 await daemon.during(eventually(lambda: is_up_to_date(fast)))
                 if random.random() < 0.3:
                     await restless.cut()
@@ -176,7 +176,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(workspace: Workspa
         await asyncio.wait(tasks)
 
     histories = [recorder.history for recorder in recorders]
-    assert breaches(histories, world.upstream) == []
+    assert breaches(histories, writer.upstream) == []
     assert [*credential_violations(handed_to(restless, workspace, digests))] == []
     assert len(restless.given) >= 100
     assert list(alternating(given)) == []

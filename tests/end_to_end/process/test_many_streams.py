@@ -15,7 +15,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process import streams, test_churn
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.recorder import Recorder
-from tests.end_to_end.process.test_churn import World
+from tests.end_to_end.process.test_churn import ProjectWriter
 from tests.end_to_end.process.validators import breaches
 from tests.support.eventually import eventually
 
@@ -83,13 +83,13 @@ async def test_streams_beside_hostile_ones_miss_nothing(
     workspace: Workspace, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(test_churn, "BIG", "x")
-    world = World(workspace, Random(1))
+    writer = ProjectWriter(workspace, Random(1))
     hostile = [HOSTILE[number % len(HOSTILE)](workspace) for number in range(count // 4)]
     recorders = [Recorder(f"good {number}", workspace.address) for number in range(count - count // 4)]
     settings = {"removals": {"hold_not_ready": False}, "annotation_prefixes": ["example.com/"]}
 
     def are_current() -> bool:
-        truth = {name: (state.uid, state.labels) for name, state in world.upstream.engaged("").items()}
+        truth = {name: (state.uid, state.labels) for name, state in writer.upstream.engaged("").items()}
         return all(recorder.view == truth for recorder in recorders)
 
     async with workspace.daemon(**settings) as daemon:
@@ -97,12 +97,12 @@ async def test_streams_beside_hostile_ones_miss_nothing(
         async with running([each.run() for each in recorders]), running(hostile) as attacks:
             for number in range(ROUNDS):
                 for _ in range(20):
-                    world.write()
+                    writer.write()
                 if number % 4 == 3:
                     workspace.sandbox.drop_watches()
                 await daemon.during(eventually(are_current, within_s=WITHIN_S))
             assert not [task for task in attacks if task.done() and task.exception()]
-        assert breaches([each.history for each in recorders], world.upstream) == []
+        assert breaches([each.history for each in recorders], writer.upstream) == []
         assert await daemon.terminate() == 0
         assert "Traceback" not in daemon.output
 

@@ -14,10 +14,10 @@ from tests.end_to_end.process.validators import alternating, breaches
 from tests.end_to_end.soak.deployment import Daemon, Deployment
 from tests.end_to_end.soak.disk import Disk
 from tests.end_to_end.soak.faults import Faults, Kind
+from tests.end_to_end.soak.project_writer import MARK, ProjectWriter
 from tests.end_to_end.soak.report import Recovery, Report, Subscriber
 from tests.end_to_end.soak.saved_state import Ports, SavedState
 from tests.end_to_end.soak.servers import Server
-from tests.end_to_end.soak.world import MARK, World
 
 CHANGES_PER_SECOND = 3.0
 PATIENCE_S = 150.0
@@ -56,10 +56,10 @@ class Soak:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.close)
             await server.start()
-            self._world = world = World(server, Random(self._seed))
+            self._writer = writer = ProjectWriter(server, Random(self._seed))
             if saved is not None:
-                world.upstream.continue_from(saved.upstream())
-            continues = await world.load_or_create()
+                writer.upstream.continue_from(saved.upstream())
+            continues = await writer.load_or_create()
             disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
             faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
             steady = await stack.enter_async_context(Daemon("steady", folder, server, self.ports.steady))
@@ -67,7 +67,7 @@ class Soak:
             self._deployment = deployment = Deployment(faulted, steady)
             faults = Faults(server, deployment, disk, self._random)
             async with deployment.at_work():
-                churning = asyncio.create_task(world.churn(CHANGES_PER_SECOND), name="churn")
+                churning = asyncio.create_task(writer.churn(CHANGES_PER_SECOND), name="churn")
                 await self._until_well()
                 if continues:
                     self._failures += _not_restored((faulted, steady))
@@ -78,9 +78,9 @@ class Soak:
                 await asyncio.wait((churning,))
                 await self._end(faulted, steady)
             if saved is not None:
-                saved.save(folder, self.ports, world.upstream.states)
+                saved.save(folder, self.ports, writer.upstream.states)
         histories = [recorder.history for recorder in deployment.recorders]
-        self._failures += breaches(histories, world.upstream)
+        self._failures += breaches(histories, writer.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]
         handed = deployment.handed
         self._failures += [f"credentials: {breach}" for breach in credential_violations(handed)]
@@ -92,8 +92,8 @@ class Soak:
             groups={kind.name: kind.group for kind in faults.kinds()},
             recoveries=dict(self._recoveries),
             disk=disk.title,
-            writes=world.writes,
-            writes_lost=world.lost,
+            writes=writer.writes,
+            writes_lost=writer.lost,
             subscribers=[Subscriber.of(history) for history in histories],
             client_events=len(deployment.watched),
             handed=len(handed),
@@ -116,10 +116,10 @@ class Soak:
 
     async def _until_well(self) -> bool:
         """Change a mark, and wait until every reading subscriber has it and the right state."""
-        async with self._world.quiet():
+        async with self._writer.quiet():
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    mark = await self._world.mark()
+                    mark = await self._writer.mark()
                     while not all(self._knows(recorder, mark) for recorder in self._deployment.prompt):  # noqa: ASYNC110
                         await asyncio.sleep(_LOOK_EVERY_S)
             except TimeoutError:
@@ -131,7 +131,7 @@ class Soak:
         return marker is not None and ("mark", mark) in marker[1] and recorder.view == self._truth(recorder)
 
     def _truth(self, recorder: Recorder) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
-        engaged = self._world.upstream.engaged(recorder.history.label_selector)
+        engaged = self._writer.upstream.engaged(recorder.history.label_selector)
         return {name: (state.uid, state.labels) for name, state in engaged.items()}
 
     def _missing(self) -> str:

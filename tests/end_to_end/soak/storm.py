@@ -23,10 +23,10 @@ from tests.end_to_end.process.issued_credentials import IssuedCredential, Token,
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.end_to_end.soak.deployment import Daemon
 from tests.end_to_end.soak.killable_subscriber import KillableSubscriber
+from tests.end_to_end.soak.project_writer import MARK, ProjectWriter
 from tests.end_to_end.soak.report import Subscriber
 from tests.end_to_end.soak.servers import SandboxServer
 from tests.end_to_end.soak.storm_report import StormReport
-from tests.end_to_end.soak.world import MARK, World
 
 CHANGES_PER_SECOND = 6.0
 PATIENCE_S = 150.0
@@ -56,7 +56,7 @@ class Storm:
         self._seed = seed
         self._random = Random(seed)
         self._server = server = SandboxServer(folder)
-        self._world = World(server, Random(seed))
+        self._writer = ProjectWriter(server, Random(seed))
         self._daemon = daemon = Daemon("daemon", folder, server, keeps_state=keeps_state)
         self._keeps_state = keeps_state
         address = f"unix://{daemon.socket}"
@@ -83,12 +83,12 @@ class Storm:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._server.close)
             await self._server.start()
-            await self._world.load_or_create()
+            await self._writer.load_or_create()
             await stack.enter_async_context(self._daemon)
             await stack.enter_async_context(self._subscribed())
             if not await self._converge():
                 self._failures.append(f"not converged before the storm: {self._differences()}")
-            async with self._background(self._world.churn(CHANGES_PER_SECOND)):
+            async with self._background(self._writer.churn(CHANGES_PER_SECOND)):
                 await self._strike_all(seconds)
                 abated = time.monotonic()
                 if not await self._converge():
@@ -102,7 +102,7 @@ class Storm:
             recovery_s=recovery_s,
             faults=dict(self._counts),
             kills=sum(self._counts[kill] for kill in KILLS),
-            writes=self._world.writes,
+            writes=self._writer.writes,
             subscribers=[Subscriber.of(each.history) for each in self._all],
             client_events=len(self._watched),
             credentials=len(self._credentials()),
@@ -110,7 +110,7 @@ class Storm:
         )
 
     def _judge(self) -> None:
-        self._failures += breaches([each.history for each in self._all], self._world.upstream)
+        self._failures += breaches([each.history for each in self._all], self._writer.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(self._watched)]
         self._failures += [f"credentials: {breach}" for breach in credential_violations(self._credentials())]
         if "Traceback" in self._daemon.process.output:
@@ -246,10 +246,10 @@ class Storm:
 
     async def _converge(self) -> bool:
         """Change a mark, and wait until every subscriber has it and the right state."""
-        async with self._world.quiet():
+        async with self._writer.quiet():
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    mark = await self._world.mark()
+                    mark = await self._writer.mark()
                     while not all(self._knows(each, mark) for each in self._all):  # noqa: ASYNC110 - only looking tells
                         await asyncio.sleep(_LOOK_EVERY_S)
                     while self._names != set(self._truth("")):  # noqa: ASYNC110
@@ -264,7 +264,7 @@ class Storm:
         return is_marked and subscriber.view == self._truth(subscriber.history.label_selector)
 
     def _truth(self, label_selector: str) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
-        engaged = self._world.upstream.engaged(label_selector)
+        engaged = self._writer.upstream.engaged(label_selector)
         return {name: (state.uid, state.labels) for name, state in engaged.items()}
 
     def _differences(self) -> str:

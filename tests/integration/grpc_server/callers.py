@@ -17,7 +17,7 @@ from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
-from tests.integration.grpc_server.conftest import Subscriber, World, a_world
+from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness
 
 NAMES = ("shop", "bank", "root", "nobody")
 PROD = ClusterScope(parse("env=prod"))
@@ -35,8 +35,8 @@ def rules(*those: Rule) -> Rights:
 
 
 class CallerStub:
-    def __init__(self, world: World, stub: DiscoveryServiceStub) -> None:
-        self.world = world
+    def __init__(self, harness: Harness, stub: DiscoveryServiceStub) -> None:
+        self.harness = harness
         self.stub: Any = stub
 
     @asynccontextmanager
@@ -48,20 +48,20 @@ class CallerStub:
             call.cancel()
 
 
-class RulesWorld:
-    def __init__(self, world: World, folder: Path) -> None:
-        self.world = world
+class RulesHarness:
+    def __init__(self, harness: Harness, folder: Path) -> None:
+        self.harness = harness
         self._folder = folder
 
     @asynccontextmanager
     async def caller(self, name: str) -> AsyncIterator[CallerStub]:
         address = f"unix:{self._folder / name}.sock"
         async with grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
-            yield CallerStub(self.world, DiscoveryServiceStub(channel))
+            yield CallerStub(self.harness, DiscoveryServiceStub(channel))
 
     def denials(self) -> list[tuple[str, str]]:
         return [
-            (line["caller"]["listener"], line["reason"]) for line in self.world.audited if line["event"] == "refused"
+            (line["caller"]["listener"], line["reason"]) for line in self.harness.audited if line["event"] == "refused"
         ]
 
 
@@ -69,15 +69,15 @@ class RulesWorld:
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The modes that watch objects; in the second one the UID of the project differs from that of the object."""
     if request.param == "project-control-plane":
-        monkeypatch.setattr(World, "object_uid", staticmethod("object of {}".format))
+        monkeypatch.setattr(Harness, "object_uid", staticmethod("object of {}".format))
     return str(request.param)
 
 
 @asynccontextmanager
-async def open_rules_world(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesWorld]:
+async def open_rules_harness(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesHarness]:
     listeners = [Listener(name=name, address=UnixSocket(folder / f"{name}.sock")) for name in NAMES]
-    async with a_world(folder, rights=rules(*those), listeners=listeners, **others) as world:
-        yield RulesWorld(world, folder)
+    async with a_harness(folder, rights=rules(*those), listeners=listeners, **others) as harness:
+        yield RulesHarness(harness, folder)
 
 
 def error_fields(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:

@@ -56,7 +56,7 @@ def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) ->
     return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False", fields=fields)
 
 
-class World:
+class Harness:
     """The fleet, the issuer and the gRPC server; the test is their source."""
 
     object_uid: Callable[[str], str] = staticmethod(str)
@@ -197,13 +197,13 @@ def event_texts(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with a_world(tmp_path) as made:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with a_harness(tmp_path) as made:
         yield made
 
 
 @asynccontextmanager
-async def a_world(
+async def a_harness(
     folder: Path,
     *,
     heartbeat_s: float = 30.0,
@@ -217,8 +217,8 @@ async def a_world(
     drain_timeout_s: float = 0.0,
     listeners: Sequence[Listener] = (),
     reviewer: Reviewer | None = None,
-) -> AsyncIterator[World]:
-    made = World(
+) -> AsyncIterator[Harness]:
+    made = Harness(
         folder / "d.sock",
         heartbeat_s=heartbeat_s,
         stalled_s=stalled_s,

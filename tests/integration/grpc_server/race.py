@@ -20,7 +20,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.log import NAME
 from milo_discoveryd.server.calls.grpc_errors import CallError
-from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready
+from tests.integration.grpc_server.conftest import Harness, a_harness, not_ready, ready
 from tests.unit.kubeconfigs.backend import Backend
 
 _ASKING = 3
@@ -29,31 +29,31 @@ _ASKING = 3
 class Race:
     """Rounds in which a cluster is engaged, requested and disengaged; equal seeds give equal schedules."""
 
-    def __init__(self, world: World, backend: Backend, chance: Random) -> None:
-        self._world = world
+    def __init__(self, harness: Harness, backend: Backend, chance: Random) -> None:
+        self._harness = harness
         self._backend = backend
         self._chance = chance
         self.handed = 0
 
     async def run(self, rounds: int) -> None:
-        self._world.listed()
+        self._harness.listed()
         for number in range(rounds):
             uid = f"u{number // 2}"  # first the same object again, then another one
-            self._world.seen(ready("alpha", uid=uid, version=str(2 * number + 1)))
+            self._harness.seen(ready("alpha", uid=uid, version=str(2 * number + 1)))
             asking = [asyncio.create_task(self._ask()) for _ in range(_ASKING)]
             await self._some_steps(12)
-            self._world.seen(not_ready("alpha", uid=uid, version=str(2 * number + 2)))
+            self._harness.seen(not_ready("alpha", uid=uid, version=str(2 * number + 2)))
             await asyncio.gather(*asking)
 
     async def _ask(self) -> None:
         await self._some_steps(8)
         request = pb.IssueKubeconfigRequest(cluster="alpha")
         try:
-            answer = await self._world.service.issue_kubeconfig(request, Caller(listener="test"))
+            answer = await self._harness.service.issue_kubeconfig(request, Caller(listener="test"))
         except CallError:
             return
         # Still in the step of the event loop that sent the response.
-        record = self._world.fleet.registry["alpha"]
+        record = self._harness.fleet.registry["alpha"]
         assert record is not None
         assert record.cluster is not None
         token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
@@ -70,8 +70,8 @@ class Race:
 async def race(folder: Path, *, rounds: int, seed: int) -> int:
     """Run the rounds and return the number of kubeconfigs that were issued."""
     backend = Backend(Scope.CLUSTER)
-    async with a_world(folder, sources=[SourceAssignment(backend)], per_second=1e6) as world:
-        made = Race(world, backend, Random(seed))
+    async with a_harness(folder, sources=[SourceAssignment(backend)], per_second=1e6) as harness:
+        made = Race(harness, backend, Random(seed))
         await made.run(rounds)
     return made.handed
 

@@ -14,7 +14,7 @@ from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFra
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
-from tests.integration.grpc_server.conftest import Subscriber, World, a_world, ready
+from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, ready
 from tests.integration.grpc_server.raw import Raw, headers
 from tests.integration.grpc_server.test_tls import SPIFFE, TlsFiles, client_context
 from tests.support.eventually import eventually
@@ -27,9 +27,9 @@ class Target:
     """A listener, with a well-behaved client and a hostile one."""
 
     def __init__(
-        self, world: World, channel: Callable[[], grpc.aio.Channel], raw: Callable[[], Awaitable[Raw]]
+        self, harness: Harness, channel: Callable[[], grpc.aio.Channel], raw: Callable[[], Awaitable[Raw]]
     ) -> None:
-        self.world = world
+        self.harness = harness
         self.channel = channel
         self.raw = raw
 
@@ -39,8 +39,8 @@ async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
     path = folder / "d.sock"
     listener = Listener(name="here", address=UnixSocket(path), peer_credentials=peers)
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with a_world(folder, listeners=[listener]) as world:
-        yield Target(world, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
+    async with a_harness(folder, listeners=[listener]) as harness:
+        yield Target(harness, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
 
 
 @asynccontextmanager
@@ -49,11 +49,11 @@ async def tls(folder: Path) -> AsyncIterator[Target]:
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
     good, context = tls_files.credentials(tls_files.ca.issue(SPIFFE)), client_context(tls_files)
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with a_world(folder, listeners=[listener]) as world:
-        [address] = world.server.addresses
+    async with a_harness(folder, listeners=[listener]) as harness:
+        [address] = harness.server.addresses
         host, _, port = address.partition(":")
         yield Target(
-            world,
+            harness,
             lambda: grpc.aio.secure_channel(address, good, options),
             lambda: Raw.tls(host, int(port), context),
         )
@@ -157,8 +157,8 @@ ABUSES: list[Abuse] = [
 
 @pytest.mark.parametrize("abuse", ABUSES, ids=lambda abuse: abuse.__name__)
 async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(target: Target, abuse: Abuse) -> None:
-    world = target.world
-    world.listed(ready("alpha"))
+    harness = target.harness
+    harness.listed(ready("alpha"))
     async with target.channel() as channel:
         call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
         subscriber = Subscriber(call)
@@ -169,32 +169,32 @@ async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(tar
             # The server may close the connection, or stop reading it.
             with suppress(OSError):
                 await abuse(raw)
-            assert len(world.service.streams) <= 1 + STREAMS
-            world.seen(ready("beta"))
+            assert len(harness.service.streams) <= 1 + STREAMS
+            harness.seen(ready("beta"))
             assert await subscriber.events() == ["ENGAGED beta"]
-        await eventually(lambda: len(world.service.streams) == 1)
+        await eventually(lambda: len(harness.service.streams) == 1)
         await eventually(lambda: usage() <= before)
-        world.seen(ready("gamma"))
+        harness.seen(ready("gamma"))
         assert await subscriber.events() == ["ENGAGED gamma"]
         call.cancel()
 
 
 async def test_connection_stream_limit(target: Target) -> None:
-    world = target.world
-    world.listed(ready("alpha"))
+    harness = target.harness
+    harness.listed(ready("alpha"))
     with closing(await target.raw()) as raw:
         await raw.greet()
         for _ in range(3 * STREAMS):
             raw.call("WatchClusters")
         await raw.flush()
-        await eventually(lambda: len(world.service.streams) == STREAMS)
+        await eventually(lambda: len(harness.service.streams) == STREAMS)
         async with target.channel() as channel:
             await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
-        assert len(world.service.streams) == STREAMS
+        assert len(harness.service.streams) == STREAMS
 
 
 async def test_message_and_metadata_size_limits(target: Target) -> None:
-    target.world.listed(ready("alpha"))
+    target.harness.listed(ready("alpha"))
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters
         for message_kib, metadata_kib, expected in (

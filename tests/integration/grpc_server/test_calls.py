@@ -19,7 +19,7 @@ from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.server_info import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported
 from milo_kube.reflect.source_status import SourceState, SourceStatus
-from tests.integration.grpc_server.conftest import EPOCH, World, event_texts, not_ready, ready
+from tests.integration.grpc_server.conftest import EPOCH, Harness, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
 
@@ -32,20 +32,20 @@ def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, e
     return info, bad
 
 
-async def test_list_clusters_returns_engaged_clusters_by_name(world: World) -> None:
-    world.listed(ready("gamma"), ready("alpha"), ready("beta"))
-    world.seen(not_ready("beta"))
-    async with world.client() as stub:
+async def test_list_clusters_returns_engaged_clusters_by_name(harness: Harness) -> None:
+    harness.listed(ready("gamma"), ready("alpha"), ready("beta"))
+    harness.seen(not_ready("beta"))
+    async with harness.client() as stub:
         answer = await stub.ListClusters(pb.ListClustersRequest())
     assert [cluster.name for cluster in answer.clusters] == ["alpha", "gamma"]
     assert (answer.total_size, answer.next_page_token) == (2, "")
 
 
-async def test_list_clusters_pages_show_one_revision(world: World) -> None:
-    world.listed(*(ready(f"p-{number}") for number in range(5)))
-    async with world.client() as stub:
+async def test_list_clusters_pages_show_one_revision(harness: Harness) -> None:
+    harness.listed(*(ready(f"p-{number}") for number in range(5)))
+    async with harness.client() as stub:
         first = await stub.ListClusters(pb.ListClustersRequest(page_size=2))
-        world.seen(not_ready("p-3"), ready("p-9"))
+        harness.seen(not_ready("p-3"), ready("p-9"))
         second = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=first.next_page_token))
         third = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=second.next_page_token))
     pages = (first, second, third)
@@ -54,10 +54,10 @@ async def test_list_clusters_pages_show_one_revision(world: World) -> None:
     assert third.next_page_token == ""
 
 
-async def test_large_page_does_not_block_other_calls(world: World) -> None:
-    world.listed(*(ready(f"p-{number}") for number in range(4 * CLUSTERS_PER_STEP)))
+async def test_large_page_does_not_block_other_calls(harness: Harness) -> None:
+    harness.listed(*(ready(f"p-{number}") for number in range(4 * CLUSTERS_PER_STEP)))
     page = asyncio.create_task(
-        world.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
+        harness.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
     )
     turns = 0
     while not page.done():
@@ -67,12 +67,12 @@ async def test_large_page_does_not_block_other_calls(world: World) -> None:
     assert turns >= 4
 
 
-async def test_watch_resumes_from_list_revision(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.client() as stub:
+async def test_watch_resumes_from_list_revision(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.client() as stub:
         listed = await stub.ListClusters(pb.ListClustersRequest())
-    world.seen(ready("beta"))
-    async with world.subscriber(resume_revision=listed.revision) as subscriber:
+    harness.seen(ready("beta"))
+    async with harness.subscriber(resume_revision=listed.revision) as subscriber:
         batch = await subscriber.batch()
     assert (event_texts([batch]), batch.reset) == (["ENGAGED beta"], False)
 
@@ -88,9 +88,9 @@ async def test_watch_resumes_from_list_revision(world: World) -> None:
         (pb.ListClustersRequest(filter=pb.ClusterFilter(names=[""])), "filter.names"),
     ],
 )
-async def test_bad_input_is_named(world: World, request_: pb.ListClustersRequest, field: str) -> None:
-    world.listed()
-    async with world.client() as stub:
+async def test_bad_input_is_named(harness: Harness, request_: pb.ListClustersRequest, field: str) -> None:
+    harness.listed()
+    async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListClusters(request_)
     info, bad = details(caught.value)
@@ -99,24 +99,24 @@ async def test_bad_input_is_named(world: World, request_: pb.ListClustersRequest
     assert [violation.field for violation in bad.field_violations] == [field]
 
 
-async def test_negative_heartbeat_interval_is_rejected(world: World) -> None:
-    async with world.subscriber(heartbeat_interval=Duration(seconds=-1)) as subscriber:
+async def test_negative_heartbeat_interval_is_rejected(harness: Harness) -> None:
+    async with harness.subscriber(heartbeat_interval=Duration(seconds=-1)) as subscriber:
         error = await subscriber.error()
     assert [violation.field for violation in details(error)[1].field_violations] == ["heartbeat_interval"]
 
 
-async def test_list_clusters_is_unavailable_before_sync(world: World) -> None:
-    async with world.client() as stub:
+async def test_list_clusters_is_unavailable_before_sync(harness: Harness) -> None:
+    async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListClusters(pb.ListClustersRequest())
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert details(caught.value)[0].reason == "NOT_SYNCED"
 
 
-async def test_get_cluster_explains_why_not_engaged(world: World) -> None:
-    world.listed(ready("alpha"))
-    world.seen(not_ready("alpha"), Malformed("beta", "uid-beta", "1", "its status is a number"))
-    async with world.client() as stub:
+async def test_get_cluster_explains_why_not_engaged(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    harness.seen(not_ready("alpha"), Malformed("beta", "uid-beta", "1", "its status is a number"))
+    async with harness.client() as stub:
         alpha = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
         beta = await stub.GetCluster(pb.GetClusterRequest(name="beta"))
     assert not alpha.engagement.engaged
@@ -129,23 +129,23 @@ async def test_get_cluster_explains_why_not_engaged(world: World) -> None:
     assert not beta.HasField("cluster")
 
 
-async def test_get_cluster_says_that_its_source_is_stale(world: World) -> None:
-    world.listed(ready("alpha"))
-    world.fleet.source(SourceStatus(SourceState.STALE, 0.0, "Unauthorized", "401: the token expired"))
-    async with world.client() as stub:
+async def test_get_cluster_says_that_its_source_is_stale(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    harness.fleet.source(SourceStatus(SourceState.STALE, 0.0, "Unauthorized", "401: the token expired"))
+    async with harness.client() as stub:
         found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert found.engagement.engaged
     assert found.source.state == pb.SourceStatus.STATE_STALE
     assert (found.source.reason, found.source.message) == ("Unauthorized", "401: the token expired")
 
 
-async def test_get_cluster_reports_unconfirmed_deletion(world: World) -> None:
-    world.listed(ready("alpha"))
-    world.found(DeletionReported("alpha", "uid-alpha"))
-    async with world.client() as stub:
+async def test_get_cluster_reports_unconfirmed_deletion(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    harness.found(DeletionReported("alpha", "uid-alpha"))
+    async with harness.client() as stub:
         doubtful = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
-        (question,) = world.fleet.pending_deletions.take_due(float("inf"))
-        world.fleet.resolve(question, NotFound(), 0.0)
+        (question,) = harness.fleet.pending_deletions.take_due(float("inf"))
+        harness.fleet.resolve(question, NotFound(), 0.0)
         certain = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert doubtful.engagement.engaged
     assert doubtful.engagement.reason == pb.Engagement.REASON_CONFIRMING_DELETION
@@ -155,18 +155,18 @@ async def test_get_cluster_reports_unconfirmed_deletion(world: World) -> None:
 @pytest.mark.parametrize(
     ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 400, "INVALID_ARGUMENT")]
 )
-async def test_get_cluster_of_unknown_name_is_not_found(world: World, name: str, code: str) -> None:
-    world.listed()
-    async with world.client() as stub:
+async def test_get_cluster_of_unknown_name_is_not_found(harness: Harness, name: str, code: str) -> None:
+    harness.listed()
+    async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetCluster(pb.GetClusterRequest(name=name))
     assert caught.value.code().name == code
 
 
-async def test_server_info_has_counts(world: World) -> None:
-    world.listed(ready("alpha"), ready("beta"))
-    world.seen(not_ready("beta"))
-    async with world.subscriber() as subscriber, world.client() as stub:
+async def test_server_info_has_counts(harness: Harness) -> None:
+    harness.listed(ready("alpha"), ready("beta"))
+    harness.seen(not_ready("beta"))
+    async with harness.subscriber() as subscriber, harness.client() as stub:
         await subscriber.batch()
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
     assert (info.mode, info.incarnation, info.synced) == ("project", EPOCH, True)
@@ -174,12 +174,12 @@ async def test_server_info_has_counts(world: World) -> None:
     assert info.limits.max_page_size == 5000
 
 
-async def test_internal_error_is_reported_as_incident_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_is_reported_as_incident_number(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(registry: Registry, name: str) -> None:
         raise ValueError("token=SECRET123")
 
     monkeypatch.setattr(Registry, "__getitem__", broken)
-    async with world.client() as stub:
+    async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -187,17 +187,17 @@ async def test_internal_error_is_reported_as_incident_number(world: World, monke
     assert "incident" in (caught.value.details() or "")
 
 
-async def test_health_follows_readiness_and_shutdown(world: World) -> None:
-    async with grpc.aio.insecure_channel(world.address) as channel:
+async def test_health_follows_readiness_and_shutdown(harness: Harness) -> None:
+    async with grpc.aio.insecure_channel(harness.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):
-            await world.server.set_ready({"": is_ready})
+            await harness.server.set_ready({"": is_ready})
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
             assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
 
 
-async def test_reflection_is_available_on_unix_sockets(world: World) -> None:
-    async with grpc.aio.insecure_channel(world.address) as channel:
+async def test_reflection_is_available_on_unix_sockets(harness: Harness) -> None:
+    async with grpc.aio.insecure_channel(harness.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
         answer = await call.read()
@@ -205,9 +205,9 @@ async def test_reflection_is_available_on_unix_sockets(world: World) -> None:
     assert NAME in [service.name for service in answer.list_services_response.service]
 
 
-async def test_calls_are_counted_by_method_and_code(world: World) -> None:
-    world.listed()
-    async with world.client() as stub:
+async def test_calls_are_counted_by_method_and_code(harness: Harness) -> None:
+    harness.listed()
+    async with harness.client() as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.GetCluster(pb.GetClusterRequest(name="nobody"))
@@ -215,7 +215,7 @@ async def test_calls_are_counted_by_method_and_code(world: World) -> None:
 
     def handled(method: str, code: str) -> float | None:
         labels = {**unary, "grpc_method": method, "grpc_code": code}
-        return world.metrics.registry.get_sample_value("grpc_server_handled_total", labels)
+        return harness.metrics.registry.get_sample_value("grpc_server_handled_total", labels)
 
     # A failed call is counted after its status is sent.
     await eventually(lambda: handled("ListClusters", "OK") == 1 and handled("GetCluster", "NotFound") == 1)

@@ -10,7 +10,7 @@ import pytest
 from milo_discovery import ClientCredentials, DiscoveryClient, SyncDiscoveryClient, Unauthenticated
 from milo_discoveryd.identity.caller import Caller
 from milo_sandbox import Sandbox
-from tests.integration.grpc_server.conftest import World, ready
+from tests.integration.grpc_server.conftest import Harness, ready
 from tests.integration.grpc_server.test_peer_credentials import callers
 from tests.integration.grpc_server.test_tls import SPIFFE, TlsFiles, tcp, tls_files
 from tests.integration.grpc_server.test_tokens import OPERATOR, taking_tokens
@@ -35,16 +35,19 @@ async def command(*arguments: str) -> str:
 
 
 async def test_client_authenticates_with_certificate(callers: list[Caller], tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world, DiscoveryClient(world.address, credentials=credentials(tls_files)) as client:
+    async with (
+        tcp(tls_files) as harness,
+        DiscoveryClient(harness.address, credentials=credentials(tls_files)) as client,
+    ):
         assert len(await client.list()) == 1
         async with client.watch() as watch:
             await watch.synced()
-            world.seen(ready("beta"))
+            harness.seen(ready("beta"))
             assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
 
         def in_a_thread() -> int:
             with (
-                SyncDiscoveryClient(world.address, credentials=credentials(tls_files)) as client,
+                SyncDiscoveryClient(harness.address, credentials=credentials(tls_files)) as client,
                 client.watch() as watch,
             ):
                 watch.synced()
@@ -55,17 +58,17 @@ async def test_client_authenticates_with_certificate(callers: list[Caller], tls_
 
 
 async def test_client_authenticates_with_token_and_its_successor(callers: list[Caller], tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.5))
-        async with DiscoveryClient(address(world), credentials=ClientCredentials(token_file=file)) as client:
+        async with DiscoveryClient(address(harness), credentials=ClientCredentials(token_file=file)) as client:
             async with client.watch() as watch:
                 await watch.synced()
                 file.write_text(sandbox.token("another", audiences=["milo-discovery"]))
                 await client.list()
                 # The first token expires and its stream ends; the client continues with the second.
                 await eventually(lambda: not watch.connected)
-                world.seen(ready("beta"))
+                harness.seen(ready("beta"))
                 assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
             file.write_text("made up")
             with pytest.raises(Unauthenticated, match="rejected"):
@@ -74,12 +77,12 @@ async def test_client_authenticates_with_token_and_its_successor(callers: list[C
 
 
 async def test_cli_authenticates_with_its_options(callers: list[Caller], tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"]))
-        assert "alpha" in await command("--address", address(world), "list", "--token-file", str(file))
+        assert "alpha" in await command("--address", address(harness), "list", "--token-file", str(file))
     assert [caller.user for caller in callers] == [OPERATOR]
 
 
-def address(world: World) -> str:
-    return world.address.replace("unix:", "unix://")
+def address(harness: Harness) -> str:
+    return harness.address.replace("unix:", "unix://")

@@ -17,8 +17,8 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.source_status import SourceState, SourceStatus
-from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_world, rule, rules
-from tests.integration.grpc_server.conftest import EPOCH, Subscriber, World, a_world, event_texts, not_ready, ready
+from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule, rules
+from tests.integration.grpc_server.conftest import EPOCH, Harness, Subscriber, a_harness, event_texts, not_ready, ready
 from tests.integration.grpc_server.test_rotation import token
 from tests.support.eventually import eventually
 from tests.unit.kubeconfigs.backend import Backend
@@ -28,33 +28,33 @@ FAILED, NOT_FOUND = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOU
 
 
 @pytest.fixture
-async def draining_world(tmp_path: Path) -> AsyncIterator[World]:
+async def draining_harness(tmp_path: Path) -> AsyncIterator[Harness]:
     """A fleet with two clusters, and a drain timeout longer than any test."""
-    async with a_world(tmp_path, drain_timeout_s=LONG_S) as made:
+    async with a_harness(tmp_path, drain_timeout_s=LONG_S) as made:
         made.listed(ready("alpha"), ready("beta"))
         yield made
 
 
-def confirming(world: World, name: str = "operator", **request: object) -> Any:
-    return world.subscriber(confirm_releases=True, subscriber=name, **request)
+def confirming(harness: Harness, name: str = "operator", **request: object) -> Any:
+    return harness.subscriber(confirm_releases=True, subscriber=name, **request)
 
 
-def incarnation(world: World, name: str = "alpha") -> str:
-    record = world.fleet.registry[name]
+def incarnation(harness: Harness, name: str = "alpha") -> str:
+    record = harness.fleet.registry[name]
     assert record is not None
     assert record.latest is not None
     return f"{EPOCH}.{record.latest.incarnation}"
 
 
-async def release(world: World, name: str = "operator", cluster: str = "alpha", of: str = "") -> None:
-    async with world.client() as stub:
+async def release(harness: Harness, name: str = "operator", cluster: str = "alpha", of: str = "") -> None:
+    async with harness.client() as stub:
         await stub.ReleaseCluster(
-            pb.ReleaseClusterRequest(cluster=cluster, incarnation=of or incarnation(world, cluster), subscriber=name)
+            pb.ReleaseClusterRequest(cluster=cluster, incarnation=of or incarnation(harness, cluster), subscriber=name)
         )
 
 
-async def end_subscription(world: World, name: str = "operator") -> None:
-    async with world.client() as stub:
+async def end_subscription(harness: Harness, name: str = "operator") -> None:
+    async with harness.client() as stub:
         await stub.EndSubscription(pb.EndSubscriptionRequest(subscriber=name))
 
 
@@ -64,26 +64,26 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     return error_fields(raised.value)[:2]
 
 
-async def gone(world: World) -> None:
+async def gone(harness: Harness) -> None:
     """Wait until the daemon has noticed that all streams ended."""
-    await eventually(lambda: not world.service.streams)
+    await eventually(lambda: not harness.service.streams)
 
 
-async def quiet(subscriber: Subscriber, world: World) -> None:
+async def quiet(subscriber: Subscriber, harness: Harness) -> None:
     """Check that nothing was sent to the subscriber: the next event is the one that is caused here."""
-    world.seen(ready("probe"))
+    harness.seen(ready("probe"))
     assert await subscriber.events() == ["ENGAGED probe"]
 
 
 # --- what subscribers receive ---
 
 
-async def test_subscriber_is_sent_the_end_after_its_release(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine, world.subscriber() as other:
+async def test_subscriber_is_sent_the_end_after_its_release(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine, harness.subscriber() as other:
         await mine.until_synced()
         await other.until_synced()
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         batch = await mine.batch()
         assert event_texts([batch]) == ["UPDATED alpha"]
         draining = batch.events[0].cluster.draining
@@ -92,101 +92,103 @@ async def test_subscriber_is_sent_the_end_after_its_release(draining_world: Worl
         assert await other.events() == ["DISENGAGED alpha NOT_READY"], (
             "a subscriber that does not confirm is notified at once"
         )
-        await quiet(mine, world)
-        await release(world)
+        await quiet(mine, harness)
+        await release(harness)
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
         assert event_texts([await other.batch()]) == ["ENGAGED probe"]
 
 
-async def test_end_waits_for_every_subscriber(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world, "one") as one, confirming(world, "two") as two:
+async def test_end_waits_for_every_subscriber(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness, "one") as one, confirming(harness, "two") as two:
         await one.until_synced()
         await two.until_synced()
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         assert await one.events() == await two.events() == ["UPDATED alpha"]
-        await release(world, "one")
-        await quiet(two, world)
-        await release(world, "two")
+        await release(harness, "one")
+        await quiet(two, harness)
+        await release(harness, "two")
         assert await two.events() == ["DISENGAGED alpha NOT_READY"]
 
 
 async def test_cluster_is_disengaged_at_the_deadline(tmp_path: Path) -> None:
-    async with a_world(tmp_path, drain_timeout_s=0.2) as world, confirming(world) as mine:
-        world.listed(ready("alpha"))
+    async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
+        harness.listed(ready("alpha"))
         await mine.until_synced()
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        assert await refusal(release(world, "somebody", of="another")) == (FAILED, "OTHER_INCARNATION")
-        await release(world)  # too late, so it is a no-op
+        assert await refusal(release(harness, "somebody", of="another")) == (FAILED, "OTHER_INCARNATION")
+        await release(harness)  # too late, so it is a no-op
 
 
 async def test_deadline_passes_while_the_source_is_lost(tmp_path: Path) -> None:
-    async with a_world(tmp_path, drain_timeout_s=0.2) as world, confirming(world) as mine:
-        world.listed(ready("alpha"))
+    async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
+        harness.listed(ready("alpha"))
         await mine.until_synced()
-        world.source(SourceState.STALE, "ConnectFailed")
-        world.seen(not_ready("alpha"))
+        harness.source(SourceState.STALE, "ConnectFailed")
+        harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
 
 async def test_drain_can_have_a_reason_and_a_timeout_of_its_own(tmp_path: Path) -> None:
-    async with a_world(tmp_path) as world, confirming(world) as mine:
-        world.listed(ready("alpha"))
+    async with a_harness(tmp_path) as harness, confirming(harness) as mine:
+        harness.listed(ready("alpha"))
         await mine.until_synced()
-        world.fleet.drain(["alpha"], DisengageReason.MOVED, "another member owns it", LONG_S)
+        harness.fleet.drain(["alpha"], DisengageReason.MOVED, "another member owns it", LONG_S)
         draining = (await mine.batch()).events[0].cluster.draining
         assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_MOVED, "another member owns it")
 
 
-async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_draining(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world, "one") as one:
+async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_draining(
+    draining_harness: Harness,
+) -> None:
+    harness = draining_harness
+    async with confirming(harness, "one") as one:
         await one.until_synced()
-        world.seen(not_ready("alpha"))
-        async with confirming(world, "two") as two, world.subscriber() as other:
+        harness.seen(not_ready("alpha"))
+        async with confirming(harness, "two") as two, harness.subscriber() as other:
             (batch,) = await two.until_synced()
             assert {event.cluster.name: event.cluster.HasField("draining") for event in batch.events} == {
                 "alpha": True,
                 "beta": False,
             }
             assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
-            await release(world, "one")
-            await quiet(two, world)
-            await release(world, "two")
+            await release(harness, "one")
+            await quiet(two, harness)
+            await release(harness, "two")
             assert await two.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine, world.subscriber() as other:
+async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine, harness.subscriber() as other:
         await mine.until_synced()
         await other.until_synced()
-        before = incarnation(world)
-        world.seen(not_ready("alpha"))
+        before = incarnation(harness)
+        harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
         assert await other.events() == ["DISENGAGED alpha NOT_READY"]
-        world.seen(ready("alpha", version="3"))
-        await release(world, of=before)
+        harness.seen(ready("alpha", version="3"))
+        await release(harness, of=before)
         assert await mine.events() == ["DISENGAGED alpha NOT_READY", "ENGAGED alpha"]
         assert await other.events() == ["ENGAGED alpha"]
-        assert incarnation(world) != before
+        assert incarnation(harness) != before
 
 
-async def test_explanation_names_the_owner_of_a_cluster_that_recovers_elsewhere(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine, world.client() as stub:
+async def test_explanation_names_the_owner_of_a_cluster_that_recovers_elsewhere(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine, harness.client() as stub:
         await mine.until_synced()
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         await mine.events()
-        world.fleet.registry.assigned_elsewhere = lambda _: "member b of the shard group owns it (view 3)"
-        world.seen(ready("alpha", version="3"))
+        harness.fleet.registry.assigned_elsewhere = lambda _: "member b of the shard group owns it (view 3)"
+        harness.seen(ready("alpha", version="3"))
         found = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
         assert found.reason == pb.Engagement.REASON_DRAINING
         assert found.message.endswith("does not engage it afterwards: member b of the shard group owns it (view 3)")
-        await release(world)
+        await release(harness)
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
         after = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
         assert after.reason == pb.Engagement.REASON_UNASSIGNED
@@ -195,109 +197,109 @@ async def test_explanation_names_the_owner_of_a_cluster_that_recovers_elsewhere(
 # --- streams that end and resume ---
 
 
-async def test_subscriber_that_reconnects_receives_the_drain_again(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine:
+async def test_subscriber_that_reconnects_receives_the_drain_again(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine:
         synced = (await mine.until_synced())[-1].revision
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         told_at = (await mine.batch()).revision
-    await gone(world)
+    await gone(harness)
     for revision in (synced, told_at):
-        async with confirming(world, resume_revision=revision) as again:
+        async with confirming(harness, resume_revision=revision) as again:
             batch = await again.batch()
             assert (event_texts([batch]), batch.reset) == (["UPDATED alpha"], False)
             assert batch.events[0].cluster.HasField("draining")
-        await gone(world)
-    async with confirming(world) as returned:
+        await gone(harness)
+    async with confirming(harness) as returned:
         (batch,) = await returned.until_synced()
         assert sorted(event_texts([batch])) == ["ENGAGED alpha", "ENGAGED beta"]
-        await release(world)
+        await release(harness)
         assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world, "other"), confirming(world) as mine:
+async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness, "other"), confirming(harness) as mine:
         await mine.until_synced()
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         told_at = (await mine.batch()).revision
-        await release(world)
-        async with confirming(world, resume_revision=told_at) as again:
+        await release(harness)
+        async with confirming(harness, resume_revision=told_at) as again:
             assert event_texts([await again.batch()]) == []
 
 
-async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine:
+async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine:
         synced = (await mine.until_synced())[-1].revision
-    await gone(world)
-    world.seen(not_ready("alpha"))
-    async with world.subscriber() as other:
+    await gone(harness)
+    harness.seen(not_ready("alpha"))
+    async with harness.subscriber() as other:
         assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
-    async with confirming(world, resume_revision=synced) as again:
+    async with confirming(harness, resume_revision=synced) as again:
         assert event_texts([await again.batch()]) == ["UPDATED alpha"]
-        await release(world)
+        await release(harness)
         assert await again.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_ended_subscription_is_not_waited_for(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world, "leaves") as leaves, confirming(world) as mine:
+async def test_ended_subscription_is_not_waited_for(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness, "leaves") as leaves, confirming(harness) as mine:
         await leaves.until_synced()
         await mine.until_synced()
-        world.seen(not_ready("alpha"), not_ready("beta"))
-        await release(world)
+        harness.seen(not_ready("alpha"), not_ready("beta"))
+        await release(harness)
         assert await mine.events() == ["UPDATED alpha", "UPDATED beta"]
-        await end_subscription(world, "leaves")
+        await end_subscription(harness, "leaves")
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
         leaves.call.cancel()
-        await eventually(lambda: len(world.service.streams) == 1)
-        await end_subscription(world, "leaves")  # a no-op
-        assert world.fleet.registry.releases.awaited("beta")[0].key.name == "operator"
+        await eventually(lambda: len(harness.service.streams) == 1)
+        await end_subscription(harness, "leaves")  # a no-op
+        assert harness.fleet.registry.releases.awaited("beta")[0].key.name == "operator"
 
 
-async def test_resume_token_of_another_kind_of_stream_gives_a_snapshot(draining_world: World) -> None:
-    world = draining_world
-    async with world.subscriber() as plain:
+async def test_resume_token_of_another_kind_of_stream_gives_a_snapshot(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with harness.subscriber() as plain:
         revision = (await plain.until_synced())[-1].revision
-    async with confirming(world, resume_revision=revision) as mine:
+    async with confirming(harness, resume_revision=revision) as mine:
         assert (await mine.batch()).reset
 
 
 # --- validation of releases ---
 
 
-async def test_release_is_refused_unless_the_cluster_drains(draining_world: World) -> None:
-    world = draining_world
-    async with confirming(world) as mine:
+async def test_release_is_refused_unless_the_cluster_drains(draining_harness: Harness) -> None:
+    harness = draining_harness
+    async with confirming(harness) as mine:
         await mine.until_synced()
-        assert await refusal(release(world)) == (FAILED, "NOT_DRAINING")
-        assert await refusal(release(world, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
-        assert await refusal(release(world, cluster="alpha", of="junk")) == (FAILED, "OTHER_INCARNATION")
-        world.seen(not_ready("alpha"))
+        assert await refusal(release(harness)) == (FAILED, "NOT_DRAINING")
+        assert await refusal(release(harness, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
+        assert await refusal(release(harness, cluster="alpha", of="junk")) == (FAILED, "OTHER_INCARNATION")
+        harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
-        assert await refusal(release(world, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
-        assert await refusal(release(world, "stranger")) == (FAILED, "NO_SUBSCRIPTION")
-        await release(world)
-        await release(world)  # a no-op
+        assert await refusal(release(harness, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
+        assert await refusal(release(harness, "stranger")) == (FAILED, "NO_SUBSCRIPTION")
+        await release(harness)
+        await release(harness)  # a no-op
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        await release(world)  # one release is still pending
+        await release(harness)  # one release is still pending
 
 
 @pytest.mark.parametrize("name", ["", "white space", "x" * 254, "line\nbreak", "é"])
-async def test_unusable_name_of_a_subscriber_is_refused(draining_world: World, name: str) -> None:
-    world = draining_world
+async def test_unusable_name_of_a_subscriber_is_refused(draining_harness: Harness, name: str) -> None:
+    harness = draining_harness
     invalid = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    async with confirming(world, name) as mine:
+    async with confirming(harness, name) as mine:
         assert error_fields(await mine.error())[:2] == invalid
-    assert await refusal(release(world, name)) == invalid
-    assert await refusal(end_subscription(world, name)) == invalid
-    async with world.subscriber(subscriber=name) as other:
+    assert await refusal(release(harness, name)) == invalid
+    assert await refusal(end_subscription(harness, name)) == invalid
+    async with harness.subscriber(subscriber=name) as other:
         assert len(event_texts(await other.until_synced())) == 2, "the name is ignored without confirm_releases"
 
 
-async def test_release_without_cluster_or_incarnation_is_refused(draining_world: World) -> None:
-    async with draining_world.client() as stub:
+async def test_release_without_cluster_or_incarnation_is_refused(draining_harness: Harness) -> None:
+    async with draining_harness.client() as stub:
         for request in (
             pb.ReleaseClusterRequest(incarnation="x", subscriber="s"),
             pb.ReleaseClusterRequest(cluster="alpha", subscriber="s"),
@@ -306,26 +308,26 @@ async def test_release_without_cluster_or_incarnation_is_refused(draining_world:
 
 
 async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effect(tmp_path: Path) -> None:
-    async with open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_world:
-        world = rules_world.world
-        world.listed(ready("alpha"))
-        of = incarnation(world)
+    async with open_rules_harness(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_harness:
+        harness = rules_harness.harness
+        harness.listed(ready("alpha"))
+        of = incarnation(harness)
         asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="operator")
         leaving = pb.EndSubscriptionRequest(subscriber="operator")
-        async with rules_world.caller("shop") as caller:
+        async with rules_harness.caller("shop") as caller:
             await caller.stub.EndSubscription(leaving)
             async with caller.watching(confirm_releases=True, subscriber="operator") as mine:
                 await mine.until_synced()
-                world.seen(not_ready("alpha"))
+                harness.seen(not_ready("alpha"))
                 assert await mine.events() == ["UPDATED alpha"]
                 for _ in range(2):
                     await caller.stub.ReleaseCluster(asked)
                 await caller.stub.EndSubscription(leaving)
-    assert [(line["event"], line["rule"], line["caller"]["listener"]) for line in world.audited] == [
+    assert [(line["event"], line["rule"], line["caller"]["listener"]) for line in harness.audited] == [
         ("cluster released", "shop", "shop"),
         ("subscription ended", "shop", "shop"),
     ]
-    released, ended = world.audited
+    released, ended = harness.audited
     assert (released["cluster"], released["incarnation"], released["subscriber"]) == ("alpha", of, "operator")
     assert ended["subscriber"] == "operator"
 
@@ -335,14 +337,14 @@ async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effec
 
 async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
     shop, bank = rule("shop", PROD), rule("bank", ALL_CLUSTERS)
-    async with open_rules_world(tmp_path, shop, bank, drain_timeout_s=LONG_S) as rules_world:
-        rules_world.world.listed(ready("alpha", env="prod"))
-        of = incarnation(rules_world.world)
-        async with rules_world.caller("shop") as caller, rules_world.caller("bank") as other:
+    async with open_rules_harness(tmp_path, shop, bank, drain_timeout_s=LONG_S) as rules_harness:
+        rules_harness.harness.listed(ready("alpha", env="prod"))
+        of = incarnation(rules_harness.harness)
+        async with rules_harness.caller("shop") as caller, rules_harness.caller("bank") as other:
             request = {"confirm_releases": True, "subscriber": "same-name"}
             async with caller.watching(**request) as mine:
                 await mine.until_synced()
-                rules_world.world.seen(not_ready("alpha", env="prod"))
+                rules_harness.harness.seen(not_ready("alpha", env="prod"))
                 assert await mine.events() == ["UPDATED alpha"]
                 asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="same-name")
                 assert await refusal(other.stub.ReleaseCluster(asked)) == (FAILED, "NO_SUBSCRIPTION")
@@ -350,54 +352,54 @@ async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
                 async with other.watching(**request) as theirs:
                     await theirs.until_synced()
                     await other.stub.ReleaseCluster(asked)
-                    await quiet_with_labels(mine, rules_world.world)
+                    await quiet_with_labels(mine, rules_harness.harness)
                     await caller.stub.ReleaseCluster(asked)
                     assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def quiet_with_labels(subscriber: Subscriber, world: World) -> None:
-    world.seen(ready("probe", env="prod"))
+async def quiet_with_labels(subscriber: Subscriber, harness: Harness) -> None:
+    harness.seen(ready("probe", env="prod"))
     assert await subscriber.events() == ["ENGAGED probe"]
 
 
 async def test_release_of_cluster_out_of_scope_is_answered_like_unknown_cluster(tmp_path: Path) -> None:
     shop = rule("shop", PROD)
-    async with open_rules_world(tmp_path, shop, drain_timeout_s=LONG_S) as rules_world:
-        rules_world.world.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
-        async with rules_world.caller("shop") as caller:
+    async with open_rules_harness(tmp_path, shop, drain_timeout_s=LONG_S) as rules_harness:
+        rules_harness.harness.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
+        async with rules_harness.caller("shop") as caller:
             for cluster in ("hidden", "unknown"):
                 asked = pb.ReleaseClusterRequest(cluster=cluster, incarnation=f"{EPOCH}.2", subscriber="s")
                 assert await refusal(caller.stub.ReleaseCluster(asked)) == (NOT_FOUND, "NEVER_SEEN")
-        assert rules_world.denials() == [("shop", "NEVER_SEEN")] * 2
+        assert rules_harness.denials() == [("shop", "NEVER_SEEN")] * 2
 
 
 async def test_revoked_subscriber_does_not_delay_the_end(tmp_path: Path) -> None:
-    async with open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_world:
-        rules_world.world.listed(ready("alpha", env="dev"))
+    async with open_rules_harness(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_harness:
+        rules_harness.harness.listed(ready("alpha", env="dev"))
         watching = {"confirm_releases": True, "subscriber": "s"}
-        async with rules_world.caller("shop") as caller, caller.watching(**watching) as mine:
+        async with rules_harness.caller("shop") as caller, caller.watching(**watching) as mine:
             await mine.until_synced()
-            rules_world.world.seen(not_ready("alpha", env="dev"))
+            rules_harness.harness.seen(not_ready("alpha", env="dev"))
             assert await mine.events() == ["UPDATED alpha"]
-            rules_world.world.service.change_rights(rules(rule("shop", PROD)))
+            rules_harness.harness.service.change_rights(rules(rule("shop", PROD)))
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]
-            await eventually(lambda: rules_world.world.fleet.registry.engaged == 0)
+            await eventually(lambda: rules_harness.harness.fleet.registry.engaged == 0)
 
 
 async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
     shop, root = rule("shop", PROD), rule("root", ALL_CLUSTERS)
-    async with open_rules_world(tmp_path, shop, root, drain_timeout_s=LONG_S) as rules_world:
-        rules_world.world.listed(ready("alpha", env="prod"))
+    async with open_rules_harness(tmp_path, shop, root, drain_timeout_s=LONG_S) as rules_harness:
+        rules_harness.harness.listed(ready("alpha", env="prod"))
         async with (
-            rules_world.caller("shop") as caller,
-            rules_world.caller("root") as operator,
+            rules_harness.caller("shop") as caller,
+            rules_harness.caller("root") as operator,
             caller.watching(confirm_releases=True, subscriber="a") as one,
         ):
             await one.until_synced()
             async with operator.watching(confirm_releases=True, subscriber="b") as two:
                 await two.until_synced()
-            await eventually(lambda: len(rules_world.world.service.streams) == 1)
-            rules_world.world.seen(not_ready("alpha", env="prod"))
+            await eventually(lambda: len(rules_harness.harness.service.streams) == 1)
+            rules_harness.harness.seen(not_ready("alpha", env="prod"))
             assert await one.events() == ["UPDATED alpha"]
             asked = pb.GetClusterRequest(name="alpha")
             seen = await caller.stub.GetCluster(asked)
@@ -426,33 +428,35 @@ class Group:
         return GroupStatus(group="dns", member="a", view=1, is_settled=False, members=())
 
 
-async def test_server_info_names_draining_clusters_of_a_shard_group(draining_world: World) -> None:
-    world = draining_world
-    world.service.shard = Group()
-    world.seen(ready("beta"))
-    async with confirming(world) as mine, world.client() as stub:
+async def test_server_info_names_draining_clusters_of_a_shard_group(draining_harness: Harness) -> None:
+    harness = draining_harness
+    harness.service.shard = Group()
+    harness.seen(ready("beta"))
+    async with confirming(harness) as mine, harness.client() as stub:
         await mine.until_synced()
         for name in ("beta", "alpha"):
-            world.seen(not_ready(name))
+            harness.seen(not_ready(name))
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
         assert list(info.sharding.draining) == ["alpha", "beta"]
         assert info.counts.draining == 2
-        await release(world)
+        await release(harness)
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
         assert list(info.sharding.draining) == ["beta"]
 
 
 async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:
-    async with a_world(tmp_path, drain_timeout_s=LONG_S) as world:
-        world.fleet.restore([(ready("alpha"), 1.0)], (), SourceStatus(SourceState.STALE, time.monotonic(), "Restored"))
+    async with a_harness(tmp_path, drain_timeout_s=LONG_S) as harness:
+        harness.fleet.restore(
+            [(ready("alpha"), 1.0)], (), SourceStatus(SourceState.STALE, time.monotonic(), "Restored")
+        )
         of_an_earlier_run = f"{'f' * 16}.7.{'x' * 22}"
-        async with confirming(world, resume_revision=of_an_earlier_run) as mine:
+        async with confirming(harness, resume_revision=of_an_earlier_run) as mine:
             assert not (await mine.batch()).synced
-            world.found(ListStarted(), Listed(not_ready("alpha")), ListEnded())
+            harness.found(ListStarted(), Listed(not_ready("alpha")), ListEnded())
             (batch,) = await mine.until_synced()
             assert (event_texts([batch]), batch.reset) == (["ENGAGED alpha"], True)
             assert batch.events[0].cluster.HasField("draining")
-            await release(world)
+            await release(harness)
             assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
 
@@ -461,20 +465,20 @@ async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Pa
 
 async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path) -> None:
     sources = [SourceAssignment(Backend(life_s=1.5))]
-    async with a_world(tmp_path, drain_timeout_s=LONG_S, sources=sources) as world, world.client() as stub:
-        world.listed(ready("alpha"))
-        async with confirming(world, include_kubeconfigs=True) as mine:
+    async with a_harness(tmp_path, drain_timeout_s=LONG_S, sources=sources) as harness, harness.client() as stub:
+        harness.listed(ready("alpha"))
+        async with confirming(harness, include_kubeconfigs=True) as mine:
             (engaged,) = (await mine.until_synced())[-1].events
-            world.seen(not_ready("alpha"))
+            harness.seen(not_ready("alpha"))
             assert await mine.events() == ["UPDATED alpha"]
             had = {token(engaged)}
             while len(had) < 3:
                 for event in (await mine.batch()).events:
                     assert event.type == pb.ClusterEvent.TYPE_KUBECONFIG
                     had.add(token(event))
-            asked = pb.IssueKubeconfigRequest(cluster="alpha", incarnation=incarnation(world))
+            asked = pb.IssueKubeconfigRequest(cluster="alpha", incarnation=incarnation(harness))
             assert (await stub.IssueKubeconfig(asked)).kubeconfig.kubeconfig
-            await release(world)
+            await release(harness)
             while await mine.events() != ["DISENGAGED alpha NOT_READY"]:
                 pass
             assert await refusal(stub.IssueKubeconfig(asked)) == (NOT_FOUND, "NOT_ENGAGED")
@@ -483,11 +487,11 @@ async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path)
 # --- the client library ---
 
 
-async def test_end_waits_for_the_handler_of_a_fleet(draining_world: World) -> None:
-    world = draining_world
+async def test_end_waits_for_the_handler_of_a_fleet(draining_harness: Harness) -> None:
+    harness = draining_harness
     cleans_up, may_end = asyncio.Event(), asyncio.Event()
-    address = f"unix://{world.address.removeprefix('unix:')}"
-    async with DiscoveryClient(address) as client, world.subscriber() as other:
+    address = f"unix://{harness.address.removeprefix('unix:')}"
+    async with DiscoveryClient(address) as client, harness.subscriber() as other:
         fleet = Fleet(client, subscriber="fleet")
 
         @fleet.on_engage
@@ -501,15 +505,15 @@ async def test_end_waits_for_the_handler_of_a_fleet(draining_world: World) -> No
         async with fleet:
             await fleet.synced()
             await other.until_synced()
-            world.seen(not_ready("alpha"))
+            harness.seen(not_ready("alpha"))
             assert await other.events() == ["DISENGAGED alpha NOT_READY"]
             await cleans_up.wait()
-            record = world.fleet.registry["alpha"]
+            record = harness.fleet.registry["alpha"]
             assert record is not None
             assert record.engaged
-            assert [each.key.name for each in world.fleet.registry.releases.awaited("alpha")] == ["fleet"]
+            assert [each.key.name for each in harness.fleet.registry.releases.awaited("alpha")] == ["fleet"]
             may_end.set()
             await eventually(lambda: not record.engaged)
-    await eventually(lambda: not world.service.streams)
-    world.seen(not_ready("beta"))
-    assert world.fleet.registry.engaged == 0, "the drain does not wait for a closed Fleet"
+    await eventually(lambda: not harness.service.streams)
+    harness.seen(not_ready("beta"))
+    assert harness.fleet.registry.engaged == 0, "the drain does not wait for a closed Fleet"

@@ -15,7 +15,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server import server
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
-from tests.integration.grpc_server.conftest import a_world, ready
+from tests.integration.grpc_server.conftest import a_harness, ready
 from tests.support.eventually import eventually
 from tests.support.tcp_proxy import TcpProxy
 
@@ -35,14 +35,17 @@ def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ..
 
 async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
-    async with a_world(tmp_path, heartbeat_s=0.2) as world, TcpProxy(world.address.removeprefix("unix:")) as proxy:
-        world.listed(ready("alpha"))
+    async with (
+        a_harness(tmp_path, heartbeat_s=0.2) as harness,
+        TcpProxy(harness.address.removeprefix("unix:")) as proxy,
+    ):
+        harness.listed(ready("alpha"))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.port}") as channel:
             call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
             await call.read()
-            assert len(world.service.streams) == 1
+            assert len(harness.service.streams) == 1
             async with proxy.swallowing():
-                await eventually(lambda: not world.service.streams, within_s=OLD_PATIENCE_S / 2)
+                await eventually(lambda: not harness.service.streams, within_s=OLD_PATIENCE_S / 2)
 
 
 @pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
@@ -52,12 +55,12 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
     """Other subscribers receive each change while the half-open stream is still waiting."""
     monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
     listener = Listener(name="here", address=UnixSocket(tmp_path / "d.sock"), peer_credentials=peer_credentials)
-    async with a_world(tmp_path, listeners=[listener]) as world, TcpProxy(str(tmp_path / "d.sock")) as proxy:
-        world.listed(ready("alpha"))
+    async with a_harness(tmp_path, listeners=[listener]) as harness, TcpProxy(str(tmp_path / "d.sock")) as proxy:
+        harness.listed(ready("alpha"))
         async with (
             grpc.aio.insecure_channel(f"127.0.0.1:{proxy.port}", options=NARROW) as channel,
-            world.subscriber() as one,
-            world.subscriber() as other,
+            harness.subscriber() as one,
+            harness.subscriber() as other,
         ):
             call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
             await call.read()
@@ -65,9 +68,9 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
                 await each.until_synced()
             event_texts = 0
             async with proxy.swallowing(), asyncio.timeout(OLD_PATIENCE_S / 2):
-                while len(world.service.streams) == 3:
+                while len(harness.service.streams) == 3:
                     event_texts += 1
-                    world.seen(ready("alpha", version=f"{event_texts + 1}", note=f"{event_texts}".ljust(BIG, "x")))
+                    harness.seen(ready("alpha", version=f"{event_texts + 1}", note=f"{event_texts}".ljust(BIG, "x")))
                     assert [await each.events() for each in (one, other)] == [["UPDATED alpha"]] * 2
         assert event_texts * BIG > 2 * MOST_BETWEEN
         assert proxy.swallowed < MOST_BETWEEN
@@ -75,12 +78,12 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
 
 async def test_client_leaves_half_open_daemon_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
-    async with a_world(tmp_path) as world, TcpProxy(world.address.removeprefix("unix:")) as proxy:
-        world.listed(ready("alpha"))
+    async with a_harness(tmp_path) as harness, TcpProxy(harness.address.removeprefix("unix:")) as proxy:
+        harness.listed(ready("alpha"))
         async with DiscoveryClient(f"127.0.0.1:{proxy.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 2):
             watch = client.watch()
             assert (await anext(watch)).cluster.name == "alpha"
             async with proxy.swallowing():
-                world.seen(ready("beta", version="2"))
+                harness.seen(ready("beta", version="2"))
                 await eventually(lambda: proxy.swallowed)
             assert (await anext(watch)).cluster.name == "beta"

@@ -28,8 +28,8 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
-from tests.integration.grpc_server.callers import RulesWorld, error_fields, open_rules_world, rule
-from tests.integration.grpc_server.conftest import World, a_world, event_texts, ready
+from tests.integration.grpc_server.callers import RulesHarness, error_fields, open_rules_harness, rule
+from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, ready
 from tests.integration.grpc_server.test_tls import TlsFiles
 from tests.support.certificates import Authority, Pair
 from tests.unit.modes.objects import project
@@ -39,8 +39,8 @@ THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
 """What intruders must not learn: a cluster besides `ours`, which some of them may see."""
 
 
-def ours_and_theirs(world: World) -> None:
-    world.listed(ready("ours", env="prod"), ready("zz-name", uid="zz-uid", env="zz-label"))
+def ours_and_theirs(harness: Harness) -> None:
+    harness.listed(ready("ours", env="prod"), ready("zz-name", uid="zz-uid", env="zz-label"))
 
 
 class Intruder:
@@ -81,19 +81,19 @@ def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
 
 
 @asynccontextmanager
-async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[World, TlsFiles]]:
+async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[Harness, TlsFiles]]:
     tls_files = TlsFiles(folder)
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
-    async with a_world(folder, listeners=[listener], rights=Rights(rules)) as world:
-        [world.address] = world.server.addresses
-        ours_and_theirs(world)
-        yield world, tls_files
+    async with a_harness(folder, listeners=[listener], rights=Rights(rules)) as harness:
+        [harness.address] = harness.server.addresses
+        ours_and_theirs(harness)
+        yield harness, tls_files
 
 
 @asynccontextmanager
-async def intruder(world: World, tls_files: TlsFiles, pair: Pair) -> AsyncIterator[Intruder]:
+async def intruder(harness: Harness, tls_files: TlsFiles, pair: Pair) -> AsyncIterator[Intruder]:
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.secure_channel(world.address, tls_files.credentials(pair), options=options) as channel:
+    async with grpc.aio.secure_channel(harness.address, tls_files.credentials(pair), options=options) as channel:
         yield Intruder(channel)
 
 
@@ -102,27 +102,27 @@ async def intruder(world: World, tls_files: TlsFiles, pair: Pair) -> AsyncIterat
 
 @pytest.mark.parametrize("wrong", ["another CA", "expired"])
 async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: str) -> None:
-    async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (world, tls_files):
+    async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (harness, tls_files):
         san = x509.UniformResourceIdentifier(FRIEND)
         pair, why = {
             "another CA": (Authority("clients").issue(san), "certificate verify failed"),
             "expired": (tls_files.ca.issue(san, life=-dt.timedelta(minutes=1)), "certificate has expired"),
         }[wrong]
-        async with intruder(world, tls_files, pair) as calling:
+        async with intruder(harness, tls_files, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.UNAVAILABLE, "")}
         assert calling.learned == []
-        assert await asyncio.to_thread(bytes_received_with, world, tls_files, pair) == b"", (
+        assert await asyncio.to_thread(bytes_received_with, harness, tls_files, pair) == b"", (
             "neither a TLS alert nor HTTP/2 settings were received"
         )
-    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
-    assert all(why in line["problem"] for line in world.audited)
+    assert {line["reason"] for line in harness.audited} == {"CONNECTION_REFUSED"}
+    assert all(why in line["problem"] for line in harness.audited)
 
 
-def bytes_received_with(world: World, tls_files: TlsFiles, pair: Pair) -> bytes:
+def bytes_received_with(harness: Harness, tls_files: TlsFiles, pair: Pair) -> bytes:
     """Return all responses to a client with this certificate."""
     context = ssl.create_default_context(cadata=tls_files.serving.pem.decode())
     context.load_cert_chain(*pair.write(tls_files.folder, "intruder"))
-    host, _, port = world.address.partition(":")
+    host, _, port = harness.address.partition(":")
     plain = socket.create_connection((host, int(port)), timeout=20)
     with closing(context.wrap_socket(plain, server_hostname="localhost")) as connected:
         try:
@@ -146,13 +146,13 @@ WRONG_SANS = {
 @pytest.mark.parametrize("wrong", WRONG_SANS)
 async def test_certificate_with_other_name_is_denied(tmp_path: Path, wrong: str) -> None:
     friends = for_san("friends", f"uri:{FRIEND}", "uri:spiffe://example.com/ns/shop/*", "dns:operator.example.com")
-    async with at_the_network(tmp_path, friends) as (world, tls_files):
+    async with at_the_network(tmp_path, friends) as (harness, tls_files):
         pair = tls_files.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
-        async with intruder(world, tls_files, pair) as calling:
+        async with intruder(harness, tls_files, pair) as calling:
             assert await calling.denials() == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
         assert calling.learned == []
-    assert [line["reason"] for line in world.audited] == ["NO_RULE"] * 5
-    assert all(line["caller"]["sans"] for line in world.audited)
+    assert [line["reason"] for line in harness.audited] == ["NO_RULE"] * 5
+    assert all(line["caller"]["sans"] for line in harness.audited)
 
 
 # --- local users ---
@@ -185,15 +185,15 @@ def open_folder() -> Iterator[Path]:
 async def test_other_uid_is_denied(open_folder: Path) -> None:
     us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixSocket(open_folder / "d.sock", 0o666), peer_credentials=True)
-    async with a_world(open_folder, listeners=[listener], rights=Rights((us,))) as world:
-        ours_and_theirs(world)
+    async with a_harness(open_folder, listeners=[listener], rights=Rights((us,))) as harness:
+        ours_and_theirs(harness)
         client = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", AS_ANOTHER, world.address, "1001", stdout=PIPE
+            sys.executable, "-c", AS_ANOTHER, harness.address, "1001", stdout=PIPE
         )
         output, _ = await client.communicate()
         assert json.loads(output) == [[["PERMISSION_DENIED", "NO_RULE"]], []]
-    assert {(line["reason"], line["caller"]["uid"]) for line in world.audited} == {("NO_RULE", 1001)}
-    assert len(world.audited) == 5
+    assert {(line["reason"], line["caller"]["uid"]) for line in harness.audited} == {("NO_RULE", 1001)}
+    assert len(harness.audited) == 5
 
 
 # --- tenants ---
@@ -217,21 +217,21 @@ def of_organization(owner: str | None, name: str, **labels: str) -> Any:
 
 
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[RulesWorld]:
+async def shop(tmp_path: Path) -> AsyncIterator[RulesHarness]:
     """Yield a caller whose scope is the organization `shop`, and one whose scope is names."""
     by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
     by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
-    async with open_rules_world(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
-        made.world.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
+    async with open_rules_harness(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
+        made.harness.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
         yield made
 
 
-async def test_tenant_labels_do_not_change_organization_scope(shop: RulesWorld) -> None:
+async def test_tenant_labels_do_not_change_organization_scope(shop: RulesHarness) -> None:
     async with shop.caller("shop") as guest, guest.watching() as mine:
         assert event_texts(await mine.until_synced()) == ["ENGAGED ours"]
         forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
-        shop.world.seen(forged)
-        shop.world.seen(of_organization("shop", "ours", n="1"))
+        shop.harness.seen(forged)
+        shop.harness.seen(of_organization("shop", "ours", n="1"))
         assert await mine.events() == ["UPDATED ours"]
         await never_seen(guest.stub, "theirs")
     assert shop.denials() == [("shop", "NEVER_SEEN")]
@@ -240,11 +240,11 @@ async def test_tenant_labels_do_not_change_organization_scope(shop: RulesWorld) 
 @pytest.mark.parametrize(
     "name", ["..%2e", "bank-..%2e", "bank-/../ours", "bank-%2e%2e", "bank-\r\nX-Evil: 1", "bank-*"]
 )
-async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str) -> None:
+async def test_hostile_project_name_is_never_served(shop: RulesHarness, name: str) -> None:
     async with shop.caller("bank") as guest, guest.watching() as mine, shop.caller("root") as root:
         assert event_texts(await mine.until_synced()) == []
-        shop.world.seen(of_organization("zz-organization", name))
-        shop.world.seen(of_organization("zz-organization", "bank-well"))
+        shop.harness.seen(of_organization("zz-organization", name))
+        shop.harness.seen(of_organization("zz-organization", "bank-well"))
         assert await mine.events() == ["ENGAGED bank-well"], "no event came before this one"
         covered = name.startswith("bank-")
         for each, may_see in ((guest, covered), (root, True)):
@@ -263,6 +263,6 @@ async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str)
         ]
         assert (mine_of, of_root) == (int(covered), 1)
     assert shop.denials()[-1:] == [("bank", "NOT_ENGAGED")]
-    assert [line["cluster"] for line in shop.world.audited if line["event"] == "object refused"] == [name]
+    assert [line["cluster"] for line in shop.harness.audited if line["event"] == "object refused"] == [name]
     state = {"state": "malformed"}
-    assert shop.world.metrics.registry.get_sample_value("milo_discoveryd_known_clusters", state) == 1
+    assert shop.harness.metrics.registry.get_sample_value("milo_discoveryd_known_clusters", state) == 1

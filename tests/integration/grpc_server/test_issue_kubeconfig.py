@@ -15,22 +15,22 @@ from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_kube.reflect.messages import Listed, ListStarted
-from tests.integration.grpc_server.conftest import EPOCH, World, a_world, not_ready, ready
+from tests.integration.grpc_server.conftest import EPOCH, Harness, a_harness, not_ready, ready
 from tests.integration.grpc_server.race import race
 from tests.support.eventually import eventually
 from tests.unit.kubeconfigs.backend import CANARY, Backend
 
 
-async def issued(world: World, **request: object) -> pb.Kubeconfig:
-    async with world.client() as stub:
+async def issued(harness: Harness, **request: object) -> pb.Kubeconfig:
+    async with harness.client() as stub:
         answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(**request))  # type: ignore[arg-type]
     return answer.kubeconfig
 
 
-async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str, str]:
+async def refused(harness: Harness, **request: object) -> tuple[grpc.StatusCode, str, str]:
     """Return the status code, the reason and the message."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await issued(world, **request)
+        await issued(harness, **request)
     info = error_details_pb2.ErrorInfo()
     status = rpc_status.from_call(caught.value)
     assert status is not None
@@ -40,9 +40,9 @@ async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str
 
 
 async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=600))]) as world:
-        world.listed(ready("alpha"))
-        made = await issued(world, cluster="alpha")
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend(life_s=600))]) as harness:
+        harness.listed(ready("alpha"))
+        made = await issued(harness, cluster="alpha")
     config = json.loads(made.kubeconfig)
     assert made.cluster == "alpha"
     assert config["clusters"][0]["cluster"]["server"] == "https://alpha.test"
@@ -58,9 +58,9 @@ async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
 async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        made = await issued(world, cluster="alpha", format=pb.KUBECONFIG_FORMAT_EXEC)
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        made = await issued(harness, cluster="alpha", format=pb.KUBECONFIG_FORMAT_EXEC)
     assert not made.HasField("expires_at")
     assert not made.HasField("refresh_after")
     command = json.loads(made.kubeconfig)["users"][0]["user"]["exec"]
@@ -69,43 +69,43 @@ async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None
 
 
 async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        world.listed(ready("alpha"))
-        world.seen(not_ready("alpha"))
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"))
+        harness.seen(not_ready("alpha"))
         for name in ("alpha", "nobody"):
-            code, reason, _ = await refused(world, cluster=name)
+            code, reason, _ = await refused(harness, cluster=name)
             assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
 
 
 async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> None:
     """Before the first list is complete, a cluster must not be reported as not engaged."""
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.found(ListStarted(), Listed(ready("alpha")))
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.found(ListStarted(), Listed(ready("alpha")))
         for name in ("alpha", "beta"):
-            code, reason, _ = await refused(world, cluster=name)
+            code, reason, _ = await refused(harness, cluster=name)
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_SYNCED")
         assert backend.asked == []
-        world.listed(ready("alpha"))
-        assert (await issued(world, cluster="alpha")).cluster == "alpha"
+        harness.listed(ready("alpha"))
+        assert (await issued(harness, cluster="alpha")).cluster == "alpha"
 
 
 async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        world.listed(ready("alpha"))
-        async with world.client() as stub:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.client() as stub:
             incarnation = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).cluster.incarnation
-        assert (await issued(world, cluster="alpha", incarnation=incarnation)).cluster == "alpha"
-        world.seen(ready("alpha", uid="another"))
-        code, reason, message = await refused(world, cluster="alpha", incarnation=incarnation)
+        assert (await issued(harness, cluster="alpha", incarnation=incarnation)).cluster == "alpha"
+        harness.seen(ready("alpha", uid="another"))
+        code, reason, message = await refused(harness, cluster="alpha", incarnation=incarnation)
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OTHER_INCARNATION")
     assert f"is engaged as incarnation {EPOCH}." in message
 
 
-async def test_issue_kubeconfig_without_source_fails_precondition(world: World) -> None:
-    world.listed(ready("alpha"))
+async def test_issue_kubeconfig_without_source_fails_precondition(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
     for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
-        code, reason, message = await refused(world, cluster="alpha", format=form)
+        code, reason, message = await refused(harness, cluster="alpha", format=form)
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CREDENTIAL_SOURCE")
         assert "kubeconfigs.sources" in message
 
@@ -113,10 +113,10 @@ async def test_issue_kubeconfig_without_source_fails_precondition(world: World) 
 async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = UnfitError("it stands in the kubeconfig")
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        code, _, message = await refused(world, cluster="alpha")
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        code, _, message = await refused(harness, cluster="alpha")
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             assert (await subscriber.error()).code() is grpc.StatusCode.FAILED_PRECONDITION
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "it stands in the kubeconfig" in message
@@ -125,9 +125,9 @@ async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_pat
 async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("the backend is down")
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        async with world.client() as stub:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.client() as stub:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
             got = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
@@ -144,15 +144,15 @@ async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Pa
         assert (source.name, source.type, source.healthy) == ("backend", "test", False)
         assert source.message == "the backend is down"
         backend.failure = None
-        await eventually(lambda: world.issuer.health()[0].expires_at)
-        assert (await issued(world, cluster="alpha")).cluster == "alpha"
+        await eventually(lambda: harness.issuer.health()[0].expires_at)
+        assert (await issued(harness, cluster="alpha")).cluster == "alpha"
 
 
 async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        world.listed(ready("alpha"))
-        await issued(world, cluster="alpha")
-        async with world.client() as stub:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"))
+        await issued(harness, cluster="alpha")
+        async with harness.client() as stub:
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
     (source,) = info.credential_sources
     assert (source.healthy, source.message, source.HasField("expires_at")) == (True, "", True)
@@ -168,9 +168,9 @@ async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) ->
         ({"cluster": "alpha", "format": 7}, "format"),
     ],
 )
-async def test_bad_input_is_named(world: World, request_: dict[str, object], field: str) -> None:
-    world.listed(ready("alpha"))
-    code, reason, message = await refused(world, **request_)
+async def test_bad_input_is_named(harness: Harness, request_: dict[str, object], field: str) -> None:
+    harness.listed(ready("alpha"))
+    code, reason, message = await refused(harness, **request_)
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert message.startswith(f"{field}: ")
 

@@ -18,8 +18,8 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from tests.integration.grpc_server.callers import error_fields, open_rules_world, rule
-from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.callers import error_fields, open_rules_harness, rule
+from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
 from tests.support.eventually import eventually
 
@@ -39,8 +39,8 @@ def annotated(name: str, size: int) -> Ready:
 
 
 async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
-    async with open_rules_world(tmp_path, rule("root", ALL_CLUSTERS)) as place:
-        await place.world.server.set_ready({"": True})
+    async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place:
+        await place.harness.server.set_ready({"": True})
         found = []
         for name in ("root", "nobody"):
             async with grpc.aio.insecure_channel(f"unix:{tmp_path}/{name}.sock", options=CHANNEL) as channel:
@@ -62,7 +62,7 @@ async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
 
 async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> None:
     async with (
-        open_rules_world(tmp_path, rule("root", ALL_CLUSTERS, streams=2)),
+        open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS, streams=2)),
         grpc.aio.insecure_channel(f"unix:{tmp_path}/root.sock", options=CHANNEL) as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel)
@@ -76,7 +76,7 @@ async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 5)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
-    async with open_rules_world(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
+    async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
         calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
         reasons = [reason(each) for each in await asyncio.gather(*calls)]
         assert set(reasons) == {"NO_RULE", "TOO_MANY_CALLS"}
@@ -85,46 +85,46 @@ async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatc
             await root.stub.GetServerInfo(pb.GetServerInfoRequest())
 
 
-async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 1)
-    world.listed(ready("alpha"))
-    async with world.subscriber() as one, world.subscriber() as other, world.client() as stub:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as one, harness.subscriber() as other, harness.client() as stub:
         await one.until_synced()
         await other.until_synced()
         await stub.ListClusters(pb.ListClustersRequest())
 
 
-async def test_filters_of_open_streams_are_limited(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+async def test_filters_of_open_streams_are_limited(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
     asked = pb.ClusterFilter(names=[f"name-{number:04}" for number in range(4000)])
     monkeypatch.setattr(quota, "FILTER_BYTES_EACH", asked.ByteSize() * 2)
     assert asked.ByteSize() * 2 < FILTER_BYTES_EACH
-    world.listed(ready("alpha"))
-    async with world.subscriber(filter=asked) as one, world.subscriber(filter=asked) as two:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber(filter=asked) as one, harness.subscriber(filter=asked) as two:
         await one.until_synced()
         await two.until_synced()
-        async with world.subscriber(filter=asked) as three:
+        async with harness.subscriber(filter=asked) as three:
             assert reason(await three.error()) == "TOO_MANY_FILTER_BYTES"
-        async with world.subscriber() as unfiltered:
+        async with harness.subscriber() as unfiltered:
             await unfiltered.until_synced()
 
 
 async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = tuple((name, 200 if name == "grpc.max_connection_idle_ms" else value) for name, value in server.OPTIONS)
     monkeypatch.setattr(server, "OPTIONS", options)
-    async with a_world(tmp_path) as world:
-        world.listed(ready("alpha"))
-        async with grpc.aio.insecure_channel(world.address, options=CHANNEL) as channel:
+    async with a_harness(tmp_path) as harness:
+        harness.listed(ready("alpha"))
+        async with grpc.aio.insecure_channel(harness.address, options=CHANNEL) as channel:
             await channel.unary_unary("/milo.discovery.v1.DiscoveryService/GetServerInfo")(b"")
             await eventually(lambda: channel.get_state() is grpc.ChannelConnectivity.IDLE)
             await channel.unary_unary("/milo.discovery.v1.DiscoveryService/GetServerInfo")(b"")
 
 
-async def test_pages_are_limited_in_bytes(world: World) -> None:
+async def test_pages_are_limited_in_bytes(harness: Harness) -> None:
     """Clients with gRPC's default limit of 4 MiB read every page, whatever the size of annotations."""
     count = 600
-    world.listed(*(annotated(f"p-{number:03}", 10 * 1024) for number in range(count)))
+    harness.listed(*(annotated(f"p-{number:03}", 10 * 1024) for number in range(count)))
     names: list[str] = []
-    async with world.client() as stub:
+    async with harness.client() as stub:
         answer = await stub.ListClusters(pb.ListClustersRequest(page_size=5000))
         names += [cluster.name for cluster in answer.clusters]
         while answer.next_page_token:
@@ -136,9 +136,9 @@ async def test_pages_are_limited_in_bytes(world: World) -> None:
     assert names == [f"p-{number:03}" for number in range(count)]
 
 
-async def test_cluster_larger_than_a_page_is_a_page_of_its_own(world: World) -> None:
-    world.listed(annotated("a", 3 << 20), annotated("b", 10), annotated("c", 3 << 20))
-    async with world.client() as stub:
+async def test_cluster_larger_than_a_page_is_a_page_of_its_own(harness: Harness) -> None:
+    harness.listed(annotated("a", 3 << 20), annotated("b", 10), annotated("c", 3 << 20))
+    async with harness.client() as stub:
         pages = []
         token = ""
         while True:
@@ -150,11 +150,11 @@ async def test_cluster_larger_than_a_page_is_a_page_of_its_own(world: World) -> 
     assert pages == [["a"], ["b"], ["c"]]
 
 
-async def test_forty_concurrent_listings_of_one_caller_complete(world: World) -> None:
-    world.listed(*(ready(f"p-{number:03}") for number in range(100)))
+async def test_forty_concurrent_listings_of_one_caller_complete(harness: Harness) -> None:
+    harness.listed(*(ready(f"p-{number:03}") for number in range(100)))
 
     async def listing() -> int:
-        async with world.client() as stub:
+        async with harness.client() as stub:
             found, token = 0, ""
             while True:
                 answer = await stub.ListClusters(pb.ListClustersRequest(page_size=10, page_token=token))

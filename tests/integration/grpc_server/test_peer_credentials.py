@@ -30,7 +30,7 @@ from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_kube.rate_limit import Rate
-from tests.integration.grpc_server.conftest import NO_RULES, World, a_world, ready
+from tests.integration.grpc_server.conftest import NO_RULES, Harness, a_harness, ready
 from tests.integration.grpc_server.raw import Raw
 from tests.support.eventually import eventually
 
@@ -91,16 +91,16 @@ def folder() -> Iterator[Path]:
 @asynccontextmanager
 async def guarded(
     folder: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Harness]:
     address = UnixSocket(folder / "d.sock", mode)
     listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
-    async with a_world(folder, listeners=[listener], rights=rights) as world:
-        world.listed(ready("alpha"))
-        yield world
+    async with a_harness(folder, listeners=[listener], rights=rights) as harness:
+        harness.listed(ready("alpha"))
+        yield harness
 
 
-def acceptor(world: World) -> Acceptor:
-    [found] = world.server._acceptors
+def acceptor(harness: Harness) -> Acceptor:
+    [found] = harness.server._acceptors
     return found
 
 
@@ -114,7 +114,7 @@ async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
 
 
 async def test_peer_credentials_identify_connecting_process(callers: list[Caller], tmp_path: Path) -> None:
-    async with guarded(tmp_path) as world, world.client() as stub:
+    async with guarded(tmp_path) as harness, harness.client() as stub:
         await stub.ListClusters(pb.ListClustersRequest())
     [caller] = callers
     assert (caller.listener, caller.uid, caller.gid, caller.pid) == ("guarded", os.getuid(), os.getgid(), os.getpid())
@@ -123,8 +123,8 @@ async def test_peer_credentials_identify_connecting_process(callers: list[Caller
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: Path) -> None:
-    async with guarded(folder) as world:
-        clients = await asyncio.gather(*(as_another(world.address, uid) for uid in (1001, 1002)))
+    async with guarded(folder) as harness:
+        clients = await asyncio.gather(*(as_another(harness.address, uid) for uid in (1001, 1002)))
     assert [event_texts for _, event_texts in clients] == ["OK", "OK"]
     seen = sorted((caller.uid, caller.gid, caller.pid) for caller in callers)
     assert seen == [(1001, 1001, clients[0][0]), (1002, 1002, clients[1][0])]
@@ -133,29 +133,29 @@ async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
     rule = Rule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
-    async with guarded(folder, rights=Rights((rule,))) as world:
+    async with guarded(folder, rights=Rights((rule,))) as harness:
         (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
-            as_another(world.address, 1001, 27, 1001, 4242),
-            as_another(world.address, 1002, 27),
-            as_another(world.address, 1003, *range(4000, 4257)),
+            as_another(harness.address, 1001, 27, 1001, 4242),
+            as_another(harness.address, 1002, 27),
+            as_another(harness.address, 1003, *range(4000, 4257)),
         )
     assert member == "OK"
     assert "(listener guarded, uid 1002, gid 1002, gids (27,))" in stranger
     assert "(listener guarded, uid 1003, gid 1003)" in in_too_many
-    assert {line["caller"]["uid"] for line in world.audited} == {1002, 1003}
+    assert {line["caller"]["uid"] for line in harness.audited} == {1002, 1003}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_socket_mode_keeps_other_users_out(callers: list[Caller], folder: Path) -> None:
-    async with guarded(folder, mode=0o660) as world:
-        _, event_texts = await as_another(world.address, 1001)
+    async with guarded(folder, mode=0o660) as harness:
+        _, event_texts = await as_another(harness.address, 1001)
     assert "Permission denied" in event_texts
     assert callers == []
 
 
 async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
     """The process has exited and its pid may be reused, so it is not reported."""
-    async with guarded(tmp_path) as world:
+    async with guarded(tmp_path) as harness:
         ours, theirs = socket.socketpair()
         code = (
             "import socket, sys; made = socket.socket(socket.AF_UNIX); made.connect(sys.argv[1]);"
@@ -167,30 +167,30 @@ async def test_peer_credentials_stay_with_inherited_connection(callers: list[Cal
             )
             await maker.wait()
             _, [descriptor], *_ = socket.recv_fds(ours, 1, 1)
-        await eventually(lambda: len(acceptor(world)._peers) == 1)
-        [proved] = acceptor(world)._peers.values()
+        await eventually(lambda: len(acceptor(harness)._peers) == 1)
+        [proved] = acceptor(harness)._peers.values()
         os.close(descriptor)
     assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}
 
 
 async def test_inner_socket_is_unreachable_for_others(tmp_path: Path) -> None:
     """The inner socket has no path; a connection through its descriptor is unauthenticated."""
-    async with guarded(tmp_path) as world:
-        place = f"unix:/proc/self/fd/{acceptor(world)._inner_socket._descriptor}"
+    async with guarded(tmp_path) as harness:
+        place = f"unix:/proc/self/fd/{acceptor(harness)._inner_socket._descriptor}"
         async with grpc.aio.insecure_channel(place) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary("/milo.discovery.v1.DiscoveryService/ListClusters")(b"")
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert reason(caught.value) == "UNKNOWN_CONNECTION"
-    assert [line["reason"] for line in world.audited] == ["UNKNOWN_CONNECTION"]
+    assert [line["reason"] for line in harness.audited] == ["UNKNOWN_CONNECTION"]
 
 
 async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as world, world.subscriber() as subscriber:
+    async with guarded(tmp_path) as harness, harness.subscriber() as subscriber:
         await subscriber.until_synced()
-        world.seen(ready("beta"))
+        harness.seen(ready("beta"))
         assert await subscriber.events() == ["ENGAGED beta"]
-        stopping = asyncio.create_task(world.server.stop())
+        stopping = asyncio.create_task(harness.server.stop())
         error = await subscriber.error()
         await stopping
     assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -198,8 +198,8 @@ async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
 
 async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, proxy_sides: list[ProxySide]) -> None:
     """With an unlimited HTTP/2 window, only the proxy's backpressure stops gRPC from sending everything."""
-    async with guarded(tmp_path) as world:
-        world.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
+    async with guarded(tmp_path) as harness:
+        harness.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
         with closing(await Raw.unix(tmp_path / "d.sock")) as deaf:
             await deaf.greet(window=2**31 - 1)
             deaf.call("WatchClusters", pb.WatchClustersRequest().SerializeToString())
@@ -213,13 +213,13 @@ async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, p
             )
             assert not proxy_sides[1].transport.is_reading()
             assert proxy_sides[0].transport.get_write_buffer_size() < 1 << 20
-            async with world.subscriber() as another:
+            async with harness.subscriber() as another:
                 await another.until_synced()
         await eventually(lambda: proxy_sides[0].lost.done() and proxy_sides[1].lost.done())
 
 
 async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as world:
+    async with guarded(tmp_path) as harness:
         before, tasks = len(descriptors()), len(asyncio.all_tasks())
         for half_open in (False, True) * 10:
             _, writer = await asyncio.open_unix_connection(str(tmp_path / "d.sock"))
@@ -229,24 +229,24 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
             else:
                 writer.close()
                 await writer.wait_closed()
-            await eventually(lambda: not len(acceptor(world)))
+            await eventually(lambda: not len(acceptor(harness)))
             writer.close()
         await eventually(lambda: len(descriptors()) <= before)
         assert len(asyncio.all_tasks()) <= tasks
-        await eventually(lambda: not acceptor(world)._peers)
+        await eventually(lambda: not acceptor(harness)._peers)
 
 
 async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
-    async with guarded(tmp_path, connections=6) as world:
+    async with guarded(tmp_path, connections=6) as harness:
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(connected(tmp_path))
-            await eventually(lambda: len(acceptor(world)._peers) == 3)
+            await eventually(lambda: len(acceptor(harness)._peers) == 3)
             with connected(tmp_path) as fourth:
                 assert await asyncio.to_thread(fourth.recv, 1) == b""
-        await eventually(lambda: not len(acceptor(world)))
+        await eventually(lambda: not len(acceptor(harness)))
         with connected(tmp_path):
-            await eventually(lambda: len(acceptor(world)._peers) == 1)
+            await eventually(lambda: len(acceptor(harness)._peers) == 1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -256,22 +256,22 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
     monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=0.001, burst=20.0))
     rule = Rule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
 
-    async def codes(world: World, count: int) -> list[grpc.StatusCode]:
-        async with world.client() as stub:
+    async def codes(harness: Harness, count: int) -> list[grpc.StatusCode]:
+        async with harness.client() as stub:
             calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(count)]
             return [await call.code() for call in calls]
 
-    async with guarded(folder, rights=Rights((rule,))) as world:
-        found = await codes(world, 60)
+    async with guarded(folder, rights=Rights((rule,))) as harness:
+        found = await codes(harness, 60)
         assert found.count(grpc.StatusCode.UNAVAILABLE) + found.count(grpc.StatusCode.PERMISSION_DENIED) == 60
-        await eventually(lambda: len(acceptor(world)) == 0)
-        assert await codes(world, 1) == [grpc.StatusCode.UNAVAILABLE]
-        assert [text for _, text in [await as_another(world.address, 1001)]] == ["OK"]
+        await eventually(lambda: len(acceptor(harness)) == 0)
+        assert await codes(harness, 1) == [grpc.StatusCode.UNAVAILABLE]
+        assert [text for _, text in [await as_another(harness.address, 1001)]] == ["OK"]
         monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=1e6, burst=20.0))
-        assert await codes(world, 1) == [grpc.StatusCode.PERMISSION_DENIED]
-    reasons = {(line["reason"], line["caller"]["uid"]) for line in world.audited}
+        assert await codes(harness, 1) == [grpc.StatusCode.PERMISSION_DENIED]
+    reasons = {(line["reason"], line["caller"]["uid"]) for line in harness.audited}
     assert reasons == {("NO_RULE", 0), ("TOO_MANY_REFUSED_CALLS", 0)}
-    problems = [line["problem"] for line in world.audited if "problem" in line]
+    problems = [line["problem"] for line in harness.audited if "problem" in line]
     assert problems[0] == refused_calls.EXCESS
     assert "connect again in" in problems[-1]
 
@@ -279,31 +279,31 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
 async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
-    async with guarded(folder, rights=Rights((NOBODY,))) as world, world.client() as stub:
+    async with guarded(folder, rights=Rights((NOBODY,))) as harness, harness.client() as stub:
         calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
         assert [await call.code() for call in calls].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 4
-        lines = [line for line in world.audited if line["reason"] == "TOO_MANY_CALLS"]
+        lines = [line for line in harness.audited if line["reason"] == "TOO_MANY_CALLS"]
         assert [(line["call"], line["caller"]["uid"]) for line in lines] == [("ListClusters", os.getuid())] * 4
 
 
 async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with guarded(tmp_path) as world:
-        async with world.subscriber() as subscriber:
+    async with guarded(tmp_path) as harness:
+        async with harness.subscriber() as subscriber:
             await subscriber.until_synced()
             with connected(tmp_path) as waiting:
-                await eventually(lambda: len(acceptor(world)._peers) == 2)
-            await eventually(lambda: len(acceptor(world)._peers) == 1)
+                await eventually(lambda: len(acceptor(harness)._peers) == 2)
+            await eventually(lambda: len(acceptor(harness)._peers) == 1)
             waiting = socket.socket(socket.AF_UNIX)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()), hard))
             try:
                 waiting.connect(str(tmp_path / "d.sock"))
-                world.seen(ready("beta"))
+                harness.seen(ready("beta"))
                 assert await subscriber.events() == ["ENGAGED beta"]
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 waiting.close()
-        async with world.client() as stub:
+        async with harness.client() as stub:
             await stub.ListClusters(pb.ListClustersRequest())
 
 

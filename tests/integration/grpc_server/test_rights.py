@@ -25,10 +25,10 @@ from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.callers import (
     PROD,
     CallerStub,
-    RulesWorld,
+    RulesHarness,
     error_fields,
     mode,
-    open_rules_world,
+    open_rules_harness,
     rule,
 )
 from tests.integration.grpc_server.conftest import event_texts, not_ready, ready
@@ -41,9 +41,9 @@ SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", ClusterScope(parse("env=dev"
 
 
 @pytest.fixture
-async def rules_world(tmp_path: Path) -> AsyncIterator[RulesWorld]:
-    async with open_rules_world(tmp_path, SHOP, BANK, ROOT) as made:
-        made.world.listed(
+async def rules_harness(tmp_path: Path) -> AsyncIterator[RulesHarness]:
+    async with open_rules_harness(tmp_path, SHOP, BANK, ROOT) as made:
+        made.harness.listed(
             ready("alpha", env="prod"),
             ready("beta", env="prod"),
             ready(SECRET, env="dev", code="zz-label"),
@@ -60,8 +60,8 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 # --- visibility ---
 
 
-async def test_stream_is_limited_to_scope_whatever_the_filter(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
+async def test_stream_is_limited_to_scope_whatever_the_filter(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         async with shop.watching() as mine, root.watching() as all_of_it:
             assert event_texts(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
             assert len(event_texts(await all_of_it.until_synced())) == 3
@@ -76,33 +76,33 @@ async def test_stream_is_limited_to_scope_whatever_the_filter(rules_world: Rules
             assert event_texts(await some.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_label_changes_engage_and_disengage_by_scope(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching() as mine:
+async def test_label_changes_engage_and_disengage_by_scope(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        rules_world.world.seen(
+        rules_harness.harness.seen(
             ready("alpha", version="2", env="dev", code="zz-label"), ready(SECRET, version="2", env="prod")
         )
         batch = await mine.batch()
         assert event_texts([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
         assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "the event has the last visible state"
-        rules_world.world.seen(
+        rules_harness.harness.seen(
             ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
         )
         assert await mine.events() == ["UPDATED beta"]
 
 
-async def test_replaced_object_outside_scope_is_not_revealed(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching() as mine:
+async def test_replaced_object_outside_scope_is_not_revealed(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        rules_world.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
+        rules_harness.harness.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
         batch = await mine.batch()
     assert event_texts([batch]) == ["DISENGAGED alpha DELETED"]
     assert "zz-uid" not in str(batch)
 
 
-async def test_list_counts_and_get_are_limited_to_scope(rules_world: RulesWorld) -> None:
-    rules_world.world.seen(not_ready("gamma"), ready("delta", env="dev"))
-    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
+async def test_list_counts_and_get_are_limited_to_scope(rules_harness: RulesHarness) -> None:
+    rules_harness.harness.seen(not_ready("gamma"), ready("delta", env="dev"))
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         assert (listed.total_size, listed.clusters[0].name) == (2, "alpha")
         info, whole = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, root)]
@@ -111,43 +111,45 @@ async def test_list_counts_and_get_are_limited_to_scope(rules_world: RulesWorld)
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
 
 
-async def test_source_message_is_hidden_from_limited_callers(rules_world: RulesWorld) -> None:
-    rules_world.world.fleet.source(rules_world.world.fleet.status)
-    rules_world.world.source(SourceState.STALE, "ConnectFailed")
-    async with rules_world.caller("shop") as shop:
+async def test_source_message_is_hidden_from_limited_callers(rules_harness: RulesHarness) -> None:
+    rules_harness.harness.fleet.source(rules_harness.harness.fleet.status)
+    rules_harness.harness.source(SourceState.STALE, "ConnectFailed")
+    async with rules_harness.caller("shop") as shop:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest())
     assert (listed.source.reason, listed.source.message) == ("ConnectFailed", "")
 
 
-async def test_page_omits_clusters_that_left_the_scope(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop:
+async def test_page_omits_clusters_that_left_the_scope(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        rules_world.world.seen(ready("beta", version="2", env="dev"))
+        rules_harness.harness.seen(ready("beta", version="2", env="dev"))
         second = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
     assert ([each.name for each in first.clusters], list(second.clusters)) == (["alpha"], [])
 
 
-async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules_world: RulesWorld) -> None:
+async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules_harness: RulesHarness) -> None:
     """A cluster that leaves a scope while it is not ready is hidden from the old scope, and shown to the new one."""
-    rules_world.world.seen(not_ready("alpha", version="2", env="prod"))
+    rules_harness.harness.seen(not_ready("alpha", version="2", env="prod"))
     get = pb.GetClusterRequest(name="alpha")
-    async with rules_world.caller("shop") as shop, rules_world.caller("bank") as bank:
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("bank") as bank:
         assert not (await shop.stub.GetCluster(get)).engagement.engaged
         for version in ("3", "4"):
-            rules_world.world.seen(not_ready("alpha", version=version, env="dev"))
+            rules_harness.harness.seen(not_ready("alpha", version=version, env="dev"))
             assert error_fields(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
             assert not (await bank.stub.GetCluster(get)).engagement.engaged
         info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
     assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
 
 
-async def test_limited_caller_does_not_learn_what_else_was_read_to_confirm_a_deletion(rules_world: RulesWorld) -> None:
-    world = rules_world.world
-    world.found(DeletionReported("alpha", world.object_uid("uid-alpha")))
-    (request,) = world.fleet.pending_deletions.take_due(float("inf"))
-    world.fleet.resolve(request, Inconclusive(f"reading {SECRET} from it failed: 403"), 0.0)
+async def test_limited_caller_does_not_learn_what_else_was_read_to_confirm_a_deletion(
+    rules_harness: RulesHarness,
+) -> None:
+    harness = rules_harness.harness
+    harness.found(DeletionReported("alpha", harness.object_uid("uid-alpha")))
+    (request,) = harness.fleet.pending_deletions.take_due(float("inf"))
+    harness.fleet.resolve(request, Inconclusive(f"reading {SECRET} from it failed: 403"), 0.0)
     get = pb.GetClusterRequest(name="alpha")
-    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         limited, full = [(await each.stub.GetCluster(get)).engagement for each in (shop, root)]
     assert limited.reason == full.reason == pb.Engagement.REASON_CONFIRMING_DELETION
     assert SECRET in full.message
@@ -157,7 +159,7 @@ async def test_limited_caller_does_not_learn_what_else_was_read_to_confirm_a_del
 # --- enumeration ---
 
 
-async def test_invisible_cluster_is_answered_like_unknown_name(rules_world: RulesWorld) -> None:
+async def test_invisible_cluster_is_answered_like_unknown_name(rules_harness: RulesHarness) -> None:
     def calls(guest: CallerStub, name: str) -> list[Any]:
         return [
             guest.stub.GetCluster(pb.GetClusterRequest(name=name)),
@@ -166,25 +168,25 @@ async def test_invisible_cluster_is_answered_like_unknown_name(rules_world: Rule
             guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name, format=pb.KUBECONFIG_FORMAT_EXEC)),
         ]
 
-    async with rules_world.caller("shop") as shop:
+    async with rules_harness.caller("shop") as shop:
         hidden = [error_fields(await error(call)) for call in calls(shop, SECRET)]
         absent = [error_fields(await error(call)) for call in calls(shop, "zz-absent")]
         assert [(code, reason, words.replace(SECRET, "NAME")) for code, reason, words, _ in hidden] == [
             (code, reason, words.replace("zz-absent", "NAME")) for code, reason, words, _ in absent
         ]
         assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
-        rules_world.world.seen(not_ready(SECRET))
+        rules_harness.harness.seen(not_ready(SECRET))
         after = [error_fields(await error(call)) for call in calls(shop, SECRET)]
         assert after == hidden, "its end is not sent either"
-    assert len(rules_world.denials()) == 12
-    assert set(rules_world.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
+    assert len(rules_harness.denials()) == 12
+    assert set(rules_harness.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
 async def test_invisible_cluster_takes_as_long_as_unknown_name(
-    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls the handler without a network, so that only the authorization is measured."""
-    service, caller = rules_world.world.service, Caller(listener="shop")
+    service, caller = rules_harness.harness.service, Caller(listener="shop")
 
     async def once(name: str) -> float:
         began = time.perf_counter()
@@ -202,10 +204,10 @@ async def test_invisible_cluster_takes_as_long_as_unknown_name(
 
 
 async def test_name_enumeration_is_slowed_down_without_effect_on_others(
-    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 5)
-    async with rules_world.caller("shop") as shop, rules_world.caller("bank") as bank:
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("bank") as bank:
         began = time.monotonic()
         guesses = [
             asyncio.create_task(error(shop.stub.GetCluster(pb.GetClusterRequest(name=f"zz-{number}"))))
@@ -218,13 +220,13 @@ async def test_name_enumeration_is_slowed_down_without_effect_on_others(
 
 
 async def test_foreign_revisions_and_denied_calls_are_slowed_down(
-    rules_world: RulesWorld, monkeypatch: pytest.MonkeyPatch
+    rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first call is delayed already, by a tenth of a second
     async with (
-        rules_world.caller("shop") as shop,
-        rules_world.caller("root") as root,
-        rules_world.caller("nobody") as nobody,
+        rules_harness.caller("shop") as shop,
+        rules_harness.caller("root") as root,
+        rules_harness.caller("nobody") as nobody,
     ):
         of_root = await revision(root)
         for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
@@ -233,14 +235,14 @@ async def test_foreign_revisions_and_denied_calls_are_slowed_down(
                 with suppress(grpc.aio.AioRpcError):
                     await watching.until_synced()
             assert time.monotonic() - began >= 0.1
-    assert rules_world.denials() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
+    assert rules_harness.denials() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
 
 
 # --- callers without a rule ---
 
 
-async def test_unmatched_caller_is_denied_by_every_call(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("nobody") as nobody:
+async def test_unmatched_caller_is_denied_by_every_call(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
             await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="alpha"))),
@@ -254,27 +256,27 @@ async def test_unmatched_caller_is_denied_by_every_call(rules_world: RulesWorld)
             errors.append(await watching.error())
     assert {error_fields(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
     assert {"(listener nobody)" in error_fields(each)[2] for each in errors} == {True}
-    assert rules_world.denials() == [("nobody", "NO_RULE")] * 8
-    assert max(len(line.get("cluster", "")) for line in rules_world.world.audited) == 253 + 64
+    assert rules_harness.denials() == [("nobody", "NO_RULE")] * 8
+    assert max(len(line.get("cluster", "")) for line in rules_harness.harness.audited) == 253 + 64
 
 
 # --- changes of the rules ---
 
 
-async def test_rights_change_applies_to_running_streams_without_reset(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching() as mine, rules_world.caller("root") as root:
+async def test_rights_change_applies_to_running_streams_without_reset(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching() as mine, rules_harness.caller("root") as root:
         before = (await mine.until_synced())[-1]
         async with root.watching() as other:
             await other.until_synced()
             began = time.monotonic()
-            rules_world.world.service.change_rights(
+            rules_harness.harness.service.change_rights(
                 Rights((rule("shop", ClusterScope(names=name_patterns(["beta", "zz-*"]))), ROOT))
             )
             batch = await mine.batch()
             assert time.monotonic() - began < 5
             assert event_texts([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
             assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, before.revision)
-            rules_world.world.seen(
+            rules_harness.harness.seen(
                 ready("alpha", version="2", env="prod", n="1"), ready(SECRET, version="2", env="dev", n="1")
             )
             assert await mine.events() == [f"UPDATED {SECRET}"]
@@ -283,43 +285,43 @@ async def test_rights_change_applies_to_running_streams_without_reset(rules_worl
             )
 
 
-async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching() as mine:
+async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        rules_world.world.service.change_rights(Rights((ROOT,)))
+        rules_harness.harness.service.change_rights(Rights((ROOT,)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
         code, reason, _, _ = error_fields(await mine.error())
     assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
-    assert rules_world.denials() == [("shop", "NO_RULE")]
+    assert rules_harness.denials() == [("shop", "NO_RULE")]
 
 
-async def test_restored_rights_engage_again_on_running_stream(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching() as mine:
+async def test_restored_rights_engage_again_on_running_stream(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
+        rules_harness.harness.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
-        rules_world.world.service.change_rights(Rights((SHOP, ROOT)))
+        rules_harness.harness.service.change_rights(Rights((SHOP, ROOT)))
         assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
 
 
 async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> None:
     async with (
-        open_rules_world(tmp_path, SHOP) as rules_world,
-        rules_world.caller("shop") as shop,
+        open_rules_harness(tmp_path, SHOP) as rules_harness,
+        rules_harness.caller("shop") as shop,
         shop.watching() as mine,
     ):
         await mine.batch()
-        rules_world.world.service.change_rights(
+        rules_harness.harness.service.change_rights(
             Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"])))))
         )
-        rules_world.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
+        rules_harness.harness.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
         assert event_texts(await mine.until_synced()) == ["ENGAGED beta"]
 
 
-async def test_listing_ends_when_rights_change(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop:
+async def test_listing_ends_when_rights_change(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        rules_world.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
+        rules_harness.harness.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         code, _, words, _ = error_fields(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token)))
         )
@@ -335,24 +337,24 @@ async def revision(guest: CallerStub, **request: object) -> str:
         return str((await watching.until_synced())[-1].revision)
 
 
-async def test_watch_resumes_for_same_caller(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop:
+async def test_watch_resumes_for_same_caller(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop:
         left_at = await revision(shop)
         listed = (await shop.stub.ListClusters(pb.ListClustersRequest())).revision
-        rules_world.world.seen(ready("alpha", version="2", env="dev"))
+        rules_harness.harness.seen(ready("alpha", version="2", env="dev"))
         for known in (left_at, listed):
             async with shop.watching(resume_revision=known) as again:
                 batch = await again.batch()
                 assert (batch.reset, event_texts([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
-    assert rules_world.denials() == []
+    assert rules_harness.denials() == []
 
 
-async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_world: RulesWorld) -> None:
+async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_harness: RulesHarness) -> None:
     only_alpha = pb.ClusterFilter(names=["alpha"])
     async with (
-        rules_world.caller("shop") as shop,
-        rules_world.caller("root") as root,
-        rules_world.caller("bank") as bank,
+        rules_harness.caller("shop") as shop,
+        rules_harness.caller("root") as root,
+        rules_harness.caller("bank") as bank,
     ):
         of_root, of_shop, filtered = await revision(root), await revision(shop), await revision(shop, filter=only_alpha)
         for guest, known, seen in (
@@ -363,19 +365,19 @@ async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_world: Rul
             async with guest.watching(resume_revision=known) as watching:
                 batches = await watching.until_synced()
                 assert (batches[0].reset, event_texts(batches)) == (True, seen)
-    assert rules_world.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
+    assert rules_harness.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
 
 
-async def test_revision_under_other_rights_gets_snapshot(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop:
+async def test_revision_under_other_rights_gets_snapshot(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop:
         known = await revision(shop)
-        rules_world.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
+        rules_harness.harness.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         async with shop.watching(resume_revision=known) as again:
             assert (await again.batch()).reset
 
 
-async def test_tampered_revision_gets_snapshot(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop:
+async def test_tampered_revision_gets_snapshot(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop:
         known = await revision(shop)
         epoch, at, mark = known.split(".")
         raw = base64.urlsafe_b64decode(f"{mark}==")
@@ -388,11 +390,11 @@ async def test_tampered_revision_gets_snapshot(rules_world: RulesWorld) -> None:
             async with shop.watching(resume_revision=each) as again:
                 batches = await again.until_synced()
             assert (batches[0].reset, event_texts(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
-    assert rules_world.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
+    assert rules_harness.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
 
 
-async def test_page_token_of_other_caller_is_rejected(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, rules_world.caller("root") as root:
+async def test_page_token_of_other_caller_is_rejected(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
         code, _, _, _ = error_fields(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
@@ -402,7 +404,7 @@ async def test_page_token_of_other_caller_is_rejected(rules_world: RulesWorld) -
             refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
             assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert rules_world.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
+    assert rules_harness.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
 
 
 # --- stream limits ---
@@ -410,10 +412,10 @@ async def test_page_token_of_other_caller_is_rejected(rules_world: RulesWorld) -
 
 async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
     async with (
-        open_rules_world(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as rules_world,
-        rules_world.caller("shop") as shop,
+        open_rules_harness(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as rules_harness,
+        rules_harness.caller("shop") as shop,
     ):
-        rules_world.world.listed(ready("alpha"))
+        rules_harness.harness.listed(ready("alpha"))
         async with shop.watching() as first:
             await first.until_synced()
             async with shop.watching() as second:
@@ -421,16 +423,18 @@ async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
             assert retry_s
             assert retry_s > 0
-            async with rules_world.caller("root") as root, root.watching() as other:
+            async with rules_harness.caller("root") as root, root.watching() as other:
                 assert event_texts(await other.until_synced()) == ["ENGAGED alpha"]
-        await eventually(lambda: not rules_world.world.service.streams)
+        await eventually(lambda: not rules_harness.harness.service.streams)
         async with shop.watching() as third:
             assert event_texts(await third.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_idle_stream_applies_rights_change_at_once(rules_world: RulesWorld) -> None:
-    async with rules_world.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
+async def test_idle_stream_applies_rights_change_at_once(rules_harness: RulesHarness) -> None:
+    async with rules_harness.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
-        rules_world.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))
+        rules_harness.harness.service.change_rights(
+            Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),))
+        )
         async with asyncio.timeout(LIMIT_S):
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]

@@ -14,7 +14,7 @@ from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
-from tests.integration.grpc_server.conftest import Subscriber, World, a_world, event_texts, not_ready, ready
+from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
 
@@ -38,12 +38,12 @@ async def snapshot(subscriber: Subscriber) -> list[pb.ClusterEvent]:
 
 
 async def test_engaged_events_carry_kubeconfigs_on_request(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        world.listed(ready("alpha"), ready("beta"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber, world.subscriber() as other:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"), ready("beta"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber, harness.subscriber() as other:
             assert all(token(event) for event in await snapshot(subscriber))
             assert not any(event.HasField("kubeconfig") for event in await snapshot(other))
-            world.seen(ready("gamma"))
+            harness.seen(ready("gamma"))
             (engaged,) = (await subscriber.batch()).events
             assert (engaged.type, engaged.cluster.name, bool(token(engaged))) == (1, "gamma", True)
             (bare,) = (await other.batch()).events
@@ -52,9 +52,9 @@ async def test_engaged_events_carry_kubeconfigs_on_request(tmp_path: Path) -> No
 
 async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             (engaged,) = await snapshot(subscriber)
             last = engaged
             for _ in range(5):
@@ -67,9 +67,9 @@ async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
 
 
 async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=1.5))]) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend(life_s=1.5))]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             synced = (await subscriber.until_synced())[-1]
             renewed = await subscriber.batch()
             assert event_texts([renewed]) == ["KUBECONFIG alpha"]
@@ -80,11 +80,11 @@ async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
 async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"), ready("beta"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"), ready("beta"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             assert not any(event.HasField("kubeconfig") for event in await snapshot(subscriber))
-            world.seen(ready("gamma"))
+            harness.seen(ready("gamma"))
             assert event_texts([await subscriber.batch()]) == ["ENGAGED gamma"]
             backend.failure = None
             owed = await events(subscriber, 3)
@@ -97,9 +97,9 @@ async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None
 async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             async with asyncio.timeout(LIMIT_S):
                 (bare,) = await snapshot(subscriber)
             assert not bare.HasField("kubeconfig")
@@ -109,9 +109,9 @@ async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path)
 
 async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(*(ready(f"p-{number}") for number in range(50)))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(*(ready(f"p-{number}") for number in range(50)))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             found = [event for event in await snapshot(subscriber) if event.HasField("kubeconfig")]
             found += await events(subscriber, 50 - len(found))
     assert {event.cluster.name for event in found} == {f"p-{number}" for number in range(50)}
@@ -120,30 +120,30 @@ async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path)
 
 
 async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        world.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
         wanted = pb.ClusterFilter(label_selector="!env")
-        async with world.subscriber(filter=wanted, include_kubeconfigs=True) as subscriber:
+        async with harness.subscriber(filter=wanted, include_kubeconfigs=True) as subscriber:
             seen = (await subscriber.until_synced())[-1].revision
-        world.seen(ready("gamma"), not_ready("beta"))
-        async with world.subscriber(filter=wanted, include_kubeconfigs=True, resume_revision=seen) as subscriber:
+        harness.seen(ready("gamma"), not_ready("beta"))
+        async with harness.subscriber(filter=wanted, include_kubeconfigs=True, resume_revision=seen) as subscriber:
             first = await subscriber.batch()
             assert (first.reset, event_texts([first])) == (False, ["ENGAGED gamma", "DISENGAGED beta NOT_READY"])
             assert token(first.events[0])
             (fresh,) = await events(subscriber, 1)
             assert (fresh.type, fresh.cluster.name, bool(token(fresh))) == (4, "alpha", True)
-            world.seen(ready("delta"))
+            harness.seen(ready("delta"))
             assert await subscriber.events() == ["ENGAGED delta"]
 
 
 async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Path) -> None:
     backend = RevokingBackend(life_s=1.5)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"), ready("beta"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"), ready("beta"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
             await events(subscriber, 2)
-            world.seen(not_ready("alpha"))
+            harness.seen(not_ready("alpha"))
             after: list[str] = []
             while after.count("KUBECONFIG beta") < 4:
                 after += event_texts([await subscriber.batch()])
@@ -154,19 +154,19 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Pa
 
 async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber(
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(
             filter=pb.ClusterFilter(label_selector="!away"), include_kubeconfigs=True
         ) as reader:
             found = await snapshot(reader)
             found += await events(reader, 1)
-            world.seen(ready("alpha", uid="another", version="2"))
+            harness.seen(ready("alpha", uid="another", version="2"))
             while event_texts([pb.WatchClustersResponse(events=found)]).count("KUBECONFIG alpha") < 2:
                 found += (await reader.batch()).events
-            world.seen(ready("alpha", uid="another", version="3", away="yes"))
+            harness.seen(ready("alpha", uid="another", version="3", away="yes"))
             assert await reader.events() == ["DISENGAGED alpha LABELS_CHANGED"]
-            world.seen(ready("alpha", uid="another", version="4"))
+            harness.seen(ready("alpha", uid="another", version="4"))
             (back,) = await events(reader, 1)
     assert event_texts([pb.WatchClustersResponse(events=found)]) == [
         "ENGAGED alpha",
@@ -182,9 +182,9 @@ async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) 
 
 async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path) -> None:
     backend = Backend()
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(*(ready(f"p-{number}") for number in range(10_000)))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(*(ready(f"p-{number}") for number in range(10_000)))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             batches = await subscriber.until_synced()
     given = [event for batch in batches for event in batch.events]
     assert len(given) == 10_000
@@ -196,11 +196,11 @@ async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path
 async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
     tmp_path: Path,
 ) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())], authorities=b"C" * 4096) as world:
-        world.listed()
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())], authorities=b"C" * 4096) as harness:
+        harness.listed()
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
-            world.seen(*(ready(f"p-{number}") for number in range(1500)))
+            harness.seen(*(ready(f"p-{number}") for number in range(1500)))
             batches: list[pb.WatchClustersResponse] = []
             given: dict[str, int] = {}
             while sum(given.values()) < 1500:
@@ -211,17 +211,17 @@ async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
     assert max(batch.ByteSize() for batch in batches) <= 1024 * 1024 + 8 * 1024
 
 
-async def test_negative_kubeconfig_ttl_is_rejected(world: World) -> None:
-    async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=-1)) as subscriber:
+async def test_negative_kubeconfig_ttl_is_rejected(harness: Harness) -> None:
+    async with harness.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=-1)) as subscriber:
         assert (await subscriber.error()).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("ttl_s", [60, 600])
 async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) -> None:
     backend = Backend(Scope.CLUSTER, takes_ttl=True)
-    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
+    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
             found = await snapshot(subscriber)
             if not found[0].HasField("kubeconfig"):
                 found = await events(subscriber, 1)
@@ -229,8 +229,8 @@ async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) ->
 
 
 async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
-        subscribe, subscribed = world.issuer.subscribe, set[LeaseListener]()
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        subscribe, subscribed = harness.issuer.subscribe, set[LeaseListener]()
 
         def counted(listener: LeaseListener) -> Callable[[], None]:
             subscribed.add(listener)
@@ -242,9 +242,9 @@ async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, mon
 
             return ended
 
-        monkeypatch.setattr(world.issuer, "subscribe", counted)
-        world.listed(ready("alpha"))
-        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+        monkeypatch.setattr(harness.issuer, "subscribe", counted)
+        harness.listed(ready("alpha"))
+        async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
             assert len(subscribed) == 1
         await eventually(lambda: not subscribed)

@@ -7,7 +7,7 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.sharding.singletons import VALID_S
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
-from tests.integration.grpc_server.conftest import World, ready
+from tests.integration.grpc_server.conftest import Harness, ready
 
 STATUS = GroupStatus(
     group="dns",
@@ -35,17 +35,17 @@ class Shard(msgspec.Struct):
         return STATUS
 
 
-async def test_ownership_of_a_daemon_without_a_group_does_not_end(world: World) -> None:
-    async with world.client() as stub:
+async def test_ownership_of_a_daemon_without_a_group_does_not_end(harness: Harness) -> None:
+    async with harness.client() as stub:
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
     assert answer == pb.RenewOwnershipResponse()
     assert not info.HasField("sharding")
 
 
-async def test_ownership_of_a_member_holds_for_a_while(world: World) -> None:
-    world.service.shard = shard = Shard()
-    async with world.client() as stub:
+async def test_ownership_of_a_member_holds_for_a_while(harness: Harness) -> None:
+    harness.service.shard = shard = Shard()
+    async with harness.client() as stub:
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())
         assert (answer.sharded, answer.valid_for.ToTimedelta().total_seconds()) == (True, 12.5)
         shard.valid = None
@@ -53,10 +53,10 @@ async def test_ownership_of_a_member_holds_for_a_while(world: World) -> None:
         assert (answer.sharded, answer.HasField("valid_for")) == (True, False)
 
 
-async def test_server_info_describes_the_group(world: World) -> None:
-    world.service.shard = shard = Shard()
-    world.listed(*(ready(f"project-{number}") for number in range(20)))
-    async with world.client() as stub:
+async def test_server_info_describes_the_group(harness: Harness) -> None:
+    harness.service.shard = shard = Shard()
+    harness.listed(*(ready(f"project-{number}") for number in range(20)))
+    async with harness.client() as stub:
         found = (await stub.GetServerInfo(pb.GetServerInfoRequest())).sharding
         shard.valid = None
         lost = (await stub.GetServerInfo(pb.GetServerInfoRequest())).sharding
@@ -68,25 +68,25 @@ async def test_server_info_describes_the_group(world: World) -> None:
     assert not lost.HasField("valid_for")
 
 
-async def test_engaged_cluster_is_explained_with_the_member_that_owns_it(world: World) -> None:
-    world.service.shard = Shard()
-    world.listed(ready("alpha"))
-    async with world.client() as stub:
+async def test_engaged_cluster_is_explained_with_the_member_that_owns_it(harness: Harness) -> None:
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"))
+    async with harness.client() as stub:
         found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert found.engagement.message.endswith("member a of the shard group, this daemon, owns it (view 3)")
 
 
-async def test_stream_of_a_member_is_marked(world: World) -> None:
-    world.service.shard = Shard()
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_stream_of_a_member_is_marked(harness: Harness) -> None:
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         batch = await subscriber.batch()
     assert batch.sharded
 
 
-async def test_stream_of_a_daemon_without_a_group_is_not_marked(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_stream_of_a_daemon_without_a_group_is_not_marked(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         assert not (await subscriber.batch()).sharded
 
 
@@ -95,8 +95,8 @@ def claims(subscriber: str, state: str = "WAITING", name: str = "cleanup") -> pb
     return pb.ClaimSingletonsRequest(subscriber=subscriber, claims=[wanted])
 
 
-async def test_daemon_without_a_group_grants_singleton_work_to_one_subscriber(world: World) -> None:
-    async with world.client() as stub:
+async def test_daemon_without_a_group_grants_singleton_work_to_one_subscriber(harness: Harness) -> None:
+    async with harness.client() as stub:
         first = await stub.ClaimSingletons(claims("a", "WORKING"))
         second = await stub.ClaimSingletons(claims("b"))
         await stub.EndSubscription(pb.EndSubscriptionRequest(subscriber="a"))
@@ -106,9 +106,9 @@ async def test_daemon_without_a_group_grants_singleton_work_to_one_subscriber(wo
     assert list(third.granted) == ["cleanup"]
 
 
-async def test_member_grants_the_singleton_work_that_it_owns(world: World) -> None:
-    world.service.shard = shard = Shard(valid=4.0)
-    async with world.client() as stub:
+async def test_member_grants_the_singleton_work_that_it_owns(harness: Harness) -> None:
+    harness.service.shard = shard = Shard(valid=4.0)
+    async with harness.client() as stub:
         owned = await stub.ClaimSingletons(claims("a", "WORKING"))
         other = await stub.ClaimSingletons(claims("a", "WORKING", "report"))
         shard.valid = None
@@ -128,9 +128,9 @@ async def test_member_grants_the_singleton_work_that_it_owns(world: World) -> No
     ],
 )
 async def test_claim_that_is_not_valid_is_refused(
-    world: World, request_: pb.ClaimSingletonsRequest, field: str
+    harness: Harness, request_: pb.ClaimSingletonsRequest, field: str
 ) -> None:
-    async with world.client() as stub:
+    async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ClaimSingletons(request_)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

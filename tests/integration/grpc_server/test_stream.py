@@ -13,40 +13,40 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
 from milo_discoveryd.registry.log import Retention
 from milo_kube.reflect.source_status import SourceState
-from tests.integration.grpc_server.conftest import World, a_world, event_texts, not_ready, ready
+from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 
 
-async def test_empty_fleet_is_one_synced_reset_batch(world: World) -> None:
-    world.listed()
-    async with world.subscriber() as subscriber:
+async def test_empty_fleet_is_one_synced_reset_batch(harness: Harness) -> None:
+    harness.listed()
+    async with harness.subscriber() as subscriber:
         batch = await subscriber.batch()
     assert (list(batch.events), batch.reset, batch.synced, batch.previous_revision) == ([], True, True, "")
     assert batch.source.state == pb.SourceStatus.STATE_CATCHING_UP
 
 
-async def test_unsynced_stream_has_only_heartbeats(world: World) -> None:
-    async with world.subscriber() as subscriber:
+async def test_unsynced_stream_has_only_heartbeats(harness: Harness) -> None:
+    async with harness.subscriber() as subscriber:
         first = await subscriber.batch()
         assert (list(first.events), first.synced, first.reset, first.revision) == ([], False, False, "")
-        world.listed(ready("alpha"))
+        harness.listed(ready("alpha"))
         second = await subscriber.batch()
     assert (event_texts([second]), second.synced, second.reset) == (["ENGAGED alpha"], True, True)
 
 
-async def test_stream_sends_snapshot_then_changes(world: World) -> None:
-    world.listed(ready("alpha"), ready("beta"))
-    async with world.subscriber() as subscriber:
+async def test_stream_sends_snapshot_then_changes(harness: Harness) -> None:
+    harness.listed(ready("alpha"), ready("beta"))
+    async with harness.subscriber() as subscriber:
         assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
-        world.seen(ready("gamma"))
+        harness.seen(ready("gamma"))
         assert await subscriber.events() == ["ENGAGED gamma"]
-        world.seen(not_ready("alpha"))
+        harness.seen(not_ready("alpha"))
         assert await subscriber.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_large_snapshot_is_split_and_last_part_is_synced(world: World) -> None:
-    world.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
-    async with world.subscriber() as subscriber:
+async def test_large_snapshot_is_split_and_last_part_is_synced(harness: Harness) -> None:
+    harness.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
+    async with harness.subscriber() as subscriber:
         batches = await subscriber.until_synced()
     assert len(batches) > 1
     assert [batch.reset for batch in batches] == [True] + [False] * (len(batches) - 1)
@@ -54,32 +54,32 @@ async def test_large_snapshot_is_split_and_last_part_is_synced(world: World) -> 
     assert max(batch.ByteSize() for batch in batches) < 1024 * 1024
 
 
-async def test_batch_names_previous_revision(world: World) -> None:
-    world.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
-    async with world.subscriber() as subscriber:
+async def test_batch_names_previous_revision(harness: Harness) -> None:
+    harness.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
+    async with harness.subscriber() as subscriber:
         batches = await subscriber.until_synced()
-        world.seen(ready("alpha"))
+        harness.seen(ready("alpha"))
         batches.append(await subscriber.batch())
     assert [batch.previous_revision for batch in batches] == ["", *(batch.revision for batch in batches[:-1])]
 
 
-async def test_resumed_stream_neither_repeats_nor_misses(world: World) -> None:
-    world.listed(ready("alpha"), ready("beta"))
-    async with world.subscriber() as subscriber:
+async def test_resumed_stream_neither_repeats_nor_misses(harness: Harness) -> None:
+    harness.listed(ready("alpha"), ready("beta"))
+    async with harness.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
-    world.seen(not_ready("beta"), ready("gamma"))
-    async with world.subscriber(resume_revision=seen) as subscriber:
+    harness.seen(not_ready("beta"), ready("gamma"))
+    async with harness.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
     assert event_texts([batch]) == ["DISENGAGED beta NOT_READY", "ENGAGED gamma"]
     assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, seen)
     assert batch.HasField("source")
 
 
-async def test_resume_without_changes_is_answered_at_once(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_resume_without_changes_is_answered_at_once(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
-    async with world.subscriber(resume_revision=seen) as subscriber:
+    async with harness.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
     assert (list(batch.events), batch.reset, batch.synced, batch.revision) == ([], False, True, seen)
 
@@ -96,52 +96,52 @@ async def test_resume_without_changes_is_answered_at_once(world: World) -> None:
         "0123456789abcdef.99999999999999999999999999.all",
     ],
 )
-async def test_unknown_revision_gets_snapshot(world: World, revision: str) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber(resume_revision=revision) as subscriber:
+async def test_unknown_revision_gets_snapshot(harness: Harness, revision: str) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber(resume_revision=revision) as subscriber:
         batch = await subscriber.batch()
     assert (event_texts([batch]), batch.reset, batch.previous_revision) == (["ENGAGED alpha"], True, "")
 
 
 async def test_compacted_revision_gets_snapshot(tmp_path: Path) -> None:
-    async with a_world(tmp_path, retention=Retention(count=1)) as world:
-        world.listed(ready("alpha"), ready("beta"), ready("gamma"))
-        async with world.subscriber() as subscriber:
+    async with a_harness(tmp_path, retention=Retention(count=1)) as harness:
+        harness.listed(ready("alpha"), ready("beta"), ready("gamma"))
+        async with harness.subscriber() as subscriber:
             seen = (await subscriber.until_synced())[-1].revision
-        world.seen(not_ready("alpha"), not_ready("beta"))
-        async with world.subscriber(resume_revision=seen) as subscriber:
+        harness.seen(not_ready("alpha"), not_ready("beta"))
+        async with harness.subscriber(resume_revision=seen) as subscriber:
             batch = await subscriber.batch()
     assert (event_texts([batch]), batch.reset) == (["ENGAGED gamma"], True)
 
 
-async def test_changes_of_one_read_are_one_batch(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_changes_of_one_read_are_one_batch(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         await subscriber.until_synced()
-        world.seen(ready("alpha", uid="another"), ready("beta"))
+        harness.seen(ready("alpha", uid="another"), ready("beta"))
         assert await subscriber.events() == ["DISENGAGED alpha REPLACED", "ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_filter_transitions_engage_and_disengage(world: World) -> None:
-    world.listed(ready("alpha", env="prod"), ready("beta", env="dev"))
-    async with world.subscriber(filter=pb.ClusterFilter(label_selector="env=prod")) as subscriber:
+async def test_filter_transitions_engage_and_disengage(harness: Harness) -> None:
+    harness.listed(ready("alpha", env="prod"), ready("beta", env="dev"))
+    async with harness.subscriber(filter=pb.ClusterFilter(label_selector="env=prod")) as subscriber:
         assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
-        world.seen(ready("alpha", version="2", env="dev"), ready("beta", version="2", env="prod"))
+        harness.seen(ready("alpha", version="2", env="dev"), ready("beta", version="2", env="prod"))
         assert await subscriber.events() == ["DISENGAGED alpha LABELS_CHANGED", "ENGAGED beta"]
 
 
-async def test_invisible_change_sends_nothing(world: World) -> None:
-    world.listed(ready("alpha", env="prod"))
-    async with world.subscriber(filter=pb.ClusterFilter(names=["alpha"])) as subscriber:
+async def test_invisible_change_sends_nothing(harness: Harness) -> None:
+    harness.listed(ready("alpha", env="prod"))
+    async with harness.subscriber(filter=pb.ClusterFilter(names=["alpha"])) as subscriber:
         await subscriber.until_synced()
-        world.seen(ready("beta"))
-        world.seen(ready("alpha", version="2", env="dev"))
+        harness.seen(ready("beta"))
+        harness.seen(ready("alpha", version="2", env="dev"))
         assert await subscriber.events() == ["UPDATED alpha"]
 
 
-async def test_heartbeats_carry_source_status(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber(heartbeat_interval=Duration(seconds=1)) as subscriber:
+async def test_heartbeats_carry_source_status(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber(heartbeat_interval=Duration(seconds=1)) as subscriber:
         seen = (await subscriber.until_synced())[-1]
         beat = await subscriber.batch()
     assert (list(beat.events), beat.synced, beat.reset) == ([], True, False)
@@ -149,45 +149,45 @@ async def test_heartbeats_carry_source_status(world: World) -> None:
     assert beat.HasField("source")
 
 
-async def test_source_status_change_is_sent_at_once(world: World) -> None:
-    world.listed(ready("alpha"))
-    world.source(SourceState.STREAMING)
-    async with world.subscriber() as subscriber:
+async def test_source_status_change_is_sent_at_once(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    harness.source(SourceState.STREAMING)
+    async with harness.subscriber() as subscriber:
         await subscriber.until_synced()
-        world.source(SourceState.STALE, "ConnectFailed")
+        harness.source(SourceState.STALE, "ConnectFailed")
         batch = await subscriber.batch()
     assert (batch.source.state, batch.source.reason) == (pb.SourceStatus.STATE_STALE, "ConnectFailed")
 
 
-async def test_lost_source_disengages_nothing(world: World) -> None:
-    world.listed(ready("alpha"))
-    world.source(SourceState.STALE, "ConnectFailed")
-    async with world.subscriber() as subscriber:
+async def test_lost_source_disengages_nothing(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    harness.source(SourceState.STALE, "ConnectFailed")
+    async with harness.subscriber() as subscriber:
         assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_slow_reader_gets_coalesced_state(world: World) -> None:
-    world.listed(ready("alpha"), ready("beta"))
-    async with world.subscriber() as subscriber:
+async def test_slow_reader_gets_coalesced_state(harness: Harness) -> None:
+    harness.listed(ready("alpha"), ready("beta"))
+    async with harness.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
     for number in range(100):
-        world.seen(ready("alpha", version=str(number + 2), step=str(number)))
-        world.seen(ready("report_recreated", version=str(number)))
-        world.seen(NotReady("report_recreated", "uid-report_recreated", str(number), "no more"))
-    async with world.subscriber(resume_revision=seen) as subscriber:
+        harness.seen(ready("alpha", version=str(number + 2), step=str(number)))
+        harness.seen(ready("report_recreated", version=str(number)))
+        harness.seen(NotReady("report_recreated", "uid-report_recreated", str(number), "no more"))
+    async with harness.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
     assert event_texts([batch]) == ["UPDATED alpha"]
     assert batch.events[0].cluster.labels == {"step": "99"}
 
 
-async def test_draining_stream_ends_with_unavailable_and_retry_info(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_draining_stream_ends_with_unavailable_and_retry_info(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         await subscriber.until_synced()
         # Reading starts before the end: gRPC's client drops unread messages when the stream ends.
         reading = asyncio.create_task(subscriber.events())
-        world.seen(ready("beta"))
-        stopping = asyncio.create_task(world.server.stop())
+        harness.seen(ready("beta"))
+        stopping = asyncio.create_task(harness.server.stop())
         assert await reading == ["ENGAGED beta"]
         error = await subscriber.error()
         await stopping
@@ -200,33 +200,33 @@ async def test_draining_stream_ends_with_unavailable_and_retry_info(world: World
 
 
 async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path) -> None:
-    async with a_world(tmp_path, stalled_s=1.0) as world:
-        world.listed(ready("alpha"))
-        async with world.subscriber() as stuck, world.subscriber() as other:
+    async with a_harness(tmp_path, stalled_s=1.0) as harness:
+        harness.listed(ready("alpha"))
+        async with harness.subscriber() as stuck, harness.subscriber() as other:
             await stuck.until_synced()
             await other.until_synced()
             step = 0
             # The other stream continues to read until the stalled one has timed out.
-            while len(world.service.streams) == 2:
+            while len(harness.service.streams) == 2:
                 step += 1
-                world.seen(*(ready(f"p-{n}", version=str(step), step=str(step), fill="x" * 60) for n in range(2000)))
+                harness.seen(*(ready(f"p-{n}", version=str(step), step=str(step), fill="x" * 60) for n in range(2000)))
                 await other.events()
             assert (await stuck.error()).code() is grpc.StatusCode.ABORTED
-            world.seen(ready("last"))
+            harness.seen(ready("last"))
             async with asyncio.timeout(LIMIT_S):
                 while "ENGAGED last" not in await other.events():
                     pass
 
 
-async def test_closed_stream_leaves_nothing_behind(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber() as subscriber:
+async def test_closed_stream_leaves_nothing_behind(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber() as subscriber:
         await subscriber.until_synced()
-        assert len(world.service.streams) == len(world.fleet.notifier) == 1
-    await eventually(lambda: not world.service.streams and not len(world.fleet.notifier))
+        assert len(harness.service.streams) == len(harness.fleet.notifier) == 1
+    await eventually(lambda: not harness.service.streams and not len(harness.fleet.notifier))
 
 
-async def test_stream_with_kubeconfigs_needs_a_source(world: World) -> None:
-    world.listed(ready("alpha"))
-    async with world.subscriber(include_kubeconfigs=True) as subscriber:
+async def test_stream_with_kubeconfigs_needs_a_source(harness: Harness) -> None:
+    harness.listed(ready("alpha"))
+    async with harness.subscriber(include_kubeconfigs=True) as subscriber:
         assert (await subscriber.error()).code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -23,7 +23,7 @@ from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_kube.rate_limit import Rate
-from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason
 from tests.support.certificates import Authority, Pair
 from tests.support.eventually import eventually
@@ -70,23 +70,23 @@ def tls_files(tmp_path: Path) -> TlsFiles:
 
 
 @asynccontextmanager
-async def tcp(tls_files: TlsFiles, *, connections: int = 100) -> AsyncIterator[World]:
+async def tcp(tls_files: TlsFiles, *, connections: int = 100) -> AsyncIterator[Harness]:
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls, connections=connections)
-    async with a_world(tls_files.folder, listeners=[listener]) as world:
-        [world.address] = world.server.addresses
-        world.listed(ready("alpha"))
-        yield world
+    async with a_harness(tls_files.folder, listeners=[listener]) as harness:
+        [harness.address] = harness.server.addresses
+        harness.listed(ready("alpha"))
+        yield harness
 
 
 @asynccontextmanager
-async def client(world: World, credentials: grpc.ChannelCredentials) -> AsyncIterator[DiscoveryServiceStub]:
+async def client(harness: Harness, credentials: grpc.ChannelCredentials) -> AsyncIterator[DiscoveryServiceStub]:
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.secure_channel(world.address, credentials, options=options) as channel:
+    async with grpc.aio.secure_channel(harness.address, credentials, options=options) as channel:
         yield DiscoveryServiceStub(channel)
 
 
-async def refusal(world: World, credentials: grpc.ChannelCredentials) -> grpc.aio.AioRpcError:
-    async with client(world, credentials) as stub:
+async def refusal(harness: Harness, credentials: grpc.ChannelCredentials) -> grpc.aio.AioRpcError:
+    async with client(harness, credentials) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListClusters(pb.ListClustersRequest())
     return caught.value
@@ -112,7 +112,7 @@ def test_unfit_tls_file_is_named(tls_files: TlsFiles, file: str, content: bytes 
 
 async def test_certificate_names_identify_caller(callers: list[Caller], tls_files: TlsFiles) -> None:
     pair = tls_files.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(pair)) as stub:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(pair)) as stub:
         assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
     [caller] = callers
     assert (caller.listener, caller.uid) == ("net", None)
@@ -130,25 +130,25 @@ async def test_connection_without_valid_certificate_is_refused(
         "expired": tls_files.ca.issue(SPIFFE, life=-dt.timedelta(minutes=1)),
         "for servers": tls_files.ca.issue(SPIFFE, use=ExtendedKeyUsageOID.SERVER_AUTH),
     }[wrong]
-    async with tcp(tls_files) as world:
-        error = await refusal(world, tls_files.credentials(pair))
+    async with tcp(tls_files) as harness:
+        error = await refusal(harness, tls_files.credentials(pair))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert not acceptor(world)._peers
-    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
-    assert {line["caller"]["listener"] for line in world.audited} == {"net"}
+        assert not acceptor(harness)._peers
+    assert {line["reason"] for line in harness.audited} == {"CONNECTION_REFUSED"}
+    assert {line["caller"]["listener"] for line in harness.audited} == {"net"}
     assert callers == []
 
 
 async def test_certificate_without_san_is_unauthenticated(callers: list[Caller], tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world:
-        error = await refusal(world, tls_files.credentials(tls_files.ca.issue(common_name="operator.example.com")))
+    async with tcp(tls_files) as harness:
+        error = await refusal(harness, tls_files.credentials(tls_files.ca.issue(common_name="operator.example.com")))
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
-    assert [line["reason"] for line in world.audited] == ["NO_NAME"]
+    assert [line["reason"] for line in harness.audited] == ["NO_NAME"]
     assert callers == []
 
 
 async def test_accepted_connections_have_tcp_nodelay(tls_files: TlsFiles, proxy_sides: list[ProxySide]) -> None:
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         connected = proxy_sides[0].transport.get_extra_info("socket")
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -164,12 +164,12 @@ def client_context(tls_files: TlsFiles, version: ssl.TLSVersion = ssl.TLSVersion
 
 
 async def test_tls_before_1_3_is_refused(tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world:
-        host, _, port = world.address.partition(":")
+    async with tcp(tls_files) as harness:
+        host, _, port = harness.address.partition(":")
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection(host, int(port), ssl=client_context(tls_files, ssl.TLSVersion.TLSv1_2))
-        await eventually(lambda: world.audited)
-        assert "UNSUPPORTED_PROTOCOL" in str(world.audited[0]["problem"])
+        await eventually(lambda: harness.audited)
+        assert "UNSUPPORTED_PROTOCOL" in str(harness.audited[0]["problem"])
         _, writer = await asyncio.open_connection(
             host, int(port), ssl=client_context(tls_files, ssl.TLSVersion.TLSv1_3)
         )
@@ -178,62 +178,62 @@ async def test_tls_before_1_3_is_refused(tls_files: TlsFiles) -> None:
 
 
 async def test_plaintext_connection_is_refused(callers: list[Caller], tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world:
-        async with grpc.aio.insecure_channel(world.address) as channel:
+    async with tcp(tls_files) as harness:
+        async with grpc.aio.insecure_channel(harness.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
-        await eventually(lambda: not len(acceptor(world)))
-    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
+        await eventually(lambda: not len(acceptor(harness)))
+    assert {line["reason"] for line in harness.audited} == {"CONNECTION_REFUSED"}
     assert callers == []
 
 
 async def test_server_certificate_is_renewed_without_interruption(tls_files: TlsFiles) -> None:
     pair = tls_files.ca.issue(SPIFFE)
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(pair)) as staying:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(pair)) as staying:
         call = staying.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        before = await shown(world)
+        before = await shown(harness)
         tls_files.serving = Authority("servers")
         tls_files.renew()
         for _ in range(5):
-            async with client(world, tls_files.credentials(pair)) as stub:
+            async with client(harness, tls_files.credentials(pair)) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
-        assert await shown(world) != before
-        acceptor(world).check()
-        world.seen(ready("beta"))
+        assert await shown(harness) != before
+        acceptor(harness).check()
+        harness.seen(ready("beta"))
         assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
         call.cancel()
 
 
 async def test_partial_certificate_renewal_is_ignored(tls_files: TlsFiles) -> None:
     pair = tls_files.ca.issue(SPIFFE)
-    async with tcp(tls_files) as world:
+    async with tcp(tls_files) as harness:
         certificate, key = tls_files.serving.server().write(tls_files.folder, "half")
         certificate.rename(tls_files.folder / "tls.crt")
-        async with client(world, tls_files.credentials(pair)) as stub:
+        async with client(harness, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
         key.rename(tls_files.folder / "tls.key")
-        async with client(world, tls_files.credentials(pair)) as stub:
+        async with client(harness, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
 
 
 async def test_client_ca_change_closes_connections_of_the_old_ca(tls_files: TlsFiles) -> None:
     old, new = tls_files.ca.issue(SPIFFE), Authority("clients, later")
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(old)) as stub:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(old)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         tls_files.trust(new)
-        acceptor(world).check()
+        acceptor(harness).check()
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
-        assert (await refusal(world, tls_files.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
-        async with client(world, tls_files.credentials(new.issue(SPIFFE))) as another:
+        assert (await refusal(harness, tls_files.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
+        async with client(harness, tls_files.credentials(new.issue(SPIFFE))) as another:
             await another.ListClusters(pb.ListClustersRequest())
 
 
 async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> None:
     brief = tls_files.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(brief)) as stub:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(brief)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -242,57 +242,57 @@ async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> 
 
 
 async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(tls_files: TlsFiles) -> None:
-    async with tcp(tls_files, connections=4) as world:
+    async with tcp(tls_files, connections=4) as harness:
         with ExitStack() as stack:
-            silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port(world)))) for _ in range(3)]
+            silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port(harness)))) for _ in range(3)]
             silent[0].settimeout(20)
             assert await asyncio.to_thread(silent[0].recv, 1) == b""
             for _ in range(20):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port(world))))
-            async with client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
+                stack.enter_context(socket.create_connection(("127.0.0.1", port(harness))))
+            async with client(harness, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
-            assert len(acceptor(world)) <= 3
-        assert "evicted" in str(world.audited[0]["problem"])
+            assert len(acceptor(harness)) <= 3
+        assert "evicted" in str(harness.audited[0]["problem"])
 
 
 async def test_connect_rate_limit_spares_established_connections(tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world, client(world, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+        acceptor(harness)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
         for expected in ("", "", "rate limit"):
-            with socket.create_connection(("127.0.0.1", port(world))) as bad:
+            with socket.create_connection(("127.0.0.1", port(harness))) as bad:
                 bad.sendall(b"no TLS at all")
                 bad.settimeout(20)
                 with suppress(ConnectionError):
                     while await asyncio.to_thread(bad.recv, 100):
                         pass
-            await eventually(lambda: world.audited)
-            assert expected in str(world.audited[-1]["problem"])
-        world.seen(ready("beta"))
+            await eventually(lambda: harness.audited)
+            assert expected in str(harness.audited[-1]["problem"])
+        harness.seen(ready("beta"))
         assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
         call.cancel()
 
 
 async def test_non_grpc_connection_counts_as_failed(tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world:
-        acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+    async with tcp(tls_files) as harness:
+        acceptor(harness)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
         for expected in ("gRPC closed", "rate limit"):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection(
-                    "127.0.0.1", port(world), ssl=client_context(tls_files), server_hostname="localhost"
+                    "127.0.0.1", port(harness), ssl=client_context(tls_files), server_hostname="localhost"
                 )
                 writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
                 while await reader.read(65_536):
                     pass
                 writer.close()
-            await eventually(lambda wanted=expected: wanted in str(world.audited[-1:]))
+            await eventually(lambda wanted=expected: wanted in str(harness.audited[-1:]))
 
 
 async def test_tls_listener_has_no_reflection(tls_files: TlsFiles) -> None:
     async with (
-        tcp(tls_files) as world,
-        grpc.aio.secure_channel(world.address, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as channel,
+        tcp(tls_files) as harness,
+        grpc.aio.secure_channel(harness.address, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as channel,
     ):
         ask = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -301,11 +301,11 @@ async def test_tls_listener_has_no_reflection(tls_files: TlsFiles) -> None:
 
 
 async def test_port_in_use_is_refused(tls_files: TlsFiles) -> None:
-    async with tcp(tls_files) as world:
+    async with tcp(tls_files) as harness:
         taken = TlsFiles(tls_files.folder)
-        listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(world)), tls=taken.tls)
+        listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(harness)), tls=taken.tls)
         with pytest.raises(StartError, match="is the port in use"):
-            async with a_world(tls_files.folder, listeners=[listener]):
+            async with a_harness(tls_files.folder, listeners=[listener]):
                 pass
 
 
@@ -316,10 +316,10 @@ async def test_tls_listener_needs_its_files(tls_files: TlsFiles, missing: str) -
         tls_files.tls.context()
 
 
-def port(world: World) -> int:
-    return int(world.address.rpartition(":")[2])
+def port(harness: Harness) -> int:
+    return int(harness.address.rpartition(":")[2])
 
 
-async def shown(world: World) -> str:
+async def shown(harness: Harness) -> str:
     """Return the certificate that the server presents now."""
-    return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port(world)))
+    return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port(harness)))

@@ -21,7 +21,7 @@ from milo_discoveryd.server.calls import handlers, verification
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
-from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
 from tests.support.eventually import LIMIT_S
 from tests.support.logs import capture_logs
@@ -33,39 +33,39 @@ OPERATOR = "system:serviceaccount:milo:operator"
 
 
 @asynccontextmanager
-async def taking_tokens(folder: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[World]:
+async def taking_tokens(folder: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[Harness]:
     api = Transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
     listener = Listener(name="tokens", address=UnixSocket(folder / "d.sock"), peer_credentials=True, tokens=True)
     try:
-        async with a_world(
+        async with a_harness(
             folder, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]
-        ) as world:
-            world.listed(ready("alpha"))
-            yield world
+        ) as harness:
+            harness.listed(ready("alpha"))
+            yield harness
     finally:
         await api.aclose()
 
 
-async def listed(world: World, *authorization: str) -> pb.ListClustersResponse:
-    async with world.client() as stub:
+async def listed(harness: Harness, *authorization: str) -> pb.ListClustersResponse:
+    async with harness.client() as stub:
         metadata = tuple(("authorization", each) for each in authorization)
         answer = await stub.ListClusters(pb.ListClustersRequest(), metadata=metadata)
     assert isinstance(answer, pb.ListClustersResponse)
     return answer
 
 
-async def refusal(world: World, *authorization: str) -> grpc.aio.AioRpcError:
+async def refusal(harness: Harness, *authorization: str) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await listed(world, *authorization)
+        await listed(harness, *authorization)
     return caught.value
 
 
 async def test_token_adds_user_to_connection_identity(callers: list[Caller], tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
-        await listed(world, f"Bearer {token}")
-        await listed(world)
+        await listed(harness, f"Bearer {token}")
+        await listed(harness)
     shown, silent = callers
     assert (shown.user, silent.user) == (OPERATOR, "")
     assert "system:authenticated" in shown.groups
@@ -75,28 +75,28 @@ async def test_token_adds_user_to_connection_identity(callers: list[Caller], tmp
 
 
 async def test_rejected_token_is_unauthenticated_and_not_logged(callers: list[Caller], tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         for_another = sandbox.token(OPERATOR)
         revoked = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         sandbox.revoke_tokens()
         with capture_logs() as logs:
             for wrong in (f"Bearer {for_another}", f"Bearer {revoked}", "Basic YTpi", "Bearer ", "x"):
-                error = await refusal(world, wrong)
+                error = await refusal(harness, wrong)
                 assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
                 assert wrong.partition(" ")[2] not in str(error.details()) or wrong in ("Bearer ", "x")
-            await refusal(world, "Bearer a", "Bearer b")
-        assert [line["reason"] for line in world.audited] == ["TOKEN_REJECTED"] * 6
+            await refusal(harness, "Bearer a", "Bearer b")
+        assert [line["reason"] for line in harness.audited] == ["TOKEN_REJECTED"] * 6
         assert for_another not in str(logs)
         assert revoked not in str(logs)
     assert callers == []
 
 
 async def test_token_review_outage_affects_token_callers_only(callers: list[Caller], tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         await sandbox.stop()
-        error = await refusal(world, f"Bearer {token}")
-        await listed(world)
+        error = await refusal(harness, f"Bearer {token}")
+        await listed(harness)
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAVAILABLE, "TOKEN_NOT_REVIEWED")
     status = rpc_status.from_call(error)
     assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
@@ -104,7 +104,7 @@ async def test_token_review_outage_affects_token_callers_only(callers: list[Call
 
 
 async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.0)
         call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
         async with asyncio.timeout(LIMIT_S):
@@ -117,7 +117,7 @@ async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
 async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
     monkeypatch.setattr(verification, "HANDOUT_MAX_AGE_S", 0.0)
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
         async with asyncio.timeout(LIMIT_S):
@@ -131,11 +131,11 @@ async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tm
 async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Other calls accept it for up to a minute."""
     monkeypatch.setattr(handlers, "HANDOUT_MAX_AGE_S", 0.0)
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
-        await listed(world, f"Bearer {token}")
+        await listed(harness, f"Bearer {token}")
         sandbox.revoke_tokens()
-        await listed(world, f"Bearer {token}")
+        await listed(harness, f"Bearer {token}")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.IssueKubeconfig(
                 pb.IssueKubeconfigRequest(cluster="alpha"), metadata=(("authorization", f"Bearer {token}"),)
@@ -149,7 +149,7 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
     monkeypatch.setattr(verification, "HANDOUT_MAX_AGE_S", 0.0)
     monkeypatch.setattr(verification, "GRACE_S", 0.0)
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox, Backend()) as world, world.client() as stub:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox, Backend()) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
         request = pb.WatchClustersRequest(include_kubeconfigs=True)
         call = stub.WatchClusters(request, metadata=(("authorization", f"Bearer {token}"),))
@@ -157,7 +157,7 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
             while not (await call.read()).synced:
                 pass
             await sandbox.stop()
-            world.seen(ready("beta"))
+            harness.seen(ready("beta"))
             events = []
             while not any(event.cluster.name == "beta" for event in events):
                 events = (await call.read()).events
@@ -167,11 +167,11 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
 
 async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path: Path) -> None:
     """A connection without a valid token uses up its own budget, not the shared one."""
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
-        await listed(world, f"Bearer {token}")
+        await listed(harness, f"Bearer {token}")
         reasons = []
-        async with world.client() as stub:
+        async with harness.client() as stub:
             for number in range(30):
                 metadata = (("authorization", f"Bearer made-up-{number}"),)
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -179,8 +179,8 @@ async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path:
                 reasons.append(reason(caught.value))
         assert set(reasons) == {"TOKEN_REJECTED", "TOKEN_NOT_REVIEWED"}
         assert reasons.count("TOKEN_REJECTED") <= PER_CONNECTION.burst / 2
-        await listed(world, f"Bearer {token}")
+        await listed(harness, f"Bearer {token}")
     audited: Counter[str] = Counter()
-    for line in world.audited:
+    for line in harness.audited:
         audited[line["reason"]] += ("problem" in line) + line.get("suppressed", 0)
     assert audited == Counter(reasons)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.end_to_end.process.upstream import State
 from tests.end_to_end.real.api import RefusedError
+from tests.end_to_end.soak.project_writer import MARK, ProjectWriter
 from tests.end_to_end.soak.servers import COLLECTION
-from tests.end_to_end.soak.world import MARK, World
 
 
 class Lossy:
@@ -65,8 +65,8 @@ def server() -> Lossy:
 
 
 @pytest.fixture
-async def world(server: Lossy) -> World:
-    made = World(server, Random(1))  # type: ignore[arg-type]
+async def writer(server: Lossy) -> ProjectWriter:
+    made = ProjectWriter(server, Random(1))  # type: ignore[arg-type]
     await made.load_or_create()
     return made
 
@@ -82,28 +82,30 @@ def truth(server: Lossy) -> dict[str, State]:
     }
 
 
-def noted(world: World) -> dict[str, State]:
-    return {name: world.upstream[name] for name in world.upstream.names()}
+def noted(writer: ProjectWriter) -> dict[str, State]:
+    return {name: writer.upstream[name] for name in writer.upstream.names()}
 
 
-async def test_initial_objects_are_recorded(server: Lossy, world: World) -> None:
-    assert noted(world) == truth(server)
-    assert world.upstream[MARK].ready
+async def test_initial_objects_are_recorded(server: Lossy, writer: ProjectWriter) -> None:
+    assert noted(writer) == truth(server)
+    assert writer.upstream[MARK].ready
 
 
 @pytest.mark.parametrize("loses", ["before", "after"])
-async def test_write_with_unknown_outcome_is_resolved_before_the_next(server: Lossy, world: World, loses: str) -> None:
+async def test_write_with_unknown_outcome_is_resolved_before_the_next(
+    server: Lossy, writer: ProjectWriter, loses: str
+) -> None:
     for turn in range(200):
         server.loses = loses if turn % 3 == 0 else ""
-        async with world.quiet():
-            await world.change_randomly()
-    await world.mark()
-    assert noted(world) == truth(server)
-    assert world.lost > 30
+        async with writer.quiet():
+            await writer.change_randomly()
+    await writer.mark()
+    assert noted(writer) == truth(server)
+    assert writer.lost > 30
 
 
-async def test_mark_is_written_until_it_is_visible(server: Lossy, world: World) -> None:
+async def test_mark_is_written_until_it_is_visible(server: Lossy, writer: ProjectWriter) -> None:
     server.loses = "after"
-    mark = await world.mark()
+    mark = await writer.mark()
     assert server.objects[MARK]["metadata"]["labels"]["mark"] == mark
-    assert world.lost == 1
+    assert writer.lost == 1

@@ -23,7 +23,9 @@ _TRY_AGAIN_S = 0.2
 _LOST = (RefusedError, aiohttp.ClientError, OSError, TimeoutError)
 
 
-class World:
+class ProjectWriter:
+    """Changes projects at random, and records what the server accepted."""
+
     def __init__(self, server: Server, random: Random) -> None:
         self._server = server
         self._random = random
