@@ -25,7 +25,7 @@ import (
 )
 
 func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha")
 	project := w.api.Project("alpha")
 	project.SetTokens(token("alpha", 1), token("alpha", 2))
@@ -60,7 +60,7 @@ func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 }
 
 func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha")
 	project := w.api.Project("alpha")
 	registry := prometheus.NewRegistry()
@@ -102,7 +102,7 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 }
 
 func TestAClusterWaitsForItsFirstKubeconfig(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "CREDENTIALS_UNAVAILABLE", "the backend is down"))
 	w.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig { return discovery.Kubeconfig{Content: []byte("{}")} })
 	w.engage("alpha")
@@ -130,7 +130,7 @@ var hostile = map[string]string{
 func TestHostileKubeconfigsAreRefused(t *testing.T) {
 	for name, user := range hostile {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			place := t.TempDir() + "/touched"
 			user := strings.ReplaceAll(user, "PLACE", place)
 			w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
@@ -170,7 +170,7 @@ func failure(provider *multicluster.Provider, name, want string) error {
 }
 
 func TestTheDebugHandlerListsEngagedNames(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("beta", "alpha")
 	provider := w.provider(nil)
 	w.start(w.manager(provider, nil))
@@ -196,7 +196,7 @@ func TestClustersShareConnections(t *testing.T) {
 		"with connections of their own": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			names := make([]string, 20)
 			for i := range names {
 				names[i] = fmt.Sprintf("project-%d", i)

@@ -23,8 +23,8 @@ const subscriber = "operator-0"
 func named(o *multicluster.Options) { o.Subscriber = subscriber }
 
 // draining returns a running provider with one engaged cluster, alpha.
-func draining(t *testing.T) (*world, *multicluster.Provider, *engagements, func()) {
-	w := newWorld(t)
+func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements, func()) {
+	w := newEnvironment(t)
 	w.engage("alpha")
 	provider, engaged := w.provider(named), &engagements{}
 	ctx, stop := context.WithCancel(context.Background())
@@ -134,7 +134,7 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 }
 
 func TestClusterThatDrainsFromTheStartIsReleasedAndNotEngaged(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta")
 	w.daemon.Drain("alpha", discovery.ReasonNotReady)
 	provider, engaged := w.provider(named), &engagements{}
@@ -207,7 +207,7 @@ func TestProviderThatEndsDuringAReconcileLeavesItsSubscription(t *testing.T) {
 }
 
 func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	names := map[string]bool{}
 	for i := range 2 {
 		provider := w.provider(nil)

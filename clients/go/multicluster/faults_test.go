@@ -30,7 +30,7 @@ func TestAProjectThatNeverAnswersDelaysNoOther(t *testing.T) {
 		"with own mappers":    func(o *multicluster.Options) { o.OwnMappers = true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			names := []string{"black-hole-1", "black-hole-2"}
 			for _, each := range names {
 				w.api.Project(each).SetHanging(true)
@@ -55,7 +55,7 @@ func TestAProjectThatNeverAnswersDelaysNoOther(t *testing.T) {
 }
 
 func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta")
 	w.api.Project("alpha").Forbid("configmaps")
 	w.animal("beta", "dog")
@@ -71,7 +71,7 @@ func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
 }
 
 func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta", "gamma")
 	provider := w.provider(nil)
 	mgr, noted := w.manager(provider, nil), &engagements{}
@@ -103,7 +103,7 @@ func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
 }
 
 func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	refusal := discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you")
 	w.daemon.Fail("WatchClusters", refusal)
 	provider := w.provider(nil)
@@ -134,7 +134,7 @@ func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) 
 }
 
 func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: w.api.Endpoint("alpha"), Labels: map[string]string{"env": "prod"}})
 	provider := w.provider(func(o *multicluster.Options) { o.Filter = discovery.Filter{LabelSelector: "env=prod"} })
 	mgr, noted := w.manager(provider, nil), &engagements{}
@@ -152,7 +152,7 @@ func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
 }
 
 func TestANameThatIsUsedAgainIsAnotherCluster(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha")
 	provider := w.provider(nil)
 	mgr, noted := w.manager(provider, nil), &engagements{}
@@ -206,7 +206,7 @@ func TestAnEngagementThatFailsIsCleanedUpAndRepeated(t *testing.T) {
 		"timed out": {refusals: 1, block: time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			w.engage("alpha")
 			provider := w.provider(func(o *multicluster.Options) { o.EngageTimeout = 100 * time.Millisecond })
 			ctx, cancel := context.WithCancel(context.Background())
@@ -246,7 +246,7 @@ func goroutines() (ours map[string]int, left int) {
 }
 
 func TestChurnLeavesNoGoroutines(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("stays")
 	w.animal("stays", "dog")
 	provider := w.provider(nil)
@@ -289,7 +289,7 @@ func elected(lock *lock, id string) func(*manager.Options) {
 }
 
 func TestFollowersHaveClustersAndEngageThemWhenTheyLead(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta")
 	held := newLock()
 	operator := func(id string) (*multicluster.Provider, *engagements, mcmanager.Manager) {
@@ -333,7 +333,7 @@ func (a always) NeedLeaderElection() bool        { return false }
 type hidden struct{ mc.Provider }
 
 func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta")
 	held := newLock()
 	held.take("somebody else")

@@ -17,21 +17,21 @@ const operators = "local" // the project that is the operator's own cluster
 var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 
 // memorySite runs the daemon and the API server in the test's own process.
-type memorySite struct{ world *world }
+type memorySite struct{ environment *environment }
 
-func (s memorySite) client() *discovery.Client { return s.world.daemon.Client() }
+func (s memorySite) client() *discovery.Client { return s.environment.daemon.Client() }
 
-func (s memorySite) identify(o *multicluster.Options) { o.ProjectRestConfig = s.world.config() }
+func (s memorySite) identify(o *multicluster.Options) { o.ProjectRestConfig = s.environment.config() }
 
 func (s memorySite) local() *rest.Config {
-	config := s.world.config()
+	config := s.environment.config()
 	config.Host = s.endpoint(operators)
 	return config
 }
 
 func (s memorySite) engage(names ...string) {
-	s.world.t.Helper()
-	s.world.daemon.Batch(func(c *discoverytest.Changes) {
+	s.environment.t.Helper()
+	s.environment.daemon.Batch(func(c *discoverytest.Changes) {
 		for _, name := range names {
 			c.Engage(discovery.Cluster{Name: name, Endpoint: s.endpoint(name)})
 		}
@@ -39,26 +39,26 @@ func (s memorySite) engage(names ...string) {
 }
 
 func (s memorySite) label(name, key, value string) {
-	s.world.t.Helper()
-	s.world.daemon.Update(name, func(c *discovery.Cluster) { c.Labels = map[string]string{key: value} })
+	s.environment.t.Helper()
+	s.environment.daemon.Update(name, func(c *discovery.Cluster) { c.Labels = map[string]string{key: value} })
 }
 
 func (s memorySite) move(name, project string) {
-	s.world.t.Helper()
-	s.world.daemon.Update(name, func(c *discovery.Cluster) { c.Endpoint = s.endpoint(project) })
+	s.environment.t.Helper()
+	s.environment.daemon.Update(name, func(c *discovery.Cluster) { c.Endpoint = s.endpoint(project) })
 }
 
 func (s memorySite) drain(name string) {
-	s.world.t.Helper()
-	s.world.daemon.Drain(name, discovery.ReasonLabelsChanged)
+	s.environment.t.Helper()
+	s.environment.daemon.Drain(name, discovery.ReasonLabelsChanged)
 }
 
 func (s memorySite) remove(name string) {
-	s.world.t.Helper()
-	s.world.daemon.Disengage(name, discovery.ReasonDeleted)
+	s.environment.t.Helper()
+	s.environment.daemon.Disengage(name, discovery.ReasonDeleted)
 }
 
-func (s memorySite) endpoint(project string) string { return s.world.api.Endpoint(project) }
+func (s memorySite) endpoint(project string) string { return s.environment.api.Endpoint(project) }
 
 func (s memorySite) put(project, name string, data map[string]string) {
 	object := &unstructured.Unstructured{Object: map[string]any{}}
@@ -70,11 +70,11 @@ func (s memorySite) put(project, name string, data map[string]string) {
 		content[key] = value
 	}
 	object.Object["data"] = content
-	s.world.api.Project(project).Apply(configMaps, object)
+	s.environment.api.Project(project).Apply(configMaps, object)
 }
 
 func (s memorySite) data(project, name string) map[string]string {
-	found := s.world.api.Project(project).Get(configMaps, types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: name})
+	found := s.environment.api.Project(project).Get(configMaps, types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: name})
 	if found == nil {
 		return nil
 	}

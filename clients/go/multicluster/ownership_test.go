@@ -17,7 +17,7 @@ import (
 )
 
 func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.daemon.Shard(4 * time.Second)
 	w.engage("alpha", "beta")
 	provider := w.provider(nil)
@@ -50,7 +50,7 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 }
 
 func TestClustersOfASourceThatTheDaemonDoesNotKnowYetAreKept(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	for name, source := range map[string]string{"x#alpha": "x", "x#beta": "x", "y#gamma": "y"} {
 		w.daemon.Engage(discovery.Cluster{Name: name, Source: source, Endpoint: w.api.Endpoint("any")})
 	}

@@ -22,7 +22,7 @@ import (
 // tests/end_to_end/real/test_go_provider.py.
 
 func TestProviderHasNoClustersInitially(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	provider := w.provider(nil)
 	w.start(w.manager(provider, nil))
 	within(t, "the ready check", func() error { return provider.ReadyCheck()(nil) })
@@ -32,7 +32,7 @@ func TestProviderHasNoClustersInitially(t *testing.T) {
 }
 
 func TestProviderOffersTheSameInstanceUntilRemoval(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	provider := w.provider(nil)
 	mgr := w.manager(provider, nil)
 	w.start(mgr)
@@ -47,7 +47,7 @@ func TestProviderOffersTheSameInstanceUntilRemoval(t *testing.T) {
 }
 
 func TestProviderReconcilesExistingNewAndUpdatedObjects(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.animal("alpha", "dog")
 	w.animal("beta", "cat")
 	w.engage("alpha", "beta")
@@ -68,7 +68,7 @@ func typeOf(object client.Object) []string {
 	return []string{object.(*corev1.ConfigMap).Data["type"]}
 }
 
-func listHumans(ctx context.Context, w *world, provider mc.Provider, project mc.ClusterName, want int) {
+func listHumans(ctx context.Context, w *environment, provider mc.Provider, project mc.ClusterName, want int) {
 	w.t.Helper()
 	within(w.t, "the human by the index", func() error {
 		cl, err := provider.Get(ctx, project)
@@ -89,7 +89,7 @@ func listHumans(ctx context.Context, w *world, provider mc.Provider, project mc.
 }
 
 func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.put("alpha", "anna", map[string]string{"type": "human"})
 	w.put("alpha", "rex", map[string]string{"type": "animal"})
 	w.put("beta", "ben", map[string]string{"type": "human"})
@@ -106,7 +106,7 @@ func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
 }
 
 func TestProviderIndexesClustersThatRun(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.put("alpha", "anna", map[string]string{"type": "human"})
 	w.put("beta", "ben", map[string]string{"type": "human"})
 	w.engage("alpha")
@@ -134,7 +134,7 @@ func TestProviderIndexesClustersThatRun(t *testing.T) {
 
 // With controller-runtime 0.23 the cluster is made again; with 0.24 the index is added to an informer that syncs later.
 func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.engage("alpha", "beta")
 	provider := w.provider(func(o *multicluster.Options) { o.SyncTimeout = 500 * time.Millisecond })
 	w.start(w.manager(provider, nil))
@@ -157,7 +157,7 @@ func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
 }
 
 func TestProviderFollowsAMovedEndpoint(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.engage("alpha")
 	provider := w.provider(nil)
 	mgr := w.manager(provider, nil)
@@ -184,7 +184,7 @@ func TestProviderFollowsAMovedEndpoint(t *testing.T) {
 }
 
 func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.engage("alpha")
 	provider := w.provider(nil)
 	mgr, noted := w.manager(provider, nil), &engagements{}
@@ -207,7 +207,7 @@ func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
 }
 
 func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.engage("alpha", "beta", "gamma")
 	provider := w.provider(nil)
 	mgr, noted := w.manager(provider, nil), &engagements{}
@@ -225,7 +225,7 @@ func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
 }
 
 func TestProviderHandlesConcurrentCalls(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	names := make([]string, 20)
 	for i := range names {
 		names[i] = fmt.Sprintf("cluster-%d", i)
@@ -272,7 +272,7 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 }
 
 func TestProviderRunsInsideMulti(t *testing.T) {
-	w := anyWorld(t)
+	w := anyEnvironment(t)
 	w.engage("alpha", "beta")
 	w.put("alpha", "anna", map[string]string{"type": "human"})
 	first, second := w.provider(nil), w.provider(func(o *multicluster.Options) {

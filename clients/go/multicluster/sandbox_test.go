@@ -23,7 +23,7 @@ func TestAgainstDaemon(t *testing.T) {
 	if address == "" {
 		t.Skip(addressVariable + " is not set: tests/end_to_end/go_modules sets it")
 	}
-	w := newWorld(t) // its API server has the manager's own cluster alone
+	w := newEnvironment(t) // its API server has the manager's own cluster alone
 	daemon, err := discovery.Dial(discovery.Options{Address: address})
 	if err != nil {
 		t.Fatal(err)

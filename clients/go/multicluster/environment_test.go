@@ -55,28 +55,28 @@ type site interface {
 	data(project, name string) map[string]string
 }
 
-// world is a site with the objects of a test. The daemon and the API server are nil on a real site.
-type world struct {
+// environment is a site with the objects of a test. The daemon and the API server are nil on a real site.
+type environment struct {
 	site
 	t      *testing.T
 	daemon *discoverytest.Daemon
 	api    *apitest.Server
 }
 
-// anyWorld returns a world on real servers if the environment has them, and otherwise one in memory.
-func anyWorld(t *testing.T) *world {
+// anyEnvironment returns a environment on real servers if the environment has them, and otherwise one in memory.
+func anyEnvironment(t *testing.T) *environment {
 	t.Helper()
 	if path := os.Getenv(realVariable); path != "" {
-		return &world{t: t, site: newRealSite(t, path)}
+		return &environment{t: t, site: newRealSite(t, path)}
 	}
-	return newWorld(t)
+	return newEnvironment(t)
 }
 
-func newWorld(t *testing.T) *world {
+func newEnvironment(t *testing.T) *environment {
 	t.Helper()
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
-	w := &world{t: t, daemon: discoverytest.New(t), api: api}
+	w := &environment{t: t, daemon: discoverytest.New(t), api: api}
 	w.site = memorySite{w}
 	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
 		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
@@ -86,7 +86,7 @@ func newWorld(t *testing.T) *world {
 
 func token(project string, number int) string { return fmt.Sprintf("%s-%d", project, number) }
 
-func (w *world) kubeconfig(project, token string) []byte {
+func (w *environment) kubeconfig(project, token string) []byte {
 	return fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
 		"clusters": [{"name": "c", "cluster": {"server": %q, "certificate-authority-data": %q}}],
@@ -94,12 +94,12 @@ func (w *world) kubeconfig(project, token string) []byte {
 		w.api.Endpoint(project), base64.StdEncoding.EncodeToString(w.api.CA()), token)
 }
 
-func (w *world) config() *rest.Config {
+func (w *environment) config() *rest.Config {
 	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: w.api.CA()}}
 }
 
 // provider returns a provider with the identity of the site, unless the options have another.
-func (w *world) provider(change func(*multicluster.Options)) *multicluster.Provider {
+func (w *environment) provider(change func(*multicluster.Options)) *multicluster.Provider {
 	w.t.Helper()
 	options := multicluster.Options{Client: w.client(), Registerer: prometheus.NewRegistry(), Logger: logger()}
 	w.identify(&options)
@@ -116,7 +116,7 @@ func (w *world) provider(change func(*multicluster.Options)) *multicluster.Provi
 func withKubeconfigs(o *multicluster.Options) { o.ProjectRestConfig, o.Kubeconfigs = nil, true }
 
 // manager returns a manager, whose own cluster is a project of the API server.
-func (w *world) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
+func (w *environment) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
 	w.t.Helper()
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
 	if change != nil {
@@ -137,7 +137,7 @@ type running struct {
 }
 
 // start starts a manager, which is stopped with the test at the latest.
-func (w *world) start(mgr mcmanager.Manager) *running {
+func (w *environment) start(mgr mcmanager.Manager) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{stop: cancel, done: make(chan struct{})}
 	go func() {
@@ -165,7 +165,7 @@ type feeder struct {
 	saw map[string]int
 }
 
-func (w *world) feeder(mgr mcmanager.Manager) *feeder {
+func (w *environment) feeder(mgr mcmanager.Manager) *feeder {
 	w.t.Helper()
 	f := &feeder{mgr: mgr, saw: map[string]int{}}
 	skip := true
@@ -198,12 +198,12 @@ func (f *feeder) Reconcile(ctx context.Context, request mcreconcile.Request) (re
 	return reconcile.Result{}, cl.GetClient().Update(ctx, found)
 }
 
-func (w *world) animal(project, name string) {
+func (w *environment) animal(project, name string) {
 	w.put(project, name, map[string]string{"type": "animal"})
 }
 
 // untilFed waits until the controller has fed an animal.
-func (w *world) untilFed(project, name string) {
+func (w *environment) untilFed(project, name string) {
 	w.t.Helper()
 	within(w.t, name+" in "+project+" to be fed", func() error {
 		found := w.data(project, name)
@@ -218,7 +218,7 @@ func (w *world) untilFed(project, name string) {
 }
 
 // untilReleased waits until the daemon has disengaged a draining cluster.
-func (w *world) untilReleased(name string) {
+func (w *environment) untilReleased(name string) {
 	w.t.Helper()
 	client := w.client()
 	within(w.t, name+" to be released", func() error {
@@ -231,7 +231,7 @@ func (w *world) untilReleased(name string) {
 }
 
 // untilGot waits until the provider has a cluster, and returns it.
-func (w *world) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
+func (w *environment) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
 	w.t.Helper()
 	within(w.t, "cluster "+name.String(), func() (err error) {
 		found, err = provider.Get(context.Background(), name)
@@ -240,7 +240,7 @@ func (w *world) untilGot(provider mc.Provider, name mc.ClusterName) (found clust
 	return found
 }
 
-func (w *world) untilGone(provider mc.Provider, name mc.ClusterName) {
+func (w *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
 	w.t.Helper()
 	within(w.t, "cluster "+name.String()+" to be gone", func() error {
 		_, err := provider.Get(context.Background(), name)
@@ -299,7 +299,7 @@ func (e *engagements) context(name mc.ClusterName) context.Context {
 	return e.live[name]
 }
 
-func (w *world) untilEngaged(e *engagements, want ...mc.ClusterName) {
+func (w *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
 	w.t.Helper()
 	within(w.t, fmt.Sprintf("%v to be engaged", want), func() error {
 		if got := e.names(); !slices.Equal(got, want) {
