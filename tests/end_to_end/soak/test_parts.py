@@ -146,7 +146,7 @@ async def test_piece_continues_with_objects_and_state_of_the_one_before(tmp_path
             found = await soak.run(0.0, saved)
             assert found.failures == []
             assert found.restored == piece
-            names.append(set(soak._world.upstream.names()))
+            names.append(set(soak._writer.upstream.names()))
         saved.add(found)
     assert names[0] == names[1]
     assert [each.restored for each in saved.reports()] == [0, 1]
