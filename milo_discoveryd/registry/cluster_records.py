@@ -51,8 +51,6 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
     """What scopes go by, where the object was last seen in a state in which it is not to be engaged."""
     former: Cluster | None = None
     """The cluster as it was last engaged, if it no longer is."""
-    grace_until: float | None = None
-    """The object is not ready; the cluster stays engaged until then in case it becomes ready again."""
     past: tuple[Transition, ...] = ()
     """Earlier transitions, oldest first. That to the present engagement is derived from the cluster."""
 
@@ -109,3 +107,7 @@ class ClusterRecords(Protocol):
     def clusters(self) -> Iterator[Cluster]: ...
 
     def needs_probe(self, name: str, incarnation: int) -> bool: ...
+
+    def grace_until(self, name: str) -> float | None:
+        """Return until when a cluster whose object is not ready stays engaged in case it becomes ready again, in Unix
+        time; None if nothing keeps it."""

@@ -131,6 +131,9 @@ class _Records:
     def needs_probe(self, name: str, incarnation: int) -> bool:
         return self._fleets[_source(name)].registry.needs_probe(name, incarnation)
 
+    def grace_until(self, name: str) -> float | None:
+        return self._fleets[_source(name)].registry.grace_until(name)
+
 
 class _Reports:
     def __init__(self, fleet: CombinedFleet) -> None:

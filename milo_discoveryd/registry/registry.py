@@ -64,6 +64,8 @@ class Registry:
         self._refused = refused
         self._claims = UidClaims()
         self._not_ready = not_ready or NotReadyClusters()
+        self._grace_until: dict[str, float] = {}
+        """As `grace_until` returns it. Records have no field for what few of them need."""
         self._records: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
         """Names of absent objects, oldest first. The latest are kept for explanations."""
@@ -180,6 +182,9 @@ class Registry:
     def not_ready_held_count(self) -> int:
         return self._not_ready.held_count
 
+    def grace_until(self, name: str) -> float | None:
+        return self._grace_until.get(name)
+
     def extend_graces(self, lost_at: float, now: Moment) -> None:
         """Do not count the time since `lost_at`, in which the source sent nothing, towards the graces that ran then."""
         self._postponed(self._not_ready.extend(lost_at, now.steady), now)
@@ -198,7 +203,7 @@ class Registry:
         for name in names:
             until = self._not_ready.until(name)
             assert until is not None, "it is postponed"
-            self._records[name].grace_until = now.wall + until - now.steady
+            self._grace_until[name] = now.wall + until - now.steady
 
     def drain(self, name: str, reason: DisengageReason, message: str, timeout_s: float, now: Moment) -> Iterable[Event]:
         """Disengage a cluster after the subscribers that confirm releases have released it, or after `timeout_s`.
@@ -315,6 +320,7 @@ class Registry:
         self._records.clear()
         self._absent.clear()
         self._not_ready.clear()
+        self._grace_until.clear()
         self._claims.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
@@ -497,7 +503,7 @@ class Registry:
             return self._end(record, reason, message, now)
         name = cluster.target.name
         self._not_ready.ended(name)
-        record.grace_until = None
+        self._grace_until.pop(name, None)
         # A record that drains must not be dropped as one of too many absent ones.
         self._absent.pop(name, None)
         draining = Draining(reason, message, now.wall + timeout_s)
@@ -509,7 +515,7 @@ class Registry:
             return ()
         name = cluster.target.name
         self._not_ready.ended(name)
-        record.grace_until = None
+        self._grace_until.pop(name, None)
         if cluster.draining is not None:
             self.releases.end(name)
             self._note_absent(name, record.state)
@@ -541,7 +547,7 @@ class Registry:
         record.state, record.since = state, now.wall
         if state is not ObjectState.NOT_READY:
             self._not_ready.forget(name)
-            record.grace_until = None
+            self._grace_until.pop(name, None)
         self._note_absent(name, state)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:

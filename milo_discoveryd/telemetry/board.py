@@ -192,7 +192,8 @@ class StatusBoard:
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
         waits_for = [each.key.name for each in self._fleet.releases_of(name).awaited(name)]
-        return _row(name, record, self._fleet.pending_reports.explain(name), waits_for)
+        is_graced = self._fleet.registry.grace_until(name) is not None
+        return _row(name, record, self._fleet.pending_reports.explain(name), waits_for, is_graced=is_graced)
 
     def _explanation(self, name: str) -> ClusterExplanation:
         record = self._fleet.registry[name]
@@ -292,7 +293,14 @@ def _without_message(health: SourceHealth) -> SourceHealth:
     return msgspec.structs.replace(health, problem="failing" if health.problem else "")
 
 
-def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str]) -> ClusterRow:
+def _row(
+    name: str,
+    record: ClusterRecord,
+    suspicion: tuple[float, str] | None,
+    waits_for: Sequence[str],
+    *,
+    is_graced: bool,
+) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
     fields = record.present or target
     return ClusterRow(
@@ -303,16 +311,18 @@ def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None, 
         unreachable=is_unreachable(record),
         organization="" if fields is None else fields.organization,
         endpoint=target.endpoint if target is not None and record.engaged else "",
-        notes=tuple(_notes(record, suspicion, waits_for)),
+        notes=tuple(_notes(record, suspicion, waits_for, is_graced=is_graced)),
     )
 
 
-def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str]) -> Iterator[str]:
+def _notes(
+    record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str], *, is_graced: bool
+) -> Iterator[str]:
     if record.message:
         yield record.message
     if suspicion is not None:
         yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
-    if record.grace_until is not None:
+    if is_graced:
         yield "not ready; engaged for now, by not_ready_grace or removals.hold_not_ready"
     cluster = record.cluster
     if cluster is None:

@@ -83,11 +83,13 @@ def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus
     )
 
 
-def engagement(record: ClusterRecord, confirming: str | None, elsewhere: str | None = None) -> pb.Engagement:
+def engagement(
+    record: ClusterRecord, confirming: str | None, elsewhere: str | None = None, grace_until: float | None = None
+) -> pb.Engagement:
     """Convert an engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why the cluster
-    is not this daemon's to engage; None if it is.
+    is not this daemon's to engage; None if it is. `grace_until`: as `ClusterRecords.grace_until` returns it.
     """
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
@@ -95,8 +97,8 @@ def engagement(record: ClusterRecord, confirming: str | None, elsewhere: str | N
         message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
     elif record.cluster is not None and (draining := record.cluster.draining) is not None:
         reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state, elsewhere)
-    elif record.grace_until is not None:
-        message += f"; it stays engaged until {rfc3339(record.grace_until)} in case it becomes ready again"
+    elif grace_until is not None:
+        message += f"; it stays engaged until {rfc3339(grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
         message = "its condition is True"
         since = record.latest.engaged_at

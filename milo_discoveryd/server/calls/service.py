@@ -165,8 +165,9 @@ class Service:
         pending = self._fleet.pending_reports.explain(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
         elsewhere = None if fleet is None else fleet.registry.assigned_elsewhere(name)
-        engagement = convert.engagement(record, confirming, elsewhere)
-        if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
+        grace_until = self._fleet.registry.grace_until(name)
+        engagement = convert.engagement(record, confirming, elsewhere, grace_until)
+        if grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if fleet is not None and (unusable := fleet.problem_of(name)):
             stays = "it stays as last known: " if record.engaged else ""

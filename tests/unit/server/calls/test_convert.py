@@ -130,7 +130,7 @@ def test_every_source_state_has_an_enum_value(state: SourceState) -> None:
 # --- engagement ---
 
 
-def record(state: ObjectState, *, engaged: bool = False, grace_until: float | None = None) -> ClusterRecord:
+def record(state: ObjectState, *, engaged: bool = False) -> ClusterRecord:
     return ClusterRecord(
         uid="u",
         version="7",
@@ -138,12 +138,13 @@ def record(state: ObjectState, *, engaged: bool = False, grace_until: float | No
         since=100.0,
         message="its message",
         cluster=SMALL if engaged else None,
-        grace_until=grace_until,
     )
 
 
-def engagement(of: ClusterRecord, confirming: str | None = None) -> tuple[bool, str, str, int]:
-    message = convert.engagement(of, confirming)
+def engagement(
+    of: ClusterRecord, confirming: str | None = None, grace_until: float | None = None
+) -> tuple[bool, str, str, int]:
+    message = convert.engagement(of, confirming, grace_until=grace_until)
     return message.engaged, pb.Engagement.Reason.Name(message.reason), message.message, message.since.seconds
 
 
@@ -186,7 +187,7 @@ def test_engagement_of_unengaged_cluster_is_never_confirming() -> None:
 
 
 def test_engagement_within_not_ready_grace_says_until_when() -> None:
-    assert engagement(record(ObjectState.NOT_READY, engaged=True, grace_until=1_700_000_000.9)) == (
+    assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",
         "its message; it stays engaged until 2023-11-14T22:13:20Z in case it becomes ready again",
