@@ -102,7 +102,7 @@ class CallContext:
         return None if grant is None or grant.terms is None else Recipient(self.caller, grant.rule, grant.terms)
 
     def require_rule(self) -> None:
-        """Require the right. Raises PermissionDeniedError."""
+        """Require a rule that matches the caller. Raises PermissionDeniedError."""
         if self.grant is None:
             known = ", ".join(
                 f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
@@ -112,7 +112,7 @@ class CallContext:
             )
 
     def require_kubeconfigs(self) -> Recipient:
-        """Require the right. Raises PermissionDeniedError."""
+        """Require the right to kubeconfigs. Raises PermissionDeniedError."""
         self.require_rule()
         recipient = self.recipient
         if recipient is None:
