@@ -109,7 +109,7 @@ class Daemon:
         self._journal = Journal(self._metrics, self._audit)
         self._reloading: ConfigReloader | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
-        self._log = ChangeLog(encoder(self._epoch), retention)
+        self._log = ChangeLog(encoder(self._epoch), retention, epoch=self._epoch)
         self._fleet: Fleet
         self._group: ShardGroup | None = None
         self._shard: ShardGroup | None = None

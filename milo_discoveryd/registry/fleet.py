@@ -7,7 +7,7 @@ comes from its callers: it is the time of their event loop.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -167,6 +167,9 @@ class SourceFleet(Fleet):
         """When the source was last heard of, while it is lost."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
+        self.restored_positions: Mapping[str, int] = {}
+        """By earlier run of the daemon, the revision up to which its subscribers know nothing that the restored fleet
+        lacks."""
         self._is_assigned = True
         """Whether it is known which clusters are this daemon's to engage."""
 

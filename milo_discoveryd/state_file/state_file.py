@@ -75,14 +75,17 @@ class StateFile:
         changed: WaitForChange,
         highest_version: Callable[[], str] = lambda: "",
         objects: Callable[[], Iterable[StoredObject]] = tuple,
+        positions: Callable[[], dict[str, int]] = dict,
     ) -> None:
-        """Save what `fleet` and `objects` return after each change, and once more when cancelled.
+        """Save what the callables return after each change, and once more when cancelled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
 
         def stored() -> StoredFleet:
-            return StoredFleet(self._origin, time.time(), tuple(fleet()), highest_version(), tuple(objects()))
+            return StoredFleet(
+                self._origin, time.time(), tuple(fleet()), highest_version(), tuple(objects()), positions()
+            )
 
         succeeded = True
         await changed()

@@ -12,6 +12,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.modes.mode import FileObject
 from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import SourceFleet
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
 from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet, StoredObject
 from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
@@ -33,9 +34,14 @@ class FleetStore(Protocol):
         changed: Callable[[], Awaitable[None]],
         highest_version: Callable[[], str],
         objects: Callable[[], Iterable[StoredObject]],
+        positions: Callable[[], dict[str, int]],
     ) -> None:
         """Save what the others return each time that `changed` returns, until cancelled."""
 
+
+EARLIER_RUNS = 20
+"""How many earlier runs of the daemon the state file names."""
+ANY_REVISION = 2**63 - 1
 
 PlaceOf = Callable[[Target], tuple[str, ...]]
 """Returns `Target.place` of a stored cluster. Raises ValueError for one that is not to be restored."""
@@ -140,7 +146,10 @@ class _FleetStorage:
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
-        self._fleet.restore(restorable(stored.clusters, place_of), stored.objects, status)
+        restored = list(restorable(stored.clusters, place_of))
+        if len(restored) == len(stored.clusters):
+            self._fleet.restored_positions = stored.positions
+        self._fleet.restore(restored, stored.objects, status)
         self._fleet.expect_subscribers()
         return status, stored.highest_version
 
@@ -165,7 +174,21 @@ class _FleetStorage:
                     await waiter.wait(3600.0)
                 saved_at = self._fleet.log.head
 
-            await self._store.save_changes(engaged, changed, highest_version, self._fleet.stored_objects)
+            await self._store.save_changes(
+                engaged, changed, highest_version, self._fleet.stored_objects, lambda: positions(self._fleet)
+            )
+
+
+def positions(fleet: SourceFleet) -> dict[str, int]:
+    """Return, by run of the daemon, the revision up to which its subscribers know nothing that a state file lacks."""
+    registry = fleet.registry
+    # Neither drains nor what declared clusters have beyond the common fields are stored, and both are sent.
+    if registry.releases or not all(type(cluster.target) is Target for cluster in registry.clusters()):
+        return {}
+    earlier = fleet.restored_positions
+    if not fleet.is_restored:
+        earlier = dict.fromkeys(earlier, ANY_REVISION)
+    return {**dict([*earlier.items()][-EARLIER_RUNS:]), fleet.log.epoch: fleet.log.head}
 
 
 def restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:

@@ -17,7 +17,7 @@ from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter, without_sources
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.fleet import Fleet, SourceFleet
 from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
@@ -90,8 +90,8 @@ class WatchStream:
         """The revision of the last batch, or the one that the subscriber resumed from."""
         self._source: tuple[tuple[SourceState, str], ...] = ()
         """The states of the sources that the subscriber was last sent."""
-        position = parse(asked.resume_revision)
-        self._resumes_another_run = bool(asked.resume_revision) and (position is None or position.epoch != epoch)
+        self._resumes = parse(asked.resume_revision)
+        """Where the subscriber stands, in this run or in an earlier one."""
         self._pending = self._pending_sources()
         """The sources that the subscriber is not shown yet."""
         self._send_deadline: Deadline
@@ -191,8 +191,17 @@ class WatchStream:
         Clusters from the state file may lack some that the subscriber knows from another run; they would look deleted.
         """
         return frozenset(
-            each.name for each in self._sources if not each.synced or (each.is_restored and self._resumes_another_run)
+            each.name for each in self._sources if not each.synced or (each.is_restored and self._may_know_more(each))
         )
+
+    def _may_know_more(self, restored: SourceFleet) -> bool:
+        """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
+        if not self._asked.resume_revision:
+            return False
+        known = self._resumes
+        if known is None:
+            return True
+        return known.epoch != self._epoch and known.revision > restored.restored_positions.get(known.epoch, -1)
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()

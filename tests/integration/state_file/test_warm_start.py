@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discovery import DiscoveryClient, EventType, SourceState
+from milo_discovery import DiscoveryClient, Event, EventType, SourceState
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode, encode
@@ -102,6 +102,30 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
             assert set(watch.clusters) == {"alpha", "beta"}
         following.cancel()
     assert event_types == [EventType.ENGAGED, EventType.ENGAGED]
+
+
+async def test_resuming_subscriber_is_served_from_a_state_file_that_has_all_that_it_knows(setting: Setting) -> None:
+    """Also after another restart during the outage, and at once, whatever the source does."""
+    async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
+        items: list[str] = []
+
+        async def follow() -> None:
+            async for item in watch.feed():
+                items.append(item.type.name if isinstance(item, Event) else type(item).__name__)  # noqa: PERF401
+
+        following = tasks.create_task(follow())
+        async with setting.daemon():
+            await eventually(lambda: items.count("ENGAGED") == 2)
+        await setting.sandbox.stop()
+        for restarts in (1, 2):
+            async with setting.daemon():
+                await eventually(lambda: items.count("Synced") == 1 + restarts)  # noqa: B023
+                assert watch.source is not None
+                assert watch.source.state is SourceState.STALE
+                assert set(watch.clusters) == {"alpha", "beta"}
+        following.cancel()
+    assert items.count("ENGAGED") == 2
+    assert "DISENGAGED" not in items
 
 
 async def test_truncated_state_file_is_ignored(setting: Setting) -> None:

@@ -121,9 +121,12 @@ class Disk:
         changed: Callable[[], Awaitable[None]],
         highest_version: Callable[[], str],
         objects: Callable[[], Iterable[StoredObject]],
+        positions: Callable[[], dict[str, int]],
     ) -> None:
         def write() -> None:
-            self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version(), tuple(objects())))
+            self.data = encode(
+                StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version(), tuple(objects()), positions())
+            )
 
         self.is_killed = False
         await changed()
@@ -240,7 +243,7 @@ class Daemon:
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = DirectFleet(
-            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots, epoch=epoch),
             PendingDeletions(random.random),
             self.ledger,
             not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),

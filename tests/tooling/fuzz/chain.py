@@ -184,10 +184,11 @@ class _Store:
         changed: Callable[[], Awaitable[None]],
         highest_version: Callable[[], str],
         objects: Callable[[], Iterable[StoredObject]],
+        positions: Callable[[], dict[str, int]],
     ) -> None:
         while True:
             await changed()
-            stored = StoredFleet(ORIGIN, 1.0, tuple(fleet()), highest_version(), tuple(objects()))
+            stored = StoredFleet(ORIGIN, 1.0, tuple(fleet()), highest_version(), tuple(objects()), positions())
             found = decode(encode(stored), ORIGIN)
             # Of a declared cluster, the file has the fields that all modes share.
             assert decode(encode(found), ORIGIN) == found

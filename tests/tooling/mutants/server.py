@@ -316,4 +316,20 @@ MUTANTS = (
         "    if False:\n",
         ("tests/unit/server/calls/test_releases.py",),
     ),
+    Mutant(
+        "a subscriber of an earlier run waits although the state file has all that it knows",
+        "server/calls/stream.py",
+        "return known.epoch != self._epoch and known.revision >",
+        "return known.epoch != self._epoch or known.revision >",
+        ("tests/integration/state_file/test_warm_start.py",),
+        is_async=True,
+    ),
+    Mutant(
+        "a state file is served to subscribers that know more",
+        "server/calls/stream.py",
+        "known.revision > restored.restored_positions.get(known.epoch, -1)",
+        "known.revision < restored.restored_positions.get(known.epoch, -1)",
+        ("tests/integration/state_file/test_warm_start.py",),
+        is_async=True,
+    ),
 )

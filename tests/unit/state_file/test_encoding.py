@@ -29,7 +29,7 @@ def kept(name: str) -> StoredCluster:
     return StoredCluster(f"uid-{name}", target, 1000.25)
 
 
-IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")))
+IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")), positions={"0123456789abcdef": 7})
 
 
 def test_state_round_trips() -> None:
