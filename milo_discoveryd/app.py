@@ -109,7 +109,7 @@ class Daemon:
         self._journal = Journal(self._metrics, self._audit)
         self._reloading: ConfigReloader | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
-        self._log = ChangeLog(encoder(self._epoch), retention, epoch=self._epoch)
+        self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
         self._group: ShardGroup | None = None
         self._shard: ShardGroup | None = None
@@ -265,7 +265,7 @@ class Daemon:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(configured, self._fleet.sources, strict=True):
-                    tasks.create_task(each.follow(fleet, sources), name=f"discover {each.name}".rstrip())
+                    tasks.create_task(each.follow(fleet, sources, self._epoch), name=f"discover {each.name}".rstrip())
 
     async def _evict_frames(self) -> None:
         while True:

@@ -79,11 +79,7 @@ class ChangeLog:
         batch_bytes: int = BATCH_BYTES,
         stale_slots: int = STALE_SLOTS,
         stretch: int = STRETCH,
-        *,
-        epoch: str = "",
     ) -> None:
-        """`epoch` identifies the run of the daemon, whose revisions are those of no other run."""
-        self.epoch = epoch
         self._encode = encode
         self._retention = retention
         self.batch_bytes = batch_bytes

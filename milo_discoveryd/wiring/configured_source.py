@@ -34,8 +34,8 @@ class ConfiguredSource:
         self.files = KubeconfigFiles(self.mode) if isinstance(self.mode, FileMode) else None
         """The files of a source that has no API server."""
 
-    async def follow(self, fleet: SourceFleet, credentials: Sources) -> None:
-        """Follow the source until cancelled."""
+    async def follow(self, fleet: SourceFleet, credentials: Sources, epoch: str) -> None:
+        """Follow the source until cancelled. `epoch` identifies the run of the daemon."""
         if isinstance(self.mode, FixedMode):
             assert isinstance(fleet, DirectFleet)
             targets = [keyed_target(each, self.name) for each in self.mode.targets()]
@@ -45,7 +45,7 @@ class ConfiguredSource:
         if isinstance(self.mode, FileMode):
             assert self.files is not None
             assert isinstance(fleet, ReducedFleet)
-            discovery_of_files = FileDiscovery(fleet, self._state_file(self.project))
+            discovery_of_files = FileDiscovery(fleet, self._state_file(self.project), epoch)
             await discovery_of_files.run(self.files, observe_file(self.name), place_of(self.mode, self.name))
             return
         source = self.settings.source
@@ -69,6 +69,7 @@ class ConfiguredSource:
         discovery = Discovery(
             fleet,
             self._state_file(upstream),
+            epoch=epoch,
             policy=policy,
             jitter=random.random,
             connect_timeout_s=source.connect_timeout.total_seconds(),

@@ -57,7 +57,7 @@ class FollowedCollection(NamedTuple):
 class Discovery:
     """The tasks that follow collections of an API server, and store the fleet.
 
-    `jitter` returns random numbers in [0, 1).
+    `epoch` identifies the run of the daemon, and `jitter` returns random numbers in [0, 1).
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class Discovery:
         fleet: DirectFleet | ReducedFleet,
         store: FleetStore | None,
         *,
+        epoch: str,
         policy: ReflectorPolicy,
         jitter: Callable[[], float],
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
         self._fleet = fleet
-        self._storage = _FleetStorage(fleet, store)
+        self._storage = _FleetStorage(fleet, store, epoch)
         self._policy = policy
         self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
@@ -111,9 +112,9 @@ class Discovery:
 class FileDiscovery:
     """The tasks that follow kubeconfig files, and store the fleet."""
 
-    def __init__(self, fleet: ReducedFleet, store: FleetStore | None) -> None:
+    def __init__(self, fleet: ReducedFleet, store: FleetStore | None, epoch: str) -> None:
         self._fleet = fleet
-        self._storage = _FleetStorage(fleet, store)
+        self._storage = _FleetStorage(fleet, store, epoch)
 
     async def run(
         self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], place_of: PlaceOf
@@ -130,8 +131,9 @@ class FileDiscovery:
 class _FleetStorage:
     """Restores a fleet from its store, and saves it there."""
 
-    def __init__(self, fleet: DirectFleet | ReducedFleet, store: FleetStore | None) -> None:
+    def __init__(self, fleet: DirectFleet | ReducedFleet, store: FleetStore | None, epoch: str) -> None:
         self._fleet = fleet
+        self._epoch = epoch
         self._store = store
 
     def restore(self, place_of: PlaceOf) -> tuple[SourceStatus | None, str]:
@@ -175,11 +177,15 @@ class _FleetStorage:
                 saved_at = self._fleet.log.head
 
             await self._store.save_changes(
-                engaged, changed, highest_version, self._fleet.stored_objects, lambda: positions(self._fleet)
+                engaged,
+                changed,
+                highest_version,
+                self._fleet.stored_objects,
+                lambda: positions(self._fleet, self._epoch),
             )
 
 
-def positions(fleet: SourceFleet) -> dict[str, int]:
+def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:
     """Return, by run of the daemon, the revision up to which its subscribers know nothing that a state file lacks."""
     registry = fleet.registry
     # Neither drains nor what declared clusters have beyond the common fields are stored, and both are sent.
@@ -188,7 +194,7 @@ def positions(fleet: SourceFleet) -> dict[str, int]:
     earlier = fleet.restored_positions
     if not fleet.is_restored:
         earlier = dict.fromkeys(earlier, ANY_REVISION)
-    return {**dict([*earlier.items()][-EARLIER_RUNS:]), fleet.log.epoch: fleet.log.head}
+    return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: fleet.log.head}
 
 
 def restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:

@@ -55,7 +55,13 @@ class Follower:
     async def run(self, kubeconfig: Path) -> None:
         mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
         discovery = Discovery(
-            self.fleet, None, policy=POLICY, jitter=lambda: 0.0, connect_timeout_s=5.0, request_timeout_s=5.0
+            self.fleet,
+            None,
+            epoch="run",
+            policy=POLICY,
+            jitter=lambda: 0.0,
+            connect_timeout_s=5.0,
+            request_timeout_s=5.0,
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
             projects = FollowedCollection(

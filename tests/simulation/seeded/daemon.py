@@ -243,7 +243,7 @@ class Daemon:
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = DirectFleet(
-            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots, epoch=epoch),
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
             PendingDeletions(random.random),
             self.ledger,
             not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
@@ -274,7 +274,13 @@ class Daemon:
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
-            self.fleet, disk, policy=policy, jitter=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+            self.fleet,
+            disk,
+            epoch=epoch,
+            policy=policy,
+            jitter=random.random,
+            connect_timeout_s=10.0,
+            request_timeout_s=30.0,
         )
         projects = FollowedCollection(WatchedCollection(RESOURCE), Decoder(KubeObject, observe, Malformed))
         self._discovering = asyncio.create_task(discovery.run(api, [projects], place_of), name=epoch)

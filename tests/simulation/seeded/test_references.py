@@ -133,6 +133,7 @@ class Simulation:
             policy=ReflectorPolicy(streaming_lists=self._random.random() < 0.5),
             jitter=self._random.random,
             connect_timeout_s=10.0,
+            epoch="run",
             request_timeout_s=30.0,
         )
         following = discovery.run(self._api, collections_of(SETTINGS, mode), place_of(mode))

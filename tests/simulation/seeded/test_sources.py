@@ -177,7 +177,13 @@ class Simulation:
     async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, mode: Any) -> None:
         policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)
         discovery = Discovery(
-            fleet, None, policy=policy, jitter=self._random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+            fleet,
+            None,
+            epoch="run",
+            policy=policy,
+            jitter=self._random.random,
+            connect_timeout_s=10.0,
+            request_timeout_s=30.0,
         )
         await discovery.run(upstream.api, collections_of(SETTINGS, mode, fleet.name), place_of(mode))
 

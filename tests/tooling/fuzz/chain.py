@@ -250,6 +250,7 @@ async def _run(script: Script, mode: Mode, *, streaming: bool) -> Outcome:
         policy=ReflectorPolicy(streaming_lists=streaming),
         jitter=lambda: 0.5,
         connect_timeout_s=10.0,
+        epoch="run",
         request_timeout_s=30.0,
     )
     settings: Any = SimpleNamespace(label_selector="")

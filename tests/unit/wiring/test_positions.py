@@ -21,7 +21,7 @@ STALE = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
 
 
 def fleet() -> DirectFleet:
-    log = ChangeLog(msgspec.json.encode, Retention(), epoch="this")
+    log = ChangeLog(msgspec.json.encode, Retention())
     return DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), drain_timeout_s=60.0)
 
 
@@ -33,23 +33,23 @@ def lists(of: DirectFleet, *seen: Ready) -> None:
 def test_positions_name_the_latest_revision_of_this_run() -> None:
     of = fleet()
     lists(of, ready("a", "1"), ready("b", "2"))
-    assert positions(of) == {"this": of.log.head}
+    assert positions(of, "this") == {"this": of.log.head}
 
 
 def test_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
     of = fleet()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)
-    assert positions(of) == {"before": 7, "this": of.log.head}
+    assert positions(of, "this") == {"before": 7, "this": of.log.head}
     lists(of, ready("a", "1"))
-    assert positions(of) == {"before": ANY_REVISION, "this": of.log.head}
+    assert positions(of, "this") == {"before": ANY_REVISION, "this": of.log.head}
 
 
 def test_positions_of_the_last_earlier_runs_are_kept() -> None:
     of = fleet()
     of.restored_positions = {f"run-{number}": 1 for number in range(100)}
     lists(of, ready("a", "1"))
-    assert [*positions(of)] == [*(f"run-{number}" for number in range(100 - EARLIER_RUNS, 100)), "this"]
+    assert [*positions(of, "this")] == [*(f"run-{number}" for number in range(100 - EARLIER_RUNS, 100)), "this"]
 
 
 def test_fleet_with_a_draining_cluster_has_no_positions() -> None:
@@ -59,7 +59,7 @@ def test_fleet_with_a_draining_cluster_has_no_positions() -> None:
     key = SubscriberKey("caller", "name")
     of.registry.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
     of.registry.drain("a", DisengageReason.REMOVED, "", 60.0, Moment(0.0, 0.0))
-    assert positions(of) == {}
+    assert positions(of, "this") == {}
 
 
 def test_declared_clusters_have_no_positions() -> None:
@@ -69,4 +69,4 @@ def test_declared_clusters_have_no_positions() -> None:
     fields = {name: getattr(seen.target, name) for name in seen.target.__struct_fields__}
     declared = DeclaredTarget(**fields, object_namespace="", object_name="a")
     lists(of, msgspec.structs.replace(seen, target=declared))
-    assert positions(of) == {}
+    assert positions(of, "this") == {}
