@@ -133,7 +133,7 @@ class ChangeLog:
         self._entries.clear()
         self._stale_slots = self._compacted_to = 0
         self._past_states.clear()
-        self._drop_slices()
+        self._slices.clear()
         self._snapshot = None
         self._index = None
         self.head += 1
@@ -334,15 +334,11 @@ class ChangeLog:
         entry.frame_type, entry.frame = None, b""
         self._revisions.append(self.head)
         self._entries.append(entry)
-        self._drop_slices()
+        self._slices.clear()
         while len(self._past_states) > self._retention.count:
             self._forget_oldest()
         if self._stale_slots >= self._stale_slots_allowed:
             self._compact()
-
-    def _drop_slices(self) -> None:
-        self._slices.clear()
-        self._fast_path.stretches.clear()
 
     def _compact(self) -> None:
         """Remove the stale slots of a part of the log. The next call continues where this one ended."""

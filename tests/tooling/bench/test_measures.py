@@ -28,6 +28,13 @@ KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
     "cli": {"cli.list_ms", "cli.credential_ms"},
     "api_clients": {f"api_clients.{kind}_{unit}" for kind in ("shared", "separate") for unit in ("kib", "ms")},
+    "log_caches": {
+        f"log_caches.{name}_us"
+        for name in (
+            *("first_snapshot", "second_snapshot", "shared_snapshot"),
+            *("normative_changes", "first_changes", "second_changes"),
+        )
+    },
     "parts": {
         f"parts.{name}"
         for name in ("decode_us", "decode_control_plane_us", "commit_us", "encode_us", "slice_us", "frame_bytes")

@@ -34,15 +34,15 @@ MUTANTS = (
     Mutant(
         "the fast path reads an entry that changed more than once",
         "registry/log_fast_path.py",
-        "if entry.revision != at:",
+        "if entry.revision != reached:",
         "if False:",
         CURSORS,
     ),
     Mutant(
         "a new cluster is sent as an update",
         "registry/log_fast_path.py",
-        "if cluster is None or cluster.incarnation > revision or cluster.draining is not None:",
-        "if cluster is None or cluster.draining is not None:",
+        "cluster is None or cluster.incarnation > revision or cluster.draining is not None",
+        "cluster is None or cluster.draining is not None",
         CURSORS,
     ),
     Mutant(
@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant(
         "the fast path for readers of everything reads an entry that changed more than once",
         "registry/log_fast_path.py",
-        "if entry.revision != at or cluster is None or",
+        "if entry.revision != reached or cluster is None or",
         "if cluster is None or",
         CURSORS,
     ),
@@ -69,8 +69,8 @@ MUTANTS = (
     Mutant(
         "a cluster that enters a filter is sent as an update",
         "registry/log_fast_path.py",
-        "(not may_differ or _matches(matches, entry.known_at(revision)))",
-        "True",
+        "entry.same_view_since > revision and _matches",
+        "False and _matches",
         CURSORS,
     ),
     Mutant(
