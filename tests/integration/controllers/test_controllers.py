@@ -179,6 +179,7 @@ async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
         assert (event["reason"], event["regarding"]["name"]) == ("Done", "one")
         plane.delete(WIDGETS, "one")
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
+        await eventually(lambda: cleaned)  # its response arrives after the object is gone
         assert cleaned[0]
         assert not any(cleaned[1:])
 

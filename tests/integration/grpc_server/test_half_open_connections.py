@@ -1,6 +1,6 @@
 """Half-open connections: each end detects that the network drops everything.
 
-Timeouts are divided by a hundred.
+Timeouts are divided by twenty, which leaves a busy machine enough to answer pings.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ OLD_PATIENCE_S = 60.0
 """gRPC's own part of these buffers."""
 
 
-def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+def twentieth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
     return tuple(
-        (name, value // 100 if name.endswith("_ms") and "backoff" not in name else value) for name, value in options
+        (name, value // 20 if name.endswith("_ms") and "backoff" not in name else value) for name, value in options
     )
 
 
 async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
+    monkeypatch.setattr(server, "OPTIONS", twentieth(server.OPTIONS))
     async with (
         a_harness(tmp_path, heartbeat_s=0.2) as harness,
         TcpProxy(harness.address.removeprefix("unix:")) as proxy,
@@ -53,7 +53,7 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
     peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Other subscribers receive each change while the half-open stream is still waiting."""
-    monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
+    monkeypatch.setattr(server, "OPTIONS", twentieth(server.OPTIONS))
     listener = Listener(name="here", address=UnixSocket(tmp_path / "d.sock"), peer_credentials=peer_credentials)
     async with a_harness(tmp_path, listeners=[listener]) as harness, TcpProxy(str(tmp_path / "d.sock")) as proxy:
         harness.listed(ready("alpha"))
@@ -77,7 +77,7 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
 
 
 async def test_client_leaves_half_open_daemon_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
+    monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", twentieth(client_library.CHANNEL_OPTIONS))
     async with a_harness(tmp_path) as harness, TcpProxy(harness.address.removeprefix("unix:")) as proxy:
         harness.listed(ready("alpha"))
         async with DiscoveryClient(f"127.0.0.1:{proxy.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 2):

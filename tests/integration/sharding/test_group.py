@@ -11,7 +11,7 @@ from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import Claim, Ownership
+from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.state import Timing
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
@@ -63,10 +63,10 @@ class Operator:
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
         for key in KEYS:
-            claim = ownership.decide(key).claim
-            if claim is Claim.OWNED:
+            state = ownership.decide(key).state
+            if state is KeyOwnership.OWNED:
                 self.engaged.add(key)
-            elif claim is Claim.FOREIGN and key in self.engaged:
+            elif state is KeyOwnership.FOREIGN and key in self.engaged:
                 self.engaged.discard(key)
                 self.draining |= {key} if self.holds else set()
             yield
