@@ -180,7 +180,7 @@ class DeclarativeMode:
         return (checked_url(stored.endpoint, self._definition.endpoint.hosts),)
 
     def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
-        """Return what an object says together with its Secret."""
+        """Return what an object and its Secret mean for the cluster."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)
         if server is None:

@@ -67,8 +67,8 @@ class Watch(msgspec.Struct, frozen=True):
     object_type: Any
     """`KubeObject`, or a type derived from it."""
     claims: Callable[[Any], Iterable[Claim]]
-    """Returns what an object says about clusters; nothing if it concerns none. Raises MalformedError for an object that
-    cannot be used: its previous claims remain valid."""
+    """Returns the claims that an object makes on clusters; none if it concerns none. Raises MalformedError for an
+    object that cannot be used: its previous claims remain valid."""
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
@@ -78,8 +78,8 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
     object_type: Any
     """See `Watch.object_type`."""
     content: Callable[[Any], Any]
-    """Returns what an object says to the claims that need it; None if nothing. Equal contents mean that nothing
-    changed. Raises MalformedError for an object that cannot be used: its previous content remains valid."""
+    """Returns the content of an object for the claims that need it; None if it has none. Equal contents mean that
+    nothing changed. Raises MalformedError for an object that cannot be used: its previous content remains valid."""
 
 
 @runtime_checkable
@@ -137,7 +137,7 @@ class FileMode(Protocol):
     def __init__(self, setting: Setting) -> None: ...
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
-        """Return what a file says. Raises MalformedError if it is the only one and says nothing of any cluster."""
+        """Return the clusters that a file describes. Raises MalformedError if it is the only one and describes none."""
 
     def context_of(self, key: str) -> tuple[str, str]:
         """Return the name of an object's file in the folder, and its context. Empty: the file itself, and the current

@@ -168,8 +168,8 @@ class SourceFleet(Fleet):
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
         self.restored_positions: Mapping[str, int] = {}
-        """By earlier run of the daemon, the revision up to which its subscribers know nothing that the restored fleet
-        lacks."""
+        """For each earlier run of the daemon: the revision up to which its subscribers know nothing that the restored
+        fleet lacks."""
         self._is_assigned = True
         """Whether it is known which clusters are this daemon's to engage."""
 

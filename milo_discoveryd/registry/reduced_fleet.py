@@ -75,7 +75,7 @@ class ObjectFeed(IntakeSink):
         self.source(status)
 
     def usable(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys and UIDs of the objects that say something, now or before they became unusable."""
+        """Yield the keys and UIDs of the objects that have content, now or before they became unusable."""
         return ((each.target.name, each.target.uid) for each in self._objects.clusters())
 
     def problem_of(self, key: str) -> str:
@@ -193,7 +193,7 @@ class ReducedFleet(SourceFleet):
 
 
 def _unread(stored: StoredObject) -> tuple[Ready, float]:
-    """Return a stored object as present; what it says is not known until it is seen again."""
+    """Return a stored object as present; its content is not known until it is seen again."""
     claims = tuple(Claim(name, UNREAD) for name in stored.clusters)
     unread = ClaimingObject(name=stored.key, uid=stored.uid, place=(), claims=claims, content=UNREAD)
     return Ready(stored.uid, "", unread), 0.0

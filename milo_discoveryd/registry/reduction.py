@@ -53,7 +53,7 @@ class Reduction:
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
         """The clusters with claims that need an object, whether or not it exists."""
         self._unread: set[ObjectReference] = set()
-        """Objects of an earlier run. What they say is not known yet."""
+        """Objects of an earlier run. Their content is not known yet."""
         self._is_listed = False
         """An object that is not known does not exist."""
 
@@ -90,7 +90,7 @@ class Reduction:
         return self._commit(dict.fromkeys([*unclaimed, *lacking]), now)
 
     def restore(self, watch: int, objects: Iterable[tuple[str, str, tuple[str, ...]]]) -> None:
-        """Start with the objects (key, UID, names of clusters) of an earlier run. What they say is not known yet."""
+        """Start with the objects (key, UID, names of clusters) of an earlier run. Their content is not known yet."""
         for key, uid, names in objects:
             self._unread.add((watch, key))
             self._named[watch, key] = names
@@ -134,7 +134,7 @@ class Reduction:
         return names
 
     def _observations(self, name: str) -> Iterator[Observation | ConfirmedDeletion]:
-        """Yield what all objects together say about a cluster, if they say anything."""
+        """Yield what all objects together mean for a cluster, if any claims it."""
         group, record = self._group(name), self._clusters[name]
         known = [claim for member, claim in group.members.items() if member not in self._unread]
         is_complete = len(known) == len(group.members)

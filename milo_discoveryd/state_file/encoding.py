@@ -49,7 +49,7 @@ class StoredFleet(msgspec.Struct, frozen=True):
     """The highest resource version seen, by which a restore of the API server from a backup is noticed."""
     objects: tuple[StoredObject, ...] = ()
     positions: dict[str, int] = {}
-    """By run of the daemon, the revision up to which its subscribers know nothing that is missing here."""
+    """For each run of the daemon: the revision up to which its subscribers know nothing that is missing here."""
 
 
 class StateFileError(ValueError):

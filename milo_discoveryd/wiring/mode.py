@@ -197,8 +197,8 @@ def _of_objects(watch: Watch | ReferencedWatch, label_selector: str, source: str
 
 def _content(key: str, metadata: Metadata, content: object) -> Observation:
     if content is None:
-        # The removal guard counts objects that say something, so those that say nothing do not hide a mass removal.
-        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has nothing of what others need")
+        # The removal guard counts objects with content, so that others do not hide a mass removal.
+        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a claim needs")
     referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content)
     return Ready(metadata.uid, metadata.resourceVersion, referenced)
 

@@ -186,7 +186,7 @@ class _FleetStorage:
 
 
 def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:
-    """Return, by run of the daemon, the revision up to which its subscribers know nothing that a state file lacks."""
+    """Return for each run of the daemon up to which revision its subscribers know nothing that a state file lacks."""
     registry = fleet.registry
     # Neither drains nor what declared clusters have beyond the common fields are stored, and both are sent.
     if registry.releases or not all(type(cluster.target) is Target for cluster in registry.clusters()):

@@ -63,7 +63,7 @@ type environment struct {
 	api    *apitest.Server
 }
 
-// anyEnvironment returns a environment on real servers if the environment has them, and otherwise one in memory.
+// anyEnvironment returns an environment on real servers if the environment has them, and otherwise one in memory.
 func anyEnvironment(t *testing.T) *environment {
 	t.Helper()
 	if path := os.Getenv(realVariable); path != "" {

@@ -10,7 +10,7 @@ class ServerTrust(msgspec.Struct):
 
     sends_bookmarks: bool = False
     is_known: bool = False
-    """It has listed, or has shown that it knows our version, since the last disconnect."""
+    """It has listed, or has shown that it knows the version of the last state, since the last disconnect."""
     highest_version: str = ""
     """The highest version seen, in this run or in the one that wrote the state file."""
 
@@ -18,8 +18,8 @@ class ServerTrust(msgspec.Struct):
     def expects_bookmarks(self) -> bool:
         """A server that sends bookmarks does so before long.
 
-        From one that may be another than before they are expected even if there were none: a watch from a version that
-        the server does not know is silent forever.
+        They are also expected from a server that may have been replaced, even if it has sent none: a watch from a
+        version that the server does not know is silent forever.
         """
         return self.sends_bookmarks or not self.is_known
 
