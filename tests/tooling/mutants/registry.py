@@ -314,7 +314,7 @@ MUTANTS = (
         "an empty list disengages everything without confirmation",
         "registry/intake.py",
         "                    self._pending_deletions.add(name, uid, now)\n            case HeldRemovals():",
-        "                    self._registry.commit([ConfirmedDeletion(name, uid)], Moment(now, now))\n            case HeldRemovals():",  # noqa: E501 - source code in a string
+        "                    self._registry.commit([ConfirmedDeletion(name, uid)], Moment(now, now))\n            case HeldRemovals():",
         INTAKE,
         GONE,
     ),
@@ -337,7 +337,7 @@ MUTANTS = (
         "an inconclusive result confirms a deletion",
         "registry/pending_deletions.py",
         "        if isinstance(result, Inconclusive):\n",
-        "        if isinstance(result, Inconclusive):\n            return ConfirmedDeletion(request.name, pending.uid)\n",  # noqa: E501 - source code in a string
+        "        if isinstance(result, Inconclusive):\n            return ConfirmedDeletion(request.name, pending.uid)\n",
         ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
@@ -525,7 +525,7 @@ MUTANTS = (
     Mutant(
         "a drain does not wait for a subscriber that disconnected",
         "registry/pending_releases.py",
-        "        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))\n",  # noqa: E501 - source code in a string
+        "        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))\n",
         "        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams)\n",
         RELEASES,
     ),
@@ -560,7 +560,7 @@ MUTANTS = (
     Mutant(
         "a planned end does not drain",
         "registry/registry.py",
-        "        if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):\n",  # noqa: E501 - source code in a string
+        "        if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):\n",
         "        if True:\n",
         DRAINING,
     ),
