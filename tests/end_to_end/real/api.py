@@ -41,7 +41,9 @@ class Api:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        # Not the default, with which a connection has 30 s: a busy test process takes longer.
+        timeout = aiohttp.ClientTimeout(total=300.0)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self
 
     async def __aexit__(
