@@ -43,7 +43,8 @@ class StateOrigin(msgspec.Struct, frozen=True):
 
 class StoredFleet(msgspec.Struct, frozen=True):
     origin: StateOrigin
-    written_at: float
+    current_at: float
+    """When the source was last followed, in Unix time: the file of a stale fleet is as old as the fleet."""
     clusters: tuple[StoredCluster, ...]
     highest_version: str = ""
     """The highest resource version seen, by which a restore of the API server from a backup is noticed."""
@@ -77,7 +78,7 @@ def decode(data: bytes, origin: StateOrigin) -> StoredFleet:
         fleet = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateFileError(f"invalid content: {error}") from error
-    if not all(map(math.isfinite, (fleet.written_at, *(each.engaged_at for each in fleet.clusters)))):
+    if not all(map(math.isfinite, (fleet.current_at, *(each.engaged_at for each in fleet.clusters)))):
         raise StateFileError("invalid content: a time is not finite")
     if fleet.origin != origin:
         raise StateFileError(f"written for another source ({fleet.origin}; this daemon's is {origin})")

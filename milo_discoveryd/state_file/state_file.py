@@ -8,16 +8,14 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from milo_discoveryd.log import log
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,
-    StoredCluster,
     StoredFleet,
-    StoredObject,
     decode,
     encode,
 )
@@ -35,7 +33,7 @@ class StateFile:
     def __init__(self, directory: Path, origin: StateOrigin, source: str = "") -> None:
         """`source` is the source's name if there are several."""
         self._path = directory / (f"fleet-{source}.state" if source else FILE)
-        self._origin = origin
+        self.origin = origin
         self._write_lock = threading.Lock()
 
     def load(self) -> StoredFleet | None:
@@ -51,7 +49,7 @@ class StateFile:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
         try:
-            return decode(data, self._origin)
+            return decode(data, self.origin)
         except StateFileError as error:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
@@ -69,34 +67,21 @@ class StateFile:
                 raise StateFileError(problem)
             return file.read()
 
-    async def save_changes(
-        self,
-        fleet: Callable[[], Iterable[StoredCluster]],
-        changed: WaitForChange,
-        highest_version: Callable[[], str] = lambda: "",
-        objects: Callable[[], Iterable[StoredObject]] = tuple,
-        positions: Callable[[], dict[str, int]] = dict,
-    ) -> None:
-        """Save what the callables return after each change, and once more when cancelled.
+    async def save_changes(self, fleet: Callable[[], StoredFleet], changed: WaitForChange) -> None:
+        """Save what `fleet` returns after each change, and once more when cancelled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
-
-        def stored() -> StoredFleet:
-            return StoredFleet(
-                self._origin, time.time(), tuple(fleet()), highest_version(), tuple(objects()), positions()
-            )
-
         succeeded = True
         await changed()
         try:
             while True:
                 started = time.monotonic()
-                succeeded = await asyncio.to_thread(self._write, stored(), succeeded)
+                succeeded = await asyncio.to_thread(self._write, fleet(), succeeded)
                 await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
                 await changed()
         finally:
-            self._write(stored(), succeeded)
+            self._write(fleet(), succeeded)
 
     def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
         """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""

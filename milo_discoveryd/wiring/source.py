@@ -14,7 +14,7 @@ from milo_discoveryd.modes.mode import FileObject
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.fleet import SourceFleet
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
-from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet, StoredObject
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
 from milo_discoveryd.watchers.file_driver import FileDriver
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
@@ -26,17 +26,13 @@ from milo_kube.reflect.wire import Decoder
 class FleetStore(Protocol):
     """Keeps the fleet over restarts of the daemon."""
 
+    @property
+    def origin(self) -> StateOrigin: ...
+
     def load(self) -> StoredFleet | None: ...
 
-    async def save_changes(
-        self,
-        fleet: Callable[[], Iterable[StoredCluster]],
-        changed: Callable[[], Awaitable[None]],
-        highest_version: Callable[[], str],
-        objects: Callable[[], Iterable[StoredObject]],
-        positions: Callable[[], dict[str, int]],
-    ) -> None:
-        """Save what the others return each time that `changed` returns, until cancelled."""
+    async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
+        """Save what `fleet` returns each time that `changed` returns, until cancelled."""
 
 
 EARLIER_RUNS = 20
@@ -141,7 +137,7 @@ class _FleetStorage:
         stored = None if self._store is None else self._store.load()
         if stored is None:
             return None, ""
-        age_s = max(0.0, time.time() - stored.written_at)
+        age_s = max(0.0, time.time() - stored.current_at)
         status = SourceStatus(
             SourceState.STALE,
             asyncio.get_running_loop().time() - age_s,
@@ -159,13 +155,16 @@ class _FleetStorage:
         """Save after the first complete list: a partial fleet must not replace the stored one."""
         if self._store is None:
             return
-        saved_at = -1
+        saved_at, clock, origin = -1, asyncio.get_running_loop().time, self._store.origin
 
-        def engaged() -> Iterator[StoredCluster]:
-            return (
-                StoredCluster(record.uid, cluster.target, cluster.engaged_at)
-                for record in self._fleet.registry.records()
-                if (cluster := record.cluster) is not None
+        def stored() -> StoredFleet:
+            return StoredFleet(
+                origin,
+                current_at(self._fleet.status, clock()),
+                tuple(self._engaged()),
+                highest_version(),
+                tuple(self._fleet.stored_objects()),
+                positions(self._fleet, self._epoch),
             )
 
         with self._fleet.notifier.waiter() as waiter:
@@ -176,13 +175,17 @@ class _FleetStorage:
                     await waiter.wait(3600.0)
                 saved_at = self._fleet.log.head
 
-            await self._store.save_changes(
-                engaged,
-                changed,
-                highest_version,
-                self._fleet.stored_objects,
-                lambda: positions(self._fleet, self._epoch),
-            )
+            await self._store.save_changes(stored, changed)
+
+    def _engaged(self) -> Iterator[StoredCluster]:
+        for record in self._fleet.registry.records():
+            if record.cluster is not None:
+                yield StoredCluster(record.uid, record.cluster.target, record.cluster.engaged_at)
+
+
+def current_at(status: SourceStatus, now: float) -> float:
+    """Return when a source with that status was last followed, in Unix time."""
+    return time.time() - (now - status.since if status.state is SourceState.STALE else 0.0)
 
 
 def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.state_file import state_file
-from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 from milo_discoveryd.state_file.state_file import FILE, StateFile, directory_problem, prepare_directory
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
@@ -27,6 +27,9 @@ class Fleet:
         self.clusters = [*clusters]
         self._bell.set()
 
+    def stored(self, origin: StateOrigin, highest_version: str = "") -> StoredFleet:
+        return StoredFleet(origin, 1.0, tuple(self.clusters), highest_version)
+
     async def changed(self) -> None:
         await self._bell.wait()
         self._bell.clear()
@@ -34,7 +37,7 @@ class Fleet:
 
 @asynccontextmanager
 async def running(keeper: StateFile, fleet: Fleet) -> AsyncIterator[None]:
-    task = asyncio.create_task(keeper.save_changes(lambda: fleet.clusters, fleet.changed))
+    task = asyncio.create_task(keeper.save_changes(lambda: fleet.stored(keeper.origin), fleet.changed))
     try:
         yield
     finally:
@@ -214,7 +217,7 @@ async def test_state_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) ->
 async def test_highest_version_is_kept_in_the_state_file(tmp_path: Path) -> None:
     fleet = Fleet()
     fleet.now_holds(kept("alpha"))
-    saving = StateFile(tmp_path, ORIGIN).save_changes(lambda: fleet.clusters, fleet.changed, lambda: "120")
+    saving = StateFile(tmp_path, ORIGIN).save_changes(lambda: fleet.stored(ORIGIN, "120"), fleet.changed)
     task = asyncio.create_task(saving)
     await eventually((tmp_path / FILE).exists)
     task.cancel()

@@ -1,6 +1,7 @@
 """A daemon that starts during an outage of its source serves the stored clusters as stale."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -73,6 +74,19 @@ async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setti
         assert (ended.cluster.name, ended.reason.name) == ("beta", "DELETED")
 
 
+async def test_age_of_restored_clusters_counts_from_the_loss_of_the_source(setting: Setting) -> None:
+    async with setting.daemon() as client, client.watch() as watch:
+        await watch.synced()
+    await setting.sandbox.stop()
+    lost_at = time.time()
+    for _ in range(2):
+        async with setting.daemon() as client, client.watch() as watch:
+            await watch.synced()
+            assert watch.source is not None
+            assert watch.source.state is SourceState.STALE
+        assert decode((setting.state / FILE).read_bytes(), setting.origin).current_at < lost_at
+
+
 async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscribers(setting: Setting) -> None:
     """F35: the daemon was killed before its last state was written."""
     event_types: list[EventType] = []
@@ -87,7 +101,7 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
             await eventually(lambda: set(watch.clusters) == {"alpha", "beta"})
         whole = decode((setting.state / FILE).read_bytes(), setting.origin)
         (alpha,) = (kept for kept in whole.clusters if kept.target.name == "alpha")
-        (setting.state / FILE).write_bytes(encode(StoredFleet(setting.origin, whole.written_at, (alpha,))))
+        (setting.state / FILE).write_bytes(encode(StoredFleet(setting.origin, whole.current_at, (alpha,))))
         await setting.sandbox.stop()
         async with setting.daemon() as newcomer:
             async with newcomer.watch() as fresh:

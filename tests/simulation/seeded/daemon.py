@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -38,9 +38,7 @@ from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,
-    StoredCluster,
     StoredFleet,
-    StoredObject,
     decode,
     encode,
 )
@@ -99,6 +97,8 @@ class Traits(msgspec.Struct, frozen=True):
 class Disk:
     """The state file, which outlives restarts; a write that is cut off by a kill may be torn."""
 
+    origin = ORIGIN
+
     def __init__(self, note: Callable[..., None]) -> None:
         self.data: bytes | None = None
         self.is_killed = False
@@ -115,18 +115,9 @@ class Disk:
         self._note("restored:", *sorted(kept.target.name for kept in image.clusters))
         return image
 
-    async def save_changes(
-        self,
-        fleet: Callable[[], Iterable[StoredCluster]],
-        changed: Callable[[], Awaitable[None]],
-        highest_version: Callable[[], str],
-        objects: Callable[[], Iterable[StoredObject]],
-        positions: Callable[[], dict[str, int]],
-    ) -> None:
+    async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
         def write() -> None:
-            self.data = encode(
-                StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version(), tuple(objects()), positions())
-            )
+            self.data = encode(msgspec.structs.replace(fleet(), current_at=_wall()))
 
         self.is_killed = False
         await changed()

@@ -6,7 +6,7 @@ registry, its log, the state file's encoding, a stream and the client library. T
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, StoredObject, decode, encode
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, decode, encode
 from milo_discoveryd.watchers.transport import Answer
 from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
 from milo_discoveryd.wiring.source import Discovery
@@ -175,20 +175,15 @@ class _Silent:
 class _Store:
     """A state file in memory, which must always be readable again."""
 
+    origin = ORIGIN
+
     def load(self) -> StoredFleet | None:
         return None
 
-    async def save_changes(
-        self,
-        fleet: Callable[[], Iterable[StoredCluster]],
-        changed: Callable[[], Awaitable[None]],
-        highest_version: Callable[[], str],
-        objects: Callable[[], Iterable[StoredObject]],
-        positions: Callable[[], dict[str, int]],
-    ) -> None:
+    async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
         while True:
             await changed()
-            stored = StoredFleet(ORIGIN, 1.0, tuple(fleet()), highest_version(), tuple(objects()), positions())
+            stored = fleet()
             found = decode(encode(stored), ORIGIN)
             # Of a declared cluster, the file has the fields that all modes share.
             assert decode(encode(found), ORIGIN) == found
