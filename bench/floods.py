@@ -180,8 +180,9 @@ async def flood(kind: str, address: str, directory: Path, wanted: int) -> AsyncI
 
 
 async def main(kind: str, address: str, wanted: int) -> None:
-    # Only the effect on the daemon is measured, not the flood's own use of the machine.
-    os.nice(19)
+    # Only the effect on the daemon is measured, not the flood's own use of the machine. With even less priority, a
+    # flood would not get to answer on a busy one.
+    os.nice(10)
     figures: Figures = Counter()
     reader = await standard_input()
     async with meanwhile([FLOODS[kind](address, wanted, figures)]):

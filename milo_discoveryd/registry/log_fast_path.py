@@ -74,9 +74,7 @@ class FastPath:
         if reached == revision:
             return None
         if is_all and not view.is_everything:
-            unfiltered = self._log.since(revision, EVERYTHING)
-            if unfiltered.revision == reached:
-                return unfiltered  # the same frames: share them and their join
+            return self._log.since(revision, EVERYTHING)  # the same frames: share them and their join
         return LogSlice(Frames(frames), reached)
 
     def _slots_after(self, revision: int) -> Iterator[tuple[LogEntry, int]]:

@@ -38,6 +38,7 @@ ANSWERS = [
                 type=pb.ClusterEvent.TYPE_DISENGAGED, reason=pb.DISENGAGE_REASON_NOT_READY, message="x", at=STAMP
             )
         ],
+        source=SOURCE,
     ),
     pb.GetServerInfoResponse(
         version="1",

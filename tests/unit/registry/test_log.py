@@ -10,6 +10,7 @@ from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import Retention
+from milo_discoveryd.registry.log_fast_path import FastPath
 from tests.unit.registry.fleets import NamedLog, cluster, readable_log
 
 DELETED = DisengageReason.DELETED
@@ -118,6 +119,13 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
     for _ in range(2):
         batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
         assert [len(batch.frames) for batch in batches if batch] == [*range(100, 0, -1)]
+
+
+@pytest.mark.parametrize("view", [EVERYTHING, Filter(names=frozenset({"alpha"}))])
+def test_fast_path_reads_nothing_at_the_head(view: Filter) -> None:
+    log = NamedLog(msgspec.json.encode, Retention())
+    engage(log, "alpha")
+    assert FastPath(log, 2).read(log.head, view) is None
 
 
 def test_update_frame_is_encoded_once_for_all_readers() -> None:
