@@ -81,8 +81,8 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 	if refused, now := project.Count("refused"), w.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
 		t.Errorf("%d requests refused, %d kubeconfigs issued; want 1 and 1", refused, now-issued)
 	}
-	want := "# HELP milo_discovery_client_credential_renewals_total Kubeconfigs that were asked for, by result; those that " +
-		"milo-discoveryd sends by itself are not counted.\n# TYPE milo_discovery_client_credential_renewals_total counter\n" +
+	want := "# HELP milo_discovery_client_credential_renewals_total Kubeconfigs requested from milo-discoveryd, " +
+		"by result; those that it sends unrequested are not counted.\n# TYPE milo_discovery_client_credential_renewals_total counter\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"failed\"} 0\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"renewed\"} 1\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"unchanged\"} 0\n"
