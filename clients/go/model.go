@@ -292,7 +292,7 @@ type Report struct {
 	Transitions []Transition
 	// PendingReleases are the subscribers that a draining cluster waits for, as far as the caller may see them.
 	PendingReleases []PendingRelease
-	// Source says how current this is; its State is empty from a daemon that does not say.
+	// Source says how current this is; its State is empty if the daemon does not send it.
 	Source SourceStatus
 }
 

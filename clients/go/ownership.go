@@ -64,8 +64,8 @@ func (k *keeper) sharded() bool {
 	return k.ownership.Sharded()
 }
 
-// share says that the daemon is sharded. The first time, it returns when the daemon has answered how long it owns its
-// clusters.
+// share notes that the daemon is a member of a shard group. The first call returns when the daemon has answered how long it
+// owns its clusters.
 func (k *keeper) share() {
 	k.mutex.Lock()
 	known := k.renewing

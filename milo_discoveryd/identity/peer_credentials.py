@@ -39,7 +39,7 @@ def _groups(connected: socket.socket, own: int) -> tuple[int, ...]:
 
 
 def _is_alive(connected: socket.socket) -> bool:
-    """Return whether the process that connected still runs; True if the kernel can't tell."""
+    """Return whether the process that connected still runs; True if the kernel lacks the option."""
     try:
         descriptor = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except ProcessLookupError:

@@ -46,7 +46,7 @@ class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
 
     claims: tuple[Claim, ...] = ()
     content: Any = None
-    """What the object says to claims that need it. None: nothing."""
+    """The content for the claims that need the object; None if there is none."""
 
 
 class Unread:

@@ -61,7 +61,7 @@ class WatchedMode(Protocol):
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """A resource that a `ReducedMode` watches, and what its objects say."""
+    """A resource that a `ReducedMode` watches, and the claims of its objects."""
 
     resource: Resource
     object_type: Any

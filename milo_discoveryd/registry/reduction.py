@@ -49,7 +49,7 @@ class Reduction:
         self._named: dict[ObjectReference, tuple[str, ...]] = {}
         """The clusters that an object names."""
         self._contents: dict[ObjectReference, ObjectClaim] = {}
-        """What objects say to the claims that need them."""
+        """The contents of the objects that claims need."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
         """The clusters with claims that need an object, whether or not it exists."""
         self._unread: set[ObjectReference] = set()

@@ -127,7 +127,7 @@ def credential_source(of: SourceHealth, problem: str | None = None) -> pb.Creden
 
 
 def sharding(of: GroupStatus) -> pb.Sharding:
-    """Convert the status, without what the clusters or the clock say."""
+    """Convert the status, without the fields that depend on the clusters or the clock."""
     return pb.Sharding(
         group=of.group,
         member=of.member,

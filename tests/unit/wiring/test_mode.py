@@ -1,4 +1,4 @@
-"""Probes per cluster or per host, by mode and settings; and what modes watch, with what their objects say."""
+"""Probes per cluster or per host; and the resources that modes watch, with the content of their objects."""
 
 import base64
 from collections.abc import Iterable

@@ -34,7 +34,7 @@ class HeldGrants:
 
 
 def claimed_state(*, is_granted: bool, has_ended: bool) -> SingletonState:
-    """Return what a claim says of work; `has_ended` if it is not running."""
+    """Return the claim on work; with `has_ended` if it is not running."""
     if is_granted:
         return SingletonState.WORKING
     return SingletonState.WAITING if has_ended else SingletonState.ENDING

@@ -134,7 +134,7 @@ class SyncSingleton:
                 return
 
     def _finish(self) -> None:
-        """Wait for the work to return, and tell the daemon. One that does not answer will notice it later by itself."""
+        """Wait for the work to return, and notify the daemon, which otherwise detects the end later."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

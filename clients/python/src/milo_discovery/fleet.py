@@ -195,7 +195,7 @@ class Fleet(RunsInBackground):
                 await self._end_subscription(subscriber)
 
     async def _end_subscription(self, subscriber: str) -> None:
-        """Tell the daemon that all handlers have ended. One that does not answer will notice it later by itself."""
+        """Notify the daemon that all handlers have ended; it otherwise detects that later."""
         with suppress(DiscoveryError, TimeoutError):
             async with asyncio.timeout(_END_LIMIT_S):
                 await self._client.end_subscription(subscriber)

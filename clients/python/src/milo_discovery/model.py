@@ -226,7 +226,7 @@ class ClusterReport:
     pending_releases: tuple[PendingRelease, ...] = ()
     """The subscribers that a draining cluster waits for, as far as the caller may see them."""
     source: SourceStatus = SourceStatus()
-    """How current this is. UNSPECIFIED from a daemon that does not say."""
+    """How current this is. UNSPECIFIED if the daemon does not send it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
