@@ -30,12 +30,7 @@ func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 	project := w.api.Project("alpha")
 	project.SetTokens(token("alpha", 1), token("alpha", 2))
 	provider := w.provider(withKubeconfigs)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	w.feeder(mgr)
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startFeeding(provider)
 	w.animal("alpha", "dog")
 	w.untilFed("alpha", "dog")
 	watches := project.Count("watch configmaps")

@@ -165,6 +165,30 @@ type feeder struct {
 	saw map[string]int
 }
 
+// startNoting starts a manager with the provider, and returns its engagements.
+func (w *environment) startNoting(provider mc.Provider) *engagements {
+	w.t.Helper()
+	return w.startWith(w.manager(provider, nil))
+}
+
+// startFeeding starts a manager with the provider and a feeder, and returns its engagements.
+func (w *environment) startFeeding(provider mc.Provider) *engagements {
+	w.t.Helper()
+	mgr := w.manager(provider, nil)
+	w.feeder(mgr)
+	return w.startWith(mgr)
+}
+
+func (w *environment) startWith(mgr mcmanager.Manager) *engagements {
+	w.t.Helper()
+	noted := &engagements{}
+	if err := mgr.Add(noted); err != nil {
+		w.t.Fatal(err)
+	}
+	w.start(mgr)
+	return noted
+}
+
 func (w *environment) feeder(mgr mcmanager.Manager) *feeder {
 	w.t.Helper()
 	f := &feeder{mgr: mgr, saw: map[string]int{}}

@@ -60,12 +60,7 @@ func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
 	w.api.Project("alpha").Forbid("configmaps")
 	w.animal("beta", "dog")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	w.feeder(mgr)
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startFeeding(provider)
 	w.untilFed("beta", "dog")
 	w.untilEngaged(noted, "alpha", "beta")
 }
@@ -74,12 +69,7 @@ func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
 	w := newEnvironment(t)
 	w.engage("alpha", "beta", "gamma")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	w.feeder(mgr)
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startFeeding(provider)
 	w.untilEngaged(noted, "alpha", "beta", "gamma")
 	for _, name := range []string{"alpha", "beta", "gamma"} {
 		w.animal(name, "dog")
@@ -113,11 +103,7 @@ func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) 
 	w.daemon.Fail("WatchClusters", nil)
 	w.engage("alpha", "beta")
 	provider = w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startNoting(provider)
 	w.untilEngaged(noted, "alpha", "beta")
 	w.daemon.Fail("WatchClusters", refusal)
 	w.daemon.BreakStreams(nil)
@@ -137,11 +123,7 @@ func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
 	w := newEnvironment(t)
 	w.daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: w.api.Endpoint("alpha"), Labels: map[string]string{"env": "prod"}})
 	provider := w.provider(func(o *multicluster.Options) { o.Filter = discovery.Filter{LabelSelector: "env=prod"} })
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startNoting(provider)
 	w.untilEngaged(noted, "alpha")
 	w.daemon.Update("alpha", func(c *discovery.Cluster) { c.Labels["env"] = "test" })
 	w.untilEngaged(noted)
@@ -155,12 +137,7 @@ func TestANameThatIsUsedAgainIsAnotherCluster(t *testing.T) {
 	w := newEnvironment(t)
 	w.engage("alpha")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	w.feeder(mgr)
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startFeeding(provider)
 	w.untilEngaged(noted, "alpha")
 	before, old := w.untilGot(provider, "alpha"), noted.context("alpha")
 	w.daemon.Replace(discovery.Cluster{Name: "alpha", Endpoint: w.api.Endpoint("alpha-again")})

@@ -21,12 +21,7 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 	w.daemon.Shard(4 * time.Second)
 	w.engage("alpha", "beta")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	w.feeder(mgr)
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startFeeding(provider)
 	w.untilEngaged(noted, "alpha", "beta")
 	lost := noted.context("alpha")
 	ctx, end, ended := reconciling(provider, "alpha")
@@ -63,11 +58,7 @@ func TestClustersOfASourceThatTheDaemonDoesNotKnowYetAreKept(t *testing.T) {
 			}
 		}, funcr.Options{})
 	})
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startNoting(provider)
 	w.untilEngaged(noted, "x#alpha", "x#beta", "y#gamma")
 	// The watch is rejected and reopened, at a daemon that knows only one of its sources.
 	w.daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you"))

@@ -187,11 +187,7 @@ func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
 	w := anyEnvironment(t)
 	w.engage("alpha")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startNoting(provider)
 	w.untilEngaged(noted, "alpha")
 	before := w.untilGot(provider, "alpha")
 	w.label("alpha", "tier", "gold")
@@ -210,11 +206,7 @@ func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
 	w := anyEnvironment(t)
 	w.engage("alpha", "beta", "gamma")
 	provider := w.provider(nil)
-	mgr, noted := w.manager(provider, nil), &engagements{}
-	if err := mgr.Add(noted); err != nil {
-		t.Fatal(err)
-	}
-	w.start(mgr)
+	noted := w.startNoting(provider)
 	w.untilEngaged(noted, "alpha", "beta", "gamma")
 	w.remove("beta")
 	w.untilEngaged(noted, "alpha", "gamma")
