@@ -30,23 +30,13 @@ from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.registry.object_records import OBJECT_READY, STATES, ObjectRecords
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
 from milo_discoveryd.registry.uid_claims import UidClaims
-from milo_kube.reflect.versions import is_older
-
-# Tuples: faster than a set, because members of an Enum are slow to hash.
-_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
-"""States of objects that no list within the selector has."""
-_FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
-"""States of which a limited number of records is kept."""
-_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
 
-ABSENT_RECORDS_KEPT = 10_000
-
-
-class Registry:
+class Registry(ObjectRecords):
     def __init__(
         self,
         log: ChangeLog,
@@ -56,6 +46,7 @@ class Registry:
         drain_timeout_s: float = 0.0,
     ) -> None:
         """`refused` is called with each object whose claim of a project's UID begins to be refused."""
+        super().__init__()
         self.log = log
         self.releases = PendingReleases()
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
@@ -66,17 +57,10 @@ class Registry:
         self._not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
         """As `grace_until` returns it. Records have no field for what few of them need."""
-        self._records: dict[str, ClusterRecord] = {}
-        self._absent: dict[str, None] = {}
-        """Names of absent objects, oldest first. The latest are kept for explanations."""
-        self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self._unreachable = 0
         self.outdated = 0
         """Observations that were dropped because a later one of the same name had come before."""
-
-    def __getitem__(self, name: str) -> ClusterRecord | None:
-        return self._records.get(name)
 
     @property
     def engaged(self) -> int:
@@ -90,49 +74,6 @@ class Registry:
     def unreachable(self) -> int:
         """The number of engaged clusters that do not answer connectivity probes."""
         return self._unreachable
-
-    def items(self) -> Iterator[tuple[str, ClusterRecord]]:
-        return iter(self._records.items())
-
-    def count(self, state: ObjectState) -> int:
-        return self._counts[state]
-
-    def clusters(self) -> Iterator[Cluster]:
-        return (record.cluster for record in self._records.values() if record.cluster is not None)
-
-    def records(self) -> Iterator[ClusterRecord]:
-        return iter(self._records.values())
-
-    def present(self) -> Iterator[tuple[str, str]]:
-        """Yield the names and UIDs that a complete list within the selector should hold."""
-        return ((name, record.uid) for name, record in self._records.items() if record.state not in _ABSENT)
-
-    def is_present(self, name: str, uid: str) -> bool:
-        record = self._records.get(name)
-        return record is not None and record.uid == uid and record.state not in _ABSENT
-
-    def would_change(self, listed: Observation) -> bool:
-        record = self._records.get(listed.name)
-        if record is None or record.state in _ABSENT:
-            return True
-        if (record.uid, record.version) != (listed.uid, listed.version):
-            return True
-        # After a restore from a backup, a version may be used again for something else.
-        if isinstance(listed, Ready):
-            return record.state not in _OBJECT_READY or record.target != listed.target
-        return record.state is not _STATES[type(listed)]
-
-    def is_news(self, seen: Observation) -> bool:
-        """Return whether an observation neither repeats what is known nor is older."""
-        return self.would_change(seen) and not self._is_outdated(seen)
-
-    def is_older_than_known(self, seen: Observation) -> bool:
-        record = self._records.get(seen.name)
-        return record is not None and is_older(seen.version, record.version)
-
-    def set_version(self, name: str, version: str) -> None:
-        """Note that the source now has the object at that version, without applying what it shows."""
-        self._records[name].version = version
 
     def commit(
         self,
@@ -164,8 +105,7 @@ class Registry:
         Nor do those of objects `missing` from a list of an earlier version: the next object of such a name comes with
         a version below the known one.
         """
-        for name in (*self._absent, *missing):
-            self._records[name].version = ""
+        self._forget_versions(missing)
         self._claims.list_ended()
 
     @property
@@ -255,7 +195,7 @@ class Registry:
 
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
         """Note that the owner of a cluster is another one, unless it still drains here."""
-        if record.cluster is None and record.state in _OBJECT_READY:
+        if record.cluster is None and record.state in OBJECT_READY:
             assert record.target is not None, "it is ready"
             self._unassign(record, record.target, message, now)
 
@@ -316,13 +256,10 @@ class Registry:
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
     def clear(self) -> None:
-        """Forget everything. Only allowed before anything was published."""
-        self._records.clear()
-        self._absent.clear()
+        super().clear()
         self._not_ready.clear()
         self._grace_until.clear()
         self._claims.clear()
-        self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self._unreachable = 0
         self.releases.clear()
@@ -420,10 +357,6 @@ class Registry:
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
         return self._update(record, cluster, now)
 
-    def _is_engaged(self, name: str) -> bool:
-        record = self._records.get(name)
-        return record is not None and record.engaged
-
     def _stays_unreachable(self, seen: Ready) -> bool:
         """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
         record = self._records.get(seen.name)
@@ -438,7 +371,7 @@ class Registry:
 
     def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> Iterable[Event]:
         replaced = self._replaced_by(seen)
-        record = self._record(seen, _STATES[type(seen)], now)
+        record = self._record(seen, STATES[type(seen)], now)
         if replaced:
             return self._end(record, DisengageReason.REPLACED, replaced, now)
         if isinstance(seen, Malformed):
@@ -462,11 +395,6 @@ class Registry:
         events = [*self._end(record, DisengageReason.DELETED, record.message, now)]
         self._release_claim(deleted.name, now, events)
         return events
-
-    def _was_engaged(self, seen: Ready) -> bool:
-        """Return whether the object, not only its name, is or was engaged."""
-        record = self._records.get(seen.name)
-        return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
 
     def _engage(
         self, record: ClusterRecord, make: Callable[[int], Cluster], readiness: tuple[str, str] | None = None
@@ -504,8 +432,7 @@ class Registry:
         name = cluster.target.name
         self._not_ready.ended(name)
         self._grace_until.pop(name, None)
-        # A record that drains must not be dropped as one of too many absent ones.
-        self._absent.pop(name, None)
+        self._keep(name)
         draining = Draining(reason, message, now.wall + timeout_s)
         return self._update(record, with_draining(cluster, draining), now)
 
@@ -526,54 +453,15 @@ class Registry:
         self._unreachable -= _is_unreachable(cluster)
         return (ended,)
 
-    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        """Return the record of the observed object, in that state."""
-        message = "" if isinstance(seen, Ready) else seen.message
-        record = self._records.get(seen.name)
-        if record is None:
-            record = ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
-            self._records[seen.name] = record
-            self._counts[state] += 1
-            self._note_absent(seen.name, state)
-        elif record.state is not state or self._replaced_by(seen):
-            self._move(seen.name, record, state, now)
-        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
-        record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
-        return record
-
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
-        self._counts[record.state] -= 1
-        self._counts[state] += 1
-        record.state, record.since = state, now.wall
+        super()._move(name, record, state, now)
         if state is not ObjectState.NOT_READY:
             self._not_ready.forget(name)
             self._grace_until.pop(name, None)
-        self._note_absent(name, state)
 
-    def _note_absent(self, name: str, state: ObjectState) -> None:
-        self._absent.pop(name, None)
-        if state in _FORGETTABLE:
-            self._absent[name] = None
-            if len(self._absent) > ABSENT_RECORDS_KEPT:
-                oldest = next(iter(self._absent))
-                del self._absent[oldest]
-                self._counts[self._records.pop(oldest).state] -= 1
-                self._claims.release(oldest)
-
-    def _replaced_by(self, seen: Observation) -> str:
-        """Return the message for another object under the same name, or "" if it is, or may be, the known one."""
-        record = self._records.get(seen.name)
-        if record is None or seen.uid in ("", record.uid):
-            return ""
-        return f"the name now belongs to another object: UID {seen.uid}, before {record.uid or 'unknown'}"
-
-    def _is_outdated(self, seen: Observation) -> bool:
-        record = self._records.get(seen.name)
-        if record is None:
-            return False
-        if seen.version == record.version and seen.uid == record.uid:
-            return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
-        return is_older(seen.version, record.version)
+    def _drop(self, name: str) -> None:
+        super()._drop(name)
+        self._claims.release(name)
 
 
 def _is_unreachable(cluster: Cluster) -> bool:
@@ -586,11 +474,3 @@ def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Clu
         return cluster
     target = msgspec.structs.replace(target, labels=present.labels, organization=present.organization)
     return msgspec.structs.replace(cluster, target=target)
-
-
-_STATES = {
-    NotReady: ObjectState.NOT_READY,
-    Withdrawn: ObjectState.WITHDRAWN,
-    Outside: ObjectState.OUTSIDE,
-    Malformed: ObjectState.MALFORMED,
-}

@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "UID ignored",
-        "registry/registry.py",
+        "registry/object_records.py",
         'if record is None or seen.uid in ("", record.uid):',
         "if True:",
         ("tests/unit/registry/test_registry.py",),

@@ -13,7 +13,7 @@ from milo_discoveryd.model.cluster import (
 )
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry import registry as registry_module
+from milo_discoveryd.registry import object_records
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
@@ -193,7 +193,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
 
 
 def test_draining_record_is_not_evicted_with_absent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "ABSENT_RECORDS_KEPT", 1)
+    monkeypatch.setattr(object_records, "ABSENT_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
     assert fleet["a"] is not None

@@ -6,7 +6,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.registry import registry as module
+from milo_discoveryd.registry import object_records as module
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
