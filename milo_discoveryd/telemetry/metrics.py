@@ -1,10 +1,7 @@
 """The daemon's Prometheus metrics."""
 
 import functools
-import time
-from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
 from prometheus_client import (
@@ -15,18 +12,14 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import Fleet, SourceFleet
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.telemetry.collectors import CredentialCollector, FleetCollector, LogCollector, StreamCollector
 from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded
-from milo_kube.reflect.source_status import SourceState
 
 # Without this, each counter has a second series with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -126,13 +119,13 @@ class Metrics:
             ("action", "result"),
             registry=self.registry,
         )
-        self._oddities = Counter(
+        self._events_ignored = Counter(
             "milo_discoveryd_source_events_ignored",
             "Watch events of the discovery source that were ignored as invalid.",
             labels,
             registry=self.registry,
         )
-        self._source_looks = Counter(
+        self._liveness_probes = Counter(
             "milo_discoveryd_source_liveness_probes",
             "Liveness probes of a silent API server, by result.",
             (*labels, "result"),
@@ -237,22 +230,22 @@ class Metrics:
         for cause in DisengageReason:
             self._transitioned(EventType.DISENGAGED, cause, source)
         if of:
-            self._oddities.labels(*of)
+            self._events_ignored.labels(*of)
             self._time_to_ready.labels(*of)
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
-        self.registry.register(_FleetCollector(fleet, cluster_cap))
+        self.registry.register(FleetCollector(fleet, cluster_cap))
 
     def follow_tasks(self, count: Callable[[], int]) -> None:
         tasks = Gauge("milo_discoveryd_asyncio_tasks", "asyncio tasks that are not done.", registry=self.registry)
         tasks.set_function(count)
 
     def follow_log(self, dropped: Callable[[], int]) -> None:
-        self.registry.register(_LogCollector(dropped))
+        self.registry.register(LogCollector(dropped))
 
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
         """Export the streams. `lags` returns, for each open stream, the number of revisions it has not received yet."""
-        self.registry.register(_StreamCollector(lags))
+        self.registry.register(StreamCollector(lags))
 
     def follow_group(self, shard: MeasuredShard | None) -> None:
         self.registry.register(ShardCollector(shard or Unsharded()))
@@ -270,7 +263,7 @@ class Metrics:
         build.labels(version, mode).set(1)
 
     def follow_credentials(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
-        self.registry.register(_CredentialCollector(health))
+        self.registry.register(CredentialCollector(health))
 
     def kubeconfig_issued(self, result: str) -> None:
         self._issued.labels(result).inc()
@@ -308,10 +301,10 @@ class Metrics:
         self._drains.labels(*self._of_source[source], result).inc()
 
     def event_ignored(self, source: str = "") -> None:
-        _child(self._oddities, self._of_source[source]).inc()
+        _child(self._events_ignored, self._of_source[source]).inc()
 
     def liveness_checked(self, result: str, source: str = "") -> None:
-        self._source_looks.labels(*self._of_source[source], result).inc()
+        self._liveness_probes.labels(*self._of_source[source], result).inc()
 
     def confirmed(self, result: str, source: str = "") -> None:
         self._confirmations.labels(*self._of_source[source], result).inc()
@@ -344,207 +337,8 @@ def _child(of: Child, labels: tuple[str, ...]) -> Child:
     return of.labels(*labels) if labels else of
 
 
-class _FleetCollector(Collector):
-    """Reads the fleet at each scrape, so that no count is kept twice."""
-
-    def __init__(self, fleet: Fleet, cluster_cap: int) -> None:
-        self._fleet = fleet
-        self._cluster_cap = cluster_cap
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        fleet = self._fleet
-        yield self._by_source("milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.registry.engaged)
-        labels = self._labels
-        yield self._by_source(
-            "milo_discoveryd_draining_clusters",
-            "Engaged clusters that wait for subscribers to release them before they are disengaged.",
-            lambda of: len(of.registry.releases),
-        )
-        known = GaugeMetricFamily(
-            "milo_discoveryd_known_clusters",
-            "Clusters that the daemon knows, engaged or not, by the state of their objects.",
-            labels=(*labels, "state"),
-        )
-        for of in fleet.sources:
-            for state in ObjectState:
-                known.add_metric((*self._values(of), state.value), of.registry.count(state))
-        yield known
-        yield self._by_source(
-            "milo_discoveryd_unconfirmed_deletions",
-            "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
-            lambda of: len(of.pending_reports),
-        )
-        yield self._by_source(
-            "milo_discoveryd_removals_held",
-            "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
-            "because the resource versions of the API server went back.",
-            lambda of: of.pending_reports.held,
-        )
-        yield self._by_source(
-            "milo_discoveryd_not_ready_held",
-            "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
-            lambda of: of.registry.not_ready_held_count,
-        )
-        outdated = CounterMetricFamily(
-            "milo_discoveryd_stale_observations",
-            "Observations discarded because a newer version of the object was already known.",
-            labels=labels,
-        )
-        for of in fleet.sources:
-            outdated.add_metric(self._values(of), of.registry.outdated)
-        yield outdated
-        yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
-        yield self._by_source(
-            "milo_discoveryd_source_up",
-            "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
-            lambda of: of.status.state is SourceState.STREAMING,
-        )
-        yield self._by_source(
-            "milo_discoveryd_source_last_contact_timestamp_seconds",
-            "Time of the last answer from the discovery source; 0 if there was none.",
-            lambda of: _wall(of.status.last_contact),
-        )
-        yield self._by_source(
-            "milo_discoveryd_unreachable_clusters",
-            "Engaged clusters whose API server does not answer connectivity probes.",
-            lambda of: of.registry.unreachable,
-        )
-        yield from self._clusters()
-        yield from self._organizations()
-
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        """The label `source` exists only if there are several."""
-        return ("source",) if len(self._fleet.sources) > 1 else ()
-
-    def _values(self, of: SourceFleet) -> tuple[str, ...]:
-        return (of.name,) if self._labels else ()
-
-    def _by_source(self, name: str, documentation: str, value: Callable[[SourceFleet], float]) -> Metric:
-        family = GaugeMetricFamily(name, documentation, labels=self._labels)
-        for of in self._fleet.sources:
-            family.add_metric(self._values(of), value(of))
-        return family
-
-    def _clusters(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(
-            "milo_discoveryd_cluster_info",
-            "Constant 1 for each engaged cluster, up to metrics.cluster_info_cap.",
-            labels=("cluster", "uid", "organization"),
-        )
-        reachable = GaugeMetricFamily(
-            "milo_discoveryd_cluster_reachable",
-            "1 if the cluster's API server answers connectivity probes, 0 if not; absent before the first result.",
-            labels=("cluster",),
-        )
-        for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
-            target = cluster.target
-            info.add_metric((target.name, target.uid, target.organization), 1)
-            if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
-                reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
-        yield info
-        yield reachable
-        left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
-        yield _gauge(
-            "milo_discoveryd_cluster_info_omitted",
-            "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
-            left_out,
-        )
-
-    def _organizations(self) -> Iterator[Metric]:
-        counts = Counts(cluster.target.organization for cluster in self._fleet.registry.clusters())
-        clusters = GaugeMetricFamily(
-            "milo_discoveryd_organization_clusters",
-            "Engaged clusters by organization, for the organizations with the most, up to metrics.cluster_info_cap.",
-            labels=("organization",),
-        )
-        for organization, count in counts.most_common(self._cluster_cap):
-            clusters.add_metric((organization,), count)
-        yield clusters
-        yield _gauge(
-            "milo_discoveryd_organization_clusters_omitted",
-            "Organizations without a series of their own because of metrics.cluster_info_cap.",
-            max(0, len(counts) - self._cluster_cap),
-        )
-
-
-def _wall(steady: float | None) -> float:
-    return 0.0 if steady is None else time.time() - (time.monotonic() - steady)
-
-
-class _StreamCollector(Collector):
-    """Aggregates over all streams: a series per subscriber would leave one behind with each reconnect."""
-
-    def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
-        self._lags = lags
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        lags = list(self._lags())
-        yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
-        yield _gauge(
-            "milo_discoveryd_subscriber_lag_max_revisions",
-            "Revisions that the slowest subscriber has not received yet.",
-            max(lags, default=0),
-        )
-
-
-class _LogCollector(Collector):
-    def __init__(self, dropped: Callable[[], int]) -> None:
-        self._dropped = dropped
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            "milo_discoveryd_log_lines_dropped",
-            "Log lines that could not be written, or that were more than the queue of the log holds.",
-            value=self._dropped(),
-        )
-
-
-class _CredentialCollector(Collector):
-    def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
-        self._health = health
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        expiry = GaugeMetricFamily(
-            "milo_discoveryd_credential_expiry_timestamp_seconds",
-            "Earliest expiry of the credentials that a source holds; 0 if it holds none.",
-            labels=("credential_source",),
-        )
-        healthy = GaugeMetricFamily(
-            "milo_discoveryd_credential_source_up",
-            "1 if the last request to the credential source succeeded.",
-            labels=("credential_source",),
-        )
-        leases = GaugeMetricFamily(
-            "milo_discoveryd_credential_leases",
-            "Credentials that are kept valid by renewal, by source.",
-            labels=("credential_source",),
-        )
-        for each in self._health():
-            expiry.add_metric((each.name,), each.expires_at or 0.0)
-            healthy.add_metric((each.name,), not each.problem)
-            leases.add_metric((each.name,), each.leases)
-        yield from (expiry, healthy, leases)
-
-
 def _code_label(code: str) -> str:
     """Spell a status code as the common gRPC interceptors do: `NotFound`, `Canceled`, `OK`."""
     if code == "OK":
         return code
     return "Canceled" if code == "CANCELLED" else code.title().replace("_", "")
-
-
-def _gauge(name: str, help_text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, help_text, value=value)

@@ -1,0 +1,215 @@
+"""The metrics of what exists, which are read at each scrape: the fleet, streams, the log and credentials."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.registry.fleet import Fleet, SourceFleet
+from milo_kube.reflect.source_status import SourceState
+
+
+class FleetCollector(Collector):
+    """Reads the fleet at each scrape, so that no count is kept twice."""
+
+    def __init__(self, fleet: Fleet, cluster_cap: int) -> None:
+        self._fleet = fleet
+        self._cluster_cap = cluster_cap
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        fleet = self._fleet
+        yield self._by_source("milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.registry.engaged)
+        labels = self._labels
+        yield self._by_source(
+            "milo_discoveryd_draining_clusters",
+            "Engaged clusters that wait for subscribers to release them before they are disengaged.",
+            lambda of: len(of.registry.releases),
+        )
+        known = GaugeMetricFamily(
+            "milo_discoveryd_known_clusters",
+            "Clusters that the daemon knows, engaged or not, by the state of their objects.",
+            labels=(*labels, "state"),
+        )
+        for of in fleet.sources:
+            for state in ObjectState:
+                known.add_metric((*self._values(of), state.value), of.registry.count(state))
+        yield known
+        yield self._by_source(
+            "milo_discoveryd_unconfirmed_deletions",
+            "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
+            lambda of: len(of.pending_reports),
+        )
+        yield self._by_source(
+            "milo_discoveryd_removals_held",
+            "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
+            "because the resource versions of the API server went back.",
+            lambda of: of.pending_reports.held,
+        )
+        yield self._by_source(
+            "milo_discoveryd_not_ready_held",
+            "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
+            lambda of: of.registry.not_ready_held_count,
+        )
+        outdated = CounterMetricFamily(
+            "milo_discoveryd_stale_observations",
+            "Observations discarded because a newer version of the object was already known.",
+            labels=labels,
+        )
+        for of in fleet.sources:
+            outdated.add_metric(self._values(of), of.registry.outdated)
+        yield outdated
+        yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
+        yield self._by_source(
+            "milo_discoveryd_source_up",
+            "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
+            lambda of: of.status.state is SourceState.STREAMING,
+        )
+        yield self._by_source(
+            "milo_discoveryd_source_last_contact_timestamp_seconds",
+            "Time of the last answer from the discovery source; 0 if there was none.",
+            lambda of: _wall(of.status.last_contact),
+        )
+        yield self._by_source(
+            "milo_discoveryd_unreachable_clusters",
+            "Engaged clusters whose API server does not answer connectivity probes.",
+            lambda of: of.registry.unreachable,
+        )
+        yield from self._clusters()
+        yield from self._organizations()
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """The label `source` exists only if there are several."""
+        return ("source",) if len(self._fleet.sources) > 1 else ()
+
+    def _values(self, of: SourceFleet) -> tuple[str, ...]:
+        return (of.name,) if self._labels else ()
+
+    def _by_source(self, name: str, documentation: str, value: Callable[[SourceFleet], float]) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=self._labels)
+        for of in self._fleet.sources:
+            family.add_metric(self._values(of), value(of))
+        return family
+
+    def _clusters(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "milo_discoveryd_cluster_info",
+            "Constant 1 for each engaged cluster, up to metrics.cluster_info_cap.",
+            labels=("cluster", "uid", "organization"),
+        )
+        reachable = GaugeMetricFamily(
+            "milo_discoveryd_cluster_reachable",
+            "1 if the cluster's API server answers connectivity probes, 0 if not; absent before the first result.",
+            labels=("cluster",),
+        )
+        for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
+            target = cluster.target
+            info.add_metric((target.name, target.uid, target.organization), 1)
+            if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
+                reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
+        yield info
+        yield reachable
+        left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
+        yield _gauge(
+            "milo_discoveryd_cluster_info_omitted",
+            "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
+            left_out,
+        )
+
+    def _organizations(self) -> Iterator[Metric]:
+        counts = Counter(cluster.target.organization for cluster in self._fleet.registry.clusters())
+        clusters = GaugeMetricFamily(
+            "milo_discoveryd_organization_clusters",
+            "Engaged clusters by organization, for the organizations with the most, up to metrics.cluster_info_cap.",
+            labels=("organization",),
+        )
+        for organization, count in counts.most_common(self._cluster_cap):
+            clusters.add_metric((organization,), count)
+        yield clusters
+        yield _gauge(
+            "milo_discoveryd_organization_clusters_omitted",
+            "Organizations without a series of their own because of metrics.cluster_info_cap.",
+            max(0, len(counts) - self._cluster_cap),
+        )
+
+
+def _wall(steady: float | None) -> float:
+    return 0.0 if steady is None else time.time() - (time.monotonic() - steady)
+
+
+class StreamCollector(Collector):
+    """Aggregates over all streams: a series per subscriber would leave one behind with each reconnect."""
+
+    def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
+        self._lags = lags
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        lags = list(self._lags())
+        yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
+        yield _gauge(
+            "milo_discoveryd_subscriber_lag_max_revisions",
+            "Revisions that the slowest subscriber has not received yet.",
+            max(lags, default=0),
+        )
+
+
+class LogCollector(Collector):
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._dropped = dropped
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "milo_discoveryd_log_lines_dropped",
+            "Log lines that could not be written, or that were more than the queue of the log holds.",
+            value=self._dropped(),
+        )
+
+
+class CredentialCollector(Collector):
+    def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
+        self._health = health
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        expiry = GaugeMetricFamily(
+            "milo_discoveryd_credential_expiry_timestamp_seconds",
+            "Earliest expiry of the credentials that a source holds; 0 if it holds none.",
+            labels=("credential_source",),
+        )
+        healthy = GaugeMetricFamily(
+            "milo_discoveryd_credential_source_up",
+            "1 if the last request to the credential source succeeded.",
+            labels=("credential_source",),
+        )
+        leases = GaugeMetricFamily(
+            "milo_discoveryd_credential_leases",
+            "Credentials that are kept valid by renewal, by source.",
+            labels=("credential_source",),
+        )
+        for each in self._health():
+            expiry.add_metric((each.name,), each.expires_at or 0.0)
+            healthy.add_metric((each.name,), not each.problem)
+            leases.add_metric((each.name,), each.leases)
+        yield from (expiry, healthy, leases)
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
