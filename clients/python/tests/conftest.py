@@ -9,6 +9,7 @@ import pytest
 
 from milo_discovery import BackoffPolicy, DiscoveryClient
 
+from .cli_process import Outcome, running
 from .scripted_daemon import ScriptedDaemon
 
 AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
@@ -28,3 +29,14 @@ async def daemon() -> AsyncIterator[ScriptedDaemon]:
 async def client(daemon: ScriptedDaemon) -> AsyncIterator[DiscoveryClient]:
     async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as discovery:
         yield discovery
+
+
+@pytest.fixture
+def command(daemon: ScriptedDaemon):
+    async def run(*arguments: str, **environment: str) -> Outcome:
+        async with running(*arguments, address=daemon.address, **environment) as process:
+            out, err = await process.communicate()
+            assert process.returncode is not None
+            return Outcome(process.returncode, out.decode(), err.decode())
+
+    return run

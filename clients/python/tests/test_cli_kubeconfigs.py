@@ -20,7 +20,6 @@ from milo_discovery._gen import discovery_pb2 as pb
 
 from .kubeconfigs import issued, text
 from .scripted_daemon import Refusal
-from .test_cli import command as command  # noqa: PLC0414  (the fixture)
 
 CANARY = "canary-7c41e0"
 LIFE = timedelta(minutes=10)

@@ -15,10 +15,10 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery._kubeconfig_access import read_access
 
+from .cli_process import running
 from .kubeconfigs import message, text
 from .messages import disengaged, engaged, following, renewed, snapshot
 from .scripted_daemon import Refusal
-from .test_cli import running
 
 
 @pytest.fixture

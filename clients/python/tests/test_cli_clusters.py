@@ -1,0 +1,233 @@
+"""The commands `list`, `get` and `explain`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import grpc
+import pytest
+import yaml
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .cli_process import ALPHA, BETA, COMMAND, FLEET, ago
+from .messages import cluster
+from .scripted_daemon import Refusal
+
+
+class TestList:
+    async def test_list_prints_a_table(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "-l", "env=prod", "--organization", "acme", "--organization", "initech")
+        assert outcome.lines == [
+            ["NAME", "ORGANIZATION", "STATE", "ENGAGED", "FOR"],
+            ["alpha", "acme", "Ready", "2d5h"],
+            ["beta", "-", "Terminating,Suspended,Unreachable", "-"],
+        ]
+        assert (outcome.status, outcome.err) == (0, "")
+        wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme", "initech"])
+        assert daemon.requests == [pb.ListClustersRequest(filter=wanted)]
+
+    async def test_list_wide_has_more_columns_and_no_headers_omits_the_header(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "-o", "wide", "--no-headers")
+        assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
+
+    async def test_list_prints_names(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert (await command("list", "-o", "name")).out == "alpha\nbeta\n"
+
+    async def test_list_json_and_yaml_are_equal(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET, FLEET]
+        as_json = json.loads((await command("list", "-o", "json")).out)
+        assert as_json == yaml.safe_load((await command("list", "-o", "yaml")).out)
+        assert [each["name"] for each in as_json["clusters"]] == ["alpha", "beta"]
+
+    async def test_list_without_clusters_prints_a_message_to_stderr(self, command, daemon):
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(), pb.ListClustersResponse()]
+        outcome = await command("list")
+        assert (outcome.out, outcome.err) == ("", "milo-discovery: no clusters are engaged\n")
+        assert (await command("list", "-o", "name")).err == ""
+
+    async def test_list_without_a_match_names_the_filter(self, command, daemon):
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
+        outcome = await command("list", "-l", "env=dev", "--organization", "acme")
+        assert outcome.err == (
+            "milo-discovery: no engaged cluster matches selector 'env=dev' and organization 'acme'\n"
+        )
+        assert outcome.status == 0
+
+    async def test_list_warns_of_a_stale_source(self, command, daemon):
+        state = pb.SourceStatus.STATE_STALE
+        stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago())
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[ALPHA], source=stale)]
+        outcome = await command("list")
+        assert outcome.status == 7
+        assert "may be out of date: the source is STALE since 20" in outcome.err
+        assert "Milo last answered 2d5h ago (Unauthorized)" in outcome.err
+
+    async def test_table_escapes_control_characters(self, command, daemon):
+        evil = cluster("a", organization="\x1b[31mred\r\n")
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
+        outcome = await command("list", "--no-headers")
+        assert outcome.out.startswith(r"a   \x1b[31mred\r\n   Ready")
+
+    @pytest.mark.parametrize("form", ["table", "wide", "name", "json", "yaml"])
+    async def test_output_has_no_c1_or_bidi_control_characters(self, command, daemon, form):
+        evil = cluster("a\x9b31m", labels={"\u202e": "\U000e0001\x85"}, organization="\u2066")
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
+        out = (await command("list", "-o", form)).out
+        assert all(each.isprintable() or each == "\n" for each in out)
+        if form == "json":
+            assert json.loads(out)["clusters"][0]["labels"] == {"\u202e": "\U000e0001\x85"}
+
+    async def test_message_has_no_control_characters(self, command, daemon):
+        daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "\x9b31m")]
+        assert (await command("list")).err == "milo-discovery: \\x9b31m\n"
+
+    async def test_json_labels_are_sorted(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert list(json.loads((await command("list", "-o", "json")).out)["clusters"][0]["labels"]) == ["b", "env"]
+
+    async def test_full_stdout_is_one_line(self, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        process = await asyncio.create_subprocess_shell(
+            f"{COMMAND} list --address {daemon.address} > /dev/full", stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (
+            1, "milo-discovery: cannot write to stdout: No space left on device\n"
+        )  # fmt: skip
+
+
+class TestGetAndExplain:
+    REPORT = pb.GetClusterResponse(
+        cluster=BETA,
+        engagement=pb.Engagement(
+            reason=pb.Engagement.REASON_NOT_READY, message="condition Ready is False", since=ago()
+        ),
+        transitions=[
+            pb.Transition(type=pb.ClusterEvent.TYPE_ENGAGED, at=Timestamp(seconds=0)),
+            pb.Transition(
+                type=pb.ClusterEvent.TYPE_DISENGAGED,
+                reason=pb.DISENGAGE_REASON_NOT_READY,
+                message="condition Ready is False",
+                at=Timestamp(seconds=60),
+            ),
+        ],
+    )
+
+    async def test_get_shows_whether_a_name_is_engaged(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT] * 4
+        assert (await command("get", "beta")).lines == [
+            ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
+            ["beta", "no", "NOT_READY", "2d5h", "condition", "Ready", "is", "False"],
+        ]
+        assert "uid-of-beta" in (await command("get", "beta", "-o", "wide")).out
+        assert (await command("get", "beta", "-o", "name")).out == "beta\n"
+        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+        assert as_json["engagement"]["reason"] == "REASON_NOT_READY"
+        assert as_json["engagement"]["engaged"] is False
+
+    async def test_explain_shows_reason_and_transitions(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT]
+        outcome = await command("explain", "beta")
+        first, second, *rest = outcome.out.splitlines()
+        assert first.startswith("beta is not engaged: NOT_READY, since 20")
+        assert first.endswith("Z (2d5h).")
+        assert second == "  condition Ready is False"
+        assert "Cluster, as last engaged:" in rest
+        assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
+        assert any(line.startswith("  deletion       requested at 20") for line in rest)
+        assert rest[-3:] == [
+            "Last transitions:",
+            "  1970-01-01T00:00:00Z   ENGAGED",
+            "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
+        ]
+
+    async def test_get_and_explain_warn_of_a_stale_source(self, command, daemon):
+        state = pb.SourceStatus.STATE_STALE
+        stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago(), name="core")
+        report = pb.GetClusterResponse(engagement=self.REPORT.engagement, source=stale)
+        daemon.answers["GetCluster"] = [report] * 3
+        got = await command("get", "beta")
+        assert got.status == 0
+        assert "this may be out of date: source core is STALE since 20" in got.err
+        explained = (await command("explain", "beta")).out.splitlines()
+        assert explained[2].startswith("  This may be out of date: source core is STALE since 20")
+        assert explained[2].endswith("Milo last answered 2d5h ago (Unauthorized).")
+        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+        assert as_json["source"]["state"] == "STATE_STALE"
+
+    async def test_explain_prints_json_and_yaml(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT] * 2
+        as_json = json.loads((await command("explain", "beta", "-o", "json")).out)
+        assert as_json == yaml.safe_load((await command("explain", "beta", "-o", "yaml")).out)
+        assert [each["type"] for each in as_json["transitions"]] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
+
+    async def test_unknown_name_is_answered_with_similar_names(self, command, daemon):
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("get", "alpa")
+        assert (outcome.status, outcome.err) == (
+            3, "milo-discovery: alpa was never seen; did you mean alpha?\n"
+        )  # fmt: skip
+
+    async def test_explain_of_an_engaged_cluster(self, command, daemon):
+        engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
+        outcome = await command("explain", "alpha")
+        assert outcome.out.startswith("alpha is engaged, since 20")
+        assert "Cluster:" in outcome.out
+        assert "Last transitions" not in outcome.out
+
+    async def test_explain_of_a_draining_cluster_names_pending_releases(self, command, daemon):
+        deadline = Timestamp(seconds=60)
+        draining = pb.Draining(reason=pb.DISENGAGE_REASON_MOVED, deadline=deadline, message="to b")
+        waits_for = [
+            pb.PendingRelease(subscriber="operator-0/1", caller="uid 7", connected=True, since=ago()),
+            pb.PendingRelease(subscriber="operator-1/1", caller="uid 7"),
+        ]
+        daemon.answers["GetCluster"] = [
+            pb.GetClusterResponse(
+                cluster=cluster("alpha", draining=draining),
+                engagement=pb.Engagement(engaged=True, reason=pb.Engagement.REASON_DRAINING, since=ago()),
+                pending_releases=waits_for,
+            )
+        ]
+        lines = (await command("explain", "alpha")).out.splitlines()
+        assert lines[0].startswith("alpha is engaged: DRAINING, since 20")
+        assert "  state          Draining" in lines
+        assert "  draining       until 1970-01-01T00:01:00Z (MOVED: to b)" in lines
+        first, second = lines[lines.index("Waiting for the release by:") + 1 :]
+        assert first.startswith("  operator-0/1   uid 7   connected since 20")
+        assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
+
+    async def test_explain_of_a_cluster_of_another_member_names_the_member(self, command, daemon):
+        elsewhere = pb.Engagement(
+            reason=pb.Engagement.REASON_UNASSIGNED, message="member b of the shard group owns it (view 3)"
+        )
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=elsewhere)]
+        assert (await command("explain", "alpha")).out.splitlines()[:2] == [
+            "alpha is not engaged: UNASSIGNED, since an unknown time.",
+            "  member b of the shard group owns it (view 3)",
+        ]
+
+    async def test_explain_of_a_cluster_that_was_never_engaged(self, command, daemon):
+        malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
+        outcome = await command("explain", "x")
+        assert outcome.out.splitlines() == [
+            "x is not engaged: MALFORMED, since an unknown time.",
+            "  its name is no label",
+            "  This daemon has never engaged it.",
+        ]
+
+    @pytest.mark.parametrize("verb", ["get", "explain"])
+    async def test_unknown_name_exits_with_not_found(self, command, daemon, verb):
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command(verb, "x")
+        assert (outcome.status, outcome.out, outcome.err) == (3, "", "milo-discovery: x was never seen\n")

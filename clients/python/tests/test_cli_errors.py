@@ -1,0 +1,113 @@
+"""Error messages, usage and exit statuses of the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from .cli_process import FLEET
+from .scripted_daemon import SILENCE, Refusal
+
+
+class TestErrors:
+    async def test_invalid_selector_error_names_the_option(self, command, daemon):
+        violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
+        refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", (BadRequest(field_violations=[violation]),))
+        daemon.answers["ListClusters"] = [refusal]
+        outcome = await command("list", "-l", ",")
+        assert (outcome.status, outcome.err) == (2, "milo-discovery: --selector: unexpected ','\n")
+
+    @pytest.mark.parametrize(
+        ("refusal", "status"),
+        [
+            (Refusal(grpc.StatusCode.PERMISSION_DENIED, "no"), 4),
+            (Refusal(grpc.StatusCode.UNAUTHENTICATED, "no"), 4),
+            (Refusal(grpc.StatusCode.UNAVAILABLE, "no", (ErrorInfo(reason="NOT_SYNCED"),)), 7),
+            (Refusal(grpc.StatusCode.INTERNAL, "no"), 1),
+        ],
+        ids=lambda value: value.code.name if isinstance(value, Refusal) else None,
+    )
+    async def test_exit_status_of_each_grpc_status(self, command, daemon, refusal, status):
+        daemon.answers["ListClusters"] = [refusal]
+        outcome = await command("list")
+        assert (outcome.status, outcome.out, outcome.err) == (status, "", "milo-discovery: no\n")
+
+    async def test_connection_error_names_the_address_and_the_option(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("list")
+        assert outcome.status == 5
+        assert outcome.err == (
+            f"milo-discovery: cannot connect to the daemon at {daemon.address}: No such file or directory "
+            "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)\n"
+        )
+
+    async def test_unanswered_call_exits_with_timeout(self, command, daemon):
+        daemon.answers["ListClusters"] = [SILENCE]
+        outcome = await command("list", "--timeout", "50ms")
+        assert outcome.status == 6
+        assert outcome.err == f"milo-discovery: no answer from {daemon.address} within --timeout\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (["list", "--address", "nowhere"], "neither unix:///path/to/socket nor HOST:PORT"),
+            (["list", "--timeout", "soon"], "'soon' is not a duration above zero, such as 500ms, 10s or 2m"),
+            (["list", "--timeout", "0s"], "'0s' is not a duration above zero"),
+            (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
+            (["get"], "Missing argument 'NAME'"),
+            (["wacht"], "No such command 'wacht'; did you mean watch?"),
+            (["credential"], "Missing argument 'NAME'"),
+            (["credential", "alpha", "--cluster", "alpha"], "are the same"),
+            (["kubeconfig", "alpha", "--force"], "--force needs -w"),
+        ],
+    )
+    async def test_usage_error_names_the_problem(self, command, arguments, complaint):
+        outcome = await command(*arguments)
+        assert outcome.status == 2
+        assert complaint in outcome.err
+        assert "Traceback" not in outcome.err
+
+    async def test_help_needs_no_daemon(self, command):
+        outcome = await command("--help")
+        assert outcome.status == 0
+        commands = [
+            "completion",
+            "credential",
+            "explain",
+            "get",
+            "kubeconfig",
+            "list",
+            "publish",
+            "shards",
+            "status",
+            "sync",
+            "version",
+            "watch",
+        ]
+        assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
+        assert (await command("--version")).out.startswith("milo-discovery, version 0.")
+
+    async def test_address_and_timeout_before_the_command_name(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET, SILENCE]
+        before = ("--address", daemon.address, "--timeout", "200ms")
+        elsewhere = {"MILO_DISCOVERY_ADDRESS": "unix:///elsewhere"}
+        assert (await command(*before, "list", "--timeout", "10s", "-o", "name", **elsewhere)).out == "alpha\nbeta\n"
+        assert (await command(*before, "list", **elsewhere)).status == 6
+
+    async def test_option_after_the_command_name_takes_precedence(self, command):
+        outcome = await command("--address", "unix:///before", "list", "--address", "unix:///after")
+        assert "cannot connect to the daemon at unix:///after" in outcome.err
+
+    async def test_help_loads_neither_grpc_nor_asyncio(self):
+        script = (
+            "import sys; from milo_discovery.cli import command\n"
+            "try: command.main(['watch', '--help'])\n"
+            "except SystemExit: print([m for m in ('grpc', 'asyncio', 'google.protobuf') if m in sys.modules])"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert out.decode().splitlines()[-1] == "[]"

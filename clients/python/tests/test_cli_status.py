@@ -1,0 +1,152 @@
+"""The commands `status`, `shards`, `version` and `completion`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .cli_process import AGO, FLEET, ago
+
+
+class TestStatus:
+    @pytest.mark.parametrize(
+        ("synced", "state", "status"),
+        [
+            (True, pb.SourceStatus.STATE_STREAMING, 0),
+            (True, pb.SourceStatus.STATE_CATCHING_UP, 0),
+            (True, pb.SourceStatus.STATE_STALE, 7),
+            (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
+        ],
+    )
+    async def test_status_exits_with_the_health_of_the_daemon(self, command, daemon, synced, state, status):
+        daemon.answers["GetServerInfo"] = [
+            pb.GetServerInfoResponse(
+                version="1.2",
+                mode="project",
+                synced=synced,
+                started_at=ago(),
+                source=pb.SourceStatus(state=state, since=ago()),
+                counts=pb.FleetCounts(engaged=3, not_ready=2, unreachable=1, subscribers=4),
+                credential_sources=[
+                    pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=ago(-AGO)),
+                    pb.CredentialSource(name="spare", type="file", message="no such file"),
+                ],
+            )
+        ]
+        outcome = await command("status")
+        assert outcome.status == status
+        summary = {line[0]: " ".join(line[1:]) for line in outcome.lines}
+        assert summary["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
+        assert summary["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
+        assert (
+            summary["clusters"]
+            == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed, 1 unreachable, 0 draining"
+        )
+        assert summary["subscribers"] == "4"
+        assert "main (exec), healthy, its credential expires in 2d5h" in outcome.out
+        assert "spare (file), unhealthy: no such file" in outcome.out
+
+    async def test_status_of_sharded_daemon_counts_unassigned_clusters(self, command, daemon):
+        counts, sharding = pb.FleetCounts(engaged=3, unassigned=5), pb.Sharding(group="dns", member="dns-0")
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(synced=True, counts=counts, sharding=sharding)]
+        [clusters] = [line for line in (await command("status")).lines if line[0] == "clusters"]
+        assert clusters[-2:] == ["5", "unassigned"]
+
+    async def test_status_prints_json(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
+        assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
+
+
+class TestShards:
+    GROUP = pb.Sharding(
+        group="dns",
+        member="dns-0",
+        view=3,
+        settled=True,
+        valid_for=Duration(seconds=12),
+        members=[
+            pb.ShardMember(name="dns-0", weight=1, in_view=True, alive=True, acknowledged_view=3, clusters=7),
+            pb.ShardMember(name="dns-1", weight=2.5, in_view=True, leaving=True, acknowledged_view=2, clusters=5),
+            pb.ShardMember(name="dns-2", weight=1, alive=True, acknowledged_view=3),
+        ],
+    )
+
+    async def test_shards_lists_members_and_their_clusters(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
+        outcome = await command("shards")
+        assert outcome.status == 0
+        assert [" ".join(line) for line in outcome.lines if line] == [
+            "group dns",
+            "member dns-0, owns its share",
+            "view 3, settled",
+            "MEMBER WEIGHT CLUSTERS ACKNOWLEDGED STATE",
+            "dns-0 1 7 3 member",
+            "dns-1 2.5 5 2 not running, leaving",
+            "dns-2 1 0 3 not in the view",
+        ]
+
+    async def test_shards_exits_with_7_while_the_group_is_not_settled(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=pb.Sharding(group="dns", problem="late"))]
+        outcome = await command("shards")
+        assert outcome.status == 7
+        assert ["problem", "late"] in outcome.lines
+        assert "owns nothing at present" in outcome.out
+
+    @pytest.mark.parametrize(
+        ("count", "names", "text"),
+        [(2, ["alpha", "beta"], "alpha, beta"), (7, ["alpha", "beta"], "alpha, beta, 5 more"), (7, [], "7 clusters")],
+    )
+    async def test_shards_names_draining_clusters(self, command, daemon, count, names, text):
+        sharding = pb.Sharding(group="dns", settled=True, draining=names)
+        counts = pb.FleetCounts(draining=count)
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=sharding, counts=counts)]
+        [line] = [line for line in (await command("shards")).lines if line and line[0] == "draining"]
+        assert " ".join(line[1:]) == text
+
+    async def test_shards_reports_a_daemon_without_a_group(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
+        outcome = await command("shards")
+        assert (outcome.status, outcome.out) == (0, "")
+
+    async def test_shards_prints_json(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
+        found = json.loads((await command("shards", "-o", "json")).out)
+        assert (found["group"], found["validFor"], found["members"][1]["weight"]) == ("dns", "12s", 2.5)
+
+
+class TestVersionAndCompletion:
+    async def test_version_prints_client_and_daemon(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(version="1.2")] * 2
+        assert [line[0] for line in (await command("version")).lines] == ["client:", "daemon:"]
+        assert json.loads((await command("version", "-o", "json")).out)["daemon"] == "1.2"
+
+    async def test_version_without_a_daemon_prints_the_clients(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("version")
+        assert (outcome.status, [line[0] for line in outcome.lines]) == (5, ["client:"])
+        assert (await command("version", "--client")).status == 0
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    async def test_completion_script_names_its_variable(self, command, shell):
+        assert "_MILO_DISCOVERY_COMPLETE" in (await command("completion", shell)).out
+
+    async def test_completion_completes_commands_and_cluster_names(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+
+        async def complete(line: str) -> list[str]:
+            words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+            outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
+            return [each.partition(",")[2] for each in outcome.out.split()]
+
+        assert await complete("milo-discovery ex") == ["explain"]
+        assert await complete("milo-discovery get al") == ["alpha"]
+
+    async def test_completion_without_a_daemon_is_silent(self, command, daemon):
+        await daemon.stop()
+        words = {"COMP_WORDS": "milo-discovery get al", "COMP_CWORD": "2"}
+        outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
+        assert (outcome.out.strip(), outcome.err) == ("", "")

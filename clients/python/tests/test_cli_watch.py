@@ -1,0 +1,148 @@
+"""The command `watch`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+import yaml
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .cli_process import ALPHA, COMMAND, ago, running
+from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
+from .scripted_daemon import Refusal
+
+
+class TestWatch:
+    async def test_watch_prints_events_to_stdout_and_messages_to_stderr(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--once"))
+        (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta")))
+        outcome = await watching
+        assert outcome.lines == [
+            ["EVENT", "NAME", "ORGANIZATION", "DETAILS"],
+            ["ENGAGED", "alpha", "acme", "Ready"],
+            ["ENGAGED", "beta", "-", "Ready"],
+        ]
+        assert (outcome.status, outcome.err) == (0, "milo-discovery: synced: 2 clusters\n")
+
+    async def test_watch_line_for_each_event_type(self, daemon):
+        async with running("watch", "--no-headers", address=daemon.address) as process:
+            stream = await daemon.stream()
+            stream.send(
+                snapshot("1", engaged(ALPHA)),
+                following(
+                    "1",
+                    "2",
+                    updated(cluster("alpha", uid="u-1", labels={"b": "3", "new": ""}, suspended=True)),
+                    updated(cluster("alpha", uid="u-1", labels={"b": "3", "new": ""}, deletion_requested_at=ago())),
+                    renewed("alpha", "secret"),
+                    disengaged("alpha", pb.DISENGAGE_REASON_DELETED, "gone"),
+                ),
+            )
+            lines = [(await process.stdout.readline()).decode().split() for _ in range(5)]
+            assert lines == [
+                ["ENGAGED", "alpha", "acme", "Ready"],
+                ["UPDATED", "alpha", "-", "endpoint", "-,", "organization", "-,", "suspended,", "label", "b=3,", "…"],
+                ["UPDATED", "alpha", "-", "deletion", "requested,", "resumed"],
+                ["KUBECONFIG", "alpha", "-", "until", "-"],
+                ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
+            ]
+
+    async def test_watch_reports_a_reconnect_to_stderr(self, daemon):
+        async with running("watch", "-o", "name", address=daemon.address) as process:
+            stream = await daemon.stream()
+            stream.send(snapshot("1", engaged("a")))
+            assert await process.stdout.readline() == b"a\n"
+            assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
+            stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down"))
+            (await daemon.stream()).send(following("1", "2", engaged("b")))
+            assert await process.stderr.readline() == (b"milo-discovery: connection lost: shutting down; retrying\n")
+            assert await process.stderr.readline() == b"milo-discovery: reconnected, stream resumed\n"
+            assert await process.stdout.readline() == b"b\n"
+            await daemon.stop()
+            await daemon.start()
+            (await daemon.stream()).send(snapshot("z", engaged(cluster("a", incarnation="new")), engaged("b")))
+            assert b"connection lost" in await process.stderr.readline()
+            assert await process.stderr.readline() == b"milo-discovery: reconnected, receiving a snapshot\n"
+            assert await process.stderr.readline() == b"milo-discovery: synced: 2 clusters\n"
+
+    @pytest.mark.parametrize("form", ["json", "yaml"])
+    async def test_watch_prints_one_document_per_event(self, command, daemon, form):
+        watching = asyncio.create_task(command("watch", "--once", "-o", form, "--timestamps"))
+        (await daemon.stream()).send(snapshot("1", engaged("a"), engaged("b")))
+        out = (await watching).out
+        events = list(yaml.safe_load_all(out)) if form == "yaml" else [json.loads(line) for line in out.splitlines()]
+        assert [(each["type"], each["cluster"]["name"]) for each in events] == [
+            ("TYPE_ENGAGED", "a"),
+            ("TYPE_ENGAGED", "b"),
+        ]
+        assert all(each["receivedAt"].endswith("Z") for each in events)
+
+    async def test_watch_timestamps_and_wide_lines(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
+        (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
+        headers, line = (await watching).lines
+        assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "DETAILS"]
+        assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
+        assert datetime.fromisoformat(line[0]).tzinfo is UTC
+
+    async def test_watch_lines_fit_into_120_columns(self, daemon):
+        async with running("watch", "--timestamps", address=daemon.address) as process:
+            stream = await daemon.stream()
+            long = cluster("n" * 30, organization="o" * 20, deletion_message="m" * 200, endpoint="https://" + "e" * 90)
+            stream.send(snapshot("1", engaged(long)), following("1", "2", disengaged(long, message="d" * 200)))
+            lines = [(await process.stdout.readline()).decode().rstrip("\n") for _ in range(3)]
+        assert [len(line) for line in lines[1:]] == [120, 120]
+        assert "…" in lines[1]
+
+    async def test_watch_interrupt_prints_nothing(self, daemon):
+        async with running("watch", "-o", "name", address=daemon.address) as process:
+            (await daemon.stream()).send(snapshot("1", engaged("a")))
+            await process.stdout.readline()
+            await process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
+            assert (process.returncode, err.strip()) == (130, b"")
+
+    async def test_watch_exits_when_an_idle_pipe_loses_its_reader(self, daemon):
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "watch", "--address", daemon.address, "-o", "name", stdout=writing, stderr=asyncio.subprocess.PIPE
+        )
+        os.close(writing)
+        (await daemon.stream()).send(snapshot("1", engaged("a")))
+        assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
+        os.close(reading)
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (-signal.SIGPIPE, b"")
+
+    async def test_watch_exits_when_the_reader_closes_the_pipe(self, daemon):
+        process = await asyncio.create_subprocess_shell(
+            f"{COMMAND} watch --address {daemon.address} -o name | head -1", stdout=-1, stderr=-1
+        )
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(f"c{n}") for n in range(5000))))
+        assert (await process.communicate())[0] == b"c0\n"
+        await stream.ended.wait()
+
+    async def test_watch_timeout_before_the_first_view(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--timeout", "1s"))
+        (await daemon.stream()).send(snapshot("1", engaged("a"), synced=False))
+        outcome = await watching
+        assert (outcome.status, outcome.out) == (6, "")
+        assert outcome.err.startswith("milo-discovery: no complete view from unix:")
+
+    async def test_watch_timeout_without_a_daemon_is_no_connection(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("watch", "--timeout", "1s")
+        assert outcome.status == 5
+        first, last = outcome.err.splitlines()
+        assert "No such file or directory" in first
+        assert first.endswith("; retrying")
+        assert last.startswith("milo-discovery: cannot connect to the daemon at unix:")

@@ -1,0 +1,241 @@
+"""Controllers as clusters come, end, do not answer, or lack a kind."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from milo_discovery.controllers import (
+    NotSynced,
+    ProjectSuspended,
+    QueuePolicy,
+    Request,
+    Target,
+    Watched,
+    watches,
+)
+from milo_discovery.controllers.informer import Informer
+from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
+from tests.integration.controllers.widgets import (
+    DEFINITION,
+    FINALIZER,
+    WIDGETS,
+    Log,
+    Running,
+    names,
+    reconciling,
+    widget,
+    with_widgets,
+)
+
+
+async def test_disengagement_cancels_and_awaits_reconciles_before_the_next_engagement(plane: ControlPlane) -> None:
+    history: list[str] = []
+
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.disengage(plane.project)
+        running.discovery.engage(plane)
+        await eventually(lambda: history == ["begins", "ends", "begins"])
+
+
+async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plane: ControlPlane) -> None:
+    history: list[str] = []
+    running = Running(plane, confirm_releases=True)
+
+    @running.controllers.reconcile(WIDGETS)
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            assert running.discovery.released == []
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.drain(plane.project)
+        await eventually(lambda: running.discovery.released == [plane.project])
+        assert history == ["begins", "ends"]
+
+
+async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    log, other = Log(), Log()
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(log)
+    running.controllers.reconcile(WIDGETS, name="other", owns=[WIDGETS])(other)
+    async with running.controllers:
+        await eventually(lambda: log.seen == other.seen == [(plane.project, "one", {})])
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
+
+
+async def test_cluster_that_does_not_answer_costs_the_others_nothing(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    silent = with_widgets(sandbox)
+    opened: list[asyncio.StreamWriter] = []
+    plane.create(widget("one"))
+    async with await asyncio.start_server(lambda _, writer: opened.append(writer), "127.0.0.1", 0) as server:
+        address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        access = silent.access()
+        silent.access = lambda: replace(access, server=address)  # type: ignore[method-assign]
+        log = Log()
+        async with reconciling(log, plane, silent) as running:
+            await eventually(lambda: opened)
+            await eventually(lambda: log.seen == [(plane.project, "one", {})])
+            plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+            await eventually(lambda: log.seen[1:] == [(plane.project, "one", {"size": 2})])
+            assert not running.controllers.health().synced
+        for writer in opened:
+            writer.close()
+
+
+async def test_reconciles_begin_after_the_kinds_that_are_only_read_have_synced(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_list, follow = asyncio.Event(), Informer.run
+    found: list[Any] = []
+
+    async def follow_late(informer: Informer) -> None:
+        if informer.key.resource == "v1/configmaps":
+            await may_list.wait()
+        await follow(informer)
+
+    async def reconcile(request: Request) -> None:
+        found.append(await request.get("v1/configmaps", "there"))
+
+    monkeypatch.setattr(Informer, "run", follow_late)
+    plane.create(widget("one"))
+    plane.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "there"}})
+    running = Running(plane)
+    running.controllers.cache("v1/configmaps")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1)
+        assert found == []
+        may_list.set()
+        await eventually(lambda: found)
+    assert found[0] is not None
+
+
+async def test_cache_without_a_complete_list_is_not_read(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    [bare] = sandbox.create_control_planes(next(names))
+    plane.create(widget("here"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        others = request.clusters.cluster(bare.project)
+        assert others is not None
+        try:
+            found = others.get(WIDGETS, "late", "default")
+        except NotSynced:
+            outcomes.append("not synced")
+            raise
+        outcomes.append("not found" if found is None else "found")
+
+    running = Running(bare, plane)
+    running.controllers.reconcile(WIDGETS, queue=QueuePolicy(max_delay_s=0.2))(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes)
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: "found" in outcomes, within_s=60)
+    assert "not found" not in outcomes
+    assert outcomes[0] == "not synced"
+
+
+async def test_kind_that_is_only_read_and_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        with pytest.raises(NotSynced, match="gadgets"):
+            await request.get("example.com/v1/gadgets", "any")
+        outcomes.append("not synced")
+
+    running = Running(plane)
+    running.controllers.cache("example.com/v1/gadgets")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes == ["not synced"])
+
+
+async def test_kind_that_is_not_served_yet_is_awaited(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    [bare] = sandbox.create_control_planes(next(names))
+    plane.create(widget("here"))
+    log = Log()
+    async with reconciling(log, plane, bare) as running:
+        await eventually(lambda: log.seen == [(plane.project, "here", {})])
+        [problem] = await eventually(lambda: running.controllers.health().problems)
+        assert (problem.cluster, problem.kind, problem.is_synced) == (bare.project, WIDGETS, False)
+        assert not running.controllers.health().synced
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="not_served") == 1
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
+
+
+async def test_suspended_project_parks_writes_until_the_suspension_ends(plane: ControlPlane) -> None:
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        if found["metadata"].get("deletionTimestamp"):
+            await request.remove_finalizer(FINALIZER)
+            return
+        try:
+            await request.patch_status({"seen": True})
+        except ProjectSuspended:
+            outcomes.append("refused")
+            raise
+        outcomes.append("written")
+
+    plane.create({**widget("ending"), "metadata": {"name": "ending", "finalizers": [FINALIZER]}})
+    plane.delete(WIDGETS, "ending")
+    plane.create(widget("one"))
+    running = Running()
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: outcomes == ["refused"])
+        await eventually(lambda: plane.find(WIDGETS, "ending") is None)
+        running.discovery.update(plane.project, suspended=False)
+        await eventually(lambda: "written" in outcomes)
+        assert outcomes[0] == "refused"
+        assert outcomes.count("refused") == 1
+
+
+async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:
+    first, second = with_widgets(sandbox), with_widgets(sandbox)
+    for each in (first, second):
+        each.create(widget("copy"))
+    log = Log()
+
+    def everywhere(change: Watched[dict[str, Any]]) -> Iterator[Target]:
+        if change.name == "shared":
+            for cluster, found in change.clusters.list(WIDGETS):
+                yield Target(found["metadata"]["name"], "default", cluster.name)
+
+    async with reconciling(log, first, second, watches=[watches("v1/configmaps", map=everywhere)]) as running:
+        await eventually(lambda: sorted(log.seen) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        first.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}})
+        await eventually(lambda: sorted(log.seen[2:]) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        view = running.controllers.view
+        assert sorted(view.names()) == sorted([first.project, second.project])
+        assert len(list(view.list(WIDGETS))) == 2
+        assert first.project in view
+        assert view.cluster("unknown") is None
