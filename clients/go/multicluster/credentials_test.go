@@ -25,18 +25,18 @@ import (
 )
 
 func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha")
-	project := w.api.Project("alpha")
+	env := newEnvironment(t)
+	env.engage("alpha")
+	project := env.api.Project("alpha")
 	project.SetTokens(token("alpha", 1), token("alpha", 2))
-	provider := w.provider(withKubeconfigs)
-	noted := w.startFeeding(provider)
-	w.animal("alpha", "dog")
-	w.untilFed("alpha", "dog")
+	provider := env.provider(withKubeconfigs)
+	noted := env.startFeeding(provider)
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
 	watches := project.Count("watch configmaps")
-	w.daemon.Rotate("alpha")
+	env.daemon.Rotate("alpha")
 	within(t, "the new token to be used", func() error {
-		live := client.NewNamespacedClient(w.untilGot(provider, "alpha").GetClient(), "default")
+		live := client.NewNamespacedClient(env.untilGot(provider, "alpha").GetClient(), "default")
 		if err := live.Create(context.Background(), &corev1.ConfigMap{}); err == nil {
 			return errors.New("a ConfigMap without a name was created")
 		}
@@ -46,8 +46,8 @@ func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 		return nil
 	})
 	project.SetTokens(token("alpha", 2)) // the old one expires while the watch is open
-	w.animal("alpha", "cat")
-	w.untilFed("alpha", "cat")
+	env.animal("alpha", "cat")
+	env.untilFed("alpha", "cat")
 	if got := project.Count("watch configmaps"); got != watches || project.Watches() != 1 || project.Count("refused") != 0 || noted.count() != 1 {
 		t.Errorf("%d watches opened, %d open, %d requests refused, %d Engage calls; want %d, 1, 0, 1",
 			got, project.Watches(), project.Count("refused"), noted.count(), watches)
@@ -55,17 +55,17 @@ func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 }
 
 func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha")
-	project := w.api.Project("alpha")
+	env := newEnvironment(t)
+	env.engage("alpha")
+	project := env.api.Project("alpha")
 	registry := prometheus.NewRegistry()
-	provider := w.provider(func(o *multicluster.Options) {
+	provider := env.provider(func(o *multicluster.Options) {
 		withKubeconfigs(o)
 		o.Registerer = registry
 	})
-	w.start(w.manager(provider, nil))
-	cl := w.untilGot(provider, "alpha")
-	issued := w.daemon.Issued("alpha")
+	env.start(env.manager(provider, nil))
+	cl := env.untilGot(provider, "alpha")
+	issued := env.daemon.Issued("alpha")
 	project.SetTokens(token("alpha", issued+1))
 	ctx := context.Background()
 	made := &corev1.ConfigMap{}
@@ -73,7 +73,7 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 	if err := cl.GetClient().Create(ctx, made); err != nil {
 		t.Fatalf("the caller saw the revocation: %v", err)
 	}
-	if refused, now := project.Count("refused"), w.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
+	if refused, now := project.Count("refused"), env.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
 		t.Errorf("%d requests refused, %d kubeconfigs issued; want 1 and 1", refused, now-issued)
 	}
 	want := "# HELP milo_discovery_client_credential_renewals_total Kubeconfigs requested from milo-discoveryd, " +
@@ -91,25 +91,25 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 			t.Fatal("a refused request succeeded")
 		}
 	}
-	if again := w.daemon.Issued("alpha") - issued; again > 3 {
+	if again := env.daemon.Issued("alpha") - issued; again > 3 {
 		t.Errorf("the daemon was asked %d times", again)
 	}
 }
 
 func TestAClusterWaitsForItsFirstKubeconfig(t *testing.T) {
-	w := newEnvironment(t)
-	w.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "CREDENTIALS_UNAVAILABLE", "the backend is down"))
-	w.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig { return discovery.Kubeconfig{Content: []byte("{}")} })
-	w.engage("alpha")
-	provider := w.provider(withKubeconfigs)
-	w.start(w.manager(provider, nil))
+	env := newEnvironment(t)
+	env.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "CREDENTIALS_UNAVAILABLE", "the backend is down"))
+	env.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig { return discovery.Kubeconfig{Content: []byte("{}")} })
+	env.engage("alpha")
+	provider := env.provider(withKubeconfigs)
+	env.start(env.manager(provider, nil))
 	within(t, "the failure to be shown", func() error { return failure(provider, "alpha", "get a kubeconfig") })
-	w.untilGone(provider, "alpha")
-	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
+	env.untilGone(provider, "alpha")
+	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Name, token(cluster.Name, number))}
 	})
-	w.daemon.Fail("IssueKubeconfig", nil)
-	w.untilGot(provider, "alpha")
+	env.daemon.Fail("IssueKubeconfig", nil)
+	env.untilGot(provider, "alpha")
 }
 
 // hostile kubeconfigs would run a program or read a file in the operator's process.
@@ -125,22 +125,22 @@ var hostile = map[string]string{
 func TestHostileKubeconfigsAreRefused(t *testing.T) {
 	for name, user := range hostile {
 		t.Run(name, func(t *testing.T) {
-			w := newEnvironment(t)
+			env := newEnvironment(t)
 			place := t.TempDir() + "/touched"
 			user := strings.ReplaceAll(user, "PLACE", place)
-			w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-				good := string(w.kubeconfig(cluster.Name, "x"))
+			env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+				good := string(env.kubeconfig(cluster.Name, "x"))
 				if cluster.Name == "good" {
 					return discovery.Kubeconfig{Content: []byte(good)}
 				}
 				return discovery.Kubeconfig{Content: []byte(strings.Replace(good, `"token": "x"`, user, 1))}
 			})
-			w.engage("alpha", "good")
-			provider := w.provider(withKubeconfigs)
-			w.start(w.manager(provider, nil))
-			w.untilGot(provider, "good")
+			env.engage("alpha", "good")
+			provider := env.provider(withKubeconfigs)
+			env.start(env.manager(provider, nil))
+			env.untilGot(provider, "good")
 			within(t, "the refusal", func() error { return failure(provider, "alpha", "kubeconfig refused") })
-			w.untilGone(provider, "alpha")
+			env.untilGone(provider, "alpha")
 			if _, err := os.Stat(place); err == nil {
 				t.Fatal("its command was run")
 			}
@@ -165,12 +165,12 @@ func failure(provider *multicluster.Provider, name, want string) error {
 }
 
 func TestTheDebugHandlerListsEngagedNames(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("beta", "alpha")
-	provider := w.provider(nil)
-	w.start(w.manager(provider, nil))
-	w.untilGot(provider, "alpha")
-	w.untilGot(provider, "beta")
+	env := newEnvironment(t)
+	env.engage("beta", "alpha")
+	provider := env.provider(nil)
+	env.start(env.manager(provider, nil))
+	env.untilGot(provider, "alpha")
+	env.untilGot(provider, "beta")
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/?format=names", nil))
 	if got := response.Body.String(); got != "alpha\nbeta\n" {
@@ -191,23 +191,23 @@ func TestClustersShareConnections(t *testing.T) {
 		"with connections of their own": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newEnvironment(t)
+			env := newEnvironment(t)
 			names := make([]string, 20)
 			for i := range names {
 				names[i] = fmt.Sprintf("project-%d", i)
-				w.animal(names[i], "dog")
+				env.animal(names[i], "dog")
 			}
-			w.engage(names...)
-			provider := w.provider(test.change)
-			mgr := w.manager(provider, nil)
-			w.feeder(mgr)
+			env.engage(names...)
+			provider := env.provider(test.change)
+			mgr := env.manager(provider, nil)
+			env.feeder(mgr)
 			// One more connection is that of the manager's own client.
-			before := w.api.Connections()
-			w.start(mgr)
+			before := env.api.Connections()
+			env.start(mgr)
 			for _, each := range names {
-				w.untilFed(each, "dog")
+				env.untilFed(each, "dog")
 			}
-			if got := w.api.Connections() - before; got < test.least || got > test.most {
+			if got := env.api.Connections() - before; got < test.least || got > test.most {
 				t.Errorf("%d connections, want %d to %d", got, test.least, test.most)
 			}
 		})

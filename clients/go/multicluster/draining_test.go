@@ -24,9 +24,9 @@ func named(o *multicluster.Options) { o.Subscriber = subscriber }
 
 // draining returns a running provider with one engaged cluster, alpha.
 func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements, func()) {
-	w := newEnvironment(t)
-	w.engage("alpha")
-	provider, engaged := w.provider(named), &engagements{}
+	env := newEnvironment(t)
+	env.engage("alpha")
+	provider, engaged := env.provider(named), &engagements{}
 	ctx, stop := context.WithCancel(context.Background())
 	var following sync.WaitGroup
 	following.Go(func() {
@@ -36,8 +36,8 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 	})
 	end := func() { stop(); following.Wait() }
 	t.Cleanup(end)
-	w.untilEngaged(engaged, "alpha")
-	return w, provider, engaged, end
+	env.untilEngaged(engaged, "alpha")
+	return env, provider, engaged, end
 }
 
 // reconciling calls the guarded reconciler, and returns when the call has begun; release ends the call.
@@ -57,10 +57,10 @@ func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx cont
 }
 
 func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
-	w, provider, engaged, _ := draining(t)
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
-	w.untilReleased("alpha")
-	w.untilGone(provider, "alpha")
+	env, provider, engaged, _ := draining(t)
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
+	env.untilReleased("alpha")
+	env.untilGone(provider, "alpha")
 	if provider.Owns("alpha") {
 		t.Error("the provider owns a cluster that drains")
 	}
@@ -68,35 +68,35 @@ func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
 	if !errors.As(context.Cause(engaged.context("alpha")), &cause) || cause.Reason != discovery.ReasonNotReady {
 		t.Errorf("the cause is %v", context.Cause(engaged.context("alpha")))
 	}
-	w.engage("alpha")
-	w.untilEngaged(engaged, "alpha")
+	env.engage("alpha")
+	env.untilEngaged(engaged, "alpha")
 }
 
 func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
-	w, provider, engaged, _ := draining(t)
+	env, provider, engaged, _ := draining(t)
 	ctx, end, _ := reconciling(provider, "alpha")
 	defer end()
-	w.daemon.Drain("alpha", discovery.ReasonMoved)
-	w.untilEngaged(engaged)
-	w.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: w.api.Endpoint("beta")})
-	w.untilEngaged(engaged, "beta") // by then a release would have been sent
-	if w.daemon.Released("alpha", subscriber) {
+	env.daemon.Drain("alpha", discovery.ReasonMoved)
+	env.untilEngaged(engaged)
+	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
+	env.untilEngaged(engaged, "beta") // by then a release would have been sent
+	if env.daemon.Released("alpha", subscriber) {
 		t.Fatal("released while a reconcile is in flight")
 	}
 	if ctx.Err() != nil {
 		t.Fatal("a drain ended the context of a reconcile")
 	}
 	end()
-	w.untilReleased("alpha")
+	env.untilReleased("alpha")
 }
 
 func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
-	w, provider, _, _ := draining(t)
+	env, provider, _, _ := draining(t)
 	ctx, end, ended := reconciling(provider, "alpha")
 	defer end()
-	w.daemon.Drain("alpha", discovery.ReasonMoved)
-	w.untilGone(provider, "alpha")
-	w.daemon.Disengage("alpha", discovery.ReasonMoved)
+	env.daemon.Drain("alpha", discovery.ReasonMoved)
+	env.untilGone(provider, "alpha")
+	env.daemon.Disengage("alpha", discovery.ReasonMoved)
 	<-ctx.Done()
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(ctx), &cause) || cause.Reason != discovery.ReasonMoved {
@@ -104,13 +104,13 @@ func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
 	}
 	end()
 	<-ended
-	if w.daemon.Released("alpha", subscriber) {
+	if env.daemon.Released("alpha", subscriber) {
 		t.Error("released after the disengagement")
 	}
 }
 
 func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
-	w, provider, _, _ := draining(t)
+	env, provider, _, _ := draining(t)
 	var saw []mc.ClusterName
 	guarded := multicluster.Reconciler(provider, mcreconcile.Func(
 		func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
@@ -125,8 +125,8 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 		}
 	}
 	all()
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
-	w.untilGone(provider, "alpha")
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
+	env.untilGone(provider, "alpha")
 	all()
 	if want := []mc.ClusterName{"", "alpha", ""}; !slices.Equal(saw, want) {
 		t.Errorf("reconciled %q, want %q", saw, want)
@@ -134,95 +134,95 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 }
 
 func TestClusterThatDrainsFromTheStartIsReleasedAndNotEngaged(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta")
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
-	provider, engaged := w.provider(named), &engagements{}
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
+	provider, engaged := env.provider(named), &engagements{}
 	ctx, stop := context.WithCancel(context.Background())
 	var following sync.WaitGroup
 	following.Go(func() { _ = provider.Start(ctx, engaged) })
 	defer following.Wait()
 	defer stop()
-	w.untilReleased("alpha")
-	w.untilEngaged(engaged, "beta")
+	env.untilReleased("alpha")
+	env.untilEngaged(engaged, "beta")
 	if engaged.count() != 1 {
 		t.Errorf("%d clusters were engaged", engaged.count())
 	}
 }
 
 func TestFailedReleaseIsRepeated(t *testing.T) {
-	w, _, _, _ := draining(t)
-	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	env, _, _, _ := draining(t)
+	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
 	within(t, "the drain", func() error {
-		if w.daemon.Cluster("alpha").Draining == nil {
+		if env.daemon.Cluster("alpha").Draining == nil {
 			return errors.New("it has not begun")
 		}
 		return nil
 	})
-	w.daemon.Fail("ReleaseCluster", nil)
-	w.untilReleased("alpha")
+	env.daemon.Fail("ReleaseCluster", nil)
+	env.untilReleased("alpha")
 }
 
 func TestDrainThatARestartedDaemonRepeatsIsReleasedAgain(t *testing.T) {
-	w, _, _, _ := draining(t)
-	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.FailedPrecondition, "OTHER_INCARNATION", "no"))
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
-	w.daemon.WaitForStreams(1)
-	w.daemon.Fail("ReleaseCluster", nil)
-	w.daemon.Restart()
-	w.untilReleased("alpha")
+	env, _, _, _ := draining(t)
+	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.FailedPrecondition, "OTHER_INCARNATION", "no"))
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
+	env.daemon.WaitForStreams(1)
+	env.daemon.Fail("ReleaseCluster", nil)
+	env.daemon.Restart()
+	env.untilReleased("alpha")
 }
 
 func TestDrainThatARestartedDaemonForgotEngagesAgain(t *testing.T) {
-	w, provider, engaged, _ := draining(t)
-	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
-	w.daemon.Drain("alpha", discovery.ReasonNotReady)
-	w.untilGone(provider, "alpha")
-	w.daemon.Stop()
-	w.daemon.Update("alpha", func(cluster *discovery.Cluster) { cluster.Draining = nil })
-	w.daemon.Start()
-	w.untilEngaged(engaged, "alpha")
+	env, provider, engaged, _ := draining(t)
+	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
+	env.daemon.Drain("alpha", discovery.ReasonNotReady)
+	env.untilGone(provider, "alpha")
+	env.daemon.Stop()
+	env.daemon.Update("alpha", func(cluster *discovery.Cluster) { cluster.Draining = nil })
+	env.daemon.Start()
+	env.untilEngaged(engaged, "alpha")
 	if engaged.count() != 2 {
 		t.Errorf("engaged %d times", engaged.count())
 	}
 }
 
 func TestEndedProviderEndsItsSubscription(t *testing.T) {
-	w, _, _, end := draining(t)
+	env, _, _, end := draining(t)
 	end()
-	if ended := w.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{subscriber}) {
+	if ended := env.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{subscriber}) {
 		t.Errorf("ended are %q", ended)
 	}
 }
 
 func TestProviderThatEndsDuringAReconcileLeavesItsSubscription(t *testing.T) {
-	w, provider, _, end := draining(t)
+	env, provider, _, end := draining(t)
 	_, endReconcile, _ := reconciling(provider, "alpha")
 	defer endReconcile()
 	end()
-	if ended := w.daemon.EndedSubscriptions(); len(ended) > 0 {
+	if ended := env.daemon.EndedSubscriptions(); len(ended) > 0 {
 		t.Errorf("ended are %q, with a reconcile in flight", ended)
 	}
 }
 
 func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
-	w := newEnvironment(t)
+	env := newEnvironment(t)
 	names := map[string]bool{}
 	for i := range 2 {
-		provider := w.provider(nil)
+		provider := env.provider(nil)
 		ctx, stop := context.WithCancel(context.Background())
 		var following sync.WaitGroup
 		following.Go(func() { _ = provider.Start(ctx, &engagements{}) })
 		within(t, "the stream", func() error {
-			if got := len(w.daemon.WatchRequests()); got != i+1 {
+			if got := len(env.daemon.WatchRequests()); got != i+1 {
 				return fmt.Errorf("%d streams", got)
 			}
 			return nil
 		})
 		stop()
 		following.Wait()
-		names[w.daemon.WatchRequests()[i].GetSubscriber()] = true
+		names[env.daemon.WatchRequests()[i].GetSubscriber()] = true
 	}
 	if len(names) != 2 || names[""] {
 		t.Errorf("the subscribers are %v", names)

@@ -76,39 +76,39 @@ func newEnvironment(t *testing.T) *environment {
 	t.Helper()
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
-	w := &environment{t: t, daemon: discoverytest.New(t), api: api}
-	w.site = memorySite{w}
-	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
+	env := &environment{t: t, daemon: discoverytest.New(t), api: api}
+	env.site = memorySite{env}
+	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Name, token(cluster.Name, number))}
 	})
-	return w
+	return env
 }
 
 func token(project string, number int) string { return fmt.Sprintf("%s-%d", project, number) }
 
-func (w *environment) kubeconfig(project, token string) []byte {
+func (env *environment) kubeconfig(project, token string) []byte {
 	return fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
 		"clusters": [{"name": "c", "cluster": {"server": %q, "certificate-authority-data": %q}}],
 		"users": [{"name": "u", "user": {"token": %q}}]}`,
-		w.api.Endpoint(project), base64.StdEncoding.EncodeToString(w.api.CA()), token)
+		env.api.Endpoint(project), base64.StdEncoding.EncodeToString(env.api.CA()), token)
 }
 
-func (w *environment) config() *rest.Config {
-	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: w.api.CA()}}
+func (env *environment) config() *rest.Config {
+	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: env.api.CA()}}
 }
 
 // provider returns a provider with the identity of the site, unless the options have another.
-func (w *environment) provider(change func(*multicluster.Options)) *multicluster.Provider {
-	w.t.Helper()
-	options := multicluster.Options{Client: w.client(), Registerer: prometheus.NewRegistry(), Logger: logger()}
-	w.identify(&options)
+func (env *environment) provider(change func(*multicluster.Options)) *multicluster.Provider {
+	env.t.Helper()
+	options := multicluster.Options{Client: env.client(), Registerer: prometheus.NewRegistry(), Logger: logger()}
+	env.identify(&options)
 	if change != nil {
 		change(&options)
 	}
 	provider, err := multicluster.New(options)
 	if err != nil {
-		w.t.Fatal(err)
+		env.t.Fatal(err)
 	}
 	return provider
 }
@@ -116,15 +116,15 @@ func (w *environment) provider(change func(*multicluster.Options)) *multicluster
 func withKubeconfigs(o *multicluster.Options) { o.ProjectRestConfig, o.Kubeconfigs = nil, true }
 
 // manager returns a manager, whose own cluster is a project of the API server.
-func (w *environment) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
-	w.t.Helper()
+func (env *environment) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
+	env.t.Helper()
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
 	if change != nil {
 		change(&options)
 	}
-	mgr, err := mcmanager.New(w.local(), provider, options)
+	mgr, err := mcmanager.New(env.local(), provider, options)
 	if err != nil {
-		w.t.Fatal(err)
+		env.t.Fatal(err)
 	}
 	return mgr
 }
@@ -137,16 +137,16 @@ type running struct {
 }
 
 // start starts a manager, which is stopped with the test at the latest.
-func (w *environment) start(mgr mcmanager.Manager) *running {
+func (env *environment) start(mgr mcmanager.Manager) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		r.err = mgr.Start(ctx)
 	}()
-	w.t.Cleanup(func() {
+	env.t.Cleanup(func() {
 		cancel()
-		within(w.t, "the manager to end", func() error {
+		within(env.t, "the manager to end", func() error {
 			select {
 			case <-r.done:
 				return r.err
@@ -166,31 +166,31 @@ type feeder struct {
 }
 
 // startNoting starts a manager with the provider, and returns its engagements.
-func (w *environment) startNoting(provider mc.Provider) *engagements {
-	w.t.Helper()
-	return w.startWith(w.manager(provider, nil))
+func (env *environment) startNoting(provider mc.Provider) *engagements {
+	env.t.Helper()
+	return env.startWith(env.manager(provider, nil))
 }
 
 // startFeeding starts a manager with the provider and a feeder, and returns its engagements.
-func (w *environment) startFeeding(provider mc.Provider) *engagements {
-	w.t.Helper()
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	return w.startWith(mgr)
+func (env *environment) startFeeding(provider mc.Provider) *engagements {
+	env.t.Helper()
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	return env.startWith(mgr)
 }
 
-func (w *environment) startWith(mgr mcmanager.Manager) *engagements {
-	w.t.Helper()
+func (env *environment) startWith(mgr mcmanager.Manager) *engagements {
+	env.t.Helper()
 	noted := &engagements{}
 	if err := mgr.Add(noted); err != nil {
-		w.t.Fatal(err)
+		env.t.Fatal(err)
 	}
-	w.start(mgr)
+	env.start(mgr)
 	return noted
 }
 
-func (w *environment) feeder(mgr mcmanager.Manager) *feeder {
-	w.t.Helper()
+func (env *environment) feeder(mgr mcmanager.Manager) *feeder {
+	env.t.Helper()
 	f := &feeder{mgr: mgr, saw: map[string]int{}}
 	skip := true
 	err := mcbuilder.ControllerManagedBy(mgr).Named("feeder").For(&corev1.ConfigMap{}).
@@ -198,7 +198,7 @@ func (w *environment) feeder(mgr mcmanager.Manager) *feeder {
 			SkipNameValidation: &skip, ReconciliationTimeout: 5 * time.Second,
 		}).Complete(f)
 	if err != nil {
-		w.t.Fatal(err)
+		env.t.Fatal(err)
 	}
 	return f
 }
@@ -222,15 +222,15 @@ func (f *feeder) Reconcile(ctx context.Context, request mcreconcile.Request) (re
 	return reconcile.Result{}, cl.GetClient().Update(ctx, found)
 }
 
-func (w *environment) animal(project, name string) {
-	w.put(project, name, map[string]string{"type": "animal"})
+func (env *environment) animal(project, name string) {
+	env.put(project, name, map[string]string{"type": "animal"})
 }
 
 // untilFed waits until the controller has fed an animal.
-func (w *environment) untilFed(project, name string) {
-	w.t.Helper()
-	within(w.t, name+" in "+project+" to be fed", func() error {
-		found := w.data(project, name)
+func (env *environment) untilFed(project, name string) {
+	env.t.Helper()
+	within(env.t, name+" in "+project+" to be fed", func() error {
+		found := env.data(project, name)
 		if found == nil {
 			return errors.New("it is not there")
 		}
@@ -242,10 +242,10 @@ func (w *environment) untilFed(project, name string) {
 }
 
 // untilReleased waits until the daemon has disengaged a draining cluster.
-func (w *environment) untilReleased(name string) {
-	w.t.Helper()
-	client := w.client()
-	within(w.t, name+" to be released", func() error {
+func (env *environment) untilReleased(name string) {
+	env.t.Helper()
+	client := env.client()
+	within(env.t, name+" to be released", func() error {
 		report, err := client.Get(context.Background(), name)
 		if err == nil && report.Engagement.Engaged {
 			return errors.New("it is engaged")
@@ -255,24 +255,24 @@ func (w *environment) untilReleased(name string) {
 }
 
 // untilGot waits until the provider has a cluster, and returns it.
-func (w *environment) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
-	w.t.Helper()
-	within(w.t, "cluster "+name.String(), func() (err error) {
+func (env *environment) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
+	env.t.Helper()
+	within(env.t, "cluster "+name.String(), func() (err error) {
 		found, err = provider.Get(context.Background(), name)
 		return err
 	})
 	return found
 }
 
-func (w *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
-	w.t.Helper()
-	within(w.t, "cluster "+name.String()+" to be gone", func() error {
+func (env *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
+	env.t.Helper()
+	within(env.t, "cluster "+name.String()+" to be gone", func() error {
 		_, err := provider.Get(context.Background(), name)
 		if err == nil {
 			return errors.New("Get returns it")
 		}
 		if !errors.Is(err, mc.ErrClusterNotFound) {
-			w.t.Fatalf("Get: %v, which is not an ErrClusterNotFound", err)
+			env.t.Fatalf("Get: %v, which is not an ErrClusterNotFound", err)
 		}
 		return nil
 	})
@@ -323,9 +323,9 @@ func (e *engagements) context(name mc.ClusterName) context.Context {
 	return e.live[name]
 }
 
-func (w *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
-	w.t.Helper()
-	within(w.t, fmt.Sprintf("%v to be engaged", want), func() error {
+func (env *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
+	env.t.Helper()
+	within(env.t, fmt.Sprintf("%v to be engaged", want), func() error {
 		if got := e.names(); !slices.Equal(got, want) {
 			return fmt.Errorf("engaged are %v", got)
 		}

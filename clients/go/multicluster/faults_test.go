@@ -30,103 +30,103 @@ func TestAProjectThatNeverAnswersDelaysNoOther(t *testing.T) {
 		"with own mappers":    func(o *multicluster.Options) { o.OwnMappers = true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newEnvironment(t)
+			env := newEnvironment(t)
 			names := []string{"black-hole-1", "black-hole-2"}
 			for _, each := range names {
-				w.api.Project(each).SetHanging(true)
+				env.api.Project(each).SetHanging(true)
 			}
 			for i := range 40 {
 				names = append(names, fmt.Sprintf("project-%d", i))
-				w.animal(names[i+2], "dog")
+				env.animal(names[i+2], "dog")
 			}
-			w.engage(names...)
-			provider := w.provider(change)
-			mgr := w.manager(provider, nil)
-			w.feeder(mgr)
-			w.start(mgr)
+			env.engage(names...)
+			provider := env.provider(change)
+			mgr := env.manager(provider, nil)
+			env.feeder(mgr)
+			env.start(mgr)
 			for _, each := range names[2:] {
-				w.untilFed(each, "dog")
+				env.untilFed(each, "dog")
 			}
-			w.animal("black-hole-1", "cat")
-			w.api.Project("black-hole-1").SetHanging(false)
-			w.untilFed("black-hole-1", "cat")
+			env.animal("black-hole-1", "cat")
+			env.api.Project("black-hole-1").SetHanging(false)
+			env.untilFed("black-hole-1", "cat")
 		})
 	}
 }
 
 func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta")
-	w.api.Project("alpha").Forbid("configmaps")
-	w.animal("beta", "dog")
-	provider := w.provider(nil)
-	noted := w.startFeeding(provider)
-	w.untilFed("beta", "dog")
-	w.untilEngaged(noted, "alpha", "beta")
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
+	env.api.Project("alpha").Forbid("configmaps")
+	env.animal("beta", "dog")
+	provider := env.provider(nil)
+	noted := env.startFeeding(provider)
+	env.untilFed("beta", "dog")
+	env.untilEngaged(noted, "alpha", "beta")
 }
 
 func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta", "gamma")
-	provider := w.provider(nil)
-	noted := w.startFeeding(provider)
-	w.untilEngaged(noted, "alpha", "beta", "gamma")
+	env := newEnvironment(t)
+	env.engage("alpha", "beta", "gamma")
+	provider := env.provider(nil)
+	noted := env.startFeeding(provider)
+	env.untilEngaged(noted, "alpha", "beta", "gamma")
 	for _, name := range []string{"alpha", "beta", "gamma"} {
-		w.animal(name, "dog")
-		w.untilFed(name, "dog")
+		env.animal(name, "dog")
+		env.untilFed(name, "dog")
 	}
-	before, requests := w.untilGot(provider, "alpha"), w.api.Requests()
-	w.daemon.Stop()
-	w.daemon.Start()
-	w.daemon.WaitForStreams(1)
-	w.daemon.BreakStreams(nil)
-	w.daemon.WaitForStreams(1)
-	if noted.count() != 3 || w.api.Requests() != requests || w.untilGot(provider, "alpha") != before {
-		t.Errorf("%d Engage calls, %d requests to projects", noted.count()-3, w.api.Requests()-requests)
+	before, requests := env.untilGot(provider, "alpha"), env.api.Requests()
+	env.daemon.Stop()
+	env.daemon.Start()
+	env.daemon.WaitForStreams(1)
+	env.daemon.BreakStreams(nil)
+	env.daemon.WaitForStreams(1)
+	if noted.count() != 3 || env.api.Requests() != requests || env.untilGot(provider, "alpha") != before {
+		t.Errorf("%d Engage calls, %d requests to projects", noted.count()-3, env.api.Requests()-requests)
 	}
-	w.daemon.Stop()
-	w.daemon.Disengage("beta", discovery.ReasonDeleted)
-	w.daemon.Start()
-	w.untilEngaged(noted, "alpha", "gamma")
-	w.animal("alpha", "cat")
-	w.untilFed("alpha", "cat")
+	env.daemon.Stop()
+	env.daemon.Disengage("beta", discovery.ReasonDeleted)
+	env.daemon.Start()
+	env.untilEngaged(noted, "alpha", "gamma")
+	env.animal("alpha", "cat")
+	env.untilFed("alpha", "cat")
 }
 
 func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) {
-	w := newEnvironment(t)
+	env := newEnvironment(t)
 	refusal := discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you")
-	w.daemon.Fail("WatchClusters", refusal)
-	provider := w.provider(nil)
+	env.daemon.Fail("WatchClusters", refusal)
+	provider := env.provider(nil)
 	if err := provider.Start(context.Background(), &engagements{}); !errors.Is(err, discovery.ErrPermissionDenied) {
 		t.Fatalf("Start: %v", err)
 	}
-	w.daemon.Fail("WatchClusters", nil)
-	w.engage("alpha", "beta")
-	provider = w.provider(nil)
-	noted := w.startNoting(provider)
-	w.untilEngaged(noted, "alpha", "beta")
-	w.daemon.Fail("WatchClusters", refusal)
-	w.daemon.BreakStreams(nil)
-	w.daemon.Disengage("beta", discovery.ReasonDeleted)
-	w.animal("alpha", "dog")
+	env.daemon.Fail("WatchClusters", nil)
+	env.engage("alpha", "beta")
+	provider = env.provider(nil)
+	noted := env.startNoting(provider)
+	env.untilEngaged(noted, "alpha", "beta")
+	env.daemon.Fail("WatchClusters", refusal)
+	env.daemon.BreakStreams(nil)
+	env.daemon.Disengage("beta", discovery.ReasonDeleted)
+	env.animal("alpha", "dog")
 	if got := noted.names(); len(got) != 2 {
 		t.Fatalf("%v are left while the subscription is refused", got)
 	}
-	w.daemon.Fail("WatchClusters", nil)
-	w.untilEngaged(noted, "alpha")
+	env.daemon.Fail("WatchClusters", nil)
+	env.untilEngaged(noted, "alpha")
 	if noted.count() != 2 {
 		t.Errorf("%d Engage calls, want 2", noted.count())
 	}
 }
 
 func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
-	w := newEnvironment(t)
-	w.daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: w.api.Endpoint("alpha"), Labels: map[string]string{"env": "prod"}})
-	provider := w.provider(func(o *multicluster.Options) { o.Filter = discovery.Filter{LabelSelector: "env=prod"} })
-	noted := w.startNoting(provider)
-	w.untilEngaged(noted, "alpha")
-	w.daemon.Update("alpha", func(c *discovery.Cluster) { c.Labels["env"] = "test" })
-	w.untilEngaged(noted)
+	env := newEnvironment(t)
+	env.daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: env.api.Endpoint("alpha"), Labels: map[string]string{"env": "prod"}})
+	provider := env.provider(func(o *multicluster.Options) { o.Filter = discovery.Filter{LabelSelector: "env=prod"} })
+	noted := env.startNoting(provider)
+	env.untilEngaged(noted, "alpha")
+	env.daemon.Update("alpha", func(c *discovery.Cluster) { c.Labels["env"] = "test" })
+	env.untilEngaged(noted)
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(noted.context("alpha")), &cause) || cause.Reason != discovery.ReasonLabelsChanged {
 		t.Errorf("the cause is %v", context.Cause(noted.context("alpha")))
@@ -134,16 +134,16 @@ func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
 }
 
 func TestANameThatIsUsedAgainIsAnotherCluster(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha")
-	provider := w.provider(nil)
-	noted := w.startFeeding(provider)
-	w.untilEngaged(noted, "alpha")
-	before, old := w.untilGot(provider, "alpha"), noted.context("alpha")
-	w.daemon.Replace(discovery.Cluster{Name: "alpha", Endpoint: w.api.Endpoint("alpha-again")})
-	w.animal("alpha-again", "dog")
-	w.untilFed("alpha-again", "dog")
-	if w.untilGot(provider, "alpha") == before {
+	env := newEnvironment(t)
+	env.engage("alpha")
+	provider := env.provider(nil)
+	noted := env.startFeeding(provider)
+	env.untilEngaged(noted, "alpha")
+	before, old := env.untilGot(provider, "alpha"), noted.context("alpha")
+	env.daemon.Replace(discovery.Cluster{Name: "alpha", Endpoint: env.api.Endpoint("alpha-again")})
+	env.animal("alpha-again", "dog")
+	env.untilFed("alpha-again", "dog")
+	if env.untilGot(provider, "alpha") == before {
 		t.Error("the old instance is offered, with the cache of the deleted project")
 	}
 	var cause *multicluster.Disengaged
@@ -183,14 +183,14 @@ func TestAnEngagementThatFailsIsCleanedUpAndRepeated(t *testing.T) {
 		"timed out": {refusals: 1, block: time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newEnvironment(t)
-			w.engage("alpha")
-			provider := w.provider(func(o *multicluster.Options) { o.EngageTimeout = 100 * time.Millisecond })
+			env := newEnvironment(t)
+			env.engage("alpha")
+			provider := env.provider(func(o *multicluster.Options) { o.EngageTimeout = 100 * time.Millisecond })
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error)
 			go func() { ended <- provider.Start(ctx, aware) }()
-			w.untilEngaged(&aware.engagements, "alpha")
-			if got := w.untilGot(provider, "alpha"); got != aware.of["alpha"] {
+			env.untilEngaged(&aware.engagements, "alpha")
+			if got := env.untilGot(provider, "alpha"); got != aware.of["alpha"] {
 				t.Error("Get returns another instance than the one that was engaged")
 			}
 			cancel()
@@ -223,23 +223,23 @@ func goroutines() (ours map[string]int, left int) {
 }
 
 func TestChurnLeavesNoGoroutines(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("stays")
-	w.animal("stays", "dog")
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	w.start(mgr)
-	w.untilFed("stays", "dog")
+	env := newEnvironment(t)
+	env.engage("stays")
+	env.animal("stays", "dog")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	env.start(mgr)
+	env.untilFed("stays", "dog")
 	before, _ := goroutines()
 	const rounds = 100
 	for round := range rounds {
 		animal := fmt.Sprintf("animal-%d", round)
-		w.engage("comes-and-goes")
-		w.animal("comes-and-goes", animal)
-		w.untilFed("comes-and-goes", animal)
-		w.daemon.Disengage("comes-and-goes", discovery.ReasonNotReady)
-		w.untilGone(provider, "comes-and-goes")
+		env.engage("comes-and-goes")
+		env.animal("comes-and-goes", animal)
+		env.untilFed("comes-and-goes", animal)
+		env.daemon.Disengage("comes-and-goes", discovery.ReasonNotReady)
+		env.untilGone(provider, "comes-and-goes")
 	}
 	within(t, "the goroutines to end", func() error {
 		now, left := goroutines()
@@ -266,35 +266,35 @@ func elected(lock *lock, id string) func(*manager.Options) {
 }
 
 func TestFollowersHaveClustersAndEngageThemWhenTheyLead(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta")
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
 	held := newLock()
 	operator := func(id string) (*multicluster.Provider, *engagements, mcmanager.Manager) {
-		provider := w.provider(nil)
-		mgr, noted := w.manager(provider, elected(held, id)), &engagements{}
-		w.feeder(mgr)
+		provider := env.provider(nil)
+		mgr, noted := env.manager(provider, elected(held, id)), &engagements{}
+		env.feeder(mgr)
 		if err := errors.Join(mgr.Add(noted), provider.OnAllReplicas(mgr)); err != nil {
 			t.Fatal(err)
 		}
 		return provider, noted, mgr
 	}
 	_, leading, mgr := operator("first")
-	leader := w.start(mgr)
-	w.untilEngaged(leading, "alpha", "beta")
+	leader := env.start(mgr)
+	env.untilEngaged(leading, "alpha", "beta")
 	provider, following, mgr := operator("second")
-	w.start(mgr)
-	w.untilGot(provider, "alpha")
-	w.untilGot(provider, "beta")
+	env.start(mgr)
+	env.untilGot(provider, "alpha")
+	env.untilGot(provider, "beta")
 	if following.count() != 0 {
 		t.Fatalf("a follower engaged %v", following.names())
 	}
 	// A cluster that was engaged and disengaged before the election must not end the manager.
-	w.daemon.Disengage("beta", discovery.ReasonDeleted)
-	w.untilGone(provider, "beta")
+	env.daemon.Disengage("beta", discovery.ReasonDeleted)
+	env.untilGone(provider, "beta")
 	leader.stop()
-	w.untilEngaged(following, "alpha")
-	w.animal("alpha", "dog")
-	w.untilFed("alpha", "dog")
+	env.untilEngaged(following, "alpha")
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
 }
 
 // always has a provider engage clusters on replicas that don't lead, as Milo's EngageAlways does.
@@ -310,21 +310,21 @@ func (a always) NeedLeaderElection() bool        { return false }
 type hidden struct{ mc.Provider }
 
 func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta")
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
 	held := newLock()
 	held.take("somebody else")
-	provider := w.provider(nil)
-	mgr, noted := w.manager(hidden{provider}, elected(held, "us")), &engagements{}
-	w.feeder(mgr)
+	provider := env.provider(nil)
+	mgr, noted := env.manager(hidden{provider}, elected(held, "us")), &engagements{}
+	env.feeder(mgr)
 	if err := errors.Join(mgr.Add(noted), mgr.GetLocalManager().Add(always{provider, mgr})); err != nil {
 		t.Fatal(err)
 	}
-	w.start(mgr)
-	w.untilEngaged(noted, "alpha", "beta")
-	w.daemon.Disengage("beta", discovery.ReasonDeleted)
-	w.untilEngaged(noted, "alpha")
+	env.start(mgr)
+	env.untilEngaged(noted, "alpha", "beta")
+	env.daemon.Disengage("beta", discovery.ReasonDeleted)
+	env.untilEngaged(noted, "alpha")
 	held.free()
-	w.animal("alpha", "dog")
-	w.untilFed("alpha", "dog")
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
 }

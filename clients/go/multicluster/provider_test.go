@@ -22,9 +22,9 @@ import (
 // tests/end_to_end/real/test_go_provider.py.
 
 func TestProviderHasNoClustersInitially(t *testing.T) {
-	w := anyEnvironment(t)
-	provider := w.provider(nil)
-	w.start(w.manager(provider, nil))
+	env := anyEnvironment(t)
+	provider := env.provider(nil)
+	env.start(env.manager(provider, nil))
 	within(t, "the ready check", func() error { return provider.ReadyCheck()(nil) })
 	if _, err := provider.Get(context.Background(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
 		t.Fatalf("Get: %v", err)
@@ -32,45 +32,45 @@ func TestProviderHasNoClustersInitially(t *testing.T) {
 }
 
 func TestProviderOffersTheSameInstanceUntilRemoval(t *testing.T) {
-	w := anyEnvironment(t)
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.start(mgr)
-	w.engage("alpha")
-	found := w.untilGot(provider, "alpha")
+	env := anyEnvironment(t)
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.start(mgr)
+	env.engage("alpha")
+	found := env.untilGot(provider, "alpha")
 	again, err := mgr.GetCluster(context.Background(), "alpha")
 	if err != nil || again != found {
 		t.Fatalf("GetCluster: %v, %v; want the same instance", again, err)
 	}
-	w.remove("alpha")
-	w.untilGone(provider, "alpha")
+	env.remove("alpha")
+	env.untilGone(provider, "alpha")
 }
 
 func TestProviderReconcilesExistingNewAndUpdatedObjects(t *testing.T) {
-	w := anyEnvironment(t)
-	w.animal("alpha", "dog")
-	w.animal("beta", "cat")
-	w.engage("alpha", "beta")
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	w.start(mgr)
-	w.untilFed("alpha", "dog")
-	w.untilFed("beta", "cat")
-	w.animal("alpha", "monkey")
-	w.untilFed("alpha", "monkey")
-	w.put("beta", "tiger", map[string]string{"type": "picture"})
-	w.animal("beta", "tiger")
-	w.untilFed("beta", "tiger")
+	env := anyEnvironment(t)
+	env.animal("alpha", "dog")
+	env.animal("beta", "cat")
+	env.engage("alpha", "beta")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	env.start(mgr)
+	env.untilFed("alpha", "dog")
+	env.untilFed("beta", "cat")
+	env.animal("alpha", "monkey")
+	env.untilFed("alpha", "monkey")
+	env.put("beta", "tiger", map[string]string{"type": "picture"})
+	env.animal("beta", "tiger")
+	env.untilFed("beta", "tiger")
 }
 
 func typeOf(object client.Object) []string {
 	return []string{object.(*corev1.ConfigMap).Data["type"]}
 }
 
-func listHumans(ctx context.Context, w *environment, provider mc.Provider, project mc.ClusterName, want int) {
-	w.t.Helper()
-	within(w.t, "the human by the index", func() error {
+func listHumans(ctx context.Context, env *environment, provider mc.Provider, project mc.ClusterName, want int) {
+	env.t.Helper()
+	within(env.t, "the human by the index", func() error {
 		cl, err := provider.Get(ctx, project)
 		if err != nil {
 			return err
@@ -89,44 +89,44 @@ func listHumans(ctx context.Context, w *environment, provider mc.Provider, proje
 }
 
 func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
-	w := anyEnvironment(t)
-	w.put("alpha", "anna", map[string]string{"type": "human"})
-	w.put("alpha", "rex", map[string]string{"type": "animal"})
-	w.put("beta", "ben", map[string]string{"type": "human"})
-	w.engage("alpha", "beta")
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
+	env := anyEnvironment(t)
+	env.put("alpha", "anna", map[string]string{"type": "human"})
+	env.put("alpha", "rex", map[string]string{"type": "animal"})
+	env.put("beta", "ben", map[string]string{"type": "human"})
+	env.engage("alpha", "beta")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
 	ctx := context.Background()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
-	w.start(mgr)
-	listHumans(ctx, w, provider, "alpha", 1)
-	listHumans(ctx, w, provider, "beta", 1)
+	env.start(mgr)
+	listHumans(ctx, env, provider, "alpha", 1)
+	listHumans(ctx, env, provider, "beta", 1)
 }
 
 func TestProviderIndexesClustersThatRun(t *testing.T) {
-	w := anyEnvironment(t)
-	w.put("alpha", "anna", map[string]string{"type": "human"})
-	w.put("beta", "ben", map[string]string{"type": "human"})
-	w.engage("alpha")
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	w.start(mgr)
-	w.animal("alpha", "dog")
-	w.untilFed("alpha", "dog")
-	before := w.untilGot(provider, "alpha")
+	env := anyEnvironment(t)
+	env.put("alpha", "anna", map[string]string{"type": "human"})
+	env.put("beta", "ben", map[string]string{"type": "human"})
+	env.engage("alpha")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	env.start(mgr)
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
+	before := env.untilGot(provider, "alpha")
 	ctx := context.Background()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
-	listHumans(ctx, w, provider, "alpha", 1)
-	if got := w.untilGot(provider, "alpha"); got != before {
+	listHumans(ctx, env, provider, "alpha", 1)
+	if got := env.untilGot(provider, "alpha"); got != before {
 		t.Error("the index made another instance")
 	}
-	w.engage("beta")
-	listHumans(ctx, w, provider, "beta", 1)
+	env.engage("beta")
+	listHumans(ctx, env, provider, "beta", 1)
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err == nil {
 		t.Error("the same field was indexed twice")
 	}
@@ -134,13 +134,13 @@ func TestProviderIndexesClustersThatRun(t *testing.T) {
 
 // With controller-runtime 0.23 the cluster is made again; with 0.24 the index is added to an informer that syncs later.
 func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
-	w := newEnvironment(t)
-	w.engage("alpha", "beta")
-	provider := w.provider(func(o *multicluster.Options) { o.SyncTimeout = 500 * time.Millisecond })
-	w.start(w.manager(provider, nil))
-	w.untilGot(provider, "alpha")
-	w.untilGot(provider, "beta")
-	w.api.Project("alpha").SetHanging(true)
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
+	provider := env.provider(func(o *multicluster.Options) { o.SyncTimeout = 500 * time.Millisecond })
+	env.start(env.manager(provider, nil))
+	env.untilGot(provider, "alpha")
+	env.untilGot(provider, "beta")
+	env.api.Project("alpha").SetHanging(true)
 	ctx := context.Background()
 	began := time.Now()
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
@@ -149,34 +149,34 @@ func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
 	if took := time.Since(began); took > patience/3 {
 		t.Errorf("one cluster that does not answer held the index up for %v", took)
 	}
-	w.put("beta", "ben", map[string]string{"type": "human"})
-	listHumans(ctx, w, provider, "beta", 1)
-	w.api.Project("alpha").SetHanging(false)
-	w.put("alpha", "anna", map[string]string{"type": "human"})
-	listHumans(ctx, w, provider, "alpha", 1)
+	env.put("beta", "ben", map[string]string{"type": "human"})
+	listHumans(ctx, env, provider, "beta", 1)
+	env.api.Project("alpha").SetHanging(false)
+	env.put("alpha", "anna", map[string]string{"type": "human"})
+	listHumans(ctx, env, provider, "alpha", 1)
 }
 
 func TestProviderFollowsAMovedEndpoint(t *testing.T) {
-	w := anyEnvironment(t)
-	w.engage("alpha")
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	w.start(mgr)
-	w.animal("alpha", "dog")
-	w.untilFed("alpha", "dog")
-	before := w.untilGot(provider, "alpha")
-	w.animal("elsewhere", "cat")
-	w.move("alpha", "elsewhere")
-	w.untilFed("elsewhere", "cat")
-	if got := w.untilGot(provider, "alpha"); got == before || got.GetConfig().Host != w.endpoint("elsewhere") {
+	env := anyEnvironment(t)
+	env.engage("alpha")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	env.start(mgr)
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
+	before := env.untilGot(provider, "alpha")
+	env.animal("elsewhere", "cat")
+	env.move("alpha", "elsewhere")
+	env.untilFed("elsewhere", "cat")
+	if got := env.untilGot(provider, "alpha"); got == before || got.GetConfig().Host != env.endpoint("elsewhere") {
 		t.Errorf("the cluster is at %s", got.GetConfig().Host)
 	}
-	if w.api == nil {
+	if env.api == nil {
 		return // a real server does not report whose watches are open
 	}
 	within(t, "the old watches to end", func() error {
-		if open := w.api.Project("alpha").Watches(); open > 0 {
+		if open := env.api.Project("alpha").Watches(); open > 0 {
 			return fmt.Errorf("%d are open", open)
 		}
 		return nil
@@ -184,32 +184,32 @@ func TestProviderFollowsAMovedEndpoint(t *testing.T) {
 }
 
 func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
-	w := anyEnvironment(t)
-	w.engage("alpha")
-	provider := w.provider(nil)
-	noted := w.startNoting(provider)
-	w.untilEngaged(noted, "alpha")
-	before := w.untilGot(provider, "alpha")
-	w.label("alpha", "tier", "gold")
+	env := anyEnvironment(t)
+	env.engage("alpha")
+	provider := env.provider(nil)
+	noted := env.startNoting(provider)
+	env.untilEngaged(noted, "alpha")
+	before := env.untilGot(provider, "alpha")
+	env.label("alpha", "tier", "gold")
 	within(t, "the new label", func() error {
 		if info, ok := provider.Info("alpha"); !ok || info.Labels["tier"] != "gold" {
 			return fmt.Errorf("Info has %v, %t", info.Labels, ok)
 		}
 		return nil
 	})
-	if w.untilGot(provider, "alpha") != before || noted.count() != 1 {
+	if env.untilGot(provider, "alpha") != before || noted.count() != 1 {
 		t.Error("the cluster was engaged again")
 	}
 }
 
 func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
-	w := anyEnvironment(t)
-	w.engage("alpha", "beta", "gamma")
-	provider := w.provider(nil)
-	noted := w.startNoting(provider)
-	w.untilEngaged(noted, "alpha", "beta", "gamma")
-	w.remove("beta")
-	w.untilEngaged(noted, "alpha", "gamma")
+	env := anyEnvironment(t)
+	env.engage("alpha", "beta", "gamma")
+	provider := env.provider(nil)
+	noted := env.startNoting(provider)
+	env.untilEngaged(noted, "alpha", "beta", "gamma")
+	env.remove("beta")
+	env.untilEngaged(noted, "alpha", "gamma")
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(noted.context("beta")), &cause) || cause.Reason != discovery.ReasonDeleted || cause.Cluster.Name != "beta" {
 		t.Errorf("the cause is %v", context.Cause(noted.context("beta")))
@@ -217,18 +217,18 @@ func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
 }
 
 func TestProviderHandlesConcurrentCalls(t *testing.T) {
-	w := anyEnvironment(t)
+	env := anyEnvironment(t)
 	names := make([]string, 20)
 	for i := range names {
 		names[i] = fmt.Sprintf("cluster-%d", i)
 	}
-	w.engage(names...)
-	provider := w.provider(nil)
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
-	w.start(mgr)
+	env.engage(names...)
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
+	env.start(mgr)
 	for _, name := range names {
-		w.untilGot(provider, mc.ClusterName(name))
+		env.untilGot(provider, mc.ClusterName(name))
 	}
 	var callers sync.WaitGroup
 	for i := range 40 {
@@ -249,33 +249,33 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 			case 2:
 				provider.DebugHandler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 			case 3:
-				w.remove(name)
+				env.remove(name)
 			}
 		}()
 	}
 	callers.Wait()
 	for i, name := range names {
 		if i%2 == 1 {
-			w.untilGone(provider, mc.ClusterName(name))
+			env.untilGone(provider, mc.ClusterName(name))
 		} else {
-			w.untilGot(provider, mc.ClusterName(name))
+			env.untilGot(provider, mc.ClusterName(name))
 		}
 	}
 }
 
 func TestProviderRunsInsideMulti(t *testing.T) {
-	w := anyEnvironment(t)
-	w.engage("alpha", "beta")
-	w.put("alpha", "anna", map[string]string{"type": "human"})
-	first, second := w.provider(nil), w.provider(func(o *multicluster.Options) {
+	env := anyEnvironment(t)
+	env.engage("alpha", "beta")
+	env.put("alpha", "anna", map[string]string{"type": "human"})
+	first, second := env.provider(nil), env.provider(func(o *multicluster.Options) {
 		o.Filter = discovery.Filter{Names: []string{"beta"}}
 	})
 	all := multi.New(multi.Options{})
 	if err := all.AddProvider("first", first); err != nil {
 		t.Fatal(err)
 	}
-	mgr := w.manager(all, nil)
-	w.feeder(mgr)
+	mgr := env.manager(all, nil)
+	env.feeder(mgr)
 	noted := &engagements{}
 	if err := mgr.Add(noted); err != nil {
 		t.Fatal(err)
@@ -284,19 +284,19 @@ func TestProviderRunsInsideMulti(t *testing.T) {
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
-	w.start(mgr)
-	w.untilEngaged(noted, "first#alpha", "first#beta")
+	env.start(mgr)
+	env.untilEngaged(noted, "first#alpha", "first#beta")
 	if err := all.AddProvider("second", second); err != nil {
 		t.Fatal(err)
 	}
-	w.untilEngaged(noted, "first#alpha", "first#beta", "second#beta")
-	w.animal("beta", "dog")
-	w.untilFed("beta", "dog")
-	listHumans(ctx, w, all, "first#alpha", 1)
-	listHumans(ctx, w, second, "beta", 0)
+	env.untilEngaged(noted, "first#alpha", "first#beta", "second#beta")
+	env.animal("beta", "dog")
+	env.untilFed("beta", "dog")
+	listHumans(ctx, env, all, "first#alpha", 1)
+	listHumans(ctx, env, second, "beta", 0)
 	// Each of them releases the cluster.
-	w.drain("beta")
-	w.untilEngaged(noted, "first#alpha")
-	w.untilReleased("beta")
-	w.untilGone(all, "second#beta")
+	env.drain("beta")
+	env.untilEngaged(noted, "first#alpha")
+	env.untilReleased("beta")
+	env.untilGone(all, "second#beta")
 }

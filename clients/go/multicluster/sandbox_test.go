@@ -23,7 +23,7 @@ func TestAgainstDaemon(t *testing.T) {
 	if address == "" {
 		t.Skip(addressVariable + " is not set: tests/end_to_end/go_modules sets it")
 	}
-	w := newEnvironment(t) // its API server has the manager's own cluster alone
+	env := newEnvironment(t) // its API server has the manager's own cluster alone
 	daemon, err := discovery.Dial(discovery.Options{Address: address})
 	if err != nil {
 		t.Fatal(err)
@@ -35,14 +35,14 @@ func TestAgainstDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mgr := w.manager(provider, nil)
-	w.feeder(mgr)
+	mgr := env.manager(provider, nil)
+	env.feeder(mgr)
 	ctx := context.Background()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
-	w.start(mgr)
-	project := w.untilGot(provider, "alpha").GetClient()
+	env.start(mgr)
+	project := env.untilGot(provider, "alpha").GetClient()
 	dog := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "dog"}, Data: map[string]string{"type": "animal"}}
 	if err := project.Create(ctx, dog); err != nil {
 		t.Fatal(err)
@@ -71,9 +71,9 @@ func TestAgainstDaemon(t *testing.T) {
 	if err := project.Create(ctx, anna); err != nil {
 		t.Fatal(err)
 	}
-	listHumans(ctx, w, provider, "alpha", 1)
+	listHumans(ctx, env, provider, "alpha", 1)
 	if err := errors.Join(project.Delete(ctx, anna), project.Delete(ctx, dog)); err != nil {
 		t.Fatal(err)
 	}
-	listHumans(ctx, w, provider, "alpha", 0)
+	listHumans(ctx, env, provider, "alpha", 0)
 }
