@@ -207,7 +207,7 @@ class Intake:
         for seen in regressed:
             del self._staged[seen.name], self._listed[seen.name]
             self._registry.set_version(seen.name, seen.version)
-        missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
+        missing = self._registry.missing_from(self._listed)
         engaged = [
             (name, uid) for name, uid in missing if self._is_engaged(name) and not self._is_held_by_restore(name)
         ]

@@ -1,6 +1,6 @@
 """The objects that the source reported, by the names of their clusters."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -56,6 +56,15 @@ class ObjectRecords:
     def present(self) -> Iterator[tuple[str, str]]:
         """Yield the names and UIDs that a complete list within the selector should hold."""
         return ((name, record.uid) for name, record in self._records.items() if record.state not in _ABSENT)
+
+    def missing_from(self, listed: Container[str]) -> list[tuple[str, str]]:
+        """Return the names and UIDs that a complete list within the selector should hold, and does not."""
+        # The membership first: nearly all are listed.
+        return [
+            (name, record.uid)
+            for name, record in self._records.items()
+            if name not in listed and record.state not in _ABSENT
+        ]
 
     def is_present(self, name: str, uid: str) -> bool:
         record = self._records.get(name)
