@@ -2,28 +2,22 @@
 
 import asyncio
 import os
-import random
 import secrets
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
-from datetime import timedelta
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
-from milo_discoveryd.connectivity.host_schedule import HostSchedule
-from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.modes.mode import has_own_authorities
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
@@ -43,14 +37,13 @@ from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
-from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, files_of
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
-from milo_discoveryd.wiring.mode import probes_hosts
+from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 
@@ -259,7 +252,15 @@ class Daemon:
                 if settings.connectivity.interval is not None:
                     # Before discovery starts, so that the prober receives every engagement.
                     tasks.create_task(
-                        self._probe(projects, issuer, settings.connectivity.interval), name="probe clusters"
+                        probe(
+                            settings,
+                            projects,
+                            self._environ,
+                            fleet=self._fleet,
+                            issuer=issuer,
+                            metrics=self._metrics,
+                        ),
+                        name="probe clusters",
                     )
                 if group is not None:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
@@ -272,49 +273,6 @@ class Daemon:
             await asyncio.sleep(FRAME_EVICTION_INTERVAL_S)
             for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
-
-    async def _probe(self, projects: Mapping[str, Upstream], issuer: Issuer, interval: timedelta) -> None:
-        settings = self._settings.connectivity
-        give_up_after = settings.disengage_unreachable_after
-        of_hosts = all(map(probes_hosts, self._settings.by_source.values()))
-        policy = ProbePolicy(
-            interval_s=interval.total_seconds(),
-            rate_per_s=settings.rate,
-            host_rate_per_s=settings.host_rate,
-            at_once=at_once(settings.rate, settings.timeout.total_seconds()),
-            unreachable_after_s=settings.unreachable_after.total_seconds(),
-            give_up_after_s=None if give_up_after is None else give_up_after.total_seconds(),
-            give_up_count=self._settings.removals.count,
-            give_up_share=self._settings.removals.share,
-        )
-        timeout_s = settings.timeout.total_seconds()
-        modes = {name: of.mode for name, of in self._settings.by_source.items()}
-        askers = {
-            name: Asker(
-                project,
-                self._environ,
-                held=issuer.held,
-                authorities_of=issuer.authorities_of if has_own_authorities(modes[name]) else None,
-                path=settings.path,
-                timeout_s=timeout_s,
-                of_hosts=of_hosts,
-            )
-            for name, project in projects.items()
-        }
-        async with AsyncExitStack() as stack:
-            for asker in askers.values():
-                await stack.enter_async_context(aclosing(asker))
-            prober = Prober(
-                (HostSchedule if of_hosts else ProbeSchedule)(policy, random.random),
-                lambda cluster: askers[cluster.target.source].ask(cluster),
-                self._fleet.connectivity_changed,
-                self._metrics,
-                is_wanted=self._fleet.registry.needs_probe,
-            )
-            self._fleet.on(EventType.ENGAGED, prober.engaged)
-            self._fleet.on(EventType.UPDATED, prober.updated)
-            self._fleet.on(EventType.DISENGAGED, prober.disengaged)
-            await prober.run()
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
         traces = self._settings.traces

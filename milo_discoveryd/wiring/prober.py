@@ -1,0 +1,72 @@
+"""The connectivity prober, by the settings `connectivity`."""
+
+import random
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.connectivity.host_schedule import HostSchedule
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.modes.mode import has_own_authorities
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.watchers.probing import Asker
+from milo_discoveryd.wiring.mode import probes_hosts
+
+
+async def probe(
+    settings: Settings,
+    projects: Mapping[str, Upstream],
+    environ: Mapping[str, str],
+    *,
+    fleet: Fleet,
+    issuer: Issuer,
+    metrics: Metrics,
+) -> None:
+    """Probe the clusters of the fleet until cancelled. `projects` has the upstream of each source."""
+    connectivity = settings.connectivity
+    of_hosts = all(map(probes_hosts, settings.by_source.values()))
+    async with AsyncExitStack() as stack:
+        askers: dict[str, Asker] = {}
+        for name, project in projects.items():
+            asker = Asker(
+                project,
+                environ,
+                held=issuer.held,
+                authorities_of=issuer.authorities_of if has_own_authorities(settings.by_source[name].mode) else None,
+                path=connectivity.path,
+                timeout_s=connectivity.timeout.total_seconds(),
+                of_hosts=of_hosts,
+            )
+            askers[name] = await stack.enter_async_context(aclosing(asker))
+        prober = Prober(
+            (HostSchedule if of_hosts else ProbeSchedule)(_policy(settings), random.random),
+            lambda cluster: askers[cluster.target.source].ask(cluster),
+            fleet.connectivity_changed,
+            metrics,
+            is_wanted=fleet.registry.needs_probe,
+        )
+        fleet.on(EventType.ENGAGED, prober.engaged)
+        fleet.on(EventType.UPDATED, prober.updated)
+        fleet.on(EventType.DISENGAGED, prober.disengaged)
+        await prober.run()
+
+
+def _policy(settings: Settings) -> ProbePolicy:
+    connectivity = settings.connectivity
+    assert connectivity.interval is not None, "clusters are probed"
+    give_up_after = connectivity.disengage_unreachable_after
+    return ProbePolicy(
+        interval_s=connectivity.interval.total_seconds(),
+        rate_per_s=connectivity.rate,
+        host_rate_per_s=connectivity.host_rate,
+        at_once=at_once(connectivity.rate, connectivity.timeout.total_seconds()),
+        unreachable_after_s=connectivity.unreachable_after.total_seconds(),
+        give_up_after_s=None if give_up_after is None else give_up_after.total_seconds(),
+        give_up_count=settings.removals.count,
+        give_up_share=settings.removals.share,
+    )
