@@ -33,6 +33,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
+from milo_kube.reflect.versions import is_older
 
 PORTION = 250
 """How many source events are applied before the event loop runs others: a few milliseconds' worth."""
@@ -69,6 +70,8 @@ class Intake:
         self._listed: dict[str, str] = {}
         """Names, and the UIDs under them."""
         self._staged: dict[str, Observation] = {}
+        self._listed_version = ""
+        """The version of the last complete list."""
         self.synced = False
         self.is_restored = False
         """The state is an earlier run's: this run has not yet seen a complete list that it believes."""
@@ -123,16 +126,25 @@ class Intake:
         return not self._pending_deletions.is_doubted(name) and self._registry.is_present(name, uid)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Event]:
-        if self._guard and isinstance(result, Found) and self._registry.is_older_than_known(result.observation):
+        if (guard := self._guard) is not None and isinstance(result, Found):
             pending = self._pending_deletions.explain(request.name)
-            self._pending_deletions.resolve(request, Inconclusive(OLDER_READ), now.steady)
-            if pending is not None and (held := self._guard.older_read(pending[0], now.steady)) is not None:
-                self._hold(result.observation, held, now.steady)
-            return []
+            if self._registry.is_older_than_known(result.observation):
+                self._pending_deletions.resolve(request, Inconclusive(OLDER_READ), now.steady)
+                if pending is not None and (held := guard.older_read(pending[0], now.steady)) is not None:
+                    self._hold(result.observation, held, now.steady)
+                return []
+            if pending is not None and self._contradicts_list(result.observation):
+                result = Inconclusive(OLDER_READ) if guard.is_catching_up(pending[0], now.steady) else result
         settled = self._pending_deletions.resolve(request, result, now.steady)
         if request.name in self._released and self._still_exists(settled):
             self._hold_again(now.steady)
         return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
+
+    def _contradicts_list(self, seen: Observation) -> bool:
+        """Return whether the last list should have shown a new object or state in the selector, and did not."""
+        record = self._registry[seen.name]
+        is_known = record is not None and (seen.uid, seen.version) == (record.uid, record.version)
+        return not is_known and not isinstance(seen, Outside) and is_older(seen.version, self._listed_version)
 
     def _hold(self, seen: Observation, held: HeldRemovals, now: float) -> None:
         record = self._registry[seen.name]
@@ -249,7 +261,7 @@ class Intake:
             older = {seen.name for seen in regressed}
             self._registry.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
-        self._listed, self._staged = {}, {}
+        self._listed, self._staged, self._listed_version = {}, {}, ended.version
         self.synced, self.is_restored = True, self.is_restored and self.held is not None
 
     def _apply_decision(self, engaged: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:

@@ -185,12 +185,16 @@ class RemovalGuard:
         self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
         return self.held
 
+    def is_catching_up(self, since: float, now: float) -> bool:
+        """Return whether reads that have contradicted the lists since `since` may be a lagging replica's."""
+        return now < since + self._limits.verify_after_s
+
     def older_read(self, since: float, now: float) -> HeldRemovals | None:
         """Hold a cluster whose reads have returned an older version than the known one since `since`.
 
         Returns None while a replica may still be catching up.
         """
-        if now < since + self._limits.verify_after_s:
+        if self.is_catching_up(since, now):
             return None
         self._held_by_restore = self.held = HeldRemovals(
             since if self.held is None else self.held.since,

@@ -290,6 +290,13 @@ MUTANTS = (
         is_async=True,
     ),
     Mutant(
+        "a read that is older than the list is believed",
+        "registry/intake.py",
+        "if pending is not None and self._contradicts_list(result.observation):",
+        "if False:",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
         "not-ready grace survives readiness",
         "registry/registry.py",
         "if state is not ObjectState.NOT_READY:",

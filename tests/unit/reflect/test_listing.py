@@ -53,7 +53,7 @@ def test_list_is_read_page_by_page() -> None:
     assert driver.page(seen("a"), seen("b"), then="t1") == [ListStarted(), Listed(seen("a")), Listed(seen("b"))]
     assert driver.request == FetchPage("t1", 2)
     assert not driver.reflector.synced
-    assert driver.page(seen("c"), version="12") == [Listed(seen("c")), ListEnded()]
+    assert driver.page(seen("c"), version="12") == [Listed(seen("c")), ListEnded(version="12")]
     assert driver.request == OpenWatch("12", TIMEOUT_S)
     assert driver.reflector.synced
 
@@ -63,7 +63,7 @@ def test_page_is_read_when_its_last_object_was_consumed() -> None:
     findings = driver.reflector.listed(ListPage("10", ""), [seen("a")], driver.now)
     assert next(findings) == ListStarted()
     assert driver.request == FIRST_PAGE
-    assert list(findings) == [Listed(seen("a")), ListEnded()]
+    assert list(findings) == [Listed(seen("a")), ListEnded(version="10")]
     assert driver.request == OpenWatch("10", TIMEOUT_S)
 
 
@@ -142,7 +142,7 @@ def test_streaming_list_starts_as_a_watch() -> None:
     assert driver.request == ReadWatch(START + 25.0), "each chunk restarts the timeout"
     assert not driver.reflector.synced
     assert driver.events(Bookmark("5", False), END_OF_LIST, changed("c", "11")) == [
-        ListEnded(),
+        ListEnded(version="10"),
         ObjectChanged(seen("c", "11")),
     ]
     assert driver.reflector.synced

@@ -50,9 +50,9 @@ def relisted(driver: ReflectorDriver, version: str) -> list[object]:
 
 def test_relist_with_later_version_is_of_same_server() -> None:
     driver = watching()
-    assert relisted(driver, "10") == [ListStarted(), ListEnded()]
+    assert relisted(driver, "10") == [ListStarted(), ListEnded(version="10")]
     driver.opened()
-    assert relisted(driver, "11") == [ListStarted(), ListEnded()]
+    assert relisted(driver, "11") == [ListStarted(), ListEnded(version="11")]
 
 
 def test_relist_with_earlier_version_is_reported() -> None:
@@ -72,7 +72,7 @@ def test_lists_are_older_until_the_server_has_caught_up() -> None:
     driver.opened()
     assert relisted(driver, "6") == [ListStarted(), ListEnded(versions_went_back=True, version="6")]
     driver.opened()
-    assert relisted(driver, "10") == [ListStarted(), ListEnded()]
+    assert relisted(driver, "10") == [ListStarted(), ListEnded(version="10")]
 
 
 @pytest.mark.parametrize("version", ["", "opaque", "\u0665"])
@@ -81,4 +81,8 @@ def test_opaque_version_is_not_compared(version: str) -> None:
     driver.opened()
     driver.reflector.relist_by(driver.now)
     driver.silent()
-    assert list(driver.page(seen("a"), version=version)) == [ListStarted(), Listed(seen("a")), ListEnded()]
+    assert list(driver.page(seen("a"), version=version)) == [
+        ListStarted(),
+        Listed(seen("a")),
+        ListEnded(version=version),
+    ]

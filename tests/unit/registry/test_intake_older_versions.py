@@ -2,11 +2,12 @@
 
 import pytest
 
+from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.pending_deletions import Found, NotFound
 from milo_kube.reflect.messages import ObjectChanged
-from tests.unit.registry.fleets import not_ready, ready
+from tests.unit.registry.fleets import malformed, not_ready, outside, ready
 from tests.unit.registry.test_intake_removal_guard import FLEET, Source
 
 NEW = tuple(ready(name, "120") for name in "abcdef")
@@ -232,3 +233,33 @@ def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
     source.take(ObjectChanged(seen))
     source.now = 1000.0
     assert source.requested_names() == []
+
+
+class TestReadThatContradictsTheList:
+    """A list at version 120 lacks `a`, whose deletion is then confirmed by a read."""
+
+    @pytest.fixture
+    def source(self) -> Source:
+        source = Source()
+        source.lists(*FLEET[1:], version="120")
+        return source
+
+    @pytest.mark.parametrize("older", [ready("a", "110", "u2"), not_ready("a", "110"), malformed("a", "110", "u2")])
+    def test_state_from_before_the_list_is_not_believed(self, source: Source, older: Observation) -> None:
+        assert source.answers(Found(older)) == []
+        source.now = 5.0
+        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+
+    def test_state_from_before_the_list_is_believed_if_it_is_read_for_long(self, source: Source) -> None:
+        source.answers(Found(ready("a", "110", "u2")))
+        source.now = 30.0
+        ended, began = source.answers(Found(ready("a", "110", "u2")))
+        assert (ended.reason, began.cluster.object_uid) == (DisengageReason.REPLACED, "u2")
+
+    @pytest.mark.parametrize("newer", [ready("a", "121", "u2"), outside("a", "110")])
+    def test_state_that_the_list_allows_is_believed(self, source: Source, newer: Observation) -> None:
+        assert source.answers(Found(newer)) != []
+
+    def test_known_state_refutes_the_list(self, source: Source) -> None:
+        assert source.answers(Found(FLEET[0])) == []
+        assert source.pending_deletions.explain("a") is None

@@ -77,7 +77,7 @@ class ListEnded(msgspec.Struct, frozen=True):
     versions_went_back: bool = False
     """The list is of an older version than one seen before: the server was restored, or is another one."""
     version: str = ""
-    """The list's version, if versions went back."""
+    """The list's version; empty if the server gave none."""
 
 
 class ObjectChanged(msgspec.Struct, Generic[Seen], frozen=True):

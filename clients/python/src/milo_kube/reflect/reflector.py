@@ -386,8 +386,7 @@ class Reflector(Generic[Seen]):
         else:
             self.state = self._opening(version)
         self._streaming(now)
-        went_back = self.trust.listed(version)
-        return ListEnded(versions_went_back=went_back, version=version if went_back else "")
+        return ListEnded(versions_went_back=self.trust.listed(version), version=version)
 
     # --- status and delays ---
 
