@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.source_status import SourceState
-from tests.simulation.properties.api_server import bookmark, line
+from tests.simulation.properties.api_server import ApiObject, bookmark, line
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
 
@@ -151,6 +151,24 @@ def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it
         await asyncio.sleep(1.0)
         harness.api.only = None
         assert await harness.until(lambda: harness.received[-1:] == ["DISENGAGED a"]) <= 30.0
+
+    run_steps(steps)
+
+
+def test_f72_read_of_a_state_from_before_the_list_engages_nothing() -> None:
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        harness.world.delete("a")
+        harness.put("a", uid="uid-2")
+        harness.server.past[:] = [(harness.server.version, dict(harness.server.objects))]
+        harness.world.put("a", ApiObject("uid-2", 0, True, False, True, 1))
+        harness.server.compact()
+        harness.api.cut()
+        await harness.until(lambda: harness.api.injected["F72 a read from a lagging replica"], 60.0)
+        await asyncio.sleep(0.5)
+        assert harness.received == []
+        harness.api.only = None
+        assert await harness.until(lambda: harness.received == ["DISENGAGED a"]) <= 30.0
 
     run_steps(steps)
 
