@@ -71,7 +71,7 @@ class Intake:
         """Names, and the UIDs under them."""
         self._staged: dict[str, Observation] = {}
         self._listed_version = ""
-        """The version of the last complete list."""
+        """The version of the last complete list that was applied."""
         self.synced = False
         self.is_restored = False
         """The state is an earlier run's: this run has not yet seen a complete list that it believes."""
@@ -133,8 +133,9 @@ class Intake:
                 if pending is not None and (held := guard.older_read(pending[0], now.steady)) is not None:
                     self._hold(result.observation, held, now.steady)
                 return []
-            if pending is not None and self._contradicts_list(result.observation):
-                result = Inconclusive(OLDER_READ) if guard.is_catching_up(pending[0], now.steady) else result
+            may_lag = pending is not None and guard.is_catching_up(pending[0], now.steady)
+            if may_lag and self._contradicts_list(result.observation):
+                result = Inconclusive(OLDER_READ)
         settled = self._pending_deletions.resolve(request, result, now.steady)
         if request.name in self._released and self._still_exists(settled):
             self._hold_again(now.steady)
@@ -254,6 +255,7 @@ class Intake:
         )
         self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
+            self._listed_version = ended.version
             # Objects that are not engaged are confirmed at once: no subscriber knows them.
             for name, uid in missing:
                 if not self._is_engaged(name):
@@ -261,7 +263,7 @@ class Intake:
             older = {seen.name for seen in regressed}
             self._registry.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
-        self._listed, self._staged, self._listed_version = {}, {}, ended.version
+        self._listed, self._staged = {}, {}
         self.synced, self.is_restored = True, self.is_restored and self.held is not None
 
     def _apply_decision(self, engaged: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:

@@ -292,7 +292,7 @@ MUTANTS = (
     Mutant(
         "a read that is older than the list is believed",
         "registry/intake.py",
-        "if pending is not None and self._contradicts_list(result.observation):",
+        "if may_lag and self._contradicts_list(result.observation):",
         "if False:",
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
