@@ -11,26 +11,26 @@ from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 RATE = Rate(per_second=2.0, burst=3.0)
 
 
-def test_bucket_starts_full_and_then_limits_to_its_rate() -> None:
+def test_token_bucket_starts_full_and_then_limits_to_its_rate() -> None:
     bucket = TokenBucket(RATE, 0.0)
     assert [bucket.take(0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
     assert bucket.take(0.4) == pytest.approx(0.1)
     assert bucket.take(0.5) == 0.0
 
 
-def test_denied_take_costs_nothing() -> None:
+def test_token_bucket_denied_take_costs_no_tokens() -> None:
     bucket = TokenBucket(RATE, 0.0)
     bucket.take(0.0, 3.0)
     assert {bucket.take(0.0) for _ in range(100)} == {0.5}
 
 
-def test_bucket_never_holds_more_than_its_burst() -> None:
+def test_token_bucket_never_holds_more_than_its_burst() -> None:
     bucket = TokenBucket(RATE, 0.0)
     assert bucket.take(1e9, 3.0) == 0.0
     assert bucket.take(1e9) > 0
 
 
-def test_charge_goes_into_debt_up_to_its_limit() -> None:
+def test_token_bucket_charge_goes_into_debt_up_to_its_limit() -> None:
     bucket = TokenBucket(RATE, 0.0)
     assert bucket.charge(0.0, 3.0) == 0.0
     assert bucket.charge(0.0) == 0.5
@@ -39,7 +39,7 @@ def test_charge_goes_into_debt_up_to_its_limit() -> None:
     assert bucket.take(2.5) == 0.0
 
 
-def test_lower_rate_cuts_what_the_bucket_holds() -> None:
+def test_token_bucket_with_lowered_burst_discards_excess_tokens() -> None:
     bucket = TokenBucket(RATE, 0.0)
     bucket.change_rate(Rate(1.0, 1.0))
     assert bucket.take(0.0) == 0.0
@@ -47,7 +47,7 @@ def test_lower_rate_cuts_what_the_bucket_holds() -> None:
 
 
 @given(st.lists(st.floats(0, 10), max_size=50))
-def test_bucket_never_grants_more_than_burst_plus_rate(waits: list[float]) -> None:
+def test_token_bucket_never_grants_more_than_burst_plus_rate(waits: list[float]) -> None:
     bucket, now, granted = TokenBucket(RATE, 0.0), 0.0, 0
     for wait in waits:
         now += wait

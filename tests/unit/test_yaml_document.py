@@ -10,7 +10,7 @@ from milo_discoveryd import yaml_document
 from milo_discoveryd.yaml_document import DocumentError, read
 
 
-def test_values_come_with_their_lines() -> None:
+def test_yaml_values_have_line_numbers() -> None:
     document = read(b"a: 1\nb:\n  c: [x,\n    y]\n", scalars="text")
     assert document.value == {"a": "1", "b": {"c": ["x", "y"]}}
     assert document.line(("b", "c")) == 3
@@ -19,7 +19,7 @@ def test_values_come_with_their_lines() -> None:
     assert document.line(("missing",)) == 1
 
 
-def test_scalars_are_text_or_typed_as_asked() -> None:
+def test_yaml_scalars_are_read_as_text_or_typed() -> None:
     content = (
         b"a: no\nb: 0660\nc: ~\nd: 'null'\ne: 2020-01-01\nf: 1.5\ng: !!python/name:os.system x\nh: !!binary aGk=\n"
     )
@@ -31,7 +31,7 @@ def test_scalars_are_text_or_typed_as_asked() -> None:
     }  # fmt: skip
 
 
-def test_json_is_yaml() -> None:
+def test_yaml_parser_reads_json() -> None:
     assert read(b'{"a": [true, 1, "x", null]}', scalars="typed").value == {"a": [True, 1, "x", None]}
     assert read(b'{"\\ud83d\\ude00": "\\u00e4\\ud83d\\ude00"}', scalars="text").value == {"😀": "ä😀"}
 
@@ -53,7 +53,7 @@ def test_json_is_yaml() -> None:
         (b'a: b\nc: "\\ud83d"\n', 2, "unpaired surrogate"),
     ],
 )
-def test_rejection_has_line_number(content: bytes, line: int, complaint: str) -> None:
+def test_yaml_error_has_line_number(content: bytes, line: int, complaint: str) -> None:
     with pytest.raises(DocumentError) as raised:
         read(content, scalars="typed")
     assert complaint in str(raised.value)
@@ -64,19 +64,19 @@ def test_yaml_aliases_are_resolved() -> None:
     assert read(b"a: &x [1]\nb: *x\n", scalars="typed").value == {"a": [1], "b": [1]}
 
 
-def test_aliases_that_multiply_are_refused() -> None:
+def test_yaml_alias_bomb_is_rejected() -> None:
     laughs = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
     laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     with pytest.raises(DocumentError, match="too large or too deeply nested"):
         read("\n".join(laughs).encode(), scalars="typed")
 
 
-def test_recursive_alias_is_rejected() -> None:
+def test_recursive_yaml_alias_is_rejected() -> None:
     with pytest.raises(DocumentError, match="too large or too deeply nested"):
         read(b"a: &a [*a]\n", scalars="typed")
 
 
-def test_size_and_brackets_are_limited() -> None:
+def test_yaml_document_size_and_nesting_are_limited() -> None:
     with pytest.raises(DocumentError, match="bytes long"):
         read(b"#" * (yaml_document.MAX_BYTES + 1), scalars="text")
     with pytest.raises(DocumentError, match="brackets"):

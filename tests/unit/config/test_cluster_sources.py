@@ -28,7 +28,7 @@ def problems(folder: Path, text: str) -> list[str]:
     return [str(problem).partition("key ")[2] for problem in raised.value.problems]
 
 
-def test_settings_are_those_of_each_source(tmp_path: Path) -> None:
+def test_each_cluster_source_has_its_own_settings(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(TWO)
     settings = load({}, {}, file)
@@ -39,7 +39,7 @@ def test_settings_are_those_of_each_source(tmp_path: Path) -> None:
     assert settings.title == "sources"
 
 
-def test_sources_are_configured_beside_the_empty_flags_of_the_sidecar(tmp_path: Path) -> None:
+def test_empty_sidecar_flags_do_not_override_cluster_sources(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
     kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
@@ -48,13 +48,13 @@ def test_sources_are_configured_beside_the_empty_flags_of_the_sidecar(tmp_path: 
     assert [str(each.address) for each in settings.listen] == ["unix:///run/other/discovery.sock"]
 
 
-def test_single_source_has_no_name() -> None:
+def test_settings_without_sources_have_one_unnamed_source() -> None:
     settings = load({"mode": "single"}, {}, None)
     assert settings.by_source == {"": settings}
     assert settings.title == "single"
 
 
-def test_one_source_in_the_list_has_no_name(tmp_path: Path) -> None:
+def test_only_source_in_sources_list_is_unnamed(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources: [{name: milo, kind: single}]")
     assert {name: of.mode for name, of in load({}, {}, file).by_source.items()} == {"": "single"}
@@ -73,7 +73,7 @@ def test_one_source_in_the_list_has_no_name(tmp_path: Path) -> None:
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
 )
-def test_faulty_sources_are_reported(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_cluster_sources_are_rejected_with_place(tmp_path: Path, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(expected)
 
@@ -91,7 +91,7 @@ def test_credentials_name_the_sources_whose_clusters_they_serve(tmp_path: Path) 
     assert problem == 'kubeconfigs.sources: t: "mlo" is not one of sources; configured: milo, dns'
 
 
-def test_kubeconfig_of_several_sources_is_refused(tmp_path: Path) -> None:
+def test_project_kubeconfig_credential_for_several_cluster_sources_is_rejected(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, cluster_sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{sources: [{source}]}}")
     assert problem == "kubeconfigs.sources: p: a project-kubeconfig is of one source; name one in cluster_sources"
@@ -104,7 +104,9 @@ def test_kubeconfig_of_several_sources_is_refused(tmp_path: Path) -> None:
         "name: s, type: kubeconfig-secret",
     ],
 )
-def test_source_that_would_ask_one_of_several_servers_needs_a_kubeconfig(tmp_path: Path, source: str) -> None:
+def test_credential_source_of_cluster_sources_on_different_servers_requires_kubeconfig(
+    tmp_path: Path, source: str
+) -> None:
     text = f"{TWO}\nkubeconfigs: {{sources: [{{{source}, cluster_sources: [milo, dns]%s}}]}}"
     (problem,) = problems(tmp_path, text % "")
     complaint = "its cluster_sources differ in discovery_kubeconfig: set its kubeconfig"
@@ -133,7 +135,7 @@ kubeconfigs:
 """
 
 
-def test_sources_in_files_are_accepted(tmp_path: Path) -> None:
+def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(FILES)
     settings = load({}, {}, file)
@@ -177,7 +179,7 @@ def test_errors_of_sources_name_the_line(tmp_path: Path, before: str, after: str
     assert any(told in str(problem) for problem in raised.value.problems), raised.value.problems
 
 
-def test_kind_of_files_is_a_mode_too(tmp_path: Path) -> None:
+def test_kind_mode_rejects_api_server_settings(tmp_path: Path) -> None:
     assert load({"mode": "kind"}, {}, None).title == "kind"
     with pytest.raises(ConfigError, match="reads files, and has no API server"):
         load({"mode": "kind", "label_selector": "a=b"}, {}, None)

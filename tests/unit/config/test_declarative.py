@@ -98,7 +98,7 @@ def test_invalid_declaration_is_refused_with_its_line(
     assert f"line {line} key declarative" in str(refused.value)
 
 
-def test_mode_and_declaration_require_each_other(tmp_path: Path) -> None:
+def test_declarative_mode_and_declarative_setting_require_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs mode: declarative"):
         loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
     with pytest.raises(ConfigError, match="needs the setting declarative"):
@@ -118,7 +118,7 @@ def test_mode_and_declaration_require_each_other(tmp_path: Path) -> None:
         ({"template": "https://kcp.example.com{metadata.name}"}, False),
     ],
 )
-def test_shared_credential_needs_hosts_that_objects_cannot_choose(
+def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
     tmp_path: Path, endpoint: dict[str, Any], is_accepted: bool
 ) -> None:
     document = yaml.safe_load(VALID)
@@ -132,13 +132,13 @@ def test_shared_credential_needs_hosts_that_objects_cannot_choose(
             loaded(tmp_path, text)
 
 
-def test_kubeconfig_request_needs_a_declaration(tmp_path: Path) -> None:
+def test_kubeconfig_request_source_requires_declarative_mode(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
     with pytest.raises(ConfigError, match="x needs mode: declarative"):
         loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"sources": [source]}}))
 
 
-def test_variables_of_a_named_secret_need_its_declaration(tmp_path: Path) -> None:
+def test_secret_placeholders_of_credential_source_require_declared_secret(tmp_path: Path) -> None:
     source = "{name: s, type: kubeconfig-secret, secret: '{secret}', namespace_template: '{secret_namespace}'}"
     credentials = f"kubeconfigs: {{sources: [{source}]}}\n"
     with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} need"):
@@ -156,7 +156,7 @@ def test_variables_of_a_named_secret_need_its_declaration(tmp_path: Path) -> Non
         ({}, {"namespace": "{spec.namespace}"}, ""),
     ],
 )
-def test_secrets_of_endpoints_are_watched_where_objects_can_name_them(
+def test_endpoint_secrets_are_watched_in_the_namespaces_that_objects_can_name(
     tmp_path: Path, resource: dict[str, Any], secret: dict[str, Any], watched: str
 ) -> None:
     document = yaml.safe_load(VALID)

@@ -34,7 +34,7 @@ def test_defaults_apply_without_settings() -> None:
     assert settings.source.silence_limit == timedelta(seconds=90)
 
 
-def test_flags_win_over_the_environment_which_wins_over_the_file_which_wins_over_the_default(file: Path) -> None:
+def test_settings_precedence_is_flag_then_environment_then_file_then_default(file: Path) -> None:
     file.write_text("mode: single\nlabel_selector: from=file\nsocket: {group: '0', mode: 0600}\nnot_ready_grace: 5s\n")
     environ = {"MILO_DISCOVERYD_LABEL_SELECTOR": "from=environment", "MILO_DISCOVERYD_SOCKET__GROUP": "1"}
     settings = load({"label_selector": "from=flag"}, environ, file)
@@ -46,7 +46,7 @@ def test_flags_win_over_the_environment_which_wins_over_the_file_which_wins_over
     assert settings.tombstones == Settings().tombstones
 
 
-def test_config_flag_wins_over_config_variable(file: Path, tmp_path: Path) -> None:
+def test_config_flag_takes_precedence_over_config_environment_variable(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("mode: single\n")
     file.write_text("mode: project-control-plane\n")
@@ -54,12 +54,12 @@ def test_config_flag_wins_over_config_variable(file: Path, tmp_path: Path) -> No
     assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).mode == "project-control-plane"
 
 
-def test_absent_flags_and_variables_override_nothing() -> None:
+def test_unset_flags_and_environment_variables_do_not_override_settings_file() -> None:
     flags = {"mode": None, "listen": (), "label_selector": None}
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 
 
-def test_empty_flags_of_a_manifest_override_nothing(file: Path) -> None:
+def test_empty_flags_of_a_manifest_do_not_override_settings_file(file: Path) -> None:
     file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
     settings = load({"mode": "", "label_selector": "", "discovery_kubeconfig": ""}, {}, file)
     assert settings.label_selector == "a=b"
@@ -193,18 +193,18 @@ def test_kubernetes_service_variables_are_ignored() -> None:
         ("\xff", "is not UTF-8 text"),
     ],
 )
-def test_file_that_is_not_a_mapping_is_reported(file: Path, content: str, complaint: str) -> None:
+def test_settings_file_that_is_not_a_mapping_is_rejected(file: Path, content: str, complaint: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     (problem,) = problems(file=file)
     assert problem.startswith(f"file {file}")
     assert complaint in problem
 
 
-def test_missing_file_is_reported(file: Path) -> None:
+def test_missing_settings_file_is_reported(file: Path) -> None:
     assert problems(file=file) == (f"file {file}: cannot be read: No such file or directory",)
 
 
-def test_invalid_list_items_are_reported() -> None:
+def test_invalid_items_of_list_setting_are_each_reported() -> None:
     found = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
     assert len(found) == 2
     assert found[0].startswith('flag --listen: "unix:relative" must be')
@@ -236,11 +236,11 @@ def test_invalid_selector_is_reported_with_position() -> None:
     assert problem.startswith('flag --label-selector: "env in prod" must be a Kubernetes label selector: expected')
 
 
-def test_long_value_is_truncated() -> None:
+def test_long_invalid_value_is_truncated_in_error() -> None:
     (problem,) = problems({"mode": "x" * 1000})
     assert f'"{"x" * 77}..." must be one of' in problem
 
 
-def test_unknown_flag_is_a_programming_error() -> None:
+def test_unknown_flag_raises_key_error() -> None:
     with pytest.raises(KeyError):
         load({"no_such_flag": "x"}, {}, None)

@@ -28,7 +28,7 @@ def test_rights_default_to_no_rules(tmp_path: Path) -> None:
     assert loaded(tmp_path).rights == ()
 
 
-def test_rule_is_parsed(tmp_path: Path) -> None:
+def test_rights_rule_is_parsed(tmp_path: Path) -> None:
     (rule,) = loaded(
         tmp_path,
         {
@@ -59,7 +59,7 @@ def test_rule_is_parsed(tmp_path: Path) -> None:
     assert rule.max_ttl.total_seconds() == 300
 
 
-def test_everybody_all_and_none_are_keywords(tmp_path: Path) -> None:
+def test_rule_accepts_keywords_everybody_all_and_none(tmp_path: Path) -> None:
     kept_out, everybody = loaded(
         tmp_path, {**BASE, "clusters": "none"}, {"name": "rest", "who": "everybody", "clusters": "all"}
     ).rights
@@ -109,7 +109,7 @@ def test_everybody_all_and_none_are_keywords(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_invalid_rule_is_reported_with_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
+def test_invalid_rights_rule_is_reported_with_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
     (problem,) = refusal(tmp_path, {**BASE, **said})
     assert complaint in problem
 

@@ -115,7 +115,7 @@ DECLARATIVE: dict[str, Any] = {
         ({"type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}, DECLARATIVE),
     ],
 )
-def test_max_ttl_that_an_api_server_cannot_keep_is_refused(
+def test_max_ttl_below_ten_minutes_is_rejected_for_token_and_kubeconfig_requests(
     tmp_path: Path, where: str, source: dict[str, str], mode: dict[str, Any]
 ) -> None:
     source = {"name": "tr", **source}

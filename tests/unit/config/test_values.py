@@ -52,7 +52,7 @@ def test_invalid_size_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("660", 0o660), ("0600", 0o600), (0o660, 0o660)])
-def test_permissions_are_octal(text: object, mode: int) -> None:
+def test_socket_permissions_are_parsed_as_octal(text: object, mode: int) -> None:
     assert values.permissions(text) == mode
 
 
@@ -60,7 +60,7 @@ def test_permissions_are_octal(text: object, mode: int) -> None:
     ("text", "complaint"),
     [("rw-", "in octal"), ("0999", "in octal"), ("66", "in octal"), ("0060", "the owner"), ("0666", "world-writable")],
 )
-def test_permissions_without_owner_or_for_everybody_are_rejected(text: str, complaint: str) -> None:
+def test_socket_permissions_without_owner_access_or_world_writable_are_rejected(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         values.permissions(text)
 
@@ -122,7 +122,7 @@ def test_invalid_listen_address_is_rejected(text: str, complaint: str) -> None:
         values.tcp_address(text)
 
 
-def test_http_address_may_be_all_interfaces() -> None:
+def test_tcp_address_without_host_listens_on_all_interfaces() -> None:
     assert values.tcp_address(":9464") == TcpAddress("", 9464)
     assert values.tcp_address("[::]:9464") == TcpAddress("::", 9464)
 
@@ -157,7 +157,7 @@ def test_invalid_address_template_is_rejected(template: str, complaint: str) -> 
         values.address_template(template)
 
 
-def test_namespace_template_is_a_namespace_name() -> None:
+def test_namespace_template_must_yield_a_valid_namespace_name() -> None:
     assert values.namespace_template("project-{uid}") == "project-{uid}"
     for wrong in ("Project-{name}", "a.{name}", "{namespace}", "-{name}"):
         with pytest.raises(ValueError, match=r"must be the name|unknown placeholder"):
@@ -172,14 +172,14 @@ def test_mapping_is_parsed_from_key_value_pairs() -> None:
             values.pairs(wrong)
 
 
-def test_list_is_parsed_from_words() -> None:
+def test_list_is_parsed_from_comma_separated_words() -> None:
     assert values.words("a, b,,") == ("a", "b")
     assert values.words(["a", "b"]) == ("a", "b")
     with pytest.raises(ValueError, match="a list"):
         values.words({"a": "b"})
 
 
-def test_path_is_optional_and_expands_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_path_may_be_empty_and_expands_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert values.file_path("") is None
     assert values.file_path(None) is None
@@ -188,7 +188,7 @@ def test_path_is_optional_and_expands_home(monkeypatch: pytest.MonkeyPatch) -> N
         values.file_path("a\0b")
 
 
-def test_single_cluster_name_is_a_dns_label() -> None:
+def test_cluster_name_of_single_mode_must_be_a_dns_label() -> None:
     assert values.cluster_name("edge-1") == "edge-1"
     for wrong in ("Edge", "a" * 64, "a\n", "../x", ""):
         with pytest.raises(ValueError, match="lowercase letters"):

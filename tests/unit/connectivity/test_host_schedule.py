@@ -40,7 +40,7 @@ def answer_due_probes(schedule: ProbeSchedule | HostSchedule, *, minutes: int) -
 
 
 @pytest.mark.parametrize(("make", "least", "most"), [(ProbeSchedule, 9_900, 11_000), (HostSchedule, 9, 11)])
-def test_requests_in_ten_minutes_for_a_thousand_clusters_behind_one_host(
+def test_host_schedule_probes_host_of_a_thousand_clusters_once_per_minute(
     make: type[ProbeSchedule] | type[HostSchedule], least: int, most: int
 ) -> None:
     schedule = make(POLICY, lambda: 0.5)
@@ -49,7 +49,7 @@ def test_requests_in_ten_minutes_for_a_thousand_clusters_behind_one_host(
     assert least <= answer_due_probes(schedule, minutes=10) <= most
 
 
-def test_outcome_applies_to_all_clusters_behind_the_host() -> None:
+def test_host_probe_result_applies_to_all_clusters_behind_the_host() -> None:
     schedule = hosts("a", "b", "c")
     (probe,) = schedule.due(0.0)
     assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", ConnectivityState.REACHABLE)
@@ -60,7 +60,7 @@ def test_outcome_applies_to_all_clusters_behind_the_host() -> None:
     assert not any(change.disengages for change in failed)
 
 
-def test_hosts_are_probed_separately() -> None:
+def test_host_schedule_probes_each_host_separately() -> None:
     schedule = hosts("a")
     schedule.watch("b", "other.example.com", 7, 0.0)
     probes = schedule.due(10.0)
@@ -70,7 +70,7 @@ def test_hosts_are_probed_separately() -> None:
     assert [(change.name, change.incarnation) for change in changes] == [("b", 7)]
 
 
-def test_cluster_that_is_added_later_has_the_connectivity_of_its_host() -> None:
+def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> None:
     schedule = hosts("a")
     (probe,) = schedule.due(0.0)
     schedule.record(probe, ProbeReached(), at(0))
@@ -82,7 +82,7 @@ def test_cluster_that_is_added_later_has_the_connectivity_of_its_host() -> None:
     assert schedule.due(10.0) == []
 
 
-def test_cluster_that_is_added_before_the_first_outcome_waits_for_it() -> None:
+def test_cluster_added_before_first_host_probe_result_has_no_connectivity() -> None:
     schedule = hosts("a")
     schedule.watch("b", HOST, 9, 0.0)
     assert schedule.known() == []
@@ -97,7 +97,7 @@ def test_host_without_clusters_is_not_probed() -> None:
     assert schedule.next_at is None
 
 
-def test_outcome_for_a_host_that_lost_its_clusters_is_dropped() -> None:
+def test_probe_result_of_host_without_clusters_is_ignored() -> None:
     schedule = hosts("a")
     (probe,) = schedule.due(0.0)
     schedule.forget("a")
@@ -107,7 +107,7 @@ def test_outcome_for_a_host_that_lost_its_clusters_is_dropped() -> None:
     assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": ConnectivityState.REACHABLE}
 
 
-def test_host_is_probed_for_the_others_when_the_probed_cluster_was_removed() -> None:
+def test_host_is_probed_through_another_cluster_after_the_probed_one_was_removed() -> None:
     schedule = hosts("a", "b")
     (probe,) = schedule.due(10.0)
     schedule.drop(probe)
@@ -117,7 +117,7 @@ def test_host_is_probed_for_the_others_when_the_probed_cluster_was_removed() -> 
     assert (schedule.next_at, schedule.due(1000.0)) == (None, [])
 
 
-def test_probe_names_a_cluster_that_is_still_there() -> None:
+def test_host_probe_uses_a_cluster_that_was_not_removed() -> None:
     schedule = hosts("a", "b")
     schedule.forget("a")
     (probe,) = schedule.due(0.0)

@@ -100,7 +100,7 @@ def test_http_error_counts_as_reachable() -> None:
     assert verdict.connectivity.since == 5.0
 
 
-def test_short_failure_is_not_reported() -> None:
+def test_short_probe_failure_is_not_reported() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     driver.run(10.0, ProbeReached())
@@ -108,7 +108,7 @@ def test_short_failure_is_not_reported() -> None:
     assert driver.run(60.0, ProbeReached()) == []
 
 
-def test_long_failure_is_reported_once_with_its_cause() -> None:
+def test_long_probe_failure_is_reported_once_with_its_cause() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     assert driver.run(200.0, SICK) == ["alpha UNREACHABLE"]
@@ -146,7 +146,7 @@ def test_probes_in_flight_are_limited() -> None:
     assert len(driver.due()) == 1
 
 
-def test_unreachable_host_is_probed_once() -> None:
+def test_unreachable_host_is_probed_through_one_cluster() -> None:
     driver = ScheduleDriver()
     driver.engage(*(f"p-{number}" for number in range(1000)))
     driver.run(200.0, ProbeReached())
@@ -166,7 +166,7 @@ def test_recovered_host_restores_its_clusters() -> None:
     assert sorted(changes) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
 
 
-def test_cluster_that_failed_alone_must_recover_alone() -> None:
+def test_cluster_unreachable_before_host_outage_stays_unreachable_after_host_recovers() -> None:
     driver = ScheduleDriver()
     driver.engage("sick", "well")
     driver.run_each(200.0, sick=SICK, well=ProbeReached())
@@ -177,7 +177,7 @@ def test_cluster_that_failed_alone_must_recover_alone() -> None:
     assert driver.state == {"sick": UNREACHABLE, "well": REACHABLE}
 
 
-def test_late_result_of_disengaged_cluster_is_ignored() -> None:
+def test_late_probe_result_of_disengaged_cluster_is_ignored() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta")
     alpha, beta = driver.due()
@@ -189,7 +189,7 @@ def test_late_result_of_disengaged_cluster_is_ignored() -> None:
     assert {name for _, name in driver.probed[2:]} == {"beta"}
 
 
-def test_disengaged_cluster_yields_its_slot() -> None:
+def test_probe_of_disengaged_cluster_is_skipped_and_its_slot_used_by_the_next() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta", "gamma")
     driver.schedule.forget("alpha")
@@ -197,7 +197,7 @@ def test_disengaged_cluster_yields_its_slot() -> None:
     assert [name for _, name in driver.probed] == ["beta", "gamma"]
 
 
-def test_unreachable_host_is_probed_after_its_representative_is_gone() -> None:
+def test_unreachable_host_is_probed_again_after_its_probed_cluster_is_removed() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta", "gamma")
     driver.run(2.0, GONE)
@@ -211,7 +211,7 @@ def test_unreachable_host_is_probed_after_its_representative_is_gone() -> None:
     assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
 
 
-def test_result_of_earlier_incarnation_is_ignored() -> None:
+def test_probe_result_of_earlier_incarnation_is_ignored() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     (before,) = driver.due()
@@ -221,7 +221,7 @@ def test_result_of_earlier_incarnation_is_ignored() -> None:
     assert after == Probe("alpha", 2, after.watch)
 
 
-def test_probe_of_former_endpoint_in_flight_does_not_count_for_the_new_one() -> None:
+def test_in_flight_probe_of_former_endpoint_is_ignored_for_new_endpoint() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     (before,) = driver.due()
@@ -231,7 +231,7 @@ def test_probe_of_former_endpoint_in_flight_does_not_count_for_the_new_one() -> 
     assert driver.tell(after, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_nothing_is_known_of_a_cluster_without_a_probe() -> None:
+def test_probe_schedule_without_clusters_knows_no_connectivity() -> None:
     assert ScheduleDriver().schedule.known() == []
 
 
@@ -241,7 +241,7 @@ def test_nothing_is_known_of_a_cluster_without_a_probe() -> None:
         max_size=60,
     )
 )
-def test_every_cluster_is_probed_again(steps: list[tuple[str, str]]) -> None:
+def test_every_watched_cluster_is_eventually_probed_again(steps: list[tuple[str, str]]) -> None:
     driver = ScheduleDriver()
     watched: set[str] = set()
     for name, step in steps:
@@ -263,7 +263,7 @@ def test_every_cluster_is_probed_again(steps: list[tuple[str, str]]) -> None:
     assert {name for _, name in driver.probed} == watched
 
 
-def test_late_result_of_forgotten_host_is_ignored() -> None:
+def test_late_probe_result_of_forgotten_host_is_ignored() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     (alpha,) = driver.due()

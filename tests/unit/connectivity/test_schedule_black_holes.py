@@ -42,14 +42,14 @@ def first_reports(clusters: int, black_holes: int, *, minutes: float = 5.0) -> d
     return {name: at for name, at in known.items() if name.startswith("well")}
 
 
-def test_unresponsive_cluster_does_not_delay_other_results() -> None:
+def test_unresponsive_cluster_does_not_delay_probes_of_others() -> None:
     without, beside = first_reports(500, 0), first_reports(500, 50)
     assert len(beside) == 450
     assert max(beside.values()) <= max(without.values()) + 0.1
     assert max(without.values()) < 11.0
 
 
-def test_probes_in_flight_are_bounded_without_any_answer() -> None:
+def test_probes_in_flight_are_bounded_when_every_probe_times_out() -> None:
     assert at_once(50.0, 5.0) == 250
     assert at_once(0.1, 5.0) == 1
     assert at_once(1000.0, 60.0) == 512

@@ -88,7 +88,7 @@ def test_cluster_unreachable_after_host_recovery_restarts_timer() -> None:
     assert fleet.given_up["alpha"] >= 3600.0
 
 
-def test_cluster_with_own_host_disengages() -> None:
+def test_unreachable_cluster_with_its_own_host_is_disengaged() -> None:
     fleet = ClusterFleet(well=9)
     fleet.engage("alpha", away=GONE)
     fleet.run(1200.0)
@@ -130,7 +130,7 @@ def test_disengagement_timer_restarts_once_few_clusters_are_unreachable() -> Non
     assert set(fleet.given_up) == {"alpha"}
 
 
-def test_probe_of_a_cluster_that_needs_none_is_the_last() -> None:
+def test_dropped_probe_is_not_scheduled_again() -> None:
     fleet = ClusterFleet()
     fleet.engage("alpha")
     (probe,) = fleet.schedule.due(0.0)
@@ -138,7 +138,7 @@ def test_probe_of_a_cluster_that_needs_none_is_the_last() -> None:
     assert fleet.schedule.next_at is None
 
 
-def test_time_in_which_many_are_unreachable_does_not_count() -> None:
+def test_disengage_timer_excludes_time_in_which_many_clusters_are_unreachable() -> None:
     fleet = ClusterFleet(well=8)
     for number in range(12):
         fleet.engage(f"away-{number}", away=SICK)

@@ -28,25 +28,25 @@ def test_condition_is_added_beside_others() -> None:
     assert found == [OTHER, {**READY, "lastTransitionTime": "2026-01-02T03:04:05Z"}]
 
 
-def test_condition_that_is_set_already_changes_nothing() -> None:
+def test_condition_that_is_already_set_is_unchanged() -> None:
     assert with_condition([READY], "Ready", "True", "Done", "m", generation=1, now=NOW) is None
 
 
-def test_transition_time_moves_with_the_status_alone() -> None:
+def test_condition_transition_time_changes_only_with_its_status() -> None:
     same = with_condition([READY], "Ready", "True", "Again", "n", generation=2, now=NOW)
     assert same == [{**READY, "reason": "Again", "message": "n", "observedGeneration": 2}]
     other = with_condition([READY], "Ready", "False", "Done", "m", generation=1, now=NOW)
     assert other == [{**READY, "status": "False", "lastTransitionTime": "2026-01-02T03:04:05Z"}]
 
 
-def test_condition_without_generation_and_time_gets_a_time() -> None:
+def test_condition_without_transition_time_gets_one() -> None:
     found = with_condition([{"type": "Ready", "status": "True"}], "Ready", "True", "R", "", generation=None, now=NOW)
     assert found == [
         {"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}
     ]
 
 
-def test_owner_is_added_once() -> None:
+def test_owner_reference_is_added_once() -> None:
     reference = owner_reference(OWNER)
     assert reference == {
         "apiVersion": "example.com/v1", "kind": "Widget", "name": "w", "uid": "u",
@@ -57,7 +57,7 @@ def test_owner_is_added_once() -> None:
     assert with_owner(once, reference) == once
 
 
-def test_second_controller_is_refused() -> None:
+def test_second_controller_owner_reference_is_rejected() -> None:
     owned = with_owner({"metadata": {"name": "x"}}, owner_reference(OWNER))
     another = {**owner_reference(OWNER), "uid": "another"}
     with pytest.raises(ValueError, match="Widget w"):
@@ -66,11 +66,11 @@ def test_second_controller_is_refused() -> None:
     assert [each["uid"] for each in both["metadata"]["ownerReferences"]] == ["u", "another"]
 
 
-def test_terminating_object_has_a_deletion_timestamp() -> None:
+def test_object_with_deletion_timestamp_is_terminating() -> None:
     assert is_terminating({"metadata": {"deletionTimestamp": BEFORE}})
     assert not is_terminating(OWNER)
 
 
-def test_times_are_in_utc() -> None:
+def test_rfc3339_times_are_in_utc() -> None:
     local = NOW.astimezone(timezone(timedelta(hours=2)))
     assert (rfc3339(local), rfc3339(local, "microseconds")) == ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678900Z")

@@ -16,7 +16,7 @@ def event_log() -> EventLog:
     return EventLog("greeter", "host-1")
 
 
-def test_event_names_its_object() -> None:
+def test_event_regards_its_object() -> None:
     made = event_log().record("alpha", WIDGET, CONTENT, START)
     assert isinstance(made, CreateEvent)
     assert made.namespace == "ns"
@@ -35,7 +35,7 @@ def test_event_of_a_cluster_scoped_object_is_in_the_default_namespace() -> None:
     assert (made.namespace, "namespace" in made.body["regarding"]) == ("default", False)
 
 
-def test_repeated_event_is_a_series_that_is_written_periodically() -> None:
+def test_repeated_event_becomes_a_series_that_is_written_periodically() -> None:
     log = event_log()
     made = log.record("alpha", WIDGET, CONTENT, START)
     assert isinstance(made, CreateEvent)
@@ -51,7 +51,7 @@ def test_repeated_event_is_a_series_that_is_written_periodically() -> None:
     assert fourth.body["series"]["count"] == 4
 
 
-def test_series_ends_after_a_pause_or_a_failed_write() -> None:
+def test_event_series_ends_after_a_pause_or_a_failed_write() -> None:
     log = event_log()
     log.record("alpha", WIDGET, CONTENT, START)
     later = START + timedelta(minutes=7)
@@ -60,14 +60,14 @@ def test_series_ends_after_a_pause_or_a_failed_write() -> None:
     assert isinstance(log.record("alpha", WIDGET, CONTENT, later), CreateEvent)
 
 
-def test_other_cluster_or_content_is_another_event() -> None:
+def test_event_of_another_cluster_or_note_is_not_in_the_same_series() -> None:
     log = event_log()
     log.record("alpha", WIDGET, CONTENT, START)
     assert isinstance(log.record("beta", WIDGET, CONTENT, START), CreateEvent)
     assert isinstance(log.record("alpha", WIDGET, CONTENT._replace(note="other"), START), CreateEvent)
 
 
-def test_log_forgets_the_oldest_series() -> None:
+def test_event_log_evicts_the_oldest_series() -> None:
     log = event_log()
     log.record("alpha", WIDGET, CONTENT, START)
     for number in range(4096):

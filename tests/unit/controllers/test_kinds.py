@@ -14,7 +14,7 @@ class Widget(msgspec.Struct):
     size: int = 0
 
 
-def test_kind_has_the_paths_of_its_group() -> None:
+def test_kind_of_named_group_has_apis_paths() -> None:
     kind = Kind("example.com/v1/widgets")
     assert kind.api_version == "example.com/v1"
     assert kind.collection() == "/apis/example.com/v1/widgets"
@@ -22,7 +22,7 @@ def test_kind_has_the_paths_of_its_group() -> None:
     assert repr(kind) == "Kind('example.com/v1/widgets')"
 
 
-def test_core_group_has_no_name() -> None:
+def test_kind_of_core_group_has_api_paths() -> None:
     kind = kind_of("v1/configmaps")
     assert (kind.api_version, kind.path("x", "ns")) == ("v1", "/api/v1/namespaces/ns/configmaps/x")
     assert kind_of(kind) is kind
@@ -35,12 +35,12 @@ def test_invalid_kind_is_refused(resource: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a?b", "a%2e"])
-def test_name_that_would_lead_to_another_path_is_refused(name: str) -> None:
+def test_object_name_that_would_change_the_request_path_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="not the name"):
         Kind("v1/configmaps").path(name, "ns")
 
 
-def test_objects_are_decoded_to_the_model() -> None:
+def test_kind_decodes_objects_to_its_model() -> None:
     raw = b'{"kind": "ConfigMap", "size": 3, "metadata": {"name": "x"}}'
     assert Kind("v1/configmaps").decode(raw)["size"] == 3
     assert Kind("v1/widgets", Widget).decode(raw) == Widget("ConfigMap", 3)
@@ -48,7 +48,7 @@ def test_objects_are_decoded_to_the_model() -> None:
     assert typed.metadata.name == "x"
 
 
-def test_bodies_of_all_models_become_documents() -> None:
+def test_bodies_of_all_models_are_converted_to_dictionaries() -> None:
     plain: dict[str, Any] = {"kind": "ConfigMap"}
     assert document(plain) is plain
     assert document(Widget("Widget", 1)) == {"kind": "Widget", "size": 1}

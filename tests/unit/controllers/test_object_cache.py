@@ -60,7 +60,7 @@ def names(objects: Any) -> list[str]:
     return sorted(found.name for found in objects)
 
 
-def test_first_list_is_complete_at_its_end() -> None:
+def test_object_cache_is_synced_at_the_end_of_the_first_list() -> None:
     cache = ObjectCache()
     assert applied(cache, ListStarted(), Listed(cached("a"))) == [Change(None, cached("a"), False)]
     assert not cache.synced
@@ -71,7 +71,7 @@ def test_first_list_is_complete_at_its_end() -> None:
     assert len(cache) == 1
 
 
-def test_change_and_deletion_are_live() -> None:
+def test_object_cache_marks_watched_changes_and_deletions_as_live() -> None:
     cache = synced(cached("a"))
     assert applied(cache, ObjectChanged(cached("a", "2"))) == [Change(cached("a"), cached("a", "2"), True)]
     [deleted] = applied(cache, DeletionReported("a", "uid-a", "default"))
@@ -80,13 +80,13 @@ def test_change_and_deletion_are_live() -> None:
     assert applied(cache, DeletionReported("a", "uid-a", "default")) == []
 
 
-def test_deletion_of_an_earlier_object_of_the_name_is_ignored() -> None:
+def test_deletion_of_object_with_another_uid_is_ignored() -> None:
     cache = synced(cached("a", uid="new"))
     assert applied(cache, DeletionReported("a", "old", "default")) == []
     assert len(applied(cache, DeletionReported("a", "", "default"))) == 1
 
 
-def test_relist_reports_differences_only() -> None:
+def test_object_cache_relist_reports_only_differences() -> None:
     cache = synced(cached("same"), cached("changed"), cached("deleted"))
     changes = applied(cache, ListStarted(), Listed(cached("same")), Listed(cached("changed", "2")), ListEnded())
     assert changes == [
@@ -95,13 +95,13 @@ def test_relist_reports_differences_only() -> None:
     ]
 
 
-def test_list_that_breaks_off_removes_nothing() -> None:
+def test_interrupted_relist_removes_no_object() -> None:
     cache = synced(cached("a"), cached("b"))
     assert applied(cache, ListStarted(), Listed(cached("a")), ListStarted(), Listed(cached("b"))) == []
     assert names(cache.values()) == ["a", "b"]
 
 
-def test_object_that_is_deleted_during_a_list_is_removed() -> None:
+def test_object_deleted_during_relist_is_removed() -> None:
     cache = synced(cached("a"))
     assert applied(cache, ListStarted(), Listed(cached("a")), Unlisted("a", "default")) == [
         Change(cached("a"), None, False)
@@ -109,7 +109,7 @@ def test_object_that_is_deleted_during_a_list_is_removed() -> None:
     assert applied(cache, Unlisted("a", "default"), ListEnded(), Unlisted("a", "default")) == []
 
 
-def test_list_end_without_a_beginning_removes_nothing() -> None:
+def test_list_end_without_list_start_removes_no_object() -> None:
     cache = synced(cached("a"))
     assert applied(cache, ListEnded(), EventIgnored("unknown type")) == []
     assert len(cache) == 1
@@ -123,7 +123,7 @@ def test_invalid_object_keeps_its_last_good_state() -> None:
     assert applied(cache, Listed(invalid("a"))) == []
 
 
-def test_values_of_a_namespace() -> None:
+def test_object_cache_lists_values_of_one_namespace() -> None:
     cache = synced(cached("a"))
     assert names(cache.values("default")) == ["a"]
     assert names(cache.values("other")) == []
@@ -189,7 +189,7 @@ def test_decoder_reports_an_invalid_object() -> None:
 
 
 @pytest.mark.parametrize("has_types", [True, False])
-def test_page_of_a_built_in_kind_gets_the_types_that_its_items_lack(has_types: bool) -> None:
+def test_list_items_without_kind_get_that_of_their_list(has_types: bool) -> None:
     found = document("a")
     item = found if has_types else {name: found[name] for name in ("metadata", "data")}
     body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [item, {"metadata": {"name": "b"}}]}

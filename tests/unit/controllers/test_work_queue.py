@@ -43,7 +43,7 @@ def failed_at(queue: WorkQueue, now: float, outcome: Outcome | None = None) -> f
     return queue.done(work.key, outcome or Failed(), now)
 
 
-def test_object_is_taken_once_however_often_it_was_added() -> None:
+def test_work_queue_deduplicates_added_objects() -> None:
     queue = queue_of()
     for now in (0.0, 1.0):
         queue.add(key("x"), now)
@@ -51,7 +51,7 @@ def test_object_is_taken_once_however_often_it_was_added() -> None:
     assert queue.take(3.0) is None
 
 
-def test_object_in_flight_is_not_taken_again_and_its_changes_lead_to_one_more() -> None:
+def test_work_queue_requeues_object_changed_in_flight_once_after_it_is_done() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     assert taken(queue) == "x"
@@ -64,7 +64,7 @@ def test_object_in_flight_is_not_taken_again_and_its_changes_lead_to_one_more() 
     assert taken(queue, 1.0) is None
 
 
-def test_change_during_a_failed_reconcile_is_reconciled_without_the_backoff() -> None:
+def test_work_queue_skips_backoff_for_object_changed_during_failed_reconcile() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     taken(queue)
@@ -73,7 +73,7 @@ def test_change_during_a_failed_reconcile_is_reconciled_without_the_backoff() ->
     assert queue.take(0.0) == Work(key("x"), queued_s=0.0, failures=1)
 
 
-def test_clusters_take_turns() -> None:
+def test_work_queue_alternates_between_clusters() -> None:
     queue = queue_of("a", "b")
     for number in range(5):
         queue.add(key(f"a{number}"), 0.0)
@@ -81,7 +81,7 @@ def test_clusters_take_turns() -> None:
     assert [taken(queue), taken(queue)] == ["a0", "b0"]
 
 
-def test_cluster_has_a_limited_number_of_objects_in_flight() -> None:
+def test_work_queue_limits_objects_in_flight_per_cluster() -> None:
     queue = queue_of()
     for name in "xyz":
         queue.add(key(name), 0.0)
@@ -90,7 +90,7 @@ def test_cluster_has_a_limited_number_of_objects_in_flight() -> None:
     assert taken(queue) == "z"
 
 
-def test_live_changes_go_before_initial_lists() -> None:
+def test_work_queue_takes_live_changes_before_objects_of_initial_lists() -> None:
     queue = queue_of("a", "b")
     queue.add(key("listed"), 0.0, Priority.BACKGROUND)
     queue.add(key("changed", "b"), 0.0)
@@ -98,7 +98,7 @@ def test_live_changes_go_before_initial_lists() -> None:
     assert [taken(queue), taken(queue)] == ["changed", "listed"]
 
 
-def test_listed_object_that_changes_is_taken_as_a_live_one() -> None:
+def test_work_queue_raises_priority_of_listed_object_that_changes() -> None:
     queue = queue_of()
     queue.add(key("first"), 0.0, Priority.BACKGROUND)
     queue.add(key("second"), 1.0, Priority.BACKGROUND)
@@ -109,14 +109,14 @@ def test_listed_object_that_changes_is_taken_as_a_live_one() -> None:
     assert [taken(queue), taken(queue)] == ["first", None]
 
 
-def test_only_object_of_a_list_that_changes_is_taken_once() -> None:
+def test_work_queue_takes_listed_object_that_changes_once() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
     queue.add(key("x"), 0.0)
     assert [taken(queue), taken(queue)] == ["x", None]
 
 
-def test_backoff_doubles_up_to_its_cap_and_resets_after_success() -> None:
+def test_work_queue_backoff_doubles_up_to_its_cap_and_resets_after_success() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     now, delays = 0.0, []
@@ -133,13 +133,13 @@ def test_backoff_doubles_up_to_its_cap_and_resets_after_success() -> None:
     assert failed_at(queue, now) == 1.0
 
 
-def test_backoff_has_jitter() -> None:
+def test_work_queue_backoff_has_jitter() -> None:
     queue = queue_of(jitter=0.5)
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0) == 1.25
 
 
-def test_delay_that_the_server_asks_for_precedes_a_shorter_backoff() -> None:
+def test_work_queue_honors_retry_after_that_exceeds_the_backoff() -> None:
     queue = queue_of(jitter=0.5)
     queue.add(key("x"), 0.0)
     now, delays = 0.0, []
@@ -151,7 +151,7 @@ def test_delay_that_the_server_asks_for_precedes_a_shorter_backoff() -> None:
     assert delays == [5.0, 2.5, 5.0, 10.0]
 
 
-def test_retries_of_all_objects_share_a_token_bucket() -> None:
+def test_work_queue_retries_share_a_token_bucket() -> None:
     policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0, per_cluster=10)
     queue = queue_of(policy=policy)
     for name in "xyz":
@@ -159,7 +159,7 @@ def test_retries_of_all_objects_share_a_token_bucket() -> None:
     assert [failed_at(queue, 0.0) for _ in "xyz"] == [0.1, 1.0, 2.0]
 
 
-def test_retry_keeps_its_priority() -> None:
+def test_work_queue_retry_keeps_priority() -> None:
     queue = queue_of()
     queue.add(key("listed"), 0.0, Priority.BACKGROUND)
     failed_at(queue, 0.0)
@@ -167,7 +167,7 @@ def test_retry_keeps_its_priority() -> None:
     assert [taken(queue, 1.0), taken(queue, 1.0)] == ["changed", "listed"]
 
 
-def test_change_ends_a_delay() -> None:
+def test_work_queue_takes_delayed_object_at_once_when_it_changes() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     failed_at(queue, 0.0)
@@ -178,7 +178,7 @@ def test_change_ends_a_delay() -> None:
     assert taken(queue, 100.0) is None
 
 
-def test_requeue_after_reconciles_again_unless_a_change_came_first() -> None:
+def test_work_queue_requeue_after_is_dropped_if_the_object_changed_meanwhile() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Done(requeue_after_s=60.0)) == 60.0
@@ -189,7 +189,7 @@ def test_requeue_after_reconciles_again_unless_a_change_came_first() -> None:
     assert taken(queue, 61.0) == "x"
 
 
-def test_stopped_object_waits_for_a_change() -> None:
+def test_work_queue_takes_stopped_object_only_after_it_changed() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Stopped("invalid spec")) is None
@@ -200,7 +200,7 @@ def test_stopped_object_waits_for_a_change() -> None:
     assert taken(queue, 1e9) == "x"
 
 
-def test_parked_object_waits_until_its_cluster_is_unparked() -> None:
+def test_work_queue_takes_parked_object_only_after_its_cluster_is_unparked() -> None:
     queue = queue_of("a", "b")
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Parked()) is None
@@ -211,7 +211,7 @@ def test_parked_object_waits_until_its_cluster_is_unparked() -> None:
     assert taken(queue, 1e9) == "x"
 
 
-def test_nothing_is_taken_before_the_cluster_is_open() -> None:
+def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
     queue = WorkQueue(POLICY, lambda: 0.0, 0.0)
     queue.engage("a", 1)
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
@@ -220,7 +220,7 @@ def test_nothing_is_taken_before_the_cluster_is_open() -> None:
     assert taken(queue, 1.0) == "x"
 
 
-def test_dropped_cluster_has_no_objects_and_its_next_incarnation_starts_empty() -> None:
+def test_work_queue_discards_objects_of_dropped_cluster() -> None:
     queue = queue_of()
     for name in "xyz":
         queue.add(key(name), 0.0)
@@ -237,7 +237,7 @@ def test_dropped_cluster_has_no_objects_and_its_next_incarnation_starts_empty() 
     assert queue.take(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
 
 
-def test_oldest_is_the_time_since_which_an_object_is_ready() -> None:
+def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> None:
     queue = queue_of("a", "b")
     assert queue.oldest is None
     queue.add(key("x"), 3.0)
@@ -246,7 +246,7 @@ def test_oldest_is_the_time_since_which_an_object_is_ready() -> None:
 
 
 @pytest.mark.parametrize("objects", [1, 100])
-def test_delays_that_were_cut_short_are_forgotten(objects: int) -> None:
+def test_work_queue_forgets_timers_of_delays_that_a_change_cut_short(objects: int) -> None:
     queue = queue_of()
     for _ in range(100):
         for number in range(objects):

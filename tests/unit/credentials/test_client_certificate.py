@@ -65,7 +65,7 @@ async def test_certificate_is_accepted_by_server_that_trusts_ca(tmp_path: Path) 
         ({"common_name": "operator", "organizations": ["{uid}"]}, Scope.CLUSTER),
     ],
 )
-async def test_certificate_without_project_name_is_for_every_project(
+async def test_client_certificate_has_cluster_scope_only_if_its_names_contain_placeholders(
     tmp_path: Path, names: dict[str, object], scope: Scope
 ) -> None:
     source = mounted(tmp_path, trustme.CA(), **names)
@@ -83,7 +83,7 @@ async def test_certificate_does_not_outlive_ca(tmp_path: Path) -> None:
         await mounted(tmp_path, authority, clock=lambda: ends + 1).mint(WANTED)
 
 
-async def test_replaced_ca_signs_from_then_on(tmp_path: Path) -> None:
+async def test_client_certificate_is_signed_by_replaced_ca(tmp_path: Path) -> None:
     source = mounted(tmp_path, trustme.CA(organization_name="old"))
     await source.mint(WANTED)
     mounted(tmp_path, trustme.CA(organization_name="the new one"))

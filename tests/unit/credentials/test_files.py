@@ -120,7 +120,7 @@ async def test_certificate_and_key_are_read_from_their_files(tmp_path: Path) -> 
     assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
 
 
-async def test_fixed_credential_is_unchanged_when_rejected() -> None:
+async def test_static_credential_is_unchanged_when_rejected() -> None:
     credential = Credential(token=Secret("t"))
     source = StaticCredential(credential)
     assert await source.credential(refused=credential) is credential

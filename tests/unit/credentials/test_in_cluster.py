@@ -23,25 +23,25 @@ def service_account(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_pod_has_server_ca_and_token(service_account: Path) -> None:
+async def test_in_cluster_upstream_has_server_ca_and_token(service_account: Path) -> None:
     upstream = load_in_cluster(POD, service_account)
     assert (upstream.server, upstream.origin) == ("https://10.96.0.1:443", "in-cluster")
     assert upstream.trusted() == b"PEM"
     assert await upstream.credentials.credential() == Credential(token=Secret("t"))
 
 
-def test_ipv6_service_is_bracketed(service_account: Path) -> None:
+def test_in_cluster_ipv6_service_host_is_bracketed(service_account: Path) -> None:
     assert (
         load_in_cluster(POD | {"KUBERNETES_SERVICE_HOST": "fd00::1"}, service_account).server == "https://[fd00::1]:443"
     )
 
 
-def test_service_host_may_be_a_name(service_account: Path) -> None:
+def test_in_cluster_service_host_may_be_a_dns_name(service_account: Path) -> None:
     named = load_in_cluster(POD | {"KUBERNETES_SERVICE_HOST": "api.milo"}, service_account)
     assert named.server == "https://api.milo:443"
 
 
-def test_outside_a_pod_an_error_requests_a_kubeconfig() -> None:
+def test_in_cluster_upstream_outside_a_pod_requires_kubeconfig() -> None:
     with pytest.raises(ConfigError, match=r"not running in a pod .* --discovery-kubeconfig"):
         load_in_cluster({})
 
@@ -61,7 +61,7 @@ def kubeconfig(path: Path, server: str) -> Path:
     return path
 
 
-def test_separate_kubeconfigs_have_their_own_servers(tmp_path: Path) -> None:
+def test_discovery_and_project_kubeconfigs_have_their_own_servers(tmp_path: Path) -> None:
     discovery = kubeconfig(tmp_path / "discovery", "https://infra")
     project = kubeconfig(tmp_path / "project", "https://milo")
     assert load_discovery_upstream(discovery, {}).server == "https://infra"

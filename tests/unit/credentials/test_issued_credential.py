@@ -43,7 +43,7 @@ def test_jwt_without_issue_time_counts_from_receipt(iat: float | None) -> None:
     assert validate(token(jwt(iat=iat, exp=NOW + 500)), NOW, origin="it").issued_at == NOW
 
 
-def test_earliest_expiry_applies() -> None:
+def test_issued_credential_expires_at_the_earliest_expiry_of_its_parts() -> None:
     both = Credential(
         token=Secret(jwt(exp=NOW + 900)),
         certificate=ClientCertificate(chain=certificate(NOW - 10, NOW + 700), key=Secret("k")),
@@ -81,7 +81,7 @@ def test_certificate_lifetime_is_its_validity() -> None:
         (of(b"junk"), None, BackendError, "not PEM"),
     ],
 )
-def test_unfit_credential_is_rejected_with_problem(
+def test_unsuitable_issued_credential_is_rejected_without_quoting_it(
     credential: Credential, expires_at: float | None, error: type[CredentialError], complaint: str
 ) -> None:
     with pytest.raises(error, match=complaint) as raised:
@@ -98,13 +98,13 @@ def test_issued_credential_is_masked_and_not_copied(spread: Callable[[object], o
     assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
-def test_maximum_lifetime_is_set_by_source() -> None:
+def test_issued_credential_lifetime_is_limited_by_source() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
 
 
-def test_token_for_other_audience_is_unfit() -> None:
+def test_issued_token_for_other_audience_is_rejected() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
     assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
     with pytest.raises(BackendError, match="for an audience other than milo"):
@@ -131,7 +131,7 @@ def test_fingerprint_distinguishes_credentials_and_reveals_nothing() -> None:
     ),
     st.one_of(st.none(), st.floats()),
 )
-def test_backend_answer_is_short_lived_and_valid_or_rejected(
+def test_backend_token_is_valid_and_short_lived_or_rejected(
     claims: dict[str, object], expires_at: float | None
 ) -> None:
     minted: IssuedCredential | None = None

@@ -58,7 +58,7 @@ def answer(ends: float = NOW + 900, **status: Any) -> Answer:
     return answering(201, {"status": {"kubeconfig": content, "expirationTimestamp": expires} | status})
 
 
-async def test_request_names_the_object_and_the_lifetime() -> None:
+async def test_kubeconfig_request_posts_lifetime_to_subresource_of_the_object() -> None:
     api = ScriptedApi(answer())
     issued = await a_source(api).mint(wanted())
     path = "/apis/core.gardener.cloud/v1beta1/namespaces/garden/shoots/alpha/adminkubeconfig"
@@ -71,7 +71,7 @@ async def test_request_names_the_object_and_the_lifetime() -> None:
     assert (issued.expires_at, issued.authorities) == (NOW + 900, b"CA")
 
 
-async def test_request_asks_for_ten_minutes_at_least() -> None:
+async def test_kubeconfig_request_asks_for_at_least_ten_minutes() -> None:
     api = ScriptedApi(answer())
     await a_source(api).mint(wanted(ttl_s=1))
     assert json.loads(api.bodies[0])["spec"] == {"expirationSeconds": 600}
@@ -89,14 +89,16 @@ async def test_request_asks_for_ten_minutes_at_least() -> None:
         (answer(NOW - 1), "an expired credential"),
     ],
 )
-async def test_failure_is_explained_without_the_credential(received: Answer | TransportError, expected: str) -> None:
+async def test_kubeconfig_request_error_does_not_quote_the_credential(
+    received: Answer | TransportError, expected: str
+) -> None:
     with pytest.raises(CredentialError) as raised:
         await a_source(ScriptedApi(received)).mint(wanted())
     assert expected in str(raised.value)
     assert CANARY not in str(raised.value)
 
 
-async def test_kubeconfig_without_a_credential_is_unfit() -> None:
+async def test_kubeconfig_request_answer_without_a_credential_is_rejected() -> None:
     document = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"user": "u"}}],
@@ -107,7 +109,7 @@ async def test_kubeconfig_without_a_credential_is_unfit() -> None:
         await a_source(ScriptedApi(answer(kubeconfig=content))).mint(wanted())
 
 
-async def test_cluster_of_the_state_file_waits_for_its_object() -> None:
+async def test_kubeconfig_request_for_restored_cluster_fails_until_its_object_is_seen() -> None:
     api = ScriptedApi()
     with pytest.raises(BackendError, match="has not been seen yet"):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))

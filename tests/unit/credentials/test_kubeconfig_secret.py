@@ -66,7 +66,7 @@ async def test_secret_token_is_preferred_with_its_own_expiry() -> None:
     assert minted.credential == Credential(token=Secret(token))
 
 
-async def test_namespace_secret_and_key_are_settings() -> None:
+async def test_kubeconfig_secret_path_follows_configured_namespace_name_and_key() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600)), key="value"))
     await a_source(api, namespace_template="p-{name}", secret="access", key="value").mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
@@ -111,7 +111,9 @@ async def test_credential_without_expiry_is_rejected_with_any_setting() -> None:
         (secret(kubeconfig(pair(NOW - 1))), "an expired credential"),
     ],
 )
-async def test_invalid_secret_is_rejected_and_not_quoted(answer: Answer | TransportError, expected: str) -> None:
+async def test_invalid_kubeconfig_secret_is_rejected_and_not_quoted(
+    answer: Answer | TransportError, expected: str
+) -> None:
     with pytest.raises(CredentialError) as raised:
         await a_source(ScriptedApi(answer)).mint(WANTED)
     assert expected in str(raised.value)
@@ -119,7 +121,7 @@ async def test_invalid_secret_is_rejected_and_not_quoted(answer: Answer | Transp
 
 
 @pytest.mark.parametrize("uid", ["../../x", "A", "a/b", "", "u" * 80])
-async def test_project_cannot_choose_the_secret(uid: str) -> None:
+async def test_invalid_project_uid_cannot_change_the_path_of_the_kubeconfig_secret(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="gives no valid Secret"):
@@ -127,7 +129,7 @@ async def test_project_cannot_choose_the_secret(uid: str) -> None:
     assert not api.asked
 
 
-async def test_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
+async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
     content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}]
     api = ScriptedApi(secret(yaml.safe_dump(content), key="value"))
@@ -138,7 +140,7 @@ async def test_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
     assert issued.authorities == b"CA"
 
 
-async def test_secret_is_the_one_that_the_object_names() -> None:
+async def test_kubeconfig_secret_is_the_one_that_the_object_names() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600))))
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret=("fleet", "a-admin")
@@ -148,7 +150,7 @@ async def test_secret_is_the_one_that_the_object_names() -> None:
     assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
 
 
-async def test_secret_of_a_restored_cluster_waits_for_its_object() -> None:
+async def test_kubeconfig_secret_of_restored_cluster_is_not_read_until_its_object_is_seen() -> None:
     source = a_source(api := ScriptedApi(), namespace_template="{namespace}")
     with pytest.raises(BackendError, match="has not been seen yet"):
         await source.mint(WANTED)

@@ -112,7 +112,7 @@ async def test_pod_token_valid_for_a_year_is_not_passed_through(tmp_path: Path) 
         await PassthroughSource(source, name="n", type="token-file", origin="it").mint(WANTED)
 
 
-async def test_kubeconfig_that_gains_a_plugin_becomes_fit(tmp_path: Path) -> None:
+async def test_kubeconfig_is_passed_through_once_its_static_token_is_replaced_by_exec_plugin(tmp_path: Path) -> None:
     path = saved(tmp_path, {"token": "static"})
     source = own_user(path)
     with pytest.raises(UnfitError):
@@ -180,7 +180,7 @@ def token_number(number: int) -> Credential:
     return Credential(token=Secret(f"t{number}"))
 
 
-async def test_daemon_authenticates_by_source_renewed_at_half_life() -> None:
+async def test_renewing_credential_is_renewed_at_half_of_its_lifetime() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     assert await mine.credential() == token_number(1)

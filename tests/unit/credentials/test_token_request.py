@@ -63,7 +63,7 @@ async def test_token_lifetime_is_at_least_ten_minutes(api: Transport) -> None:
     assert 590 < minted.expires_at - time.time() <= 600
 
 
-async def test_revocation_ends_every_token_of_the_project(sandbox: Sandbox, api: Transport) -> None:
+async def test_revocation_invalidates_every_token_of_the_project(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     tokens = [(await source.mint(WANTED)).credential.token for _ in range(2)]
     await source.revoke(engaged())
@@ -88,7 +88,7 @@ async def test_late_mint_does_not_recreate_revoked_secret(sandbox: Sandbox, api:
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_incarnation_has_its_own_secret(sandbox: Sandbox, api: Transport) -> None:
+async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
     new = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2)))).credential.token
@@ -162,7 +162,7 @@ async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_del
     assert len(sandbox.infrastructure.secret_names()) == 1, "only the latest Secret is left"
 
 
-async def test_lists_of_secrets_are_read_page_by_page() -> None:
+async def test_revocation_deletes_secrets_of_all_list_pages() -> None:
     kept = [{"metadata": {"name": name, "uid": name, "creationTimestamp": "2020-01-01T00:00:00Z"}} for name in "ab"]
     first = answering(200, {"metadata": {"continue": "more"}, "items": kept[:1]})
     api = ScriptedApi(first, answering(200, {"items": kept[1:]}), answering(200, {}), answering(200, {}))
@@ -182,7 +182,7 @@ async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport)
     assert sandbox.tokens.subject(minted.credential.token.reveal()) == SUBJECT
 
 
-async def test_unbound_token_serves_all_projects(sandbox: Sandbox, api: Transport) -> None:
+async def test_unbound_token_has_identity_scope_and_no_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api, bound=False)
     assert source.scope is Scope.IDENTITY
     await source.mint(MintRequest(ttl_s=600))
@@ -221,7 +221,7 @@ async def test_revoked_tokens_are_invalid_in_any_order_of_mints_and_revocations(
                 sandbox.tokens.subject(token)
 
 
-async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_token_request_without_permission_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
     rules = [Rule(verbs=frozenset({"create", "list", "delete"}), resources=frozenset({"secrets"}))]
     path = tmp_path / "limited"
     path.write_text(json.dumps(sandbox.infrastructure_kubeconfig(token=sandbox.token("limited", rules=rules))))
@@ -280,7 +280,7 @@ async def test_failed_revocation_is_reported_and_retried() -> None:
     await source.revoke(engaged())
 
 
-async def test_uid_does_not_choose_the_path_written() -> None:
+async def test_bound_secret_name_is_safe_for_hostile_uid() -> None:
     api = ScriptedApi(LISTED, SECRET, answering(500, {}))
     strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):

@@ -24,7 +24,7 @@ def test_review_budget_charges_rejected_tokens_more() -> None:
     assert flood(ReviewBudget(0), TokenOrigin("c", ("o",))) == PER_CONNECTION.burst / 5
 
 
-def test_review_budget_of_one_connection_spares_other_owners() -> None:
+def test_review_budget_exhausted_by_one_owner_does_not_affect_others() -> None:
     budget = ReviewBudget(0)
     flood(budget, TokenOrigin("bad", ("mallory",)))
     assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
@@ -37,7 +37,7 @@ def test_review_budget_limits_owner_of_many_connections() -> None:
     assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
-def test_further_names_of_a_certificate_give_no_further_reviews() -> None:
+def test_review_budget_is_not_increased_by_additional_certificate_names() -> None:
     budget = ReviewBudget(0)
     origins = [TokenOrigin(str(number), (f"dns:{number}", "dns:own")) for number in range(100)]
     assert sum(flood(budget, each) for each in origins) == PER_OWNER.burst / 5

@@ -110,7 +110,7 @@ def test_renewals_of_simultaneous_leases_spread_out() -> None:
     assert peak <= 2 * mean
 
 
-def test_outage_of_half_a_lifetime_affects_no_holder() -> None:
+def test_backend_outage_of_half_a_lifetime_leaves_no_cluster_without_credential() -> None:
     """All credentials are due meanwhile, and are renewed in order of expiry."""
     backend = Slow()
 

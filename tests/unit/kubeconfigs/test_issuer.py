@@ -105,7 +105,7 @@ async def test_per_cluster_credentials_are_never_mixed() -> None:
     assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
 
 
-async def test_cluster_that_moved_gets_another_credential() -> None:
+async def test_cluster_with_changed_endpoint_gets_another_credential() -> None:
     backend = Backend(Scope.CLUSTER)
     moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
     async with issuing(backend) as issuer:
@@ -120,7 +120,7 @@ async def test_cluster_that_moved_gets_another_credential() -> None:
         assert issuer.health()[0].leases == 0
 
 
-async def test_shared_credential_serves_cluster_that_moved() -> None:
+async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
     backend = Backend()
     moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
     async with issuing(backend) as issuer:
@@ -193,7 +193,7 @@ async def test_first_request_waits_for_credential_or_fails_at_once() -> None:
             await asking
 
 
-async def test_hanging_backend_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_credential_backend_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Backend()
     backend.gate.clear()
@@ -202,7 +202,7 @@ async def test_hanging_backend_times_out(monkeypatch: pytest.MonkeyPatch) -> Non
             await got(issuer)
 
 
-async def test_source_excluded_by_terms_is_not_used() -> None:
+async def test_credential_source_not_allowed_by_rule_is_not_used() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
     to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
@@ -219,7 +219,7 @@ async def test_source_excluded_by_terms_is_not_used() -> None:
             issuer.lease(ALPHA, None, none)
 
 
-async def test_unfit_credential_is_refused_permanently() -> None:
+async def test_unsuitable_credential_is_refused_permanently() -> None:
     backend = Backend()
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as issuer:
@@ -229,7 +229,7 @@ async def test_unfit_credential_is_refused_permanently() -> None:
         assert str(refusal) == "it lives for ever"
 
 
-async def test_no_source_issues_nothing() -> None:
+async def test_issuer_without_a_credential_source_refuses_requests() -> None:
     async with issuing() as issuer:
         with pytest.raises(NoSourceError, match="no credential source is configured"):
             await got(issuer)
@@ -238,7 +238,7 @@ async def test_no_source_issues_nothing() -> None:
             issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
 
 
-async def test_first_matching_source_serves_cluster() -> None:
+async def test_first_credential_source_whose_selector_matches_serves_cluster() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
     async with issuing(SourceAssignment(one, parse("env=prod")), SourceAssignment(other, parse("env=dev"))) as issuer:
@@ -296,7 +296,7 @@ async def test_mints_in_flight_are_limited() -> None:
     assert backend.most_at_once == 4
 
 
-async def test_failure_of_a_source_is_a_warning_once_a_credential_was_requested() -> None:
+async def test_credential_source_failure_is_logged_as_warning_once_a_credential_was_requested() -> None:
     backend = Backend()
     backend.failure = BackendError("down", retry_after_s=0.01)
     with capture_logs() as lines:
@@ -327,7 +327,7 @@ async def test_failing_backend_is_retried_by_one_lease_at_a_time() -> None:
     assert backend.most_at_once <= 5
 
 
-async def test_clock_set_forward_prevents_expired_credentials(
+async def test_expired_credential_is_not_issued_after_clock_is_set_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
@@ -356,14 +356,14 @@ async def test_credential_minted_after_disengagement_is_dropped() -> None:
         assert issuer.health()[0].leases == 0
 
 
-async def test_credential_of_earlier_run_is_revoked() -> None:
+async def test_credential_minted_by_an_earlier_run_is_revoked_when_cluster_is_disengaged() -> None:
     backend = RevokingBackend()
     async with issuing(backend) as issuer:
         issuer.disengaged(ALPHA)
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
-async def test_unfit_credential_of_one_cluster_affects_no_other() -> None:
+async def test_unsuitable_credential_of_one_cluster_affects_no_other() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as issuer:
@@ -445,7 +445,7 @@ async def test_held_credentials_are_inspectable_without_a_mint(scope: Scope) -> 
         assert len(backend.asked) == asked
 
 
-async def test_cluster_without_source_has_no_credentials() -> None:
+async def test_issuer_without_a_source_holds_no_credential() -> None:
     async with issuing() as issuer:
         assert issuer.held(ALPHA) is None
 
@@ -480,7 +480,9 @@ async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
             await eventually(lambda: token(issuer) != first)
 
 
-async def test_failure_of_one_cluster_is_not_the_failure_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mint_failure_of_one_cluster_does_not_make_credential_source_unhealthy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Hanging("alpha")
     async with issuing(backend) as issuer:
@@ -529,7 +531,7 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
         assert not issuer.lease(known, None, UNLIMITED).needs_credential_for_trust
 
 
-async def test_member_that_may_not_own_anything_issues_nothing_that_it_holds() -> None:
+async def test_fenced_member_does_not_issue_held_credentials() -> None:
     may_issue = True
     async with issuing(Backend(), may_issue=lambda: may_issue) as issuer:
         await got(issuer)

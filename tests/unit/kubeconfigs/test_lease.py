@@ -185,7 +185,7 @@ def test_lease_credential_may_expire_during_renewal() -> None:
     assert isinstance(made.state, Expired)
 
 
-def test_lease_priority_is_earliest_expiry_first() -> None:
+def test_leases_are_ordered_by_earliest_expiry() -> None:
     sooner, later = fresh(life_s=50), fresh(life_s=60)
     assert sorted([later, sooner, lease()], key=lambda made: made.ends_at)[1:] == [sooner, later]
 

@@ -37,7 +37,7 @@ def taken(queue: MintQueue[Entry]) -> list[str]:
     return found
 
 
-def test_leases_without_a_credential_come_first_and_then_by_expiry() -> None:
+def test_mint_queue_takes_leases_without_a_credential_first_then_by_expiry() -> None:
     queue = MintQueue[Entry](10)
     queue.add(entry(1), ends_at=20.0, failures=0)
     queue.add(entry(2), ends_at=10.0, failures=0)
@@ -45,7 +45,7 @@ def test_leases_without_a_credential_come_first_and_then_by_expiry() -> None:
     assert taken(queue) == ["p3", "p4", "p2", "p1"]
 
 
-def test_retries_use_a_quarter_of_the_slots() -> None:
+def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
     queue = MintQueue[Entry](8)
     for number in range(1, 20):
         queue.add(entry(number), ends_at=-inf, failures=1)
@@ -57,13 +57,13 @@ def test_retries_use_a_quarter_of_the_slots() -> None:
     assert len(taken(queue)) == 2, "renewals"
 
 
-def test_one_organization_uses_half_of_the_slots() -> None:
+def test_mint_queue_limits_one_organization_to_half_of_the_slots() -> None:
     queue = MintQueue[Entry](8)
     first(queue, *(entry(number, "shop") for number in range(1, 20)), entry(20, "bank"))
     assert taken(queue) == ["p1", "p2", "p3", "p4", "p20"]
 
 
-def test_cluster_has_one_mint_in_flight() -> None:
+def test_mint_queue_limits_cluster_to_one_mint_in_flight() -> None:
     queue = MintQueue[Entry](8)
     one, again, other = entry(1), entry(1), entry(2)
     first(queue, one, again, other)
@@ -72,7 +72,7 @@ def test_cluster_has_one_mint_in_flight() -> None:
     assert queue.take() is again
 
 
-def test_freed_slot_is_used_by_the_next_lease() -> None:
+def test_mint_queue_slot_is_reused_when_its_mint_is_done() -> None:
     queue = MintQueue[Entry](4)
     entries = [entry(number, "shop") for number in range(1, 5)]
     first(queue, *entries)
@@ -85,7 +85,7 @@ def test_freed_slot_is_used_by_the_next_lease() -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 3])
-def test_source_with_one_slot_serves_everything(failures: int) -> None:
+def test_mint_queue_with_one_slot_serves_retries_and_renewals(failures: int) -> None:
     queue = MintQueue[Entry](1)
     shared = Entry(None)
     queue.add(shared, ends_at=-inf, failures=failures)

@@ -77,7 +77,7 @@ def test_exec_kubeconfig_without_address_uses_default() -> None:
     assert parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"] == []
 
 
-def test_rendering_is_deterministic() -> None:
+def test_kubeconfig_rendering_is_deterministic() -> None:
     assert embedded("a", "https://m", PLACE, TOKEN) == embedded("a", "https://m", PLACE, TOKEN)
 
 
@@ -96,7 +96,7 @@ def test_credential_over_plain_http_is_allowed_on_loopback_if_that_is_set(server
 
 
 @given(st.text(min_size=1), st.text(), st.text(alphabet=st.characters(codec="utf-8")))
-def test_rendered_names_and_tokens_are_parsed_unchanged(name: str, server: str, token: str) -> None:
+def test_rendered_kubeconfig_keeps_any_name_and_token_unchanged(name: str, server: str, token: str) -> None:
     try:
         (name + server + token).encode()
     except UnicodeEncodeError:

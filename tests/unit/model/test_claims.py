@@ -10,22 +10,22 @@ def a_claim(name: str, order: int) -> ObjectClaim:
     return ObjectClaim(0, name, name, "1", order, Ready(name, "1", target))
 
 
-def test_no_claim_means_that_the_cluster_is_deleted() -> None:
+def test_cluster_without_claims_is_deleted() -> None:
     assert earliest("shop", []) is None
 
 
-def test_earliest_claim_stands() -> None:
+def test_earliest_claim_of_cluster_applies() -> None:
     first = a_claim("first", 1)
     assert earliest("shop", [first, a_claim("second", 2)]) == first.content
 
 
-def test_two_claims_of_one_list_both_fail() -> None:
+def test_cluster_claimed_by_two_objects_of_one_list_is_malformed() -> None:
     found = earliest("shop", [a_claim("first", 1), a_claim("second", 1)])
     assert isinstance(found, Malformed)
     assert found.message.endswith("is claimed by two objects: first and second")
 
 
-def test_key_names_source_and_cluster() -> None:
+def test_cluster_key_contains_source_and_cluster_name() -> None:
     assert key_of("shop", "") == "shop"
     target = Target(name=key_of("shop", "eu"), uid="u", place=("https://", ".test"))
     assert (target.name, target.source, target.local_name) == ("eu#shop", "eu", "shop")

@@ -19,5 +19,5 @@ TARGET = Target(name="a", uid="u", place=("https://a.test",))
     ],
     ids=["ready", "not ready", "outside", "malformed"],
 )
-def test_fields_of_observation_are_the_present_ones(seen: Observation, expected: object) -> None:
+def test_observation_fields_are_those_of_each_object_state(seen: Observation, expected: object) -> None:
     assert fields(seen) == expected

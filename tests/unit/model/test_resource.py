@@ -21,11 +21,11 @@ BOTH = ObjectKeys(namespaced=True, prefix="milo#")
         ),
     ],
 )
-def test_collection_path_names_group_and_namespace(resource: Resource, path: str) -> None:
+def test_resource_collection_path_contains_group_and_namespace(resource: Resource, path: str) -> None:
     assert resource.path == path
 
 
-def test_object_path_names_the_namespace_of_the_object() -> None:
+def test_resource_object_path_contains_its_namespace() -> None:
     assert DEPLOYMENTS.object_path("a", "b") == "/apis/apps/v1/namespaces/a/deployments/b"
     assert Resource("", "v1", "nodes").object_path("", "b") == "/api/v1/nodes/b"
 
@@ -39,12 +39,12 @@ def test_object_path_names_the_namespace_of_the_object() -> None:
         (BOTH, "milo#a/b", ("a", "b")),
     ],
 )
-def test_key_contains_what_identifies_the_object(keys: ObjectKeys, key: str, parts: tuple[str, str]) -> None:
+def test_object_key_contains_source_namespace_and_name(keys: ObjectKeys, key: str, parts: tuple[str, str]) -> None:
     assert keys.key(*parts) == key
     assert keys.split(key) == parts
 
 
-def test_object_without_a_name_has_no_key() -> None:
+def test_object_key_requires_a_name() -> None:
     assert BOTH.key("a", "") == ""
 
 
@@ -66,7 +66,7 @@ def test_reading_an_object_requires_a_name_valid_in_a_path(name: str, readable: 
     assert not NAMESPACED.can_be_read(f"../{name}")
 
 
-def test_query_has_the_selectors_that_are_set() -> None:
+def test_resource_query_contains_configured_selectors() -> None:
     assert DEPLOYMENTS.query == []
     selected = Resource("", "v1", "nodes", label_selector="a=b", field_selector="metadata.name=c")
     assert selected.query == [("labelSelector", "a=b"), ("fieldSelector", "metadata.name=c")]

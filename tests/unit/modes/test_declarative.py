@@ -63,7 +63,7 @@ def endpoint(mode: DeclarativeMode, obj: DeclaredObject) -> str:
     return seen.target.endpoint
 
 
-def test_object_becomes_a_cluster() -> None:
+def test_declarative_object_becomes_a_cluster() -> None:
     seen = content(a_mode(), an_object())
     assert seen == Ready(
         "1",
@@ -80,7 +80,7 @@ def test_object_becomes_a_cluster() -> None:
     )
 
 
-def test_object_that_is_not_ready_says_why() -> None:
+def test_not_ready_declarative_object_names_the_field_that_is_not_ready() -> None:
     seen = content(a_mode(), an_object(ready="False"))
     assert isinstance(seen, NotReady)
     assert (seen.name, seen.message) == (
@@ -90,16 +90,16 @@ def test_object_that_is_not_ready_says_why() -> None:
 
 
 @pytest.mark.parametrize(("phase", "is_ready"), [("Ready", True), ("Active", True), ("", False), (None, False)])
-def test_readiness_by_a_field(phase: str | None, is_ready: bool) -> None:
+def test_declarative_readiness_is_read_from_a_string_field(phase: str | None, is_ready: bool) -> None:
     mode = a_mode(ready={"field": "status.phase", "values": ["Ready", "Active"]})
     assert isinstance(content(mode, an_object(status={"phase": phase})), Ready) is is_ready
 
 
-def test_readiness_by_a_boolean_field() -> None:
+def test_declarative_readiness_is_read_from_a_boolean_field() -> None:
     assert isinstance(content(a_mode(ready={"field": "status.ready"}), an_object(status={"ready": True})), Ready)
 
 
-def test_object_is_ready_without_a_rule() -> None:
+def test_declarative_object_without_a_readiness_rule_is_ready() -> None:
     mode = a_mode(ready=None)
     assert isinstance(content(mode, an_object(status=None)), Ready)
 
@@ -107,7 +107,7 @@ def test_object_is_ready_without_a_rule() -> None:
 @pytest.mark.parametrize(
     ("host", "expected"), [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]"), ("a.example", "a.example")]
 )
-def test_endpoint_template_takes_names_and_addresses(host: str, expected: str) -> None:
+def test_endpoint_template_accepts_host_names_and_ip_addresses(host: str, expected: str) -> None:
     assert endpoint(a_mode(), an_object({"host": host, "port": "443"})) == f"https://{expected}:443/base"
 
 
@@ -164,7 +164,7 @@ def test_url_with_extra_parts_is_rejected(url: Any) -> None:
         ("b.test", False),
     ],
 )
-def test_only_configured_hosts_are_accepted(host: str, is_accepted: bool) -> None:
+def test_endpoint_host_must_be_among_configured_hosts(host: str, is_accepted: bool) -> None:
     mode = a_mode(endpoint={"field": "spec.url", "hosts": ["*.example.com", "exact.test"]})
     if is_accepted:
         assert endpoint(mode, an_object({"url": f"https://{host}/clusters/x/"})) == f"https://{host}/clusters/x"
@@ -179,13 +179,13 @@ def test_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("ca", [PEM, base64.b64encode(PEM.encode()).decode()])
-def test_ca_is_read_as_pem_or_in_base64(ca: str) -> None:
+def test_ca_field_is_read_as_pem_or_base64(ca: str) -> None:
     seen = content(a_mode(ca="spec.ca"), an_object({"host": "a.example", "port": 1, "ca": ca}))
     assert seen.target.authorities == PEM.encode()
 
 
 @pytest.mark.parametrize("ca", ["", "PEM", "!", "-----BEGIN CERTIFICATE-----\n", 1])
-def test_invalid_ca_is_malformed(ca: Any) -> None:
+def test_object_with_invalid_ca_is_malformed(ca: Any) -> None:
     assert problem(a_mode(ca="spec.ca"), an_object({"host": "a.example", "port": 1, "ca": ca}))
 
 
@@ -202,7 +202,7 @@ def kubeconfig(server: str = "https://a.example", **cluster: Any) -> dict[str, s
     return {"value": base64.b64encode(json.dumps(document).encode()).decode()}
 
 
-def test_kubeconfig_gives_the_endpoint_and_the_ca() -> None:
+def test_endpoint_and_ca_are_read_from_kubeconfig_of_object() -> None:
     mode = a_mode(endpoint={"kubeconfig": "data[value]"})
     data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
     target = content(mode, an_object(data=data)).target
@@ -232,7 +232,7 @@ def test_kubeconfig_without_a_usable_server_is_refused_without_quoting_it(data: 
     assert "CANARY" not in problem(a_mode(endpoint={"kubeconfig": "data[value]"}), an_object(data=data))
 
 
-def test_organization_is_optional() -> None:
+def test_declarative_organization_is_optional() -> None:
     seen = content(a_mode(organization="{metadata.labels[none]}"), an_object())
     assert seen.target.organization == ""
     assert content(a_mode(organization=None), an_object()).target.organization == ""
@@ -244,13 +244,13 @@ def test_organization_is_optional() -> None:
     )
 
 
-def test_two_objects_of_one_name_are_malformed() -> None:
+def test_declarative_cluster_claimed_by_two_objects_is_malformed() -> None:
     mode = a_mode()
     claims = [ObjectClaim(0, f"team/{each}", each, "1", 0, content(mode, an_object())) for each in "ab"]
     assert isinstance(mode.reduce("team.alpha", claims, ""), Malformed)
 
 
-def test_restored_cluster_keeps_a_valid_address_only() -> None:
+def test_restored_declarative_cluster_with_disallowed_endpoint_is_malformed() -> None:
     mode = a_mode(endpoint={"field": "spec.url", "hosts": ["a.example"]})
     stored = Target(name="team.alpha", uid="1", place=("https://a.example",))
     assert mode.restored_place(stored) == ("https://a.example",)
@@ -268,7 +268,7 @@ def test_object_names_the_secret_with_its_credentials() -> None:
     assert problem(named, an_object()) == "the field spec.secretRef.name is not set"
 
 
-def test_object_without_a_namespace_names_that_of_its_secret() -> None:
+def test_cluster_scoped_object_names_the_namespace_of_its_secret() -> None:
     resource = {**CLUSTERS["resource"], "namespaced": False}
     references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
     mode = a_mode(resource=resource, secret=references)
@@ -279,7 +279,7 @@ def test_object_without_a_namespace_names_that_of_its_secret() -> None:
 @pytest.mark.parametrize(
     ("name", "namespace"), [("../x", "fleet"), ("a/b", "fleet"), ("a", "x/y"), ("a", "x.y"), ("a", "..")]
 )
-def test_name_of_a_secret_that_leads_elsewhere_is_malformed(name: str, namespace: str) -> None:
+def test_secret_reference_with_invalid_name_or_namespace_is_malformed(name: str, namespace: str) -> None:
     resource = {**CLUSTERS["resource"], "namespaced": False}
     references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
     spec = {"host": "a.example", "port": 6443, "secretRef": {"name": name, "namespace": namespace}}
@@ -315,7 +315,7 @@ def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
     assert (seen.target.authorities, seen.target.secret) == (PEM.encode(), ("team", "alpha-kubeconfig"))
 
 
-def test_ca_of_the_object_precedes_that_of_its_secret() -> None:
+def test_ca_of_the_object_takes_precedence_over_ca_of_its_secret() -> None:
     mode = a_mode(**BY_SECRET, ca="spec.ca")
     seen = reduced(mode, an_object({"ca": PEM}), ("team/alpha-kubeconfig", StatedServer("https://b", b"another")))
     assert seen.target.authorities == PEM.encode()
@@ -341,7 +341,7 @@ def test_object_that_is_not_ready_or_is_deleted_needs_no_secret() -> None:
 
 
 @pytest.mark.parametrize("data", [None, {}, {"other": "x"}, {"value": ""}])
-def test_secret_without_the_key_has_nothing_to_say(data: Any) -> None:
+def test_secret_without_the_configured_key_gives_no_server(data: Any) -> None:
     assert a_mode(**BY_SECRET).server(secret(data)) is None
 
 

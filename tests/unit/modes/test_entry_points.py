@@ -22,7 +22,7 @@ def test_built_in_modes_are_found() -> None:
     assert mode.load("single") is SingleMode
 
 
-def test_modes_say_where_their_clusters_and_authorities_come_from() -> None:
+def test_modes_that_read_files_or_have_their_own_ca_are_listed() -> None:
     assert set(filter(mode.reads_files, mode.names())) == {"kind", "kubeconfig-directory"}
     assert set(filter(mode.has_own_authorities, mode.names())) == {"declarative", "kind", "kubeconfig-directory"}
 
@@ -59,18 +59,18 @@ class Theirs:
         return ()
 
 
-def test_mode_either_watches_or_has_fixed_clusters() -> None:
+def test_modes_are_either_watched_or_fixed() -> None:
     assert isinstance(ProjectMode(SETTING), WatchedMode)
     assert not isinstance(ProjectMode(SETTING), FixedMode)
     assert isinstance(SingleMode(SETTING), FixedMode)
     assert isinstance(Theirs(SETTING), FixedMode)
 
 
-def test_single_knows_the_clusters_it_was_given() -> None:
+def test_single_mode_has_the_configured_clusters() -> None:
     given = Target(name="one", uid="u", place=("https://one.example.com",))
     assert list(SingleMode(Setting(project_endpoint="https://x", clusters=(given,))).targets()) == [given]
 
 
-def test_kind_may_have_settings_of_its_own() -> None:
+def test_service_consumer_mode_has_its_own_settings_type() -> None:
     assert mode.settings_type("service-consumer") is not None
     assert mode.settings_type("project") is None

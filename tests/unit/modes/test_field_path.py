@@ -34,7 +34,7 @@ DOCUMENT = {
         ("data", None),
     ],
 )
-def test_field_path_finds(path: str, value: Any) -> None:
+def test_field_path_finds_values_and_none_for_missing_fields(path: str, value: Any) -> None:
     assert FieldPath.parse(path).find({**DOCUMENT, "data": None}) == value
 
 
@@ -58,7 +58,7 @@ def test_invalid_field_path_is_refused(path: str, words: str) -> None:
         FieldPath.parse(path)
 
 
-def test_template_fills_in_checked_values() -> None:
+def test_field_template_is_filled_with_checked_values() -> None:
     seen: list[tuple[str, str]] = []
 
     def check(value: str, path: str) -> str:
@@ -71,19 +71,19 @@ def test_template_fills_in_checked_values() -> None:
 
 
 @pytest.mark.parametrize("path", ["spec.missing", "status.none", "status.number", "spec.list"])
-def test_template_needs_scalar_fields(path: str) -> None:
+def test_field_template_requires_scalar_fields(path: str) -> None:
     with pytest.raises(MalformedError, match=f"the field {path} is not set"):
         Template.parse(f"{{{path}}}").fill(DOCUMENT, lambda value, _: value)
 
 
 @pytest.mark.parametrize("source", ["{spec.host", "spec.host}", "{{spec.host}}", "a{b{metadata.name}}"])
-def test_template_with_an_unbalanced_brace_is_refused(source: str) -> None:
+def test_field_template_with_an_unbalanced_brace_is_rejected(source: str) -> None:
     with pytest.raises(ValueError, match=r"brace|must begin"):
         Template.parse(source)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_parsed_or_refused(source: str) -> None:
+def test_field_path_and_template_parsers_accept_or_reject_any_text(source: str) -> None:
     for parse in (FieldPath.parse, Template.parse):
         try:
             parsed = parse(source)

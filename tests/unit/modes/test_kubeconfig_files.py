@@ -62,7 +62,7 @@ def target(found: FileObject) -> Target:
     return claim.content.target
 
 
-def test_file_becomes_the_cluster_of_its_name() -> None:
+def test_kubeconfig_file_becomes_a_cluster_named_after_the_file() -> None:
     found = one("alpha.yaml", content("any"))
     assert target(found) == DeclaredTarget(
         name="alpha",
@@ -86,11 +86,11 @@ def test_file_becomes_the_cluster_of_its_name() -> None:
         ("a.example", "a.example"),
     ],
 )
-def test_ending_is_not_part_of_the_name(file: str, name: str) -> None:
+def test_cluster_name_omits_kubeconfig_file_extension(file: str, name: str) -> None:
     assert cluster_name(file) == name
 
 
-def test_identity_is_that_of_the_cluster_and_not_of_the_credential() -> None:
+def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credential() -> None:
     uid = one("alpha", content("any")).uid
     assert one("alpha.yaml", content("other", user={"token": "renewed"})).uid == uid
     assert one("alpha", content("any", server="https://127.0.0.1:6444")).uid != uid
@@ -128,7 +128,7 @@ def test_kubeconfig_that_refers_to_files_or_commands_is_rejected(change: dict[st
     "body",
     [b"", b"[]", b"a: [", b"\xff", b"!!python/object:os.system {}", b"a: &a [*a]", content(), b"current-context: x"],
 )
-def test_content_that_is_not_a_kubeconfig_is_refused(body: bytes) -> None:
+def test_file_content_that_is_not_a_kubeconfig_is_rejected(body: bytes) -> None:
     assert one("alpha", body).problem
 
 
@@ -138,7 +138,7 @@ def test_file_whose_name_is_not_a_dns_name_is_refused(file: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_content_of_a_file_is_read(body: bytes) -> None:
+def test_kubeconfig_file_parser_accepts_any_bytes(body: bytes) -> None:
     assert one("alpha", body).key == "alpha"
 
 
@@ -156,19 +156,19 @@ def test_any_content_of_a_file_is_read(body: bytes) -> None:
         ),
     )
 )
-def test_any_document_is_read(value: Any) -> None:
+def test_kubeconfig_file_parser_reports_a_problem_for_any_invalid_clusters(value: Any) -> None:
     body = msgspec.json.encode({**document("any"), "clusters": value})
     assert one("alpha", body).problem
 
 
 @given(st.integers(min_value=0, max_value=len(content("any"))))
-def test_truncated_file_is_refused_or_is_the_same_cluster(length: int) -> None:
+def test_truncated_kubeconfig_file_is_rejected_or_gives_the_same_cluster(length: int) -> None:
     whole = one("alpha", content("any"))
     cut = one("alpha", content("any")[:length])
     assert cut.problem or target(cut).endpoint == target(whole).endpoint or not target(cut).endpoint
 
 
-def test_contexts_of_kind_become_clusters() -> None:
+def test_kind_mode_reads_a_cluster_from_each_kind_context() -> None:
     found = list(KIND.read_file("config", content("production", "kind-alpha", "kind-beta", "kind-Bad")))
     assert [each.key for each in found] == ["kind-alpha", "kind-beta", "kind-Bad"]
     assert [target(each).name for each in found if not each.problem] == ["alpha", "beta"]
@@ -176,7 +176,7 @@ def test_contexts_of_kind_become_clusters() -> None:
     assert KIND.path == "~/.kube/config"
 
 
-def test_unusable_context_leaves_the_others() -> None:
+def test_invalid_kind_context_does_not_affect_other_contexts() -> None:
     config = document("kind-alpha", "kind-beta")
     config["clusters"][1]["cluster"] = {"server": "http://plain"}
     alpha, beta = KIND.read_file("config", yaml.safe_dump(config).encode())
@@ -184,7 +184,7 @@ def test_unusable_context_leaves_the_others() -> None:
     assert "https" in beta.problem
 
 
-def test_user_of_another_context_does_not_matter() -> None:
+def test_kind_mode_ignores_users_of_other_contexts() -> None:
     config = document("kind-alpha")
     config["users"].append({"name": "cloud", "user": {"exec": {"command": "login"}}})
     (alpha,) = KIND.read_file("config", yaml.safe_dump(config).encode())
@@ -192,13 +192,13 @@ def test_user_of_another_context_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"clusters: [", b"contexts: 5"])
-def test_unreadable_file_says_nothing_of_the_clusters_of_kind(body: bytes) -> None:
+def test_unreadable_kubeconfig_of_kind_mode_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedError):
         list(KIND.read_file("config", body))
 
 
 @pytest.mark.parametrize("mode", [DIRECTORY, KIND])
-def test_earlier_file_keeps_the_cluster(mode: FileMode) -> None:
+def test_cluster_in_two_kubeconfig_files_is_that_of_the_earlier_file(mode: FileMode) -> None:
     contents = [Ready(uid, "", Target(name="a", uid=uid, place=("https://a",))) for uid in ("1", "2")]
     claims = [ObjectClaim(0, f"file-{order}", str(order), "", order, each) for order, each in enumerate(contents)]
     assert mode.reduce("a", claims, "") == contents[0]
@@ -206,7 +206,7 @@ def test_earlier_file_keeps_the_cluster(mode: FileMode) -> None:
 
 
 @pytest.mark.parametrize("mode", [DIRECTORY, KIND])
-def test_stored_address_is_checked(mode: FileMode) -> None:
+def test_restored_kubeconfig_file_cluster_with_unsafe_name_or_endpoint_is_malformed(mode: FileMode) -> None:
     stored = Target(name="alpha", uid="1", place=("https://a.example/x/",))
     assert mode.restored_place(stored) == ("https://a.example/x",)
     for unsafe in (msgspec.structs.replace(stored, name="../x"), msgspec.structs.replace(stored, place=("http://a",))):
@@ -217,12 +217,12 @@ def test_stored_address_is_checked(mode: FileMode) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings"), [("kubeconfig-directory", {}), ("kind", {"path": ""}), ("kind", {"x": 1})]
 )
-def test_invalid_settings_are_refused(kind: str, settings: dict[str, Any]) -> None:
+def test_kubeconfig_file_mode_settings_are_validated(kind: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"path|x"):
         a_mode(kind, **settings)
 
 
-def test_both_kinds_read_files() -> None:
+def test_kind_mode_reads_a_file_and_kubeconfig_directory_mode_a_directory() -> None:
     assert isinstance(DIRECTORY, KubeconfigDirectoryMode)
     assert DIRECTORY.is_directory
     assert isinstance(KIND, KindMode)

@@ -56,14 +56,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:20]))
-def test_hostile_name_is_malformed(name: str) -> None:
+def test_object_with_hostile_name_is_malformed(name: str) -> None:
     for observed in (PROJECTS.observe(project(name)), CONTROL_PLANES.observe(control_plane(name))):
         assert isinstance(observed, Malformed)
         assert observed.name == name
         assert observed.message.startswith(f"the name {name[:80]!r} is not a DNS ")
 
 
-def test_name_rules_depend_on_use() -> None:
+def test_name_length_and_dots_are_validated_per_mode() -> None:
     assert isinstance(PROJECTS.observe(project("a.b")), Ready)
     assert isinstance(PROJECTS.observe(project(f"{'a' * 63}.{'b' * 63}")), Ready)
     assert isinstance(PROJECTS.observe(project("a" * 64)), Malformed)

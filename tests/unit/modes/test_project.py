@@ -33,7 +33,7 @@ def test_ready_project_has_path_endpoint() -> None:
     )
 
 
-def test_place_is_derived_from_name() -> None:
+def test_project_endpoint_is_derived_from_name() -> None:
     assert MODE.place_of("apollo", "uid-apollo") == target().place
     with pytest.raises(MalformedError):
         MODE.place_of("../apollo", "uid-apollo")
@@ -58,7 +58,7 @@ def test_not_ready_project_has_reason(conditions: list[dict[str, str]], message:
     )
 
 
-def test_organization_is_owner_or_label() -> None:
+def test_project_organization_is_its_owner_or_a_label() -> None:
     label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
     owned = {"ownerRef": {"kind": "Organization", "name": "owner"}}
     assert target(spec=owned, labels=label).organization == "owner"
@@ -98,12 +98,12 @@ def test_deletion_message_requires_deletion() -> None:
     assert target(deletionTimestamp="1970-01-01T00:00:00Z").deletion_message == ""
 
 
-def test_time_in_any_zone_is_accepted() -> None:
+def test_deletion_timestamp_in_any_time_zone_is_accepted() -> None:
     assert target(deletionTimestamp="1970-01-01T02:00:01+02:00").deletion_requested_at == 1.0
 
 
 @pytest.mark.parametrize("time", ["yesterday", "", "2026-11-20T08:00:00", "2026-13-01T00:00:00Z"])
-def test_invalid_time_is_malformed(time: str) -> None:
+def test_project_with_invalid_timestamp_is_malformed(time: str) -> None:
     assert MODE.observe(project("apollo", deletionTimestamp=time)) == Malformed(
         "apollo", "uid-apollo", "7", f"deletionTimestamp {time!r} is not a time with a time zone"
     )
@@ -133,7 +133,7 @@ def test_suspensions_of_a_suspended_project_are_listed() -> None:
     )
 
 
-def test_invisible_fields_do_not_change_target() -> None:
+def test_fields_invisible_to_subscribers_do_not_change_target() -> None:
     one = MODE.observe(project("apollo", condition("Ready", message="checked at 8"), condition("Quota")))
     other = MODE.observe(project("apollo", condition("Ready", message="checked at 9"), resourceVersion="8"))
     assert isinstance(one, Ready)

@@ -49,13 +49,15 @@ def test_project_control_plane_mode_watches_control_planes() -> None:
         ("{name}.{namespace}.example.com:1", "all", "apollo.all.example.com:1"),
     ],
 )
-def test_addresses_follow_the_templates(address: str, namespace: str, expected: str) -> None:
+def test_control_plane_endpoint_follows_address_and_namespace_templates(
+    address: str, namespace: str, expected: str
+) -> None:
     following = mode(internal_address_template=address, internal_namespace_template=namespace)
     assert endpoint(following, labels=PROJECT_UID) == f"https://{expected}"
 
 
 @pytest.mark.parametrize("template", ["{name}.example.com", "{uid}.example.com"])
-def test_place_is_derived_from_name_and_uid(template: str) -> None:
+def test_control_plane_endpoint_is_derived_from_name_and_uid(template: str) -> None:
     of = mode(internal_address_template=template)
     observed = of.observe(control_plane("apollo", labels=PROJECT_UID))
     assert isinstance(observed, Ready)
@@ -69,13 +71,13 @@ def test_endpoint_scheme_is_that_of_project_api() -> None:
     assert endpoint(plain).startswith("http://milo-apiserver.")
 
 
-def test_uid_is_that_of_project_and_incarnation_that_of_object() -> None:
+def test_control_plane_cluster_has_uid_of_its_project() -> None:
     observed = mode().observe(control_plane("apollo", labels=PROJECT_UID))
     assert isinstance(observed, Ready)
     assert (observed.uid, observed.target.uid) == ("uid-apollo", UID)
 
 
-def test_organization_is_owner_annotation_or_label() -> None:
+def test_control_plane_organization_is_owner_annotation_or_label() -> None:
     owner = {"resourcemanager.miloapis.com/owner-name": "owner"}
     label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
     for metadata, expected in (

@@ -40,11 +40,11 @@ def reduced(*said: list[Claim], uid: str = "") -> Observation | None:
 DELETING = {"deletionTimestamp": "2026-11-20T08:00:00Z"}
 
 
-def test_mode_is_a_reduced_mode() -> None:
+def test_service_consumer_mode_is_a_reduced_mode() -> None:
     assert isinstance(MODE, ReducedMode)
 
 
-def test_consumer_of_another_service_concerns_no_project() -> None:
+def test_consumer_of_another_service_claims_no_project() -> None:
     assert claims(service="storage") == []
     assert (
         list(
@@ -82,13 +82,13 @@ def test_project_stays_engaged_while_one_of_its_consumers_is_active() -> None:
         ((claims(phase="Denied"), claims(service="mail", phase="")), "dns is Denied; mail is pending"),
     ],
 )
-def test_deactivation_is_a_planned_end(said: tuple[list[Claim], ...], message: str) -> None:
+def test_deactivated_consumer_withdraws_its_project_with_drain(said: tuple[list[Claim], ...], message: str) -> None:
     found = reduced(*said, uid="before")
     assert isinstance(found, Withdrawn)
     assert (found.uid, found.message, found.drain_s) == ("before", message, 60.0)
 
 
-def test_end_of_the_last_consumer_is_a_planned_end() -> None:
+def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
     assert reduced() == Withdrawn("shop", "", "", "the project uses none of the services any more", 60.0)
 
 
@@ -119,13 +119,13 @@ def test_project_is_suspended_while_all_active_consumers_are(
     assert found.target.suspensions == suspensions
 
 
-def test_restored_address_is_derived_from_the_name() -> None:
+def test_restored_project_endpoint_is_derived_from_its_name() -> None:
     assert MODE.restored_place(Target(name="shop", uid="u", place=("https://evil.test",))) == PLACE
     with pytest.raises(MalformedError):
         MODE.restored_place(Target(name="../shop", uid="u", place=()))
 
 
-def test_settings_are_validated() -> None:
+def test_service_consumer_settings_are_validated() -> None:
     assert parse_settings(ServiceConsumerSettings, {"services": ["dns"], "drain": "30"}).drain == 30.0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="unknown field `service`"):
         parse_settings(ServiceConsumerSettings, {"services": ["dns"], "service": "dns"})

@@ -58,7 +58,7 @@ def test_list_is_read_page_by_page() -> None:
     assert driver.reflector.synced
 
 
-def test_page_is_read_when_its_last_object_was_consumed() -> None:
+def test_next_request_waits_until_all_objects_of_the_page_are_consumed() -> None:
     driver = ReflectorDriver()
     findings = driver.reflector.listed(ListPage("10", ""), [seen("a")], driver.now)
     assert next(findings) == ListStarted()

@@ -35,7 +35,7 @@ def test_watch_continues_if_relist_request_is_withdrawn() -> None:
     assert driver.request == before
 
 
-def test_silence_before_a_requested_relist_counts_as_silence() -> None:
+def test_watch_silence_is_detected_although_a_later_relist_is_requested() -> None:
     driver = watching()
     driver.reflector.relist_by(START + 1000.0)
     driver.now += 250.0
@@ -48,25 +48,25 @@ def relisted(driver: ReflectorDriver, version: str) -> list[object]:
     return list(driver.page(version=version))
 
 
-def test_relist_with_later_version_is_of_same_server() -> None:
+def test_relist_with_later_version_is_not_reported_as_older() -> None:
     driver = watching()
     assert relisted(driver, "10") == [ListStarted(), ListEnded(version="10")]
     driver.opened()
     assert relisted(driver, "11") == [ListStarted(), ListEnded(version="11")]
 
 
-def test_relist_with_earlier_version_is_reported() -> None:
+def test_relist_with_earlier_version_is_reported_as_older() -> None:
     driver = watching()
     assert relisted(driver, "9") == [ListStarted(), ListEnded(versions_went_back=True, version="9")]
 
 
-def test_versions_of_events_count_as_those_of_lists() -> None:
+def test_relist_older_than_a_watch_event_is_reported_as_older() -> None:
     driver = watching()
     assert driver.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
     assert relisted(driver, "14") == [ListStarted(), ListEnded(versions_went_back=True, version="14")]
 
 
-def test_lists_are_older_until_the_server_has_caught_up() -> None:
+def test_lists_are_reported_as_older_until_the_server_has_caught_up() -> None:
     driver = watching()
     relisted(driver, "5")
     driver.opened()
@@ -76,7 +76,7 @@ def test_lists_are_older_until_the_server_has_caught_up() -> None:
 
 
 @pytest.mark.parametrize("version", ["", "opaque", "\u0665"])
-def test_opaque_version_is_not_compared(version: str) -> None:
+def test_opaque_list_version_is_not_compared(version: str) -> None:
     driver = listed()
     driver.opened()
     driver.reflector.relist_by(driver.now)

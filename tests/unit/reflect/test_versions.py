@@ -8,5 +8,5 @@ from milo_kube.reflect.versions import oldest
 @pytest.mark.parametrize(
     ("versions", "found"), [(["7", "12", "9"], "7"), (["7"], "7"), (["7", ""], ""), (["7", "opaque"], ""), ([], "")]
 )
-def test_oldest_version_exists_only_if_all_can_be_compared(versions: list[str], found: str) -> None:
+def test_oldest_version_is_empty_if_any_version_is_opaque(versions: list[str], found: str) -> None:
     assert oldest(versions) == found

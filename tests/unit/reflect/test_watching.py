@@ -78,7 +78,7 @@ def test_event_of_unknown_type_is_ignored() -> None:
     ]
 
 
-def test_chunk_counts_as_contact() -> None:
+def test_watch_chunk_without_events_updates_last_contact() -> None:
     driver = watching()
     driver.now += 50.0
     driver.events()
@@ -258,7 +258,7 @@ def test_expired_version_in_status_leads_to_relist(status: int) -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_relist_ends_catching_up() -> None:
+def test_source_is_streaming_again_after_relist() -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.now += 2.0
@@ -444,7 +444,7 @@ def test_server_without_bookmarks_that_sent_a_change_is_trusted() -> None:
     assert driver.request == ReadWatch(driver.now + TIMEOUT_S + 10.0)
 
 
-def test_initial_events_end_bookmark_implies_bookmarks() -> None:
+def test_initial_events_end_bookmark_shortens_watch_silence_timeout() -> None:
     assert watching(STREAMING).request == ReadWatch(190.0)
 
 
@@ -460,7 +460,7 @@ def test_failed_list_while_catching_up_makes_source_stale_since_first_failure() 
     assert driver.status == (SourceState.STALE, 105.0, "ServerError")
 
 
-def test_catching_up_keeps_its_start() -> None:
+def test_catching_up_state_keeps_its_start_time_over_repeated_failures() -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.now += 5.0
@@ -474,7 +474,7 @@ def test_catching_up_keeps_its_start() -> None:
 # --- invalid calls by a driver ---
 
 
-def test_failure_without_request_in_flight_is_an_error() -> None:
+def test_reflector_failure_without_request_in_flight_raises() -> None:
     driver = ReflectorDriver()
     driver.failed()
     with pytest.raises(AssertionError, match="no request was made"):
@@ -482,7 +482,7 @@ def test_failure_without_request_in_flight_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("policy", [PAGES, STREAMING])
-def test_f5_dripping_event_is_abandoned(policy: ReflectorPolicy) -> None:
+def test_f5_watch_event_received_byte_by_byte_is_abandoned_after_30_seconds(policy: ReflectorPolicy) -> None:
     driver = watching(policy)
     driver.reflector.events([END_OF_LIST], driver.now)
     driver.reflector.events([changed("a", "11")], driver.now, partial=True)
@@ -495,7 +495,7 @@ def test_f5_dripping_event_is_abandoned(policy: ReflectorPolicy) -> None:
     assert driver.request == resumes_from("11")
 
 
-def test_f5_each_event_has_its_own_deadline() -> None:
+def test_f5_each_watch_event_has_its_own_deadline() -> None:
     driver = watching()
     for version in range(11, 20):
         driver.now += 20.0
@@ -505,7 +505,7 @@ def test_f5_each_event_has_its_own_deadline() -> None:
     assert driver.request == ReadWatch(100.0 + 240.0 + 10.0)
 
 
-def test_f5_dripping_list_is_abandoned() -> None:
+def test_f5_streaming_list_received_byte_by_byte_is_abandoned_after_30_seconds() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
     driver.reflector.events([], driver.now, partial=True)

@@ -24,7 +24,7 @@ NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
-def test_object_is_decoded_and_judged_by_mode(kind: str) -> None:
+def test_watch_event_object_is_decoded_by_mode(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
@@ -43,7 +43,7 @@ def test_deletion_of_malformed_object_is_decoded() -> None:
     assert DECODER.line(line("DELETED", gone)) == ObjectRemoved("a", "u", "8")
 
 
-def test_bookmark_has_version() -> None:
+def test_bookmark_is_decoded_with_its_version() -> None:
     assert DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "9"}})) == Bookmark("9", False)
 
 
@@ -178,17 +178,17 @@ def test_malformed_object_in_page_leaves_others_valid() -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_body_that_is_not_a_list_is_an_error(body: bytes) -> None:
+def test_list_body_that_is_not_a_list_is_malformed_response(body: bytes) -> None:
     with pytest.raises(ListPageError, match="the response is not a list: "):
         DECODER.page(body)
 
 
-def test_rejection_names_its_object() -> None:
+def test_error_status_contains_object_name() -> None:
     status = {"reason": "NotFound", "code": 404, "message": 'projects "a" not found', "details": {"name": "a"}}
     assert error_status(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
 
 
-def test_rejection_without_code_has_http_status() -> None:
+def test_error_status_without_code_has_http_status() -> None:
     assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 
 
@@ -200,7 +200,7 @@ def test_html_error_page_is_stripped_and_truncated() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe\x00", b'{"code":"x"}', DEEP.encode(), b"9" * 5000], ids=range(5))
-def test_any_body_is_a_valid_rejection(body: bytes) -> None:
+def test_error_status_is_decoded_from_any_body(body: bytes) -> None:
     assert error_status(body, 500).code == 500
 
 

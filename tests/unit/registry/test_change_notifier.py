@@ -21,7 +21,7 @@ async def test_notifier_wakes_at_once_after_a_quiet_period() -> None:
         await waiting
 
 
-async def test_close_changes_are_notified_together() -> None:
+async def test_notifier_coalesces_changes_in_quick_succession() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         notifier.notify()

@@ -217,7 +217,7 @@ def test_disengagement_carries_last_known_cluster() -> None:
     assert received(cursor) == [disengaged(a, DELETED, "gone")]
 
 
-def test_replacement_is_atomic_for_every_reader() -> None:
+def test_replacement_of_cluster_is_sent_in_one_batch() -> None:
     log = readable_log()
     first_frame = engage(log)
     cursor = following(log)
@@ -243,7 +243,7 @@ def test_label_change_engages_and_disengages_by_filter() -> None:
     assert received(cursor) == []
 
 
-def test_cluster_that_left_and_reentered_filter_between_reads_is_unchanged() -> None:
+def test_cluster_that_left_and_reentered_filter_between_reads_is_sent_as_update() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
@@ -338,7 +338,7 @@ def test_resume_before_compaction_returns_snapshot() -> None:
     assert received(reader(log, resume=3)) == [engaged(b)]
 
 
-def test_label_change_is_retained_like_a_tombstone() -> None:
+def test_label_change_counts_toward_log_retention_like_a_tombstone() -> None:
     log = readable_log(Retention(count=0))
     a = engage(log, labels={"env": "prod"})
     update(log, a, suspended=True, labels={"env": "prod"})
@@ -386,7 +386,7 @@ def test_resume_from_before_log_was_cleared_returns_snapshot() -> None:
 # --- readers that are far behind ---
 
 
-def test_long_changes_are_split_into_consistent_parts() -> None:
+def test_large_batch_is_split_into_parts_with_their_own_revisions() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     clusters = [engage(log, name) for name in "abc"]
@@ -397,7 +397,7 @@ def test_long_changes_are_split_into_consistent_parts() -> None:
     assert cursor.take() is None
 
 
-def test_change_beyond_a_part_is_sent_after_its_earlier_state() -> None:
+def test_batch_part_has_state_of_its_revision_and_later_change_follows() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     first_frame = engage(log, "a", labels={"env": "dev"})  # 1
@@ -435,7 +435,7 @@ def test_resume_between_parts_misses_nothing() -> None:
     assert parts(reader(log, resume=1)) == [(2, [engaged(b)]), (3, [updated(a)])]
 
 
-def test_narrow_filter_skips_many_changes() -> None:
+def test_narrow_filter_receives_only_its_cluster_after_many_changes() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log, Filter(names=frozenset({"z"})))
     for index in range(100):
@@ -474,7 +474,7 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     assert first_frame() == b"2"
 
 
-def test_evicted_frames_do_not_change_what_is_sent() -> None:
+def test_cursor_sends_same_events_after_frames_are_evicted() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     cursor = following(log)

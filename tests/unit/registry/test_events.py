@@ -8,13 +8,13 @@ LONG = b"x" * SHARED_BYTES
 
 
 @pytest.mark.parametrize("frames", [(), (b"a",), (b"a", b"b"), (LONG, b"a")], ids=["none", "one", "two", "long"])
-def test_message_consists_of_frames_and_trailing_bytes(frames: tuple[bytes, ...]) -> None:
+def test_frames_message_is_joined_frames_and_trailing_bytes(frames: tuple[bytes, ...]) -> None:
     made = Frames(frames)
     for rest in (b"one", b"other", b"one", b""):
         assert made.followed_by(rest) == b"".join(frames) + rest
 
 
-def test_long_message_is_shared_between_subscribers() -> None:
+def test_large_frames_message_is_shared_between_subscribers() -> None:
     frames = Frames([LONG])
     message = frames.followed_by(b"one")
     assert frames.followed_by(b"one") is message

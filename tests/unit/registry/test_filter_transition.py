@@ -106,7 +106,7 @@ def test_filter_transition_in_parts_is_resumable_only_after_the_last() -> None:
     assert parts(cursor) == [([disengaged(a, REVOKED, NO_LONGER)], False), ([engaged(b)], True)]
 
 
-def test_sparse_filter_transition_yields() -> None:
+def test_filter_transition_with_few_matches_yields_between_steps() -> None:
     log = readable_log()
     for index in range(RECORDS_PER_STEP + 1):
         last = engage(log, f"a{index}", "dev" if index == RECORDS_PER_STEP else "prod")
@@ -157,7 +157,7 @@ def test_filter_transition_during_snapshot_restarts_it() -> None:
     assert [*read(batch.frames), *received(cursor)] == [engaged(b)]
 
 
-def test_filter_transitions_at_one_revision_share_their_frames() -> None:
+def test_log_index_is_shared_at_one_revision() -> None:
     log = readable_log()
     engage(log, "a")
     first = log.index(1)

@@ -36,17 +36,17 @@ def logged(*answers: ConfirmationResult) -> tuple[list[str], list[str]]:
     return [entry["event"] for entry in logs if "confirmed" in entry["event"]], ledger.results
 
 
-def test_refused_confirmations_are_logged_once() -> None:
+def test_refused_deletion_confirmations_are_logged_once() -> None:
     events, results = logged(*[REFUSED] * 8)
     assert events == ["deletions cannot be confirmed"]
     assert results == ["refused"] * 8
 
 
-def test_confirmations_that_are_answered_again_are_logged_once() -> None:
+def test_recovery_of_deletion_confirmations_is_logged_once() -> None:
     events, results = logged(*[REFUSED] * 5, NotFound(), NotFound(), NotFound())
     assert events == ["deletions cannot be confirmed", "deletions can be confirmed again"]
     assert results[-3:] == ["not_found"] * 3
 
 
-def test_reads_without_a_result_are_not_refusals() -> None:
+def test_inconclusive_confirmation_reads_are_not_logged_as_refused() -> None:
     assert logged(*[Inconclusive("timeout")] * 3) == ([], ["inconclusive"] * 3)

@@ -39,20 +39,20 @@ def fleet() -> DirectFleet:
     return made
 
 
-def test_grace_ends_while_the_source_is_followed(fleet: DirectFleet) -> None:
+def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(fleet: DirectFleet) -> None:
     assert fleet.due_at == 110.0
     fleet.tick(110.0)
     assert fleet.registry.engaged == 0
 
 
-def test_grace_does_not_end_while_the_source_is_lost(fleet: DirectFleet) -> None:
+def test_not_ready_grace_does_not_end_while_the_source_is_lost(fleet: DirectFleet) -> None:
     fleet.source(lost(100.5, 100.5))
     assert fleet.due_at is None
     fleet.tick(1000.0)
     assert fleet.registry.engaged == 1
 
 
-def test_grace_resumes_with_its_remaining_time(fleet: DirectFleet) -> None:
+def test_not_ready_grace_resumes_with_its_remaining_time(fleet: DirectFleet) -> None:
     fleet.source(lost(104.0, 103.0))
     fleet.source(lost(110.0, 103.0))
     fleet.source(streaming(203.0))
@@ -62,14 +62,14 @@ def test_grace_resumes_with_its_remaining_time(fleet: DirectFleet) -> None:
     assert fleet.registry.engaged == 1
 
 
-def test_grace_that_began_after_the_loss_is_not_extended(fleet: DirectFleet) -> None:
+def test_not_ready_grace_that_began_after_source_loss_is_not_extended(fleet: DirectFleet) -> None:
     fleet.source(lost(104.0, 104.0))
     take(fleet, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
     fleet.source(streaming(200.0))
     assert fleet.due_at == 210.0
 
 
-def test_grace_is_not_paused_before_first_contact() -> None:
+def test_not_ready_grace_is_not_paused_before_first_contact() -> None:
     fleet = DirectFleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
     fleet.source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
     fleet.source(streaming(6.0))

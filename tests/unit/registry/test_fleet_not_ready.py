@@ -102,7 +102,7 @@ def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(fleet: Direc
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
 
 
-def test_held_cluster_that_is_deleted_does_not_wait(fleet: DirectFleet) -> None:
+def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(fleet: DirectFleet) -> None:
     take(fleet, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(fleet, 15.0)
     take(fleet, 15.0, ObjectChanged(not_ready("c099", "3", uid="another")))

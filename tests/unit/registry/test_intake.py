@@ -170,7 +170,7 @@ def test_object_created_after_restore_is_applied_despite_lower_version() -> None
         (not_ready("a", "5"), not_ready("a", "5"), []),
     ],
 )
-def test_version_reused_by_restored_server_is_compared_by_uid(
+def test_relist_applies_changed_state_of_object_with_equal_version(
     known: Observation, listed: Observation, expected: list[str]
 ) -> None:
     assert [each.type.name for each in Source(known).lists(listed)] == expected
@@ -226,7 +226,7 @@ def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     assert source.registry.engaged == 1
 
 
-def test_object_known_outside_selector_is_not_confirmed_for_each_list() -> None:
+def test_object_outside_selector_is_confirmed_once_and_not_after_each_list() -> None:
     source = Source(ready())
     source.lists()
     source.answer(Found(outside()))

@@ -91,7 +91,7 @@ def test_object_that_a_list_shows_at_an_older_version_is_held_though_the_list_is
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
-def test_second_restore_since_the_first_one_is_noticed() -> None:
+def test_second_restore_of_the_server_is_detected() -> None:
     source = at_version_120()
     kept = [ready(name, "50") for name in "abcdef"]
     restored(source, *kept, version="50")
@@ -126,7 +126,7 @@ def test_deletion_after_a_restore_is_confirmed_although_others_are_held() -> Non
     assert source.intake.held is not None
 
 
-def test_accepted_restore_is_applied() -> None:
+def test_accepted_restore_disengages_missing_clusters() -> None:
     source = at_version_120()
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
     source.now = 100.0
@@ -137,7 +137,7 @@ def test_accepted_restore_is_applied() -> None:
     assert (source.engaged, source.pending_deletions.held, source.intake.held) == (2, 0, None)
 
 
-def test_nothing_is_accepted_if_nothing_is_held() -> None:
+def test_accept_without_held_removals_changes_nothing() -> None:
     source = at_version_120()
     assert not source.intake.accept(0.0)
     source.lists()
@@ -154,7 +154,7 @@ def test_hold_after_a_restore_outlives_a_restart() -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
 
-def test_known_objects_that_are_not_engaged_prove_the_server() -> None:
+def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     others = tuple(not_ready(name) for name in "uvwxyz")
     source = Source(*others)
     source.lists(*others)
@@ -245,21 +245,21 @@ class TestReadThatContradictsTheList:
         return source
 
     @pytest.mark.parametrize("older", [ready("a", "110", "u2"), not_ready("a", "110"), malformed("a", "110", "u2")])
-    def test_state_from_before_the_list_is_not_believed(self, source: Source, older: Observation) -> None:
+    def test_read_older_than_the_list_does_not_refute_deletion(self, source: Source, older: Observation) -> None:
         assert source.answers(Found(older)) == []
         source.now = 5.0
         assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
 
-    def test_state_from_before_the_list_is_believed_if_it_is_read_for_long(self, source: Source) -> None:
+    def test_read_older_than_the_list_is_applied_if_it_persists(self, source: Source) -> None:
         source.answers(Found(ready("a", "110", "u2")))
         source.now = 30.0
         ended, began = source.answers(Found(ready("a", "110", "u2")))
         assert (ended.reason, began.cluster.object_uid) == (DisengageReason.REPLACED, "u2")
 
     @pytest.mark.parametrize("newer", [ready("a", "121", "u2"), outside("a", "110")])
-    def test_state_that_the_list_allows_is_believed(self, source: Source, newer: Observation) -> None:
+    def test_read_consistent_with_the_list_is_applied(self, source: Source, newer: Observation) -> None:
         assert source.answers(Found(newer)) != []
 
-    def test_known_state_refutes_the_list(self, source: Source) -> None:
+    def test_read_of_known_state_refutes_deletion(self, source: Source) -> None:
         assert source.answers(Found(FLEET[0])) == []
         assert source.pending_deletions.explain("a") is None

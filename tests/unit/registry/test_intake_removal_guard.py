@@ -91,7 +91,7 @@ def test_held_removal_is_cancelled_by_watch_event() -> None:
     assert source.intake.held is None
 
 
-def test_contradicting_confirmation_stops_release() -> None:
+def test_refuted_deletion_stops_release_of_held_removals() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -103,7 +103,7 @@ def test_contradicting_confirmation_stops_release() -> None:
     assert source.intake.held is not None
 
 
-def test_removals_released_before_contradiction_are_not_held() -> None:
+def test_removals_released_before_a_refuted_deletion_are_not_held() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -114,7 +114,7 @@ def test_removals_released_before_contradiction_are_not_held() -> None:
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
 
 
-def test_object_outside_selector_is_no_contradiction() -> None:
+def test_object_found_outside_selector_does_not_stop_release_of_held_removals() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -125,7 +125,7 @@ def test_object_outside_selector_is_no_contradiction() -> None:
     assert source.requested_names() == ["b"]
 
 
-def test_missing_object_is_kept_after_versions_went_back() -> None:
+def test_cluster_missing_from_list_of_restored_server_is_kept() -> None:
     source = Source()
     source.lists(*FLEET[1:], versions_went_back=True)
     source.now = 30.0

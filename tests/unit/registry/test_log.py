@@ -122,7 +122,7 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
 
 
 @pytest.mark.parametrize("view", [EVERYTHING, Filter(names=frozenset({"alpha"}))])
-def test_fast_path_reads_nothing_at_the_head(view: Filter) -> None:
+def test_log_fast_path_returns_no_batch_at_the_head(view: Filter) -> None:
     log = NamedLog(msgspec.json.encode, Retention())
     engage(log, "alpha")
     assert FastPath(log, 2).read(log.head, view) is None
@@ -183,7 +183,7 @@ def test_disengaged_clusters_are_forgotten_after_retention() -> None:
         assert _places(log) < 1100
 
 
-def test_reengaged_name_keeps_its_history() -> None:
+def test_log_keeps_former_disengagement_of_reengaged_name_within_retention() -> None:
     log = readable_log(Retention(count=2))
     engage(log, "a")
     log.disengage(log.entry("a"), DELETED, "", 0.0)

@@ -47,7 +47,7 @@ def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:
     assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-def test_reason_of_end_outside_scope_is_not_sent() -> None:
+def test_disengagement_reason_outside_scope_is_not_sent() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -56,7 +56,7 @@ def test_reason_of_end_outside_scope_is_not_sent() -> None:
     assert received(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-def test_cluster_that_briefly_had_the_name_is_not_visible() -> None:
+def test_incarnation_outside_scope_between_two_visible_ones_is_not_sent() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)

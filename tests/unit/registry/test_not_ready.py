@@ -48,7 +48,7 @@ class Engaged:
         self.disengaged_at[name] = now
 
 
-def test_few_not_ready_clusters_are_disengaged_at_once() -> None:
+def test_few_not_ready_clusters_are_disengaged_at_once_without_a_hold() -> None:
     fleet = Engaged(1000)
     fleet.not_ready(names(10), 0.0)
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (10, None)
@@ -115,7 +115,7 @@ def test_mass_that_builds_up_over_time_is_held() -> None:
     assert len(fleet.disengaged_at) <= 1000
 
 
-def test_clusters_that_become_ready_again_do_not_count() -> None:
+def test_clusters_that_become_ready_again_do_not_count_toward_not_ready_limit() -> None:
     """Clusters that flap, a few at a time, are not a mass."""
     fleet = Engaged(100)
     for second in range(100):
@@ -125,14 +125,14 @@ def test_clusters_that_become_ready_again_do_not_count() -> None:
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (100, None)
 
 
-def test_not_ready_clusters_count_only_for_the_time_of_a_hold() -> None:
+def test_clusters_that_become_not_ready_over_minutes_are_not_held() -> None:
     fleet = Engaged(100)
     for second in range(60):
         fleet.not_ready([f"c{second}"], second * 4.0)
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (60, None)
 
 
-def test_limit_applies_to_clusters_whose_grace_ended() -> None:
+def test_not_ready_limit_applies_to_clusters_whose_grace_ended() -> None:
     fleet = Engaged(100, grace_s=60.0)
     fleet.not_ready(names(100), 0.0)
     fleet.run(60.0)
@@ -143,13 +143,13 @@ def test_limit_applies_to_clusters_whose_grace_ended() -> None:
     assert len(fleet.disengaged_at) == 100
 
 
-def test_without_limits_all_are_disengaged_at_once() -> None:
+def test_not_ready_clusters_without_limits_are_disengaged_at_once() -> None:
     fleet = Engaged(5000, limits=None)
     fleet.not_ready(names(5000), 0.0)
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (5000, None)
 
 
-def test_without_limits_all_are_disengaged_when_their_grace_is_over() -> None:
+def test_not_ready_clusters_without_limits_are_disengaged_when_their_grace_ends() -> None:
     fleet = Engaged(50, grace_s=60.0, limits=None)
     fleet.not_ready(names(50), 0.0)
     assert fleet.clusters.due_at == 60.0
@@ -157,7 +157,7 @@ def test_without_limits_all_are_disengaged_when_their_grace_is_over() -> None:
     assert len(fleet.disengaged_at) == 50
 
 
-def test_hold_is_paused_while_the_source_is_lost() -> None:
+def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.tick(SETTLE_S)
@@ -167,7 +167,7 @@ def test_hold_is_paused_while_the_source_is_lost() -> None:
     assert fleet.clusters.held.until == SETTLE_S + 80.0
 
 
-def test_release_is_paused_while_the_source_is_lost() -> None:
+def test_not_ready_release_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.run(31.0)
@@ -177,7 +177,7 @@ def test_release_is_paused_while_the_source_is_lost() -> None:
     assert fleet.clusters.due_at == pytest.approx(before + 10.0)
 
 
-def test_hold_that_began_after_the_loss_is_not_extended() -> None:
+def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 50.0)
     fleet.tick(50.0 + SETTLE_S)
@@ -185,7 +185,7 @@ def test_hold_that_began_after_the_loss_is_not_extended() -> None:
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
-def test_grace_ends_in_order_after_an_extension() -> None:
+def test_not_ready_grace_ends_in_order_after_an_extension() -> None:
     fleet = Engaged(3, grace_s=60.0)
     fleet.not_ready(["c0"], 0.0)
     fleet.not_ready(["c1"], 30.0)
@@ -195,7 +195,7 @@ def test_grace_ends_in_order_after_an_extension() -> None:
     assert [*fleet.disengaged_at] == ["c1"]
 
 
-def test_clear_forgets_everything() -> None:
+def test_clear_of_not_ready_clusters_ends_the_hold() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.tick(SETTLE_S)
@@ -203,7 +203,7 @@ def test_clear_forgets_everything() -> None:
     assert (fleet.clusters.due_at, fleet.clusters.held, fleet.clusters.held_count) == (None, None, 0)
 
 
-def test_cluster_is_not_overdue_before_its_deadline() -> None:
+def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
     fleet = Engaged(100)
     assert fleet.clusters.overdue(100, 0.0) == NOTHING
     fleet.not_ready(names(100), 0.0)
@@ -217,7 +217,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.sampled_from((0.0, 5.0)), st.sampled_from((0, 1, 5, 10)), st.sampled_from((0.0, 0.2, 1.0)))
-def test_not_ready_cluster_is_disengaged_in_the_end_and_a_ready_one_never(
+def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
     steps: list[tuple[str, int, float]], grace_s: float, count: int, share: float
 ) -> None:
     limits = RemovalLimits(count=count, share=share, verify_after_s=30.0, per_second=50.0)
@@ -248,7 +248,9 @@ def test_not_ready_cluster_is_disengaged_in_the_end_and_a_ready_one_never(
 
 
 @given(st.integers(11, 2000), st.integers(0, 2000), st.floats(0.0, 0.9))
-def test_no_more_than_the_limit_is_disengaged_within_a_second(engaged: int, not_ready: int, spread_s: float) -> None:
+def test_not_ready_disengagements_within_a_second_stay_below_the_limit(
+    engaged: int, not_ready: int, spread_s: float
+) -> None:
     fleet = Engaged(engaged)
     which = names(min(not_ready, engaged))
     for place, name in enumerate(which):

@@ -23,7 +23,7 @@ def next_request(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
     return request
 
 
-def test_not_found_confirms_deletion() -> None:
+def test_not_found_response_confirms_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     assert pending.resolve(next_request(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
@@ -37,7 +37,7 @@ def test_found_object_is_returned_as_observation() -> None:
     assert len(pending) == 0
 
 
-def test_unreadable_object_resolves_nothing() -> None:
+def test_malformed_object_neither_confirms_nor_refutes_deletion() -> None:
     """The object may be outside the selector, where no watch would ever report it."""
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
@@ -46,7 +46,7 @@ def test_unreadable_object_resolves_nothing() -> None:
     assert pending.resolve(next_request(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
 
 
-def test_unreadable_object_with_another_uid_is_returned() -> None:
+def test_malformed_object_with_another_uid_resolves_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     another = Malformed("a", "u2", "5", "nonsense")
@@ -133,7 +133,7 @@ def test_list_resolves_deletions_of_listed_names() -> None:
     assert [pending.explain(name) for name in "abc"] == [None, (0.0, ""), None]
 
 
-def test_late_answer_does_not_resolve_later_deletion() -> None:
+def test_late_confirmation_does_not_resolve_later_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     early = next_request(pending)
@@ -154,7 +154,7 @@ def test_pending_deletion_of_another_uid_is_separate() -> None:
     assert pending.resolve(next_request(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
 
 
-def test_deletion_resolved_before_confirmation_sends_no_request() -> None:
+def test_discarded_pending_deletion_sends_no_confirmation_request() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     pending.discard("a")
@@ -181,7 +181,7 @@ def test_held_deletion_is_not_confirmed_until_reported_again() -> None:
     assert pending.resolve(next_request(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_in_flight_answer_of_held_deletion_is_ignored() -> None:
+def test_in_flight_confirmation_of_held_deletion_is_ignored() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     request = next_request(pending)
@@ -190,14 +190,14 @@ def test_in_flight_answer_of_held_deletion_is_ignored() -> None:
     assert pending.held == 1
 
 
-def test_held_deletion_with_another_uid_counts_from_then() -> None:
+def test_held_deletion_of_replaced_object_starts_over() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
     pending.add("a", "u2", 5.0)
     assert pending.explain("a") == (5.0, "")
 
 
-def test_confirmation_can_be_scheduled_later() -> None:
+def test_deletion_confirmation_can_be_scheduled_later() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0, confirm_at=3.0)
     assert pending.next_at == 3.0
@@ -208,7 +208,7 @@ def test_confirmation_can_be_scheduled_later() -> None:
 REFUSED = Inconclusive("403: forbidden", is_refusal=True)
 
 
-def test_refused_read_pauses_all_others() -> None:
+def test_refused_confirmation_read_pauses_all_others() -> None:
     pending = pending_deletions(concurrency=20)
     for number in range(5000):
         pending.add(f"a{number}", "u", 0.0)
@@ -226,7 +226,7 @@ def test_refused_read_pauses_all_others() -> None:
     assert made <= 20
 
 
-def test_refused_reads_obey_retry_after() -> None:
+def test_refused_confirmation_reads_obey_retry_after() -> None:
     pending = pending_deletions()
     pending.add("a", "u", 0.0)
     pending.resolve(next_request(pending), Inconclusive("429", is_refusal=True, retry_after_s=42.0), 0.0)
@@ -234,7 +234,7 @@ def test_refused_reads_obey_retry_after() -> None:
     assert pending.take_due(41.9) == []
 
 
-def test_reads_continue_at_full_rate_after_the_first_answer() -> None:
+def test_confirmation_reads_continue_at_full_rate_after_the_first_answer() -> None:
     pending = pending_deletions(concurrency=20)
     for number in range(100):
         pending.add(f"a{number}", "u", 0.0)
@@ -248,7 +248,7 @@ def test_reads_continue_at_full_rate_after_the_first_answer() -> None:
     assert len(pending.take_due(10.0)) == 20
 
 
-def test_retries_leave_half_of_the_reads_to_first_attempts() -> None:
+def test_confirmation_retries_use_at_most_half_of_the_reads() -> None:
     pending = pending_deletions(concurrency=4)
     for number in range(8):
         pending.add(f"hangs{number}", "u", 0.0)

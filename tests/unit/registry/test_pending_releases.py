@@ -66,7 +66,7 @@ def test_drain_ends_with_the_last_release() -> None:
     assert releases.release(TWO, "a")
 
 
-def test_release_by_an_unknown_subscriber_is_ignored() -> None:
+def test_release_of_draining_cluster_by_another_caller_is_ignored() -> None:
     releases = draining(ONE)
     assert not releases.release(SubscriberKey("another caller", "one"), "a")
     assert awaited(releases) == ["one"]
@@ -124,7 +124,7 @@ def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
     assert awaited(releases, "b") == []
 
 
-def test_subscriber_that_returns_is_awaited_until_it_releases() -> None:
+def test_drain_waits_for_reconnected_subscriber_until_it_releases() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.begin(cluster("a"), 100.0, 0.0)
@@ -166,7 +166,7 @@ def test_ended_subscription_does_not_delay_drains() -> None:
     assert releases.end_subscription(ONE) == [], "a repeated end is a no-op"
 
 
-def test_ended_subscription_may_be_the_last_that_was_awaited() -> None:
+def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.begin(cluster("a"), 100.0, 0.0)
@@ -186,7 +186,7 @@ def test_subscription_may_end_before_its_stream() -> None:
     assert not releases.knows(ONE)
 
 
-def test_new_stream_begins_the_subscription_again() -> None:
+def test_new_stream_restarts_an_ended_subscription() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.end_subscription(ONE)
@@ -257,7 +257,7 @@ def test_disconnected_subscribers_with_large_filters_are_forgotten_sooner() -> N
     assert [releases.knows(key) for key in (ONE, TWO)] == [False, True]
 
 
-def test_clear_keeps_subscribers() -> None:
+def test_clear_of_pending_releases_keeps_subscribers() -> None:
     releases = draining(ONE)
     releases.clear()
     assert len(releases) == 0
@@ -300,14 +300,14 @@ def test_short_drain_after_a_restart_keeps_its_deadline() -> None:
     assert releases.due_at == 30.0
 
 
-def test_drain_after_a_restart_waits_for_known_subscribers_alone() -> None:
+def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> None:
     releases = opened(ONE)
     releases.expect_return(0.0)
     assert releases.begin(cluster("a"), 300.0, 10.0)
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
-def test_drain_that_does_not_await_returns_does_not_begin_without_subscribers() -> None:
+def test_drain_after_a_restart_that_awaits_no_return_needs_subscribers() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin(cluster("a"), 300.0, 10.0, awaits_return=False)

@@ -137,7 +137,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.reduced.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
-def test_object_may_name_several_clusters_and_change_them() -> None:
+def test_object_may_claim_several_clusters_and_change_its_claims() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True, bank=True)) == [("ENGAGED", "shop"), ("ENGAGED", "bank")]
     assert fleet.take(ObjectChanged(thing("x", 2, bank=True, farm=True))) == [
@@ -146,7 +146,7 @@ def test_object_may_name_several_clusters_and_change_them() -> None:
     ]
 
 
-def test_identity_stays_while_objects_overlap_and_changes_when_all_are_new() -> None:
+def test_cluster_is_replaced_only_when_all_objects_that_claim_it_are_new() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", shop=True))
     fleet.take(ObjectChanged(thing("y", 2, shop=True)))
@@ -155,7 +155,7 @@ def test_identity_stays_while_objects_overlap_and_changes_when_all_are_new() -> 
     assert replaced == [("DISENGAGED", "shop", "REPLACED"), ("ENGAGED", "shop")]
 
 
-def test_earliest_object_keeps_a_name_that_another_one_claims_later() -> None:
+def test_earliest_object_keeps_cluster_that_another_claims_later() -> None:
     fleet = RecordedFleet(first_of)
     mine = Ready("mine", "1", target("shop", "mine"))
     theirs = Ready("theirs", "2", target("shop", "theirs"))
@@ -166,7 +166,7 @@ def test_earliest_object_keeps_a_name_that_another_one_claims_later() -> None:
     assert fleet.delete("b", "mine") == [("DISENGAGED", "shop", "REPLACED"), ("ENGAGED", "shop")]
 
 
-def test_name_that_two_objects_of_one_list_claim_is_engaged_for_neither() -> None:
+def test_cluster_claimed_by_two_objects_of_one_list_is_not_engaged() -> None:
     fleet = RecordedFleet(first_of)
     both = [thing(name, shop=Ready(f"uid-{name}", "1", target("shop", name))) for name in "ab"]
     assert fleet.listed(*both) == []
@@ -190,7 +190,7 @@ def test_fleet_is_synced_when_every_resource_was_listed() -> None:
     assert fleet.engaged == {"shop"}
 
 
-def test_status_is_that_of_the_worst_resource() -> None:
+def test_source_status_is_that_of_the_worst_resource() -> None:
     fleet = RecordedFleet(resources=2)
     fleet.feed(0).source(STREAMING)
     assert fleet.reduced.status.state is SourceState.CATCHING_UP
@@ -200,7 +200,7 @@ def test_status_is_that_of_the_worst_resource() -> None:
     assert (fleet.reduced.status.reason, fleet.reduced.status.last_contact) == ("Timeout", 0.0)
 
 
-def test_list_that_lacks_most_objects_is_held() -> None:
+def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)))
     assert fleet.listed() == []
@@ -210,7 +210,7 @@ def test_list_that_lacks_most_objects_is_held() -> None:
     assert fleet.feed().relist_at is not None
 
 
-def test_grace_of_a_cluster_ends_by_the_timer_of_any_feed() -> None:
+def test_not_ready_grace_in_reduced_fleet_ends_by_timer_of_its_feed() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
     fleet.feed().source(STREAMING)
@@ -220,7 +220,7 @@ def test_grace_of_a_cluster_ends_by_the_timer_of_any_feed() -> None:
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_relisting_and_liveness_are_observed() -> None:
+def test_reduced_fleet_ignores_relisting_and_liveness_findings() -> None:
     fleet = RecordedFleet()
     assert fleet.take(Relisting("Expired")) == []
     fleet.feed().liveness_checked("answered")
@@ -245,7 +245,7 @@ def restored() -> RecordedFleet:
     return fleet
 
 
-def test_restored_clusters_stay_until_all_their_objects_were_seen_again(restored: RecordedFleet) -> None:
+def test_restored_clusters_stay_engaged_until_all_their_objects_were_seen_again(restored: RecordedFleet) -> None:
     assert restored.listed(thing("x", 9, shop=False), thing("y", 9, shop=True)) == []
     assert restored.listed(thing("z", 9, bank=False), watch=1)[0] == ("DISENGAGED", "bank", "NOT_READY")
     assert not restored.reduced.is_restored
@@ -260,17 +260,17 @@ def test_restored_cluster_ends_when_the_deletion_of_its_objects_is_confirmed(res
     assert restored.journal.events == [("DISENGAGED", "shop", "NOT_READY")]
 
 
-def test_restored_cluster_without_known_objects_stays(restored: RecordedFleet) -> None:
+def test_restored_cluster_without_known_objects_stays_engaged(restored: RecordedFleet) -> None:
     restored.take(ListStarted(), Listed(malformed("x", "9", "uid-x")), Listed(thing("y", 9)), ListEnded())
     assert restored.engaged == {"shop", "bank", "farm"}
 
 
-def test_restored_cluster_that_no_object_names_ends_when_all_resources_were_listed(restored: RecordedFleet) -> None:
+def test_restored_cluster_without_claims_is_disengaged_once_all_resources_were_listed(restored: RecordedFleet) -> None:
     restored.listed(thing("x", 9, shop=True), thing("y", 9, shop=True))
     assert restored.listed(thing("z", 9, bank=True), watch=1) == [("DISENGAGED", "farm", "DELETED")]
 
 
-def test_namespaced_objects_are_deleted_under_their_key() -> None:
+def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> None:
     fleet = RecordedFleet()
     fleet.reduced = ReducedFleet(
         ChangeLog(lambda _: b"", Retention()),
@@ -287,13 +287,13 @@ def test_namespaced_objects_are_deleted_under_their_key() -> None:
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_object_without_claims_makes_no_cluster() -> None:
+def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:
     fleet = RecordedFleet(lambda *_: None)
     assert fleet.listed(thing("x", shop=True)) == []
     assert fleet.reduced.registry["shop"] is None
 
 
-def test_withdrawn_cluster_ends_as_removed() -> None:
+def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     def withdrawn(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
         if claims and claims[0].content:
             return any_of(cluster, claims, uid)

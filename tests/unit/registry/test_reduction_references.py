@@ -70,7 +70,7 @@ class JoinedFleet(RecordedFleet):
 
 
 @pytest.mark.parametrize("first", [OBJECTS, SECRETS])
-def test_cluster_is_engaged_whichever_list_is_complete_first(first: int) -> None:
+def test_cluster_with_secret_is_engaged_whichever_list_is_complete_first(first: int) -> None:
     fleet = JoinedFleet()
     lists = [an_object("shop", "k")], [a_secret("k")]
     assert fleet.listed(*lists[first], watch=first) == []
@@ -88,7 +88,7 @@ def fleet() -> JoinedFleet:
     return fleet
 
 
-def test_cluster_whose_secret_comes_later_is_not_ready_until_then(fleet: JoinedFleet) -> None:
+def test_cluster_is_not_ready_until_its_secret_is_created(fleet: JoinedFleet) -> None:
     assert fleet.take(ObjectChanged(an_object("farm", "n", 2))) == []
     record = fleet.reduced.registry["farm"]
     assert record is not None
@@ -103,11 +103,11 @@ def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: J
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
 
 
-def test_secret_that_is_created_again_keeps_the_cluster(fleet: JoinedFleet) -> None:
+def test_cluster_stays_engaged_when_its_secret_is_created_again(fleet: JoinedFleet) -> None:
     assert fleet.take(ObjectChanged(a_secret("k", "s2", 3, uid="another")), watch=SECRETS) == [("UPDATED", "shop")]
 
 
-def test_object_may_name_another_secret(fleet: JoinedFleet) -> None:
+def test_cluster_is_updated_when_its_object_references_another_secret(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(a_secret("m", "s2", 2)), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("shop", "m", 3))) == [("UPDATED", "shop")]
     assert fleet.take(ObjectChanged(a_secret("k", "s9", 4)), watch=SECRETS) == []
@@ -127,7 +127,7 @@ def test_cluster_is_not_ready_after_the_deletion_of_its_secret_was_confirmed(fle
     assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == [("ENGAGED", "shop")]
 
 
-def test_secret_that_returns_within_the_grace_changes_nothing() -> None:
+def test_secret_recreated_within_grace_sends_no_event() -> None:
     fleet = JoinedFleet(grace_s=10.0)
     fleet.listed(an_object("shop", "k"))
     fleet.listed(a_secret("k"), watch=SECRETS)
@@ -136,7 +136,7 @@ def test_secret_that_returns_within_the_grace_changes_nothing() -> None:
     assert fleet.reduced.due_at is None
 
 
-def test_unusable_secret_leaves_its_cluster_as_it_was(fleet: JoinedFleet) -> None:
+def test_malformed_secret_keeps_last_state_of_its_cluster(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("k", "uid-k", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("shop", "k", 4))) == []
     assert fleet.servers["shop"] == "s1"
@@ -144,14 +144,14 @@ def test_unusable_secret_leaves_its_cluster_as_it_was(fleet: JoinedFleet) -> Non
     assert fleet.reduced.problem_of("bank") == ""
 
 
-def test_secret_that_was_never_usable_says_why(fleet: JoinedFleet) -> None:
+def test_cluster_of_malformed_secret_reports_the_problem(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("n", "uid-n", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("farm", "n", 4))) == []
     assert fleet.message("farm") == "there is no kubeconfig in Secret n"
     assert fleet.reduced.problem_of("farm") == "no YAML"
 
 
-def test_secret_without_a_kubeconfig_counts_neither_in_the_guard_nor_in_the_state(fleet: JoinedFleet) -> None:
+def test_secret_without_a_kubeconfig_is_neither_stored_nor_counted_by_the_removal_guard(fleet: JoinedFleet) -> None:
     others: list[Observation] = [NotReady(f"other-{n}", f"uid-other-{n}", "1", "nothing") for n in range(30)]
     fleet.take(*map(ObjectChanged, others), watch=SECRETS)
     assert len(list(fleet.reduced.stored_objects())) == 4
@@ -205,7 +205,7 @@ def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(flee
     assert after.journal.events == [("DISENGAGED", "bank", "NOT_READY")]
 
 
-def test_restored_cluster_whose_secret_became_unusable_stays(fleet: JoinedFleet) -> None:
+def test_restored_cluster_with_malformed_secret_stays_engaged(fleet: JoinedFleet) -> None:
     after = restarted(fleet)
     after.listed(Malformed("k", "uid-k", "9", "no YAML"), a_secret("m", version=9), watch=SECRETS)
     assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
@@ -213,7 +213,7 @@ def test_restored_cluster_whose_secret_became_unusable_stays(fleet: JoinedFleet)
     assert after.reduced.problem_of("shop") == "no YAML"
 
 
-def test_new_cluster_says_what_it_waits_for_before_all_was_listed(fleet: JoinedFleet) -> None:
+def test_cluster_reports_missing_secret_before_all_resources_were_listed(fleet: JoinedFleet) -> None:
     after = restarted(fleet)
     after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8), an_object("farm", "n", 8))
     assert after.message("farm") == "there is no kubeconfig in Secret n"

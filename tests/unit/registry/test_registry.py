@@ -67,7 +67,7 @@ def test_ready_object_is_not_engaged_twice() -> None:
     assert after(ready(version="1")).commit([ready(version="2")], at(1)) == []
 
 
-def test_visible_change_is_an_update() -> None:
+def test_change_visible_to_subscribers_is_sent_as_update() -> None:
     fleet = after(ready())
     assert fleet.commit([ready(version="2", suspended=True)], at(1)) == [
         done(updated(cluster(version="2", suspended=True)))
@@ -77,7 +77,7 @@ def test_visible_change_is_an_update() -> None:
 
 
 @pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
-def test_not_ready_outside_or_malformed_object_is_not_engaged(observation: Observation) -> None:
+def test_object_that_is_not_ready_or_outside_or_malformed_is_not_engaged(observation: Observation) -> None:
     fleet = registry()
     assert fleet.commit([observation], at(0)) == []
     assert fleet.engaged == 0
@@ -159,20 +159,20 @@ def test_recreated_cluster_replaces_the_old_one_in_one_revision() -> None:
     "observation",
     [not_ready(uid="u2", version="5"), outside(uid="u2", version="5"), malformed(uid="u2", version="5")],
 )
-def test_recreated_cluster_ends_the_engagement_in_any_state(observation: Observation) -> None:
+def test_recreated_object_that_is_not_ready_disengages_cluster_as_replaced(observation: Observation) -> None:
     fleet = after(ready())
     assert fleet.commit([observation], at(1)) == [done(disengaged(cluster(), REPLACED, ANOTHER))]
     assert (known(fleet).uid, known(fleet).since) == ("u2", wall(1))
 
 
-def test_new_object_under_name_never_engaged_is_engaged() -> None:
+def test_recreated_object_of_name_never_engaged_is_engaged() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
         done(engaged(cluster(uid="u2", engaged_at=1, version="5")))
     ]
 
 
-def test_new_object_not_ready_counts_from_its_creation() -> None:
+def test_recreated_not_ready_object_has_its_own_start_time() -> None:
     fleet = after(not_ready(), not_ready(uid="u2", version="5"))
     assert known(fleet).since == wall(1)
 
@@ -217,7 +217,7 @@ def test_version_of_thousands_of_digits_is_opaque() -> None:
     assert fleet.commit([not_ready(version=long[1:])], at(1)) != []
 
 
-def test_consistent_read_is_applied_although_versions_went_back() -> None:
+def test_consistent_read_of_an_older_version_is_applied() -> None:
     fleet = after(ready(version="100"))
     assert fleet.commit([not_ready(version="50")], at(1), consistent=True) != []
 
@@ -225,7 +225,7 @@ def test_consistent_read_is_applied_although_versions_went_back() -> None:
 # --- lists ---
 
 
-def test_expected_names_of_a_complete_list_exclude_deleted_and_outside() -> None:
+def test_present_names_exclude_deleted_objects_and_those_outside_selector() -> None:
     fleet = after(
         ready("a"),
         not_ready("b"),
@@ -237,7 +237,7 @@ def test_expected_names_of_a_complete_list_exclude_deleted_and_outside() -> None
     assert list(fleet.present()) == [("a", "u1"), ("b", "u1"), ("c", "u1")]
 
 
-def test_listed_object_with_other_uid_or_version_is_new() -> None:
+def test_would_change_is_true_for_object_with_other_uid_or_version() -> None:
     fleet = after(ready(version="10"))
     assert not fleet.would_change(ready(version="10"))
     assert fleet.would_change(ready(version="9"))
@@ -246,12 +246,14 @@ def test_listed_object_with_other_uid_or_version_is_new() -> None:
 
 
 @pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="10")])
-def test_listed_object_that_was_outside_is_new(left: Observation | ConfirmedDeletion) -> None:
+def test_would_change_is_true_for_object_that_was_deleted_or_outside_selector(
+    left: Observation | ConfirmedDeletion,
+) -> None:
     assert after(ready(version="10"), left).would_change(ready(version="10"))
 
 
 @pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="11")])
-def test_old_version_of_object_missing_from_list_is_no_evidence(left: Observation | ConfirmedDeletion) -> None:
+def test_older_version_is_applied_for_object_absent_from_the_last_list(left: Observation | ConfirmedDeletion) -> None:
     fleet = after(ready(version="10"), left)
     fleet.list_ended()
     assert fleet.commit([ready(version="5")], at(2)) != []
@@ -262,7 +264,7 @@ def test_old_version_of_object_missing_from_list_is_no_evidence(left: Observatio
 REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refused")
 
 
-def test_connectivity_result_is_an_update() -> None:
+def test_connectivity_result_is_sent_as_update() -> None:
     fleet = after(ready())
     items = msgspec.structs.replace(cluster(), connectivity=REFUSED)
     assert fleet.set_connectivity("a", 1, REFUSED, at(1)) == [done(updated(items))]
@@ -288,7 +290,7 @@ def test_connectivity_result_for_disengaged_cluster_is_ignored(name: str, incarn
 # --- explanations ---
 
 
-def test_transitions_are_kept_with_their_reasons() -> None:
+def test_cluster_transitions_are_kept_with_their_reasons() -> None:
     fleet = after(ready(), not_ready(message="degraded"), ready(version="3"))
     assert known(fleet).transitions == (
         Transition(EventType.ENGAGED, wall(0), 1),
@@ -297,7 +299,7 @@ def test_transitions_are_kept_with_their_reasons() -> None:
     )
 
 
-def test_last_eight_transitions_are_kept() -> None:
+def test_last_eight_cluster_transitions_are_kept() -> None:
     fleet = registry()
     for second in range(40):
         fleet.commit(
@@ -371,7 +373,7 @@ def test_recreated_object_is_no_longer_among_recent_deletions(monkeypatch: pytes
     assert known(fleet, "b").state is ObjectState.DELETED
 
 
-def test_name_never_seen_is_unknown() -> None:
+def test_registry_has_no_record_of_name_never_seen() -> None:
     assert registry()["a"] is None
 
 
@@ -403,7 +405,7 @@ def test_target_contains_only_fields_visible_to_subscribers() -> None:
     assert ready().name == target().name
 
 
-def test_items_returns_all_known_names() -> None:
+def test_registry_items_contain_all_known_names() -> None:
     fleet = after(ready("a"), not_ready("b"))
     assert {name: record.state for name, record in fleet.items()} == {
         "a": ObjectState.READY,

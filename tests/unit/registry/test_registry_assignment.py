@@ -57,7 +57,7 @@ def test_cluster_is_engaged_once_it_is_assigned() -> None:
     assert fleet.reassign("a", 30.0, at(3)) == []
 
 
-def test_cluster_of_another_member_follows_its_object() -> None:
+def test_cluster_of_another_member_follows_state_of_its_object_without_events() -> None:
     fleet = assigned_to("b")
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready()], at(1)) == []
@@ -113,7 +113,7 @@ def test_replaced_cluster_of_another_member_ends_and_is_not_engaged() -> None:
     assert record(fleet).uid == "u2"
 
 
-def test_lost_ownership_ends_every_engagement_at_once() -> None:
+def test_lost_ownership_disengages_cluster_at_once_without_drain() -> None:
     fleet = confirming(registry())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
@@ -152,7 +152,7 @@ def test_unreachable_cluster_that_moved_is_unassigned() -> None:
     assert record(fleet).state is ObjectState.UNASSIGNED
 
 
-def test_target_of_a_record_is_that_of_its_object() -> None:
+def test_record_has_target_of_its_object() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert record(fleet).target == ready().target

@@ -7,7 +7,7 @@ from tests.unit.registry.fleets import at, not_ready, ready, registry
 FOUND = Connectivity(ConnectivityState.REACHABLE, 5.0)
 
 
-def test_connectivity_change_is_an_update() -> None:
+def test_connectivity_change_is_sent_as_update() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     (updated,) = known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))

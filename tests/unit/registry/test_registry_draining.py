@@ -87,17 +87,17 @@ def test_not_ready_cluster_drains_after_its_grace() -> None:
 
 
 @pytest.mark.parametrize("fleet", [registry(), registry(drain_s=30.0)])
-def test_planned_end_is_immediate_without_timeout_or_subscribers(fleet: Registry) -> None:
+def test_not_ready_cluster_does_not_drain_without_timeout_or_subscribers(fleet: Registry) -> None:
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(10)) == [disengaged(cluster(), NOT_READY, "degraded")]
 
 
-def test_planned_end_is_immediate_if_no_filter_matches() -> None:
+def test_not_ready_cluster_does_not_drain_if_no_filter_matches() -> None:
     fleet = with_subscriber(Filter(names=frozenset({"b"}), confirms_releases=True))
     assert fleet.commit([not_ready()], at(10))[0].type is EventType.DISENGAGED
 
 
-def test_drain_ends_as_announced() -> None:
+def test_ended_drain_disengages_with_its_reason() -> None:
     fleet = drained()
     assert fleet.end_drain("a", at(20)) == [disengaged(draining(), NOT_READY, "degraded")]
     assert fleet.engaged == 0
@@ -133,7 +133,9 @@ def test_engagement_after_a_drain_has_the_latest_fields_and_no_probe_result() ->
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_other_ends_are_immediate(end: Observation | ConfirmedDeletion, reason: DisengageReason) -> None:
+def test_deletion_and_replacement_disengage_at_once_without_drain(
+    end: Observation | ConfirmedDeletion, reason: DisengageReason
+) -> None:
     for fleet in (with_subscriber(), drained()):
         assert fleet.commit([end], at(20))[0].reason is reason
         assert len(fleet.releases) == 0
@@ -160,7 +162,7 @@ def test_drain_keeps_its_reason_and_deadline() -> None:
     assert fleet.end_drain("a", at(40))[0] == disengaged(draining(), NOT_READY, "degraded")
 
 
-def test_drain_can_be_begun_for_any_reason() -> None:
+def test_drain_can_begin_with_reason_moved() -> None:
     fleet = with_subscriber()
     moved = draining("another member owns it", reason=DisengageReason.MOVED)
     assert fleet.drain("a", DisengageReason.MOVED, "another member owns it", 30.0, at(10)) == [updated(moved)]
@@ -192,7 +194,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
     assert [event.type for event in events] == [EventType.UPDATED, EventType.DISENGAGED]
 
 
-def test_draining_record_is_not_evicted_with_absent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_records, "ABSENT_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
@@ -230,7 +232,7 @@ def test_snapshot_has_draining_clusters_only_for_readers_that_confirm() -> None:
     assert received(Cursor(fleet.log, EVERYTHING, None)) == []
 
 
-def test_slow_reader_is_sent_the_end_alone() -> None:
+def test_slow_reader_receives_only_disengagement_after_drain_ended() -> None:
     fleet = with_subscriber()
     cursors = [Cursor(fleet.log, view, None) for view in (CONFIRMING, EVERYTHING)]
     for cursor in cursors:
@@ -256,7 +258,7 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
     assert read(fleet.log.draining_frames(records, draining_at, EVERYTHING)) == []
 
 
-def test_only_a_hand_over_does_not_wait_for_subscribers_of_an_earlier_run() -> None:
+def test_drain_of_moved_cluster_does_not_wait_for_subscribers_of_an_earlier_run() -> None:
     for reason, drains in ((LABELS_CHANGED, True), (DisengageReason.MOVED, False)):
         fleet = registry(drain_s=30.0)
         fleet.commit([ready()], at(0))

@@ -38,7 +38,7 @@ def known(fleet: Registry) -> ClusterRecord:
     return record
 
 
-def test_not_ready_cluster_is_held_and_explained() -> None:
+def test_not_ready_cluster_stays_engaged_during_grace_and_is_explained() -> None:
     fleet = held()
     record = known(fleet)
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
@@ -79,7 +79,7 @@ def test_cluster_ready_again_within_grace_was_never_disengaged() -> None:
     assert len(known(fleet).transitions) == 1
 
 
-def test_cluster_ready_again_with_changes_is_updated() -> None:
+def test_cluster_ready_again_within_grace_with_changes_is_updated() -> None:
     assert held().commit([ready(version="3", suspended=True)], at(30)) == [
         done(updated(cluster(version="3", suspended=True)))
     ]
@@ -109,7 +109,7 @@ def test_not_ready_grace_starts_over_each_time() -> None:
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_other_disengagements_do_not_wait_for_grace(
+def test_deletion_and_replacement_do_not_wait_for_not_ready_grace(
     observed: Observation | ConfirmedDeletion, reason: DisengageReason
 ) -> None:
     fleet = held()
@@ -118,7 +118,7 @@ def test_other_disengagements_do_not_wait_for_grace(
     assert fleet.grace_until("a") is None
 
 
-def test_malformed_object_does_not_count_as_not_ready() -> None:
+def test_malformed_object_does_not_start_not_ready_grace() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.due_at is None
@@ -126,7 +126,7 @@ def test_malformed_object_does_not_count_as_not_ready() -> None:
     assert known(fleet).engaged
 
 
-def test_overdue_clusters_are_ordered_by_start() -> None:
+def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
@@ -135,14 +135,14 @@ def test_overdue_clusters_are_ordered_by_start() -> None:
     assert fleet.due_at == 63.0
 
 
-def test_not_engaged_object_has_no_grace() -> None:
+def test_object_never_engaged_has_no_not_ready_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.due_at is None
     assert fleet.grace_until("a") is None
 
 
-def test_zero_grace_disengages_at_once() -> None:
+def test_zero_not_ready_grace_disengages_at_once() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]

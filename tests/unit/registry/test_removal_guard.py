@@ -40,7 +40,7 @@ def test_mass_removal_is_held(missing: int, engaged: int) -> None:
     assert f"lacks {missing} of {engaged} engaged clusters" in ruling.message
 
 
-def test_second_list_before_verify_after_confirms_nothing() -> None:
+def test_second_list_before_verify_after_releases_no_removals() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=29.0)
@@ -63,7 +63,7 @@ def test_second_list_with_few_removals_is_applied() -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 100])
-def test_removal_after_versions_went_back_is_never_released(missing: int) -> None:
+def test_removals_by_list_of_restored_server_are_never_released(missing: int) -> None:
     guard = RemovalGuard(LIMITS)
     first = judge(guard, missing, 100, went_back=True)
     assert isinstance(first, HeldRemovals)
@@ -89,7 +89,7 @@ def test_mass_removal_by_a_restored_server_is_held() -> None:
     assert judge(guard, 90, 97, now=3000.0, still_held=3) == first
 
 
-def test_hold_after_a_restore_ends_when_nothing_is_held_any_more() -> None:
+def test_hold_after_a_restore_ends_when_no_removal_is_held() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 3, 100, went_back=True)
     assert guard.holds_restored
@@ -97,7 +97,7 @@ def test_hold_after_a_restore_ends_when_nothing_is_held_any_more() -> None:
     assert (guard.held, guard.holds_restored) == (None, False)
 
 
-def test_list_of_the_restored_server_is_not_behind() -> None:
+def test_later_lists_of_restored_server_are_not_behind() -> None:
     guard = RemovalGuard(LIMITS)
     for version, now, ignored in (("50", 0.0, True), ("50", 29.0, True), ("51", 30.0, False)):
         assert guard.is_behind(version, versions_went_back=True)
@@ -136,13 +136,13 @@ def test_list_of_another_server_can_be_accepted() -> None:
     assert guard.judge(range(5), 5, versions_went_back=False, now=1.0, is_foreign=True) == ConfirmAtRate(50.0)
 
 
-def test_older_versions_do_not_affect_listed_clusters() -> None:
+def test_older_list_without_missing_clusters_is_not_held() -> None:
     guard = RemovalGuard(LIMITS)
     assert judge(guard, 0, 100, went_back=True) == ConfirmEach()
     assert guard.held is None
 
 
-def test_versions_that_go_back_between_two_lists_keep_all_that_was_held() -> None:
+def test_older_second_list_keeps_all_held_removals() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=30.0, went_back=True)
@@ -150,7 +150,7 @@ def test_versions_that_go_back_between_two_lists_keep_all_that_was_held() -> Non
     assert ruling.verify_at is None
 
 
-def test_contradiction_restarts_verification() -> None:
+def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     judge(guard, 100, 100, now=30.0)

@@ -57,7 +57,7 @@ def registry_with(*seen: Observation) -> RecordingRegistry:
     return fleet
 
 
-def test_earlier_claim_wins_and_later_object_is_malformed() -> None:
+def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x"))
     assert fleet.engaged_names() == {"bank"}
     assert fleet.state("shop-x") is ObjectState.MALFORMED
@@ -66,7 +66,7 @@ def test_earlier_claim_wins_and_later_object_is_malformed() -> None:
     assert fleet.state("bank") is ObjectState.READY
 
 
-def test_object_that_changes_its_claim_keeps_its_cluster_and_does_not_get_the_other() -> None:
+def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
     assert fleet.observe(claims("shop-x", BANK, "2")) == []
     (shop,) = (each for each in fleet.clusters() if each.target.name == "shop-x")
@@ -74,7 +74,7 @@ def test_object_that_changes_its_claim_keeps_its_cluster_and_does_not_get_the_ot
     assert fleet.refused == ["shop-x"]
 
 
-def test_object_that_is_not_ready_holds_its_claim() -> None:
+def test_not_ready_object_keeps_its_uid_claim() -> None:
     assert registry_with(unready("bank"), claims("shop-x")).engaged_names() == set()
     fleet = registry_with(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
     assert fleet.engaged_names() == {"bank"}
@@ -82,14 +82,14 @@ def test_object_that_is_not_ready_holds_its_claim() -> None:
     assert fleet.observe(claims("shop-x", version="3")) == []
 
 
-def test_object_without_a_label_holds_its_own_uid() -> None:
+def test_object_without_a_uid_label_claims_its_own_uid() -> None:
     own = Ready("own-uid", "1", target("bank", "own-uid"))
     assert registry_with(own, claims("shop-x", "own-uid")).engaged_names() == {"bank"}
     assert registry_with(NotReady("bank", "own-uid", "1", ""), claims("shop-x", "own-uid")).engaged_names() == set()
 
 
 @pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
-def test_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
+def test_conflicting_uid_claims_of_one_list_are_all_rejected(names: Iterable[str]) -> None:
     fleet = RecordingRegistry()
     fleet.observe(*(claims(name) for name in names), listed=True)
     fleet.list_ended()
@@ -100,13 +100,13 @@ def test_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
     assert sorted(fleet.refused) == ["bank", "shop-x"], "the conflict is audited once"
 
 
-def test_list_that_contains_both_does_not_end_the_earlier_claim() -> None:
+def test_list_with_both_claimants_keeps_the_earlier_uid_claim() -> None:
     fleet = registry_with(claims("bank"))
     fleet.observe(claims("shop-x"), claims("bank", version="2"), listed=True)
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_third_claim_is_malformed_too() -> None:
+def test_third_object_with_the_same_uid_claim_is_malformed() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()
@@ -115,7 +115,7 @@ def test_third_claim_is_malformed_too() -> None:
     assert fleet.observe(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
 
 
-def test_object_is_engaged_when_the_other_claim_ends() -> None:
+def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     fleet.list_ended()
@@ -125,7 +125,7 @@ def test_object_is_engaged_when_the_other_claim_ends() -> None:
     ]
 
 
-def test_claim_passes_on_when_the_holder_is_deleted() -> None:
+def test_uid_claim_passes_to_other_object_when_its_holder_is_deleted() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x"))
     assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
     fleet = registry_with(claims("bank"), claims("shop-x"), unready("shop-x"))
@@ -137,14 +137,14 @@ def test_claim_passes_on_when_the_holder_is_deleted() -> None:
     )
 
 
-def test_later_claim_that_ends_changes_nothing() -> None:
+def test_end_of_later_uid_claim_keeps_the_earlier_one() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x"))
     assert fleet.observe(deleted("shop-x")) == []
     assert fleet.observe(claims("shop-y")) == []
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_disengaged_claimant_says_why() -> None:
+def test_object_disengaged_by_uid_conflict_names_the_other_object() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     record = fleet["bank"]
@@ -153,13 +153,13 @@ def test_disengaged_claimant_says_why() -> None:
     assert BANK in record.message
 
 
-def test_project_that_is_created_again_under_its_name_keeps_its_claim() -> None:
+def test_recreated_project_keeps_its_uid_claim() -> None:
     fleet = registry_with(claims("bank"))
     again = Ready("another-object", "5", target("bank", BANK))
     assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
 
 
-def test_restored_claim_is_the_earlier_one() -> None:
+def test_restored_uid_claim_is_the_earlier_one() -> None:
     fleet = RecordingRegistry()
     fleet.restore(claims("bank"), 0.0, at(0))
     assert fleet.restore(claims("shop-x"), 0.0, at(0)) == []
@@ -167,7 +167,7 @@ def test_restored_claim_is_the_earlier_one() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_claim_ends_with_the_record_of_an_object_that_left_the_selector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
     fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
     assert fleet.engaged_names() == set()
@@ -175,12 +175,12 @@ def test_claim_ends_with_the_record_of_an_object_that_left_the_selector(monkeypa
     assert fleet.observe(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
 
 
-def test_cleared_registry_knows_no_claim() -> None:
+def test_cleared_registry_has_no_uid_claims() -> None:
     fleet = registry_with(claims("bank"))
     fleet.clear()
     assert fleet.observe(claims("shop-x")) == [(EventType.ENGAGED, "shop-x")]
 
 
-def test_malformed_object_keeps_its_claim() -> None:
+def test_malformed_object_keeps_its_uid_claim() -> None:
     broken = Malformed("bank", "object-bank", "2", "nonsense")
     assert registry_with(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}

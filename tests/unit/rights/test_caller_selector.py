@@ -67,12 +67,12 @@ def test_unverified_caller_matches_no_selector_with_conditions() -> None:
     assert not any(who.matches(nobody) for who in asking)
 
 
-def test_caller_selector_as_text() -> None:
+def test_caller_selector_string_lists_its_conditions() -> None:
     assert str(CallerSelector()) == "everybody"
     assert str(CallerSelector(listeners=frozenset({"api"}), uids=frozenset({2, 1}))) == "listener api, uid 1 or 2"
 
 
-def test_verified_fields_are_those_that_are_known() -> None:
+def test_verified_fields_omit_unknown_fields_of_caller() -> None:
     assert dict(verified_fields(Caller(listener="api", uid=0))) == {"listener": "api", "uid": 0}
     assert list(dict(verified_fields(CALLER))) == [
         "listener",

@@ -29,7 +29,7 @@ def test_stream_quota_limits_each_caller() -> None:
     assert asked.open_stream(["b"], None) is None
 
 
-def test_stream_quota_follows_rule() -> None:
+def test_stream_quota_enforces_limit_of_rule() -> None:
     asked = quotas()
     assert asked.open_stream(["a"], 1) is None
     assert asked.open_stream(["a"], 1) is not None
@@ -43,7 +43,7 @@ def test_stream_quota_limits_all_callers_together() -> None:
     assert asked.open_stream(["c"], None) is None
 
 
-def test_closed_stream_frees_quota() -> None:
+def test_closed_stream_frees_stream_quota() -> None:
     asked = quotas()
     asked.open_stream(["a"], None)
     asked.open_stream(["a"], None)
@@ -68,7 +68,7 @@ def test_kubeconfig_quota_never_exceeds_one_minute() -> None:
     assert [asked.take_kubeconfig(["a"], None, 1000.0) for _ in range(3)] == [0.0, 0.0, 30.0]
 
 
-def test_kubeconfig_quota_is_per_caller_and_follows_rule() -> None:
+def test_kubeconfig_quota_is_per_caller_and_enforces_rate_of_rule() -> None:
     asked = quotas(per_minute=1)
     assert asked.take_kubeconfig(["a"], None, 0.0) == 0.0
     assert asked.take_kubeconfig(["b"], None, 0.0) == 0.0
@@ -84,13 +84,13 @@ def test_quota_evicts_least_recent_callers(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked.take_kubeconfig(["b"], None, 0.0) == 0.0
 
 
-def test_rare_misses_are_never_delayed() -> None:
+def test_rare_requests_for_unknown_names_are_not_delayed() -> None:
     asked = quotas()
     assert [asked.count_miss(["a"], 0.0) for _ in range(MISS_BURST)] == [0.0] * MISS_BURST
     assert all(asked.count_miss(["b"], 0.2 * number) == 0 for number in range(1000))
 
 
-def test_frequent_misses_are_delayed_up_to_a_maximum() -> None:
+def test_frequent_requests_for_unknown_names_are_delayed_up_to_a_maximum() -> None:
     asked = quotas()
     waits = [asked.count_miss(["a"], 0.0) for _ in range(MISS_BURST + 1000)]
     assert waits[MISS_BURST : MISS_BURST + 3] == pytest.approx([0.1, 0.2, 0.3])
@@ -99,7 +99,7 @@ def test_frequent_misses_are_delayed_up_to_a_maximum() -> None:
     assert asked.count_miss(["b"], 0.0) == 0
 
 
-def test_quota_counts_every_key_of_a_caller() -> None:
+def test_quota_is_counted_for_every_key_of_a_caller() -> None:
     asked = quotas(per_minute=1)
     assert asked.open_stream(["dns:a", "dns:b"], 1) is None
     for keys in (["dns:a", "dns:c"], ["dns:c", "dns:a"]):

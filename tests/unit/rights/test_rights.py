@@ -41,7 +41,7 @@ def test_first_matching_rule_applies_alone() -> None:
     ]
 
 
-def test_terms_limit_sources_and_ttl() -> None:
+def test_rule_terms_limit_credential_sources_and_ttl() -> None:
     assert UNLIMITED.allow("any")
     assert UNLIMITED.ttl_s(600.0) == 600.0
     terms = Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0)

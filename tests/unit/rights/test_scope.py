@@ -21,7 +21,7 @@ def test_scope_matches_when_all_conditions_do() -> None:
         assert not scope.matches(A_DEV)
 
 
-def test_scope_all_and_none() -> None:
+def test_scope_all_matches_every_cluster_and_scope_none_no_cluster() -> None:
     assert ALL_CLUSTERS.matches(A_DEV)
     assert ALL_CLUSTERS.is_everything
     assert not NO_CLUSTERS.matches(A_DEV)
@@ -67,7 +67,7 @@ def test_fingerprint_differs_by_scope_and_filter() -> None:
     assert ClusterScope(parse("a,b")).fingerprint == ClusterScope(parse("b,a")).fingerprint
 
 
-def test_scope_as_text() -> None:
+def test_scope_string_lists_its_conditions() -> None:
     assert str(ALL_CLUSTERS) == "all"
     assert str(NO_CLUSTERS) == "none"
     scope = ClusterScope(parse("env=prod"), frozenset({"nasa", "acme"}), name_patterns(["shop-*", "a"]))

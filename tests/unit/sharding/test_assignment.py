@@ -55,7 +55,7 @@ def message(fleet: DirectFleet, name: str = "x") -> str:
     return record.message
 
 
-async def test_fleet_is_not_synced_before_its_member_is_known() -> None:
+async def test_fleet_is_not_synced_before_its_member_may_engage() -> None:
     fleet, assignment = listed("x", "y")
     assert (fleet.synced, fleet.registry.engaged, message(fleet)) == (False, 0, STARTING)
     assert assignment.unowned() == 0
@@ -80,7 +80,7 @@ async def test_cluster_that_another_member_has_not_released_is_unowned() -> None
     assert message(fleet) == "this member is to own it (view 2), once member b has released it"
 
 
-async def test_clusters_that_move_are_kept_until_they_are_released() -> None:
+async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     fleet, assignment = listed("x", "y")
     assign(assignment, ALONE)
     fleet.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
@@ -94,7 +94,7 @@ async def test_clusters_that_move_are_kept_until_they_are_released() -> None:
     assert (assignment.keeps_lost(), ended) == (False, ["x", "y"])
 
 
-async def test_lost_ownership_disengages_everything() -> None:
+async def test_lost_ownership_disengages_every_cluster() -> None:
     fleet, assignment = listed("x")
     assign(assignment, ALONE)
     assignment.lose_ownership()
@@ -107,7 +107,7 @@ async def test_lost_ownership_disengages_everything() -> None:
     assert fleet.registry.engaged == 1
 
 
-async def test_clusters_are_assigned_in_portions() -> None:
+async def test_clusters_are_assigned_in_batches() -> None:
     _, assignment = listed(*(f"project-{number}" for number in range(600)))
     assert len([*assignment.assign(ALONE)]) == 3
 
@@ -156,7 +156,7 @@ async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_anothe
     assert fleet.registry.engaged == 1
 
 
-async def test_singleton_work_that_moves_is_kept_until_it_has_ended() -> None:
+async def test_moved_singleton_work_is_kept_until_it_has_ended() -> None:
     singletons, now = Singletons(30.0, 0.0), 100.0
     assignment = FleetAssignment(new_fleet(), 30.0, singletons, clock=lambda: now)
 

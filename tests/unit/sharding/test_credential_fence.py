@@ -21,7 +21,7 @@ def cleared(fence: CredentialFence) -> None:
     fence.revoked(due)
 
 
-def test_nothing_is_due_before_the_member_may_engage() -> None:
+def test_credential_fence_requires_no_revocation_before_member_may_engage() -> None:
     fence = CredentialFence()
     assert fence.due is None
     fence.follow(STARTED)
@@ -29,7 +29,7 @@ def test_nothing_is_due_before_the_member_may_engage() -> None:
     assert not fence.is_cleared
 
 
-def test_key_is_cleared_once_its_credentials_are_revoked() -> None:
+def test_credential_fence_clears_key_once_its_credentials_are_revoked() -> None:
     fence = CredentialFence()
     fence.follow(SETTLED)
     assert not fence.clears("key")
@@ -41,7 +41,7 @@ def test_key_is_cleared_once_its_credentials_are_revoked() -> None:
     assert fence.due is None
 
 
-def test_key_whose_former_owner_has_not_released_it_needs_a_further_revocation() -> None:
+def test_credential_fence_requires_another_revocation_for_key_that_was_not_released() -> None:
     fence = CredentialFence()
     fence.follow(WAITING)
     assert fence.due is not None
@@ -54,7 +54,7 @@ def test_key_whose_former_owner_has_not_released_it_needs_a_further_revocation()
     assert fence.clears("key")
 
 
-def test_revocation_counts_while_others_release_their_clusters() -> None:
+def test_credential_fence_accepts_revocation_while_other_members_are_unsettled() -> None:
     fence = CredentialFence()
     fence.follow(SETTLED)
     due = fence.due
@@ -64,7 +64,7 @@ def test_revocation_counts_while_others_release_their_clusters() -> None:
     assert fence.clears("key")
 
 
-def test_next_view_needs_another_revocation() -> None:
+def test_credential_fence_requires_another_revocation_for_next_view() -> None:
     fence = CredentialFence()
     fence.follow(SETTLED)
     due = fence.due
@@ -76,7 +76,7 @@ def test_next_view_needs_another_revocation() -> None:
     assert not fence.clears("key"), "it was revoked before the view"
 
 
-def test_interruption_needs_another_revocation() -> None:
+def test_credential_fence_requires_another_revocation_after_lost_ownership() -> None:
     fence = CredentialFence()
     fence.follow(SETTLED)
     due = fence.due

@@ -65,7 +65,7 @@ def stored(version: str) -> bytes:
     return json.dumps(found).encode()
 
 
-async def test_list_asks_for_the_leases_of_the_group() -> None:
+async def test_lease_client_lists_leases_by_group_label() -> None:
     leases, api = client(Answer(200, b'{"items": []}'))
     assert await leases.read() == GroupState(members={})
     assert api.asked == [("GET", f"{PATH}?labelSelector=discovery.miloapis.com/shard-group=dns")]
@@ -85,7 +85,7 @@ async def test_list_asks_for_the_leases_of_the_group() -> None:
         ),
     ],
 )
-async def test_write_creates_a_lease_or_replaces_one_version_and_returns_the_next(
+async def test_lease_client_write_creates_or_replaces_lease_with_version_precondition(
     request_: Request, asked: tuple[str, str], over: tuple[str, str] | None
 ) -> None:
     leases, api = client(Answer(201, stored("8")))
@@ -95,7 +95,7 @@ async def test_write_creates_a_lease_or_replaces_one_version_and_returns_the_nex
     assert (metadata.get("uid"), metadata.get("resourceVersion")) == (over or (None, None))
 
 
-async def test_deletion_is_of_one_version() -> None:
+async def test_lease_client_deletes_lease_with_version_precondition() -> None:
     leases, api = client(Answer(200, b"{}"))
     assert await leases.write(Delete(HELD)) == ""
     assert api.asked == [("DELETE", f"{PATH}/milo-discovery-dns-a")]
@@ -103,7 +103,7 @@ async def test_deletion_is_of_one_version() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 409])
-async def test_write_over_another_version_is_a_conflict(status: int) -> None:
+async def test_lease_client_write_over_another_version_raises_conflict(status: int) -> None:
     with pytest.raises(ConflictError):
         await client(Answer(status))[0].write(WriteLease(HELD))
 
@@ -111,7 +111,7 @@ async def test_write_over_another_version_is_a_conflict(status: int) -> None:
 @pytest.mark.parametrize(
     "answer", [Answer(403), Answer(500), Answer(200, b"{"), TransportError("timeout", "no answer")]
 )
-async def test_failure_is_a_backend_error(answer: Answer | TransportError) -> None:
+async def test_lease_client_failure_raises_backend_error(answer: Answer | TransportError) -> None:
     leases, _ = client(answer)
     with pytest.raises(BackendError):
         await leases.read()
@@ -119,11 +119,11 @@ async def test_failure_is_a_backend_error(answer: Answer | TransportError) -> No
         await leases.write(WriteLease(HELD))
 
 
-async def test_denied_request_names_the_rule() -> None:
+async def test_lease_client_error_of_denied_request_names_the_rbac_rule() -> None:
     with pytest.raises(BackendError, match=r"list Leases in namespace operators .* leases\.coordination\.k8s\.io"):
         await client(Answer(403))[0].read()
 
 
-async def test_read_cannot_be_written() -> None:
+async def test_lease_client_write_rejects_read_action() -> None:
     with pytest.raises(AssertionError):
         await client(Answer(200))[0].write(Read())

@@ -42,17 +42,17 @@ def listed(*objects: object) -> bytes:
 
 
 @pytest.mark.parametrize("lease", [LEASE, MemberLease(member="b", version="uid-b/1", term="b.1", instance="")])
-def test_member_lease_survives_the_api_server(lease: MemberLease) -> None:
+def test_member_lease_round_trips_through_the_api_server(lease: MemberLease) -> None:
     body = stored(lease_objects.encode_member(lease, NAMES, WALL), lease.version)
     assert lease_objects.decode_list(listed(body), NAMES) == GroupState(members={lease.member: lease})
 
 
-def test_view_lease_survives_the_api_server() -> None:
+def test_view_lease_round_trips_through_the_api_server() -> None:
     body = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
     assert lease_objects.decode_list(listed(body), NAMES) == GroupState(members={}, view=VIEW, view_version="uid-v/9")
 
 
-def test_update_names_the_version_that_it_replaces() -> None:
+def test_lease_update_contains_uid_and_version_that_it_replaces() -> None:
     body = json.loads(lease_objects.encode_member(LEASE, NAMES, WALL))
     assert body["metadata"]["name"] == "milo-discovery-dns-a"
     assert (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) == ("uid-a", "7")
@@ -63,13 +63,13 @@ def test_update_names_the_version_that_it_replaces() -> None:
     }
 
 
-def test_creation_names_no_version_and_a_cleared_lease_no_holder() -> None:
+def test_lease_creation_contains_no_version_and_cleared_lease_no_holder() -> None:
     body = json.loads(lease_objects.encode_member(MemberLease(member="a"), NAMES, WALL))
     assert "resourceVersion" not in body["metadata"]
     assert "holderIdentity" not in body["spec"]
 
 
-def test_precondition_of_a_deletion_is_the_uid_and_the_version() -> None:
+def test_lease_deletion_precondition_is_uid_and_version() -> None:
     assert json.loads(lease_objects.encode_precondition("uid-a/7")) == {
         "preconditions": {"uid": "uid-a", "resourceVersion": "7"}
     }
@@ -92,12 +92,12 @@ def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     "annotations", [{}, {"discovery.miloapis.com/member": "a", "discovery.miloapis.com/view": "{"}]
 )
-def test_lease_of_another_program_is_named(name: str, annotations: dict[str, str]) -> None:
+def test_lease_of_another_program_is_rejected_by_name(name: str, annotations: dict[str, str]) -> None:
     lease = {"metadata": {"name": name, "uid": "u", "resourceVersion": "1", "annotations": annotations}}
     with pytest.raises(LeaseFormatError, match=f"operators/{name} .* delete it"):
         lease_objects.decode_list(listed(lease), NAMES)
 
 
-def test_names_of_a_group() -> None:
+def test_lease_names_and_label_selector_contain_the_group() -> None:
     assert NAMES.path(NAMES.view) == "/apis/coordination.k8s.io/v1/namespaces/operators/leases/milo-discovery-dns-view"
     assert NAMES.selector == "discovery.miloapis.com/shard-group=dns"

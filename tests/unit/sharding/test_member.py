@@ -70,7 +70,7 @@ def test_next_view_waits_for_acknowledgements_of_the_members_of_both_views() -> 
     assert len(driver.api.views) == 3
 
 
-def test_weight_of_zero_owns_nothing() -> None:
+def test_member_with_weight_zero_owns_nothing() -> None:
     driver = Driver("a")
     driver.add("b", Member("b", "b#1", weight=0.0))
     driver.run_until(lambda: driver.owned("a") == ALL)
@@ -102,7 +102,7 @@ def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> No
     assert member.is_fenced(renewed_at + 20.0)
 
 
-def test_renewal_counts_from_its_start() -> None:
+def test_member_fence_counts_from_start_of_renewal() -> None:
     driver = settled("a")
     member, started_at = driver.members["a"], driver.now + 10
     action = member.next(started_at)
@@ -215,7 +215,7 @@ def test_killed_member_of_the_same_instance_is_continued_at_once(instance: str, 
     assert (driver.now - restarted_at <= 12.0) is (within_s <= 12.0)
 
 
-def test_second_process_of_a_name_displaces_the_first_which_does_not_return() -> None:
+def test_second_process_with_same_member_name_displaces_the_first_permanently() -> None:
     driver = settled("a", "b")
     first = driver.members["a"]
     driver.add("a", Member("a", "a#2"))
@@ -228,7 +228,7 @@ def test_second_process_of_a_name_displaces_the_first_which_does_not_return() ->
     driver.run_until(lambda: driver.api.group.members["a"].holder == "a#1")
 
 
-def test_successor_of_an_unanswered_takeover_continues_it() -> None:
+def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
     driver = settled("a")
     successor = driver.add("a", Member("a", "a#2"))
     driver.step("a")
@@ -271,7 +271,7 @@ def test_member_that_never_held_its_lease_ends_at_once() -> None:
     assert driver.members["a"].has_ended
 
 
-def test_lease_of_a_member_that_left_is_deleted_in_the_end() -> None:
+def test_lease_of_a_member_that_left_is_eventually_deleted() -> None:
     driver = settled("a", "b")
     driver.members["a"].leave()
     driver.run_until(lambda: driver.members["a"].has_ended)
@@ -291,7 +291,7 @@ def test_lease_of_a_member_that_left_is_deleted_in_the_end() -> None:
 # Failures
 
 
-def test_failed_request_is_repeated_after_a_second() -> None:
+def test_failed_lease_request_is_retried_after_a_second() -> None:
     member = Member("a", "a#1")
     assert member.next(5.0) == Read()
     member.failed(6.0)
@@ -299,14 +299,14 @@ def test_failed_request_is_repeated_after_a_second() -> None:
     assert member.next(7.0) == Read()
 
 
-def test_failing_member_wakes_at_its_fence() -> None:
+def test_member_with_failed_request_wakes_at_its_fence() -> None:
     driver = settled("a")
     member = driver.members["a"]
     member.failed(member.fence_at - 0.5)
     assert member.next(member.fence_at - 0.4) == Wait(member.fence_at)
 
 
-def test_read_cannot_be_written() -> None:
+def test_member_was_written_rejects_read_action() -> None:
     driver = settled("a")
     with pytest.raises(AssertionError):
         driver.members["a"].was_written(Read(), "1", driver.now, driver.now)
@@ -344,7 +344,7 @@ def test_member_whose_lease_was_deleted_rejoins_after_its_handlers_ended() -> No
 
 
 @pytest.mark.parametrize("changes", [{"view": None, "view_version": ""}, {"number": 0}, {"id": "other"}])
-def test_view_that_went_back_ends_ownership_for_33_seconds(changes: dict[str, object]) -> None:
+def test_view_restored_to_older_state_ends_ownership(changes: dict[str, object]) -> None:
     driver = settled("a", "b")
     group = driver.api.group
     assert group.view is not None
@@ -374,7 +374,7 @@ def test_process_whose_lease_was_restored_waits_for_the_process_that_had_taken_i
     assert driver.now - restored_at >= TIMING.evict_after_s
 
 
-def test_own_lease_that_went_back_ends_ownership() -> None:
+def test_own_lease_restored_to_older_state_ends_ownership() -> None:
     driver = settled("a", "b")
     group = driver.api.group
     older = msgspec.structs.replace(group.members["a"], acknowledged=0, version="older")
@@ -427,7 +427,7 @@ def test_ownership_of_a_member_outside_the_view_owns_nothing() -> None:
     assert {ownership.decide(key).state for key in ALL} == {KeyOwnership.FOREIGN}
 
 
-def test_view_is_confirmed_by_later_renewals_of_all_others() -> None:
+def test_member_is_confirmed_by_later_renewals_of_all_other_members() -> None:
     driver = settled("a", "b")
     driver.run(15)
     driver.members["b"].stop()
@@ -446,7 +446,7 @@ def test_view_names_members_whose_leases_never_existed() -> None:
     assert member.state.seen["gone"].write == ""
 
 
-def test_version_that_repeats_after_a_restore_is_not_the_same_write() -> None:
+def test_lease_version_repeated_after_a_restore_counts_as_a_renewal() -> None:
     driver = settled("a", "b")
     driver.run(1)
     evictor, group, at = driver.members["b"], driver.api.group, driver.now
@@ -456,7 +456,7 @@ def test_version_that_repeats_after_a_restore_is_not_the_same_write() -> None:
     assert evictor.state.seen["a"].since == at + 10
 
 
-def test_member_that_was_cut_off_takes_no_lease_for_unchanged() -> None:
+def test_disconnected_member_does_not_treat_leases_as_expired() -> None:
     driver = settled("a", "b")
     observer, group, at = driver.members["b"], driver.api.group, driver.now
     observer.was_read(group, at, at)
@@ -467,7 +467,7 @@ def test_member_that_was_cut_off_takes_no_lease_for_unchanged() -> None:
     assert observer.state.seen["a"].since == at + 2 * TIMING.fence_after_s
 
 
-def test_member_whose_own_renewals_are_lost_takes_no_lease_for_unchanged() -> None:
+def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None:
     driver = settled("a", "b")
     observer, backup = driver.members["b"], driver.api.group
     driver.run(TIMING.renew_interval_s, "b")

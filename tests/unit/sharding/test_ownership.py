@@ -24,7 +24,7 @@ def test_nothing_is_owned_without_members() -> None:
     assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
 
 
-def test_member_waits_while_it_must_not_engage() -> None:
+def test_member_that_may_not_engage_waits_for_its_keys() -> None:
     ownership = Ownership(view=VIEW, member="a", term="a.1", may_engage=False)
     assert {ownership.decide(key).state for key in "wxyz"} == {KeyOwnership.WAITING, KeyOwnership.FOREIGN}
 

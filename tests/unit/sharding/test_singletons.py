@@ -35,7 +35,7 @@ def owns_nothing(_: str) -> bool:
     return False
 
 
-def test_work_is_granted_to_one_subscriber(singletons: Singletons) -> None:
+def test_singleton_work_is_granted_to_one_subscriber(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert not claim(singletons, "b")
     assert claim(singletons, "a", WorkState.WORKING, START + 5)
@@ -44,13 +44,13 @@ def test_work_is_granted_to_one_subscriber(singletons: Singletons) -> None:
     assert not claim(singletons, "a", WorkState.WORKING, START + 5 + VALID_S + END_S)
 
 
-def test_subscriber_that_waits_has_released_its_work(singletons: Singletons) -> None:
+def test_waiting_subscriber_has_released_its_singleton_work(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert not claim(singletons, "a", is_owned=False)
     assert claim(singletons, "b")
 
 
-def test_subscriber_that_ended_has_released_its_work(singletons: Singletons) -> None:
+def test_ended_subscriber_has_released_its_singleton_work(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     singletons.end("caller", "b")
     singletons.end("other", "a")
@@ -59,18 +59,18 @@ def test_subscriber_that_ended_has_released_its_work(singletons: Singletons) -> 
     assert claim(singletons, "b")
 
 
-def test_callers_and_names_do_not_compete(singletons: Singletons) -> None:
+def test_singleton_work_is_granted_per_caller_and_name(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert claim(singletons, "b", key=SingletonKey("other", "cleanup"))
     assert claim(singletons, "b", key=SingletonKey("caller", "report"))
 
 
-def test_work_of_another_daemon_is_not_granted(singletons: Singletons) -> None:
+def test_singleton_work_owned_by_another_daemon_is_not_granted(singletons: Singletons) -> None:
     assert not claim(singletons, "a", is_owned=False)
     assert not singletons.keeps_lost(owns_nothing, START)
 
 
-def test_lost_work_is_kept_until_it_has_ended(singletons: Singletons) -> None:
+def test_lost_singleton_work_is_kept_until_it_has_ended(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert not singletons.keeps_lost(owns, START)
     assert singletons.keeps_lost(owns_nothing, START + 1)
@@ -81,13 +81,13 @@ def test_lost_work_is_kept_until_it_has_ended(singletons: Singletons) -> None:
     assert not singletons.keeps_lost(owns_nothing, START + 21)
 
 
-def test_lost_work_of_a_silent_subscriber_has_ended_after_its_grant(singletons: Singletons) -> None:
+def test_lost_singleton_work_of_silent_subscriber_ends_with_its_grant(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert singletons.keeps_lost(owns_nothing, START + VALID_S + END_S - 1)
     assert not singletons.keeps_lost(owns_nothing, START + VALID_S + END_S)
 
 
-def test_lost_work_that_does_not_end_is_kept_for_the_release_timeout(singletons: Singletons) -> None:
+def test_lost_singleton_work_that_does_not_end_is_kept_for_the_release_timeout(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     for second in range(0, int(RELEASE_S), 3):
         assert singletons.keeps_lost(owns_nothing, START + second)
@@ -98,20 +98,20 @@ def test_lost_work_that_does_not_end_is_kept_for_the_release_timeout(singletons:
     )
 
 
-def test_work_that_ends_is_not_granted_to_another(singletons: Singletons) -> None:
+def test_ending_singleton_work_is_not_granted_to_another_subscriber(singletons: Singletons) -> None:
     assert claim(singletons, "a")
     assert not claim(singletons, "a", WorkState.ENDING, START + 1)
     assert not claim(singletons, "b", at=START + 1)
 
 
-def test_daemon_that_started_grants_nothing_new_until_former_grants_have_expired() -> None:
+def test_restarted_daemon_grants_no_singleton_work_until_former_grants_expire() -> None:
     singletons = Singletons(RELEASE_S, START)
     assert not claim(singletons, "b", at=START + VALID_S)
     assert claim(singletons, "a", WorkState.WORKING, START + VALID_S), "the work was granted by the former process"
     assert not claim(singletons, "b", at=START + VALID_S + END_S)
 
 
-def test_number_of_held_grants_is_limited(singletons: Singletons) -> None:
+def test_number_of_held_singleton_grants_is_limited(singletons: Singletons) -> None:
     for number in range(HELD_AT_MOST):
         assert claim(singletons, "a", key=SingletonKey("caller", f"{number}"))
     assert not claim(singletons, "a")

@@ -79,13 +79,13 @@ def reloaded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReloadedFi
     return made
 
 
-async def test_rules_at_startup_are_counted(reloaded_file: ReloadedFile) -> None:
+async def test_authorization_rules_at_startup_are_counted_in_metric(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         assert reloaded_file.applied == []
     assert reloaded_file.metrics.registry.get_sample_value("milo_discoveryd_authorization_rules") == 2
 
 
-async def test_changed_file_is_reloaded(reloaded_file: ReloadedFile) -> None:
+async def test_changed_config_file_is_reloaded(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         reloaded_file.write_rules("two", "three")
         await eventually(lambda: reloaded_file.count("applied") == 1)
@@ -108,7 +108,7 @@ async def test_swapped_symlink_of_mounted_file_is_reloaded(reloaded_file: Reload
     assert reloaded_file.applied[-1] == ("one", "three")
 
 
-async def test_invalid_rule_rejects_whole_file(reloaded_file: ReloadedFile) -> None:
+async def test_invalid_rule_rejects_whole_config_file(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         with capture_logs() as lines:
             reloaded_file.write("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
@@ -123,7 +123,7 @@ async def test_invalid_rule_rejects_whole_file(reloaded_file: ReloadedFile) -> N
     assert [what for what, _ in reloaded_file.audited] == ["kept", "changed"]
 
 
-async def test_missing_file_keeps_rules(reloaded_file: ReloadedFile) -> None:
+async def test_missing_config_file_keeps_rules(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed() as followed:
         reloaded_file.file.unlink()
         followed.reload_now()
@@ -159,7 +159,7 @@ async def test_settings_that_need_a_restart_are_named(reloaded_file: ReloadedFil
     assert line["settings"] == ["mode"]
 
 
-async def test_partially_written_file_is_awaited(reloaded_file: ReloadedFile) -> None:
+async def test_config_reload_waits_until_file_is_completely_written(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed() as followed:
         state = reloaded_file.file.stat()
         text = reloaded_file.file.read_text()

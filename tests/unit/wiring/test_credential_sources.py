@@ -62,7 +62,7 @@ def make(configured: Settings) -> None:
     ],
 )
 @pytest.mark.parametrize("is_link", [False, True])
-def test_identity_of_discovery_is_not_issued_unless_that_is_stated(
+def test_discovery_identity_is_not_issued_without_share_discovery_identity(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any], *, is_link: bool
 ) -> None:
     """Another path of the kubeconfig makes no other identity."""
@@ -87,7 +87,7 @@ def test_identity_of_discovery_is_not_issued_unless_that_is_stated(
         ({"exec": PLUGIN}, {"tokenFile": "token"}),
     ],
 )
-def test_another_identity_is_issued(
+def test_project_identity_other_than_that_of_discovery_is_issued(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any]
 ) -> None:
     given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}
@@ -101,9 +101,7 @@ def test_project_kubeconfig_defaults_to_that_of_discovery_and_is_not_issued(
         make(settings(tmp_path, OWN, discovery_kubeconfig=files("discovery", tokenFile="token")))
 
 
-def test_identity_that_discovery_of_another_source_uses_is_not_issued(
-    tmp_path: Path, files: Callable[..., str]
-) -> None:
+def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Path, files: Callable[..., str]) -> None:
     one, other = files("one", tokenFile="token"), files("other", tokenFile="other-token")
     sources = [
         {"name": "a", "kind": "project", "discovery_kubeconfig": one, "project_kubeconfig": other},
@@ -122,7 +120,7 @@ def test_discovery_with_a_credential_source_does_not_use_the_user_of_its_kubecon
     make(settings(tmp_path, OWN, **given, kubeconfigs={"sources": [OWN, own_of_daemon]}))
 
 
-def test_mode_without_discovery_hands_out_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
+def test_single_mode_issues_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
     make(settings(tmp_path, OWN, mode="single", project_kubeconfig=files("project", tokenFile="token")))
 
 
@@ -145,7 +143,7 @@ DECLARED = {
     ids=lambda issuing: str(issuing["type"]),
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_requests_go_to_the_server_of_the_source_that_is_served(
+def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
     tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
 ) -> None:
     """Not to the cluster that the daemon runs in, and another kubeconfig can be set."""

@@ -33,7 +33,7 @@ DISENGAGE = "MILO_DISCOVERYD_CONNECTIVITY__DISENGAGE_UNREACHABLE_AFTER"
         ("single", {}, False),
     ],
 )
-def test_probes_are_per_host_by_default_where_all_clusters_share_one(
+def test_probes_are_per_host_by_default_if_all_clusters_share_one_host(
     mode: str, environ: dict[str, str], of_hosts: bool
 ) -> None:
     assert probes_hosts(load({"mode": mode}, environ, None)) is of_hosts
@@ -84,14 +84,14 @@ def test_label_selector_of_the_daemon_does_not_select_secrets(collections: list[
     assert [each.namespaced for each in keys_of(by_secrets())] == [True, True]
 
 
-def test_secret_is_reduced_to_server_and_ca(collections: list[FollowedCollection]) -> None:
+def test_kubeconfig_secret_is_reduced_to_server_and_ca(collections: list[FollowedCollection]) -> None:
     found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
     assert isinstance(found, Ready)
     kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=StatedServer("https://a.example", None))
     assert found == Ready("1", "7", kept)
 
 
-def test_secret_that_says_nothing_is_not_one_that_the_removal_guard_counts(
+def test_secret_without_a_kubeconfig_is_observed_as_not_ready(
     collections: list[FollowedCollection],
 ) -> None:
     found = seen(collections[SECRETS], data={"other": "x"})
@@ -99,7 +99,7 @@ def test_secret_that_says_nothing_is_not_one_that_the_removal_guard_counts(
     assert (found.name, found.uid, found.version) == ("team/alpha", "1", "7")
 
 
-def test_secret_with_an_unusable_kubeconfig_says_why(collections: list[FollowedCollection]) -> None:
+def test_secret_with_an_invalid_kubeconfig_reports_the_problem(collections: list[FollowedCollection]) -> None:
     found = seen(collections[SECRETS], data={"value": encoded("http://plain")})
     assert isinstance(found, Malformed)
     assert found.name == "team/alpha"

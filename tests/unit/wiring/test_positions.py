@@ -30,13 +30,13 @@ def lists(of: DirectFleet, *seen: Ready) -> None:
         pass
 
 
-def test_positions_name_the_latest_revision_of_this_run() -> None:
+def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
     of = fleet()
     lists(of, ready("a", "1"), ready("b", "2"))
     assert positions(of, "this") == {"this": of.log.head}
 
 
-def test_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
+def test_resume_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
     of = fleet()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)
@@ -45,14 +45,14 @@ def test_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
     assert positions(of, "this") == {"before": ANY_REVISION, "this": of.log.head}
 
 
-def test_positions_of_the_last_earlier_runs_are_kept() -> None:
+def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:
     of = fleet()
     of.restored_positions = {f"run-{number}": 1 for number in range(100)}
     lists(of, ready("a", "1"))
     assert [*positions(of, "this")] == [*(f"run-{number}" for number in range(100 - EARLIER_RUNS, 100)), "this"]
 
 
-def test_fleet_with_a_draining_cluster_has_no_positions() -> None:
+def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     """A drain is not stored: its subscribers would see it canceled."""
     of = fleet()
     lists(of, ready("a", "1"))
@@ -62,7 +62,7 @@ def test_fleet_with_a_draining_cluster_has_no_positions() -> None:
     assert positions(of, "this") == {}
 
 
-def test_declared_clusters_have_no_positions() -> None:
+def test_declared_clusters_have_no_resume_positions() -> None:
     """The file has not all that is sent of them, such as their CA."""
     of = fleet()
     seen = ready("a", "1")

@@ -47,5 +47,5 @@ def test_caller_gets_grant_of_first_matching_rule(tmp_path: Path) -> None:
     assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())
 
 
-def test_check_as_without_rules_has_full_access() -> None:
+def test_caller_without_configured_rules_has_full_access() -> None:
     assert rights(()).of(Caller(listener="api")) == Grant()

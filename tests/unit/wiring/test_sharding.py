@@ -47,7 +47,7 @@ async def test_member_is_named_by_its_pod(tmp_path: Path) -> None:
     assert group.status().group == "dns"
 
 
-async def test_setting_of_the_name_takes_precedence(tmp_path: Path) -> None:
+async def test_member_name_setting_takes_precedence_over_pod_name(tmp_path: Path) -> None:
     group = await built(tmp_path, {"POD_NAME": "dns-1"}, group="dns", member="other", namespace="operators")
     assert group is not None
     assert group.member.name == "other"
@@ -82,6 +82,6 @@ def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> No
         credential_sources(file).fencing()
 
 
-def test_credentials_that_are_not_issued_need_no_fence(tmp_path: Path) -> None:
+def test_credential_source_that_is_not_issued_needs_no_fence(tmp_path: Path) -> None:
     file = TokenFile(name="file", path=tmp_path / "token", hand_out=False)
     assert credential_sources(file).fencing() == []

@@ -16,14 +16,14 @@ def stored(name: str) -> StoredCluster:
     return StoredCluster("u", Target(name=name, uid="p", place=PLANTED, organization="shop"), 1.0)
 
 
-def test_addresses_of_a_state_file_are_not_used() -> None:
+def test_restored_endpoint_is_derived_by_mode_and_not_read_from_state_file() -> None:
     for mode in (ProjectMode(SETTING), ProjectControlPlaneMode(SETTING)):
         ((seen, engaged_at),) = restorable([stored("web")], place_of(mode))
         assert seen.target.place == mode.place_of("web", "p")
         assert (seen.name, seen.uid, seen.version, seen.target.organization, engaged_at) == ("web", "u", "", "shop", 1)
 
 
-def test_names_of_a_state_file_that_no_mode_engages_are_skipped() -> None:
+def test_invalid_cluster_names_in_state_file_are_skipped() -> None:
     names = ("../bank", "..%2e", "a?b#c", "", "web")
     found = restorable(map(stored, names), place_of(ProjectMode(SETTING)))
     assert [seen.name for seen, _ in found] == ["web"]

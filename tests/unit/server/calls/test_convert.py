@@ -162,11 +162,11 @@ def test_engagement_explains_why_not_engaged(state: ObjectState, reason: str) ->
     assert engagement(record(state)) == (False, reason, "its message", 100)
 
 
-def test_engagement_of_engaged_cluster() -> None:
+def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
     assert engagement(record(ObjectState.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
 
 
-def test_engagement_of_engaged_malformed_object() -> None:
+def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:
     assert engagement(record(ObjectState.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
 
 
@@ -177,7 +177,7 @@ def test_engagement_of_engaged_malformed_object() -> None:
         ("503: not now", "reported as deleted; being confirmed: 503: not now"),
     ],
 )
-def test_engagement_while_deletion_is_confirmed(problem: str, message: str) -> None:
+def test_engagement_of_cluster_with_pending_deletion_has_reason_confirming_deletion(problem: str, message: str) -> None:
     result = engagement(record(ObjectState.READY, engaged=True), problem)
     assert result == (True, "REASON_CONFIRMING_DELETION", message, 100)
 

@@ -141,7 +141,7 @@ def test_frame_encoding_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 127, 128, 20_000, 3_000_000])
-def test_frame_of_any_length(length: int) -> None:
+def test_frame_length_is_encoded_for_any_message_size(length: int) -> None:
     event = Event(EventType.ENGAGED, SMALL, message="x" * length)
     assert len(pb.WatchClustersResponse.FromString(encode(event)).events[0].message) == length
 
@@ -173,7 +173,7 @@ def test_batch_is_frames_followed_by_its_own_fields() -> None:
     assert decoded.source == source
 
 
-def test_batch_may_hold_source_status_only() -> None:
+def test_batch_without_events_is_encoded() -> None:
     decoded = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
     assert not decoded.events
     assert not decoded.HasField("source")

@@ -19,7 +19,7 @@ def test_calls_in_flight_are_limited_per_owner(owners: tuple[str, ...], limit: i
     calls.slot(owners)
 
 
-def test_further_names_of_a_certificate_give_no_further_calls_in_flight() -> None:
+def test_in_flight_limit_is_not_increased_by_additional_certificate_names() -> None:
     calls = InFlightCalls()
     slots = [calls.slot([f"dns:{number}", "dns:own"]) for number in range(MAX_PER_OWNER)]
     with pytest.raises(TooManyCallsError):

@@ -151,7 +151,7 @@ def test_listings_of_all_callers_evict_from_the_largest_holder(monkeypatch: pyte
     assert [names(listing.next(1)) for listing in others] == [["b"]] * 3
 
 
-def test_listing_larger_than_the_limit_is_kept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_over_the_limit_evicts_other_listings_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings_module, "MAX_ENTRIES", 1)
     listings = a_listing(fleet(*"abc"))
     listing, later = Listing(listings), Listing(listings, ListingOwner("another", ""))

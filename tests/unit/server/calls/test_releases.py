@@ -53,14 +53,14 @@ def test_release_of_a_draining_cluster_is_noted_once() -> None:
     assert not must_note(fleet)
 
 
-def test_release_after_the_end_is_a_no_op() -> None:
+def test_release_after_the_end_of_the_drain_is_a_no_op() -> None:
     fleet = draining()
     fleet.end_drain("a", at(40))
     assert not must_note(fleet, subscriber="anything")
     assert refusal(fleet, incarnation="e.2") == "OTHER_INCARNATION"
 
 
-def test_release_is_refused() -> None:
+def test_release_is_refused_with_reason() -> None:
     assert refusal(registry()) == "NEVER_SEEN"
     assert refusal(engaged()) == "NOT_DRAINING"
     assert refusal(draining(), incarnation="e.2") == "OTHER_INCARNATION"

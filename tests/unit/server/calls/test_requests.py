@@ -125,7 +125,7 @@ def test_oversized_page_token_is_rejected() -> None:
         listing(page_token="x" * 257)
 
 
-def test_cluster_name_is_taken_unchanged() -> None:
+def test_valid_cluster_name_is_unchanged() -> None:
     assert requests.name("apollo", "name") == "apollo"
     assert requests.name("a" * 317, "name") == "a" * 317
 
@@ -195,7 +195,7 @@ def test_large_filter_is_not_cached() -> None:
     assert filtered(names=["a"]) is filtered(names=["a"])
 
 
-def test_unchecked_name_is_truncated() -> None:
+def test_unvalidated_cluster_name_is_truncated() -> None:
     assert requests.truncated_name("alpha") == "alpha"
     assert requests.truncated_name("x" * 300_000) == "x" * 317
 

@@ -18,7 +18,7 @@ SIGNER = TokenSigner(b"key")
         (Position(EPOCH, 42, part=3), f"{EPOCH}.42.part3"),
     ],
 )
-def test_position_round_trips(position: Position, text: str) -> None:
+def test_revision_position_round_trips(position: Position, text: str) -> None:
     assert str(position) == text
     assert parse(f"{text}.{MARK}") == position
 
@@ -45,12 +45,12 @@ def test_position_round_trips(position: Position, text: str) -> None:
     ],
     ids=lambda text: repr(text[:40]),
 )
-def test_foreign_text_is_not_a_position(text: str) -> None:
+def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
     assert parse(text) is None
 
 
 @given(st.text())
-def test_position_parser_accepts_any_text(text: str) -> None:
+def test_revision_parser_accepts_any_text(text: str) -> None:
     position = parse(text)
     assert position is None or text.startswith(str(position))
     assert SIGNER.verify(text, "anybody") is None

@@ -53,7 +53,7 @@ def test_name_scope_sees_records_by_name(registry: Registry) -> None:
     assert visible(registry, SHOPS) == {"shop-1", "shop-2", "shop-gone", "shop-never"}
 
 
-def test_unknown_name_is_not_visible(registry: Registry) -> None:
+def test_unknown_cluster_name_is_not_visible(registry: Registry) -> None:
     for scope in (ALL_CLUSTERS, PROD, SHOPS, NO_CLUSTERS):
         assert visibility.visible_record("shop-99", registry["shop-99"], scope) is None
 
@@ -78,7 +78,7 @@ def test_transitions_are_hidden_for_names_without_cluster(registry: Registry) ->
     assert list(visibility.visible_transitions(record, SHOPS)) == []
 
 
-def test_counts_are_of_visible_records(registry: Registry) -> None:
+def test_source_counts_include_only_visible_records(registry: Registry) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
     assert visibility.total_counts(registry) == VisibleCounts(engaged=2, not_ready=1, outside=1, malformed=1)
     assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.total_counts(registry)
@@ -93,7 +93,7 @@ def test_counts_are_of_visible_records(registry: Registry) -> None:
     )
 
 
-def test_counts_of_portions_add_up() -> None:
+def test_visible_counts_can_be_added() -> None:
     assert VisibleCounts(engaged=1, malformed=2) + VisibleCounts(engaged=3, outside=4) == VisibleCounts(
         engaged=4, outside=4, malformed=2
     )

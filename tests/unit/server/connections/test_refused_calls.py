@@ -14,7 +14,7 @@ def test_refused_calls_within_the_rate_cost_nothing() -> None:
     assert limiter.charge(["uid 1"], 1.0) == 0.0
 
 
-def test_owner_pauses_after_too_many_refused_calls_and_others_do_not() -> None:
+def test_owner_with_too_many_refused_calls_is_paused_and_others_are_not() -> None:
     limiter = RefusedCallLimiter()
     pauses = [limiter.charge(["uid 1"], 0.0) for _ in range(BURST + 100)]
     assert pauses[-1] == pytest.approx(100 / RATE.per_second)
@@ -24,7 +24,7 @@ def test_owner_pauses_after_too_many_refused_calls_and_others_do_not() -> None:
     limiter.admit(["uid 1"], pauses[-1])
 
 
-def test_certificate_pauses_for_each_of_its_names() -> None:
+def test_refused_calls_pause_every_name_of_a_certificate() -> None:
     limiter = RefusedCallLimiter()
     for _ in range(BURST + 1):
         limiter.charge(["dns:a", "dns:b"], 0.0)
@@ -33,7 +33,7 @@ def test_certificate_pauses_for_each_of_its_names() -> None:
             limiter.admit(names, 0.0)
 
 
-def test_pause_is_bounded() -> None:
+def test_refused_call_pause_is_bounded() -> None:
     limiter = RefusedCallLimiter()
     for _ in range(100 * BURST):
         limiter.charge(["uid 1"], 0.0)
