@@ -206,7 +206,7 @@ func TestIssue(t *testing.T) {
 	})
 }
 
-func TestKubeconfigsThatTheDaemonWouldNotWriteAreRefused(t *testing.T) {
+func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 	const (
 		frame = `{"apiVersion": "v1", "kind": "Config", "current-context": "a", "users": [{"name": "a", "user": USER}],
 			"clusters": [{"name": "a", "cluster": {"server": "https://a", "tls-server-name": "a"}}],

@@ -160,7 +160,7 @@ func TestServerUID(t *testing.T) {
 	}
 }
 
-func TestCredentialFilesThatCannotBeUsed(t *testing.T) {
+func TestInvalidCredentialFilesAreReported(t *testing.T) {
 	file := func(name, content string) string {
 		path := filepath.Join(t.TempDir(), name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -232,7 +232,7 @@ func (identifiedDaemon) GetServerInfo(
 	return info, nil
 }
 
-func TestRenewedCredentialsAreUsed(t *testing.T) {
+func TestRenewedCredentialFilesAreUsed(t *testing.T) {
 	authority := newAuthority(t)
 	serverCertificate, serverKey := authority.issue(t, "server")
 	pair, err := tls.LoadX509KeyPair(serverCertificate, serverKey)

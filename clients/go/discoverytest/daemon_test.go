@@ -206,7 +206,7 @@ func (r *recorder) Fatalf(format string, arguments ...any) {
 	runtime.Goexit()
 }
 
-func TestMistakesEndTheTest(t *testing.T) {
+func TestDaemonMisuseFailsTheTest(t *testing.T) {
 	for want, mistake := range map[string]func(*discoverytest.Daemon){
 		"a cluster needs a Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
 		`cluster "a" is engaged already`: func(d *discoverytest.Daemon) {

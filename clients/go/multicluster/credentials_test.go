@@ -24,7 +24,7 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
+func TestPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	project := env.api.Project("alpha")
@@ -54,7 +54,7 @@ func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 	}
 }
 
-func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
+func TestRevokedTokenIsRenewedAndRequestRetriedOnce(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	project := env.api.Project("alpha")
@@ -96,7 +96,7 @@ func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
 	}
 }
 
-func TestAClusterWaitsForItsFirstKubeconfig(t *testing.T) {
+func TestClusterWaitsForItsFirstKubeconfig(t *testing.T) {
 	env := newEnvironment(t)
 	env.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "CREDENTIALS_UNAVAILABLE", "the backend is down"))
 	env.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig { return discovery.Kubeconfig{Content: []byte("{}")} })
@@ -164,7 +164,7 @@ func failure(provider *multicluster.Provider, name, want string) error {
 	return fmt.Errorf("shown is %v", shown)
 }
 
-func TestTheDebugHandlerListsEngagedNames(t *testing.T) {
+func TestDebugHandlerListsEngagedNames(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("beta", "alpha")
 	provider := env.provider(nil)
@@ -214,7 +214,7 @@ func TestClustersShareConnections(t *testing.T) {
 	}
 }
 
-func TestOptionsNameExactlyOneIdentity(t *testing.T) {
+func TestOptionsRequireExactlyOneIdentity(t *testing.T) {
 	daemon := discoverytest.New(t)
 	for name, options := range map[string]multicluster.Options{
 		"none": {},

@@ -133,7 +133,7 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 	}
 }
 
-func TestClusterThatDrainsFromTheStartIsReleasedAndNotEngaged(t *testing.T) {
+func TestClusterEngagedAsDrainingIsReleasedAndNotEngaged(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
@@ -164,7 +164,7 @@ func TestFailedReleaseIsRepeated(t *testing.T) {
 	env.untilReleased("alpha")
 }
 
-func TestDrainThatARestartedDaemonRepeatsIsReleasedAgain(t *testing.T) {
+func TestDrainRepeatedByRestartedDaemonIsReleasedAgain(t *testing.T) {
 	env, _, _, _ := draining(t)
 	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.FailedPrecondition, "OTHER_INCARNATION", "no"))
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
@@ -174,7 +174,7 @@ func TestDrainThatARestartedDaemonRepeatsIsReleasedAgain(t *testing.T) {
 	env.untilReleased("alpha")
 }
 
-func TestDrainThatARestartedDaemonForgotEngagesAgain(t *testing.T) {
+func TestClusterIsEngagedAgainIfRestartedDaemonNoLongerDrainsIt(t *testing.T) {
 	env, provider, engaged, _ := draining(t)
 	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
@@ -196,7 +196,7 @@ func TestEndedProviderEndsItsSubscription(t *testing.T) {
 	}
 }
 
-func TestProviderThatEndsDuringAReconcileLeavesItsSubscription(t *testing.T) {
+func TestProviderThatEndsDuringReconcileKeepsItsSubscription(t *testing.T) {
 	env, provider, _, end := draining(t)
 	_, endReconcile, _ := reconciling(provider, "alpha")
 	defer endReconcile()

@@ -24,7 +24,7 @@ import (
 // that resumes, a token that expires, a label that changes, a name that is used again, a leader that changes, an engagement
 // that fails, and goroutines that are left.
 
-func TestAProjectThatNeverAnswersDelaysNoOther(t *testing.T) {
+func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	for name, change := range map[string]func(*multicluster.Options){
 		"with shared mappers": nil,
 		"with own mappers":    func(o *multicluster.Options) { o.OwnMappers = true },
@@ -54,7 +54,7 @@ func TestAProjectThatNeverAnswersDelaysNoOther(t *testing.T) {
 	}
 }
 
-func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
+func TestTypeForbiddenInOneProjectDoesNotAffectOthers(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	env.api.Project("alpha").Forbid("configmaps")
@@ -65,7 +65,7 @@ func TestATypeThatIsForbiddenInOneProjectStopsNothingElse(t *testing.T) {
 	env.untilEngaged(noted, "alpha", "beta")
 }
 
-func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
+func TestRestartedDaemonChangesNoEngagement(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta", "gamma")
 	provider := env.provider(nil)
@@ -92,7 +92,7 @@ func TestADaemonThatIsKilledAndRestartedChangesNothing(t *testing.T) {
 	env.untilFed("alpha", "cat")
 }
 
-func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) {
+func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
 	env := newEnvironment(t)
 	refusal := discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you")
 	env.daemon.Fail("WatchClusters", refusal)
@@ -119,7 +119,7 @@ func TestARefusedSubscriptionEndsTheManagerOnlyBeforeTheFirstView(t *testing.T) 
 	}
 }
 
-func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
+func TestClusterThatLeavesFilterIsDisengaged(t *testing.T) {
 	env := newEnvironment(t)
 	env.daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: env.api.Endpoint("alpha"), Labels: map[string]string{"env": "prod"}})
 	provider := env.provider(func(o *multicluster.Options) { o.Filter = discovery.Filter{LabelSelector: "env=prod"} })
@@ -133,7 +133,7 @@ func TestAClusterThatLeavesTheFilterIsDisengaged(t *testing.T) {
 	}
 }
 
-func TestANameThatIsUsedAgainIsAnotherCluster(t *testing.T) {
+func TestReusedNameIsAnotherCluster(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	provider := env.provider(nil)
@@ -177,7 +177,7 @@ func (r *refusing) Engage(ctx context.Context, name mc.ClusterName, cl cluster.C
 	return r.engagements.Engage(ctx, name, cl)
 }
 
-func TestAnEngagementThatFailsIsCleanedUpAndRepeated(t *testing.T) {
+func TestFailedEngagementIsCleanedUpAndRetried(t *testing.T) {
 	for name, aware := range map[string]*refusing{
 		"refused":   {refusals: 1},
 		"timed out": {refusals: 1, block: time.Hour},
@@ -265,7 +265,7 @@ func elected(lock *lock, id string) func(*manager.Options) {
 	}
 }
 
-func TestFollowersHaveClustersAndEngageThemWhenTheyLead(t *testing.T) {
+func TestFollowersHaveClustersAndEngageThemWhenElectedLeader(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	held := newLock()

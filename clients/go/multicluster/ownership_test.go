@@ -44,7 +44,7 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-func TestClustersOfASourceThatTheDaemonDoesNotKnowYetAreKept(t *testing.T) {
+func TestClustersOfUnknownSourceAreKept(t *testing.T) {
 	env := newEnvironment(t)
 	for name, source := range map[string]string{"x#alpha": "x", "x#beta": "x", "y#gamma": "y"} {
 		env.daemon.Engage(discovery.Cluster{Name: name, Source: source, Endpoint: env.api.Endpoint("any")})

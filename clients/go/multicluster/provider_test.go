@@ -31,7 +31,7 @@ func TestProviderHasNoClustersInitially(t *testing.T) {
 	}
 }
 
-func TestProviderOffersTheSameInstanceUntilRemoval(t *testing.T) {
+func TestProviderReturnsSameClusterUntilRemoval(t *testing.T) {
 	env := anyEnvironment(t)
 	provider := env.provider(nil)
 	mgr := env.manager(provider, nil)
@@ -105,7 +105,7 @@ func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
 	listHumans(ctx, env, provider, "beta", 1)
 }
 
-func TestProviderIndexesClustersThatRun(t *testing.T) {
+func TestProviderAddsIndexToRunningClusters(t *testing.T) {
 	env := anyEnvironment(t)
 	env.put("alpha", "anna", map[string]string{"type": "human"})
 	env.put("beta", "ben", map[string]string{"type": "human"})
@@ -133,7 +133,7 @@ func TestProviderIndexesClustersThatRun(t *testing.T) {
 }
 
 // With controller-runtime 0.23 the cluster is made again; with 0.24 the index is added to an informer that syncs later.
-func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
+func TestProviderIndexesClusterThatIsUnresponsiveAtFirst(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	provider := env.provider(func(o *multicluster.Options) { o.SyncTimeout = 500 * time.Millisecond })

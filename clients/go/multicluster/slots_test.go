@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestSlotsBoundHowManyAreEngagedAtOnce(t *testing.T) {
+func TestSlotsLimitConcurrentEngagements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlots(1, time.Second, 10*time.Second)
 		held, err := s.take(t.Context())
@@ -28,7 +28,7 @@ func TestSlotsBoundHowManyAreEngagedAtOnce(t *testing.T) {
 	})
 }
 
-func TestSlowClustersLeaveTheirSlotWhileThereIsRoomForThem(t *testing.T) {
+func TestSlowEngagementLeavesItsSlotWhileSecondSlotIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		s := newSlots(1, time.Second, 10*time.Second)

@@ -173,13 +173,13 @@ class TestRequests:
 class TestClusterIdentity:
     """An API client for a Cluster never works in a later cluster of the same name."""
 
-    async def test_kubeconfig_is_requested_for_the_incarnation(self, opened, daemon, plane):
+    async def test_api_client_requests_kubeconfig_of_the_incarnation(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon, ALPHA):
             pass
         assert [each.incarnation for each in issues(daemon)] == ["i-1"]
 
-    async def test_same_uid_with_a_new_incarnation_is_the_same_cluster(self, opened, daemon, plane):
+    async def test_api_client_accepts_new_incarnation_with_the_same_uid(self, opened, daemon, plane):
         same = pb.GetClusterResponse(
             cluster=cluster("alpha", incarnation="i-2"), engagement=pb.Engagement(engaged=True)
         )
@@ -189,7 +189,7 @@ class TestClusterIdentity:
             pass
         assert [each.incarnation for each in issues(daemon)] == ["i-1", "i-2"]
 
-    async def test_new_cluster_of_the_same_name_is_refused(self, opened, daemon):
+    async def test_api_client_of_replaced_cluster_raises_cluster_not_found(self, opened, daemon):
         later = pb.GetClusterResponse(
             cluster=cluster("alpha", uid="later", incarnation="i-2"), engagement=pb.Engagement(engaged=True)
         )
@@ -231,7 +231,7 @@ class TestEngagedCluster:
         assert issues(daemon) == [pb.IssueKubeconfigRequest(cluster="alpha", format=EMBEDDED, incarnation="i-1")]
 
 
-async def test_copied_configuration_is_renewed_too(client, daemon, plane):
+async def test_copied_api_client_configuration_uses_renewed_token(client, daemon, plane):
     """The package's WebSocket client, for example, copies the configuration."""
     daemon.answers["IssueKubeconfig"] = [
         issued(plane.kubeconfig(token="t-1"), age=OVER),

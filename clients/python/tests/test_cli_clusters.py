@@ -75,7 +75,7 @@ class TestList:
         assert outcome.out.startswith(r"a   \x1b[31mred\r\n   Ready")
 
     @pytest.mark.parametrize("form", ["table", "wide", "name", "json", "yaml"])
-    async def test_output_has_no_c1_or_bidi_control_characters(self, command, daemon, form):
+    async def test_list_output_has_no_c1_or_bidi_control_characters(self, command, daemon, form):
         evil = cluster("a\x9b31m", labels={"\u202e": "\U000e0001\x85"}, organization="\u2066")
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
         out = (await command("list", "-o", form)).out
@@ -91,7 +91,7 @@ class TestList:
         daemon.answers["ListClusters"] = [FLEET]
         assert list(json.loads((await command("list", "-o", "json")).out)["clusters"][0]["labels"]) == ["b", "env"]
 
-    async def test_full_stdout_is_one_line(self, daemon):
+    async def test_list_to_full_stdout_prints_one_line_error(self, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         process = await asyncio.create_subprocess_shell(
             f"{COMMAND} list --address {daemon.address} > /dev/full", stderr=asyncio.subprocess.PIPE
@@ -119,7 +119,7 @@ class TestGetAndExplain:
         ],
     )
 
-    async def test_get_shows_whether_a_name_is_engaged(self, command, daemon):
+    async def test_get_shows_whether_cluster_is_engaged(self, command, daemon):
         daemon.answers["GetCluster"] = [self.REPORT] * 4
         assert (await command("get", "beta")).lines == [
             ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
@@ -167,7 +167,7 @@ class TestGetAndExplain:
         assert as_json == yaml.safe_load((await command("explain", "beta", "-o", "yaml")).out)
         assert [each["type"] for each in as_json["transitions"]] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
 
-    async def test_unknown_name_is_answered_with_similar_names(self, command, daemon):
+    async def test_get_of_an_unknown_name_suggests_similar_names(self, command, daemon):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("get", "alpa")
@@ -226,7 +226,7 @@ class TestGetAndExplain:
         ]
 
     @pytest.mark.parametrize("verb", ["get", "explain"])
-    async def test_unknown_name_exits_with_not_found(self, command, daemon, verb):
+    async def test_get_and_explain_of_an_unknown_name_exit_with_not_found(self, command, daemon, verb):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command(verb, "x")

@@ -91,7 +91,7 @@ class TestErrors:
         assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
         assert (await command("--version")).out.startswith("milo-discovery, version 0.")
 
-    async def test_address_and_timeout_before_the_command_name(self, command, daemon):
+    async def test_global_options_are_accepted_before_the_command_name(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET, SILENCE]
         before = ("--address", daemon.address, "--timeout", "200ms")
         elsewhere = {"MILO_DISCOVERY_ADDRESS": "unix:///elsewhere"}

@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "clusters"
 
 
-def test_directory_has_a_file_per_cluster_and_an_index(path: Path):
+def test_kubeconfig_directory_has_a_file_per_cluster_and_an_index(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), complete=True)
     assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "k"}
@@ -51,14 +51,14 @@ def test_directory_has_a_file_per_cluster_and_an_index(path: Path):
     }  # fmt: skip
 
 
-def test_directory_and_files_are_private(path: Path):
+def test_kubeconfig_directory_and_files_are_private(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), complete=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in path.iterdir()} == {0o600}
 
 
-def test_renewed_file_is_replaced_and_the_others_are_untouched(path: Path):
+def test_renewed_kubeconfig_file_is_replaced_and_others_are_unchanged(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), complete=True)
         before = {each.name: each.stat().st_ino for each in path.iterdir()}
@@ -71,14 +71,14 @@ def test_renewed_file_is_replaced_and_the_others_are_untouched(path: Path):
     assert files(path)["a.kubeconfig"] == "next"
 
 
-def test_file_of_a_disengaged_cluster_is_removed(path: Path):
+def test_kubeconfig_file_of_a_disengaged_cluster_is_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), complete=True)
         directory.reconcile(wanted("b"), complete=True)
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
-def test_incomplete_view_removes_no_file(path: Path):
+def test_incomplete_view_removes_no_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), complete=True)
     with KubeconfigDirectory(path) as directory:
@@ -88,7 +88,7 @@ def test_incomplete_view_removes_no_file(path: Path):
     assert list(files(path)) == ["b.kubeconfig"]
 
 
-def test_cluster_without_a_kubeconfig_has_no_file(path: Path):
+def test_cluster_without_a_kubeconfig_has_no_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a", None), complete=True)
         assert files(path) == {}
@@ -97,7 +97,7 @@ def test_cluster_without_a_kubeconfig_has_no_file(path: Path):
     assert index(path) == ["a.kubeconfig"]
 
 
-def test_replaced_cluster_does_not_inherit_the_file(path: Path):
+def test_replaced_cluster_does_not_inherit_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), complete=True)
         directory.reconcile(wanted("a", None, uid="later"), complete=True)
@@ -106,7 +106,7 @@ def test_replaced_cluster_does_not_inherit_the_file(path: Path):
     assert files(path) == {"a.kubeconfig": "later"}
 
 
-def test_foreign_file_is_neither_replaced_nor_removed(path: Path):
+def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_file(path: Path):
     path.mkdir()
     mine = text(token="mine")
     (path / "a.kubeconfig").write_bytes(mine)
@@ -119,7 +119,7 @@ def test_foreign_file_is_neither_replaced_nor_removed(path: Path):
     assert (path / "notes.txt").exists()
 
 
-def test_foreign_symlink_is_not_followed(path: Path, tmp_path: Path):
+def test_kubeconfig_directory_does_not_follow_foreign_symlink(path: Path, tmp_path: Path):
     path.mkdir()
     (path / "a.kubeconfig").symlink_to(tmp_path / "elsewhere")
     with KubeconfigDirectory(path) as directory:
@@ -128,7 +128,7 @@ def test_foreign_symlink_is_not_followed(path: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b"])
-def test_name_that_is_a_path_gets_no_file(path: Path, name: str):
+def test_cluster_name_that_is_no_valid_file_name_is_skipped(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted(name) | wanted("a"), complete=True)
         assert directory.skipped == {name: "the name is not a valid file name"}
@@ -136,7 +136,7 @@ def test_name_that_is_a_path_gets_no_file(path: Path, name: str):
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-def test_leftovers_of_a_killed_process_are_removed(path: Path):
+def test_temporary_files_of_a_killed_process_are_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), complete=True)
     (path / ".milo-discovery-x1.new").write_text("half a f")
@@ -146,14 +146,14 @@ def test_leftovers_of_a_killed_process_are_removed(path: Path):
     assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
 
 
-def test_second_process_is_locked_out(path: Path):
+def test_kubeconfig_directory_locked_by_another_process_is_rejected(path: Path):
     with KubeconfigDirectory(path), pytest.raises(CommandFailure, match="locked by another"):
         KubeconfigDirectory(path).__enter__()
     with KubeconfigDirectory(path):
         pass
 
 
-def test_corrupt_ledger_is_refused(path: Path):
+def test_corrupt_kubeconfig_ledger_is_rejected(path: Path):
     path.mkdir()
     (path / ".milo-discovery.json").write_text("{")
     with pytest.raises(CommandFailure, match="is corrupt"):
@@ -161,14 +161,14 @@ def test_corrupt_ledger_is_refused(path: Path):
 
 
 @pytest.mark.parametrize("ledger", ["[]", "{}", '{"files": 1}'])
-def test_malformed_ledger_is_refused(path: Path, ledger: str):
+def test_malformed_kubeconfig_ledger_is_rejected(path: Path, ledger: str):
     path.mkdir()
     (path / ".milo-discovery.json").write_text(ledger)
     with pytest.raises(CommandFailure, match="is corrupt"):
         KubeconfigDirectory(path).__enter__()
 
 
-def test_foreign_index_is_neither_replaced_nor_removed(path: Path):
+def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_index(path: Path):
     path.mkdir()
     (path / "index.json").write_text("mine")
     with pytest.raises(CommandFailure, match="was not written by milo-discovery sync"):
@@ -177,14 +177,14 @@ def test_foreign_index_is_neither_replaced_nor_removed(path: Path):
     assert (path / "index.json").read_text() == "mine"
 
 
-def test_kubeconfig_is_rebuilt_from_the_fields_that_are_known(path: Path):
+def test_written_kubeconfig_contains_only_known_fields(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), complete=True)
     document = json.loads((path / "a.kubeconfig").read_bytes())
     assert document["users"] == [{"name": "a", "user": {"token": "k"}}]
 
 
-def test_failed_ledger_write_is_repeated(path: Path, monkeypatch):
+def test_failed_kubeconfig_ledger_write_is_repeated(path: Path, monkeypatch):
     with KubeconfigDirectory(path) as directory:
         with monkeypatch.context() as full:
             full.setattr(atomic_files, "replace", _disk_full)

@@ -64,7 +64,7 @@ class TestCredential:
         assert (status["clientCertificateData"], status["clientKeyData"]) == ("CERTIFICATE", "KEY")
         assert "token" not in status
 
-    async def test_credential_answers_in_the_callers_api_version(self, command, daemon):
+    async def test_exec_credential_has_api_version_of_the_caller(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         asked = {**EXEC_INFO, "apiVersion": "client.authentication.k8s.io/v1beta1"}
         outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(asked))
@@ -162,7 +162,7 @@ class TestKubeconfig:
         assert json.loads(outcome.out) == json.loads(EMBEDDED)
         assert daemon.requests[0].ttl.seconds == 300
 
-    async def test_ttl_requires_token(self, command, daemon):
+    async def test_kubeconfig_ttl_option_requires_token_option(self, command, daemon):
         outcome = await command("kubeconfig", "alpha", "--ttl", "5m")
         assert outcome.status == 2
         assert daemon.requests == []
@@ -198,13 +198,13 @@ class TestKubeconfig:
         for _ in range(2):
             assert (await command("kubeconfig", "alpha", "-w", str(path), PATH="/nothing/here")).status == 0
 
-    async def test_token_lifetime_is_printed_beside_the_requested_one(self, command, daemon):
+    async def test_kubeconfig_token_prints_actual_and_requested_lifetime(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=timedelta(minutes=10, seconds=30))]
         outcome = await command("kubeconfig", "alpha", "--token", "--ttl", "1s")
         assert outcome.err.startswith("milo-discovery: the credential is valid for 10m")
         assert outcome.err.endswith(" (1s requested)\n")
 
-    async def test_exec_entry_is_built_by_the_client(self, command, daemon, tmp_path):
+    async def test_exec_kubeconfig_contains_connection_options_of_the_client(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         (token := tmp_path / "token").write_text("t")
         outcome = await command("kubeconfig", "alpha", "--token-file", str(token), "--server-uid", str(os.geteuid()))

@@ -52,7 +52,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_json_of_a_response_equals_protobufs(answer):
+def test_json_output_of_a_response_equals_protobuf_json(answer):
     convert = {
         pb.ListClustersResponse: lambda message: _convert.listing([message]),
         pb.GetClusterResponse: _convert.cluster_report,
@@ -63,7 +63,7 @@ def test_json_of_a_response_equals_protobufs(answer):
     assert json_output.to_json(convert(answer)) == expected
 
 
-def test_json_of_an_event_equals_protobufs():
+def test_json_output_of_an_event_equals_protobuf_json():
     session = Session()
     session.open()
     session.receive(snapshot("1", engaged(CLUSTER, token="t")))
@@ -76,7 +76,7 @@ def test_json_of_an_event_equals_protobufs():
     assert "\n" not in json_output.line(json_output.to_json(event))
 
 
-def test_value_without_a_json_form_is_refused():
+def test_json_output_rejects_value_without_a_json_form():
     with pytest.raises(TypeError, match="object has no JSON form"):
         json_output.to_json(object())
 
@@ -89,7 +89,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_yaml_reads_back_as_the_json_value(value):
+def test_yaml_output_round_trips_to_the_json_value(value):
     assert yaml.safe_load(yaml_output.document(value)) == value
 
 

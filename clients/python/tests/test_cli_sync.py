@@ -102,7 +102,7 @@ async def test_sync_once_waits_for_each_file(daemon, path):
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_sync_once_timeout(daemon, path):
+async def test_sync_once_exits_with_timeout_before_complete_view(daemon, path):
     async with sync(daemon, path, "--once", "--timeout", "500ms") as process:
         (await daemon.stream()).send(snapshot("1", engaged("a")))
         _, err = await process.communicate()

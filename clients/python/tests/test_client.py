@@ -154,7 +154,7 @@ async def test_issued_kubeconfig_is_omitted_from_repr(client, daemon):
     ]
 
 
-async def test_unavailable_has_retry_after(client, daemon):
+async def test_unavailable_error_has_retry_after(client, daemon):
     retry = RetryInfo(retry_delay=Duration(seconds=2))
     reason = ErrorInfo(reason="NOT_SYNCED", domain="discovery.miloapis.com")
     daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.UNAVAILABLE, "not yet", (reason, retry))]
@@ -163,7 +163,7 @@ async def test_unavailable_has_retry_after(client, daemon):
     assert (raised.value.reason, raised.value.retry_after) == ("NOT_SYNCED", timedelta(seconds=2))
 
 
-async def test_other_status_raises_call_failed(client, daemon):
+async def test_unclassified_grpc_status_raises_call_failed(client, daemon):
     daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "incident 7")]
     with pytest.raises(CallFailed, match="incident 7") as raised:
         await client.list()
@@ -206,7 +206,7 @@ async def test_call_is_retried_once_after_a_connection_loss(client, daemon):
         await client.list()
 
 
-async def test_call_timeout(daemon):
+async def test_call_without_a_response_raises_timed_out(daemon):
     async with DiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
         daemon.answers["ListClusters"] = [SILENCE]
         with pytest.raises(TimedOut):
@@ -219,7 +219,7 @@ def test_malformed_address_is_refused_by_the_constructor():
 
 
 @pytest.mark.parametrize("seconds", [-(10**15), 253402300800, 2**62])
-async def test_timestamp_out_of_range_is_unknown(client, daemon, seconds):
+async def test_timestamp_out_of_range_is_none(client, daemon, seconds):
     at = Timestamp(seconds=seconds)
     alpha = pb.Cluster(name="alpha", deletion_requested_at=at, engaged_at=Timestamp(seconds=1, nanos=-5))
     daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[alpha])]

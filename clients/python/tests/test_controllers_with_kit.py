@@ -13,7 +13,7 @@ from milo_discovery.testing import FakeDiscovery, MiloSandbox, eventually, fake_
 CONFIG_MAPS = "v1/configmaps"
 
 
-async def test_requeue_comes_due_by_the_fake_clock(milo_sandbox: MiloSandbox):
+async def test_requeued_object_is_reconciled_when_fake_clock_advances(milo_sandbox: MiloSandbox):
     alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
     discovery = FakeDiscovery(alpha)
     controllers = Controllers(Fleet(discovery), registry=CollectorRegistry())

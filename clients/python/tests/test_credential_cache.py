@@ -36,11 +36,11 @@ def holding(*offered, pushed: bool = False) -> CredentialCache:
         (20 * MINUTE, CredentialState.EXPIRED),
     ],
 )
-def test_credential_state_over_its_lifetime(after, state):
+def test_credential_is_fresh_then_due_for_refresh_then_expired(after, state):
     assert holding(FIRST).state(NOON + after) is state
 
 
-def test_empty_cache_is_expired():
+def test_empty_credential_cache_is_expired():
     assert CredentialCache().state(NOON) is CredentialState.EXPIRED
 
 
@@ -50,7 +50,7 @@ def test_pushed_credential_delays_the_refresh():
     assert cache.state(NOON + 6.25 * MINUTE) is CredentialState.REFRESH_DUE
 
 
-def test_cache_keeps_the_credential_that_expires_later():
+def test_credential_cache_keeps_the_credential_that_expires_later():
     assert holding(FIRST, SECOND_ONE).current.access.token == "second"
     assert holding(SECOND_ONE, FIRST).current.access.token == "second"
 
@@ -60,7 +60,7 @@ def test_credential_without_expiry_never_expires():
     assert holding(without_expiry).state(NOON + timedelta(days=999)) is CredentialState.FRESH
 
 
-def test_failed_refresh_is_delayed():
+def test_failed_credential_refresh_is_delayed():
     credentials = holding(FIRST)
     due = NOON + 5 * MINUTE
     credentials.refresh_failed(due)

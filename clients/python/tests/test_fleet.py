@@ -173,7 +173,7 @@ async def test_fleet_without_a_handler_tracks_clusters(client, begin):
         assert repr(member) == "<EngagedCluster 'a' uid='uid-of-a' disengaged>"
 
 
-async def test_updated_since_misses_no_change(client, begin):
+async def test_updated_since_returns_at_once_if_cluster_changed_meanwhile(client, begin):
     fleet = Fleet(client)
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
@@ -401,7 +401,7 @@ class TestFailures:
         with pytest.raises(RuntimeError, match="has ended"):
             await fleet.synced()
 
-    async def test_several_errors_raise_a_group(self, client, begin):
+    async def test_several_handler_errors_raise_an_exception_group(self, client, begin):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage

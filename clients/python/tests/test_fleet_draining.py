@@ -134,7 +134,7 @@ async def test_failed_release_is_repeated(stream, daemon, work):
     assert [await daemon.releases.get() for _ in range(3)] == [release_of("a", stream)] * 3
 
 
-async def test_refused_release_is_repeated_when_the_cluster_is_sent_again(stream, daemon, work):
+async def test_refused_release_is_repeated_for_the_next_incarnation(stream, daemon, work):
     work.may_end.set()
     daemon.answers["ReleaseCluster"] = [OTHER_INCARNATION]
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a", incarnation="old"))))
@@ -157,7 +157,7 @@ async def test_renewed_kubeconfig_of_a_draining_cluster_is_no_reason_to_release_
     assert daemon.releases.empty()
 
 
-async def test_cluster_that_no_longer_drains_after_a_reset_is_worked_on_again(stream, daemon, work):
+async def test_handler_is_restarted_for_cluster_that_no_longer_drains_after_a_reset(stream, daemon, work):
     work.may_end.set()
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a"))))
     await daemon.releases.get()
@@ -247,7 +247,7 @@ async def test_fleets_have_different_subscribers_by_default(client, daemon):
 
 
 @pytest.mark.parametrize("handled", [True, False])
-async def test_fleet_may_not_confirm_releases(client, daemon, work, handled):
+async def test_fleet_without_handler_or_with_confirm_releases_false_is_no_subscriber(client, daemon, work, handled):
     fleet = Fleet(client, confirm_releases=False) if handled else Fleet(client)
     if handled:
         fleet.on_engage(work.handle)

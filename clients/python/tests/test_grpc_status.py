@@ -17,13 +17,13 @@ from milo_discovery._grpc_status import status_error
     [None, (), (("other", "x"),), (("grpc-status-details-bin", b"\xff not a Status"),)],
     ids=["none", "empty", "unrelated", "garbled"],
 )
-def test_status_with_unreadable_details_keeps_its_code(trailers):
+def test_grpc_status_with_malformed_details_keeps_its_code(trailers):
     error = status_error(grpc.StatusCode.UNAVAILABLE, "gone", trailers)
     assert isinstance(error, Unavailable)
     assert (error.message, error.reason, error.violations, error.retry_after) == ("gone", "", (), None)
 
 
-def test_unknown_details_are_ignored():
+def test_unknown_grpc_status_details_are_ignored():
     packed = [Any(), Any()]
     packed[0].Pack(Help())
     packed[1].Pack(ErrorInfo(reason="NOT_SYNCED"))
@@ -31,5 +31,5 @@ def test_unknown_details_are_ignored():
     assert status_error(grpc.StatusCode.UNAVAILABLE, "not yet", trailers).reason == "NOT_SYNCED"
 
 
-def test_status_without_a_message_uses_its_name():
+def test_grpc_status_without_a_message_uses_its_name():
     assert str(status_error(grpc.StatusCode.UNAVAILABLE, None, None)) == "UNAVAILABLE"

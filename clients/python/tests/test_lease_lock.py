@@ -42,7 +42,7 @@ def candidates() -> tuple[Server, LeaseLock, LeaseLock]:
     return Server(), LeaseLock("a", TIMING), LeaseLock("b", TIMING)
 
 
-def test_first_candidate_takes_a_free_lock() -> None:
+def test_first_candidate_takes_a_free_lease_lock() -> None:
     server, a, b = candidates()
     assert take(a, server, 0.0)
     assert not take(b, server, 0.0)
@@ -57,7 +57,7 @@ def test_first_candidate_takes_a_free_lock() -> None:
     assert (a.is_held, b.is_held, b.holder) == (True, False, "a")
 
 
-def test_renewal_keeps_the_time_of_acquisition() -> None:
+def test_lease_renewal_keeps_acquire_time() -> None:
     server, a, _ = candidates()
     take(a, server, 0.0)
     assert take(a, server, 2.0)
@@ -67,7 +67,7 @@ def test_renewal_keeps_the_time_of_acquisition() -> None:
     assert a.stops_at() == 12.0
 
 
-def test_lock_is_free_when_its_lease_was_seen_unchanged_for_its_duration() -> None:
+def test_lease_lock_can_be_taken_after_lease_is_unchanged_for_its_duration() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)
     assert not take(b, server, 10.0)  # sees it for the first time
@@ -79,7 +79,7 @@ def test_lock_is_free_when_its_lease_was_seen_unchanged_for_its_duration() -> No
     assert not a.is_held
 
 
-def test_lease_duration_is_that_of_the_holder() -> None:
+def test_candidate_waits_for_lease_duration_of_the_holder() -> None:
     server, _, b = candidates()
     take(LeaseLock("slow", LeaseTiming(lease_duration=60.0)), server, 0.0)
     take(b, server, 0.0)
@@ -87,7 +87,7 @@ def test_lease_duration_is_that_of_the_holder() -> None:
     assert take(b, server, 60.0)
 
 
-def test_renewal_restarts_the_wait_of_others() -> None:
+def test_lease_renewal_restarts_the_wait_of_other_candidates() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)
     take(b, server, 0.0)
@@ -95,7 +95,7 @@ def test_renewal_restarts_the_wait_of_others() -> None:
     assert not take(b, server, 16.0)
 
 
-def test_released_lock_is_free_at_once() -> None:
+def test_released_lease_lock_is_free_at_once() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)
     take(b, server, 0.0)
@@ -107,13 +107,13 @@ def test_released_lock_is_free_at_once() -> None:
     assert a.release(NOON) is None
 
 
-def test_lease_without_a_holder_is_free() -> None:
+def test_lease_without_a_holder_can_be_taken() -> None:
     server, a, _ = candidates()
     server.write(None, {})
     assert take(a, server, 0.0)
 
 
-def test_deleted_lease_is_taken_again() -> None:
+def test_deleted_lease_can_be_taken_by_another_candidate() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)
     server.lease = None
@@ -131,12 +131,12 @@ def test_deleted_lease_is_taken_again() -> None:
         {"retry_period": 10.0},
     ],
 )
-def test_timing_without_room_to_stop_is_refused(wrong: dict[str, float]) -> None:
+def test_lease_timing_without_time_to_stop_is_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="lease_duration"):
         LeaseTiming(**wrong)
 
 
-def test_empty_identity_is_refused() -> None:
+def test_empty_lease_identity_is_rejected() -> None:
     with pytest.raises(ValueError, match="identity"):
         LeaseLock("", TIMING)
 

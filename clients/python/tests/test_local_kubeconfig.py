@@ -45,7 +45,7 @@ def test_pod_uses_its_service_account_and_reads_renewed_tokens(tmp_path: Path):
     assert source.read().access.token == "second"
 
 
-def test_service_account_is_that_of_a_pod(tmp_path: Path):
+def test_service_account_outside_a_pod_is_rejected(tmp_path: Path):
     with pytest.raises(UnusableKubeconfig, match="pod"):
         ServiceAccount({}, tmp_path).read()
     with pytest.raises(UnusableKubeconfig, match="cannot read"):

@@ -17,7 +17,7 @@ ENUMS = {
 }
 
 
-def test_every_enum_of_the_model_is_compared():
+def test_every_model_enum_is_compared_with_the_proto_file():
     assert ENUMS.keys() == set(model._OpenEnum.__subclasses__())
 
 
@@ -28,5 +28,5 @@ def test_enum_has_the_values_of_the_proto_file(enum):
     assert {each.value: f"{prefix}{each.name}" for each in enum} == names
 
 
-def test_number_of_a_newer_daemon_is_unspecified():
+def test_unknown_enum_number_of_a_newer_daemon_is_unspecified():
     assert model.EngagementReason(99) is model.EngagementReason.UNSPECIFIED

@@ -40,7 +40,7 @@ class TestDeadline:
         assert ownership.until == 700.0
         assert (ownership.is_held(699.0), ownership.is_held(700.0)) == (True, False)
 
-    def test_response_without_a_time_leaves_the_one_before(self):
+    def test_ownership_response_without_a_time_keeps_previous_deadline(self):
         ownership = Ownership()
         ownership.renewed(NONE, 50.0)
         assert not ownership.is_held(50.0)
@@ -48,13 +48,13 @@ class TestDeadline:
         ownership.renewed(NONE, 200.0)
         assert ownership.until == 700.0
 
-    def test_delayed_response_does_not_shorten_the_ownership(self):
+    def test_delayed_renewal_response_does_not_shorten_ownership(self):
         ownership = Ownership()
         ownership.renewed(LONG, 100.0)
         ownership.renewed(LONG, 90.0)
         assert ownership.until == 700.0
 
-    def test_renewals_end_before_the_ownership_does(self):
+    def test_ownership_renewal_times_out_before_ownership_ends(self):
         ownership = Ownership()
         ownership.renewed(LONG, 100.0)
         assert ownership.next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
@@ -64,13 +64,13 @@ class TestDeadline:
         assert ownership.next_renewal_s(701.0) == 1.0
         assert ownership.timeout_s(701.0) == 3.0
 
-    def test_clock_advances_while_the_machine_is_suspended(self, monkeypatch):
+    def test_boottime_advances_while_the_machine_is_suspended(self, monkeypatch):
         monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # Linux has it
         shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
         monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)
         assert boottime() == 7200.0
 
-    def test_clock_advances_where_there_is_no_such_clock(self, monkeypatch):
+    def test_boottime_advances_without_clock_boottime(self, monkeypatch):
         monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
         assert boottime() <= boottime()
 

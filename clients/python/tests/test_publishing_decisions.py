@@ -95,7 +95,7 @@ def server() -> ModelServer:
     return ModelServer()
 
 
-def test_decisions_create_an_object_and_then_have_nothing_to_do(server):
+def test_publishing_decisions_create_object_once(server):
     of = publication()
     of.desire(desired(cluster(labels={"env": "prod", "tier": "gold"})))
     assert server.settle(of, "alpha") is None
@@ -108,7 +108,7 @@ def test_decisions_create_an_object_and_then_have_nothing_to_do(server):
     assert server.writes == writes
 
 
-def test_decisions_create_nothing_before_the_access_is_known(server):
+def test_publishing_decisions_create_no_object_before_access_is_known(server):
     of = publication()
     of.desire(desired(cluster(), is_known=False))
     assert server.settle(of, "alpha") is None
@@ -116,7 +116,7 @@ def test_decisions_create_nothing_before_the_access_is_known(server):
     assert not of.is_complete()
 
 
-def test_decisions_write_only_the_status_when_the_health_changes(server):
+def test_publishing_decisions_write_only_status_when_health_changes(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -128,7 +128,7 @@ def test_decisions_write_only_the_status_when_the_health_changes(server):
     assert action.status["status"]["conditions"][0]["status"] == "False"
 
 
-def test_condition_keeps_its_transition_time_while_its_status_stays(server):
+def test_published_condition_keeps_transition_time_while_status_is_unchanged(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -137,7 +137,7 @@ def test_condition_keeps_its_transition_time_while_its_status_stays(server):
     assert of.decide("alpha", may_delete=True) is None
 
 
-def test_removed_label_is_written(server):
+def test_removed_label_of_published_object_is_written(server):
     of = publication()
     of.desire(desired(cluster(labels={"env": "prod"})))
     server.settle(of, "alpha")
@@ -148,7 +148,7 @@ def test_removed_label_is_written(server):
     assert "env" not in action.body["metadata"]["labels"]
 
 
-def test_deletion_is_held_until_it_may_be_done(server):
+def test_published_object_deletion_is_held_until_it_is_allowed(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -159,7 +159,7 @@ def test_deletion_is_held_until_it_may_be_done(server):
     assert not server.objects
 
 
-def test_object_of_a_moved_cluster_is_left_to_the_other_publisher(server):
+def test_published_object_of_a_moved_cluster_is_taken_over_by_other_publisher(server):
     one, two = publication("one"), publication("two")
     one.desire(desired(cluster()))
     server.settle(one, "alpha")
@@ -200,7 +200,7 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
         (identity("other").labels(), "publisher 'other'"),
     ],
 )
-def test_objects_of_others_are_refused(server, labels: dict[str, str], reason: str):
+def test_objects_of_other_publishers_are_not_overwritten(server, labels: dict[str, str], reason: str):
     of = publication()
     server.put({"metadata": {"name": "alpha", "labels": labels}, "spec": {}})
     before = copy.deepcopy(server.objects)
@@ -214,7 +214,7 @@ def test_objects_of_others_are_refused(server, labels: dict[str, str], reason: s
     assert server.objects == before
 
 
-def test_object_created_by_another_meanwhile_is_not_overwritten(server):
+def test_object_created_concurrently_by_another_publisher_is_not_overwritten(server):
     of = publication()
     of.desire(desired(cluster()))
     assert isinstance(of.decide("alpha", may_delete=True), Create), "a creation fails if the object exists"
@@ -245,7 +245,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_decisions_converge_over_random_histories(steps: list[tuple[str, Any, bool]]):
+def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[str, Any, bool]]):
     server, of = ModelServer(), publication()
     engaged: dict[str, DesiredObject] = {}
     perform: dict[str, Callable[[Any, bool], None]] = {}

@@ -28,7 +28,7 @@ SERVER = KubeconfigAccess(server="https://milo.test", authorities="PEM", tls_ser
         ("a" * 253, "-kubeconfig", None),
     ],
 )
-def test_object_name(cluster: str, suffix: str, name: str | None):
+def test_published_object_name_is_cluster_name_with_suffix_or_none(cluster: str, suffix: str, name: str | None):
     assert object_name(cluster, suffix) == name
 
 
@@ -36,7 +36,7 @@ def test_object_name(cluster: str, suffix: str, name: str | None):
     ("patterns", "copied"),
     [((), set()), (("env",), {"env"}), (("team.example/*",), {"team.example/a"}), (("other",), set())],
 )
-def test_only_named_labels_are_copied(patterns: tuple[str, ...], copied: set[str]):
+def test_only_configured_labels_are_copied_to_published_object(patterns: tuple[str, ...], copied: set[str]):
     assert set(copied_labels(ALPHA, patterns)) == copied
 
 
@@ -57,7 +57,7 @@ def test_cluster_profile_names_the_server_and_its_certificate():
     assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == b"PEM"
 
 
-def test_argocd_secret_calls_the_plugin():
+def test_argocd_secret_runs_the_credential_plugin():
     renderer = ArgoCdClusters(plugin_command="/opt/m", plugin_environment={"A": "b"}, copy_labels=("env",))
     rendered = renderer.render(ALPHA, SERVER)
     assert rendered is not None
@@ -74,7 +74,7 @@ def test_argocd_secret_calls_the_plugin():
     assert renderer.render(ALPHA, None) is None
 
 
-def test_flux_secret_is_a_kubeconfig_with_the_credential():
+def test_flux_secret_contains_a_kubeconfig_with_the_credential():
     access = KubeconfigAccess(server="https://milo.test", token="t")
     rendered = FluxKubeconfigs().render(ALPHA, access)
     assert rendered is not None
@@ -95,5 +95,5 @@ def test_flux_secret_is_a_kubeconfig_with_the_credential():
         (None, {"a": 1}, False),
     ],
 )
-def test_contains(observed: object, desired: object, result: bool):
+def test_contains_compares_only_desired_fields(observed: object, desired: object, result: bool):
     assert contains(observed, desired) is result

@@ -23,7 +23,7 @@ OWN = ClientCredentials(server_uid=os.geteuid())
 OTHER = ClientCredentials(server_uid=os.geteuid() + 1)
 
 
-async def test_server_of_the_expected_uid_is_used(daemon):
+async def test_client_connects_to_server_with_expected_uid(daemon):
     daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
     async with DiscoveryClient(daemon.address, credentials=OWN) as client:
         assert (await client.server_info()).mode == "single"
@@ -32,7 +32,7 @@ async def test_server_of_the_expected_uid_is_used(daemon):
             assert (await anext(watch)).cluster.name == "a"
 
 
-async def test_server_of_another_uid_is_refused(daemon):
+async def test_client_rejects_server_with_another_uid(daemon):
     async with DiscoveryClient(daemon.address, credentials=OTHER) as client:
         with pytest.raises(UntrustedServer):
             await client.server_info()
@@ -41,14 +41,14 @@ async def test_server_of_another_uid_is_refused(daemon):
     assert daemon.requests == []
 
 
-async def test_directory_that_others_can_write_to_is_refused(daemon):
+async def test_socket_directory_writable_by_others_is_rejected(daemon):
     daemon.socket.parent.chmod(0o777)
     async with DiscoveryClient(daemon.address, credentials=OWN) as client:
         with pytest.raises(UntrustedServer, match="writable by other users"):
             await client.server_info()
 
 
-async def test_channel_stays_with_the_verified_directory(daemon):
+async def test_channel_connects_only_through_the_verified_socket_directory(daemon):
     """Another server under the same path, put there after the check, receives nothing."""
     folder = daemon.socket.parent
     with tempfile.TemporaryDirectory(prefix="milo-") as elsewhere:
@@ -69,7 +69,7 @@ async def test_channel_stays_with_the_verified_directory(daemon):
             await other.stop()
 
 
-def test_missing_socket_is_unavailable(tmp_path):
+def test_missing_socket_raises_unavailable(tmp_path):
     with SyncDiscoveryClient(f"unix://{tmp_path}/none.sock", credentials=OWN) as client, pytest.raises(Unavailable):
         client.server_info()
 

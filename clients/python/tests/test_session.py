@@ -19,7 +19,7 @@ CASES = json.loads((Path(__file__).parents[2] / "testdata" / "session_cases.json
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_shared_case(case: dict[str, Any]) -> None:
+def test_session_passes_shared_case(case: dict[str, Any]) -> None:
     session = Session()
     for step in case["steps"]:
         match step:

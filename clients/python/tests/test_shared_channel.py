@@ -14,7 +14,7 @@ def shared_channel() -> SharedChannel[int]:
     return SharedChannel(iter(count()).__next__)
 
 
-def test_calls_share_a_working_channel():
+def test_successive_calls_reuse_a_working_channel():
     shared = shared_channel()
     first = shared.acquire()
     assert shared.release(first) is None
@@ -39,7 +39,7 @@ def test_call_is_retried_if_the_channel_worked_before():
     assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "the new channel has not worked yet"
 
 
-def test_answered_call_is_not_retried():
+def test_call_with_error_response_is_not_retried():
     shared = shared_channel()
     connection = shared.acquire()
     connection.has_succeeded = True

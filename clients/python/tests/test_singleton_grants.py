@@ -35,7 +35,7 @@ class SuspendedClient:
         return GRANTS
 
 
-async def test_work_ends_at_the_expiry_and_not_after_the_next_claim(monkeypatch):
+async def test_singleton_work_ends_at_grant_expiry_before_the_next_claim(monkeypatch):
     client, began, ended = SuspendedClient(), asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -55,7 +55,7 @@ async def test_work_ends_at_the_expiry_and_not_after_the_next_claim(monkeypatch)
     running.cancel()
 
 
-def test_blocking_work_ends_at_the_expiry_and_not_after_the_next_claim(monkeypatch):
+def test_sync_singleton_work_ends_at_grant_expiry_before_the_next_claim(monkeypatch):
     claims: list[SingletonState] = []
     now = 0.0
 
@@ -87,7 +87,7 @@ def test_blocking_work_ends_at_the_expiry_and_not_after_the_next_claim(monkeypat
 
 
 class TestHeldGrants:
-    def test_grants_count_from_their_request_and_expire(self):
+    def test_singleton_grants_expire_counted_from_their_request(self):
         held = HeldGrants()
         assert (held.held(0.0), held.pause_s(0.0)) == (frozenset(), 3.0)
         held.answered(GRANTS, asked_at=100.0)
@@ -96,7 +96,7 @@ class TestHeldGrants:
         assert held.held(110.0) == frozenset()
         assert held.pause_s(110.0) == 3.0
 
-    def test_expired_grants_stay_expired_until_the_next_answer(self):
+    def test_expired_singleton_grants_stay_expired_until_the_next_response(self):
         held = HeldGrants()
         held.answered(GRANTS, asked_at=100.0)
         assert held.held(110.0) == frozenset()

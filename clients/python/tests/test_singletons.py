@@ -64,14 +64,14 @@ async def fleet(client: DiscoveryClient, daemon: ScriptedDaemon, work: Work) -> 
         work.may_end.set()
 
 
-async def test_granted_work_runs_once(fleet, daemon, work):
+async def test_granted_singleton_work_runs_once(fleet, daemon, work):
     await eventually(lambda: len(daemon.claims) > 3)
     assert daemon.claims[0] == {"cleanup": "WAITING"}
     assert daemon.claims[1:4] == 3 * [{"cleanup": "WORKING"}]
     assert (work.begun, work.ended) == (1, 0)
 
 
-async def test_work_that_is_no_longer_granted_is_cancelled_and_reported_until_it_has_ended(fleet, daemon, work):
+async def test_revoked_singleton_work_is_canceled_and_reported_until_it_has_ended(fleet, daemon, work):
     await eventually(lambda: work.begun)
     daemon.grants = NOTHING
     await eventually(lambda: daemon.claims[-1] == {"cleanup": "ENDING"})
@@ -82,7 +82,7 @@ async def test_work_that_is_no_longer_granted_is_cancelled_and_reported_until_it
     await eventually(lambda: work.begun == 2)
 
 
-async def test_work_ends_when_the_grant_expires_and_the_daemon_is_silent(fleet, daemon, work):
+async def test_singleton_work_ends_at_grant_expiry_if_daemon_does_not_respond(fleet, daemon, work):
     await eventually(lambda: work.begun)
     work.may_end.set()
     daemon.grants = BRIEFLY
@@ -92,7 +92,7 @@ async def test_work_ends_when_the_grant_expires_and_the_daemon_is_silent(fleet, 
     await eventually(lambda: work.ended)
 
 
-async def test_work_that_returned_keeps_its_grant(fleet, daemon, work):
+async def test_returned_singleton_work_keeps_its_grant(fleet, daemon, work):
     await eventually(lambda: work.begun)
     daemon.grants = NOTHING
     work.may_end.set()
@@ -106,7 +106,7 @@ async def test_work_that_returned_keeps_its_grant(fleet, daemon, work):
     assert work.begun == 2
 
 
-async def test_work_that_fails_is_begun_again(client, daemon, work, caplog):
+async def test_failed_singleton_work_is_restarted(client, daemon, work, caplog):
     fleet = Fleet(client, backoff=AT_ONCE)
     fleet.singleton("cleanup")(work)
     work.errors = [ValueError("once")]
@@ -117,7 +117,7 @@ async def test_work_that_fails_is_begun_again(client, daemon, work, caplog):
     assert "singleton work cleanup failed; restarting it" in caplog.text
 
 
-async def test_ended_fleet_ends_its_work_and_its_subscription(client, daemon, work):
+async def test_ended_fleet_ends_its_singleton_work_and_subscription(client, daemon, work):
     fleet = Fleet(client)
     fleet.singleton("cleanup")(work)
     daemon.grants = GRANTED

@@ -24,7 +24,7 @@ def taken(watched: Subscription) -> list[str]:
     return items
 
 
-def test_disconnect_is_reported_once_per_loss():
+def test_subscription_reports_disconnect_once_per_connection_loss():
     watched = subscription()
     for now in range(3):
         watched.next_request()
@@ -38,7 +38,7 @@ def test_disconnect_is_reported_once_per_loss():
     assert not watched.connected
 
 
-def test_backoff_counts_only_connected_time_as_healthy():
+def test_subscription_backoff_counts_only_connected_time_as_healthy():
     watched = subscription()
     watched.next_request()
     assert watched.stream_lost(StreamBroken("after an hour of connecting"), 3600) <= SECOND
@@ -49,7 +49,7 @@ def test_backoff_counts_only_connected_time_as_healthy():
     assert watched.stream_lost(StreamBroken("after ten good seconds"), 7210) <= SECOND
 
 
-def test_next_request_has_the_resume_revision():
+def test_subscription_reopens_with_the_resume_revision():
     watched = subscription()
     first = watched.next_request()
     watched.received(snapshot("1", engaged("a")), 0)

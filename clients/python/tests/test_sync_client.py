@@ -94,7 +94,7 @@ class TestCalls:
         assert [each.name for each in listing.result()] == ["a", "b"]
         assert second.page_token == "more"
 
-    def test_unary_calls_return_values(self, wire):
+    def test_sync_unary_calls_return_values(self, wire):
         report = wire.start(wire.client.get, "a")
         wire.answer("GetCluster", pb.GetClusterResponse(cluster=cluster("a")))
         assert report.result().cluster.name == "a"
@@ -161,7 +161,7 @@ class TestWatch:
             assert watch.revision == "3"
             assert watch.connected
 
-    def test_synced_keeps_the_events(self, wire):
+    def test_sync_watch_synced_keeps_events_for_iteration(self, wire):
         with wire.client.watch() as watch:
             synced = wire.start(watch.synced)
             wire.stream(waiting("", "0"), snapshot("1", engaged("a")))
@@ -272,7 +272,7 @@ class TestConnections:
         await stream.ended.wait()
         assert len(watch.clusters) == 0
 
-    async def test_call_timeout(self, daemon):
+    async def test_sync_call_without_a_response_raises_timed_out(self, daemon):
         with SyncDiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
             daemon.answers["ListClusters"] = [SILENCE]
             with pytest.raises(TimedOut):

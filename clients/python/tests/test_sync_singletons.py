@@ -91,7 +91,7 @@ def running(singleton: SyncSingleton, work: Work) -> Iterator[Future[None]]:
         singleton.close()
 
 
-async def test_granted_work_runs_once_until_closed(running, singleton, scripted, work):
+async def test_granted_sync_singleton_work_runs_once_until_closed(running, singleton, scripted, work):
     await eventually(lambda: len(scripted.claims) > 3)
     assert scripted.claims[:3] == [SingletonState.WAITING, SingletonState.WORKING, SingletonState.WORKING]
     assert (work.begun, work.ended) == (1, 0)
@@ -101,7 +101,7 @@ async def test_granted_work_runs_once_until_closed(running, singleton, scripted,
     running.result()
 
 
-async def test_work_that_is_no_longer_granted_is_reported_until_it_has_ended(running, scripted, work):
+async def test_revoked_sync_singleton_work_is_reported_until_it_has_ended(running, scripted, work):
     await eventually(lambda: work.begun)
     scripted.answer = NOTHING
     await eventually(lambda: scripted.claims[-1] is SingletonState.ENDING)
@@ -113,7 +113,7 @@ async def test_work_that_is_no_longer_granted_is_reported_until_it_has_ended(run
     await eventually(lambda: work.begun == 2)
 
 
-async def test_work_ends_at_the_expiry_while_the_daemon_does_not_answer(running, scripted, work):
+async def test_sync_singleton_work_ends_at_grant_expiry_if_daemon_does_not_respond(running, scripted, work):
     await eventually(lambda: work.begun)
     scripted.answer = Unavailable("killed", code=grpc.StatusCode.UNAVAILABLE)
     work.may_end.set()
@@ -125,7 +125,7 @@ async def test_work_ends_at_the_expiry_while_the_daemon_does_not_answer(running,
     await eventually(lambda: scripted.claims[-1] is SingletonState.WAITING)
 
 
-async def test_work_that_returned_keeps_its_grant(running, scripted, work):
+async def test_returned_sync_singleton_work_keeps_its_grant(running, scripted, work):
     work.may_return = True
     await eventually(lambda: work.begun)
     seen = len(scripted.claims)
@@ -134,7 +134,7 @@ async def test_work_that_returned_keeps_its_grant(running, scripted, work):
     assert work.begun == 1
 
 
-async def test_work_that_fails_is_begun_again(scripted, singleton, work, caplog):
+async def test_failed_sync_singleton_work_is_restarted(scripted, singleton, work, caplog):
     work.errors = [ValueError("once")]
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(singleton.run)
@@ -144,7 +144,7 @@ async def test_work_that_fails_is_begun_again(scripted, singleton, work, caplog)
     assert "singleton work cleanup failed; restarting it" in caplog.text
 
 
-async def test_work_may_close_its_singleton(scripted, singleton, work):
+async def test_sync_singleton_work_may_close_its_singleton(scripted, singleton, work):
     singleton = SyncSingleton(
         "cleanup", lambda _: singleton.close(), scripted.claim, scripted.end, backoff=AT_ONCE, on_close=lambda _: None
     )

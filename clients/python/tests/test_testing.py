@@ -64,7 +64,7 @@ async def test_sandbox_in_project_control_plane_mode():
             assert summary(await anext(watch)) == "DISENGAGED alpha"
 
 
-def test_sandbox_refusal_is_reported(milo_sandbox: MiloSandbox):
+def test_sandbox_error_response_is_raised(milo_sandbox: MiloSandbox):
     with pytest.raises(NotFound, match=r"404.*not found"):
         milo_sandbox.delete_project("alpha")
     with pytest.raises(SandboxError, match="already running"):
@@ -83,7 +83,7 @@ def _with_a_wrong_mode(milo: MiloSandbox) -> None:
     )
 
 
-def test_fixture_names_the_missing_package(pytester_like):
+def test_sandbox_fixture_names_the_missing_package(pytester_like):
     outcome = pytester_like(
         """
         def test_it(milo_sandbox):

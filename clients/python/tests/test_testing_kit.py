@@ -154,7 +154,7 @@ async def test_eventually_repeats_failed_assertions_and_raises_the_last():
         await eventually(lambda: 0, within_s=0.0)
 
 
-def test_eventually_without_an_event_loop():
+def test_eventually_blocking_works_without_an_event_loop():
     results = iter([0, 1])
     assert eventually_blocking(lambda: next(results)) == 1
     with pytest.raises(ZeroDivisionError):

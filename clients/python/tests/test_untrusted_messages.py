@@ -59,7 +59,7 @@ BATCHES = st.builds(
 
 @given(BATCHES)
 @example(pb.WatchClustersResponse(reset=True, synced=True, source=pb.SourceStatus(since=Timestamp(seconds=2**62))))
-def test_any_batch_is_applied_or_refused(batch: pb.WatchClustersResponse):
+def test_any_watch_batch_is_applied_or_rejected(batch: pb.WatchClustersResponse):
     subscription = Subscription({}, BackoffPolicy())
     subscription.next_request()
     try:
@@ -76,17 +76,17 @@ def test_any_batch_is_applied_or_refused(batch: pb.WatchClustersResponse):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_that_parse_are_applied_or_refused(content: bytes):
+def test_any_parsed_watch_response_is_applied_or_rejected(content: bytes):
     batch = pb.WatchClustersResponse()
     try:
         batch.ParseFromString(content)
     except Exception:  # noqa: BLE001  (protobuf's own error, whose type depends on its implementation)
         return
-    test_any_batch_is_applied_or_refused.hypothesis.inner_test(batch)
+    test_any_watch_batch_is_applied_or_rejected.hypothesis.inner_test(batch)
 
 
 @given(st.builds(Duration, seconds=INT64, nanos=INT32), STAMPS, INT32)
-def test_any_server_info_is_converted(duration: Duration, stamp: Timestamp | None, count: int):
+def test_any_server_info_message_is_converted(duration: Duration, stamp: Timestamp | None, count: int):
     info = _convert.server_info(
         pb.GetServerInfoResponse(
             started_at=stamp,

@@ -93,7 +93,7 @@ class TestStreams:
                 accepts_pending_sources=True,
             )
 
-    async def test_string_instead_of_a_collection_is_refused(self, client):
+    async def test_watch_rejects_single_string_for_names(self, client):
         with pytest.raises(TypeError, match=r"names must be a collection of strings: use names=\['alpha'\]"):
             client.watch(names="alpha")
 
@@ -107,7 +107,7 @@ class TestStreams:
             assert watch.source.state.name == "STALE"
             assert watch.connected
 
-    async def test_feed_yields_notices_between_events(self, client, daemon):
+    async def test_watch_feed_yields_notices_between_events(self, client, daemon):
         async with client.watch() as watch:
             feed = watch.feed()
             stream = await begin(daemon, snapshot("1", engaged("a")), following("1", "2", updated("a")))
@@ -128,7 +128,7 @@ class TestStreams:
             assert watch.is_synced
             assert watch.clusters.keys() == {"a", "b"}
 
-    async def test_backpressure_stops_reading(self, client, daemon):
+    async def test_watch_backpressure_stops_reading_from_the_stream(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("0"))
             await watch.synced()
@@ -195,14 +195,14 @@ class TestReconnecting:
         ],
         ids=lambda ending: ending.code.name if ending else "OK",
     )
-    async def test_retryable_status_is_survived(self, client, daemon, ending):
+    async def test_watch_reconnects_after_retryable_status(self, client, daemon, ending):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"))
             stream.end(ending)
             await begin(daemon, following("1", "2", engaged("a")))
             assert await take(watch, 1) == ["ENGAGED a"]
 
-    async def test_missing_batch_is_fetched_again(self, client, daemon):
+    async def test_watch_resumes_to_fetch_missing_batch(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"), following("2", "3", engaged("b")))
             again = await begin(daemon, following("1", "3", engaged("a"), engaged("b")))
@@ -210,7 +210,7 @@ class TestReconnecting:
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
             await stream.ended.wait()
 
-    async def test_contradiction_is_resolved_by_a_snapshot(self, client, daemon):
+    async def test_watch_requests_snapshot_after_contradictory_event(self, client, daemon):
         async with client.watch() as watch:
             await begin(daemon, snapshot("1", engaged("a")), following("1", "2", engaged("a")))
             again = await begin(daemon, snapshot("2", engaged("a"), engaged("b")))

@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180
 
 CASES = (
     "TestProviderHasNoClustersInitially",
-    "TestProviderOffersTheSameInstanceUntilRemoval",
+    "TestProviderReturnsSameClusterUntilRemoval",
     "TestProviderReconcilesExistingNewAndUpdatedObjects",
     "TestProviderQueriesOneClusterByAnIndex",
-    "TestProviderIndexesClustersThatRun",
+    "TestProviderAddsIndexToRunningClusters",
     "TestProviderFollowsAMovedEndpoint",
     "TestProviderKeepsTheInstanceWhenAClusterIsUpdated",
     "TestProviderEndsTheContextOfARemovedClusterWithTheReason",

@@ -36,7 +36,7 @@ func TestOwnershipCountsFromTheRequest(t *testing.T) {
 	}
 }
 
-func TestResponseDoesNotShortenTheOwnership(t *testing.T) {
+func TestRenewalResponseDoesNotShortenOwnership(t *testing.T) {
 	for name, response := range map[string]*pb.RenewOwnershipResponse{
 		"without a time": {Sharded: true},
 		"delayed":        owned(time.Second),
@@ -50,7 +50,7 @@ func TestResponseDoesNotShortenTheOwnership(t *testing.T) {
 	}
 }
 
-func TestRenewalsEndBeforeTheOwnershipDoes(t *testing.T) {
+func TestRenewalsTimeOutBeforeOwnershipEnds(t *testing.T) {
 	var ownership Ownership
 	ownership.Renewed(owned(10*time.Second), 100*time.Second)
 	for _, each := range []struct{ left, next, timeout time.Duration }{

@@ -10,8 +10,8 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// TestEveryFieldIsCompared fails when the proto file has a new field that visiblyEqual and sameBookkeeping do not know.
-func TestEveryFieldIsCompared(t *testing.T) {
+// TestEveryClusterFieldIsCompared fails when the proto file has a new field that visiblyEqual and sameBookkeeping do not know.
+func TestEveryClusterFieldIsCompared(t *testing.T) {
 	bookkeeping := []protoreflect.Name{"engaged_at", "source_resource_version", "incarnation", "since"}
 	plain := &pb.Cluster{}
 	check := func(cluster *pb.Cluster, field protoreflect.Name) {

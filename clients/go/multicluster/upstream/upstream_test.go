@@ -243,7 +243,7 @@ func (c hookedCache) WaitForCacheSync(ctx context.Context) bool {
 	return synced
 }
 
-func TestAnIndexDuringAddLosesTheCluster(t *testing.T) {
+func TestIndexDuringAddLosesTheCluster(t *testing.T) {
 	log.SetLogger(logr.Discard())
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
@@ -301,7 +301,7 @@ func (e *engaged) Engage(ctx context.Context, name mc.ClusterName, _ cluster.Clu
 	return nil
 }
 
-func TestDisengagementInTheShardedCoordinatorEndsAnotherCluster(t *testing.T) {
+func TestDisengagementInShardedCoordinatorEndsAnotherCluster(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	kube, err := client.New(config(api, "local"), client.Options{})

@@ -158,7 +158,7 @@ func TestGreetingsAreReconciledInEachProject(t *testing.T) {
 	o.untilGreeted(o.user("beta"), "beta", "Hello")
 }
 
-func TestAConfigMapThatIsDeletedIsMadeAgain(t *testing.T) {
+func TestDeletedConfigMapIsCreatedAgain(t *testing.T) {
 	o := start(t)
 	o.engage("alpha")
 	user := o.user("alpha")
@@ -172,7 +172,7 @@ func TestAConfigMapThatIsDeletedIsMadeAgain(t *testing.T) {
 	o.untilGreeted(user, "alpha", "Hello")
 }
 
-func TestAGreetingIsCleanedUpBeforeItIsGone(t *testing.T) {
+func TestGreetingIsCleanedUpBeforeItIsDeleted(t *testing.T) {
 	o := start(t)
 	o.engage("alpha")
 	user := o.user("alpha")

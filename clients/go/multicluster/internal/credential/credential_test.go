@@ -80,7 +80,7 @@ func post(t *testing.T, c *Credential, url string, body io.Reader) int {
 	return response.StatusCode
 }
 
-func TestRefusedRequestIsRepeatedWithItsBody(t *testing.T) {
+func TestUnauthorizedRequestIsRetriedWithItsBody(t *testing.T) {
 	server, bodies := accepting(t, "new")
 	c, outcomes := newCredential(&issuer{token: "new", number: 2}, time.Now)
 	if err := c.Offer(kubeconfig("old", 1)); err != nil {
@@ -94,7 +94,7 @@ func TestRefusedRequestIsRepeatedWithItsBody(t *testing.T) {
 	}
 }
 
-func TestRefusedRequestWhoseBodyCannotBeSentAgainIsPassedOn(t *testing.T) {
+func TestUnauthorizedResponseIsReturnedIfRequestBodyCannotBeResent(t *testing.T) {
 	server, _ := accepting(t, "new")
 	c, _ := newCredential(&issuer{token: "new", number: 2}, time.Now)
 	if err := c.Offer(kubeconfig("old", 1)); err != nil {
@@ -109,7 +109,7 @@ func TestRefusedRequestWhoseBodyCannotBeSentAgainIsPassedOn(t *testing.T) {
 	}
 }
 
-func TestRefusedRequestIsPassedOnWhereTheDaemonHasNothingNewer(t *testing.T) {
+func TestUnauthorizedResponseIsReturnedIfDaemonHasNoNewerKubeconfig(t *testing.T) {
 	server, _ := accepting(t, "new")
 	of := &issuer{token: "old", number: 1}
 	now := time.Unix(1000, 0)
@@ -162,7 +162,7 @@ func TestRenewalsAreSingleFlightAndShared(t *testing.T) {
 	}
 }
 
-func TestKubeconfigIsRenewedBesideRequestsWhenItIsDue(t *testing.T) {
+func TestDueKubeconfigIsRenewedInBackgroundOfRequests(t *testing.T) {
 	server, _ := accepting(t, "held")
 	of := &issuer{token: "held", number: 2}
 	now := time.Unix(1000, 0)
@@ -183,7 +183,7 @@ func TestKubeconfigIsRenewedBesideRequestsWhenItIsDue(t *testing.T) {
 	}
 }
 
-func TestTheNewestByIssueTimeIsHeld(t *testing.T) {
+func TestCredentialKeepsKubeconfigWithNewestIssueTime(t *testing.T) {
 	server, _ := accepting(t, "second")
 	c, _ := newCredential(&issuer{err: errors.New("down")}, time.Now)
 	for _, each := range []Kubeconfig{kubeconfig("second", 2), kubeconfig("first", 1)} {
@@ -196,7 +196,7 @@ func TestTheNewestByIssueTimeIsHeld(t *testing.T) {
 	}
 }
 
-func TestAClosedCredentialGivesItsTransportBack(t *testing.T) {
+func TestClosedCredentialReleasesItsTransport(t *testing.T) {
 	pool := &Pool{}
 	c := New(Options{Pool: pool, Now: time.Now, Attempted: func(Outcome, error) {}})
 	if err := c.Offer(kubeconfig("token", 1)); err != nil {
@@ -212,7 +212,7 @@ func TestAClosedCredentialGivesItsTransportBack(t *testing.T) {
 	}
 }
 
-func TestCloseEndsAnAttemptThatIsUnderWay(t *testing.T) {
+func TestCloseCancelsRenewalInFlight(t *testing.T) {
 	asked := make(chan struct{})
 	attempted := false
 	c := New(Options{
@@ -253,7 +253,7 @@ func (c *closing) Close() error {
 	return nil
 }
 
-func TestParseRefusesWhatReachesOutOfTheKubeconfig(t *testing.T) {
+func TestParseRejectsKubeconfigWithFilesProxyOrMismatchedNames(t *testing.T) {
 	good := string(kubeconfig("x", 1).Content)
 	for name, content := range map[string]string{
 		"no YAML":                    "\x00{",

@@ -131,7 +131,7 @@ func (o *overlaps) RESTMapping(schema.GroupKind, ...string) (*meta.RESTMapping, 
 	return nil, nil
 }
 
-func TestCallsOfASharedMapperDoNotOverlap(t *testing.T) {
+func TestSharedMapperCallsDoNotOverlap(t *testing.T) {
 	inner := &overlaps{}
 	mapper := &inTurn{RESTMapper: inner}
 	var done sync.WaitGroup
@@ -144,7 +144,7 @@ func TestCallsOfASharedMapperDoNotOverlap(t *testing.T) {
 	}
 }
 
-func TestAMemberThatDoesNotAnswerIsNotWaitedFor(t *testing.T) {
+func TestMapperDoesNotWaitForUnresponsiveMember(t *testing.T) {
 	for name, bad := range map[string]http.HandlerFunc{
 		"silent": silent, "forbidden": status(http.StatusForbidden), "deleted": status(http.StatusNotFound),
 		"broken": status(http.StatusInternalServerError),
@@ -164,7 +164,7 @@ func TestAMemberThatDoesNotAnswerIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-func TestARefusalByAllMembersIsReturned(t *testing.T) {
+func TestMapperReturnsErrorIfAllMembersFail(t *testing.T) {
 	groups, first, second := &Groups{}, newProject(t, status(http.StatusForbidden)), newProject(t, status(http.StatusInternalServerError))
 	mapper, _ := join(t, groups, first)
 	join(t, groups, second)
@@ -176,7 +176,7 @@ func TestARefusalByAllMembersIsReturned(t *testing.T) {
 	}
 }
 
-func TestTheMapperOutlivesTheMemberThatItAskedFirst(t *testing.T) {
+func TestMapperOutlivesItsFirstMember(t *testing.T) {
 	groups, first, second := &Groups{}, newProject(t, good), newProject(t, good)
 	mapper, leave := join(t, groups, first)
 	_, leaveSecond := join(t, groups, second)
@@ -195,7 +195,7 @@ func TestTheMapperOutlivesTheMemberThatItAskedFirst(t *testing.T) {
 	}
 }
 
-func TestRequestsEndWithTheCluster(t *testing.T) {
+func TestMapperRequestsAreCanceledWithClusterContext(t *testing.T) {
 	p := newProject(t, silent)
 	ctx, cancel := context.WithCancel(context.Background())
 	request, err := http.NewRequest(http.MethodGet, p.URL, nil)

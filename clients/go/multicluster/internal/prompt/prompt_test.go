@@ -72,7 +72,7 @@ func attached(of cache.Informer) bool {
 	return i.real != nil
 }
 
-func TestHandlersAreAttachedWhenTheInformerExists(t *testing.T) {
+func TestEventHandlersAreAttachedOnceInformerExists(t *testing.T) {
 	s := newSlow()
 	_, informer, _ := engaged(t, s)
 	early, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
@@ -103,7 +103,7 @@ func TestHandlersAreAttachedWhenTheInformerExists(t *testing.T) {
 	}
 }
 
-func TestAnInformerThatCannotBeMadeIsTriedAgain(t *testing.T) {
+func TestFailedInformerCreationIsRetried(t *testing.T) {
 	s := newSlow()
 	s.failures = 1
 	engaged(t, s)
@@ -118,7 +118,7 @@ func TestAnInformerThatCannotBeMadeIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestSettledWaitsForInformersUntilTheClusterIsDisengaged(t *testing.T) {
+func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 	s := newSlow()
 	c, _, disengage := engaged(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
@@ -132,7 +132,7 @@ func TestSettledWaitsForInformersUntilTheClusterIsDisengaged(t *testing.T) {
 	}
 }
 
-func TestASourceThatIsStartedAfterItsDisengagementDoesNotFail(t *testing.T) {
+func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	s := newSlow()
 	c := New(s, logr.Discard())
 	ctx, cancel := context.WithCancel(Engaging(context.Background()))
@@ -146,7 +146,7 @@ func TestASourceThatIsStartedAfterItsDisengagementDoesNotFail(t *testing.T) {
 	}
 }
 
-func TestOtherCallersWait(t *testing.T) {
+func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
 	c := New(newSlow(), logr.Discard())
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
