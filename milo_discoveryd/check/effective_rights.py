@@ -1,6 +1,6 @@
 """Prints the access that a caller gets by the configured rules: `check --as`."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TextIO
 
@@ -99,9 +99,8 @@ async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[s
     return _count(targets, grant)
 
 
-def _count(targets: Iterable[Target], grant: Grant) -> str:
-    targets = list(targets)
-    visible = sorted(target.name for target in targets if _is_visible(target, grant))
+def _count(targets: Sequence[Target], grant: Grant) -> str:
+    visible = sorted(target.name for target in targets if grant.scope.covers(target))
     more = f" and {len(visible) - _SHOWN} more" if len(visible) > _SHOWN else ""
     names = f": {', '.join(visible[:_SHOWN])}{more}" if visible else ""
     return f"{len(visible)} of {len(targets)} ready clusters{names}"
@@ -141,7 +140,3 @@ async def _listed(
         token = page.continue_token
         if not token:
             return
-
-
-def _is_visible(target: Target, grant: Grant) -> bool:
-    return grant.scope.covers(target)

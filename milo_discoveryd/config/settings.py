@@ -39,7 +39,7 @@ def _kind_settings(value: object) -> dict[str, object]:
     return dict(value)
 
 
-def _distinct_sources(sources: "tuple[ClusterSource, ...]") -> None:
+def _named_once(sources: "tuple[ClusterSource | CredentialSource, ...]") -> None:
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ValueError("has sources with the same name")
@@ -135,12 +135,6 @@ class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
     """Maximum number of clusters, and of organizations, with time series of their own, if `http_names` allows any."""
-
-
-def _named_once(sources: tuple[CredentialSource, ...]) -> None:
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        raise ValueError("has sources with the same name")
 
 
 class Kubeconfigs(Group, frozen=True, kw_only=True):
@@ -288,7 +282,7 @@ class Settings(Group, frozen=True, kw_only=True):
     label_selector: Annotated[str, selector_text] = ""
     """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
     sources: Annotated[
-        tuple[ClusterSource, ...], ListOf(Nested(ClusterSource), split=values.items, check=_distinct_sources)
+        tuple[ClusterSource, ...], ListOf(Nested(ClusterSource), split=values.items, check=_named_once)
     ] = ()
     """Sources of clusters, of any kinds: see [sources](sources.md). Default: one, of the kind `mode`."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()

@@ -29,9 +29,9 @@ UNKNOWN_ORIGIN = TokenOrigin()
 
 
 class ReviewBudget:
-    def __init__(self, now: float, *, total: Rate = TOTAL, reserved: Rate = RESERVED) -> None:
+    def __init__(self, now: float, *, total: Rate = TOTAL) -> None:
         self._total = TokenBucket(total, now)
-        self._reserved = TokenBucket(reserved, now)
+        self._reserved = TokenBucket(RESERVED, now)
         self._connections: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._owners: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 

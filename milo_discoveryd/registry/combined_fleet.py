@@ -46,10 +46,6 @@ class CombinedFleet(Fleet):
         return all(fleet.synced for fleet in self._fleets.values())
 
     @property
-    def is_restored(self) -> bool:
-        return any(fleet.is_restored for fleet in self._fleets.values())
-
-    @property
     def pending_reports(self) -> PendingReports:
         return _Reports(self)
 
@@ -106,10 +102,6 @@ class _Records:
     @property
     def draining_count(self) -> int:
         return sum(each.draining_count for each in self._all)
-
-    @property
-    def outdated(self) -> int:
-        return sum(each.outdated for each in self._all)
 
     @property
     def unreachable(self) -> int:

@@ -82,11 +82,6 @@ class Fleet(ABC):
 
     @property
     @abstractmethod
-    def is_restored(self) -> bool:
-        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
-
-    @property
-    @abstractmethod
     def pending_reports(self) -> PendingReports: ...
 
     @property
@@ -172,6 +167,11 @@ class SourceFleet(Fleet):
         fleet lacks."""
         self._is_assigned = True
         """Whether it is known which clusters are this daemon's to engage."""
+
+    @property
+    @abstractmethod
+    def is_restored(self) -> bool:
+        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
 
     @property
     def status(self) -> SourceStatus:

@@ -222,7 +222,9 @@ class Intake:
             self._registry.set_version(seen.name, seen.version)
         missing = self._registry.missing_from(self._listed)
         engaged = [
-            (name, uid) for name, uid in missing if self._is_engaged(name) and not self._is_held_by_restore(name)
+            (name, uid)
+            for name, uid in missing
+            if self._registry.is_engaged(name) and not self._is_held_by_restore(name)
         ]
         # Stored clusters may be long out of date: a subscriber that knows the successor must not see them again.
         replaced = [] if self.is_restored else list(self._replaced())
@@ -258,7 +260,7 @@ class Intake:
             self._listed_version = ended.version
             # Objects that are not engaged are confirmed at once: no subscriber knows them.
             for name, uid in missing:
-                if not self._is_engaged(name):
+                if not self._registry.is_engaged(name):
                     self._confirm(name, uid, now)
             older = {seen.name for seen in regressed}
             self._registry.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
@@ -314,11 +316,7 @@ class Intake:
 
     def _proves(self, listed: tuple[str, str]) -> bool:
         """Return whether a listed object is a known one: then the list is not another server's."""
-        return self._is_engaged(listed[0]) or self._registry.is_present(*listed)
-
-    def _is_engaged(self, name: str) -> bool:
-        record = self._registry[name]
-        return record is not None and record.engaged
+        return self._registry.is_engaged(listed[0]) or self._registry.is_present(*listed)
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
         """Yield the engaged clusters under whose names the list has other objects."""

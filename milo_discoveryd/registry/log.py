@@ -78,7 +78,6 @@ class ChangeLog:
         retention: Retention,
         batch_bytes: int = BATCH_BYTES,
         stale_slots: int = STALE_SLOTS,
-        stretch: int = STRETCH,
     ) -> None:
         self._encode = encode
         self._retention = retention
@@ -94,7 +93,7 @@ class ChangeLog:
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._index: weakref.ref[LogIndex] | None = None
         self._slices: Recent[tuple[int, str, ReadAhead], LogSlice] = Recent(_SLICES_KEPT)
-        self._fast_path = FastPath(self, stretch)
+        self._fast_path = FastPath(self, STRETCH)
         self._has_frames = False
         self._snapshot_was_read = False
         self.head = 0

@@ -93,7 +93,7 @@ class ObjectRecords:
         """Note that the source now has the object at that version, without applying what it shows."""
         self._records[name].version = version
 
-    def _is_engaged(self, name: str) -> bool:
+    def is_engaged(self, name: str) -> bool:
         record = self._records.get(name)
         return record is not None and record.engaged
 

@@ -335,7 +335,7 @@ class Registry(ObjectRecords):
         replaced = self._replaced_by(seen)
         readiness = None if self._was_engaged(seen) else seen.readiness
         elsewhere = self.assigned_elsewhere(seen.name)
-        if elsewhere is not None and (replaced or not self._is_engaged(seen.name)):
+        if elsewhere is not None and (replaced or not self.is_engaged(seen.name)):
             record = self._record(seen, ObjectState.UNASSIGNED, now)
             record.present, record.message = seen.target, elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)

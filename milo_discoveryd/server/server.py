@@ -158,10 +158,10 @@ class Server:
 
     def _bind(self, server: grpc.aio.Server, address: UnixSocket | TcpEndpoint) -> str:
         if isinstance(address, UnixSocket):
-            self._socket_file(address).claim(lambda path: _bind(server, f"unix:{path}"))
+            self._socket_file(address).claim(lambda path: server.add_insecure_port(f"unix:{path}"))
             return str(address)
         try:
-            return str(TcpEndpoint(address.host, _bind(server, str(address))))
+            return str(TcpEndpoint(address.host, server.add_insecure_port(str(address))))
         except RuntimeError as error:
             raise _unavailable(address) from error
 
@@ -185,11 +185,6 @@ class Server:
         file = SocketFile(address)
         self._files.append(file)
         return file
-
-
-def _bind(server: grpc.aio.Server, address: str) -> int:
-    """Bind the server's port. Raises RuntimeError."""
-    return server.add_insecure_port(address)
 
 
 def _listen(address: TcpEndpoint) -> socket.socket:

@@ -23,9 +23,6 @@ class FleetCollector(Collector):
         self._fleet = fleet
         self._cluster_cap = cluster_cap
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         fleet = self._fleet
         yield self._by_source("milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.registry.engaged)
@@ -153,9 +150,6 @@ class StreamCollector(Collector):
     def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
         self._lags = lags
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         lags = list(self._lags())
         yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
@@ -170,9 +164,6 @@ class LogCollector(Collector):
     def __init__(self, dropped: Callable[[], int]) -> None:
         self._dropped = dropped
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             "milo_discoveryd_log_lines_dropped",
@@ -184,9 +175,6 @@ class LogCollector(Collector):
 class CredentialCollector(Collector):
     def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
         self._health = health
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(

@@ -24,8 +24,6 @@ CONNECTIONS = 64
 VIEWERS = 16
 """Maximum number of status pages that are kept up to date; others reload."""
 
-NAMES_FOR = ("loopback", "everyone", "nobody")
-"""Who sees names of clusters and organizations. A client of `kubectl port-forward` is one on loopback."""
 _NAMED = frozenset(
     {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
 )

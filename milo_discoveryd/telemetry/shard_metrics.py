@@ -1,6 +1,6 @@
 """Metrics of a daemon that shares the clusters with others."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -38,9 +38,6 @@ class Unsharded:
 class ShardCollector(Collector):
     def __init__(self, shard: MeasuredShard) -> None:
         self._shard = shard
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(

@@ -73,11 +73,6 @@ class LivenessProbe:
         self._tracker.end_wait()
         return found
 
-    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
-        """Wait for this response alone."""
-        async with self.waiting():
-            return await self.wait(response, until)
-
     async def _check(self, check: LivenessCheck) -> None:
         result = "answered"
         try:

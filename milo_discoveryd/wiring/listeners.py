@@ -2,7 +2,7 @@
 
 import grp
 import pwd
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
@@ -54,25 +54,18 @@ def _address(wanted: ListenerSettings, settings: Settings) -> listener.UnixSocke
         return listener.TcpEndpoint(address.host, address.port)
     mode = settings.socket.mode if wanted.mode is None else wanted.mode
     where, group = ("socket.group", settings.socket.group) if wanted.group is None else (wanted.title, wanted.group)
-    return listener.UnixSocket(address.path, mode, _group(group, where), _owner(wanted.owner, wanted.title))
+    gid = _number(group, where, "group", lambda name: grp.getgrnam(name).gr_gid)
+    uid = _number(wanted.owner, wanted.title, "user", lambda name: pwd.getpwnam(name).pw_uid)
+    return listener.UnixSocket(address.path, mode, gid, uid)
 
 
-def _group(name: str | None, where: str) -> int | None:
+def _number(name: str | None, where: str, kind: str, look_up: Callable[[str], int]) -> int | None:
     if name is None or name.isdigit():
         return None if name is None else int(name)
     try:
-        return grp.getgrnam(name).gr_gid
+        return look_up(name)
     except KeyError:
-        raise StartError(f"{where}: there is no group {name!r} on this machine; give its number") from None
-
-
-def _owner(name: str | None, where: str) -> int | None:
-    if name is None or name.isdigit():
-        return None if name is None else int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise StartError(f"{where}: there is no user {name!r} on this machine; give its number") from None
+        raise StartError(f"{where}: there is no {kind} {name!r} on this machine; give its number") from None
 
 
 def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:

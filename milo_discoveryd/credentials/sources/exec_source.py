@@ -2,14 +2,14 @@
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
 from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 
@@ -26,7 +26,6 @@ class ExecSource:
         project: Upstream,
         per_cluster: bool = False,
         timeout_s: float = TIMEOUT_S,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """`per_cluster`: the command receives the cluster, and its credential is used for that cluster only."""
         self.name = name
@@ -34,13 +33,12 @@ class ExecSource:
         self._command = command
         self._project = project
         self._timeout_s = timeout_s
-        self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.cluster is None else request.cluster.target.endpoint
         command = msgspec.structs.replace(self._command, cluster=lambda: self._cluster_info(server))
         # A new plugin each time: the lease caches the result.
-        plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)
+        plugin = ExecPlugin(command, timeout_s=self._timeout_s)
         try:
             return await self._minted(plugin)
         except UnfitError:
@@ -55,10 +53,9 @@ class ExecSource:
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
         return validate(
             credential,
-            self._clock(),
+            time.time(),
             origin=f"exec plugin {self._command.argv[0]}",
             expires_at=credential.expires_at,
-            longest_s=LONGEST_S,
         )
 
     def _cluster_info(self, server: str) -> Mapping[str, object]:

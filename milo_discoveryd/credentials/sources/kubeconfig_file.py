@@ -27,13 +27,11 @@ class KubeconfigFileSource:
         files: Mapping[str, KubeconfigFiles],
         *,
         allow_long_lived: bool = False,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """`files` are those of each source of clusters, by its name."""
         self.name = name
         self._files = files
         self._longest_s = inf if allow_long_lived else LONGEST_S
-        self._clock = clock
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
         """Call `renew` when files were replaced, with a function that tells for which clusters."""
@@ -58,7 +56,7 @@ class KubeconfigFileSource:
             received = await asyncio.to_thread(received_kubeconfig.parse, stored.content, stored.origin, stored.context)
             if received.server.rstrip("/") != target.endpoint:
                 raise BackendError(f"{stored.origin} names another server than {target.endpoint}", of_cluster=True)
-            issued = validate(received.credential, self._clock(), origin=stored.origin, longest_s=self._longest_s)
+            issued = validate(received.credential, time.time(), origin=stored.origin, longest_s=self._longest_s)
         except UnfitError as error:
             raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
         except (FilesError, CredentialError) as error:

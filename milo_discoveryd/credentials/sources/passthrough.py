@@ -5,13 +5,13 @@ and are not issued.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider, FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
 from milo_discoveryd.credentials.authentication.kubeconfig import ReloadedCredential
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
 
@@ -30,16 +30,12 @@ class PassthroughSource:
         type: str,  # noqa: A002 - the name in the settings and in the API
         origin: str,
         audiences: Collection[str] = (),
-        longest_s: float = LONGEST_S,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self.type = type
         self._provider = provider
         self._origin = origin
         self._audiences = frozenset(audiences)
-        self._longest_s = longest_s
-        self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         credential = await self._provider.credential(refused=request.held)
@@ -50,11 +46,10 @@ class PassthroughSource:
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
         return validate(
             credential,
-            self._clock(),
+            time.time(),
             origin=self._origin,
             expires_at=credential.expires_at,
             audiences=self._audiences,
-            longest_s=self._longest_s,
         )
 
 

@@ -198,7 +198,6 @@ class TokenRequestSource:
             expires_at=status.expiration_timestamp.timestamp(),
             audiences=self._audiences,
             subject=f"system:serviceaccount:{self._namespace}:{self._account}",
-            longest_s=LONGEST_S,
         )
 
     async def _create_secret(self, cluster: Cluster) -> _BoundSecret:

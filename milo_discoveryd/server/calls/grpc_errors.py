@@ -3,9 +3,10 @@
 import secrets
 
 from google.protobuf.any_pb2 import Any
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from milo_discoveryd.server.calls.convert import duration
 
 DOMAIN = "discovery.miloapis.com"
 
@@ -26,9 +27,7 @@ class CallError(Exception):
     def details(self) -> list[Any]:
         found = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))]
         if self.retry_after_s is not None:
-            delay = Duration()
-            delay.FromMilliseconds(round(self.retry_after_s * 1000))
-            found.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+            found.append(_packed(error_details_pb2.RetryInfo(retry_delay=duration(self.retry_after_s))))
         return found
 
 

@@ -173,12 +173,6 @@ _EVERYTHING_DRAINING = Filter(confirms_releases=True)
 _CACHED_BYTES = 4096
 
 
-@lru_cache(maxsize=256)
-def _cached(data: bytes, confirms_releases: bool) -> Filter:
-    """Return one shared object for equal filters."""
-    return _compiled(data, confirms_releases)
-
-
 def _compiled(data: bytes, confirms_releases: bool) -> Filter:
     asked = pb.ClusterFilter.FromString(data)
     if (length := len(asked.label_selector)) > MAX_SELECTOR_LENGTH:
@@ -201,6 +195,9 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
     return Filter(
         selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases, frozenset(asked.sources)
     )
+
+
+_cached = lru_cache(maxsize=256)(_compiled)  # one shared object for equal filters
 
 
 def _positive(duration: Duration, field: str) -> float:

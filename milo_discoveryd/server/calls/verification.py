@@ -31,7 +31,7 @@ class AlwaysFresh:
     """The freshness of callers without a bearer token, whose connection stays authenticated."""
 
     def __init__(self) -> None:
-        self.wake: Callable[[], None] = _ignore
+        self.wake: Callable[[], None] = lambda: None
 
     def is_fresh(self) -> bool:
         return True
@@ -44,7 +44,7 @@ class StreamVerification:
         self, caller: Caller, authenticate: Callable[[float], Awaitable[Caller]], clock: Callable[[], float]
     ) -> None:
         """`authenticate`: again, by a review that is no older than its argument. It raises CallError."""
-        self.wake: Callable[[], None] = _ignore
+        self.wake: Callable[[], None] = lambda: None
         self._caller = caller
         self._authenticate = authenticate
         self._clock = clock
@@ -84,7 +84,3 @@ class StreamVerification:
             message = "the token's user or groups have changed; call again"
             raise UnavailableError("IDENTITY_CHANGED", message, retry_after_s=0)
         self._reviewed_at, self._is_failing = self._clock(), False
-
-
-def _ignore() -> None:
-    return

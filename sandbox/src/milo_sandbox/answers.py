@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from aiohttp import web
@@ -35,33 +35,28 @@ def refused(error: RefusedError | PlainError) -> web.Response:
     return answer
 
 
-async def parts(request: web.BaseRequest, data: Iterable[bytes], *, compressible: bool = True) -> web.StreamResponse:
+async def parts(request: web.BaseRequest, data: Iterable[bytes]) -> web.StreamResponse:
     """Stream a large body in pieces, compressed if the client accepts it."""
     pieces = _pieces(data)
     first = b"".join(islice(pieces, 1))
     if len(first) < _GZIP_FROM:
         return body(first)
     response = web.StreamResponse(headers=HEADERS | {"Content-Type": "application/json"})
-    if compressible and "gzip" in request.headers.get("Accept-Encoding", ""):
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
         response.headers["Content-Encoding"] = "gzip"
         compressor = zlib.compressobj(level=1, wbits=31)
         await response.prepare(request)
-        for piece in _chain(first, pieces):
+        for piece in chain((first,), pieces):
             # In a thread: compression is most of the work, and zlib releases the GIL.
             if squeezed := await asyncio.to_thread(compressor.compress, piece):
                 await response.write(squeezed)
         await response.write_eof(compressor.flush())
         return response
     await response.prepare(request)
-    for piece in _chain(first, pieces):
+    for piece in chain((first,), pieces):
         await response.write(piece)
     await response.write_eof()
     return response
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
 
 
 def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:

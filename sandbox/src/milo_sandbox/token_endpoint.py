@@ -1,7 +1,6 @@
 """The token endpoint of service accounts: exchanges an assertion, signed with a registered key, for an access token."""
 
 import secrets
-from base64 import urlsafe_b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from milo_sandbox import answers
 from milo_sandbox.resources import Document
-from milo_sandbox.tokens import Tokens
+from milo_sandbox.tokens import Tokens, decoded
 
 PATH = ("oauth", "v2", "token")
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -95,10 +94,10 @@ class TokenEndpoint:
         signed, _, signature = form.get("assertion", "").rpartition(".")
         try:
             head, body = signed.split(".")
-            header = msgspec.json.decode(_decoded(head), type=_Header)
-            claims = msgspec.json.decode(_decoded(body), type=_Claims)
+            header = msgspec.json.decode(decoded(head), type=_Header)
+            claims = msgspec.json.decode(decoded(body), type=_Claims)
             account = self._accounts[(claims.iss, header.kid)]
-            account.key.verify(_decoded(signature), signed.encode(), padding.PKCS1v15(), SHA256())
+            account.key.verify(decoded(signature), signed.encode(), padding.PKCS1v15(), SHA256())
         except (ValueError, KeyError, msgspec.MsgspecError, Base64Error, InvalidSignature):
             raise _Refused("invalid_grant") from None
         now = self._clock()
@@ -112,7 +111,3 @@ class TokenEndpoint:
             raise _Refused("invalid_grant")
         self._used.add(claims.jti)
         return account.subject
-
-
-def _decoded(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))

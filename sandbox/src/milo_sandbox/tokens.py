@@ -76,7 +76,7 @@ class Tokens:
 
     def claims(self, token: str) -> Claims:
         """Return the claims of a token that `issue` made."""
-        return msgspec.json.decode(_decoded(token.split(".")[1]), type=Claims)
+        return msgspec.json.decode(decoded(token.split(".")[1]), type=Claims)
 
     def revoke_all(self) -> None:
         """Revoke every issued token."""
@@ -90,7 +90,7 @@ def _encoded(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _decoded(text: str) -> bytes:
+def decoded(text: str) -> bytes:
     return urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 

@@ -483,8 +483,8 @@ MUTANTS = (
     Mutant(
         "a known object that is not engaged does not prove the server",
         "registry/intake.py",
-        "return self._is_engaged(listed[0]) or self._registry.is_present(*listed)",
-        "return self._is_engaged(listed[0])",
+        "return self._registry.is_engaged(listed[0]) or self._registry.is_present(*listed)",
+        "return self._registry.is_engaged(listed[0])",
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
     Mutant(

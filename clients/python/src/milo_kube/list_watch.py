@@ -99,9 +99,6 @@ class Waits(Protocol):
     async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
         """Wait for one response; only within `waiting`."""
 
-    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
-        """Wait for this response alone."""
-
 
 class UnresponsiveError(Exception):
     """A server that accepts connections, but does not answer."""
@@ -131,10 +128,6 @@ class DeadlineWaits:
         found = await response
         self._deadline.lift()
         return found
-
-    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
-        async with self.waiting():
-            return await self.wait(response, until)
 
 
 class _Opened:
@@ -211,7 +204,7 @@ class ListWatch(Generic[Seen]):
         if request.continue_token:
             query.append(("continue", request.continue_token))
         try:
-            answer = await self._waits.wait_for(
+            answer = await self._wait_for(
                 self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
             )
             if answer.status != 200:
@@ -261,9 +254,13 @@ class ListWatch(Generic[Seen]):
         except LineTooLongError as error:
             await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
 
+    async def _wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
+        async with self._waits.waiting():
+            return await self._waits.wait(response, until)
+
     async def _response(self, response: Awaitable[Stream]) -> Stream:
         try:
-            return await self._waits.wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
+            return await self._wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
         except TimeoutError:
             message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
             raise TransportError("timeout", message) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import msgspec
 
@@ -22,13 +22,6 @@ else:
 _RESOURCE = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
 # A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply the request to another path.
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
-
-
-class Model(Protocol):
-    """A model class of the kubernetes package."""
-
-    @classmethod
-    def from_dict(cls, obj: Document) -> Any: ...
 
 
 class Kind(Generic[T]):
