@@ -201,7 +201,7 @@ class TestGetAndExplain:
         assert lines[0].startswith("alpha is engaged: DRAINING, since 20")
         assert "  state          Draining" in lines
         assert "  draining       until 1970-01-01T00:01:00Z (MOVED: to b)" in lines
-        first, second = lines[lines.index("Waiting for the release by:") + 1 :]
+        first, second = lines[lines.index("Not released yet by:") + 1 :]
         assert first.startswith("  operator-0/1   uid 7   connected since 20")
         assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
 

@@ -364,7 +364,7 @@ class TestFailures:
         async with fleet:
             await begin(snapshot("1", engaged("a")))
             await handler_log.read(1)
-        assert str(errors[0]) == "the handler was cancelled, but not by its Fleet"
+        assert str(errors[0]) == "the handler was canceled, but not by its Fleet"
         assert isinstance(errors[0].__cause__, asyncio.CancelledError)
 
     @pytest.mark.parametrize("at_the_end_of", ["the cluster", "the fleet"])

@@ -11,7 +11,7 @@ from milo_sandbox.resources import Document, Resource
 
 
 class Part(Enum):
-    """The part of an object that a write changes: the status subresource only the status, other writes all else."""
+    """The part of an object that a write may change: the status, or everything else."""
 
     MAIN = auto()
     STATUS = auto()

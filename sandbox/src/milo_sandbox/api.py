@@ -53,7 +53,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Api:
-    """Parses requests, calls the store, and writes responses."""
+    """The HTTP API of one store: it parses requests, calls the store, and writes responses."""
 
     def __init__(self, store: Store, *, features: Features, rights: Rights, tokens: Tokens, faults: Faults) -> None:
         self.store = store
@@ -310,7 +310,7 @@ def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
 def _page_expired(continued: Continue) -> refusals.RefusedError:
     return refusals.gone(
         "The provided continue parameter is too old to display a consistent list result. Start a new list without "
-        "it, or go on with the token in this answer: what follows may not fit what came before.",
+        "it, or continue with the token in this response; later pages may be inconsistent with the earlier ones.",
         continue_token=Continue(options.INCONSISTENT, continued.start).token(),
     )
 

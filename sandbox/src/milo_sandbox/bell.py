@@ -4,7 +4,7 @@ import asyncio
 
 
 class Bell:
-    """Rung on the event loop. Streams check their state before they wait, so a ring without a waiter loses nothing."""
+    """A notification for waiting streams. They check their state before they wait, so that none misses one."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()

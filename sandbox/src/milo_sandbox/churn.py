@@ -1,7 +1,7 @@
 """Churn: projects are created, become ready, change, are suspended, deleted and created again.
 
-Each project that is changing has a story: a generator that makes one change per step. Which story is next, and which
-starts, is drawn from a seeded generator, so that a run is reproducible.
+Each project that is changing has a story: a generator that makes one change per step. Which story starts or continues
+is drawn from a seeded random generator, so that a run is reproducible.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 
 
 class Churn:
-    """Pure: `step` makes about one change. The number of projects stays near the initial one."""
+    """A source of random changes; `step` makes about one. The number of projects stays near the initial one."""
 
     def __init__(self, store: Store, names: Names, random: Random) -> None:
         self._store = store
@@ -127,7 +127,7 @@ class Churn:
             self._milo.provision(name)
 
     def _clean_up(self, name: str) -> Story:
-        self._milo.report_cleanup(name, "CleanupStarted", "Looking for what is left in the project")
+        self._milo.report_cleanup(name, "CleanupStarted", "Listing the remaining objects of the project")
         yield
         left = self._random.sample(_LEFT_OVER, self._random.randint(1, len(_LEFT_OVER)))
         while left:
@@ -135,7 +135,7 @@ class Churn:
             self._milo.report_cleanup(name, "CleanupAwaitingCompletion", message)
             yield
             left.pop()
-        self._milo.report_cleanup(name, "CleanupComplete", "Nothing is left in the project")
+        self._milo.report_cleanup(name, "CleanupComplete", "No objects remain in the project")
         yield
         self._milo.finish(name)
 
@@ -145,7 +145,7 @@ class Churn:
 
 
 async def run(churn: Churn, per_second: float) -> None:
-    """Make steps forever, at an average rate that does not depend on how long a step takes."""
+    """Make steps until canceled, at an average rate that does not depend on how long a step takes."""
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:

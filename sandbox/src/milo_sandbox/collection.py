@@ -14,7 +14,7 @@ from milo_sandbox.selectors import Selector
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a list; `last_key` is where the next page starts, or empty on the last page."""
+    """A page of a list; the next page starts after `last_key`, which is empty on the last page."""
 
     records: list[Record]
     version: int
@@ -23,7 +23,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collection:
-    """Changed only by `apply` and `extend`. A read at an old version reverts later events on the fly."""
+    """The objects of one resource. A read at an old version reverts the later events."""
 
     def __init__(
         self, resource: Resource, history_limit: int, records: Iterable[Record] = (), version: int = 0

@@ -42,7 +42,7 @@ async def serve(
     """Serve until SIGINT, SIGTERM or SIGHUP."""
     host, port = _address(listen)
     async with AsyncExitStack() as stack:
-        # A signal must not end the process while the folder exists: it has a token.
+        # Signals must not end the process before the directory, which has a token, is removed.
         stopping = stack.enter_context(stop_signals())
         kubeconfig = kubeconfig_out or (
             Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"

@@ -20,7 +20,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ControlPlanes:
-    """One API per project UID: a recreated project has nothing of its predecessor."""
+    """The APIs by project UID: a recreated project has none of the objects of its predecessor."""
 
     def __init__(self, milo: Store, new_api: Callable[[Store], Api]) -> None:
         self._milo = milo

@@ -11,7 +11,7 @@ _PLAIN_PATH = re.compile(r"(\.[A-Za-z0-9_-]+)+")
 
 
 def _violations(definition: Document) -> Iterator[Cause]:
-    """Return what is wrong with a definition, beyond its schema."""
+    """Return the violations of a definition that its schema does not detect."""
     spec = definition["spec"]
     name = f"{spec['names']['plural']}.{spec['group']}"
     if definition["metadata"].get("name") != name:

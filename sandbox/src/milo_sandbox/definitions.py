@@ -24,14 +24,14 @@ class DefinitionStore(Protocol):
 
 
 class Definitions:
-    """Serves the resources of the stored definitions, and deletes their objects with them."""
+    """The controller that serves the resources of the stored definitions, and deletes their objects with them."""
 
     def __init__(self, store: DefinitionStore) -> None:
         self._store = store
         self._served: dict[str, tuple[Document, Resource]] = {}
 
     def after(self, resource: Resource, event: Event) -> None:
-        """Follow a write."""
+        """Handle a write."""
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._follow(event.record.name, None if event.deleted else event.record.document())
         elif event.deleted and (name := self._defined_by(resource)):

@@ -11,11 +11,11 @@ import click
 
 
 class SandboxError(Exception):
-    """A command cannot go on; the message says what failed and what to change."""
+    """A command cannot continue; the message says what failed and what to change."""
 
 
 class OutputError(SandboxError):
-    """Standard output cannot be written; the message is empty if its reader went away."""
+    """Standard output cannot be written; the message is empty if its reader was closed."""
 
     def __init__(self, error: OSError) -> None:
         went_away = isinstance(error, BrokenPipeError)
@@ -57,7 +57,7 @@ def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception
 
 
 def _discard_output() -> None:
-    """Point standard output to nowhere: what is still buffered would fail again at exit."""
+    """Redirect standard output to /dev/null: a flush of buffered data at exit would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

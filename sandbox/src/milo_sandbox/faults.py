@@ -35,7 +35,7 @@ _HEALTH = frozenset({"livez", "readyz", "healthz"})
 
 
 class Faults:
-    """The active faults, until they are cleared or their time or count is used up."""
+    """The active faults. Each ends when it is cleared, or when its time or count is exhausted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -62,7 +62,7 @@ class Faults:
     # The faults
 
     def initializing(self, *, seconds: float = inf, resource: Resource | None = None) -> None:
-        """Act as while the watch cache is being built: no watches, and lists only by pages. Health checks succeed."""
+        """Act as a server that builds its watch cache: no watches, and lists only in pages. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
             call = approach.call
@@ -82,12 +82,12 @@ class Faults:
         self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
 
     def overloaded(self, *, seconds: float = inf, times: float = inf) -> None:
-        """API priority and fairness rejects requests, in plain text."""
+        """Act as a server whose API priority and fairness rejects requests, in plain text."""
         text = "Too many requests, please try again later.\n"
         self._add(_is_call, lambda *_: PlainError(429, text, retry_after=1), seconds=seconds, times=times)
 
     def failing(self, code: int = 500, *, seconds: float = inf, times: float = inf) -> None:
-        """Act as while the server's backend, or a proxy before it, is broken."""
+        """Act as a server whose backend, or a proxy in front of it, is broken."""
         self._add(_is_call, lambda *_: PlainError(code, "<html>upstream failed</html>"), seconds=seconds, times=times)
 
     def unauthorized(self, *, seconds: float = inf, times: float = inf) -> None:
@@ -104,12 +104,12 @@ class Faults:
         def answer(approach: Approach, _: float) -> RefusedError:
             assert approach.call is not None
             what = approach.call.resource.qualified
-            return refusals.forbidden(what, f"nobody can {approach.call.verb} {what} at the cluster scope")
+            return refusals.forbidden(what, f"no user can {approach.call.verb} {what} at the cluster scope")
 
         self._add(_is_call, answer, seconds=seconds, times=times)
 
     def unserved(self, resource: Resource, *, seconds: float = inf) -> None:
-        """Act as after the deletion of the resource's CRD."""
+        """Act as a server on which the CRD of the resource was deleted."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is not None and approach.call.resource is resource

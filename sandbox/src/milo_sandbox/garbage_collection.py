@@ -9,7 +9,7 @@ from milo_sandbox.resources import Document, Resource
 FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
 FINALIZERS = {"Foreground": FOREGROUND, "Orphan": ORPHAN}
-"""The finalizer of an owner for each propagation policy that delays its removal."""
+"""The finalizer by propagation policy, for the policies that delay the removal of the owner."""
 _MENTIONS_OWNERS = b'"ownerReferences"'
 
 Key = tuple[Resource, str]
@@ -24,7 +24,7 @@ class DependentStore(Protocol):
 
 
 class GarbageCollector:
-    """Deletes objects whose owners are all deleted, and honors the propagation policies Foreground and Orphan."""
+    """The garbage collector, which deletes objects whose owners are all deleted. It honors Foreground and Orphan."""
 
     def __init__(self, store: DependentStore) -> None:
         self._store = store
@@ -33,7 +33,7 @@ class GarbageCollector:
         self._owners: dict[Key, frozenset[str]] = {}
 
     def after(self, resource: Resource, event: Event) -> None:
-        """Follow a write."""
+        """Handle a write."""
         key = (resource, event.record.key)
         before = self._owners.get(key, frozenset())
         owners = frozenset() if event.deleted else frozenset(each["uid"] for each in _references(event.record))
@@ -62,7 +62,7 @@ class GarbageCollector:
             self._owners.pop(key, None)
 
     def _collect(self, key: Key) -> None:
-        """Delete an object whose owners are all deleted; remove the references to some that are."""
+        """Delete an object if all its owners are deleted; otherwise remove its references to those that are."""
         record = self._store.find(*key)
         references = _references(record) if record else []
         if record is None or not references:

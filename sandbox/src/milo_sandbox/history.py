@@ -29,7 +29,7 @@ class History:
 
     def append(self, event: Event) -> None:
         self._events.append(event)
-        # At twice the limit, so that the cost of moving the rest is paid once per `limit` events.
+        # Only at twice the limit, so that the remaining events are moved once per `limit` events.
         if len(self._events) > 2 * self._limit:
             self.compact(self._events[-self._limit - 1].version)
 

@@ -32,7 +32,7 @@ def write(path: Path, config: Document) -> None:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Replace a file atomically, readable for its owner only."""
+    """Replace a file atomically, readable only by its owner."""
     with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)
     Path(file.name).replace(path)

@@ -52,7 +52,9 @@ def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
         return
     for finalizer in finalizers:
         if not isinstance(finalizer, str) or not _QUALIFIED.fullmatch(finalizer):
-            yield _invalid("metadata.finalizers", finalizer, "a finalizer is a qualified name, as example.com/hold")
+            yield _invalid(
+                "metadata.finalizers", finalizer, "a finalizer is a qualified name, such as example.com/hold"
+            )
 
 
 def _label_violations(labels: Any) -> Iterator[Cause]:

@@ -16,7 +16,7 @@ PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 
 
 class Milo:
-    """Maintains a project and its control plane as Milo does: same name, back-referencing labels, conditions."""
+    """Milo's controllers: they maintain a project and its control plane, with its name, labels and conditions."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

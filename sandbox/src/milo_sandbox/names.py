@@ -38,7 +38,7 @@ _LABELS = {
 
 
 class Names:
-    """Draws names from a random generator: the same seed gives the same names."""
+    """A source of random names: the same seed gives the same names."""
 
     def __init__(self, random: Random) -> None:
         self._random = random

@@ -86,7 +86,7 @@ def _schemas(resources: Sequence[Resource], reference: str) -> Document:
     schemas: Document = {
         _METADATA: {
             "type": "object",
-            "description": "What every object has.",
+            "description": "The metadata of every object.",
             "properties": {
                 **{
                     name: {"type": "string"} for name in ("name", "generateName", "namespace", "uid", "resourceVersion")

@@ -131,7 +131,7 @@ def _integer(query: Mapping[str, str], name: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise refusals.bad_request(f"{name}: want an integer, not {text!r}") from error
+        raise refusals.bad_request(f"{name} must be an integer, not {text!r}") from error
 
 
 def _flag(query: Mapping[str, str], name: str) -> bool:

@@ -99,7 +99,7 @@ def _step(container: Any, part: str, path: list[str]) -> Any:
         return container[part]
     if isinstance(container, list):
         return container[_index(part, len(container) - 1, path)]
-    raise _impossible(f"nothing is at /{'/'.join(path)}")
+    raise _impossible(f"no value exists at /{'/'.join(path)}")
 
 
 def _find(document: Any, path: list[str]) -> Any:
@@ -119,7 +119,7 @@ def _put(document: Any, path: list[str], value: Any, *, insert: bool) -> Any:
         index = len(parent) if insert and last == "-" else _index(last, len(parent) - (not insert), path)
         parent[index : index if insert else index + 1] = [value]
     else:
-        raise _impossible(f"nothing can be put at /{'/'.join(path)}")
+        raise _impossible(f"no value can be set at /{'/'.join(path)}")
     return document
 
 

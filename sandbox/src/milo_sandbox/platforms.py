@@ -1,6 +1,6 @@
-"""Gardener and kcp, as far as they serve clusters: Shoots with kubeconfigs that are requested, and workspaces by path.
+"""Gardener and kcp as sources of clusters: Shoots whose kubeconfigs are requested, and workspaces by path.
 
-Only the requests that a client of clusters sends are served, with the resources' own names and fields.
+Only the requests that a client of clusters sends are served, with the resources' real names and fields.
 """
 
 from base64 import b64encode
@@ -23,7 +23,7 @@ GARDEN = "garden"
 CLUSTERS = "clusters"
 """The path prefix of kcp's workspaces."""
 PARENT = "root:sandbox"
-"""The parent workspace, which has the others."""
+"""The parent workspace, which contains the others."""
 SHOOT_ADMIN = "gardener.cloud:admin"
 _LEAST_S, _MOST_S = 600, 24 * 3600
 

@@ -51,7 +51,7 @@ class _Message:
 def read(body: bytes) -> Document:
     """Decode a body, or raise a refusal if it is not protobuf or has an unexpected kind."""
     if not body.startswith(_MAGIC):
-        raise refusals.bad_request("the body doesn't begin as a Kubernetes protobuf message does")
+        raise refusals.bad_request("the body does not begin with the prefix of a Kubernetes protobuf message")
     try:
         envelope = _ENVELOPE(body[len(_MAGIC) :])
         kind = envelope["typeMeta"]["kind"]
@@ -59,7 +59,7 @@ def read(body: bytes) -> Document:
             raise refusals.unsupported_media_type(f"{CONTENT_TYPE} of {kind}", ["application/json"])
         return {**envelope["typeMeta"], **_KINDS[kind](envelope["raw"])}
     except (ValueError, LookupError) as error:
-        raise refusals.bad_request(f"couldn't read the body as protobuf: {error}") from error
+        raise refusals.bad_request(f"cannot decode the body as protobuf: {error}") from error
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Wire]]:
@@ -99,7 +99,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _as_bytes(wire: Wire) -> bytes:
     if isinstance(wire, int):
-        raise ValueError("a number stands where a text or a message belongs")  # noqa: TRY004 - of the message, not ours
+        raise ValueError("expected a string or a message, found a number")  # noqa: TRY004 - of the message, not ours
     return wire
 
 

@@ -142,7 +142,7 @@ def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError
 
 
 def invalid(resource: Resource, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusedError:
-    """Return a 422; `kind` is the client's, where it differs from the resource's."""
+    """Return a 422; `kind` is the kind that the client sent, if it differs from the resource's."""
     kind = kind or resource.kind
     details = {"name": name, "group": resource.group, "kind": kind}
     what = f"{kind}.{resource.group}" if resource.group else kind

@@ -72,7 +72,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_custom(self) -> bool:
-        """Whether it is defined by a CRD, as Milo's are, which the API server handles differently."""
+        """Whether a CRD defines the resource, as Milo's are defined; the API server handles those differently."""
         return not self.takes_strategic_patches
 
     @property
@@ -315,7 +315,7 @@ SERVICE_ACCOUNTS = Resource(
     namespaced=True,
     allows_blind_update=True,
     takes_strategic_patches=True,
-    schema={"type": "object", "description": "An identity of a program.", "properties": {}},
+    schema={"type": "object", "description": "The identity of a program.", "properties": {}},
     columns=(_NAME, _AGE),
 )
 

@@ -38,7 +38,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     try:
         subject = tokens.subject(token)
     except refusals.RefusedError:
-        return {"user": {}, "error": "the token is not one of this server's, or has expired"}
+        return {"user": {}, "error": "the token was not issued by this server, or has expired"}
     audiences = tokens.claims(token).aud
     both = [audience for audience in asked if audience in audiences]
     if not both and (asked or audiences):

@@ -37,7 +37,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rights:
-    """The rules of all subjects. The administrator may do everything, a subject without rules nothing."""
+    """The rules of all subjects. The administrator may do everything, and a subject without rules nothing."""
 
     def __init__(self) -> None:
         self._rules: dict[str, tuple[Rule, ...]] = {ADMIN: (EVERYTHING,)}

@@ -254,7 +254,7 @@ class Sandbox:
         self.store.compact()
 
     def change_schema(self, *, initializing: float = 0.0) -> None:
-        """Act as after a change of a CRD: watches end, nothing is served for a while, then versions are compacted."""
+        """Act as a server whose CRD changed: watches end, nothing is served for a while, and versions are compacted."""
         self._api.streams.end(last_bookmark=False)
         self.store.compact()
         if initializing:
@@ -278,7 +278,7 @@ class Sandbox:
         return self.store.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Restore a backup, including its versions; resumed watches wait for their future version."""
+        """Restore a backup, including its versions; resumed watches wait for a version in the future."""
         self.store.restore(snapshot)
 
     # Data

@@ -1,7 +1,7 @@
 """The address and the identity of a sandbox, saved beside its kubeconfig.
 
 A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so clients
-of the earlier one recover as from a restart of an API server.
+of the earlier one recover as after a restart of an API server.
 """
 
 from datetime import datetime, timedelta
@@ -19,9 +19,9 @@ _RENEWED_BEFORE = timedelta(days=1)
 class SavedServer(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
-    """0 before the first start: any free port."""
+    """The port; 0 before the first start, for any free port."""
     seed: int
-    """Names and UIDs of the first projects depend on it alone."""
+    """The random seed, which determines the names and UIDs of the first projects."""
     identity: ServerIdentity
 
 

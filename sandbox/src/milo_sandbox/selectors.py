@@ -78,7 +78,7 @@ def _parse_fields(text: str) -> tuple[Requirement, ...]:
     for part in filter(None, text.split(",")):
         found = re.fullmatch(r"([^=!]+)(==|!=|=)(.*)", part.strip())
         if found is None:
-            raise refusals.bad_request(f"invalid field selector {part!r}: want key=value, key==value or key!=value")
+            raise refusals.bad_request(f"invalid field selector {part!r}: use key=value, key==value or key!=value")
         key, operator, value = found.groups()
         if key not in {"metadata.name", "metadata.namespace"}:
             raise refusals.bad_request(f'field label not supported: "{key}"; use metadata.name or metadata.namespace')

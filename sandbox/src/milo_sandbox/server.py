@@ -24,7 +24,7 @@ class _Http(web.Server):
 
 
 class Server:
-    """Binds at the first start; later starts use the same port."""
+    """The HTTPS listener. It binds at the first start; later starts use the same port."""
 
     def __init__(self, gateway: Gateway, tls: ssl.SSLContext, host: str, port: int) -> None:
         self._gateway = gateway
@@ -41,7 +41,7 @@ class Server:
         self._http = _Http(
             self._gateway.handle,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
-            # Otherwise a watch whose client went away would wait forever.
+            # Otherwise a watch whose client has disconnected would wait forever.
             handler_cancellation=True,
             access_log=None,
         )

@@ -162,7 +162,7 @@ def _merge(live: Any, applied: Any, schema: Document) -> Any:
 
 
 def _remove(value: Any, path: Path, schema: Document) -> None:
-    """Remove a field, and what holds nothing else afterwards."""
+    """Remove a field, and the parents that are empty afterwards."""
     step, rest = path[0], path[1:]
     if isinstance(value, dict):
         name = step.removeprefix("f:")

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGINT, SIGTERM, and SIGHUP of a closed terminal set."""
+    """Yield an event that is set by SIGINT, SIGTERM, or the SIGHUP of a closed terminal."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    # A command started by nohup ignores SIGHUP, and keeps doing so.
+    # Under nohup SIGHUP is ignored, and has to stay so.
     numbers = [
         number
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -19,11 +19,11 @@ from milo_sandbox.resources import NAMESPACES, Document, Resource
 from milo_sandbox.server_side_apply import APPLY, Writer
 
 Change = Callable[[Document], Any]
-"""A function from the current object to the wanted one."""
+"""A function that returns the new object, given the current one."""
 
 
 class Controller(Protocol):
-    """Follows the writes, and may write itself."""
+    """A controller, which is called after each write and may write itself."""
 
     def after(self, resource: Resource, event: Event) -> None: ...
 
@@ -71,7 +71,7 @@ class Store:
         self._listeners.append(listener)
 
     def add_controller(self, controller: Controller) -> None:
-        """Have a controller follow each write, in order, before the next request is served."""
+        """Call a controller after each write, in order, before the next request is served."""
         self._controllers.append(controller)
 
     def define(self, resource: Resource) -> None:
@@ -132,7 +132,7 @@ class Store:
             raise refusals.already_exists(resource, given["name"])
         born = self._born(resource, wanted, namespace)
         if writer is not None:
-            # One that applies does not own the defaults.
+            # A manager that creates by apply does not own the defaults.
             born = server_side_apply.create(resource, born, applied or born, writer, self.timestamp())
         return self._commit(resource, None, born, dry_run=dry_run)
 
@@ -148,7 +148,7 @@ class Store:
         dry_run: bool = False,
         writer: Writer | None = None,
     ) -> Record:
-        """Write the result of `change`, unless it changes nothing."""
+        """Write the result of `change`, unless it equals the current object."""
         before = self.get(resource, name, namespace)
         current = before.document()
         asked = change(deepcopy(current))
@@ -188,7 +188,7 @@ class Store:
         manager: str,
         force: bool = False,
     ) -> tuple[Record, bool]:
-        """Apply a configuration on the server's side; return the object and whether it was created."""
+        """Apply a configuration by server-side apply; return the object and whether it was created."""
         wanted = admission.enveloped(resource, document, namespace)
         if wanted["metadata"].setdefault("name", name) != name:
             raise refusals.bad_request(f"the name of the object does not match the name on the URL ({name})")
@@ -251,7 +251,7 @@ class Store:
         propagation: str = "",
         dry_run: bool = False,
     ) -> tuple[Record, bool]:
-        """Delete an object; return it and whether it is removed. Finalizers keep it, marked, until they are removed."""
+        """Delete an object; return it and whether it is removed. With finalizers it is only marked as terminating."""
         before = self.get(resource, name, namespace)
         if preconditions:
             admission.check_preconditions(preconditions, resource, before)
@@ -375,7 +375,7 @@ class Store:
         return record
 
     def _follow(self, resource: Resource, event: Event) -> None:
-        """Call the controllers, for the writes that they make as well."""
+        """Call the controllers, also for the writes that they make themselves."""
         if self._unfollowed is not None:
             self._unfollowed.append((resource, event))
             return

@@ -12,7 +12,7 @@ from milo_sandbox.watch import Watch
 
 
 class Streams:
-    """Waits and writes for the watches, which decide what to send."""
+    """The open watches of one store. It waits and writes for them; each watch decides what to send."""
 
     def __init__(self) -> None:
         self._bell = Bell()
@@ -30,7 +30,7 @@ class Streams:
         await self._bell.wait_until(inf)
 
     def end(self, resource: Resource | None = None, *, last_bookmark: bool = True) -> None:
-        """End all watches, or those of a resource, cleanly after what they have to send."""
+        """End all watches, or those of a resource, cleanly after their pending events."""
         for watch in self._open:
             if resource in {None, watch.resource}:
                 watch.end(last_bookmark=last_bookmark)
@@ -52,7 +52,7 @@ class Streams:
         response = web.StreamResponse(headers=answers.HEADERS | {"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         if request.transport is None:
-            raise ConnectionResetError("the client left before its watch began")
+            raise ConnectionResetError("the client disconnected before its watch began")
         loop = asyncio.get_running_loop()
         watch.set_silent(silent=self._silent)
         self._open[watch] = request.transport

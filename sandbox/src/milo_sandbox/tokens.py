@@ -34,7 +34,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Tokens:
-    """Issues and verifies tokens. Times are seconds since the epoch."""
+    """The issuer and verifier of tokens. Times are seconds since the epoch."""
 
     def __init__(self, *, life: float, clock: Callable[[], float]) -> None:
         self.life = life

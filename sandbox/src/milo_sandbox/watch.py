@@ -36,7 +36,7 @@ class Rendering(Protocol):
 
 
 class Plain:
-    """Objects as they are stored; an event's line is shared by all watches."""
+    """The format of objects as they are stored. All watches share the serialized line of an event."""
 
     def event(self, event: Event, selector: Selector) -> bytes | None:
         return event.frame(selector)
@@ -49,7 +49,7 @@ class Plain:
 
 
 class Watch:
-    """Follows one resource's history with a cursor, without a queue. Errors after its start are lines of type ERROR."""
+    """A watch of one resource: a cursor in its history, without a queue. Later errors are lines of type ERROR."""
 
     def __init__(
         self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
@@ -85,7 +85,7 @@ class Watch:
         self._silent = silent
 
     def end(self, *, last_bookmark: bool = True) -> None:
-        """Finish at the next step as a server that shuts down does: pending events, a bookmark, a clean end."""
+        """End at the next step as a server that shuts down does: with pending events, a bookmark, and a clean end."""
         self._ending = True
         self._last_bookmark = last_bookmark
 

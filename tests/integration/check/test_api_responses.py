@@ -47,7 +47,9 @@ def test_transport_error_of_each_cause_has_a_fix(cause: TransportCause) -> None:
 
 
 def test_tls_error_of_a_plain_http_port_does_not_suggest_a_ca() -> None:
-    error = TransportError("tls", "no TLS with host: wrong version number (does the port speak plain HTTP?)")
+    error = TransportError(
+        "tls", "TLS handshake with host failed: wrong version number (does the port speak plain HTTP?)"
+    )
     assert "CA" not in api_responses.unreachable("reach", error).fix
 
 

@@ -19,11 +19,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # The daemon is local; HTTP_PROXY and friends are for remote hosts.
+    # The daemon is local; the environment's proxies are for remote hosts.
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it gRPC waits a minute for a ping's answer, regardless of keepalive_timeout_ms.
+    # Without this option gRPC waits a minute for the answer to a ping, regardless of keepalive_timeout_ms.
     ("grpc.http2.ping_timeout_ms", 10_000),
     # gRPC's default of 4 MiB is less than one object with many labels, or a page of objects with long annotations.
     ("grpc.max_receive_message_length", 64 << 20),

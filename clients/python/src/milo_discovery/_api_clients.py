@@ -23,7 +23,7 @@ Current = Callable[[], Cluster | str]
 
 
 class _BlockingClients:
-    """Opens blocking clients on shared connection pools."""
+    """The factory of blocking clients, which share connection pools."""
 
     def __init__(self) -> None:
         self._transports: SharedTransports[Any] = SharedTransports()
@@ -46,7 +46,7 @@ class _BlockingClients:
 
 
 class AsyncApiClients:
-    """Opens API clients whose credentials are renewed on the running event loop."""
+    """The factory of API clients whose credentials are renewed on the running event loop."""
 
     def __init__(self, run: Callable[[UnaryCall[Kubeconfig]], Awaitable[Kubeconfig]]) -> None:
         self._run = run
@@ -95,13 +95,13 @@ class AsyncApiClients:
                 yield api
 
     def renewer(self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None) -> AsyncRenewer:
-        """Return the credential of a cluster, renewed for as long as it is entered."""
+        """Return the renewer of a cluster's credential, which works while its context is entered."""
         reference = ClusterReference(current, ttl)
         return AsyncRenewer(lambda: self._run(reference.issue_kubeconfig()), pushed)
 
 
 class ThreadApiClients:
-    """Opens API clients whose credentials are renewed in threads."""
+    """The factory of API clients whose credentials are renewed in threads."""
 
     def __init__(self, run: Callable[[UnaryCall[Kubeconfig]], Kubeconfig]) -> None:
         self._run = run

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
-    """Delays double from `initial` to `maximum`, and reset after a run of at least `healthy`."""
+    """The delays of a backoff: they double from `initial` to `maximum`, and reset after a run of at least `healthy`."""
 
     initial: timedelta = timedelta(milliseconds=100)
     maximum: timedelta = timedelta(seconds=5)
@@ -18,7 +18,7 @@ class BackoffPolicy:
 
 
 class Backoff:
-    """Counts consecutive failures and computes the next delay.
+    """A counter of consecutive failures, from which the next delay is computed.
 
     Each delay is drawn from the upper half of its range, so that clients which lost the same daemon do not all
     reconnect at the same moment.

@@ -104,7 +104,7 @@ def claim_singletons(subscriber: str, claims: Mapping[str, SingletonState]) -> U
 
 
 class ClusterReference:
-    """Issues kubeconfigs for one cluster, and never for a later cluster of the same name.
+    """A reference to one cluster, and never to a later cluster of the same name, for which kubeconfigs are issued.
 
     The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. Where the daemon does
     not know the incarnation, the UID decides whether it is the same cluster. A reference by name alone means whichever

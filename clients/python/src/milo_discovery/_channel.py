@@ -20,7 +20,7 @@ _CONNECT_LIMIT_S = 5.0
 
 
 def open_channel(target: str, credentials: ClientCredentials) -> grpc.Channel:
-    """Open a blocking channel. Raises UntrustedServer where another user runs the server."""
+    """Open a blocking channel. Raises UntrustedServer if another user runs the server."""
     verified, directory = _verified_target(target, credentials.server_uid)
     channel_credentials = credentials.channel_credentials()
     if channel_credentials is None:
@@ -32,7 +32,7 @@ def open_channel(target: str, credentials: ClientCredentials) -> grpc.Channel:
 
 
 def open_aio_channel(target: str, credentials: ClientCredentials) -> grpc.aio.Channel:
-    """Open a channel on the running event loop. Raises UntrustedServer where another user runs the server."""
+    """Open a channel on the running event loop. Raises UntrustedServer if another user runs the server."""
     verified, directory = _verified_target(target, credentials.server_uid)
     channel_credentials = credentials.channel_credentials()
     if channel_credentials is None:
@@ -44,11 +44,11 @@ def open_aio_channel(target: str, credentials: ClientCredentials) -> grpc.aio.Ch
 
 
 def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | None]:
-    """Return a target below a file descriptor of the socket's directory, and that descriptor.
+    """Return a target relative to a file descriptor of the socket's directory, and that descriptor.
 
     gRPC makes its own connections, so checking one connection says nothing about the next. Instead, the directory is
     opened once, and it must be one in which only the expected user (or root) can create or rename files. The descriptor
-    keeps pointing to it if another directory takes its path.
+    keeps pointing to that directory if another one takes its path.
     """
     if server_uid is None:
         return target, None

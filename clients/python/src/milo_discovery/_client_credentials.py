@@ -57,7 +57,7 @@ class ClientCredentials:
         )
 
     def check(self, target: str) -> None:
-        """Raise InvalidCredentials if they cannot be used with this gRPC target."""
+        """Raise InvalidCredentials if these credentials cannot be used with the gRPC target."""
         if self.server_uid is not None and sys.platform != "linux":
             raise InvalidCredentials("server_uid needs Linux, where the kernel reports the server's uid")
         if target.startswith("unix:"):
@@ -69,7 +69,7 @@ class ClientCredentials:
             raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """Read the files for a new connection; None means no TLS. Raises InvalidCredentials."""
+        """Return the TLS credentials for a new connection, or None without TLS. Raises InvalidCredentials."""
         if self.ca_file is None:
             return None
         import grpc  # noqa: PLC0415  (loaded only where a connection is made)
@@ -79,7 +79,7 @@ class ClientCredentials:
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Read the token for a new call. Raises InvalidCredentials."""
+        """Return the metadata for a new call, with the current token. Raises InvalidCredentials."""
         if self.token_file is None:
             return ()
         token = _read(self.token_file).strip()

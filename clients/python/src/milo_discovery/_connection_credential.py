@@ -13,11 +13,11 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import CertificateRenewed
 
 BEARER = "BearerToken"
-"""The name of the kubernetes package for the token in a Configuration."""
+"""The key under which the kubernetes package stores the token in a Configuration."""
 
 
 class ConnectionCredential:
-    """The credential at the time when the API client was made.
+    """The credential with which an API client was created.
 
     A client certificate stays with the connections; a token is sent with each request and can be replaced.
     """
@@ -40,7 +40,7 @@ class ConnectionCredential:
 
 @contextmanager
 def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
-    """Provide the path of the client certificate and key while the block runs; None where there is a token."""
+    """Provide the path of the client certificate and key while the block runs; None if there is a token."""
     if access.token is not None or access.certificate is None:
         yield None
     elif hasattr(os, "memfd_create"):

@@ -21,11 +21,11 @@ DEFAULT_HEARTBEAT = timedelta(seconds=30)
 SHORTEST_HEARTBEAT = timedelta(seconds=1)
 LONGEST_HEARTBEAT = timedelta(hours=1)
 HEARTBEATS_MISSED = 3
-"""A connection is dead after this many silent intervals."""
+"""Number of heartbeat intervals without a message after which a connection is considered dead."""
 
 
 class FilterOptions(TypedDict, total=False):
-    """Selects clusters: all options that are set must match; without any, all clusters match."""
+    """Options that select clusters: all that are set must match; without any, all clusters match."""
 
     label_selector: str
     """Kubernetes syntax: "env in (prod, staging),tier!=silver"."""
@@ -157,7 +157,7 @@ def source_status(message: pb.SourceStatus) -> model.SourceStatus:
 
 
 def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
-    """Join the pages of one listing, which all show one revision."""
+    """Join the pages of one listing, which all have the same revision."""
     *_, last = pages
     return model.Listing(
         clusters=tuple(cluster(each) for page in pages for each in page.clusters),

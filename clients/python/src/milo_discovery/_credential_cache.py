@@ -40,7 +40,7 @@ class CachedCredential:
 
 
 class CredentialCache:
-    """Holds the newest credential. Any thread may read it; it is replaced by a single assignment."""
+    """The newest credential of one cluster. Any thread may read it; it is replaced by a single assignment."""
 
     def __init__(self) -> None:
         self._current: CachedCredential | None = None
@@ -53,9 +53,9 @@ class CredentialCache:
         return self._current
 
     def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:
-        """Store it unless the cached credential expires later.
+        """Store the credential of a kubeconfig, unless the cached one expires later.
 
-        With `pushed`, the stream is expected to deliver the next one too, so asking for it is delayed.
+        With `pushed`, the stream is expected to deliver the next one too, so the request for it is delayed.
         """
         if kubeconfig is self._last_offered:
             return

@@ -39,7 +39,7 @@ class BlockingAccess(Protocol):
 
 
 class AsyncRenewer:
-    """Renews a credential on one event loop. A context manager, which begins with a valid credential."""
+    """A renewed credential on one event loop: a context manager, which is entered with a valid credential."""
 
     __slots__ = ("_issue", "_pushed", "_renewal", "cache")
 
@@ -78,7 +78,7 @@ class AsyncRenewer:
         return self.cache.current.access
 
     def state(self) -> CredentialState:
-        """Take in what the stream delivered, and return the state."""
+        """Store the kubeconfig that the stream delivered, if any, and return the state."""
         pushed = None if self._pushed is None else self._pushed()
         if pushed is not None:
             self.cache.offer(pushed, pushed=True)
@@ -98,7 +98,7 @@ class AsyncRenewer:
             await asyncio.wait([renewal])
 
     async def _renewed(self) -> None:
-        # Shielded, because it is shared: a caller that is cancelled must not cancel it for the others.
+        # Shielded, because it is shared: a caller that is canceled must not cancel it for the others.
         await asyncio.shield(self.start_renewal())
 
     async def _renew(self) -> None:
@@ -110,7 +110,7 @@ class AsyncRenewer:
 
 
 class LoopBridge:
-    """Gives threads access to an AsyncRenewer. It never blocks the event loop's own thread."""
+    """The access of threads to an AsyncRenewer. It never blocks the event loop's own thread."""
 
     def __init__(self, renewer: AsyncRenewer) -> None:
         self._renewer = renewer
@@ -142,7 +142,7 @@ class LoopBridge:
 
 
 class ThreadRenewer:
-    """Renews a credential in a thread of its own."""
+    """A credential that is renewed in a thread of its own."""
 
     def __init__(self, issue: Callable[[], Kubeconfig]) -> None:
         self.cache = CredentialCache()
@@ -170,7 +170,7 @@ class ThreadRenewer:
         self._executor.shutdown(cancel_futures=True)
 
     def _start_renewal(self, is_needed: Callable[[], bool]) -> Future[None] | None:
-        """Return the renewal in flight, or start one; None if another thread's has made it unnecessary."""
+        """Return the renewal in flight, or start one; None if a renewal by another thread has made it unnecessary."""
         with self._lock:
             if self._renewal is None or self._renewal.done():
                 if not is_needed():

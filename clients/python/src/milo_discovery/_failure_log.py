@@ -19,7 +19,7 @@ class _Kind:
 
 
 class FailureLog:
-    """Decides what to log of each failure. Failures of one kind have the same exception type, raised by the same line.
+    """The log policy for handler failures. Failures of one kind have the same exception type, raised by the same line.
 
     A kind that does not occur for an interval is forgotten, so its next failure is logged with a traceback again.
     """
@@ -46,7 +46,7 @@ class FailureLog:
         return False
 
     def summaries(self, now: float, *, final: bool = False) -> list[tuple[int, int]]:
-        """Return the failures and clusters of each kind since it was last logged, for kinds whose interval is over."""
+        """Return the numbers of failures and clusters since the last log line, of each kind whose interval is over."""
         found: list[tuple[int, int]] = []
         for key, kind in tuple(self._kinds.items()):
             if now - kind.logged_at < self._interval and not final:

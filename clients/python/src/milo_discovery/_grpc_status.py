@@ -40,7 +40,7 @@ _BY_CODE: dict[grpc.StatusCode, type[StatusError]] = {
 }
 
 NOT_RETRYABLE = (InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented)
-"""Errors that end a watch: the same request gets the same answer until someone changes something."""
+"""Errors that end a watch: a retry fails too until the request, the daemon's configuration or its rules change."""
 
 
 def status_error(
@@ -65,7 +65,7 @@ def status_error(
 
 
 def status_error_of_call(error: grpc.RpcError) -> StatusError:
-    """Return the error that stands for what a call raised."""
+    """Return the error for the exception that a call raised."""
     call = cast("grpc.Call", error)  # gRPC raises objects of both types
     return status_error(call.code(), call.details(), call.trailing_metadata())
 

@@ -138,7 +138,7 @@ def _decoded(part: Mapping[str, Any], key: str) -> str | None:
 
 
 def _interned(text: str | None) -> str | None:
-    """Return the text as one object in the process: the clusters of a fleet have the same CA."""
+    """Return the interned text: the clusters of a fleet have the same CA, which is then held in memory once."""
     return None if text is None else sys.intern(text)
 
 

@@ -31,7 +31,7 @@ class AioTransport:
 
 
 class RenewingApiClient(ApiClient):
-    """Uses the newest credential for each request, and retries once with a newer one after a 401."""
+    """An API client that uses the newest credential for each request, and retries once with a newer one after a 401."""
 
     def __init__(
         self, renewer: AsyncRenewer, credential: ConnectionCredential, transport: AioTransport, proxy: str | None

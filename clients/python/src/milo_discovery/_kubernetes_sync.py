@@ -36,7 +36,7 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
 
 
 class _SharedRestClient(RESTClientObject):
-    """Sends requests through a shared pool, which stays open when the client is closed."""
+    """A REST client on a shared connection pool, which stays open when the client is closed."""
 
     def __init__(self, configuration: Configuration, pool: urllib3.PoolManager) -> None:
         super().__init__(configuration)
@@ -47,7 +47,7 @@ class _SharedRestClient(RESTClientObject):
 
 
 class RenewingApiClient(ApiClient):
-    """Uses the newest credential for each request, and retries once with a newer one after a 401."""
+    """An API client that uses the newest credential for each request, and retries once with a newer one after a 401."""
 
     def __init__(
         self,

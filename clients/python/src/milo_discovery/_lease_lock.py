@@ -39,7 +39,7 @@ class LeaseTiming:
 class LeaseLock:
     """One candidate's view of a Lease.
 
-    A candidate never compares clocks with another: a lock is free when its Lease was seen unchanged for its duration.
+    A candidate never compares clocks with another: a lock is free once its Lease was unchanged for the lease duration.
     """
 
     def __init__(self, identity: str, timing: LeaseTiming) -> None:
@@ -67,12 +67,12 @@ class LeaseLock:
         return self._seen
 
     def stops_at(self) -> float:
-        """Return when the holder has to stop without another renewal."""
+        """Return when the holder has to stop its work if the lock is not renewed before."""
         assert self._renewed_at is not None, "the lock is not held"
         return self._renewed_at + self._timing.renew_deadline
 
     def observe(self, lease: Mapping[str, Any] | None, now: float) -> None:
-        """Take in the Lease as it was read; None if there is none."""
+        """Record the Lease as read from the API server; None if it does not exist."""
         if _version(lease) != _version(self._seen) or lease is None:
             self._seen_at = now
         self._seen = lease
@@ -99,7 +99,7 @@ class LeaseLock:
         }
 
     def written(self, lease: Mapping[str, Any], began_at: float) -> None:
-        """Record a successful write, with the time before its request: the server may have stored it right then."""
+        """Record a successful write. The lock counts from `began_at`, the time before the request was sent."""
         self._seen = lease
         self._seen_at = began_at
         self._renewed_at = began_at

@@ -1,7 +1,7 @@
 """The deadline of a sharded daemon's ownership of its clusters, without I/O.
 
-A daemon that is killed or stopped can't say that it lost its clusters, and another one engages them. So a subscriber
-requests the remaining time of the ownership, and ends its work when that has passed without a new response.
+A daemon that is killed or stopped cannot report that it lost its clusters, and another one engages them. So a
+subscriber requests the remaining time of the ownership, and ends its work when that has passed without a new response.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self.sharded = False
-        """Whether the daemon shares the clusters with others, as far as is known."""
+        """Whether the daemon is known to share the clusters with other daemons."""
         self._until = -inf
 
     @property
@@ -39,7 +39,7 @@ class Ownership:
         return now < self.until
 
     def renewed(self, response: pb.RenewOwnershipResponse, asked_at: float) -> None:
-        """Apply a response. It counts from its request, because it may have been long under way."""
+        """Apply a response. Its duration counts from the request, because the response may have been delayed."""
         self.sharded = response.sharded
         if response.HasField("valid_for"):
             self._until = max(self._until, asked_at + response.valid_for.ToTimedelta().total_seconds())
@@ -47,7 +47,7 @@ class Ownership:
     def next_renewal_s(self, now: float) -> float:
         """Return how long to wait before the next request.
 
-        The last ones follow each other more closely, because the daemon may renew its own Lease late.
+        The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """
         left = self._until - now
         if left <= 0:

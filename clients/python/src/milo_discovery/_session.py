@@ -1,13 +1,12 @@
 """Turns the batches of a stream into events, without I/O.
 
 A session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
-resume
-revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:
+resume revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:
 
-- A snapshot counts when it is complete. Before `synced` it yields no events; one that breaks off has no effect.
-- A snapshot yields its differences from the view. A cluster is the same if name and UID are: a new incarnation alone
-  means that another daemon engaged it, which does not concern a user that already works on it. Only a drain ends the
-  work on it: a cluster that was draining and no longer is was disengaged and engaged again.
+- A snapshot takes effect when it is complete: it yields no events before `synced`, and an incomplete one is dropped.
+- A snapshot yields its differences from the view. A cluster with the same name and UID is the same cluster: a new
+  incarnation alone means that another daemon engaged it, and work on it continues. But a cluster that was draining and
+  no longer is was disengaged and engaged again.
 - A batch is applied completely or not at all, and only then does its revision become the resume revision.
 """
 
@@ -70,7 +69,7 @@ class _Opened:
 
 @dataclass(frozen=True, slots=True)
 class _AwaitingSnapshot:
-    """The daemon is not synced itself, and sends heartbeats only."""
+    """The daemon itself is not synced yet, and sends only heartbeats."""
 
     last: str
 
@@ -104,13 +103,13 @@ class Session:
         self.revision = ""
         """What the next stream resumes from; empty to start over."""
         self.synced = False
-        """Whether the view has been complete. It stays set when a stream ends, as the view stays."""
+        """Whether the view was ever complete. It stays true when a stream ends, because the view is kept."""
         self.source: SourceStatus | None = None
         """The freshness of the daemon's view of Milo, as last received."""
         self.sources: Mapping[str, SourceStatus] = {}
-        """The same for each source of clusters, if the daemon has several."""
+        """The freshness of each source of clusters, if the daemon has several."""
         self.pending_sources: tuple[str, ...] = ()
-        """Sources of which the daemon has no complete list yet. Their clusters stay as they were known."""
+        """Sources of which the daemon has no complete list yet. Their clusters are kept as last received."""
 
     def open(self) -> str:
         """Begin another stream, dropping an incomplete snapshot; return its resume revision."""
@@ -118,7 +117,7 @@ class Session:
         return self.revision
 
     def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
-        """Apply a batch and return what changed. Raises StreamBroken, and applies nothing, if it cannot follow."""
+        """Apply a batch and return what changed. Raises StreamBroken without any effect if it contradicts the view."""
         phase = self._phase
         self._phase = _Closed()  # unless the batch is valid
         if batch.reset:

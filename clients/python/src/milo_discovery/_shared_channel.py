@@ -15,7 +15,7 @@ ChannelT = TypeVar("ChannelT")
 
 @dataclass
 class SharedConnection(Generic[ChannelT]):
-    """A channel, with what is known about it."""
+    """A channel, the number of calls in flight on it, and whether a call has succeeded on it."""
 
     channel: ChannelT
     calls_in_flight: int = 0
@@ -23,7 +23,7 @@ class SharedConnection(Generic[ChannelT]):
 
 
 class SharedChannel(Generic[ChannelT]):
-    """Hands out the current channel to each call, from any thread.
+    """The channel of the unary calls, which may come from any thread.
 
     A channel whose connection was lost fails calls until its reconnect backoff is over, so the next call gets a new
     channel. The failed one is closed after its last call: closing it earlier would cancel the calls in flight.
@@ -45,8 +45,8 @@ class SharedChannel(Generic[ChannelT]):
     def should_retry(self, connection: SharedConnection[ChannelT], failure: StatusError) -> bool:
         """Record a failed call; return whether to make it again on a new channel.
 
-        A retry helps where calls succeeded on this channel before: the daemon has restarted and may be back. All calls
-        are read-only or idempotent.
+        A retry helps if calls succeeded on this channel before: the daemon has restarted, and may be running again. All
+        calls are read-only or idempotent.
         """
         if not is_connection_loss(failure):
             return False

@@ -13,7 +13,7 @@ TransportT = TypeVar("TransportT")
 
 
 def transport_key(access: KubeconfigAccess, proxy: str | None) -> Hashable:
-    """Return what connections must agree in to be shared. A token is sent per request, so it does not count."""
+    """Return the key by which connections are shared. A token is sent per request, so it is not part of the key."""
     certificate = None if access.token is not None else (access.certificate, access.key)
     # NO_PROXY can make the proxy depend on the server.
     return access.authorities, access.tls_server_name, certificate, proxy and (proxy, access.server)
@@ -26,7 +26,7 @@ class _Shared(Generic[TransportT]):
 
 
 class SharedTransports(Generic[TransportT]):
-    """Counts the users of each transport. Thread-safe."""
+    """Transports with the number of users of each. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

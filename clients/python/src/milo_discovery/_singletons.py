@@ -52,14 +52,14 @@ class Singletons:
         self._grants = HeldGrants()
 
     async def run(self, subscriber: str) -> None:
-        """Claim and work until cancelled. Raises errors that a retry cannot fix."""
+        """Claim the work, and run what is granted, until canceled. Raises errors that a retry cannot fix."""
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     await self._claim(subscriber)
                     self._settle(tasks)
                     await asyncio.sleep(self._grants.pause_s(boottime()))
-                    self._settle(tasks)  # a grant that has expired meanwhile is over, even if it can be repeated
+                    self._settle(tasks)  # end work whose grant has expired before it is claimed again
 
     async def _claim(self, subscriber: str) -> None:
         """Claim the work. A failure leaves the last grants to expire."""
@@ -76,7 +76,7 @@ class Singletons:
             self._grants.answered(grants, asked_at)
 
     def _settle(self, tasks: asyncio.TaskGroup) -> None:
-        """Begin what is granted, and end what no longer is."""
+        """Start the work that is granted, and end the work that no longer is."""
         granted = self._grants.held(boottime())
         for each in self._singletons:
             was_granted, each.is_granted = each.is_granted, each.name in granted
@@ -84,12 +84,12 @@ class Singletons:
                 if each.has_ended:
                     each.task = tasks.create_task(self._work(each), name=f"singleton {each.name}")
                 else:
-                    each.is_granted = False  # it goes on since the grant before: claim it again when it has ended
+                    each.is_granted = False  # the work of the last grant still runs: start when it has ended
             elif was_granted and not each.is_granted and each.task is not None:
                 each.task.cancel()
 
     async def _work(self, each: _Singleton) -> None:
-        """Call the work until it returns or is cancelled. An error is logged, and the work begins again."""
+        """Call the work until it returns or is canceled. An error is logged, and the work restarted."""
         backoff = Backoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
         while True:
@@ -99,7 +99,7 @@ class Singletons:
             except asyncio.CancelledError:
                 if cancelled_from_outside():
                     raise
-                error: Exception = RuntimeError("the work was cancelled, but not by its Fleet")
+                error: Exception = RuntimeError("the work was canceled, but not by its Fleet")
             except Exception as raised:  # noqa: BLE001  (the top of a task: it is logged, and retried)
                 error = raised
             else:

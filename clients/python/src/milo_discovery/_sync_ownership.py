@@ -31,7 +31,7 @@ class OwnershipKeeper:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Renew once, and then every few seconds until the daemon is no longer sharded. A no-op while that goes on."""
+        """Renew once, and then every few seconds until the daemon is no longer sharded. A no-op while renewals run."""
         if self._thread is None or not self._thread.is_alive():
             self._ownership.sharded = True
             self._renew()
@@ -55,7 +55,7 @@ class OwnershipKeeper:
         with self._lock:
             if self._closed.is_set():
                 return
-            # For each call: one that lost its daemon waits long before it connects again.
+            # A new channel per call, because one that lost its daemon waits long before it reconnects.
             self._channel = channel = self._connect()
         asked_at = boottime()
         try:

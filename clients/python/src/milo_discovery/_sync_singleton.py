@@ -35,8 +35,8 @@ class SyncSingleton:
     """Work that one replica does at a time: `run` calls it while the daemon grants it to this replica.
 
     The work is called in a thread of its own with an event, which is set when the grant ends, also while the daemon
-    does not answer. It then has to return: another replica begins when it has, or when the daemon no longer waits for
-    that. Work that returns is not called again under the same grant; an error is logged, and the work called again.
+    does not answer. The work then has to return: another replica begins when it has returned, or when the daemon stops
+    waiting for it. Work that returns is not called again under the same grant; after an error, which is logged, it is.
     """
 
     def __init__(
@@ -62,23 +62,23 @@ class SyncSingleton:
         self._running = threading.Lock()
         """Held by `run`."""
         self._ended = threading.Event()
-        """Set when the work that was begun last has to return."""
+        """Set when the work that was started last has to return."""
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Claim the work and have it done until `close`, and return after it. Raises errors that a retry cannot fix."""
+        """Claim the work and run it until `close`; return after the work has. Raises errors that a retry cannot fix."""
         with self._running:
             try:
                 while not self._closed.is_set():
                     self._claim()
                     self._settle()
                     self._closed.wait(self._grants.pause_s(boottime()))
-                    self._settle()  # a grant that has expired meanwhile is over, even if it can be repeated
+                    self._settle()  # end work whose grant has expired before it is claimed again
             finally:
                 self._finish()
 
     def close(self) -> None:
-        """End the work, and return after it has. May be called from any thread; the work itself does not wait."""
+        """End the work and wait until it has returned. May be called from any thread; the work itself does not wait."""
         self._closed.set()
         self._ended.set()
         self._on_close(self)
@@ -104,12 +104,12 @@ class SyncSingleton:
             self._grants.answered(grants, asked_at)
 
     def _settle(self) -> None:
-        """Begin the work, or have it end."""
+        """Start the work if it is granted, or else signal it to end."""
         was_granted, self._is_granted = self._is_granted, self.name in self._grants.held(boottime())
         if not self._is_granted:
             self._ended.set()
         elif not was_granted and self._is_working:
-            self._is_granted = False  # it has not returned since the grant before: claim it again when it has
+            self._is_granted = False  # the work of the last grant still runs: start when it has ended
         elif not was_granted and not self._closed.is_set():
             self._ended = ended = threading.Event()
             name = f"milo-discovery singleton {self.name}"
@@ -117,7 +117,7 @@ class SyncSingleton:
             self._thread.start()
 
     def _do(self, ended: threading.Event) -> None:
-        """Call the work until it returns, or has to."""
+        """Call the work, again after an error, until it returns or its grant ends."""
         backoff = Backoff(self._backoff_policy)
         while not ended.is_set():
             began = time.monotonic()
@@ -125,7 +125,7 @@ class SyncSingleton:
                 self._work(ended)
             except Exception:
                 if ended.is_set():
-                    log.exception("singleton work %s failed while it ended", self.name)
+                    log.exception("singleton work %s failed during its cleanup", self.name)
                     return
                 delay = backoff.failed(ran=timedelta(seconds=time.monotonic() - began)).total_seconds()
                 log.exception("singleton work %s failed; restarting it in %.1f s", self.name, delay)

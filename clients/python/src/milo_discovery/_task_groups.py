@@ -22,14 +22,14 @@ class unwrap_single_error:  # noqa: N801  (used like a function)
 
 
 def cancelled_from_outside() -> bool:
-    """Return whether another task cancelled this one: a CancelledError can also come from what it awaits."""
+    """Return whether another task canceled this one: a CancelledError can also come from what it awaits."""
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
 
 
 class RunsInBackground(ABC):
-    """A context manager that runs in a task. If the task fails, the body of the context is cancelled."""
+    """A context manager that runs in a task. If the task fails, the body of the context is canceled."""
 
     _background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 

@@ -44,8 +44,8 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     """A client of the daemon at `address`: `unix:///path` or `HOST:PORT`.
 
     The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
-    unary calls, which fail with Unavailable where the daemon is not reached. Watches reconnect, with delays by
-    `backoff`. `credentials` default to what the environment names. `connect` opens a channel to a gRPC target, for
+    unary calls, which fail with Unavailable if the daemon is not reached. Watches reconnect, with the delays of
+    `backoff`. `credentials` are read from the environment by default. `connect` opens a channel to a gRPC target, for
     example to add interceptors. A client belongs to the event loop that first uses it.
     """
 
@@ -67,7 +67,7 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
             open_channel=open_aio_channel,
         )
         self.api_clients = AsyncApiClients(self._run)
-        """Opens API clients. For this package."""
+        """The factory of API clients, for use within this package."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
@@ -102,11 +102,11 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         return watch
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing:
-        """Return the engaged clusters, ordered by name. Unavailable until the daemon is synced."""
+        """Return the engaged clusters, ordered by name. Raises Unavailable until the daemon is synced."""
         return await self._run(_calls.list_clusters(options))
 
     async def get(self, name: str) -> ClusterReport:
-        """Return what the daemon knows of a name, engaged or not. ClusterNotFound if it has never seen the name."""
+        """Return what the daemon knows of a name, engaged or not. Raises ClusterNotFound if it never saw the name."""
         return await self._run(_calls.get_cluster(name))
 
     async def server_info(self) -> ServerInfo:
@@ -129,12 +129,12 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     async def release(self, cluster: Cluster, *, subscriber: str) -> None:
         """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
 
-        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
         await self._run(_calls.release_cluster(cluster.name, cluster.incarnation, subscriber))
 
     async def end_subscription(self, subscriber: str) -> None:
-        """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
+        """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
         await self._run(_calls.end_subscription(subscriber))
 
     async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:

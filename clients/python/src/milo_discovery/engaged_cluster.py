@@ -39,7 +39,7 @@ class EngagedCluster:
         self.name = cluster.name
         self.uid = cluster.uid
         self.proxy = proxy
-        """The URL of the proxy that leads to the cluster, where its kubeconfig names one."""
+        """The URL of the proxy that leads to the cluster, if its kubeconfig names one."""
         self._current = cluster
         self._kubeconfig = kubeconfig
         self._api_clients = api_clients
@@ -70,9 +70,9 @@ class EngagedCluster:
         return self._current.draining
 
     async def drained(self) -> None:
-        """Wait until the cluster drains, or is disengaged: the time to finish the work and return from the handler.
+        """Wait until the cluster starts to drain or is disengaged. Then finish the work and return from the handler.
 
-        For a Fleet with `on_drain="wait"`. Otherwise the handler is cancelled instead.
+        For a Fleet with `on_drain="wait"`. Otherwise the handler is canceled instead.
         """
         await self._signal.wait_for(lambda: not self._engaged or self._current.draining is not None)
 
@@ -102,7 +102,7 @@ class EngagedCluster:
     ) -> AbstractAsyncContextManager[AioApiClient]:
         """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
 
-        With `include_kubeconfigs` the stream delivers them; otherwise the daemon is asked when one is due.
+        With `include_kubeconfigs` the stream delivers the credentials; otherwise they are requested when they are due.
         """
         return self._api_clients.open_aio(
             lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy or self.proxy
@@ -121,7 +121,7 @@ class EngagedCluster:
         return self._api_clients.renewer(lambda: self._current, pushed=lambda: self._kubeconfig, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
-        """Replace what is known. Called by the Fleet."""
+        """Replace the cluster and, if one is given, the kubeconfig. Called by the Fleet."""
         self._current = cluster
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()

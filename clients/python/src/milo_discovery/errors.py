@@ -117,7 +117,7 @@ class StreamBroken(DiscoveryError):
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """A kubeconfig is not one that this client accepts, or names a file that cannot be read. It is not quoted."""
+    """This client does not accept a kubeconfig, or cannot read a file that it names. Its content is never quoted."""
 
 
 class CertificateRenewed(DiscoveryError):

@@ -32,7 +32,7 @@ class Connected:
     """The daemon answered on a new stream. No event was lost."""
 
     resumed: bool
-    """The stream continues from the last revision; otherwise a snapshot follows, and its differences with `Synced`."""
+    """Whether the stream continues from the last revision. Otherwise a snapshot follows, up to `Synced`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

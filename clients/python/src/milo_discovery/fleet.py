@@ -1,4 +1,4 @@
-"""One task per engaged cluster: started when the cluster is engaged, cancelled when it is disengaged.
+"""One task per engaged cluster: started when the cluster is engaged, canceled when it is disengaged.
 
 The task corresponds to the context that multicluster-runtime passes to Engage: its cancellation ends all work on the
 cluster. A cluster that drains is released to the daemon when the task has ended, and not before.
@@ -58,8 +58,8 @@ class FleetClient(Protocol):
 
 
 OnDrain = Literal["cancel", "wait"]
-"""What happens to the handler of a cluster that is about to be disengaged. "cancel": it is cancelled at once. "wait":
-it finishes its work and returns (see `EngagedCluster.drained`), and is cancelled if it has not by the deadline."""
+"""What happens to the handler of a cluster that is about to be disengaged. "cancel": it is canceled at once. "wait":
+it finishes its work and returns (see `EngagedCluster.drained`), and is canceled if it has not by the deadline."""
 
 _END_LIMIT_S = 1.0
 
@@ -79,7 +79,7 @@ class _Member:
 
 
 class Fleet(RunsInBackground):
-    """Runs a handler for each engaged cluster, in a task per cluster.
+    """The engaged clusters, with a handler that runs in a task per cluster.
 
     A handler that returns is not called again while the same cluster is engaged. An update does not restart it:
     `cluster.updated()` waits for changes. A cluster that is engaged again gets a new call, which begins after the
@@ -115,7 +115,7 @@ class Fleet(RunsInBackground):
         self._summary_timer: asyncio.TimerHandle | None = None
 
     def on_engage(self, handler: HandlerT) -> HandlerT:
-        """Register the handler (a decorator): called for each engaged cluster, cancelled when it is disengaged."""
+        """Register the handler (a decorator): called for each engaged cluster, canceled when it is disengaged."""
         if self._handler is not None or self._state != "new":
             raise RuntimeError("a Fleet has one handler, registered before it runs")
         self._handler = handler
@@ -124,7 +124,7 @@ class Fleet(RunsInBackground):
     def singleton(self, name: str) -> Callable[[SingletonT], SingletonT]:
         """Register work that one replica does at a time, such as a cleanup (a decorator).
 
-        The function is called each time that this replica is granted the work, and cancelled when it no longer is. If
+        The function is called each time that this replica is granted the work, and canceled when it no longer is. If
         it raises, the error is logged and it is called again after a backoff; if it returns, it is not called again
         under the same grant. The name is the same in all replicas.
         """
@@ -156,7 +156,7 @@ class Fleet(RunsInBackground):
             raise RuntimeError("the Fleet has ended")
 
     async def run(self) -> None:
-        """Run until cancelled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
+        """Run until canceled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
 
         It returns or raises after all handlers have ended.
         """
@@ -232,7 +232,7 @@ class Fleet(RunsInBackground):
         self._members[cluster.name] = _Member(cluster, task)
 
     def _drain(self, name: str, watch: Feed, tasks: asyncio.TaskGroup) -> None:
-        """End the handler of a draining cluster. Each time that the daemon sends the cluster, it awaits a release."""
+        """End the handler of a draining cluster. The daemon awaits a release each time it sends the cluster."""
         member = self._members[name]
         if member.cluster.draining is None:
             return
@@ -278,7 +278,7 @@ class Fleet(RunsInBackground):
         cluster: EngagedCluster,
         previous: tuple[asyncio.Task[None], ...],
     ) -> None:
-        """Call the handler until it returns, is cancelled, or fails without a restart."""
+        """Call the handler until it returns, is canceled, or fails without a restart."""
         if previous:
             # A previous engagement of this name is still cleaning up; the two must not overlap.
             await asyncio.wait(previous)
@@ -290,7 +290,7 @@ class Fleet(RunsInBackground):
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
-            # Then the error is from the cleanup, and there is no restart.
+            # If the handler was ended, the error is from its cleanup, and there is no restart.
             is_ending = cancelled_from_outside() or cluster.draining is not None
             if not self._should_restart(cluster, error, None if is_ending else delay) or is_ending:
                 return
@@ -336,7 +336,7 @@ async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster
     except asyncio.CancelledError as cancelled:
         if cancelled_from_outside():
             raise
-        error = RuntimeError("the handler was cancelled, but not by its Fleet")
+        error = RuntimeError("the handler was canceled, but not by its Fleet")
         error.__cause__ = cancelled
         return error
     except Exception as error:  # noqa: BLE001  (the top of a task: `on_error` decides)

@@ -37,14 +37,14 @@ async def run(
     namespaces: Collection[str] = (),
     standalone: bool = True,
 ) -> None:
-    """Run the registry's handlers in each engaged cluster of the fleet until cancelled.
+    """Run the registry's handlers in each engaged cluster of the fleet until canceled.
 
     The handlers of all clusters run in different threads. Their `memo.cluster` is the EngagedCluster, and `memo.api` a
     blocking client of the kubernetes package for it. Without `namespaces` an operator watches all namespaces;
     `standalone=False` enables kopf's peering.
 
     An operator that fails is restarted as the fleet's `on_error` says. At disengagement it is stopped, and its running
-    handlers are cancelled.
+    handlers are canceled.
     """
     kopf.on.login(id=_LOGIN_ID, registry=registry)(_login)
 
@@ -101,7 +101,7 @@ class _Sessions:
                 while unclosed := self._unclosed():
                     for each in unclosed:
                         with suppress(OSError):  # the server has closed it
-                            each.shutdown(socket.SHUT_RDWR)  # its transport reads the end, and closes
+                            each.shutdown(socket.SHUT_RDWR)  # its transport reads EOF, and closes
                     await asyncio.sleep(0.01)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
@@ -116,7 +116,7 @@ class _Sessions:
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()
         if access == self.last:
-            # kopf does not take a credential again that it has seen refused or expired.
+            # kopf rejects a credential that it has already seen refused or expired.
             access = await self.renewer.access_after_401(access.token)
         self.last = access
         return access, self.renewer.cache.current.expires_at
@@ -135,7 +135,7 @@ class _Operator:
         self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     async def run(self, registry: kopf.OperatorRegistry, namespaces: Collection[str], *, standalone: bool) -> None:
-        """Run until the operator fails, or until cancelled; return after the thread has ended."""
+        """Run until the operator fails, or until canceled; return after the thread has ended."""
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {
             "registry": registry,

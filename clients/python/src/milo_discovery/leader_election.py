@@ -38,15 +38,15 @@ _CONFLICT: Final = 409
 
 
 class LeadershipLost(Exception):  # noqa: N818  (named like the errors of this package)
-    """The lease could not be renewed in time, so the work was cancelled. End the process, or run the election again."""
+    """The lease could not be renewed in time, so the work was canceled. End the process, or run the election again."""
 
 
 class _AttemptError(Exception):
-    """A request to the API server failed; the next attempt may succeed."""
+    """The failure of a request to the API server; the next attempt may succeed."""
 
 
 class LeaderElection:
-    """Runs work on one replica at a time.
+    """An election that runs work on one replica at a time.
 
     The holder stops before another candidate can take the lock, also while the API server does not answer.
     """
@@ -60,7 +60,7 @@ class LeaderElection:
         identity: str | None = None,
         timing: LeaseTiming = LeaseTiming(),  # noqa: B008  (immutable)
     ) -> None:
-        """`name` is the Lease's; candidates of one operator share it. `identity` is by default made from the host."""
+        """`name`: of the Lease that the replicas of an operator share. `identity`: by default unique to the process."""
         self._api = api
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._name = name
@@ -82,7 +82,7 @@ class LeaderElection:
     async def run(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Wait for the lock, run the work while it is held, and release it.
 
-        Returns or raises what the work does. Raises LeadershipLost after the cancelled work has ended, if the lock is
+        Returns or raises what the work does. Raises LeadershipLost after the canceled work has ended, if the lock is
         not renewed in time or another replica holds it.
         """
         await self._acquire()
@@ -100,7 +100,7 @@ class LeaderElection:
                 f"holder: {self._lock.holder or 'none'}"
             )
         finally:
-            # In this order: the lock is released when nothing works any more.
+            # In this order, so that the lock is released only after the work has ended.
             if not working.done():
                 await _ended(working)
             await _ended(renewing)
@@ -201,7 +201,7 @@ async def _awaited(work: Awaitable[ResultT]) -> ResultT:
 
 
 async def _ended(task: asyncio.Future[Any]) -> bool:
-    """Cancel a task and wait for its end; return whether the caller was cancelled meanwhile."""
+    """Cancel a task and wait for its end; return whether the caller was canceled meanwhile."""
     task.cancel()
     is_cancelled = False
     while not task.done():

@@ -102,7 +102,7 @@ class Draining:
     reason: DisengageReason = DisengageReason.UNSPECIFIED
     """The reason that DISENGAGED will have."""
     deadline: datetime | None = None
-    """The cluster is disengaged then, released or not."""
+    """When the cluster is disengaged, released or not."""
     message: str = ""
 
 
@@ -136,7 +136,7 @@ class Cluster:
     incarnation: str = ""
     draining: Draining | None = None
     source: str = ""
-    """The source that it comes from, if the daemon has several."""
+    """The source that the cluster comes from, if the daemon has several."""
     suspensions: tuple[Suspension, ...] = ()
 
 
@@ -186,7 +186,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engagement:
-    """The answer to whether a name is engaged, and why."""
+    """Whether a name is engaged, and why."""
 
     engaged: bool = False
     reason: EngagementReason = EngagementReason.UNSPECIFIED
@@ -226,7 +226,7 @@ class ClusterReport:
     pending_releases: tuple[PendingRelease, ...] = ()
     """The subscribers that a draining cluster waits for, as far as the caller may see them."""
     source: SourceStatus = SourceStatus()
-    """How current this is. UNSPECIFIED if the daemon does not send it."""
+    """How current the report is. UNSPECIFIED if the daemon does not send it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +284,7 @@ class ShardMember:
     name: str = ""
     weight: float = 0.0
     in_view: bool = False
-    """It is one of those among which the clusters are distributed."""
+    """Whether the clusters are distributed among this member and others."""
     alive: bool = False
     leaving: bool = False
     acknowledged_view: int = 0
@@ -300,7 +300,7 @@ class Sharding:
     """The daemon itself."""
     view: int = 0
     settled: bool = False
-    """Every member has acknowledged the view, and no other is to join or leave."""
+    """Whether every member has acknowledged the view, and none is joining or leaving."""
     members: tuple[ShardMember, ...] = ()
     valid_for: timedelta | None = None
     """For how long the daemon's ownership holds; None while it owns nothing."""
@@ -316,7 +316,7 @@ class SingletonState(Enum):
     WAITING = 1
     WORKING = 2
     ENDING = 3
-    """It is no longer granted, and has not ended."""
+    """The work is no longer granted, but has not ended yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,4 +342,4 @@ class ServerInfo:
     limits: Limits = Limits()
     sources: tuple[Source, ...] = ()
     sharding: Sharding | None = None
-    """Set where the daemon shares the clusters with others."""
+    """Set if the daemon shares the clusters with other daemons."""

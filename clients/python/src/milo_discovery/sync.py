@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 _OWNERSHIP_CHECK_S = 0.2
-"""How often a watch checks whether a daemon that owns nothing owns its clusters again."""
+"""Interval at which a watch checks whether a daemon that lost its ownership owns its clusters again."""
 
 
 class SyncRelease(Protocol):
@@ -109,11 +109,11 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         return watch
 
     def list(self, **options: Unpack[FilterOptions]) -> Listing:
-        """Return the engaged clusters, ordered by name. Unavailable until the daemon is synced."""
+        """Return the engaged clusters, ordered by name. Raises Unavailable until the daemon is synced."""
         return self._run(_calls.list_clusters(options))
 
     def get(self, name: str) -> ClusterReport:
-        """Return what the daemon knows of a name, engaged or not. ClusterNotFound if it has never seen the name."""
+        """Return what the daemon knows of a name, engaged or not. Raises ClusterNotFound if it never saw the name."""
         return self._run(_calls.get_cluster(name))
 
     def server_info(self) -> ServerInfo:
@@ -136,12 +136,12 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
     def release(self, cluster: Cluster, *, subscriber: str) -> None:
         """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
 
-        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
         self._run(_calls.release_cluster(cluster.name, cluster.incarnation, subscriber))
 
     def end_subscription(self, subscriber: str) -> None:
-        """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
+        """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
         self._run(_calls.end_subscription(subscriber))
 
     def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
@@ -149,9 +149,9 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         return self._run(_calls.claim_singletons(subscriber, claims))
 
     def singleton(self, name: str, work: SyncSingletonWork) -> SyncSingleton:
-        """Return work that one replica does at a time, such as a cleanup; its `run` claims it and has it done.
+        """Return work that one replica does at a time, such as a cleanup; its `run` claims the work and runs it.
 
-        `work` is called in a thread with an event, and returns once that is set. The name is the same in all replicas.
+        `work` is called in a thread with an event, and returns after that is set. The name is the same in all replicas.
         """
         singleton = SyncSingleton(
             name,
@@ -211,9 +211,9 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
 class SyncWatch(WatchState):
     """The blocking twin of Watch: `for event in watch`. It reads only while it is iterated over.
 
-    So `connected`, `source` and `clusters` are as of the last iteration, and a dead connection is noticed by iterating.
-    So is the end of the ownership of a sharded daemon: work that takes longer than a few seconds belongs in a thread of
-    its own, or checks `is_owner` before it writes.
+    So `connected`, `source` and `clusters` are as of the last iteration, and only an iteration detects a dead
+    connection or the end of a sharded daemon's ownership: work that takes longer than a few seconds belongs in a thread
+    of its own, or checks `is_owner` before it writes.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class SyncWatch(WatchState):
         self._closed = threading.Event()
 
     def synced(self) -> None:
-        """Read until `clusters` holds the first complete view; its events stay to be iterated over."""
+        """Read until `clusters` holds the first complete view; its events are kept for the iteration."""
         if not self._read_until(lambda: self.is_synced):
             raise RuntimeError("the watch was closed before it was synced")
 
@@ -250,7 +250,7 @@ class SyncWatch(WatchState):
     def release(self, cluster: Cluster) -> None:
         """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
 
-        PreconditionFailed if the cluster is not draining, or is another incarnation by now. Any thread may call it.
+        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now. Thread-safe.
         """
         self._release(cluster, subscriber=self.subscriber)
 
@@ -370,7 +370,7 @@ class _StreamReader:
         self._thread.start()
 
     def next_batch(self, timeout_s: float) -> pb.WatchClustersResponse | None:
-        """Return the next batch, or None if nothing arrives in time. Raises how the call ended."""
+        """Return the next batch, or None if nothing arrives in time. Raises the error with which the call ended."""
         try:
             arrived = self._arrived.get(timeout=timeout_s)
         except Empty:

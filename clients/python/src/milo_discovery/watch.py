@@ -71,7 +71,7 @@ class Watch(WatchState):
     async def release(self, cluster: Cluster) -> None:
         """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
 
-        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
         await self._release(cluster, subscriber=self.subscriber)
 
@@ -127,7 +127,7 @@ class Watch(WatchState):
         return item
 
     async def _read_until(self, predicate: Callable[[], bool]) -> bool:
-        """Read until the predicate is true; False if the watch is closed first. Raises what ended the reading."""
+        """Read until the predicate is true; False if the watch is closed first. Raises the reader's error."""
         while not self._closed and not predicate():
             reader = self._start_reading()
             await self._signal.wait_for(lambda: self._closed or predicate() or reader.done())  # noqa: B023  (awaited)
@@ -176,7 +176,7 @@ class Watch(WatchState):
             async with self._connect() as channel:
                 call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
                 while True:
-                    # Around the read alone: time that the user spends on events is not silence.
+                    # The timeout covers only the read: time that the user spends on events is not silence.
                     async with asyncio.timeout(silence_limit):
                         batch = await call.read()
                     if not isinstance(batch, pb.WatchClustersResponse):
@@ -188,7 +188,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon does not own its clusters at present")
                     subscription.received(batch, clock())
                     self._signal.notify()
-                    await asyncio.sleep(0)  # waiters get the events before gRPC is asked for more
+                    await asyncio.sleep(0)  # waiters get the events before the next batch is read
                     await self._signal.wait_for(lambda: len(subscription.pending) < _MAX_PENDING)
         except grpc.aio.AioRpcError as error:
             raise status_error_of_call(error) from error
@@ -211,7 +211,7 @@ class Watch(WatchState):
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
             if not was_owner or self.is_owner:
-                # A channel of its own for each call: one that lost its daemon waits long before it connects again.
+                # A new channel per call, because one that lost its daemon waits long before it reconnects.
                 async with self._connect() as channel:
                     await self._renew_ownership(channel)
             is_owner = self.is_owner

@@ -1,4 +1,4 @@
-"""Lists and watches a collection: sends the requests that the reflector needs, and passes it the responses."""
+"""Lists and watches a collection: sends the requests that the reflector needs, and passes the responses to it."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -81,7 +81,7 @@ class Collection(Protocol):
 
 
 class CollectionApi(Protocol):
-    """The requests that lists and watches consist of."""
+    """The API of a collection: the requests that list and watch send."""
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
 
@@ -101,7 +101,7 @@ class Waits(Protocol):
 
 
 class UnresponsiveError(Exception):
-    """A server that accepts connections, but does not answer."""
+    """The server accepts connections, but does not answer."""
 
     def __init__(self, policy: LivenessPolicy, path: str) -> None:
         checks = f"{policy.misses} requests for {path} in a row, {policy.every_s:g} s apart"
@@ -110,7 +110,7 @@ class UnresponsiveError(Exception):
 
 
 class DeadlineWaits:
-    """Waits with deadlines alone, without checks of the server's liveness."""
+    """The strategy that waits with deadlines alone, without checks of the server's liveness."""
 
     __slots__ = ("_deadline",)
 
@@ -151,7 +151,7 @@ class _Opened:
 
 
 class ListWatch(Generic[Seen]):
-    """Follows one collection. `apply` takes source events, and `report` each status of the source."""
+    """The list and watch of one collection. `apply` takes source events, and `report` each status of the source."""
 
     __slots__ = (
         *("_api", "_apply", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_reflector", "_report"),
@@ -183,7 +183,7 @@ class ListWatch(Generic[Seen]):
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
-        """Follow the collection until cancelled."""
+        """Follow the collection until canceled."""
         self._report(self._reflector.status)
         while True:
             match self._reflector.next(self._clock()):
@@ -301,8 +301,8 @@ def _refused(status: int, headers: Any, body: bytes) -> Failure:
     refused = error_status(body, status)
     message = f"{status}: {refused.message}" if refused.message else str(status)
     if status in (404, 503) and not refused.reason:
-        # Plain text: an API server that has just started and does not serve the resource yet (some send 404 then), or
-        # a proxy. The Retry-After of five seconds that some send is ignored: it is far longer than they need.
+        # Plain text is from a proxy, or from an API server that has just started and does not serve the resource yet
+        # (some send 404 then). The Retry-After of five seconds that some send is ignored: they need far less.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
     return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))

@@ -32,12 +32,12 @@ kubeconfigs:
 """
 """Kubeconfigs for the examples, whose identity may do everything in the sandbox."""
 EXPECTED = (DiscoveryError,)
-"""Errors of the daemon that are reported as a line each."""
+"""Errors of the daemon that are reported in one line each, without a traceback."""
 
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
     """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
-    # A signal must not end the process while the folder exists: it has a token.
+    # Signals must not end the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
         folder = Path(name)
         # To a file, since log lines would disturb the screen.

@@ -8,7 +8,7 @@ from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceS
 HIGHLIGHTED_S = 4.0
 RECENT_EVENTS = 200
 
-# The first probe of a cluster is an UPDATED event that says nothing else.
+# The result of the first probe of a cluster arrives as an UPDATED event without other changes.
 _PROBED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
 
 
@@ -29,7 +29,7 @@ class Scene:
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
         self.recent: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
-        """The latest first."""
+        """Recent events, latest first."""
         self.counts: Counter[EventType] = Counter()
 
     @property

@@ -157,7 +157,7 @@ class LiveTable:
 
 
 def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
-    """Return the widths of the panel of clusters and of that of recent events, which is 0 if names would be cut."""
+    """Return the widths of the panels of clusters and of recent events. The second is 0 if names would be cut."""
     longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
     clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("ENGAGED")
     recent = _PANEL_FRAME + len("999s") + 1 + longest + 2

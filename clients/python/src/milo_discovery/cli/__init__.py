@@ -33,7 +33,7 @@ _MODULE_OF = {
 
 
 class LazyGroup(click.Group):
-    """Imports each command on use, and exits by SIGPIPE when the reader of its output is closed."""
+    """A command group that imports each command on use, and exits by SIGPIPE when the reader of its output closes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_MODULE_OF)

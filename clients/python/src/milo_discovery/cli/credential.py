@@ -42,7 +42,7 @@ def credential(connection: Connection, *, name: str | None, cluster: str | None)
     Consumers of the ClusterProfiles that `milo-discovery publish` writes call it without NAME, which the profile has.
     """
     if name is not None and cluster is not None:
-        raise click.UsageError("--cluster and NAME are the same.")
+        raise click.UsageError("--cluster and NAME both name the cluster: give one of them.")
     exec_info = _parse_exec_info(os.environ.get(EXEC_INFO_VARIABLE))
     given = name or cluster or _cluster_of(exec_info)
     if not given:
@@ -82,7 +82,7 @@ def _issue(connection: Connection, cluster: str) -> pb.Kubeconfig:
 
 
 def _parse_exec_info(value: str | None) -> dict[str, Any]:
-    """Return the caller's ExecCredential; a default one where a person runs the command."""
+    """Return the caller's ExecCredential; a default one if a user runs the command by hand."""
     if not value:
         return {"apiVersion": _VERSION}
     try:
@@ -103,7 +103,7 @@ def _cluster_of(exec_info: dict[str, Any]) -> str | None:
 
 
 def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:
-    """Refuse where the caller states its server and the credential is for another one."""
+    """Raise CommandFailure if the caller states its server and the credential is for another one."""
     spec = exec_info.get("spec")
     stated = spec.get("cluster") if isinstance(spec, dict) else None
     server = stated.get("server") if isinstance(stated, dict) else None

@@ -114,7 +114,7 @@ def exit_by_sigpipe() -> NoReturn:
 
 
 def exit_by_full_output(error: OSError) -> NoReturn:
-    """End the process where stdout cannot take the data, without a second attempt by the interpreter's shutdown."""
+    """Exit after a failed write to stdout, before the interpreter flushes it again at shutdown."""
     print_message(f"cannot write to stdout: {error.strerror}")
     os._exit(ExitStatus.FAILED)
 

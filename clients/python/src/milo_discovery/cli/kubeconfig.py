@@ -75,9 +75,9 @@ def kubeconfig(
 def _exec_document(name: str, issued: Kubeconfig, connection: Connection) -> dict[str, Any]:
     """Return a kubeconfig that calls this program as its exec plugin, with the options that reached the daemon.
 
-    The exec entry is built here. Taking the daemon's would run whatever program its address names.
+    The exec entry is built here: one taken from the response could run any program.
     """
-    # Its full path where PATH does not lead to it.
+    # The full path of this program if it is not on PATH.
     command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(Path(sys.argv[0]).absolute())
     plugin = {
         "apiVersion": "client.authentication.k8s.io/v1",

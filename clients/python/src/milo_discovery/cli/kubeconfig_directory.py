@@ -1,6 +1,6 @@
 """A directory with one kubeconfig file per engaged cluster.
 
-Two files keep track. The index, `index.json`, lists for readers what is there: it is written after new files are
+Two files track the state. The index, `index.json`, lists the kubeconfigs for readers: it is written after new files are
 created and before old ones are removed. The ledger, `.milo-discovery.json`, lists for this program which files are its
 own: it is written before a file is created and after one is removed. So after a crash at any point, the next process
 knows its own files and leaves all others alone.

@@ -34,13 +34,13 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 class LabelValue(click.ParamType[str]):
-    """A value that can be that of a Kubernetes label."""
+    """A valid value of a Kubernetes label."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not _LABEL_VALUE.fullmatch(str(value)):
-            self.fail(f"{value!r} is not valid as the value of a label", param, ctx)
+            self.fail(f"{value!r} is not a valid label value", param, ctx)
         return str(value)
 
 
@@ -83,7 +83,7 @@ class Destination:
 def publishing(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a command that publishes: it gets `connection`, `only`, `destination` and `copy_labels`."""
 
-    @connecting(timeout=None, timeout_help="With --once: how long that may take. Default: no limit.")
+    @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @filtering
     @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
     @click.option(
@@ -183,13 +183,13 @@ def cluster_profiles(
     "--plugin-command",
     default="milo-discovery",
     show_default=True,
-    help="The command milo-discovery where Argo CD runs, with its path if it is not on PATH.",
+    help="The milo-discovery command in Argo CD's container, with its path if it is not on PATH.",
 )
 @click.option(
     "--plugin-env",
     type=Assignment(),
     multiple=True,
-    help="A variable for the plugin. Default: those that lead to the daemon that this command uses. May be repeated.",
+    help="Environment variable of the plugin. Default: those that select this command's daemon. May be repeated.",
 )
 @click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
 def argocd_clusters(
@@ -283,7 +283,7 @@ class _Run:
                 publisher = self._publisher(client, server, messages)
                 await publisher.run(self.options, done, once=once)
         except TimeoutError:
-            timed_out = TimedOut("not every cluster has its object within --timeout", code="DEADLINE_EXCEEDED")
+            timed_out = TimedOut("not every cluster had its object within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
         if once and publisher.problems:
             raise CommandFailure(f"{len(publisher.problems)} problems remain; see the messages above")

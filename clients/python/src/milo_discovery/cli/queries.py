@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @formatted("table", "wide", "json", "yaml", "name")
 @click.pass_context
 def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOptions, form: str, headers: bool) -> None:
-    """List the engaged clusters. Exits with 7 if a source is stale, or no complete list of it was read yet."""
+    """List the engaged clusters. Exits with 7 if a source is stale, or was not listed completely yet."""
     listing = connection.run(lambda client: client.list(**only))
     if form in {"table", "wide"}:
         if not listing.clusters:
@@ -40,7 +40,7 @@ def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOpt
         _print(form, listing, names=(each.name for each in listing))
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
-        print_message(f"clusters are missing: no complete list was read yet of {pending}")
+        print_message(f"clusters are missing: no complete list of {pending} was read yet")
     for each in listing.sources or (listing.source,):
         if (warning := text_output.out_of_date(each, _now())) is not None:
             print_message(f"the list {warning}")
@@ -127,7 +127,7 @@ def shards(ctx: click.Context, connection: Connection, *, form: str, headers: bo
     info = connection.run(lambda client: client.server_info())
     sharding = info.sharding
     if sharding is None:
-        print_message("the daemon shares its clusters with no other: sharding.group is not set")
+        print_message("the daemon is not sharded: sharding.group is not set")
         return
     if form == "table":
         for line in text_output.shards(sharding, info.counts.draining):

@@ -38,7 +38,7 @@ _DISK_FULL_RETRY_S = 1.0
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
 @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file.")
-@connecting(timeout=None, timeout_help="With --once: how long that may take. Default: no limit.")
+@connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
 @filtering
 def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool) -> None:
     """Keep a directory of kubeconfigs up to date.
@@ -58,7 +58,7 @@ def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: t
 
 
 class _Synchronizer:
-    """Two tasks: one keeps the desired files up to date from the watch, the other writes them.
+    """The two tasks of the command: one updates the desired files from the watch, the other writes them.
 
     Changes that arrive during a write are written together in the next one.
     """

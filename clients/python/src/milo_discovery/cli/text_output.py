@@ -197,7 +197,7 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
         yield from _cluster_facts(report.cluster, now)
     if report.pending_releases:
         yield ""
-        yield "Waiting for the release by:"
+        yield "Not released yet by:"
         yield from ("  " + line for line in table([_release_row(each, now) for each in report.pending_releases]))
     if report.transitions:
         yield ""

@@ -79,7 +79,7 @@ def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class EventPrinter:
-    """Prints events to stdout, one by one."""
+    """The output of events to stdout, one by one."""
 
     def __init__(self, form: str, *, headers: bool, timestamps: bool) -> None:
         self._form = form
@@ -124,7 +124,7 @@ class EventPrinter:
 
 
 class StreamMessages:
-    """Prints what happens to the stream to stderr."""
+    """The messages about the stream, such as a lost connection, on stderr."""
 
     def __init__(self, address: str) -> None:
         self._address = address

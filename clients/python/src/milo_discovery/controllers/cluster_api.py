@@ -184,7 +184,7 @@ class ClusterApi:
         return _OpenResponse(self._connections, key, exchange, response, silence_s)
 
     async def _keep(self, key: Hashable, access: KubeconfigAccess) -> None:
-        """Stay a user of this pool between requests, so that its connections stay open, and leave the one before."""
+        """Hold this pool between requests, so that its connections stay open, and release the previous pool."""
         if self._kept == key:
             return
         before, (self._kept, _) = self._kept, self._connections.acquire(access)
@@ -215,7 +215,7 @@ class _Request:
 
 
 class _OpenResponse(ResponseBody):
-    """A response that is being read, over a pool that it is a user of."""
+    """A response that is being read. It holds its connection pool until it is closed."""
 
     __slots__ = ("_connections", "_exchange", "_key")
 

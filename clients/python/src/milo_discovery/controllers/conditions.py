@@ -22,7 +22,7 @@ def with_condition(
     generation: int | None,
     now: datetime,
 ) -> list[Document] | None:
-    """Return the conditions with this one set, or None if they have it. lastTransitionTime follows the status alone."""
+    """Return the conditions with this one set; None if nothing changes. Only a new status moves lastTransitionTime."""
     found = [dict(condition) for condition in conditions]
     before = next((condition for condition in found if condition.get("type") == type_), None)
     wanted: Document = {"type": type_, "status": status, "reason": reason, "message": message}

@@ -194,7 +194,7 @@ class Controller:
         self.pump_soon()
 
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
-        """Enqueue the objects that a change concerns."""
+        """Enqueue the objects that have to be reconciled because of a change."""
         priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
         if informer.key == self.spec.primary:
             self._add(member, change.current.namespace, change.current.name, priority)
@@ -250,14 +250,14 @@ class Controller:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Start what may run now, and set a timer for what may run later."""
+        """Start the reconciles that may run now, and set a timer for the next one that is delayed."""
         self._pump_is_due = False
         now = self._clock()
         while self._active < self.spec.workers and (work := self.queue.take(now)) is not None:
             member = self._members[work.key.cluster]
             self._active += 1
             task = member.tasks.create_task(self._process(member, work), name=f"reconcile {work.key.cluster}")
-            # Not in the task itself, since a task that is cancelled before it begins runs nothing.
+            # A callback rather than the task's own code, of which nothing runs if it is canceled before it begins.
             task.add_done_callback(self._ended)
         self._active_metric.set(self._active)
         if self._timer is not None:
@@ -313,7 +313,7 @@ class Controller:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise RuntimeError("the reconcile was cancelled, but not by its controller") from cancelled
+            raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
         after = None if result is None else result.requeue_after
         return Done(None if after is None else after.total_seconds())
 
@@ -339,7 +339,7 @@ class Controller:
         if not self._failures.is_new(cluster, error, self._clock()):
             return
         then = "no retry until it changes" if delay_s is None else f"retry in {delay_s:.1f} s"
-        # The message of an expected error says everything; others are bugs.
+        # Expected errors are logged without a traceback; others are bugs.
         trace = None if isinstance(error, ControllerError | DiscoveryError) else error
         log.error("%s: %s: %s failed (%s): %s", self.spec.name, cluster, what, then, error, exc_info=trace)
 

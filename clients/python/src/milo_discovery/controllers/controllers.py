@@ -35,7 +35,7 @@ log = logging.getLogger("milo_discovery.controllers")
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Callable[[Request[Document]], Awaitable[Result | None]])
 
-# A list of one project is short, and most of their servers support streaming lists.
+# Lists of one project are short, and most project control planes support streaming lists anyway.
 _REFLECTION = ReflectorPolicy(page_size=500)
 
 
@@ -84,7 +84,7 @@ class Health:
     stopped: tuple[tuple[ObjectKey, str], ...]
     """Objects that are not retried, because their reconciler raised Permanent."""
     oldest_queued: timedelta
-    """How long the object has been ready that has waited for longest."""
+    """Time that the longest-waiting object has been ready to be reconciled."""
 
 
 class _Member:
@@ -122,7 +122,7 @@ class _Member:
 
 
 class Controllers(RunsInBackground):
-    """Runs reconcilers for every engaged cluster.
+    """A set of reconcilers, which run for every engaged cluster.
 
     Register them, then `await run()`, or `async with controllers:` beside a block.
     """
@@ -147,7 +147,7 @@ class Controllers(RunsInBackground):
         self._members: dict[str, _Member] = {}
         self._controllers: list[Controller] = []
         self._incarnations = itertools.count(1)
-        # Not with the module: the daemon's image publishes clusters with parts of this package, and has no h2.
+        # Imported here, because the daemon's image uses parts of this package to publish clusters, and has no h2.
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
         self._connections = Connections(http2=Http2Connection)
@@ -210,8 +210,8 @@ class Controllers(RunsInBackground):
 
         `owns`: kinds whose changes lead to a reconcile of their owner; only their metadata is kept. `watches`: kinds
         whose changes are mapped, see `watches`. `selector`: only objects with these labels. `metadata_only`: keep only
-        the metadata of the objects. `workers`: reconciles at the same time, and `per_cluster` in one cluster.
-        `timeout`: for one reconcile. `name` is in logs and metrics.
+        the metadata of the objects. `workers`: maximum concurrent reconciles, `per_cluster`: those in one cluster.
+        `timeout`: of one reconcile. `name`: of the controller in logs and metrics.
         """
         self._require_new()
         primary = kind_of(kind)
@@ -232,7 +232,7 @@ class Controllers(RunsInBackground):
             timeout,
         )
         if any(spec.name == other.name for other, _ in self._specs):
-            raise ValueError(f"there is a controller {spec.name!r} already: pass another name=")
+            raise ValueError(f"a controller {spec.name!r} exists already: pass another name=")
 
         def register(reconciler: Reconciler[Any]) -> Reconciler[Any]:
             self._specs.append((spec, reconciler))
@@ -265,12 +265,12 @@ class Controllers(RunsInBackground):
 
     def _require_new(self) -> None:
         if self._has_run:
-            raise RuntimeError("reconcilers and caches are registered before the controllers run")
+            raise RuntimeError("the controllers are running: register reconcilers and caches before")
 
     # --- life cycle ---
 
     async def run(self) -> None:
-        """Run until cancelled. It returns or raises after all reconciles have ended."""
+        """Run until canceled. It returns or raises after all reconciles have ended."""
         self._require_new()
         self._has_run = True
         clock = asyncio.get_running_loop().time
@@ -360,7 +360,7 @@ class Controllers(RunsInBackground):
                     for controller in self._controllers:
                         controller.unpark(member)
         finally:
-            # Before the task group ends the reconciles, so that no further ones begin.
+            # Before the task group cancels the reconciles, so that no further ones begin.
             del self._members[member.cluster.name]
             for controller in self._controllers:
                 controller.drop(member)

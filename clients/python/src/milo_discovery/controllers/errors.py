@@ -22,7 +22,10 @@ class ControllerError(Exception):
 
 
 class Permanent(ControllerError):
-    """Raise it in a reconciler to stop retries until the object changes. It is logged, counted and listed."""
+    """An error that a retry does not fix: raise it in a reconciler to stop retries until the object changes.
+
+    It is logged and counted, and the object is listed in `Health.stopped`.
+    """
 
 
 class NotCached(ControllerError):
@@ -30,7 +33,10 @@ class NotCached(ControllerError):
 
 
 class NotSynced(ControllerError):
-    """The cache has no complete list yet, so what is missing in it may exist. Let it pass: the reconcile is retried."""
+    """The cache has no complete list yet, so an object that is missing from it may exist.
+
+    Do not catch it: the reconcile is retried.
+    """
 
 
 class Unreachable(ControllerError):
@@ -66,7 +72,7 @@ class AlreadyExists(ApiError):
 
 
 class ProjectSuspended(ApiError):
-    """A write to a suspended project. Let it pass: the object is reconciled again when the suspension ends."""
+    """A write to a suspended project. Do not catch it: the object is reconciled again when the suspension ends."""
 
 
 def api_error(

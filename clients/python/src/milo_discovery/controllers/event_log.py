@@ -1,4 +1,4 @@
-"""Events of objects (`events.k8s.io/v1`), of which repetitions become a series of one event.
+"""Events of objects (`events.k8s.io/v1`), whose repetitions become a series of one event.
 
 Pure: callers pass the time and send what is returned.
 """
@@ -114,5 +114,5 @@ class EventLog:
         )
 
     def forget(self, cluster: str, regarding: Document, content: EventContent) -> None:
-        """Start another series with the next such event, because a write of this one failed."""
+        """Drop the series, because a write of it failed: the next such event starts another."""
         self._series.pop((cluster, regarding["metadata"]["uid"], content), None)

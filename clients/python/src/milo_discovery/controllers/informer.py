@@ -28,7 +28,7 @@ log = logging.getLogger("milo_discovery.controllers")
 LIST_TIMEOUT_S = 60.0
 _NOT_SERVED = frozenset({"NotServing", "NotFound"})
 _APPLIED_AT_ONCE = 250
-"""Objects of a list between two iterations of the event loop."""
+"""Number of listed objects that are processed between two iterations of the event loop."""
 _DECODERS = {metadata_only: object_decoder(metadata_only=metadata_only) for metadata_only in (False, True)}
 
 
@@ -71,7 +71,7 @@ class Listener(Protocol):
         """Note that the first list is complete; called once."""
 
     def failed(self, informer: Informer) -> None:
-        """Note that the cache can no longer be kept up to date, or has not been so far."""
+        """Note that the cache cannot be kept up to date, or could not be filled."""
 
 
 class Informer:
@@ -118,13 +118,13 @@ class Informer:
 
     @property
     def state(self) -> str:
-        """The state as in the metric."""
+        """The state, as the metric `milo_controllers_informers` names it."""
         if self.status is not None and self.status.state is SourceState.STALE:
             return "not_served" if self.status.reason in _NOT_SERVED else "stale"
         return "synced" if self.cache.synced else "starting"
 
     async def run(self) -> None:
-        """Follow the collection until cancelled."""
+        """Follow the collection until canceled."""
         await self._list_watch.run()
 
     async def _apply(self, events: Iterable[SourceEvent[CachedObject]]) -> None:

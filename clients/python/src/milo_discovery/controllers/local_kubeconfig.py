@@ -1,4 +1,4 @@
-"""Access to an API server as files of this machine describe it: a kubeconfig, or the service account of a pod.
+"""Access to an API server from local files: a kubeconfig, or the service account of a pod.
 
 These files belong to the user, so they may name further files, a proxy and a credential plugin. Fields that would
 have to be ignored are refused.
@@ -41,7 +41,7 @@ class Plugin:
 
     entry: Mapping[str, Any]
     folder: Path
-    """What a relative path of the command begins at."""
+    """The directory that a relative path of the command is resolved in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class LocalAccess:
     proxy: str | None = field(default=None, repr=False)
     """The URL of the proxy that the kubeconfig names."""
     plugin: Plugin | None = None
-    """What to run for the credential, if the kubeconfig has no other."""
+    """The plugin to run for a credential, if the kubeconfig has no other credential."""
 
 
 class ServiceAccount:
@@ -104,7 +104,7 @@ class KubeconfigFile:
                 key=self._content(user, "client-key"),
             )
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise UnusableKubeconfig(f"the kubeconfig {self._path} is invalid in its cluster or user") from None
+            raise UnusableKubeconfig(f"the kubeconfig {self._path} has an invalid cluster or user") from None
         has_credential = access.token is not None or access.certificate is not None
         return LocalAccess(
             access=access,
@@ -126,7 +126,7 @@ class KubeconfigFile:
         return context, cluster, user or {}
 
     def _content(self, fields: Mapping[str, Any], name: str) -> str | None:
-        """Return a PEM file that is embedded or named."""
+        """Return the content of a PEM file that the kubeconfig embeds or names."""
         if fields.get(f"{name}-data"):
             return base64.b64decode(fields[f"{name}-data"], validate=True).decode("ascii")
         return _text(self._path.parent / fields[name]) if fields.get(name) else None
@@ -160,7 +160,10 @@ def default_source(kubeconfig: Path | None = None, context: str | None = None) -
 
 
 async def issue(name: str, source: LocalSource) -> Kubeconfig:
-    """Read the credential, as a kubeconfig to renew when its files may have changed. Raises UnusableKubeconfig."""
+    """Return the credential as a kubeconfig, which is renewed before it expires and when its files may have changed.
+
+    Raises UnusableKubeconfig.
+    """
     found = await asyncio.to_thread(source.read)
     access, expires_at = found.access, None
     if found.plugin is not None:

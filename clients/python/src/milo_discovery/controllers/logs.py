@@ -12,7 +12,7 @@ current_object: ContextVar[str] = ContextVar("milo_object", default="")
 
 
 class ClusterFilter(logging.Filter):
-    """Adds `cluster` and `object` to log records: attach it to a handler, and name them in its format."""
+    """A filter that adds `cluster` and `object` to log records: attach it to a handler, and name them in its format."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.cluster = current_cluster.get()

@@ -28,7 +28,7 @@ class ControllerMetrics:
     """The metrics of one set of controllers, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, *, max_clusters: int) -> None:
-        """`max_clusters`: clusters with a label of their own; the others share one."""
+        """`max_clusters`: maximum number of clusters with a label of their own; the others share one."""
         self._max_clusters = max_clusters
         self._clusters: set[str] = set()
         by_controller = ("controller",)
@@ -78,21 +78,21 @@ class ControllerMetrics:
         )
         self.queue_duration = Histogram(
             "workqueue_queue_duration_seconds",
-            "How long an object was ready before its reconcile began, by controller.",
+            "Time that an object was ready to be reconciled before its reconcile began, by controller.",
             by_queue,
             registry=registry,
             buckets=_QUEUE_BUCKETS,
         )
         self.work_duration = Histogram(
             "workqueue_work_duration_seconds",
-            "How long processing an object of the work queue took, by controller.",
+            "Duration of the processing of an object from the work queue, by controller.",
             by_queue,
             registry=registry,
             buckets=_QUEUE_BUCKETS,
         )
         self.cluster_errors = Counter(
             "milo_controllers_cluster_reconcile_errors_total",
-            "Reconciles that failed, by controller and cluster; beyond a number of clusters, the others share a label.",
+            "Reconciles that failed, by controller and cluster; clusters beyond a maximum number share one label.",
             ("controller", "cluster"),
             registry=registry,
         )
@@ -132,7 +132,7 @@ class StateCollector(Collector):
         )
         oldest = GaugeMetricFamily(
             "milo_controllers_oldest_queued_seconds",
-            "How long the oldest queued object has been ready, by controller.",
+            "Time that the longest-waiting queued object has been ready to be reconciled, by controller.",
             labels=("controller",),
         )
         unfinished = GaugeMetricFamily(

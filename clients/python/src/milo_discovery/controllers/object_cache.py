@@ -30,7 +30,7 @@ Place = tuple[str, str]
 
 
 class OwnerReference(NamedTuple):
-    """An object that another one belongs to."""
+    """A reference from an object to one of its owners."""
 
     uid: str
     name: str
@@ -46,7 +46,7 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
     raw: bytes = b""
     owners: tuple[OwnerReference, ...] = ()
     problem: str = ""
-    """Why it could not be decoded."""
+    """Why the object could not be decoded; empty if it was."""
 
     @property
     def place(self) -> Place:
@@ -104,7 +104,7 @@ _TYPE_META = msgspec.json.Decoder(_TypeMeta)
 
 
 class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
-    """Decodes objects, and adds their types where a page of a list has left them out, as for built-in kinds."""
+    """A decoder of objects that adds apiVersion and kind if a list omits them, as it does for built-in kinds."""
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject]]:
         page, objects = super().page(body)
@@ -214,7 +214,7 @@ class ObjectCache:
             case ListEnded():
                 listed, self._listed = self._listed, None
                 self.synced = True
-                # A malformed object is listed without its namespace, so it counts under any.
+                # A malformed object is listed without its namespace, so its name counts in every namespace.
                 return [
                     change
                     for place in tuple(self._objects)

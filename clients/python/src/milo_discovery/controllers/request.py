@@ -52,7 +52,7 @@ class Result:
 
 
 class Request(Generic[ObjectT]):
-    """One object to reconcile. Its name and namespace are of an object that may no longer exist."""
+    """One object to reconcile. The object may no longer exist."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Request(Generic[ObjectT]):
     ) -> Any:
         """Return the object, or another one, from the cache; None if it does not exist.
 
-        Of the object itself, what this reconcile has written is returned. Raises NotCached or NotSynced.
+        For the reconciled object itself, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
         """
         if kind is None or name is None:
             written = self._written

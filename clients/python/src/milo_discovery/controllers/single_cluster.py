@@ -37,7 +37,7 @@ class SingleCluster:
         return handler
 
     async def run(self) -> None:
-        """Run until cancelled. Raises UnusableKubeconfig."""
+        """Run until canceled. Raises UnusableKubeconfig."""
         found = await asyncio.to_thread(self._source.read)
         cluster = Cluster(name=self._name, endpoint=found.access.server)
         engaged = EngagedCluster(cluster, None, AsyncApiClients(self._issue), proxy=found.proxy)

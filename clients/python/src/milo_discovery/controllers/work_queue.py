@@ -1,6 +1,6 @@
 """The work queue of one reconciler, for all clusters: which object is reconciled next, and when.
 
-Pure: callers pass the time. What holds whatever happens:
+Pure: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes that arrive meanwhile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
@@ -56,7 +56,7 @@ class Work(NamedTuple):
 
     key: ObjectKey
     queued_s: float
-    """How long it was ready."""
+    """How long the object was ready before."""
     failures: int
     """Failures in a row before this attempt."""
 
@@ -71,7 +71,7 @@ class Failed(msgspec.Struct, frozen=True):
     """The reconcile failed, and is retried."""
 
     retry_after_s: float | None = None
-    """Delay that the API server asked for: the retry does not come earlier, unless the object changes."""
+    """Delay that the API server requested: there is no retry before, unless the object changes."""
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -111,7 +111,7 @@ _Cluster = tuple[str, int]
 
 
 class WorkQueue:
-    """Draws random numbers from `jitter` (in [0, 1))."""
+    """The queue of one reconciler. `jitter` returns random numbers in [0, 1)."""
 
     def __init__(self, policy: QueuePolicy, jitter: Callable[[], float], now: float) -> None:
         self._policy = policy
@@ -120,7 +120,7 @@ class WorkQueue:
         self._is_open: dict[_Cluster, bool] = {}
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
-        """The queues of clusters that have objects; most of thousands have none."""
+        """The queues of the clusters that have objects; of thousands of clusters, most have none."""
         # The clusters that can start an object, by priority, in the order of their turns.
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = (OrderedDict(), OrderedDict())
         self._timers: list[tuple[float, int, ObjectKey]] = []
@@ -155,7 +155,7 @@ class WorkQueue:
     # --- objects ---
 
     def add(self, key: ObjectKey, now: float, priority: Priority = Priority.LIVE) -> None:
-        """Make the object ready, at once and whatever delay it was in. Ignored for a cluster that is not engaged."""
+        """Make the object ready at once, even if its retry was delayed. Ignored for a cluster that is not engaged."""
         cluster = key[:2]
         if cluster not in self._is_open:
             return
@@ -185,7 +185,7 @@ class WorkQueue:
                 cluster, _ = turns.popitem(last=False)
                 queue = self._clusters.get(cluster)
                 if queue is None or not queue.ready[priority]:
-                    continue  # its last object of this priority became a live one
+                    continue  # its last object of this priority was moved to another priority
                 key, added_at = queue.ready[priority].popitem(last=False)
                 queue.in_flight[key] = priority
                 if len(queue.in_flight) < self._policy.per_cluster:
@@ -286,7 +286,7 @@ class WorkQueue:
             self.add(key, at, self._clusters[key[:2]].delayed[key][1])
 
     def _offer(self, cluster: _Cluster) -> None:
-        """Give the cluster a turn for each priority that it has objects of, behind those that wait for theirs."""
+        """Append the cluster to the turns of each priority that it has objects of."""
         queue = self._clusters.get(cluster)
         if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._policy.per_cluster:
             for ready, turns in zip(queue.ready, self._turns, strict=True):

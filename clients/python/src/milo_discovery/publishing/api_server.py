@@ -61,7 +61,7 @@ class ApiServer:
         return ObservedObject.of(await self._call("POST", self._collection, {"fieldManager": MANAGER}, body))
 
     async def apply(self, body: Document, uid: str, *, subresource: str = "") -> ObservedObject:
-        """Apply on the server, as the only manager of these fields; only to the object with this UID."""
+        """Apply the object by server-side apply, with force, if it still has this UID."""
         path = self._path(body["metadata"]["name"]) + subresource
         identified = {**body, "metadata": {**body["metadata"], "uid": uid}}
         query = {"fieldManager": MANAGER, "force": "true"}

@@ -125,8 +125,10 @@ class Publication:
             return Refuse("an object of this name exists that milo-discovery publish did not create")
         if observed.cluster_uid != desired.cluster_uid:
             if owner is Owner.OTHER_PUBLISHER:
-                return Refuse(f"the object of this name is of another cluster, by publisher {observed.publisher!r}")
-            # The cluster was replaced: what readers keep of the former one must not be used for this one.
+                return Refuse(
+                    f"the object of this name is of another cluster, published by publisher {observed.publisher!r}"
+                )
+            # The cluster was replaced: readers must not use what they stored about the former one for this one.
             return _delete(observed, may_delete=may_delete)
         return None if desired.content is None else self._update(desired, desired.content, observed)
 

@@ -31,13 +31,13 @@ _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(se
 _HELD_CHECK_S = 1.0
 """How often a held deletion is reconsidered: no event is sent when the source is followed again."""
 _MAX_STEPS = 6
-"""Actions for one object in a row: a server that changes what is written would otherwise be written to forever."""
+"""Maximum consecutive actions on one object, so that a server that changes each write is not written to forever."""
 
 Report = Callable[[str], None]
 
 
 class Publisher:
-    """One subscription, and one kind of objects in one namespace."""
+    """The publisher of one kind of objects in one namespace, from one subscription."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Publisher:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What was reported and has not been resolved."""
+        """The reported problems that have not been resolved."""
         return tuple(self._reported.values())
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
@@ -129,13 +129,13 @@ class Publisher:
             self._mark([of_object])
 
     def _render(self, name: str) -> None:
-        """Make the desired object of a cluster from what is known of it."""
+        """Make the desired object of a cluster from its current state."""
         cluster = self._clusters.get(name)
         if cluster is None:
             return
         of_object = object_name(name, self._renderer.suffix)
         if of_object is None:
-            self._report_once(name, "its name cannot be made into the name of an object")
+            self._report_once(name, "its name cannot be converted to a valid object name")
             return
         other = self._publication.desired(of_object)
         if other is not None and other.cluster != name:
@@ -184,11 +184,11 @@ class Publisher:
         self._held = set()
 
     async def _list(self) -> None:
-        """Observe all own objects, so that those which others changed or deleted are written again."""
+        """List all own objects, so that those which others changed or deleted are written again."""
         try:
             objects = await self._server.list(self._publication.identity)
         except (TargetRefused, UnusableKubeconfig) as error:
-            # Rights, or the definition of the resource, may be added while this runs.
+            # Permissions, or the definition of the resource, may be added while this runs.
             raise TargetUnavailable(str(error)) from error
         self._publication.observe_all(objects)
         self._mark(self._publication.names())
@@ -233,7 +233,11 @@ class Publisher:
                             raise
                         # Another writer was first: the next decision is made from what is there now.
                         self._publication.observe(name, await self._server.get(name))
-        self._report_once(name, "the API server does not keep what is written: is another writer or webhook at work?")
+        self._report_once(
+            name,
+            "the object keeps being changed back after each write; look for another controller or a mutating webhook "
+            "that changes it",
+        )
 
     async def _perform(self, name: str, action: Create | Apply | Delete) -> None:
         match action:

@@ -22,18 +22,18 @@ _EPOCH = "1970-01-01T00:00:00Z"
 # Condition status, reason and message by the result of the daemon's probes.
 _HEALTH = {
     ConnectivityState.REACHABLE: ("True", "Reachable", "milo-discoveryd reaches the control plane"),
-    ConnectivityState.UNREACHABLE: ("False", "Unreachable", "milo-discoveryd does not reach the control plane"),
+    ConnectivityState.UNREACHABLE: ("False", "Unreachable", "milo-discoveryd cannot reach the control plane"),
 }
 _NOT_PROBED = ("Unknown", "NotProbed", "milo-discoveryd has not probed the control plane")
 
 
 class Renderer(Protocol):
-    """Renders the object of a cluster."""
+    """A renderer of the objects of clusters, of one kind."""
 
     publication: ClassVar[str]
     resource: ClassVar[Resource]
     suffix: ClassVar[str]
-    """Follows the cluster's name in the name of its object."""
+    """The suffix that the name of an object has after the name of its cluster."""
     embeds_credentials: ClassVar[bool]
     """Whether `access` must hold a credential, which is renewed, or only the server and its trust root."""
 
@@ -70,7 +70,7 @@ class ClusterProfiles:
         )
 
     def _access_provider(self, cluster: Cluster, access: KubeconfigAccess) -> Document:
-        # The plugin reads the cluster's name from the extension. Arguments in the profile would not do: the library of
+        # The plugin reads the cluster's name from the extension. Arguments in the profile cannot work: the library of
         # KEP-5339 appends those of each profile to one shared list.
         extension = {"name": _EXEC_EXTENSION, "extension": {"clusterName": cluster.name}}
         server: Document = {"server": access.server, "extensions": [extension]}

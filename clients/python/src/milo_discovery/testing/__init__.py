@@ -1,4 +1,4 @@
-"""Runs the sandbox (an embedded Milo API) and a daemon, for an operator's tests.
+"""The sandbox (an embedded Milo API) and a daemon, for an operator's tests.
 
     with MiloSandbox.start() as milo:
         alpha = milo.create_control_plane("alpha")

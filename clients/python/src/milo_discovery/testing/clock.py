@@ -19,7 +19,7 @@ class FakeClock:
         return self._real_time() + self._ahead_s
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock: everything that the loop would do meanwhile is due at once.
+        """Move the clock forward: everything that the loop would have done in that time is due at once.
 
         That includes the time limits of requests that are in flight, so move it while the operator is idle.
         """

@@ -18,7 +18,7 @@ _FIELD_MANAGER = "test"
 
 
 class ControlPlane:
-    """Reads and writes objects of any kind, as a user of the project. It blocks; each call is a request.
+    """A project's control plane, to read and write objects of any kind. It blocks; each call is a request.
 
     A resource is named as `Controllers` name it: "v1/configmaps", "example.com/v1/widgets".
     """
@@ -36,7 +36,7 @@ class ControlPlane:
         return [self.apply(document) for manifest in manifests for document in _documents(manifest)]
 
     def apply(self, manifest: Mapping[str, Any], *, namespace: str = "default") -> dict[str, Any]:
-        """Apply an object on the server's side, taking over fields of other managers."""
+        """Apply an object by server-side apply, taking over fields of other managers."""
         path = self._object_path(self._resource_of(manifest), manifest["metadata"]["name"], _place(manifest, namespace))
         query = urlencode({"fieldManager": _FIELD_MANAGER, "force": "true"})
         return self._document("PATCH", f"{path}?{query}", manifest, content_type=_APPLY)

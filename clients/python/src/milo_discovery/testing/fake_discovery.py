@@ -34,7 +34,7 @@ _LIFETIME = timedelta(minutes=5)
 
 
 class FakeDiscovery:
-    """Takes the place of a DiscoveryClient in one Fleet; the test engages and disengages the clusters.
+    """A replacement for the DiscoveryClient of one Fleet; the test engages and disengages the clusters.
 
     A kubeconfig comes with each engagement, as with `include_kubeconfigs`; filters are ignored.
     """
@@ -95,7 +95,7 @@ class FakeDiscovery:
         return _opened(_Feed(self._feed, self._release, "fleet" if options.get("confirm_releases") else ""))
 
     async def end_subscription(self, subscriber: str) -> None:
-        """Accept that the Fleet has ended."""
+        """Do nothing: no other subscriber waits for the end of the Fleet."""
 
     async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
         """Grant all singleton work: there is no other replica."""

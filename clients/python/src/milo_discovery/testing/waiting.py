@@ -36,7 +36,7 @@ async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, withi
 
 
 def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0) -> ResultT:
-    """Do what `eventually` does without an event loop, for an operator in another thread or process."""
+    """Call a check until its result is true, without an event loop, for an operator in another thread or process."""
     deadline = time.monotonic() + within_s
     while True:
         outcome: ResultT | Exception

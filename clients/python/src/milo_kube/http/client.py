@@ -19,9 +19,9 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.http1 import Http1Connection
 
 DIALS_PER_SERVER = 32
-"""Handshakes in flight: what those of thousands of watches hold at the same time stays in the process as fragments."""
+"""Maximum concurrent handshakes. With thousands at once, heap fragmentation would keep the memory that they use."""
 _HTTP2_DIALS = 4
-"""Handshakes in flight where the connection that is made first may have room for all waiting requests."""
+"""Maximum concurrent handshakes if HTTP/2 is possible: the first connection may carry all waiting requests."""
 _ATTEMPTS = 4
 _Key = tuple[Origin, Proxy | None]
 
@@ -64,7 +64,7 @@ class Client:
         """Servers that selected HTTP/2, and then refused a request over it."""
         self._open: set[Connection] = set()
         self._with_room: dict[_Key, dict[Connection, None]] = {}
-        """An ordered set; the last one has most recently been in use."""
+        """An ordered set, in which the most recently used connection is the last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
@@ -180,7 +180,9 @@ class Client:
             raise TransportError("closed", f"the connection to {origin} was closed by this process")
         if not connection.has_room:
             connection.abort()
-            raise TransportError("connect", f"{origin} accepts no request on a connection")
+            raise TransportError(
+                "connect", f"{origin} allows no request on a new connection (closed, or a stream limit of 0)"
+            )
         self._open.add(connection)
         return connection
 
@@ -206,7 +208,7 @@ class Client:
         return connection
 
     def _dials(self, key: _Key) -> asyncio.Semaphore:
-        """Return what limits the connections to a server that are made at the same time."""
+        """Return the semaphore that limits the concurrent handshakes with a server."""
         dials = self._dialing.get(key)
         if dials is None:
             is_http1 = self._http2 is None or key in self._selects_http1
@@ -219,7 +221,7 @@ class Client:
         self._settle(key, connection)
 
     def _settle(self, key: _Key, connection: Connection) -> None:
-        """Note whether the connection has room, or close it if it is not needed."""
+        """Keep the connection if it has room for a request; close it if it is idle and not usable."""
         if (timer := self._idle.pop(connection, None)) is not None:
             timer.cancel()
         is_usable = self._is_usable(key, connection)

@@ -73,7 +73,7 @@ class Response(ABC):
         self.has_begun = False
         """Whether at least one byte was received."""
         self.is_reusable = False
-        """Whether it was received completely, so that the connection can be reused."""
+        """Whether the response was received completely, so that the connection can be reused."""
         self.refusal: Refusal | None = None
         self.origin = origin
         self._has_head = False
@@ -138,7 +138,7 @@ class Response(ABC):
         self._buffered += len(body)
 
     def _received_overhead(self, size: int) -> bool:
-        """Count `size` bytes that are not of the body; return whether there were too many."""
+        """Count `size` bytes that do not belong to the body; return whether there were too many."""
         self._overhead += size
         if self._overhead <= OVERHEAD_LIMIT:
             return False

@@ -8,7 +8,7 @@ TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed"
 
 
 class TransportError(Exception):
-    """A request without a usable response. `cause` is machine-readable."""
+    """The failure of a request to get a usable response. `cause` is machine-readable."""
 
     def __init__(self, cause: TransportCause, message: str) -> None:
         self.cause: TransportCause = cause
@@ -21,7 +21,7 @@ def from_connecting(error: OSError, origin: str) -> TransportError:
         case socket.gaierror():
             return TransportError("dns", f"the host of {origin} cannot be found: {reason(error)}")
         case ssl.SSLError():
-            return TransportError("tls", f"no TLS with {origin}: {_tls(error)}")
+            return TransportError("tls", f"TLS handshake with {origin} failed: {_tls(error)}")
         case _:
             return TransportError("connect", f"{origin} cannot be reached: {reason(error)}")
 
@@ -33,7 +33,7 @@ def from_proxy(error: OSError, origin: str) -> TransportError:
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
     """Translate the loss of an established connection. None means that the peer closed it."""
     if isinstance(error, ssl.SSLError):
-        return TransportError("tls", f"no TLS with {origin}: {_tls(error)}")
+        return TransportError("tls", f"TLS connection to {origin} failed: {_tls(error)}")
     return TransportError("closed", f"{origin} closed the connection{f': {reason(error)}' if error else ''}")
 
 

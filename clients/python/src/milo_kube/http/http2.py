@@ -32,16 +32,16 @@ from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_h
 from milo_kube.http.errors import TransportError
 
 STREAM_WINDOW = 256 << 10
-"""Backpressure: unread bytes of a body, after which the server waits."""
+"""Backpressure: maximum unread bytes of a response body. With more, the server has to wait."""
 _STREAM_LIMIT = 1000
-"""Streams of a connection to a server that allows more, or does not limit them."""
+"""Maximum concurrent streams per connection, if the server allows more or sets no limit."""
 _CONNECTION_WINDOW = 1 << 30
-"""More than the windows of all streams, so that a reader that stops does not block those of other streams."""
+"""Larger than the windows of all streams together, so that one slow reader does not block other streams."""
 PING_AFTER_S = 30.0
-"""Nothing was received for this long: a PING checks the connection."""
+"""Silence after which a PING checks the connection."""
 PING_WITHIN_S = 15.0
 _UNSENT_LIMIT = 16 << 20
-"""Bounds the memory for answers to a server that sends PINGs, for example, but does not read."""
+"""Maximum unsent bytes: bounds the memory if a server sends PINGs, for example, but does not read the replies."""
 _HIGHEST_STREAM_ID = (1 << 31) - 1
 _CONFIGURATION = H2Configuration(client_side=True, header_encoding=None)
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
@@ -49,7 +49,7 @@ _CONNECTION_HEADERS = frozenset({"host", "connection", "keep-alive", "proxy-conn
 
 
 class _OpenAfterGoAway(H2ConnectionStateMachine):
-    """The states of a connection of which the accepted streams continue after GOAWAY, as RFC 9113 has it."""
+    """The states of a connection whose accepted streams continue after GOAWAY, as RFC 9113 requires."""
 
     def process_input(self, input_: ConnectionInputs) -> list[Event]:
         return [] if input_ is ConnectionInputs.RECV_GOAWAY else super().process_input(input_)
@@ -59,7 +59,7 @@ class _Protocol(H2Connection):
     MAX_CLOSED_STREAMS = 4096  # the default would hold some MiB for each connection
 
     def clear_outbound_data_buffer(self) -> None:
-        """Keep what is to be sent: h2 would drop acknowledgements that precede a GOAWAY."""
+        """Do not clear the buffer: h2 would drop acknowledgments that precede a GOAWAY."""
 
     def __init__(self) -> None:
         super().__init__(_CONFIGURATION)
@@ -68,7 +68,7 @@ class _Protocol(H2Connection):
             client=True,
             initial_values={
                 SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.MAX_CONCURRENT_STREAMS: 100,  # those that a server opens, against the rules
+                SettingCodes.MAX_CONCURRENT_STREAMS: 100,  # for forbidden streams of the server
                 SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                 SettingCodes.MAX_HEADER_LIST_SIZE: OVERHEAD_LIMIT,
             },
@@ -124,7 +124,7 @@ class Http2Connection(asyncio.Protocol):
         if self._failure is not None:
             raise self._failure
         if self._is_going_away:
-            raise TransportError("connect", f"{self._origin} accepts no requests")
+            raise TransportError("connect", f"{self._origin} sent GOAWAY before it accepted a request")
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
         fields = [(":method", method), (":scheme", "https"), (":authority", headers["Host"]), (":path", target)]
@@ -265,7 +265,7 @@ class Http2Connection(asyncio.Protocol):
             return
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > _UNSENT_LIMIT:
-            self._fail(TransportError("closed", f"{self._origin} does not read what it is sent"))
+            self._fail(TransportError("closed", f"{self._origin} does not read the requests sent to it"))
 
     def _fail(self, error: TransportError) -> None:
         """End the connection and every exchange on it."""
@@ -293,7 +293,7 @@ class _Response(Response):
         self._connection = connection
         self.stream_id = 0
         self.unsent: memoryview | bytes = b""
-        """What is left of the body of the request."""
+        """The part of the request body that has not been sent."""
 
     def close(self) -> None:
         self._consumed(self._buffered)
@@ -324,7 +324,7 @@ class _Response(Response):
         self._wake()
 
     def refused(self, refusal: Refusal) -> None:
-        """Fail, since the server did not process the request."""
+        """Fail the exchange: the server did not process the request."""
         self.refusal = refusal
         self.failed(TransportError("closed", f"{self.origin} refused the request before it was processed"))
         self._connection.finished(self)

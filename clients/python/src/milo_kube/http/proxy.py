@@ -1,7 +1,7 @@
 """Selects the proxy for a request from the environment.
 
-NO_PROXY is read as by Go, and therefore by kubectl. Python's own reading ignores CIDR blocks, which are common in the
-manifests of clusters, and so would send in-cluster traffic to the proxy.
+NO_PROXY is interpreted as in Go, and therefore in kubectl. Python's own functions ignore CIDR blocks, which are common
+in the manifests of clusters, and so would send in-cluster traffic to the proxy.
 """
 
 import ipaddress

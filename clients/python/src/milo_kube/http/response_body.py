@@ -26,7 +26,7 @@ class ResponseBody:
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         while chunk := await self._response.read(self._silence_s):
             yield chunk
-            del chunk  # the next one may arrive in hours
+            del chunk  # free it: the next chunk may not arrive for hours
 
     async def read_error(self, limit: int) -> bytes:
         """Return the beginning of the body."""

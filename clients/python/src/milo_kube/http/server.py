@@ -103,7 +103,7 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = False
 
     def end(self) -> asyncio.Task[None] | None:
-        """Close at once, and return the cancelled task of the handler, if any."""
+        """Close at once, and return the canceled task of the handler, if any."""
         self._closed()
         if self._timer is not None:
             self._timer.cancel()
@@ -134,7 +134,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # an offer to switch protocols, which is ignored
+            pass  # a request to switch protocols, which is ignored
         except httptools.HttpParserError:
             if not self._is_complete:
                 self._refuse(HTTPStatus.BAD_REQUEST)

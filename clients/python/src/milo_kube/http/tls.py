@@ -43,9 +43,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self._below: asyncio.Transport | None = None
         self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
-        """None once it is complete."""
+        """None once the handshake is complete."""
         self._unsent: list[bytes] = []
-        """What OpenSSL takes only after it has read more."""
+        """Data that OpenSSL accepts only after it has read more from the peer."""
         self._failure: Exception | None = None
         self._is_closing = False
 
@@ -185,7 +185,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._tls.write(self._unsent[0])
                 del self._unsent[0]
             # For each session ticket that it reads, OpenSSL allocates a write buffer of 16 KiB, which the next write
-            # releases. A watch may not write again for hours; one of nothing sends nothing.
+            # releases. A watch may not write again for hours; an empty write sends nothing, but releases the buffer.
             self._tls.write(b"")
         except ssl.SSLWantReadError:
             pass

@@ -6,9 +6,9 @@ import msgspec
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Doubles from `first_s` to `cap_s`; the delay is drawn between that and twice that.
+    """A base delay that doubles from `first_s` to `cap_s`; each delay is drawn between the base and twice the base.
 
-    Many daemons lose the same API server at the same moment. Without jitter they would all come back at once.
+    Many daemons lose the same API server at the same moment. Without jitter they would all reconnect at once.
     """
 
     first_s: float = 0.4

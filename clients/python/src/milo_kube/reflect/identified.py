@@ -1,4 +1,4 @@
-"""The fields of an object that list and watch read: all others are up to the decoder that made it."""
+"""The fields of an object that list and watch read. The decoder decides which others it keeps."""
 
 from typing import Protocol, TypeVar
 
@@ -10,7 +10,7 @@ class Identified(Protocol):
     def name(self) -> str: ...
     @property
     def uid(self) -> str:
-        """Empty if it could not be read."""
+        """The UID; empty if it could not be read."""
 
     @property
     def version(self) -> str:

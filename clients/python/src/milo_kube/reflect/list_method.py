@@ -9,10 +9,10 @@ class ListMethod(msgspec.Struct):
     streaming: bool
     page_size: int
     paged_next: bool = False
-    """The next list comes in pages although the server may support streaming lists."""
+    """Whether the next list is requested in pages although the server may support streaming lists."""
     unpaged_next: bool = False
     pages_expired: bool = False
-    """The pages of the last list outlived their version."""
+    """Whether the version of the last list was compacted before all its pages were read."""
 
     @property
     def is_streaming(self) -> bool:
@@ -23,7 +23,7 @@ class ListMethod(msgspec.Struct):
         return 0 if self.unpaged_next else self.page_size
 
     def pages_outlived_version(self) -> None:
-        """Request pages again and, if that was the second time in a row, all in one response."""
+        """Request pages again or, after the second time in a row, the whole list in one response."""
         self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
 
     def pages_ended(self) -> None:

@@ -1,9 +1,9 @@
 """Decides when to check whether a silent server is alive, and when to give up on it.
 
-A process that is stopped or hangs keeps its connections: its kernel acknowledges whatever is sent, so no keepalive
-notices. Silence proves nothing either, because a quiet watch is healthy. So while a response or a watch event is
-awaited, the server is sent periodic liveness checks on another connection. When several checks in a row fail, with
-nothing heard in between, the wait is given up.
+A process that is stopped or hangs keeps its connections: its kernel acknowledges whatever is sent, so TCP keepalive
+does not detect it. Silence proves nothing either, because a quiet watch is healthy. So while a response or a watch
+event is awaited, the server is sent periodic liveness checks on another connection. When several checks in a row fail,
+with nothing received in between, the wait is given up.
 """
 
 import msgspec
@@ -13,7 +13,7 @@ class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
     """Interval between checks, and before the first. Each must be answered within a third of it."""
     misses: int = 3
-    """Unanswered checks in a row. With the interval above, a hung server is noticed within 50 s."""
+    """Unanswered checks in a row. With the interval above, a hung server is detected within 50 s."""
 
     @property
     def timeout_s(self) -> float:
@@ -27,7 +27,7 @@ class LivenessCheck(msgspec.Struct, frozen=True):
 
 
 class LivenessTracker:
-    """Counts unanswered checks over one wait after another."""
+    """The count of unanswered checks, over consecutive waits."""
 
     def __init__(self, policy: LivenessPolicy) -> None:
         self._policy = policy
@@ -44,7 +44,7 @@ class LivenessTracker:
         self._check_at = None
 
     def next_at(self, now: float) -> float:
-        """Return when to call `take_due`: nothing that happens by then makes it earlier."""
+        """Return when to call `take_due`. Nothing that happens before makes a check due earlier."""
         return now + self._policy.every_s if self._check_at is None else self._check_at
 
     def take_due(self, now: float) -> LivenessCheck | None:

@@ -18,7 +18,7 @@ class Wait(msgspec.Struct, frozen=True):
 class FetchPage(msgspec.Struct, frozen=True):
     continue_token: str
     limit: int
-    """0 for the whole list in one response."""
+    """Maximum objects per page; 0 for the whole list in one response."""
 
 
 class OpenWatch(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class ListStarted(msgspec.Struct, frozen=True):
-    """A list began. An earlier list that did not end is void."""
+    """A list began. An earlier list that did not end has no effect."""
 
 
 class Listed(msgspec.Struct, Generic[Seen], frozen=True):
@@ -75,7 +75,7 @@ class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: objects that it does not name do not exist within the selector."""
 
     versions_went_back: bool = False
-    """The list is of an older version than one seen before: the server was restored, or is another one."""
+    """Whether the list has an older version than one seen before: the server was restored, or is another one."""
     version: str = ""
     """The list's version; empty if the server gave none."""
 

@@ -5,9 +5,9 @@
        └─────────────┴──────────────┴────────────┴──────┘ a failure: Waiting, then on from the same point
 
 A list comes in pages or, if the server supports it, as a streaming list: a watch that begins with the list (Opening
-without a version, then Filling). Either way its end is one `ListEnded`, and nothing is concluded from a part of it.
+without a version, then Filling). Either way it ends with one `ListEnded`, and an incomplete list proves nothing.
 
-A loss is never concluded from silence, a refusal or an error: these change the source's status and nothing else.
+Silence, refusals and errors never lead to a deletion: they change the source's status and nothing else.
 """
 
 import math
@@ -58,24 +58,25 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     streaming_lists: bool = True
     page_size: int = 5000
     silence_s: float = 90.0
-    """The longest silence of a watch, from a server that sends bookmarks (every 60 s)."""
+    """Maximum silence of a watch from a server that sends bookmarks (every 60 s)."""
     fill_silence_s: float = 15.0
-    """A streaming list that stops for this long without an end mark: the server does not support them."""
+    """Maximum silence before the end mark of a streaming list. After it, the server is taken not to support them."""
     line_s: float = 30.0
-    """The time for one event to arrive completely, even if its bytes keep dripping in."""
+    """Maximum time for one event to arrive completely, even if its bytes keep arriving."""
     min_watch_s: float = 1.0
     """A watch that ends sooner counts as a failure: some servers end each one at once."""
     healthy_s: float = 10.0
     """A watch of this age resets the backoff."""
     proven_s: float = 30.0
-    """A watch of this age shows that the list before it was good. Lists cost the server more than watches."""
+    """A watch of this age proves the version of its list usable. Before that, relists are delayed."""
     backoff: Backoff = Backoff()
     liveness: LivenessPolicy = LivenessPolicy()
 
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RETRY_AFTER_OBEYED = 30
-"""A server that builds its caches asks for "one second" for half a minute. After that our own backoff applies too."""
+"""Number of failures for which only Retry-After counts. After that the own backoff applies too: a server asks for 1 s
+each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
@@ -93,11 +94,11 @@ class Attempts(msgspec.Struct):
     malformed_at: str = ""
     """The version at which a watch last sent something undecodable."""
     list_is_unproven: bool = False
-    """No watch has lived long since the last list that a refused version led to."""
+    """Whether no watch has lasted since the last list that followed a refused version."""
 
 
 class Reflector(Generic[Seen]):
-    """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
+    """The state machine of one collection's list and watch. `jitter` returns random numbers in [0, 1)."""
 
     def __init__(
         self,
@@ -146,20 +147,20 @@ class Reflector(Generic[Seen]):
                 return ReadWatch(min(silent_at, list_at, watching.line_due_at))
 
     def relist_by(self, at: float | None) -> None:
-        """List again by then, however healthy the watch is; None for no longer."""
+        """List again by this time, even if the watch is healthy; None cancels that."""
         self._relist_at = at
 
     @property
     def trusted_from(self) -> float:
-        """When the answering server can be taken for the one that all data came from.
+        """When the answering server can be assumed to be the one that all data came from.
 
-        Until then, "not found" from it is no evidence: another server may never have had the object.
+        Until then, "not found" from it proves nothing: another server may never have had the object.
         """
         if self.status.state is SourceState.STALE:
             return math.inf
         if self.trust.is_known:
             return -math.inf
-        # By then it would have refused the version, unless it answers a version from its future with silence.
+        # By then another server would have refused the version, unless it is silent for a version from its future.
         return self.state.opened_at + self._policy.healthy_s if isinstance(self.state, Watching) else math.inf
 
     @property
@@ -227,7 +228,7 @@ class Reflector(Generic[Seen]):
         return []
 
     def silent(self, now: float) -> list[SourceEvent[Seen]]:
-        """Apply that the deadline of ReadWatch passed."""
+        """Handle that the deadline of ReadWatch has passed without data."""
         expected_bookmarks, self.trust.is_known = self.trust.expects_bookmarks, False
         assert isinstance(self.state, Filling | Watching)
         if now >= self.state.line_due_at:
@@ -291,8 +292,8 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # The server does not take the request as it is: without the collection, without watches, or because it does not
-        # know the version. Lists may work.
+        # The server rejects the watch: it does not serve the collection, supports no watches, or does not know the
+        # version. A list may succeed.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
@@ -311,14 +312,14 @@ class Reflector(Generic[Seen]):
         return self._stale(version, failure, now, delay)
 
     def _stale(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
-        """Keep what is known, as stale; then watch from `version`, or list."""
+        """Mark the source as stale and keep its objects; later watch from `version`, or list if it is empty."""
         since = self.status.since if self.status.state is SourceState.STALE else now
         self.status = SourceStatus(SourceState.STALE, since, failure.reason, failure.message, self.status.last_contact)
         self.state = Waiting(now + delay, version)
         return []
 
     def _relist(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
-        # A first one is routine: the version grew too old. One list after another is a fault, and expensive.
+        # One relist is routine: the version became too old. Repeated relists are a fault, and expensive.
         list_at = max(now, self._attempts.listed_at + delay) if self._attempts.list_is_unproven else now
         self.state = Waiting(list_at, "")
         self._attempts.list_is_unproven = True

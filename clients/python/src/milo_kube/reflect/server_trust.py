@@ -10,7 +10,7 @@ class ServerTrust(msgspec.Struct):
 
     sends_bookmarks: bool = False
     is_known: bool = False
-    """It has listed, or has shown that it knows the version of the last state, since the last disconnect."""
+    """Whether the server has listed, or has shown that it knows the last version, since the last disconnect."""
     highest_version: str = ""
     """The highest version seen, in this run or in the one that wrote the state file."""
 

@@ -21,11 +21,11 @@ class Opening(msgspec.Struct, frozen=True):
 
 
 class Filling(msgspec.Struct, frozen=True):
-    """Reading a streaming list. `heard_at` moves with each chunk."""
+    """A streaming list is being read. `heard_at` is updated by each chunk."""
 
     heard_at: float
     line_due_at: float = math.inf
-    """When a line that has begun must be complete."""
+    """Deadline for the rest of a partly received line."""
 
 
 class Watching(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class Watching(msgspec.Struct, frozen=True):
     heard_at: float
     timeout_s: int
     proven: bool = False
-    """Something arrived: the server knows the version that the watch was opened from."""
+    """Whether an event arrived, which shows that the server knows the version that the watch was opened from."""
     line_due_at: float = math.inf
 
 

@@ -14,11 +14,11 @@ def is_older(one: str, other: str) -> bool:
     """Return whether `one` is older; False if they cannot be compared, so that the order of arrival decides."""
     if len(one) > _LONGEST or len(other) > _LONGEST or not (one.isascii() and other.isascii()):
         return False
-    # Not by `is_number`: this is called for each event, and calls are what it costs.
+    # Inlined rather than by `is_number`: this is called for each event, and the calls would dominate its cost.
     return one.isdecimal() and other.isdecimal() and int(one) < int(other)
 
 
 def oldest(versions: Iterable[str]) -> str:
-    """Return the oldest version, or an empty one if they cannot all be compared."""
+    """Return the oldest version, or an empty string if they cannot all be compared."""
     known = list(versions)
     return min(known, key=int) if known and all(map(is_number, known)) else ""

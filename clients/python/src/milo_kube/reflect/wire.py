@@ -1,4 +1,4 @@
-"""Decodes lists and watch events from bytes. Everything that can be wrong with them is a value, not an exception.
+"""Decodes lists and watch events from bytes. Malformed input yields a value, not an exception.
 
 One malformed object does not affect the others. A line that is not an event at all ends its watch.
 """
@@ -72,7 +72,7 @@ class ListPage(msgspec.Struct, frozen=True):
 
 
 class _Names(msgspec.Struct):
-    """The least that is needed to report a malformed object."""
+    """The fields that are needed to report a malformed object."""
 
     name: str = ""
     namespace: str = ""
@@ -117,7 +117,7 @@ class _ListMeta(msgspec.Struct):
 class _List(msgspec.Struct):
     metadata: _ListMeta
     items: list[msgspec.Raw] | None
-    """Null in an empty list, but never absent: a response without it is not a list and proves no absence."""
+    """Null in an empty list, but never absent: a response without items is not a list, and proves no deletion."""
 
 
 _LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
@@ -137,7 +137,7 @@ class ListPageError(ValueError):
 
 
 class Decoder(Generic[Object, Seen]):
-    """Decodes one kind of object, and passes it to a function that returns what is to be known of it."""
+    """A decoder of one kind of object. A function converts each object to the form that is kept."""
 
     def __init__(
         self,
@@ -146,8 +146,8 @@ class Decoder(Generic[Object, Seen]):
         malformed: Callable[[str, str, str, str], Seen],
         key: Callable[[str, str], str] = lambda _, name: name,
     ) -> None:
-        """`malformed` makes the result for an invalid object from its key, its UID, its version and the problem; `key`
-        makes the key from its namespace and name."""
+        """`malformed` returns the result for an invalid object, given its key, UID, version and problem; `key` returns
+        the key for a namespace and a name."""
         self._objects = msgspec.json.Decoder(kind)
         # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
@@ -156,7 +156,7 @@ class Decoder(Generic[Object, Seen]):
         self._key = key
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
-        """Return None for an object without a name."""
+        """Decode one object; None if it has no name."""
         try:
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
@@ -206,7 +206,7 @@ class Decoder(Generic[Object, Seen]):
                 return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
 
     def _bounded(self, found: Seen) -> Seen:
-        """Return a malformed object for one whose identity no API server would have given it."""
+        """Return the object, or a malformed one if its UID or version is longer than any API server makes them."""
         if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
             return found
         problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
@@ -226,7 +226,7 @@ def error_status(body: bytes, code: int = 0) -> ErrorStatus:
 
 
 class Lines:
-    """Splits a stream of bytes into lines of limited length."""
+    """A splitter of a stream of bytes into lines of limited length."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
