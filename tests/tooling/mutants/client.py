@@ -185,8 +185,8 @@ MUTANTS = (
     Mutant(
         "singleton work goes on after its grant until the next claim",
         "_singletons.py",
-        "self._settle(tasks)  # a grant that has expired",
-        "pass  # a grant that has expired",
+        "self._settle(tasks)  # end work whose grant has expired",
+        "pass  # end work whose grant has expired",
         ("clients/python/tests/test_singleton_grants.py",),
         source=CLIENT,
         is_async=True,
@@ -194,8 +194,8 @@ MUTANTS = (
     Mutant(
         "blocking singleton work goes on after its grant until the next claim",
         "_sync_singleton.py",
-        "self._settle()  # a grant that has expired",
-        "pass  # a grant that has expired",
+        "self._settle()  # end work whose grant has expired",
+        "pass  # end work whose grant has expired",
         ("clients/python/tests/test_singleton_grants.py",),
         source=CLIENT,
         is_async=True,
