@@ -1,5 +1,5 @@
-// Peer runs Milo's own provider inside multicluster-runtime, as an operator in Go embeds it, and says what it
-// engages and disengages: a line for each, with the moment it happened, to be held against what the daemon says.
+// Peer runs Milo's own provider inside multicluster-runtime, as an operator in Go embeds it. It prints each cluster that
+// is engaged or disengaged on a line with the time, to be compared with the events of the daemon.
 package main
 
 import (
@@ -38,13 +38,13 @@ type options struct {
 }
 
 func main() {
-	// A set of our own: controller-runtime puts a --kubeconfig flag into the common one.
+	// A separate flag set, because controller-runtime adds a --kubeconfig flag to the common one.
 	flags := flag.NewFlagSet("peer", flag.ExitOnError)
 	var opts options
 	flags.StringVar(&opts.kubeconfig, "kubeconfig", "", "the kubeconfig of the API server to watch")
 	flags.StringVar(&opts.mode, "mode", project, "what to watch: "+project+" or "+projectControlPlane)
 	flags.StringVar(&opts.labelSelector, "label-selector", "", "only objects with these labels")
-	flags.BoolVar(&opts.verbose, "verbose", false, "the provider's own log, on standard error")
+	flags.BoolVar(&opts.verbose, "verbose", false, "write the provider's log to standard error")
 	_ = flags.Parse(os.Args[1:]) // ExitOnError
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -57,7 +57,7 @@ func main() {
 
 func run(ctx context.Context, opts options) error {
 	if opts.mode != project && opts.mode != projectControlPlane {
-		return fmt.Errorf("--mode %q: give %s or %s", opts.mode, project, projectControlPlane)
+		return fmt.Errorf("--mode %q: use %s or %s", opts.mode, project, projectControlPlane)
 	}
 	selector, err := metav1.ParseToLabelSelector(opts.labelSelector)
 	if err != nil {
@@ -91,12 +91,12 @@ func run(ctx context.Context, opts options) error {
 		return fmt.Errorf("create the multi-cluster manager: %w", err)
 	}
 	if err := manager.Add(teller{process: ctx}); err != nil {
-		return fmt.Errorf("add the teller: %w", err)
+		return fmt.Errorf("add the printer of events: %w", err)
 	}
 	return manager.Start(ctx)
 }
 
-// teller is told of each cluster as an operator's controllers are.
+// teller prints each cluster that it is called with, as an operator's controllers are.
 type teller struct {
 	process context.Context
 }
@@ -110,14 +110,14 @@ func (t teller) Engage(ctx context.Context, name multicluster.ClusterName, cl cl
 	tell("ENGAGED", name, cl.GetConfig().Host)
 	go func() {
 		<-ctx.Done()
-		if t.process.Err() == nil { // the end of this process disengages nothing
+		if t.process.Err() == nil { // the end of this process is no disengagement
 			tell("DISENGAGED", name, "")
 		}
 	}()
 	return nil
 }
 
-// tell writes a whole line at once, so that lines of several goroutines never mix.
+// tell writes a whole line at once, so that lines of several goroutines are not interleaved.
 func tell(what string, name multicluster.ClusterName, endpoint string) {
 	line := fmt.Sprintf("%s %s %s", time.Now().UTC().Format(time.RFC3339Nano), what, name)
 	if endpoint != "" {
@@ -126,7 +126,7 @@ func tell(what string, name multicluster.ClusterName, endpoint string) {
 	fmt.Println(line)
 }
 
-// countWhenAsked tells how many goroutines there are, at each SIGUSR1.
+// countWhenAsked prints the number of goroutines at each SIGUSR1.
 func countWhenAsked() {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1)

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// DefaultAddress is where the daemon is if neither [Options] nor the environment name an address.
+	// DefaultAddress is the address of the daemon if neither [Options] nor the environment name one.
 	DefaultAddress = "unix:///run/milo-discovery/discovery.sock"
 	// AddressVariable is the environment variable that names the daemon's address.
 	AddressVariable = "MILO_DISCOVERY_ADDRESS"
@@ -26,15 +26,16 @@ var ErrInvalidAddress = errors.New("invalid address")
 
 var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
 
-// target returns the gRPC target of an address; of the environment's or the default one, if it is empty.
+// target returns the gRPC target of an address. If it is empty, the address from the environment is used, or else the
+// default.
 func target(address string) (string, error) {
 	address = cmp.Or(address, os.Getenv(AddressVariable), DefaultAddress)
 	if path, ok := strings.CutPrefix(address, socketScheme); ok {
 		if !strings.HasPrefix(path, "/") {
-			return "", fmt.Errorf("%w %q: the path of a socket is absolute, as in %s", ErrInvalidAddress, address, DefaultAddress)
+			return "", fmt.Errorf("%w %q: the socket path must be absolute, as in %s", ErrInvalidAddress, address, DefaultAddress)
 		}
 		if len(path) > longestSocketPath {
-			return "", fmt.Errorf("%w %q: the path of a socket has at most %d bytes", ErrInvalidAddress, address, longestSocketPath)
+			return "", fmt.Errorf("%w %q: the socket path must not exceed %d bytes", ErrInvalidAddress, address, longestSocketPath)
 		}
 		return address, nil
 	}
@@ -43,7 +44,7 @@ func target(address string) (string, error) {
 		return "", fmt.Errorf("%w %q: use unix:///path/to/socket or HOST:PORT", ErrInvalidAddress, address)
 	}
 	if port, err := strconv.Atoi(match[1]); err != nil || port < 1 || port > 65535 {
-		return "", fmt.Errorf("%w %q: a port is a number from 1 to 65535", ErrInvalidAddress, address)
+		return "", fmt.Errorf("%w %q: the port must be between 1 and 65535", ErrInvalidAddress, address)
 	}
 	return address, nil
 }

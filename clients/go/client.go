@@ -51,9 +51,9 @@ type Client struct {
 	clock       clock
 	dialOptions []grpc.DialOption
 	calls       sharedConn
-	untrusted   atomic.Pointer[error] // why the last connection was refused; nil after one that was not
+	untrusted   atomic.Pointer[error] // why the last connection was refused; nil if it was not
 
-	// closed is cancelled by Close and ends the watches.
+	// closed is canceled by Close and ends the watches.
 	closed context.Context
 	close  context.CancelFunc
 }
@@ -95,7 +95,7 @@ func (c *Client) Close() error {
 }
 
 // List returns the engaged clusters that match a filter, ordered by name. It fails with [ErrUnavailable] until the
-// daemon has a complete view, or with several sources, that of one of them.
+// daemon has a complete view of its source, or of one of several sources.
 func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
 	request := &pb.ListClustersRequest{Filter: fromFilter(filter)}
 	listing := &Listing{}
@@ -137,12 +137,13 @@ func (c *Client) Info(ctx context.Context) (*ServerInfo, error) {
 
 // IssueOptions configure [Client.Issue].
 type IssueOptions struct {
-	// TTL is how long the kubeconfig should live; zero means the default of the daemon. The daemon may give another:
+	// TTL is the requested lifetime of the kubeconfig; zero means the default of the daemon. The daemon may shorten it:
 	// see Kubeconfig.ExpiresAt.
 	TTL time.Duration
 	// Format of the kubeconfig; empty means FormatEmbedded.
 	Format KubeconfigFormat
-	// Incarnation restricts the call to that incarnation of the cluster: [ErrPreconditionFailed] if it is another one.
+	// Incarnation restricts the call to that incarnation of the cluster; with another one, Issue fails with
+	// [ErrPreconditionFailed].
 	Incarnation string
 }
 
@@ -177,8 +178,8 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 }
 
 // Release confirms that a subscriber has ended its work on a draining cluster, which is disengaged when all subscribers
-// have. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not draining, or is another
-// incarnation by now.
+// have released it. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not draining, or
+// has another incarnation now.
 func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string) error {
 	request := &pb.ReleaseClusterRequest{
 		Cluster: cluster.Name, Incarnation: cluster.Incarnation, Subscriber: subscriber,
@@ -187,8 +188,8 @@ func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string
 	return err
 }
 
-// EndSubscription says that a subscriber has ended all of its work, so that no cluster waits for it any more. Without it
-// the daemon waits for a while for a subscriber whose watch has ended.
+// EndSubscription notifies the daemon that a subscriber has ended all of its work, so that no draining cluster waits for
+// it. Without this call the daemon waits for a while for a subscriber whose watch has ended.
 func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 	request := &pb.EndSubscriptionRequest{Subscriber: subscriber}
 	_, err := call(ctx, c, "EndSubscription", pb.DiscoveryServiceClient.EndSubscription, request)
@@ -197,7 +198,7 @@ func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 
 var unfitForSubscriber = regexp.MustCompile(`[^A-Za-z0-9._-]`)
 
-// NewSubscriber returns a name for WatchOptions.Subscriber that no other has: that of the host with a random number.
+// NewSubscriber returns a unique name for WatchOptions.Subscriber: the name of the host with a random number.
 func NewSubscriber() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -207,8 +208,8 @@ func NewSubscriber() string {
 	return fmt.Sprintf("%.200s/%08x", host, rand.Uint32())
 }
 
-// call makes a single call. One that loses a connection on which calls succeeded before is repeated on a new one, so
-// that a daemon that restarted is found again.
+// call makes a single call. If the call loses a connection on which calls succeeded before, it is repeated on a new
+// connection, because the daemon may have restarted.
 func call[Request, Response any](
 	ctx context.Context,
 	client *Client,
@@ -246,7 +247,7 @@ func call[Request, Response any](
 	}
 }
 
-// dial returns a new connection, with the certificates as their files have them now.
+// dial returns a new connection, with the current content of the certificate files.
 func (c *Client) dial() (*grpc.ClientConn, error) {
 	transport, err := c.credentials.transport()
 	if err != nil {
@@ -277,7 +278,8 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(c.target, append(options, c.dialOptions...)...)
 }
 
-// statusError converts the error of a gRPC call. gRPC reports why it has no connection as text alone.
+// statusError converts the error of a gRPC call. The cause of a failed connection is kept separately, since gRPC reports
+// it as text only.
 func (c *Client) statusError(ctx context.Context, call string, err error) error {
 	converted := statusError(ctx, call, err)
 	var failed *StatusError

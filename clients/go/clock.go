@@ -2,9 +2,10 @@ package discovery
 
 import "time"
 
-// clock counts the time since it was made, including that for which the machine was suspended where that is known.
+// clock counts the time since it was made. It includes the time for which the machine was suspended, on platforms that
+// report it.
 //
-// It follows the time of testing/synctest as well, which the machine's own clock does not.
+// It also follows the fake time of testing/synctest, which the clock of the machine does not.
 type clock struct {
 	made   time.Time
 	booted time.Duration

@@ -44,8 +44,8 @@ type Credentials struct {
 	// CertificateFile and KeyFile are a client certificate and its key, in PEM. They need CAFile.
 	CertificateFile string
 	KeyFile         string
-	// TokenFile has a bearer token, such as a projected service account token. At HOST:PORT it needs CAFile, since a
-	// token is never sent unencrypted.
+	// TokenFile has a bearer token, such as a projected service account token. With a HOST:PORT address it needs CAFile,
+	// since a token is never sent unencrypted.
 	TokenFile string
 	// ServerUID is the user that must run the server of a Unix socket. It is verified for each connection, on Linux.
 	ServerUID *int
@@ -79,12 +79,12 @@ func (c Credentials) check(target string) error {
 	case c.CertificateFile != "" && c.CAFile == "":
 		return fmt.Errorf("%w: a client certificate needs TLS: set the CA file of the daemon as well", ErrInvalidCredentials)
 	case isSocket && c.CAFile != "":
-		return fmt.Errorf("%w: %s is a Unix socket and TLS is for HOST:PORT: remove the CA file", ErrInvalidCredentials, target)
+		return fmt.Errorf("%w: %s is a Unix socket, which has no TLS: remove the CA file", ErrInvalidCredentials, target)
 	case !isSocket && c.ServerUID != nil:
-		return fmt.Errorf("%w: %s is not a Unix socket, whose server has a user: remove ServerUID", ErrInvalidCredentials,
+		return fmt.Errorf("%w: ServerUID is for Unix sockets, but %s is not one: remove it", ErrInvalidCredentials,
 			target)
 	case !isSocket && c.TokenFile != "" && c.CAFile == "":
-		return fmt.Errorf("%w: a token is not sent to %s unencrypted: set the CA file as well", ErrInvalidCredentials, target)
+		return fmt.Errorf("%w: the token would be sent to %s unencrypted: set the CA file to use TLS", ErrInvalidCredentials, target)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (c Credentials) dialSocket(ctx context.Context, path string) (net.Conn, err
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrUntrustedServer, path, err)
 	}
-	return nil, fmt.Errorf("%w: user %d serves %s, and not user %d", ErrUntrustedServer, uid, path, *c.ServerUID)
+	return nil, fmt.Errorf("%w: the server of %s runs as uid %d, expected %d", ErrUntrustedServer, path, uid, *c.ServerUID)
 }
 
 func (c Credentials) certificate() (tls.Certificate, error) {

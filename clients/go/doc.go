@@ -20,10 +20,10 @@
 //
 //   - A broken stream is resumed from the last batch that arrived whole. Nothing is lost and nothing is repeated.
 //   - A daemon that restarted sends a snapshot, which is compared with what was reported before. Only the differences
-//     are reported. A cluster is the same if its name and UID are.
-//   - A snapshot counts when it is complete. One that breaks off leaves no trace.
-//   - A cluster that is missing from a snapshot is disengaged with [ReasonUnspecified], since nobody observed why. Do
-//     not treat that as [ReasonDeleted].
+//     are reported. A cluster with the same name and UID is the same cluster.
+//   - A snapshot takes effect when it is complete. An incomplete one is dropped.
+//   - A cluster that is missing from a snapshot is disengaged with [ReasonUnspecified], since the reason is not
+//     known. Do not treat that as [ReasonDeleted].
 //   - While the daemon does not answer, no cluster is disengaged. The watch retries with backoff and jitter, and treats
 //     a stream that missed three heartbeats as dead.
 //   - A daemon that shares the clusters with others owns them for a time that the watch renews, on a clock that also
@@ -42,6 +42,6 @@
 //	MILO_DISCOVERY_KEY_FILE          its private key
 //	MILO_DISCOVERY_SERVER_UID        the user that must run the server of the Unix socket
 //
-// Package discoverytest has a daemon for tests. For operators on multicluster-runtime there is a provider on top of this
-// package, in the module go.miloapis.com/discovery/multicluster.
+// Package discoverytest has a daemon for tests. The module go.miloapis.com/discovery/multicluster has a provider for
+// operators on multicluster-runtime.
 package discovery

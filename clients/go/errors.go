@@ -19,23 +19,23 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrInvalidRequest: the daemon rejected an argument. StatusError.Violations name the fields.
 	ErrInvalidRequest = errors.New("invalid request")
-	// ErrPermissionDenied: the daemon knows the caller and does not allow the call.
+	// ErrPermissionDenied: the caller is authenticated but not allowed to make the call.
 	ErrPermissionDenied = errors.New("permission denied")
-	// ErrUnauthenticated: the daemon does not know the caller.
+	// ErrUnauthenticated: the daemon does not accept the credentials of the caller.
 	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrPreconditionFailed: the configuration of the daemon or the state of the cluster does not allow the call.
 	ErrPreconditionFailed = errors.New("precondition failed")
-	// ErrUnimplemented: the daemon is older than this client, or something else answers at its address.
+	// ErrUnimplemented: the daemon is older than this client, or another program answers at its address.
 	ErrUnimplemented = errors.New("unimplemented")
-	// ErrUnavailable: nothing answers, or the daemon cannot answer yet. Retry later.
+	// ErrUnavailable: the daemon is not reached or not synced. Retry later.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrTimedOut: there was no answer before the deadline.
+	// ErrTimedOut: the deadline was exceeded.
 	ErrTimedOut = errors.New("timed out")
 )
 
 var (
-	// ErrStreamBroken is the error of a stream that broke a promise: a batch is missing, an event contradicts those
-	// before it, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
+	// ErrStreamBroken is the error of a stream that violated the protocol: a batch is missing, an event contradicts
+	// earlier ones, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
 	ErrStreamBroken = session.ErrBroken
 	// ErrOwnershipLost is the error of a stream that was ended because the daemon did not confirm in time that the clusters
 	// are still its own. It is reported to [Hooks].Disconnected only.
@@ -69,11 +69,11 @@ type StatusError struct {
 	Code codes.Code
 	// Message is for people.
 	Message string
-	// Reason is stable and for programs. It is empty if it wasn't the daemon that answered.
+	// Reason is stable and machine-readable. It is empty if the daemon did not answer.
 	Reason string
 	// Violations are the fields of the request that were rejected.
 	Violations []FieldViolation
-	// RetryAfter is when the daemon suggests to retry; zero if it suggests nothing.
+	// RetryAfter is how long to wait before a retry; zero if the daemon does not say.
 	RetryAfter time.Duration
 
 	causes []error
@@ -93,7 +93,7 @@ func (e *StatusError) Is(target error) bool {
 // Unwrap returns the gRPC status error, and the error of the caller's context if that ended the call.
 func (e *StatusError) Unwrap() []error { return e.causes }
 
-// IsTerminal reports whether a retry gets the same answer until somebody changes a configuration. Such an error ends a
+// IsTerminal reports whether a retry fails too until the request or a configuration is changed. Such an error ends a
 // watch: [ErrInvalidRequest], [ErrPermissionDenied], [ErrUnauthenticated], [ErrPreconditionFailed], [ErrUnimplemented].
 func IsTerminal(err error) bool {
 	for _, terminal := range []error{
@@ -132,7 +132,7 @@ func statusError(ctx context.Context, call string, err error) error {
 	return converted
 }
 
-// lostConnection reports whether nothing answered: the daemon itself gives a reason.
+// lostConnection reports whether the daemon was not reached: its own errors have a reason.
 func lostConnection(err error) bool {
 	var failed *StatusError
 	return errors.As(err, &failed) && failed.Code == codes.Unavailable && failed.Reason == ""

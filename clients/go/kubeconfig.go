@@ -9,7 +9,8 @@ import (
 	"slices"
 )
 
-// ErrUnusableKubeconfig is the error of a kubeconfig that the daemon would not write. It never quotes the content.
+// ErrUnusableKubeconfig is the error of a kubeconfig that is not of the form that the daemon writes. It never quotes the
+// content.
 var ErrUnusableKubeconfig = errors.New("kubeconfig refused")
 
 const execCommand = "milo-discovery"
@@ -62,7 +63,7 @@ type execUser struct {
 	} `json:"exec"`
 }
 
-// checkKubeconfig reports whether the daemon would write a kubeconfig of that format for a cluster.
+// checkKubeconfig returns an error unless the kubeconfig is one that the daemon writes in that format for the cluster.
 func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) error {
 	if format == FormatExec {
 		user, err := readKubeconfig[execUser](content)
@@ -93,15 +94,15 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	var file kubeconfigFile[User]
-	// The error of the decoder is left out, since it could quote a secret.
+	// The error of the decoder is omitted, since it could quote a secret.
 	if decoder.Decode(&file) != nil {
 		return nil, fmt.Errorf("%w: it is not JSON with the fields that the daemon writes", ErrUnusableKubeconfig)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: data follows it", ErrUnusableKubeconfig)
+		return nil, fmt.Errorf("%w: there is data after its end", ErrUnusableKubeconfig)
 	}
 	if len(file.Contexts) != 1 || len(file.Clusters) != 1 || len(file.Users) != 1 {
-		return nil, fmt.Errorf("%w: it has not one cluster, one user and one context", ErrUnusableKubeconfig)
+		return nil, fmt.Errorf("%w: it does not have exactly one cluster, one user and one context", ErrUnusableKubeconfig)
 	}
 	context := file.Contexts[0]
 	if file.CurrentContext != context.Name || context.Context.Cluster != file.Clusters[0].Name ||

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// The types of this file mirror the messages of milo.discovery.v1. A value that a newer daemon sends and this client
-// does not know is the zero value of its type, as is one that is not set.
+// The types of this file mirror the messages of milo.discovery.v1. An enum value that is not set, or that this client is
+// too old to know, is the zero value of its type.
 
-// EventType is what happened to a cluster.
+// EventType is the type of a change to a cluster.
 type EventType string
 
 // The types of events.
@@ -22,8 +22,8 @@ const (
 	EventDisengaged EventType = "DISENGAGED"
 	// EventKubeconfig: a new kubeconfig replaces the one before, which stays valid for a while. Nothing else changed.
 	EventKubeconfig EventType = "KUBECONFIG"
-	// EventRefreshed: the cluster is as before, except for what the daemon itself counts, such as the incarnation. The
-	// client makes it after the daemon was replaced. Ignore it, unless you keep Cluster.Incarnation.
+	// EventRefreshed: only fields that the daemon assigns changed, such as the incarnation. The client reports it after
+	// a restart of the daemon. Ignore it, unless you store Cluster.Incarnation.
 	EventRefreshed EventType = "REFRESHED"
 )
 
@@ -32,7 +32,7 @@ type DisengageReason string
 
 // The reasons of disengagements.
 const (
-	// ReasonUnspecified: not known. The cluster was missing when the connection to the daemon came back. Do not treat
+	// ReasonUnspecified: not known. The cluster was missing when the connection to the daemon was restored. Do not treat
 	// it as ReasonDeleted.
 	ReasonUnspecified DisengageReason = ""
 	// ReasonDeleted: the project was deleted, and the API server confirmed it.
@@ -47,8 +47,8 @@ const (
 	ReasonUnreachable DisengageReason = "UNREACHABLE"
 	// ReasonRevoked: the rights of the subscriber no longer cover the cluster.
 	ReasonRevoked DisengageReason = "REVOKED"
-	// ReasonMoved: another daemon of the shard group owns the cluster now. It is the end of the work here, not of the
-	// cluster: clean up nothing in it.
+	// ReasonMoved: another daemon of the shard group owns the cluster now. Only the work in this process ends, not
+	// the cluster: clean up nothing in it.
 	ReasonMoved DisengageReason = "MOVED"
 	// ReasonRemoved: the source of the daemon removed the cluster by its own rules.
 	ReasonRemoved DisengageReason = "REMOVED"
@@ -74,7 +74,7 @@ type Event struct {
 
 // Cluster is an engaged project control plane.
 type Cluster struct {
-	// Name is the key of the cluster everywhere: that of the project or, in a daemon with several sources, SOURCE#NAME.
+	// Name is the key of the cluster: the name of the project or, from a daemon with several sources, SOURCE#NAME.
 	Name string
 	// UID of the project.
 	UID string
@@ -83,21 +83,21 @@ type Cluster struct {
 	// Organization that owns the project; empty if that is not known.
 	Organization string
 	Labels       map[string]string
-	// Annotations that the configuration of the daemon lets through.
+	// Annotations that the daemon is configured to pass on.
 	Annotations map[string]string
 	EngagedAt   time.Time
 	// DeletionRequestedAt is set once the deletion of the project was requested. Its control plane answers until the
-	// finalizers are done: finish the clean-up; the cluster is disengaged afterwards.
+	// finalizers are removed: finish the cleanup; the cluster is disengaged afterwards.
 	DeletionRequestedAt time.Time
-	// DeletionMessage says what the deletion waits for.
+	// DeletionMessage describes what the deletion waits for.
 	DeletionMessage string
 	// Suspended projects serve reads and refuse writes. They stay engaged: keep what was created in them, and pause.
 	Suspended bool
-	// Suspensions are why it is suspended. Empty where the source says no more.
+	// Suspensions are the reasons for the suspension. Empty if the source does not report them.
 	Suspensions []Suspension
-	// Connectivity is whether the daemon reaches the API server.
+	// Connectivity is the result of the daemon's probes of the API server.
 	Connectivity Connectivity
-	// SourceResourceVersion is the version of the upstream object that this view was made from.
+	// SourceResourceVersion is the resource version of the upstream object that the cluster was read from.
 	SourceResourceVersion string
 	// Incarnation is new each time that the daemon engages the cluster, and the same for all subscribers.
 	Incarnation string
@@ -138,7 +138,7 @@ const (
 	ConnectivityUnreachable ConnectivityState = "UNREACHABLE"
 )
 
-// Connectivity is what the probes of the daemon found of a cluster.
+// Connectivity is the result of the daemon's probes of a cluster's API server.
 type Connectivity struct {
 	State   ConnectivityState
 	Since   time.Time
@@ -167,7 +167,7 @@ type SourceStatus struct {
 	Reason string
 	// Message is for people.
 	Message string
-	// LastContact is when Milo last answered.
+	// LastContact is the time of Milo's last response.
 	LastContact time.Time
 	// Name of the source, in a daemon with several.
 	Name string
@@ -178,14 +178,14 @@ type KubeconfigFormat string
 
 // The formats of kubeconfigs.
 const (
-	// FormatEmbedded: the credential is inside, usable until it expires. The default.
+	// FormatEmbedded: the credential is embedded, and valid until it expires. The default.
 	FormatEmbedded KubeconfigFormat = "EMBEDDED"
-	// FormatExec: no secret inside; an exec credential plugin asks the daemon each time.
+	// FormatExec: without a credential; an exec credential plugin requests one from the daemon each time.
 	FormatExec KubeconfigFormat = "EXEC"
 )
 
-// Kubeconfig is a credential with all that is needed to use it. Keep it in memory. Its content is omitted where it is
-// formatted or logged.
+// Kubeconfig is a kubeconfig with its lifetime. Its content is secret: it is omitted when the value is formatted or
+// logged; keep it in memory only.
 type Kubeconfig struct {
 	// Cluster is the name of the cluster.
 	Cluster string
@@ -193,7 +193,7 @@ type Kubeconfig struct {
 	Content []byte
 	// ExpiresAt is when its credential expires; zero for FormatExec, which has none.
 	ExpiresAt time.Time
-	// RefreshAfter is when to ask for another.
+	// RefreshAfter is when to request the next one.
 	RefreshAfter time.Time
 	IssuedAt     time.Time
 }
@@ -217,7 +217,7 @@ func formatTime(at time.Time) string {
 	return at.Format(time.RFC3339)
 }
 
-// Filter selects clusters. All that is set must match; the zero value selects all clusters.
+// Filter selects clusters. All fields that are set must match; the zero value selects all clusters.
 type Filter struct {
 	// LabelSelector in Kubernetes syntax, such as "env in (prod, staging),tier!=silver".
 	LabelSelector string
@@ -225,8 +225,7 @@ type Filter struct {
 	Names []string
 	// Organizations selects the clusters of any of these.
 	Organizations []string
-	// Sources selects the clusters of any of these sources of the daemon. One that it does not have is an
-	// [ErrInvalidRequest].
+	// Sources selects the clusters of any of these sources of the daemon. An unknown source is an [ErrInvalidRequest].
 	Sources []string
 }
 
@@ -235,7 +234,7 @@ type Listing struct {
 	// Clusters are ordered by name.
 	Clusters []Cluster
 	Revision string
-	// Source is the state of the daemon's view of Milo; with several sources, of the one that is known worst.
+	// Source is the state of the daemon's view of Milo; with several sources, the worst of their states.
 	Source SourceStatus
 	// Sources are the states of all sources that the filter covers, in a daemon with several.
 	Sources []SourceStatus
@@ -243,7 +242,7 @@ type Listing struct {
 	PendingSources []string
 }
 
-// EngagementReason is why a name is engaged, or is not.
+// EngagementReason is the reason for which a name is or is not engaged.
 type EngagementReason string
 
 // The reasons of an engagement or its absence.
@@ -260,13 +259,13 @@ const (
 	EngagementUnreachable        EngagementReason = "UNREACHABLE"
 	// EngagementDraining: it is engaged, and about to be disengaged. Cluster.Draining says why and when.
 	EngagementDraining EngagementReason = "DRAINING"
-	// EngagementRemoved: the source ended it by its own rules; Message says by which.
+	// EngagementRemoved: the source ended the engagement by its own rules; Message says by which.
 	EngagementRemoved EngagementReason = "REMOVED"
 	// EngagementUnassigned: it is ready, and another daemon of the shard group owns it, or has not released it yet.
 	EngagementUnassigned EngagementReason = "UNASSIGNED"
 )
 
-// Engagement says whether a name is engaged, and why.
+// Engagement is whether a name is engaged, and why.
 type Engagement struct {
 	Engaged bool
 	Reason  EngagementReason
@@ -292,14 +291,14 @@ type Report struct {
 	Transitions []Transition
 	// PendingReleases are the subscribers that a draining cluster waits for, as far as the caller may see them.
 	PendingReleases []PendingRelease
-	// Source says how current this is; its State is empty if the daemon does not send it.
+	// Source says how current the report is; its State is empty if the daemon does not send it.
 	Source SourceStatus
 }
 
 // PendingRelease is a subscriber that has not released a draining cluster yet.
 type PendingRelease struct {
 	Subscriber string
-	// Caller is who the subscriber is, as far as the daemon verified it.
+	// Caller is the authenticated identity of the subscriber, if there is one.
 	Caller    string
 	Connected bool
 	// Since when it is connected, or disconnected.
@@ -317,7 +316,7 @@ type ServerInfo struct {
 	Incarnation string
 	StartedAt   time.Time
 	Source      SourceStatus
-	// Synced is set once the daemon has seen a complete list of its source.
+	// Synced is set once the daemon has read a complete list of its source.
 	Synced bool
 	Counts FleetCounts
 	// CredentialSources of the kubeconfigs that the daemon issues; empty if it issues none.
@@ -335,7 +334,7 @@ type Source struct {
 	// Kind is "project", "service-consumer", and so on.
 	Kind   string
 	Status SourceStatus
-	// Synced is set once the daemon has seen a complete list of it.
+	// Synced is set once the daemon has read a complete list of the source.
 	Synced bool
 	// Counts of its clusters, without Subscribers.
 	Counts FleetCounts
@@ -348,11 +347,11 @@ type Sharding struct {
 	Member string
 	// View is the number of the set of members among which the clusters are distributed.
 	View int64
-	// Settled is set if all members have acknowledged the view, and none is to join or leave.
+	// Settled is set if all members have acknowledged the view, and none is joining or leaving.
 	Settled bool
-	// Members are described to callers that may see all clusters.
+	// Members are set for callers that may see all clusters.
 	Members []ShardMember
-	// ValidFor is for how long the clusters are this daemon's own; zero while it owns none.
+	// ValidFor is for how long the daemon's ownership of its clusters holds; zero while it owns none.
 	ValidFor time.Duration
 	// Problem is why the Leases of the group cannot be read or written; empty if they can.
 	Problem string
@@ -368,9 +367,9 @@ type ShardMember struct {
 	// Alive is set while a process holds its Lease.
 	Alive   bool
 	Leaving bool
-	// AcknowledgedView is the latest view whose losses it has released.
+	// AcknowledgedView is the latest view for which it has released the clusters that it lost.
 	AcknowledgedView int64
-	// Clusters is the number of known clusters that the view gives it.
+	// Clusters is the number of known clusters that the view assigns to it.
 	Clusters int
 }
 
@@ -396,13 +395,13 @@ type CredentialSource struct {
 	// Type is "token-request", "exec", and so on.
 	Type    string
 	Healthy bool
-	// Message says what is wrong with it.
+	// Message describes the problem if it is not healthy.
 	Message string
 	// ExpiresAt is when its own credential expires, if it has one.
 	ExpiresAt time.Time
 }
 
-// Limits are the bounds of the daemon's answers.
+// Limits are the limits of the daemon.
 type Limits struct {
 	DefaultHeartbeatInterval time.Duration
 	StalledTimeout           time.Duration

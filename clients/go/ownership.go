@@ -12,7 +12,7 @@ import (
 
 var errNotOwner = fmt.Errorf("%w: the daemon does not own its clusters at present", ErrStreamBroken)
 
-// keeper renews the ownership of a sharded daemon, beside the stream and while that is broken.
+// keeper renews the ownership of a sharded daemon, concurrently with the stream and also while the stream is broken.
 type keeper struct {
 	ctx     context.Context
 	client  *Client
@@ -32,7 +32,7 @@ func newKeeper(ctx context.Context, client *Client) *keeper {
 	return k
 }
 
-// wait waits for the renewals to end. The context has ended.
+// wait waits for the renewals to end. Cancel the context first.
 func (k *keeper) wait() { k.running.Wait() }
 
 // owned waits until the daemon owns its clusters, and returns a context that ends when it no longer does.
@@ -64,8 +64,8 @@ func (k *keeper) sharded() bool {
 	return k.ownership.Sharded()
 }
 
-// share notes that the daemon is a member of a shard group. The first call returns when the daemon has answered how long it
-// owns its clusters.
+// share records that the daemon is a member of a shard group. The first call returns after the first renewal of the
+// ownership.
 func (k *keeper) share() {
 	k.mutex.Lock()
 	known := k.renewing
@@ -79,7 +79,7 @@ func (k *keeper) share() {
 	}
 }
 
-// keep renews until the daemon shares the clusters with no other.
+// keep renews until the daemon is no longer sharded.
 func (k *keeper) keep() {
 	defer k.running.Done()
 	for k.ctx.Err() == nil && k.settle() {
@@ -89,7 +89,7 @@ func (k *keeper) keep() {
 	}
 }
 
-// settle ends the term, or begins another. It reports whether to go on.
+// settle ends the term, or begins another. It reports whether to continue.
 func (k *keeper) settle() bool {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()

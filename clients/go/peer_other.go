@@ -8,5 +8,5 @@ import (
 )
 
 func peerUID(*net.UnixConn) (int, error) {
-	return 0, errors.New("the user of a server is known on Linux only")
+	return 0, errors.New("the uid of a server can be verified on Linux only")
 }

@@ -13,11 +13,11 @@ const (
 	singletonEnd      = time.Second
 )
 
-// Singleton does work that one replica does at a time, such as a cleanup, each time that the daemon grants it to this
-// one. The name of the work is the same in all replicas.
+// Singleton runs work that one replica does at a time, such as a cleanup, whenever the daemon grants it to this replica.
+// The name of the work is the same in all replicas.
 //
 // The context of the work ends with the grant, also while the daemon does not answer. Another replica begins when the work
-// has returned, or when the daemon no longer waits for that. Work that returns is not called again under the same grant.
+// has returned, or when the daemon stops waiting for it. Work that returns is not called again under the same grant.
 //
 // Singleton returns after the work has, when ctx is done, the client is closed, or an error is terminal (see
 // [IsTerminal]). Its error is the cause of ctx, [ErrClosed], or the terminal one.
@@ -33,7 +33,7 @@ func (c *Client) Singleton(ctx context.Context, name string, work func(context.C
 		}
 		s.settle(ctx)
 		sleep(ctx, s.pause())
-		s.settle(ctx) // a grant that ended meanwhile is over, even if it can be repeated
+		s.settle(ctx) // end work whose grant has expired before it is claimed again
 	}
 	return context.Cause(ctx)
 }
@@ -87,7 +87,7 @@ func (s *singleton) state() pb.SingletonClaim_State {
 	}
 }
 
-// claim asks for the work. A failure leaves the last grant to expire.
+// claim claims the work. A failure leaves the last grant to expire.
 func (s *singleton) claim(ctx context.Context) error {
 	asked := s.client.clock.now()
 	ctx, cancel := context.WithTimeout(ctx, s.pause())
@@ -105,7 +105,7 @@ func (s *singleton) claim(ctx context.Context) error {
 	return nil
 }
 
-// settle begins the work, or has it end.
+// settle starts the work if it is granted, or else signals it to end.
 func (s *singleton) settle(ctx context.Context) {
 	s.granted = s.left() > 0
 	switch {
@@ -125,7 +125,7 @@ func (s *singleton) settle(ctx context.Context) {
 	}
 }
 
-// finish waits for the work to return, and says so to the daemon. One that does not answer will notice it later.
+// finish waits for the work to return, and notifies the daemon, which otherwise detects the end later.
 func (s *singleton) finish(ctx context.Context) {
 	s.cancel()
 	if s.done != nil {

@@ -19,7 +19,7 @@ const (
 	defaultHeartbeat  = 30 * time.Second
 	shortestHeartbeat = time.Second
 	longestHeartbeat  = time.Hour
-	heartbeatsMissed  = 3 // of a stream that is dead
+	heartbeatsMissed  = 3 // consecutive ones after which a stream is considered dead
 )
 
 // WatchOptions configure [Client.Watch]. The zero value watches all clusters, without kubeconfigs.
@@ -27,13 +27,14 @@ type WatchOptions struct {
 	Filter
 	// IncludeKubeconfigs asks for a kubeconfig with each engagement, and for another before it expires.
 	IncludeKubeconfigs bool
-	// KubeconfigTTL is how long those should live; zero means the default of the daemon, which may give another.
+	// KubeconfigTTL is the requested lifetime of these kubeconfigs; zero means the daemon's default. The daemon may
+	// shorten it.
 	KubeconfigTTL time.Duration
-	// HeartbeatInterval is how long the stream may be silent; zero means 30 s. The daemon serves 1 s to 1 hour. A stream
-	// that is silent for three intervals is dead.
+	// HeartbeatInterval is the interval of heartbeats on an idle stream; zero means 30 s. The daemon supports 1 s to 1
+	// hour. A stream that is silent for three intervals is considered dead.
 	HeartbeatInterval time.Duration
-	// Subscriber has planned disengagements wait until the cluster is released with [Client.Release] under this name,
-	// which no other watch of the caller may have at the same time: see [NewSubscriber]. Empty: they do not wait.
+	// Subscriber makes planned disengagements wait until the cluster is released with [Client.Release] under this name,
+	// which no other watch of the caller may have at the same time: see [NewSubscriber]. If empty, they do not wait.
 	Subscriber string
 	// Hooks observe the stream.
 	Hooks Hooks
@@ -51,11 +52,11 @@ type Hooks struct {
 	// Synced: the events up to here make up a complete view of that many clusters. It is called for each snapshot.
 	Synced func(clusters int)
 	// Pending: the view that is complete with the next Synced lacks the clusters of these sources of the daemon, of which
-	// the daemon has no complete list yet. Those reported before stay engaged. It is called before each Synced, with none
-	// where nothing is missing.
+	// the daemon has no complete list yet. Those reported before stay engaged. It is called before each Synced, with no
+	// sources if nothing is missing.
 	Pending func(sources []string)
-	// Source: the daemon reported the state of its own view of Milo; with several sources, of the one that is known
-	// worst. It does so in the first batch of a stream, with each heartbeat, and on changes.
+	// Source: the daemon reported the state of its own view of Milo; with several sources, the worst
+	// of their states. It does so in the first batch of a stream, with each heartbeat, and on changes.
 	Source func(SourceStatus)
 	// Sources: a daemon with several sources reported the state of each.
 	Sources func([]SourceStatus)
@@ -72,7 +73,7 @@ type Hooks struct {
 //
 // Each call of handle has the events of one batch, or all differences that a snapshot makes; a replaced cluster is
 // disengaged and engaged in the same call. Calls do not overlap, and nothing more is read before handle returns: the
-// daemon then merges what happens, and ends a stream that is not read for long (5 minutes by default), which is
+// daemon then coalesces changes, and ends a stream that is not read for long (5 minutes by default), which is then
 // resumed. Start work on clusters in goroutines of their own.
 //
 // A daemon of a shard group owns its clusters for a time that the watch renews. When that is not possible, all clusters
@@ -130,7 +131,7 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 	}
 }
 
-// sleep returns early if ctx ends.
+// sleep waits for a delay, or until ctx ends.
 func sleep(ctx context.Context, delay time.Duration) {
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
@@ -209,7 +210,7 @@ func (w *watch) broken(ctx context.Context, err, silent error) error {
 	return w.client.statusError(ctx, "WatchClusters", err)
 }
 
-// take applies a batch and reports what it means.
+// take applies a batch and reports its events to the user.
 func (w *watch) take(batch *pb.WatchClustersResponse) error {
 	result, err := w.session.Receive(batch)
 	if err != nil {
@@ -238,14 +239,14 @@ func (w *watch) take(batch *pb.WatchClustersResponse) error {
 	return nil
 }
 
-// disown reports the end of the work on all clusters.
+// disown reports the disengagement of all clusters after the loss of the ownership.
 func (w *watch) disown() {
 	if events := w.events(w.session.LoseOwnership()); len(events) > 0 {
 		w.handle(events)
 	}
 }
 
-// events converts changes, without the kubeconfigs that the daemon would not write.
+// events converts changes to events, and omits kubeconfigs that are not of the form that the daemon writes.
 func (w *watch) events(changes []session.Change) []Event {
 	events := make([]Event, 0, len(changes))
 	for _, change := range changes {

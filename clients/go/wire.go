@@ -23,7 +23,7 @@ func fromFilter(filter Filter) *pb.ClusterFilter {
 	}
 }
 
-// fromSpan leaves a duration unset that is zero.
+// fromSpan converts a duration; zero is left unset.
 func fromSpan(span time.Duration) *durationpb.Duration {
 	if span == 0 {
 		return nil
@@ -47,7 +47,7 @@ func convert[Message, Value any](messages []Message, value func(Message) Value) 
 	return values
 }
 
-// toName converts an enum to the name of its value without the prefix. What this client cannot name is empty.
+// toName converts an enum to the name of its value without the prefix. A value that this client does not know is empty.
 func toName[T ~string](value fmt.Stringer, prefix string) T {
 	name, known := strings.CutPrefix(value.String(), prefix)
 	if !known || name == "UNSPECIFIED" {

@@ -53,7 +53,7 @@ func main() {
 }
 
 // release confirms that the work on clusters that are about to be disengaged has ended. This program does none. If the
-// daemon is not reached, it sends the clusters again on the next stream.
+// daemon cannot be reached, it sends the clusters again on the next stream.
 func release(ctx context.Context, client *discovery.Client, subscriber string, events []discovery.Event) {
 	for _, event := range events {
 		if event.Cluster.Draining == nil || event.Type == discovery.EventDisengaged {
@@ -76,7 +76,7 @@ func show(events []discovery.Event) {
 		case discovery.EventDisengaged:
 			words = append(words, string(event.Reason))
 		default:
-			continue // what is renewed without a change to the cluster
+			continue // a renewal without a change to the cluster
 		}
 		fmt.Println(strings.Join(append(words, event.Message), "  "))
 	}

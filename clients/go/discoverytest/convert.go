@@ -124,7 +124,7 @@ func fromSource(source discovery.SourceStatus) *pb.SourceStatus {
 	}
 }
 
-// issue makes the next kubeconfig of a cluster.
+// issue returns the next kubeconfig of a cluster.
 func (d *Daemon) issue(known *record) *pb.Kubeconfig {
 	known.issued++
 	cluster := toCluster(known.cluster)
@@ -151,12 +151,12 @@ func (d *Daemon) issue(known *record) *pb.Kubeconfig {
 	return known.kubeconfig
 }
 
-// defaultKubeconfig has the token "NAME-NUMBER".
+// defaultKubeconfig returns a kubeconfig with the token "NAME-NUMBER".
 func defaultKubeconfig(cluster discovery.Cluster, number int) discovery.Kubeconfig {
 	return discovery.Kubeconfig{Content: kubeconfig(cluster, object{"token": fmt.Sprintf("%s-%d", cluster.Name, number)})}
 }
 
-// execKubeconfig calls the exec credential plugin of the daemon, as kubeconfigs of the format EXEC do.
+// execKubeconfig returns a kubeconfig of the format EXEC, which calls the exec credential plugin of the daemon.
 func execKubeconfig(cluster discovery.Cluster) []byte {
 	return kubeconfig(cluster, object{"exec": object{
 		"apiVersion":      "client.authentication.k8s.io/v1",

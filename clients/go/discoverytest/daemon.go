@@ -46,7 +46,7 @@ const (
 )
 
 // Daemon is a daemon in memory. Its methods are safe for concurrent use; those that can fail end the test, so call them
-// from its goroutine.
+// from the goroutine of the test.
 type Daemon struct {
 	t testing.TB
 
@@ -80,7 +80,7 @@ type Daemon struct {
 	ended    []string
 }
 
-// entry is one batch of the log.
+// entry is one batch in the log of the daemon.
 type entry struct {
 	changes []change
 	source  *pb.SourceStatus
@@ -138,8 +138,8 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, error) {
 	return listener.DialContext(ctx)
 }
 
-// Start starts the daemon after Stop. It is another incarnation: the fleet is as it was left or changed meanwhile,
-// and streams of before cannot be resumed, so that clients receive a snapshot.
+// Start starts the daemon after Stop. It is another incarnation: it keeps the fleet, with the changes made
+// while it was stopped, but cannot resume earlier streams, so that clients receive a snapshot.
 func (d *Daemon) Start() {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -241,8 +241,8 @@ func (d *Daemon) Batch(collect func(*Changes)) {
 	d.notify()
 }
 
-// SetKubeconfigs sets how kubeconfigs are made, for those issued from now on. The number counts those of the cluster,
-// from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. Fields among
+// SetKubeconfigs sets the function that makes the kubeconfigs issued from now on. Its number counts the kubeconfigs of
+// the cluster, from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. Fields among
 // Cluster, IssuedAt, RefreshAfter and ExpiresAt that are not set get a value; the lifetime is an hour.
 func (d *Daemon) SetKubeconfigs(make func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
 	d.mutex.Lock()
@@ -259,8 +259,8 @@ func (d *Daemon) SetSource(source discovery.SourceStatus) {
 	d.notify()
 }
 
-// SetSynced says whether the daemon has a complete view of Milo, as it has from the start. Without one, new streams
-// receive heartbeats alone, and ListClusters and IssueKubeconfig are unavailable.
+// SetSynced sets whether the daemon has a complete view of Milo; by default it has. Without one, new streams receive
+// only heartbeats, and ListClusters and IssueKubeconfig are unavailable.
 func (d *Daemon) SetSynced(synced bool) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -268,8 +268,8 @@ func (d *Daemon) SetSynced(synced bool) {
 	d.notify()
 }
 
-// SetPendingSources says of which sources the daemon has no complete list yet, and starts all streams over: the clusters
-// with such a Source are missing from snapshots and listings.
+// SetPendingSources sets the sources of which the daemon has no complete list yet, and starts all streams over: the
+// clusters of these sources are missing from snapshots and listings.
 func (d *Daemon) SetPendingSources(sources ...string) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -278,9 +278,9 @@ func (d *Daemon) SetPendingSources(sources ...string) {
 	d.notify()
 }
 
-// Shard has the daemon share the clusters with others, as one of a shard group does, from the next batch on. Each
-// renewal of the ownership is valid for that long; zero: the daemon owns nothing, and earlier renewals expire. Let
-// renewals fail with Fail("RenewOwnership", err).
+// Shard makes the daemon a member of a shard group from the next batch on. Each renewal of the ownership is valid for
+// validFor; with zero the daemon owns nothing, and earlier renewals expire. Use Fail("RenewOwnership", err) to make
+// renewals fail.
 func (d *Daemon) Shard(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -294,8 +294,8 @@ func (d *Daemon) Renewals() int {
 	return d.renewals
 }
 
-// GrantSingletons has the daemon grant singleton work to each subscriber that claims it, valid for that long after each
-// claim. Zero, the default: it grants none.
+// GrantSingletons makes the daemon grant singleton work to each subscriber that claims it, for validFor after each
+// claim. With zero, the default, it grants none.
 func (d *Daemon) GrantSingletons(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -317,7 +317,7 @@ func (d *Daemon) Reset() {
 	d.notify()
 }
 
-// BreakStreams ends all open streams with an error; with UNAVAILABLE, if it is nil. Clients resume.
+// BreakStreams ends all open streams with an error, by default UNAVAILABLE. Clients resume.
 func (d *Daemon) BreakStreams(err error) {
 	if err == nil {
 		err = status.Error(codes.Unavailable, "the stream was broken by the test")
@@ -355,8 +355,8 @@ func Error(code codes.Code, reason, message string) error {
 	return detailed.Err()
 }
 
-// SetSilent says whether open and new streams stay silent: connections stay up, and nothing is sent, not even
-// heartbeats. Calls are answered.
+// SetSilent sets whether open and new streams are silent: connections stay open, but nothing is sent on streams, not
+// even heartbeats. Unary calls are answered.
 func (d *Daemon) SetSilent(silent bool) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -372,7 +372,7 @@ func (d *Daemon) Cluster(name string) discovery.Cluster {
 	found, ok := d.records[name]
 	if !ok {
 		d.t.Fatalf("discoverytest: no cluster %q was ever engaged", name)
-		return discovery.Cluster{} // where Fatalf is replaced by a test of this package
+		return discovery.Cluster{} // reached if a test of this package replaces Fatalf
 	}
 	return toCluster(found.cluster)
 }

@@ -30,7 +30,7 @@ type record struct {
 	cluster     *pb.Cluster // as engaged, or as last engaged; never modified, only replaced
 	engaged     bool
 	engagements int
-	projects    int // that had this name so far
+	projects    int // number of projects that have had this name
 	issued      int
 	kubeconfig  *pb.Kubeconfig // the newest one of this engagement
 	reason      pb.Engagement_Reason
@@ -40,13 +40,12 @@ type record struct {
 }
 
 // Engage engages clusters. Fields among UID, Endpoint, Organization, EngagedAt and Incarnation that are not set get a
-// value. A
-// name that was engaged before keeps its UID, unless it was disengaged as deleted or replaced.
+// value. A name that was engaged before keeps its UID, unless it was disengaged as deleted or replaced.
 func (c *Changes) Engage(clusters ...discovery.Cluster) {
 	c.daemon.t.Helper()
 	for _, cluster := range clusters {
 		if cluster.Name == "" {
-			c.daemon.t.Fatalf("discoverytest: a cluster needs a Name")
+			c.daemon.t.Fatalf("discoverytest: the cluster has no Name")
 		}
 		known := c.daemon.records[cluster.Name]
 		if known == nil {
@@ -103,9 +102,9 @@ func (c *Changes) Disengage(name string, reason discovery.DisengageReason) {
 	c.collected = append(c.collected, change{event: event, before: known.cluster})
 }
 
-// Drain begins a planned disengagement. Streams with confirm_releases are sent the cluster as draining, and it is
-// disengaged once the subscribers of all that are open have released it; use Disengage for the deadline. Other streams
-// are sent its disengagement.
+// Drain begins a planned disengagement. Streams with confirm_releases receive the cluster as draining, and it is
+// disengaged once the subscribers of all open streams have released it; use Disengage to simulate the deadline. Other
+// streams receive its disengagement.
 func (c *Changes) Drain(name string, reason discovery.DisengageReason) {
 	c.daemon.t.Helper()
 	c.Update(name, func(cluster *discovery.Cluster) {
@@ -133,7 +132,7 @@ func (c *Changes) Rotate(name string) {
 	c.collected = append(c.collected, change{event: event, before: known.cluster, after: known.cluster})
 }
 
-// absences say why a cluster is not engaged; as far as the reason of its disengagement tells.
+// absences maps the reason of a disengagement to the reason for which the cluster is not engaged.
 var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonDeleted:       pb.Engagement_REASON_DELETED,
 	discovery.ReasonReplaced:      pb.Engagement_REASON_DELETED,
@@ -143,7 +142,7 @@ var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonLabelsChanged: pb.Engagement_REASON_OUTSIDE_SELECTOR,
 }
 
-// engageAgain is what a daemon that starts does with a cluster that it finds.
+// engageAgain engages a cluster that the daemon finds when it starts.
 func (r *record) engageAgain(starts int) {
 	r.engagements++
 	r.cluster = proto.CloneOf(r.cluster)

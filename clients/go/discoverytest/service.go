@@ -21,7 +21,7 @@ const (
 	defaultHeartbeat  = 30 * time.Second
 	shortestHeartbeat = time.Second
 	longestHeartbeat  = time.Hour
-	chunk             = 500 // clusters of a batch of a snapshot, and of a page
+	chunk             = 500 // maximum clusters per batch of a snapshot, and per page
 )
 
 type service struct {
@@ -51,7 +51,7 @@ func (s service) ListClusters(_ context.Context, request *pb.ListClustersRequest
 	}
 	from, err := strconv.Atoi(cmp.Or(request.GetPageToken(), "0"))
 	if err != nil || from < 0 || from > len(clusters) {
-		return nil, Error(codes.InvalidArgument, "INVALID_REQUEST", "page_token: not of this listing")
+		return nil, Error(codes.InvalidArgument, "INVALID_REQUEST", "page_token: the token belongs to another listing")
 	}
 	response := &pb.ListClustersResponse{
 		Revision:  d.revision(len(d.log)),
@@ -301,9 +301,9 @@ type stream struct {
 	last     string // revision of the last batch
 	position int    // in the log
 	started  bool   // a batch was sent
-	whole    bool   // the stream is past its snapshot, or resumed
+	whole    bool   // the snapshot was sent, or the stream resumed without one
 	beat     bool   // a heartbeat is due
-	resets   int    // of the daemon, up to this stream
+	resets   int    // number of resets of the daemon that this stream has handled
 	breaks   int
 }
 
@@ -446,7 +446,7 @@ func (s *stream) engaged(d *Daemon, cluster *pb.Cluster) *pb.ClusterEvent {
 
 func (d *Daemon) revision(position int) string { return fmt.Sprintf("%d:%d", d.starts, position) }
 
-// failure is what the test lets calls of a method fail with.
+// failure returns the error with which calls of a method fail, as the test has set it.
 func (d *Daemon) failure(method string) error { return d.failures[method] }
 
 var errNotSynced = Error(codes.Unavailable, "NOT_SYNCED", "the daemon has no complete view yet")

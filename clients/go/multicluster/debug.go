@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// debugCluster is what the debug handler says of a cluster.
+// debugCluster is a cluster in the response of the debug handler.
 type debugCluster struct {
 	Name     string `json:"name"`
 	UID      string `json:"uid"`

@@ -6,7 +6,7 @@
 //		ProjectRestConfig: projectConfig,
 //	})
 //	mgr, err := mcmanager.New(config, provider, manager.Options{Scheme: scheme})
-//	err = provider.OnAllReplicas(mgr) // only where followers need Get, as webhooks do
+//	err = provider.OnAllReplicas(mgr) // only if followers need Get, as webhooks do
 //	err = mgr.Start(ctx)
 //
 // # What happens to a cluster
@@ -14,14 +14,14 @@
 //   - Engaged: a cluster.Cluster is made, gets the field indexes, is started, and is handed to the manager. This happens
 //     in a goroutine of its own; a failure is retried with backoff, and affects no other cluster.
 //   - Updated: nothing, except that Info returns the new state. A new endpoint makes a new cluster.
-//   - Draining, because its disengagement is planned: Get stops returning it, its context is cancelled, and it is released to
+//   - Draining, because its disengagement is planned: Get stops returning it, its context is canceled, and it is released to
 //     the daemon when its cache has stopped and its reconciles have returned. Wrap reconcilers in Reconciler for the latter.
 //     Credentials work until the daemon disengages it.
-//   - Disengaged, for whatever reason: Get stops returning it, and its context is cancelled with a *Disengaged as cause.
-//   - Daemon away, or its view stale: nothing. Clusters work on. Only a daemon of a shard group has to confirm every few
-//     seconds that the clusters are its own: without that they are disengaged as OWNERSHIP_LOST when its time has passed,
-//     since another replica engages them.
-//   - Credentials renewed: nothing that the cluster notices. Caches and watches stay.
+//   - Disengaged, for whatever reason: Get stops returning it, and its context is canceled with a *Disengaged as cause.
+//   - Daemon unreachable, or its view stale: nothing. Work on the clusters continues. Only a daemon of a shard group has
+//     to confirm every few seconds that it owns the clusters: otherwise they are disengaged as OWNERSHIP_LOST when its
+//     ownership expires, since another daemon may engage them.
+//   - Credentials renewed: requests use the new credential. Caches and open watches are kept.
 //
 // # Under multicluster-runtime's lock
 //

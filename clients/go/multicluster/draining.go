@@ -12,7 +12,7 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// endTimeout limits the call that ends the subscription, with the operator about to exit.
+// endTimeout limits the call that ends the subscription, since the operator is about to exit.
 const endTimeout = time.Second
 
 // Owns reports whether the cluster is engaged, and not about to be disengaged: whether Get returns it.
@@ -86,12 +86,12 @@ func (e *entry) untilIdle() <-chan struct{} {
 // drain is the planned end of an engagement, from the event that says so to DISENGAGED.
 type drain struct {
 	entry   *entry                 // nil if the cluster was never engaged here
-	pending chan discovery.Cluster // what to release; the newest one replaces an older one
+	pending chan discovery.Cluster // the cluster to release; a newer one replaces it
 	cancel  context.CancelFunc
 }
 
-// drain ends the work on a cluster and has it released, each time that the daemon says that it waits for that. It is
-// called with the lock held; e may be nil.
+// drain ends the work on a cluster and then releases it, each time that the daemon sends it as draining. It is called with
+// the lock held; e may be nil.
 func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	name := multicluster.ClusterName(event.Cluster.Name)
 	d := p.drains[name]
@@ -115,7 +115,7 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	}
 	if event.Kubeconfig != nil && d.entry != nil && d.entry.credential != nil {
 		if err := d.entry.credential.Offer(received(event.Kubeconfig)); err != nil {
-			p.options.Logger.Error(err, "kubeconfig not used", "cluster", name)
+			p.options.Logger.Error(err, "kubeconfig refused", "cluster", name)
 		}
 	}
 	if event.Type == discovery.EventKubeconfig {
@@ -171,7 +171,7 @@ func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}
 	}
 }
 
-// releaseOne releases a cluster, again and again while the daemon does not answer.
+// releaseOne releases a cluster, and retries while the daemon does not answer.
 func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, pending <-chan discovery.Cluster) {
 	retry := retries
 	for {
@@ -180,7 +180,7 @@ func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, pe
 			return
 		}
 		if discovery.IsTerminal(err) || errors.Is(err, discovery.ErrNotFound) {
-			// Where another daemon has taken over, it sends the cluster again, with its own incarnation.
+			// If another daemon has taken over, it sends the cluster again, with its own incarnation.
 			p.options.Logger.Info("cluster not released", "cluster", cluster.Name, "reason", err.Error())
 			return
 		}
@@ -193,7 +193,7 @@ func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, pe
 	}
 }
 
-// endSubscription tells the daemon that no cluster needs to wait for this operator, unless a reconcile has not returned.
+// endSubscription notifies the daemon that no cluster has to wait for this operator, unless a reconcile has not returned.
 func (p *Provider) endSubscription() {
 	p.mu.RLock()
 	busy := false

@@ -28,7 +28,7 @@ const (
 
 var allStates = []state{stateWaiting, stateStarting, stateStandby, stateEngaged, stateFailed}
 
-// entry is one engagement of a cluster, from ENGAGED to DISENGAGED. A failure makes another instance within it.
+// entry is one engagement of a cluster, from ENGAGED to DISENGAGED. After a failure it gets another instance.
 type entry struct {
 	name       multicluster.ClusterName
 	ctx        context.Context
@@ -115,7 +115,7 @@ type instance struct {
 
 var (
 	errStopped       = errors.New("the cluster stopped")
-	errEngageTimeout = errors.New("the manager did not engage it in time")
+	errEngageTimeout = errors.New("the manager did not engage the cluster in time")
 )
 
 // work engages an entry, and does so again after each failure, until the entry is disengaged.
@@ -204,7 +204,7 @@ func (p *Provider) run(e *entry) error {
 	e.enter(stateEngaged, nil)
 	p.metrics.engaged.Observe(time.Since(began).Seconds())
 	if i.cache != nil {
-		// The slot ends by itself if this takes long.
+		// The slot is released by its own timer if this takes long.
 		_ = i.cache.Settled(ctx)
 	}
 	taken.release()
@@ -224,7 +224,7 @@ func (p *Provider) sync(ctx context.Context, i *instance) error {
 	return fmt.Errorf("informers of indexed types have not synced within %v", p.options.SyncTimeout)
 }
 
-// hand has the manager engage an instance.
+// hand calls the manager to engage an instance.
 func (p *Provider) hand(ctx context.Context, cancel context.CancelCauseFunc, e *entry, i *instance) error {
 	timer := time.AfterFunc(p.options.EngageTimeout, func() { cancel(errEngageTimeout) })
 	defer timer.Stop()

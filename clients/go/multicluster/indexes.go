@@ -26,9 +26,8 @@ func (i index) key() string {
 
 // IndexField adds a field index to all clusters, those that are engaged and those to come.
 //
-// A cluster that can't be given the index in time is made again with it, and is missing meanwhile; that is not an
-// error, since
-// one cluster that does not answer must not end the operator.
+// A cluster that does not get the index in time is created again with it, and Get does not return it until then. That
+// is not an error, since one cluster that does not answer must not end the operator.
 func (p *Provider) IndexField(ctx context.Context, obj client.Object, field string, extract client.IndexerFunc) error {
 	added := index{object: obj, field: field, extract: extract}
 	p.mu.Lock()

@@ -47,7 +47,7 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	i.cluster, err = cluster.New(config, append(options, last)...)
 	if err != nil {
 		i.leave()
-		return nil, fmt.Errorf("make the cluster: %w", err)
+		return nil, fmt.Errorf("create the cluster: %w", err)
 	}
 	return i, nil
 }

@@ -31,10 +31,10 @@ func newMetrics(registerer prometheus.Registerer, states func() map[state]int) (
 	m := &clientMetrics{
 		connected:   gauge("connected", "Whether the stream from milo-discoveryd is open."),
 		synced:      gauge("synced", "Whether a complete view of the clusters was received."),
-		received:    gauge("last_received_timestamp_seconds", "When milo-discoveryd last sent anything, heartbeats included."),
+		received:    gauge("last_received_timestamp_seconds", "Time of the last message from milo-discoveryd, heartbeats included."),
 		disconnects: counter("disconnects_total", "Streams from milo-discoveryd that broke."),
 		snapshots:   counter("snapshots_total", "Streams that began with a snapshot of all clusters instead of resuming."),
-		failures:    counter("engage_failures_total", "Attempts to engage a cluster that failed, or clusters that stopped, and are retried."),
+		failures:    counter("engage_failures_total", "Failed attempts to engage a cluster, and clusters that stopped; both are retried."),
 		engaged: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "engage_seconds",
 			Help:    "Seconds from the start of an engagement until the controllers have the cluster.",
@@ -83,7 +83,7 @@ func (m *clientMetrics) hooks() discovery.Hooks {
 	}
 }
 
-// clusterStates counts the clusters by state when it is asked.
+// clusterStates counts the clusters by state when it is scraped.
 type clusterStates func() map[state]int
 
 var clustersDesc = prometheus.NewDesc(

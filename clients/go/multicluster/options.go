@@ -31,9 +31,9 @@ type Options struct {
 	// ProjectRestConfig gives the identity, the TLS settings and the rate limits for all clusters. Its host is not used:
 	// each cluster is reached at the endpoint that the daemon has for it.
 	ProjectRestConfig *rest.Config
-	// Kubeconfigs asks the daemon for the credentials of each cluster, and renews them while they are in use.
+	// Kubeconfigs requests the credentials of each cluster from the daemon, and renews them while they are in use.
 	Kubeconfigs bool
-	// KubeconfigTTL is how long those should live. Zero: the daemon's default.
+	// KubeconfigTTL is the requested lifetime of these kubeconfigs. Zero: the daemon's default.
 	KubeconfigTTL time.Duration
 	// ConfigFor returns the configuration for one cluster, which is used as it is. It is called again after a failure.
 	ConfigFor func(context.Context, discovery.Cluster) (*rest.Config, error)
@@ -46,8 +46,8 @@ type Options struct {
 	// EngageTimeout is how long the manager may take to engage a cluster. Zero: 30 s.
 	EngageTimeout time.Duration
 
-	// HeartbeatInterval is how long the stream from the daemon may be silent; one that is silent for three intervals is
-	// opened again. Zero: 30 s.
+	// HeartbeatInterval is the interval of heartbeats on the stream from the daemon, which is reopened after three
+	// silent intervals. Zero: 30 s.
 	HeartbeatInterval time.Duration
 
 	// Subscriber is the name under which the provider releases clusters whose disengagement is planned, once their
@@ -58,8 +58,8 @@ type Options struct {
 	OwnMappers bool
 	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
 	OwnTransports bool
-	// BlockingCaches has the manager wait for a cluster's informers while it engages the cluster, and for each cluster
-	// that does not answer.
+	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster
+	// does not answer.
 	BlockingCaches bool
 
 	// Logger of the provider. The zero value is controller-runtime's, named "milo-discovery".
@@ -72,8 +72,8 @@ type Options struct {
 const (
 	defaultMaxConcurrent = 32
 	defaultTimeout       = 30 * time.Second
-	// A cluster whose informers have not synced after moveAfter is no reason for others to wait, and one that has not
-	// after endAfter isn't counted any more.
+	// A cluster whose informers have not synced after moveAfter does not make others wait, and after endAfter it is no
+	// longer counted.
 	moveAfter = 250 * time.Millisecond
 	endAfter  = 10 * time.Second
 )

@@ -25,7 +25,7 @@ var (
 	_ multicluster.ProviderRunnable = &Provider{}
 )
 
-// Disengaged is the cause of a cluster's context after its disengagement: see context.Cause.
+// Disengaged is the cancellation cause of a cluster's context after its disengagement: see context.Cause.
 type Disengaged struct {
 	// Cluster is the cluster as last known.
 	Cluster discovery.Cluster
@@ -142,8 +142,8 @@ func (p *Provider) snapshot() []*entry {
 	return found
 }
 
-// ReadyCheck succeeds once the provider has had a complete view of the clusters. It stays ready when the daemon is away:
-// clusters work on without it.
+// ReadyCheck succeeds once the provider has had a complete view of the clusters. It stays ready while the daemon is
+// unreachable, since work on the clusters continues.
 func (p *Provider) ReadyCheck() healthz.Checker {
 	return func(*http.Request) error {
 		select {
@@ -155,20 +155,20 @@ func (p *Provider) ReadyCheck() healthz.Checker {
 	}
 }
 
-// OnAllReplicas has every replica follow the daemon, so that Get works on those that are not the leader, as webhooks
-// need it. Controllers are handed their clusters once their replica leads. Without OnAllReplicas only the leader follows
+// OnAllReplicas makes every replica follow the daemon, so that Get works on replicas that are not the leader, as webhooks
+// need it. Controllers get their clusters once their replica leads. Without OnAllReplicas only the leader follows
 // the daemon. It must be called before the manager starts.
 func (p *Provider) OnAllReplicas(mgr mcmanager.Manager) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.started || p.onAll {
-		return errors.New("OnAllReplicas was called twice, or after the start")
+		return errors.New("OnAllReplicas was called twice, or after the manager was started")
 	}
 	p.onAll = true
 	return mgr.GetLocalManager().Add(everywhere{p})
 }
 
-// everywhere is a runnable of every replica.
+// everywhere is a runnable that runs on every replica.
 type everywhere struct{ provider *Provider }
 
 func (e everywhere) Start(ctx context.Context) error { return e.provider.follow(ctx) }
@@ -221,7 +221,7 @@ func (p *Provider) follow(ctx context.Context) error {
 		default:
 			return fmt.Errorf("follow milo-discoveryd: %w", err)
 		}
-		// Whatever was configured wrongly meanwhile, the clusters that are engaged work on.
+		// Work on the engaged clusters continues, whatever was misconfigured.
 		if time.Since(began) > retries.Cap {
 			retry = retries
 		}
@@ -274,7 +274,7 @@ func (p *Provider) confirm(pending []string) {
 			continue
 		}
 		delete(p.unconfirmed, name)
-		gone := &Disengaged{Message: "it was missing when the subscription was accepted again"}
+		gone := &Disengaged{Message: "the cluster was missing when the subscription was accepted again"}
 		p.endDrain(name, gone)
 		p.disengage(p.entries[name], gone)
 	}
@@ -311,7 +311,7 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 			p.disengage(e, ended)
 			continue
 		case discovery.EventEngaged:
-			p.endDrain(name, &Disengaged{Message: "it was engaged again"})
+			p.endDrain(name, &Disengaged{Message: "the cluster was engaged again"})
 			if e != nil && e.info().UID != event.Cluster.UID {
 				p.disengage(e, &Disengaged{Reason: discovery.ReasonReplaced})
 				e = nil
@@ -322,7 +322,7 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 			continue
 		}
 		if e != nil && e.info().Endpoint != event.Cluster.Endpoint {
-			p.disengage(e, &Disengaged{Message: "its endpoint changed"})
+			p.disengage(e, &Disengaged{Message: "the endpoint changed"})
 			e = nil
 		}
 		known := e != nil
@@ -333,7 +333,7 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 		e.update(event.Cluster)
 		if event.Kubeconfig != nil && e.credential != nil {
 			if err := e.credential.Offer(received(event.Kubeconfig)); err != nil {
-				p.options.Logger.Error(err, "kubeconfig not used", "cluster", name)
+				p.options.Logger.Error(err, "kubeconfig refused", "cluster", name)
 			}
 		}
 		if !known {
@@ -370,13 +370,13 @@ func (p *Provider) disengage(e *entry, cause *Disengaged) {
 	e.disown(cause)
 }
 
-// remove has Get no longer return a cluster. It is called with the lock held.
+// remove removes a cluster, so that Get no longer returns it. It is called with the lock held.
 func (p *Provider) remove(e *entry) {
 	delete(p.entries, e.name)
 	p.leaving[e.name] = e.done
 }
 
-// end is called when nothing of an entry runs any more but reconciles that have not returned.
+// end is called when everything of an entry has ended but reconciles that have not returned.
 func (p *Provider) end(e *entry) {
 	if idle := e.untilIdle(); e.credential != nil {
 		select {

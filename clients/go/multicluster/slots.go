@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// slots bounds how many clusters are engaged at once.
+// slots limits the number of clusters that are engaged at once.
 //
 // A cluster keeps its slot until its informers have synced, so that an API server that gets slower is sent fewer lists.
-// One that does not answer would keep it for long; after a while it moves to a second set of slots of the same size, and
-// while that has room, leaves its first slot to another cluster. If the whole server is slow, both sets fill up.
+// A cluster that does not answer would keep its slot for long. So after a while it moves to a second set of slots of the
+// same size, if that has room, and frees its first slot. If the whole server is slow, both sets fill up.
 type slots struct {
 	first, second       chan struct{}
 	moveAfter, endAfter time.Duration

@@ -26,13 +26,13 @@ import (
 func main() {
 	var metricsAddress, probeAddress string
 	var leaderElection bool
-	flag.StringVar(&metricsAddress, "metrics-bind-address", ":8080", "where /metrics and /debug/clusters are served")
-	flag.StringVar(&probeAddress, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
-	flag.BoolVar(&leaderElection, "leader-elect", false, "work on one replica at a time")
+	flag.StringVar(&metricsAddress, "metrics-bind-address", ":8080", "address at which /metrics and /debug/clusters are served")
+	flag.StringVar(&probeAddress, "health-probe-bind-address", ":8081", "address at which /healthz and /readyz are served")
+	flag.BoolVar(&leaderElection, "leader-elect", false, "run controllers on one replica at a time")
 	flag.Parse()
 	ctrl.SetLogger(zap.New())
 	if err := run(ctrl.SetupSignalHandler(), metricsAddress, probeAddress, leaderElection); err != nil {
-		ctrl.Log.Error(err, "the operator ended")
+		ctrl.Log.Error(err, "operator failed")
 		os.Exit(1)
 	}
 }
@@ -79,7 +79,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 		Manager: mgr, Projects: provider,
 		CleanUp: func(context.Context, string, string) error { return nil },
 	}
-	// A project that does not answer must not hold a worker.
+	// A project that does not answer must not occupy a worker.
 	options := mccontroller.Options{MaxConcurrentReconciles: 4, ReconciliationTimeout: time.Minute}
 	if err := greetings.SetupWithManager(provider, options); err != nil {
 		return err

@@ -14,7 +14,7 @@ const (
 
 // Ownership is the deadline of a sharded daemon's ownership of its clusters.
 //
-// A daemon that is killed or stopped cannot say that it lost its clusters, and another daemon of its shard group engages
+// A daemon that is killed or stopped cannot report that it lost its clusters, and another daemon of its shard group engages
 // them. So a subscriber requests the remaining time of the ownership, and ends its work when that has passed without a
 // new response. Times are those of a clock that also advances while the machine is suspended. The zero value is the
 // ownership of a daemon that shares the clusters with no other, which does not end.
@@ -23,16 +23,16 @@ type Ownership struct {
 	until   time.Duration
 }
 
-// Share says that the daemon shares the clusters with others.
+// Share records that the daemon shares the clusters with other daemons.
 func (o *Ownership) Share() { o.sharded = true }
 
-// Sharded reports whether the daemon shares the clusters with others, as far as is known.
+// Sharded reports whether the daemon is known to share the clusters with other daemons.
 func (o *Ownership) Sharded() bool { return o.sharded }
 
 // Held reports whether the daemon owns its clusters.
 func (o *Ownership) Held(now time.Duration) bool { return !o.sharded || now < o.until }
 
-// Renewed applies a response, which counts from its request, because it may have been under way for long.
+// Renewed applies a response. Its duration counts from the request, because the response may have been delayed.
 func (o *Ownership) Renewed(response *pb.RenewOwnershipResponse, asked time.Duration) {
 	o.sharded = response.GetSharded()
 	if response.GetValidFor() != nil {
@@ -40,7 +40,7 @@ func (o *Ownership) Renewed(response *pb.RenewOwnershipResponse, asked time.Dura
 	}
 }
 
-// NextRenewal returns how long to wait before the next request. The last requests follow each other more closely, because
+// NextRenewal returns how long to wait before the next request. The interval gets shorter towards the deadline, because
 // the daemon may renew its own Lease late.
 func (o *Ownership) NextRenewal(now time.Duration) time.Duration {
 	left := o.until - now

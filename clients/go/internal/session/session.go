@@ -2,14 +2,14 @@
 //
 // A Session outlives connections and daemons. It holds the view (what its user was notified of) and the resume
 // revision, takes batches, and returns the changes that its user is to see: each cluster engaged once and disengaged
-// once, whatever became of the connection. Three rules carry that:
+// once, whatever happened to the connection. The rules:
 //
-//   - A snapshot counts when it is complete. Until synced, nothing of it is reported, and one that breaks off leaves
-//     no trace.
-//   - A snapshot is reported as its differences from the view. A cluster is the same if its name and UID are: a new
-//     incarnation alone means that another daemon engaged it. Only a drain ends the work on it: a cluster that was
-//     draining and no longer is was disengaged and engaged again.
-//   - A batch is applied whole or not at all, and only then does its revision become the resume revision.
+//   - A snapshot takes effect when it is complete. Nothing of it is reported before synced, and an incomplete one is
+//     dropped.
+//   - A snapshot is reported as its differences from the view. A cluster with the same name and UID is the same
+//     cluster: a new incarnation alone means that another daemon engaged it, and work on it continues. But a cluster
+//     that was draining and no longer is was disengaged and engaged again.
+//   - A batch is applied completely or not at all, and only then does its revision become the resume revision.
 //   - A snapshot says nothing of sources that the daemon does not know yet: their clusters stay as they are.
 //
 // The Python client implements the same rules; clients/testdata/session_cases.json is run by the tests of both.
@@ -28,8 +28,8 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// ErrBroken is the error of a stream that broke one of its promises: a batch is missing, or an event does not follow
-// from those before it. Open another stream to continue.
+// ErrBroken is the error of a stream that violated the protocol: a batch is missing, or an event contradicts earlier
+// ones. Open another stream to continue.
 var ErrBroken = errors.New("discovery stream is inconsistent")
 
 const (
@@ -39,7 +39,7 @@ const (
 	OwnershipNotRenewed = "the daemon did not confirm in time that the cluster is still its own"
 )
 
-// Kind is what a Change does to its cluster.
+// Kind is the type of a Change.
 type Kind int
 
 // The kinds of changes.
@@ -65,10 +65,10 @@ type Change struct {
 	Kubeconfig *pb.Kubeconfig
 }
 
-// Result is what a batch means to the user of the session.
+// Result is the outcome of a batch for the user of the session.
 type Result struct {
 	Changes []Change
-	// Completed is set by the batch that completes a snapshot: the view is whole as of its changes.
+	// Completed is set by the batch that completes a snapshot: with its changes, the view is complete.
 	Completed bool
 }
 
@@ -90,8 +90,8 @@ const (
 	following              // the view is complete; changes to it arrive
 )
 
-// Session is the view, the resume revision, and the phase of the current stream. Its zero value is a session that
-// knows nothing. It is not safe for concurrent use.
+// Session is the view, the resume revision, and the phase of the current stream. Its zero value is a session with
+// an empty view. It is not safe for concurrent use.
 type Session struct {
 	phase    phase
 	last     string // revision of the last batch of this stream, or what the stream resumes from
@@ -108,7 +108,7 @@ type Session struct {
 // Revision is what the next stream resumes from; empty to start over.
 func (s *Session) Revision() string { return s.revision }
 
-// Synced reports whether the view is, or once was, complete. It stays when a stream ends.
+// Synced reports whether the view was ever complete. It stays true when a stream ends.
 func (s *Session) Synced() bool { return s.synced }
 
 // Source is the daemon's own view of Milo as last received; nil before that.
@@ -120,18 +120,18 @@ func (s *Session) PendingSources() []string { return s.pending }
 // Len is the number of clusters in the view.
 func (s *Session) Len() int { return len(s.view) }
 
-// Open begins another stream and returns the revision to resume from. What the stream before left incomplete is
-// dropped.
+// Open begins another stream and returns the revision to resume from. An incomplete snapshot of the
+// previous stream is dropped.
 func (s *Session) Open() string {
 	s.phase, s.last, s.snapshot = opened, s.revision, nil
 	return s.revision
 }
 
-// Receive applies a batch. If the batch cannot follow what came before, nothing of it is applied, the stream is closed
+// Receive applies a batch. If the batch contradicts earlier ones, nothing of it is applied, the stream is closed
 // for further batches, and the error is an ErrBroken.
 func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
 	before := s.phase
-	s.phase = closed // unless the batch is sound
+	s.phase = closed // unless the batch is valid
 	var result Result
 	var err error
 	if batch.GetReset_() {
@@ -177,7 +177,7 @@ func (s *Session) advance(before phase, batch *pb.WatchClustersResponse) (Result
 	case before == opened && batch.GetSynced() && s.last == "":
 		return Result{}, fmt.Errorf("%w: a new stream began without a snapshot", ErrBroken)
 	case before == opened && !batch.GetSynced():
-		s.last = "" // the daemon does not resume: its heartbeats follow nothing
+		s.last = "" // the daemon does not resume, so its heartbeats have no previous revision
 		return Result{}, s.wait(batch)
 	case before == waiting:
 		return Result{}, s.wait(batch)
@@ -210,7 +210,7 @@ func (s *Session) wait(batch *pb.WatchClustersResponse) error {
 	return nil
 }
 
-// contradiction says that a batch contradicts the view. One of the two is wrong, and only a snapshot tells which.
+// contradiction returns the error of a batch that contradicts the view. Only a snapshot can resolve it.
 func (s *Session) contradiction(what string) error {
 	s.revision = ""
 	return fmt.Errorf("%w: %s", ErrBroken, what)
@@ -282,7 +282,7 @@ func (s *Session) differences(snapshot map[string]Known) (changes []Change) {
 
 func (s *Session) follow(batch *pb.WatchClustersResponse) (Result, error) {
 	if !batch.GetSynced() {
-		return Result{}, s.contradiction("a complete view was taken back without a reset")
+		return Result{}, s.contradiction("the stream is no longer synced, without a reset")
 	}
 	pending := map[string]*Known{} // nil: disengaged
 	var changes []Change
@@ -339,7 +339,7 @@ var kinds = map[pb.ClusterEvent_Type]Kind{
 	pb.ClusterEvent_TYPE_KUBECONFIG: Kubeconfig,
 }
 
-// merge returns what is known of a cluster after an event. An event without a kubeconfig keeps the one before.
+// merge returns the state of a cluster after an event. An event without a kubeconfig keeps the previous one.
 func (s *Session) merge(event *pb.ClusterEvent, before Known) Known {
 	after := Known{Cluster: event.GetCluster(), Kubeconfig: event.GetKubeconfig(), order: before.order}
 	if after.Cluster == nil {
@@ -365,7 +365,7 @@ func byArrival(clusters map[string]Known) []string {
 	return names
 }
 
-// visiblyEqual compares what describes the cluster itself. A difference is an update.
+// visiblyEqual compares the fields that describe the cluster itself. A difference is an update.
 func visiblyEqual(a, b *pb.Cluster) bool {
 	return a.GetName() == b.GetName() &&
 		a.GetUid() == b.GetUid() &&
@@ -383,8 +383,8 @@ func visiblyEqual(a, b *pb.Cluster) bool {
 		slices.EqualFunc(a.GetSuspensions(), b.GetSuspensions(), func(x, y *pb.Suspension) bool { return proto.Equal(x, y) })
 }
 
-// sameBookkeeping compares what describes the daemon's handling of the cluster: when and as what it engaged the
-// cluster, since when it probes it, and which upstream version it happened to read.
+// sameBookkeeping compares the fields that describe the daemon's handling of the cluster: when and under which
+// incarnation it engaged the cluster, since when it probes it, and which upstream version it read.
 func sameBookkeeping(a, b *pb.Cluster) bool {
 	return sameTime(a.GetEngagedAt(), b.GetEngagedAt()) &&
 		sameTime(a.GetConnectivity().GetSince(), b.GetConnectivity().GetSince()) &&

@@ -1,4 +1,4 @@
-// As controller-gen writes it; written by hand, so that the example needs no generator.
+// The same code as controller-gen writes, written by hand so that the example needs no generator.
 
 package v1alpha1
 

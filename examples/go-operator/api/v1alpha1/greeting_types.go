@@ -5,14 +5,14 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // ConditionReady says whether the greeting is in place.
 const ConditionReady = "Ready"
 
-// GreetingSpec is what a user asks for.
+// GreetingSpec is the desired state of a Greeting.
 type GreetingSpec struct {
 	// Text of the greeting.
 	// +kubebuilder:validation:MinLength=1
 	Text string `json:"text"`
 }
 
-// GreetingStatus is what the operator found.
+// GreetingStatus is the observed state of a Greeting.
 type GreetingStatus struct {
 	// Conditions of the greeting; Ready is one of them.
 	// +listType=map
@@ -20,7 +20,7 @@ type GreetingStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// Greeting asks for a ConfigMap with a greeting.
+// Greeting requests a ConfigMap with a greeting.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`

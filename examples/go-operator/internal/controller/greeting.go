@@ -25,10 +25,10 @@ import (
 	"go.miloapis.com/discovery/multicluster/example/api/v1alpha1"
 )
 
-// Finalizer keeps a Greeting until what belongs to it was cleaned up.
+// Finalizer keeps a Greeting until the resources that belong to it were cleaned up.
 const Finalizer = "example.miloapis.com/greeting"
 
-// Projects is what the daemon knows of the projects; the provider has it.
+// Projects returns the daemon's information about a project. The provider implements it.
 type Projects interface {
 	Info(multicluster.ClusterName) (discovery.Cluster, bool)
 }
@@ -37,7 +37,7 @@ type Projects interface {
 type GreetingReconciler struct {
 	Manager  mcmanager.Manager
 	Projects Projects
-	// CleanUp removes what belongs to a Greeting outside of its project.
+	// CleanUp removes the resources that belong to a Greeting outside of its project.
 	CleanUp func(ctx context.Context, project, name string) error
 }
 

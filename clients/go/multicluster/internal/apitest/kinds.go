@@ -20,7 +20,7 @@ var (
 	added       []schema.GroupVersionKind
 )
 
-// Serve has all servers of the process serve further kinds. It must be called before the first request.
+// Serve adds kinds that all servers of the process serve. It must be called before the first request.
 func Serve(kinds ...schema.GroupVersionKind) { added = append(added, kinds...) }
 
 // kinds returns the served kinds by group, version and resource.

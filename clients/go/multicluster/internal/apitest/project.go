@@ -26,7 +26,7 @@ type Project struct {
 	now       uint64
 	objects   map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured
 	watches   map[*watch]struct{}
-	hanging   chan struct{} // closed when requests go on; nil if they aren't held
+	hanging   chan struct{} // closed when requests continue; nil if they are not held
 	forbidden map[string]bool
 	tokens    map[string]bool // nil: no token is needed
 	counted   map[string]int
@@ -56,7 +56,7 @@ func newProject() *Project {
 	return p
 }
 
-// SetHanging holds all requests without an answer, or lets them go on.
+// SetHanging holds all requests without a response, or lets them continue.
 func (p *Project) SetHanging(hanging bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,14 +69,14 @@ func (p *Project) SetHanging(hanging bool) {
 	}
 }
 
-// Forbid has requests for a resource refused, such as "configmaps".
+// Forbid makes the server refuse requests for a resource, such as "configmaps".
 func (p *Project) Forbid(resource string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forbidden[resource] = true
 }
 
-// SetTokens has requests refused that have none of these bearer tokens. Watches that are open stay open.
+// SetTokens makes the server refuse requests without one of these bearer tokens. Open watches stay open.
 func (p *Project) SetTokens(tokens ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,8 +86,8 @@ func (p *Project) SetTokens(tokens ...string) {
 	}
 }
 
-// Count is how many requests of a kind there were: a verb and a resource as in "watch configmaps", or "refused" for those
-// with a token that isn't accepted.
+// Count returns the number of requests of a kind: a verb and a resource as in "watch configmaps", or "refused" for
+// requests with a token that is not accepted.
 func (p *Project) Count(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -111,7 +111,7 @@ func (p *Project) Watches() int {
 	return len(p.watches)
 }
 
-// EndWatches ends all watches, as a server does that restarts.
+// EndWatches ends all watches, as a server that restarts does.
 func (p *Project) EndWatches() { p.end() }
 
 func (p *Project) end() {
@@ -195,7 +195,7 @@ func (p *Project) count(verb, what string) {
 	p.counted[verb+" "+what]++
 }
 
-// parse takes /api/VERSION/... or /apis/GROUP/VERSION/... apart.
+// parse splits a path /api/VERSION/... or /apis/GROUP/VERSION/... into the resource and the name of the object.
 func parse(path string) (schema.GroupVersionResource, types.NamespacedName, bool) {
 	var resource schema.GroupVersionResource
 	var name types.NamespacedName
@@ -341,7 +341,7 @@ func (p *Project) write(w http.ResponseWriter, r *http.Request, resource schema.
 
 func patched(before *unstructured.Unstructured, patch []byte) (*unstructured.Unstructured, error) {
 	if before == nil {
-		return nil, fmt.Errorf("there is nothing to patch")
+		return nil, fmt.Errorf("the object to patch does not exist")
 	}
 	content, err := before.MarshalJSON()
 	if err != nil {

@@ -69,10 +69,10 @@ func (s *Server) CA() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
 }
 
-// URL is where the server is.
+// URL is the URL of the server.
 func (s *Server) URL() string { return s.http.URL }
 
-// Endpoint is where the control plane of a project is.
+// Endpoint is the URL of the control plane of a project.
 func (s *Server) Endpoint(project string) string {
 	return s.http.URL + prefix + project + "/control-plane"
 }
@@ -83,7 +83,7 @@ func (s *Server) Connections() int { return int(s.conns.Load()) }
 // Requests is the number of requests so far, of all projects.
 func (s *Server) Requests() int { return int(s.total.Load()) }
 
-// Project returns a project, made when first asked for.
+// Project returns a project, which is created by the first call.
 func (s *Server) Project(name string) *Project {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Outcome is how an attempt to renew a credential ended.
+// Outcome is the outcome of an attempt to renew a credential.
 type Outcome string
 
 // The outcomes of an attempt to renew.
@@ -23,19 +23,19 @@ const (
 
 const (
 	issueWithin = 15 * time.Second
-	// The daemon is asked again at most this often, also where its kubeconfigs are refused or need another soon.
+	// Minimum time between requests to the daemon, also if its kubeconfigs are refused or expire soon.
 	renewEvery = 5 * time.Second
 )
 
-// Options is what a Credential is made of.
+// Options configure a Credential.
 type Options struct {
-	// Issue asks the daemon for a kubeconfig.
+	// Issue requests a kubeconfig from the daemon.
 	Issue func(context.Context) (Kubeconfig, error)
 	// Pool shares transports with other credentials.
 	Pool *Pool
 	// Attempted is called after each attempt to renew.
 	Attempted func(Outcome, error)
-	// Now is the time.
+	// Now returns the current time.
 	Now func() time.Time
 }
 
@@ -49,7 +49,7 @@ type Credential struct {
 	mu      sync.Mutex
 	held    *held
 	renewal *renewal
-	notYet  time.Time // no attempt before; a kubeconfig that the daemon sends by itself ends that
+	notYet  time.Time // no attempt before this time; reset by a kubeconfig that the daemon sends unrequested
 	closed  bool
 }
 
@@ -60,7 +60,7 @@ type held struct {
 	release   func()
 }
 
-// renewal is an attempt that is under way.
+// renewal is an attempt in flight.
 type renewal struct {
 	done chan struct{}
 	err  error
@@ -74,7 +74,7 @@ func New(options Options) *Credential {
 	return &Credential{options: options, ctx: ctx, cancel: cancel}
 }
 
-// Offer replaces the credential by a newer one. One that was issued before the one that is held is ignored.
+// Offer replaces the credential by a newer one. A kubeconfig that was issued before the current one is ignored.
 func (c *Credential) Offer(k Kubeconfig) error {
 	outcome, err := c.offer(k)
 	if outcome == Renewed {
@@ -125,7 +125,7 @@ func (c *Credential) isOld(k Kubeconfig) bool {
 	return c.held != nil && !k.IssuedAt.After(c.held.from.IssuedAt)
 }
 
-// Close gives the transport back. Requests fail from then on.
+// Close releases the transport. Later requests fail.
 func (c *Credential) Close() {
 	c.cancel()
 	c.mu.Lock()
@@ -136,7 +136,7 @@ func (c *Credential) Close() {
 	}
 }
 
-// Ensure asks for a kubeconfig unless one is held.
+// Ensure requests a kubeconfig from the daemon unless one is held.
 func (c *Credential) Ensure(ctx context.Context) error {
 	_, err := c.current(ctx)
 	return err
@@ -163,7 +163,7 @@ func (c *Credential) current(ctx context.Context) (*held, error) {
 	return c.held, nil
 }
 
-// RoundTrip sends the request, and repeats it once with a newer credential if the cluster refused the one it had.
+// RoundTrip sends the request, and repeats it once with a newer credential after a 401.
 func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	used, err := c.current(request.Context())
 	if err != nil {
@@ -184,7 +184,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	if !ok || newer == nil {
 		return response, nil
 	}
-	// The connection is used again only if the body was read.
+	// The connection is reused only if the body was read.
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10))
 	_ = response.Body.Close()
 	return newer.transport.RoundTrip(again)
@@ -233,7 +233,7 @@ func (c *Credential) heldOtherThan(refused *held) *held {
 	return c.held
 }
 
-// renew waits for an attempt.
+// renew waits for an attempt to renew the credential.
 func (c *Credential) renew(ctx context.Context) error {
 	attempt := c.renewBeside(0)
 	select {
@@ -244,7 +244,8 @@ func (c *Credential) renew(ctx context.Context) error {
 	}
 }
 
-// renewBeside starts an attempt unless one is under way. It returns nil if the last one was less than pause ago.
+// renewBeside starts an attempt in the background unless one is in flight. It returns nil if the last attempt was less
+// than pause ago.
 func (c *Credential) renewBeside(pause time.Duration) *renewal {
 	c.mu.Lock()
 	defer c.mu.Unlock()

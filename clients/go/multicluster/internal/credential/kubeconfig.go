@@ -1,5 +1,5 @@
 // Package credential authenticates the requests to one cluster with the kubeconfigs that the daemon issues for it, and
-// replaces them while requests and watches are under way.
+// replaces them without interrupting requests and watches.
 package credential
 
 import (
@@ -16,16 +16,16 @@ import (
 type Kubeconfig struct {
 	Content      []byte
 	IssuedAt     time.Time
-	RefreshAfter time.Time // zero: it is not renewed ahead of time
+	RefreshAfter time.Time // zero: it is not renewed before it expires
 }
 
-// maxContent is far more than a kubeconfig for one cluster takes.
+// maxContent is the maximum size of a kubeconfig, far more than one for a single cluster needs.
 const maxContent = 1 << 20
 
 // Parse returns the TLS settings and the identity in a kubeconfig.
 //
-// A kubeconfig comes from another process. Whatever would run a command or read a file in this process is refused, so
-// that a compromised daemon gains nothing here but the clusters that it has anyway.
+// A kubeconfig comes from another process. One that would run a command or read a file in this process is refused, so
+// that a compromised daemon gets access to nothing but the clusters for which it issues credentials.
 func Parse(content []byte) (*rest.Config, error) {
 	if len(content) > maxContent {
 		return nil, fmt.Errorf("kubeconfig refused: %d bytes, more than %d", len(content), maxContent)
@@ -36,7 +36,7 @@ func Parse(content []byte) (*rest.Config, error) {
 	}
 	named, ok := parsed.Contexts[parsed.CurrentContext]
 	if !ok {
-		return nil, fmt.Errorf("kubeconfig refused: it has no context %q, its current one", parsed.CurrentContext)
+		return nil, fmt.Errorf("kubeconfig refused: its current context %q does not exist", parsed.CurrentContext)
 	}
 	cluster, ok := parsed.Clusters[named.Cluster]
 	if !ok {
@@ -76,7 +76,7 @@ func refuse(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
 	case cluster.CertificateAuthority != "":
 		return fmt.Errorf("it reads its certificate authority from the file %q", cluster.CertificateAuthority)
 	case cluster.InsecureSkipTLSVerify:
-		return errors.New("it switches off the verification of the server")
+		return errors.New("it disables TLS verification of the server (insecure-skip-tls-verify)")
 	case cluster.ProxyURL != "":
 		return fmt.Errorf("it names a proxy, %q", cluster.ProxyURL)
 	case user.Impersonate != "" || user.ImpersonateUID != "" || len(user.ImpersonateGroups) > 0:

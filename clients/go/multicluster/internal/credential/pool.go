@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Pool shares transports, and thereby connections, between clusters with the same TLS settings. Its zero value is ready.
+// Pool shares transports, and thereby connections, between clusters with the same TLS settings. Its zero value is ready to use.
 //
 // client-go shares transports too, and keeps each of them until the process ends. A transport of a Pool is closed when the
 // last credential that uses it is replaced, so that client certificates can be renewed.
@@ -26,7 +26,7 @@ type shared struct {
 	users     int
 }
 
-// take returns a transport for the TLS settings, and a function that gives it back.
+// take returns a transport for the TLS settings, and a function that releases it.
 func (p *Pool) take(config *rest.Config) (http.RoundTripper, func(), error) {
 	key := keyOf(config)
 	p.mu.Lock()

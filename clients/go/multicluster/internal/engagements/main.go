@@ -1,4 +1,4 @@
-// Command engagements prints what the provider makes of the clusters of a daemon, for the tests of the rules that
+// Command engagements prints the clusters that the provider engages and disengages, for the tests of the rules that
 // subscribers follow (tests/end_to_end/examples).
 package main
 

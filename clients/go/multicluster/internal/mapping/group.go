@@ -1,8 +1,8 @@
 // Package mapping shares one REST mapper between the project control planes of one API server.
 //
-// A REST mapper keeps all of a server's discovery, about 300 KiB. Milo serves the same definitions in every project of a
-// server, so that one mapper is true for all of them. It asks whichever project answers first, so that a project that
-// does not answer delays no other.
+// A REST mapper keeps all discovery documents of a server, about 300 KiB. Milo serves the same definitions in every
+// project of a server, so one mapper is valid for all of them. It uses the project that answers first, so that a project
+// that does not answer delays no other.
 package mapping
 
 import (
@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// anyMember stands for the members in requests of the mapper.
+	// anyMember is the placeholder for the server in requests of the mapper: members replaces it.
 	anyMember    = "https://any-member.invalid"
 	projects     = "/projects/"
 	controlPlane = "/control-plane"
@@ -49,7 +49,7 @@ func ServerOf(endpoint string) (string, bool) {
 
 // Groups holds the shared mapper of each API server that has members.
 type Groups struct {
-	hedgeAfter time.Duration // of tests; 0 is defaultHedgeAfter
+	hedgeAfter time.Duration // set by tests; 0 means defaultHedgeAfter
 
 	mu     sync.Mutex
 	groups map[string]*group
@@ -60,8 +60,8 @@ type group struct {
 	members *members
 }
 
-// inTurn lets one call at a time use a mapper of controller-runtime. A call that begins before another has read the discovery
-// would read a part of it again, and remove the group if that part is not found.
+// inTurn serializes the calls of a mapper of controller-runtime. A call that begins before another has read the discovery
+// documents would read a part of them again, and remove the group if that part is not found.
 type inTurn struct {
 	mu sync.Mutex
 	meta.RESTMapper
@@ -114,7 +114,7 @@ func Own(ctx context.Context, config *rest.Config, transport http.RoundTripper) 
 	return apiutil.NewDynamicRESTMapper(config, &http.Client{Transport: alone{ctx, transport}})
 }
 
-// Join adds the cluster at the endpoint to the members that the server's mapper may ask, and returns that mapper. The
+// Join adds the cluster at the endpoint to the members that the server's mapper sends requests to, and returns that mapper. The
 // cluster stays a member until leave is called; its requests end with ctx.
 func (g *Groups) Join(ctx context.Context, server, endpoint string, transport http.RoundTripper) (mapper meta.RESTMapper, leave func(), err error) {
 	base, err := url.Parse(strings.TrimSuffix(endpoint, "/"))
@@ -128,7 +128,7 @@ func (g *Groups) Join(ctx context.Context, server, endpoint string, transport ht
 		asks := &members{hedgeAfter: cmp.Or(g.hedgeAfter, defaultHedgeAfter)}
 		mapper, err := apiutil.NewDynamicRESTMapper(&rest.Config{Host: anyMember, QPS: -1}, &http.Client{Transport: asks})
 		if err != nil {
-			return nil, nil, fmt.Errorf("make the REST mapper of %s: %w", server, err)
+			return nil, nil, fmt.Errorf("create the REST mapper of %s: %w", server, err)
 		}
 		found = &group{mapper: &inTurn{RESTMapper: mapper}, members: asks}
 		if g.groups == nil {

@@ -14,17 +14,17 @@ import (
 )
 
 const (
-	// defaultHedgeAfter is how long one member may take before another is asked as well.
+	// defaultHedgeAfter is how long one member may take before the request is sent to another one as well.
 	defaultHedgeAfter = 100 * time.Millisecond
-	// answerWithin is how long all of them may take. The mapper holds its lock in that time.
+	// answerWithin is the time limit for all members together. The mapper holds its lock for that time.
 	answerWithin = 15 * time.Second
-	// maxAsked is how many members are asked at most.
+	// maxAsked is the maximum number of members that a request is sent to.
 	maxAsked = 8
-	// maxDocument is the largest discovery document that is read.
+	// maxDocument is the maximum size of a discovery document.
 	maxDocument = 64 << 20
 )
 
-var errNoMember = errors.New("no cluster of this server is engaged: its discovery can't be read")
+var errNoMember = errors.New("no cluster of this API server is engaged, so its discovery documents cannot be read")
 
 type member struct {
 	lifetime  context.Context // of the cluster; its requests end with it
@@ -46,7 +46,7 @@ func (m *members) add(added *member) {
 	m.list = append(m.list, added)
 }
 
-// remove returns how many are left.
+// remove removes a member, and returns how many remain.
 func (m *members) remove(removed *member) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -82,7 +82,7 @@ type answer struct {
 	err      error
 }
 
-// How much an answer says.
+// The ranks of answers, by how conclusive they are.
 const (
 	failed = iota
 	refused
@@ -103,15 +103,15 @@ func (a answer) rank() int {
 	}
 }
 
-// RoundTrip returns the first document that a member has. Not found by one member alone may mean that its project was
-// deleted, and is returned only if a second one confirms it.
+// RoundTrip returns the first document that a member returns. A 404 of one member may mean that its project was deleted,
+// and is returned only if a second member confirms it.
 func (m *members) RoundTrip(request *http.Request) (*http.Response, error) {
 	candidates := m.candidates()
 	if len(candidates) == 0 {
 		return nil, errNoMember
 	}
 	ctx, cancel := context.WithTimeout(request.Context(), answerWithin)
-	defer cancel() // of those that are not waited for
+	defer cancel() // of the requests whose answers are not needed
 	answers := make(chan answer, len(candidates))
 	asked, open := 0, 0
 	ask := func() {

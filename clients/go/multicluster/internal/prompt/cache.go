@@ -1,4 +1,4 @@
-// Package prompt keeps a cluster that is slow or broken from blocking the engagement of others.
+// Package prompt prevents a cluster that is slow or broken from blocking the engagement of others.
 //
 // multicluster-runtime holds a controller's lock while it engages a cluster, and waits for the cluster's informers in
 // that time. A Cache answers at once under a context from Engaging: informers are created and synced in the background.
@@ -29,7 +29,7 @@ func isEngaging(ctx context.Context) bool {
 	return ctx.Value(engaging{}) != nil
 }
 
-// Retry is how informers that can't be created are tried again, for example because their kind isn't served yet.
+// Retry is the backoff for informers that cannot be created, for example because their kind is not served yet.
 var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
 // Cache is a cache that does not block under a context from Engaging.
@@ -42,7 +42,7 @@ type Cache struct {
 	changed chan struct{} // closed and replaced when an informer leaves pending
 }
 
-// NewFunc returns a function that creates caches with create, and hands each of them to created.
+// NewFunc returns a function that creates caches with create, and calls created with each of them.
 func NewFunc(create cache.NewCacheFunc, log logr.Logger, created func(*Cache)) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
 		inner, err := create(config, options)
@@ -113,7 +113,7 @@ func (c *Cache) forget(i *informer) {
 	c.changed = make(chan struct{})
 }
 
-// Settled waits until every informer that was asked for under a context from Engaging has synced.
+// Settled waits until every informer that was requested under a context from Engaging has synced.
 func (c *Cache) Settled(ctx context.Context) error {
 	for {
 		c.mu.Lock()

@@ -19,13 +19,14 @@ var (
 	neverRegistered, _ = neverRuns.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
 )
 
-// How often an informer is checked for being synced. The interval grows, so that many that never sync cost little.
+// The interval at which an informer is checked for being synced. It grows, so that informers that never sync cost
+// little.
 const (
 	firstCheck = 5 * time.Millisecond
 	lastCheck  = time.Second
 )
 
-// informer stands for an informer that is created in the background.
+// informer is the placeholder for an informer that is created in the background.
 type informer struct {
 	cache.Informer
 
@@ -49,7 +50,7 @@ func newInformer() *informer {
 	return &informer{Informer: neverRuns, registrations: map[*registration]struct{}{}}
 }
 
-// attach hands all that was asked of i to the real informer. It can be repeated after an error.
+// attach adds the handlers and indexers of i to the real informer. It can be repeated after an error.
 func (i *informer) attach(real cache.Informer) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
