@@ -240,10 +240,10 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 		"an unverified server":      {"", strings.Replace(with(token), `"server"`, `"insecure-skip-tls-verify": true, "server"`, 1), "fields"},
 		"no server":                 {"", strings.Replace(with(token), "https://a", "", 1), "no server"},
 		"another context":           {"", strings.Replace(with(token), `"current-context": "a"`, `"current-context": "b"`, 1), "current context"},
-		"two users":                 {"", strings.Replace(with(token), `"users": [`, `"users": [{"name": "b", "user": {}}, `, 1), "not one"},
+		"two users":                 {"", strings.Replace(with(token), `"users": [`, `"users": [{"name": "b", "user": {}}, `, 1), "not have exactly one cluster"},
 		"YAML":                      {"", "apiVersion: v1\nkind: Config\n", "not JSON"},
 		"nothing":                   {"", "", "not JSON"},
-		"something that follows":    {"", with(token) + "{}", "data follows"},
+		"something that follows":    {"", with(token) + "{}", "data after its end"},
 		"the wrong type of a value": {"", with(`{"token": ["secret"]}`), "not JSON"},
 	} {
 		inBubble(t, name, func(t *testing.T) {

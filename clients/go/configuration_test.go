@@ -36,14 +36,14 @@ func TestAddress(t *testing.T) {
 		{address: "127.0.0.1:1", want: "127.0.0.1:1"},
 		{address: "[::1]:65535", want: "[::1]:65535"},
 		{address: "unix://" + strings.Repeat("/", 107), want: "unix://" + strings.Repeat("/", 107)},
-		{address: "unix://" + strings.Repeat("/", 108), problem: "at most 107 bytes"},
-		{address: "unix://relative.sock", problem: "is absolute"},
+		{address: "unix://" + strings.Repeat("/", 108), problem: "must not exceed 107 bytes"},
+		{address: "unix://relative.sock", problem: "must be absolute"},
 		{address: "unix:/one/slash", problem: "use unix:///path/to/socket or HOST:PORT"},
 		{address: "localhost", problem: "use unix:///path/to/socket or HOST:PORT"},
 		{address: "https://localhost:443", problem: "use unix:///path/to/socket or HOST:PORT"},
 		{address: "::1:443", problem: "use unix:///path/to/socket or HOST:PORT"},
-		{address: "localhost:0", problem: "from 1 to 65535"},
-		{address: "localhost:65536", problem: "from 1 to 65535"},
+		{address: "localhost:0", problem: "between 1 and 65535"},
+		{address: "localhost:65536", problem: "between 1 and 65535"},
 	} {
 		t.Setenv(AddressVariable, each.variable)
 		got, err := target(each.address)
@@ -73,7 +73,7 @@ func TestDialRefusesCredentials(t *testing.T) {
 		{port, Credentials{TokenFile: "token"}, "unencrypted"},
 		{socket, Credentials{CAFile: "ca"}, "is a Unix socket"},
 		{socket, Credentials{ServerUID: new(int)}, ""},
-		{port, Credentials{ServerUID: new(int)}, "is not a Unix socket"},
+		{port, Credentials{ServerUID: new(int)}, "is for Unix sockets"},
 	} {
 		client, err := Dial(Options{Address: each.address, Credentials: &each.credentials})
 		if each.problem == "" {

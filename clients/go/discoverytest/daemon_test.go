@@ -208,7 +208,7 @@ func (r *recorder) Fatalf(format string, arguments ...any) {
 
 func TestDaemonMisuseFailsTheTest(t *testing.T) {
 	for want, mistake := range map[string]func(*discoverytest.Daemon){
-		"a cluster needs a Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
+		"the cluster has no Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
 		`cluster "a" is engaged already`: func(d *discoverytest.Daemon) {
 			d.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "a"})
 		},
