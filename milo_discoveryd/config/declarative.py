@@ -49,13 +49,13 @@ class WatchedResource(Group, frozen=True, kw_only=True):
     plural: Annotated[str, values.object_name]
     """Plural name of the resource, such as `clusters`."""
     namespaced: bool = False
-    """Whether its objects are in namespaces."""
+    """Whether the resource is namespaced."""
     namespace: Annotated[str, Text(most=63)] = ""
     """The only namespace that is watched. Default: all."""
     label_selector: Annotated[str, selector_text] = ""
-    """Label selector of its objects. Default: all."""
+    """Label selector of the watched objects. Default: all."""
     field_selector: Annotated[str, Text(most=1024)] = ""
-    """Field selector of its objects. Default: all."""
+    """Field selector of the watched objects. Default: all."""
 
     def __post_init__(self) -> None:
         if self.namespace and not self.namespaced:
@@ -63,14 +63,14 @@ class WatchedResource(Group, frozen=True, kw_only=True):
 
 
 class ReadyField(Group, frozen=True, kw_only=True):
-    """The condition or field by which a cluster is engaged."""
+    """The condition or field that decides whether a cluster is engaged."""
 
     condition: Annotated[str, Text(most=316)] = ""
     """Condition in `status.conditions` that must be True."""
     field: _Path = None
-    """Path of a field that must have one of `values`."""
+    """Path of a field that must have one of `ready.values`."""
     values: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("true",)
-    """Values of the field."""
+    """Values of the field `ready.field` with which a cluster is engaged."""
 
     def __post_init__(self) -> None:
         if bool(self.condition) == (self.field is not None):
@@ -83,20 +83,21 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
 
 class EndpointFields(Group, frozen=True, kw_only=True):
-    """The place of a cluster's API server: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
+    """The location of a cluster's API server: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
 
     template: Annotated[Template | None, _url_template] = None
-    """URL with the paths of fields in braces."""
+    """URL of the API server, with the paths of fields in braces, such as `https://{spec.host}:{spec.port}`."""
     field: _Path = None
-    """Path of a field with the URL."""
+    """Path of a field with the URL of the API server."""
     kubeconfig: _Path = None
-    """Path of a field with a kubeconfig in base64, such as `data[value]` of a Secret: its server and CA are used."""
+    """Path of a field with a base64-encoded kubeconfig, such as `data[value]` of a Secret. The kubeconfig's server and
+    CA are used."""
     secret_key: Annotated[str, Text(most=253)] = ""
-    """Key of a kubeconfig in the data of the Secret that `declarative.secret` names: its server and CA are used. The
-    daemon watches these Secrets. Default: none."""
+    """Key of a kubeconfig in the data of the Secret that `declarative.secret` names. The kubeconfig's server and CA are
+    used. The daemon watches the Secrets. Default: none."""
     hosts: Annotated[tuple[str, ...], ListOf(_host)] = ()
-    """Hosts that are accepted: names, or all below one as `*.example.com`. Required where clusters share a credential.
-    Default: all."""
+    """Accepted hosts of endpoints: names, or patterns such as `*.example.com` for all names below a domain. Required if
+    clusters share a credential. Default: all."""
 
     def __post_init__(self) -> None:
         if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
@@ -115,13 +116,15 @@ class SecretFields(Group, frozen=True, kw_only=True):
     `{secret_namespace}`."""
 
     name: Annotated[Template, _template]
-    """Its name, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
+    """Name of the Secret, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
     namespace: Annotated[Template | None, _template] = None
-    """Its namespace, as `name`; only for objects without a namespace. Default: that of the object."""
+    """Namespace of the Secret, with the paths of fields in braces. Required for cluster-scoped objects, not allowed for
+    others. Default: the namespace of the object."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector of the Secrets that are watched for `endpoint.secret_key`. Default: all."""
     field_selector: Annotated[str, Text(most=1024)] = ""
-    """Field selector of these Secrets, such as `type=cluster.x-k8s.io/secret`. Default: all."""
+    """Field selector of the Secrets that are watched for `endpoint.secret_key`, such as `type=cluster.x-k8s.io/secret`.
+    Default: all."""
 
     def __post_init__(self) -> None:
         namespace = self.namespace
@@ -142,15 +145,15 @@ class Declaration(Group, frozen=True, kw_only=True):
     ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
     """When a cluster is engaged. Default: as long as its object exists."""
     endpoint: Annotated[EndpointFields, Nested(EndpointFields)]
-    """Where its API server is."""
+    """Location of a cluster's API server."""
     ca: _Path = None
-    """Path of a field with its CA certificates, as PEM or in base64. Default: those of the endpoint's kubeconfig or of
-    the credential's, or else `ca_file`."""
+    """Path of a field with the CA certificates of the cluster's API server, as PEM or base64. Default: those of the
+    endpoint's or the credential's kubeconfig, then `ca_file`."""
     ca_file: Annotated[Path | None, values.file_path] = None
-    """File with the CA certificates of the clusters for which nothing else states them, reloaded when it changes.
-    Default: the system's."""
+    """File with the CA certificates of clusters for which neither `ca` nor a kubeconfig provides any, reloaded when it
+    changes. Default: the system's CAs."""
     organization: Annotated[Template | None, _template] = None
-    """Its organization, with the paths of fields in braces. Default: none."""
+    """Organization of a cluster, with the paths of fields in braces. Default: none."""
     secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
     """The Secret that an object names, for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
     `{secret_namespace}`. Default: none."""
@@ -159,16 +162,20 @@ class Declaration(Group, frozen=True, kw_only=True):
         self._check_secret()
         if self.endpoint.secret_key:
             if self.secret is None:
-                raise ValueError("endpoint.secret_key: set secret, which says by which fields an object names it")
+                raise ValueError(
+                    "endpoint.secret_key: needs declarative.secret, the fields of an object that name the Secret"
+                )
         elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
-            raise ValueError("secret: its selectors have no effect without endpoint.secret_key: remove them")
+            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove them")
 
     def _check_secret(self) -> None:
         if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
-            # A tenant who writes objects in one namespace could name a Secret in another tenant's.
-            raise ValueError("secret.namespace: objects in a namespace can only name Secrets there: remove it")
+            # A tenant with write access to one namespace could name a Secret in another tenant's namespace.
+            raise ValueError(
+                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove it"
+            )
         if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
-            raise ValueError("secret.namespace: is required, because the objects have no namespace")
+            raise ValueError("secret.namespace: is required, because the objects are cluster-scoped")
 
     def definition(self) -> Definition:
         of = self.resource

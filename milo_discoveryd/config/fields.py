@@ -41,7 +41,7 @@ class InvalidError(ValueError):
 
 
 class Parser(Protocol):
-    """Parses the value of a setting from text or from a YAML value. Raises ValueError."""
+    """A parser of a setting's value, which is text or a YAML value. Raises ValueError."""
 
     def __call__(self, value: object, /) -> Any: ...
 
@@ -49,7 +49,7 @@ class Parser(Protocol):
 class Field(NamedTuple):
     name: str
     type: Any
-    """Return the type without None and annotations."""
+    """The type, without None and annotations."""
     parse: Parser
     default: Any
     is_required: bool
@@ -113,7 +113,7 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
 
 
 def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> str:
-    """Return a suggestion from `known` names, which are in the group `around`."""
+    """Return a suggestion for an unknown name: the nearest of the `known` names in the group `around`."""
     import difflib  # noqa: PLC0415 - used only in errors
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -133,9 +133,9 @@ def _within(step: str | int, value: object, error: ValueError) -> Iterator[Compl
 
 
 class Nested:
-    """A mapping of settings. `prepare` converts other notations of the group to a mapping or its value.
+    """A nested group of settings. `prepare` converts a shorthand to a mapping or to the parsed group.
 
-    The settings of a leaf have no flags and variables of their own: it is given as a whole, or not at all.
+    With `is_leaf`, the group is set only as a whole: its settings have no flags or environment variables.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ByType:
 
 
 class ListOf:
-    """A list that `split` extracts from the input; `check` validates it as a whole."""
+    """A list of parsed items. `split` extracts the items from the input, and `check` validates the parsed list."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ def _bounded(number: float, least: float, most: float) -> float:
 
 
 class Text:
-    """Text with a bounded length; `form` may validate it further."""
+    """A string with a bounded length; `form` may validate it further."""
 
     def __init__(self, *, least: int = 0, most: int | None = None, form: Callable[[object], str] = str) -> None:
         self.least, self.most = least, most
@@ -251,7 +251,7 @@ class Text:
 
     def __call__(self, value: object, /) -> str:
         if not isinstance(value, str | int | float):
-            raise ValueError("must be text")  # noqa: TRY004 - what a parser raises
+            raise ValueError("must be a string")  # noqa: TRY004 - what a parser raises
         text = self._form(value)
         if len(text) < self.least:
             raise ValueError("must not be empty")

@@ -1,7 +1,7 @@
-"""Flags, environment and file as layers of settings, each with its place.
+"""Layers of settings: flags, environment variables and the configuration file.
 
-A layer maps the path of a setting, such as ("socket", "mode"), to what was given for it. Merging is then one dictionary
-over another, and an error can name the place that a value came from.
+A layer maps the path of a setting, such as ("socket", "mode"), to the given value and to the place where it was given,
+which errors name. Layers merge like dictionaries: a later one overrides an earlier one.
 """
 
 import re
@@ -45,7 +45,7 @@ class Given(msgspec.Struct, frozen=True):
     value: object
     place: str
     locate: Callable[[tuple[str | int, ...]], str] | None = None
-    """Returns the place of a value inside this one."""
+    """Returns the place of a nested value."""
 
     def place_of(self, inside: tuple[str | int, ...]) -> str:
         return self.place if self.locate is None else self.locate(inside)
@@ -57,7 +57,7 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 def _walk(group: type[Group], around: SettingPath = ()) -> Iterator[tuple[SettingPath, bool]]:
-    """Return every key of the tree, and whether it is a group."""
+    """Yield the path of every setting and group, and whether it is a group."""
     for name, field in fields(group).items():
         if field.is_group:
             yield (*around, name), True
@@ -84,9 +84,9 @@ def variable_of(key: SettingPath) -> str:
 
 
 def from_flags(flags: Mapping[str, object]) -> Layer:
-    """Return the layer of flags, keyed by setting ("mode", "log.level"). Empty ones count as not given.
+    """Return the layer of flags, keyed by setting ("mode", "log.level").
 
-    Manifests pass variables of the environment on, which may be empty.
+    Empty flags count as not given, because manifests pass environment variables on, which may be empty.
     """
     known = {dotted(key): key for key in LEAVES}
     return Layer(
@@ -204,7 +204,7 @@ def quoted(value: object) -> str:
 
 
 def _nested(name: str) -> str:
-    """Return a suggestion for the name of a setting with dots, which a file has to write as nested mappings."""
+    """Return a suggestion for a dotted name, which a file must write as nested mappings."""
     if (key := tuple(name.split("."))) in LEAVES:
         return f": write {': {'.join(key)}: VALUE{'}' * (len(key) - 1)}"
     return nearest(name, [dotted(key) for key in LEAVES])

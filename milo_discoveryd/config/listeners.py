@@ -1,4 +1,4 @@
-"""Settings of a listener: an address, or a mapping with further settings."""
+"""Settings of a listener, given as an address or as a mapping with more settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ class Tls(Group, frozen=True, kw_only=True):
     """TLS 1.3 with client certificates."""
 
     certificate: _RequiredFile
-    """Certificate of the daemon for this address."""
+    """Server certificate of the listener."""
     key: _RequiredFile
-    """Key of that certificate."""
+    """Private key of the server certificate."""
     client_ca: _RequiredFile
-    """CA that verifies client certificates."""
+    """CA certificates that verify client certificates."""
 
 
 _Account = Annotated[str, Text(most=32)]
@@ -30,7 +30,7 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     address: Annotated[values.ListenAddress, values.listen_address]
     """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
     name: Annotated[str, values.cluster_name] | None = None
-    """Name in rights, the audit and the log. Default: its address."""
+    """Name of the listener in authorization rules, audit events and the log. Default: the listener's address."""
     mode: Annotated[int, values.permissions] | None = None
     """Permissions of a Unix socket. Default: `socket.mode`."""
     group: _Account | None = None
@@ -38,14 +38,15 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     owner: _Account | None = None
     """Name or number of the owner of a Unix socket; only root can change it. Default: the daemon's own user."""
     peer_credentials: bool = False
-    """Identify callers of a Unix socket by the kernel (SO_PEERCRED). Costs a copy of each byte."""
+    """Identify callers of a Unix socket by the credentials that the kernel reports (SO_PEERCRED). Costs a copy of each
+    byte."""
     tls: Tls | None = None
-    """Required for TCP."""
+    """TLS 1.3 with client certificates. Required for TCP."""
     tokens: bool = False
-    """Accept `authorization: Bearer` from callers, reviewed by the cluster of `token_review`."""
+    """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
-    """Maximum open connections, fewer if the limit of open files requires it. With `tls` or `peer_credentials`, one
-    address or process gets at most half of them."""
+    """Maximum number of open connections, less if the limit of open files requires it. With `tls` or
+    `peer_credentials`, one client address or process gets at most half of it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

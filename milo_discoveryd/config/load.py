@@ -45,7 +45,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 
 def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
-    """Return the configuration file, if any."""
+    """Return the path of the configuration file, if any."""
     named = environ.get(layers.FILE_VARIABLE)
     return Path(named) if file is None and named else file
 
@@ -77,7 +77,7 @@ def _explain(complaint: Complaint, given: Mapping[SettingPath, Given]) -> Proble
 
 
 def _field_path(steps: Iterable[str | int]) -> str:
-    """Return the path within a setting: `[0].who.uid`."""
+    """Return the path of a value within a setting, such as `[0].who.uid`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
 
@@ -86,7 +86,7 @@ _ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",), ("sour
 
 
 def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> list[Problem]:
-    """Yield the problems of settings that contradict each other."""
+    """Return the problems of settings that contradict each other."""
     return [
         *_one_address_for_all(settings, given),
         *_no_such_source(settings, given),
@@ -114,7 +114,7 @@ _OF_ONE_SOURCE: tuple[SettingPath, ...] = (
 def _sources_and_mode(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for key in _OF_ONE_SOURCE if settings.sources else ():
         if key in given:
-            yield Problem(given[key].place, "is a setting of the one source; set it in the items of sources")
+            yield Problem(given[key].place, "has no effect together with sources; set it in the items of sources")
 
 
 def _kind_settings(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
@@ -133,7 +133,9 @@ def _kind_settings(settings: Settings, given: Mapping[SettingPath, Given]) -> It
                 place = given[("sources",)].place_of((position, "settings"))
                 yield Problem(f"{place}[{position}].settings", str(error))
             else:
-                complaint = f"{layers.quoted(mode)} needs settings; set it as the kind of one of sources: {error}"
+                complaint = (
+                    f"{layers.quoted(mode)} needs settings: configure it as the kind of an item of sources: {error}"
+                )
                 yield Problem(given[("mode",)].place, complaint)
 
 
@@ -155,11 +157,13 @@ def _credentials_for_no_source(settings: Settings, given: Mapping[SettingPath, G
             yield Problem(place, f"{each.name}: set cluster_sources, because there are several sources")
         yield from _different_servers(settings, each, place)
         if len(each.cluster_sources) > 1 and isinstance(each, ProjectKubeconfig):
-            yield Problem(place, f"{each.name}: a project-kubeconfig is of one source; name one in cluster_sources")
+            yield Problem(
+                place, f"{each.name}: a project-kubeconfig serves one source only; name one in cluster_sources"
+            )
 
 
 def _different_servers(settings: Settings, of: CredentialSource, place: str) -> Iterator[Problem]:
-    """Yield a problem if one of several API servers would have to be chosen for the requests of a source."""
+    """Yield a problem if it is ambiguous to which API server a credential source sends its requests."""
     served = [settings.by_source[name] for name in of.cluster_sources if name in settings.by_source]
     servers = {each.discovery_kubeconfig for each in served}
     if (
@@ -167,16 +171,18 @@ def _different_servers(settings: Settings, of: CredentialSource, place: str) -> 
         and of.kubeconfig is None
         and len(servers) > 1
     ):
-        yield Problem(place, f"{of.name}: its cluster_sources differ in discovery_kubeconfig: set its kubeconfig")
+        yield Problem(
+            place, f"{of.name}: the sources in cluster_sources differ in discovery_kubeconfig: set kubeconfig"
+        )
     resources = {each.declarative.definition().resource for each in served if each.declarative is not None}
     if isinstance(of, KubeconfigRequest) and len(resources) > 1:
-        complaint = "its cluster_sources watch different resources: use one credential source for each"
+        complaint = "the sources in cluster_sources watch different resources: use one credential source for each"
         yield Problem(place, f"{of.name}: {complaint}")
 
 
 def _unreachable_hosts(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
-        complaint = '"host" finds no single cluster unreachable, as disengage_unreachable_after requires: use "cluster"'
+        complaint = '"host" does not probe each cluster, which disengage_unreachable_after requires: use "cluster"'
         yield Problem(given[("connectivity", "per")].place, complaint)
 
 
@@ -195,12 +201,13 @@ def _serving(settings: Settings, name: str) -> list[CredentialSource]:
 def _declaration_of(
     settings: Settings, sources: list[CredentialSource], given: Mapping[SettingPath, Given], place: str
 ) -> Iterator[Problem]:
-    """Yield the problems of one source's declaration. `sources` serve its clusters; `place` is its place in a list."""
+    """Yield the problems of one source's declaration. `sources` are the credential sources of its clusters; `place` is
+    the source's place in `sources`, if it is there."""
     declared = settings.declarative
     in_list = f"{settings.sources[0].name}: " if settings.sources else ""
     if declared is None:
         if settings.mode == "declarative":
-            complaint = f"{in_list}needs the setting declarative, which says what the objects mean"
+            complaint = f"{in_list}needs the setting declarative, which describes the watched objects"
             yield Problem(place or given[("mode",)].place, complaint)
         for source in sources:
             if isinstance(source, KubeconfigRequest):
@@ -224,7 +231,7 @@ def _declaration_of(
 
 
 def _files(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    """Yield the problems of sources in files, which have no API server, labels or namespaces."""
+    """Yield the problems of sources that read files: these have no API server, labels or namespaces."""
     for position, (name, of) in enumerate(settings.by_source.items()):
         in_list = f"{of.sources[0].name}: " if of.sources else ""
         place = given[("sources",)].place_of((position,)) if of.sources else ""

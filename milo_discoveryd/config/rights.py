@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z0-9.*-]{1,253}")
 
 
 def _several(value: object) -> tuple[object, ...]:
-    """Return the values of a list, or of a single value."""
+    """Return the items of a list, or a single value as a tuple."""
     several = (value,) if isinstance(value, str | int) else values.words(value)
     if not several:
         raise ValueError("is empty: omit it to match any")
@@ -30,7 +30,7 @@ def _san(value: object) -> str:
     whole = text.removesuffix("*")
     if "*" in whole or (whole != text and not re.fullmatch(r"uri:[a-z]+://[^/]+/(.*/)?", whole)):
         raise ValueError(
-            'has a "*" where it can\'t stand: only in place of the last parts of a URI, as in "uri:spiffe://prod/ns/*"'
+            'has a misplaced "*", which may only replace the last segments of a URI, as in "uri:spiffe://prod/ns/*"'
         )
     return text
 
@@ -62,21 +62,21 @@ _Accounts = Annotated[tuple[str, ...], _some(Text(most=1024, form=_account))]
 
 
 class Who(Group, frozen=True, kw_only=True):
-    """Conditions for a caller: all fields that are set must match, by any of their values."""
+    """Conditions for a caller. Every field that is set must match by one of its values."""
 
     listener: _Texts = ()
-    """Names of listeners. Default: any."""
+    """Names of the listeners that receive the call. Default: any."""
     uid: _Ids = ()
     """UID of the connecting process, at listeners with `peer_credentials`. Default: any."""
     gid: _Ids = ()
-    """Primary or supplementary group of this process. Default: any."""
+    """GID of the connecting process, primary or supplementary, at listeners with `peer_credentials`. Default: any."""
     san: Annotated[tuple[str, ...], _some(Text(most=2048, form=_san))] = ()
     """Subject alternative name of the client certificate, at listeners with `tls`:
     `uri:spiffe://prod/ns/shop/sa/operator`, `dns:shop.example.com`. A URI may end with `/*`. Default: any."""
     user: _Accounts = ()
     """User of the bearer token, at listeners with `tokens`: `system:serviceaccount:shop:operator`. Default: any."""
     group: _Accounts = ()
-    """Group of that user: `system:serviceaccounts:shop`. Default: any."""
+    """Group of the bearer token's user, at listeners with `tokens`: `system:serviceaccounts:shop`. Default: any."""
 
     @property
     def is_everybody(self) -> bool:
@@ -84,14 +84,14 @@ class Who(Group, frozen=True, kw_only=True):
 
 
 class Clusters(Group, frozen=True, kw_only=True):
-    """Conditions for a cluster: all fields that are set must match."""
+    """Conditions for a cluster. Every field that is set must match."""
 
     label_selector: Annotated[str, selector_text] = ""
-    """Label selector, in the syntax of `kubectl -l`. Default: any."""
+    """Label selector of the clusters, in the syntax of `kubectl -l`. Default: any."""
     organizations: _Texts = ()
-    """Organizations. Default: any."""
+    """Organizations of the clusters. Default: any."""
     names: Annotated[tuple[str, ...], _some(_cluster)] = ()
-    """Names or patterns with `*`. Default: any."""
+    """Names of the clusters, or patterns with `*`. Default: any."""
 
 
 def _who(value: object) -> object:
@@ -118,17 +118,17 @@ def _clusters(value: object) -> object:
 
 class RuleSettings(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
-    """Name in the audit and in `check --as`."""
+    """Name of the rule, in audit events and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
-    """`everybody`, or conditions that a caller must meet: all of them, each by any of its values."""
+    """`everybody`, or conditions that a caller must meet: every one of them, by any of its values."""
     clusters: Annotated[Clusters | None, Nested(Clusters, _clusters)]
     """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
     kubeconfigs: bool = False
-    """`true` to issue kubeconfigs, under the following three settings."""
+    """`true` to issue kubeconfigs to these callers, as limited by `sources`, `max_ttl` and `kubeconfigs_per_minute`."""
     sources: _Texts = ()
     """Names of the permitted `kubeconfigs.sources`; the first that matches a cluster serves it. Default: all."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
-    """Maximum lifetime requested from a source; sources with a fixed lifetime ignore it. Default:
+    """Maximum lifetime requested from a credential source; sources with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
     kubeconfigs_per_minute: Annotated[int | None, Whole(1, 1_000_000)] = None
     """Maximum kubeconfigs per minute and caller, and maximum burst. Default: `limits.kubeconfigs_per_minute`."""

@@ -1,4 +1,5 @@
-"""All settings with their defaults and limits, as one frozen tree. `load` builds it, the composition root reads it."""
+"""All settings with their defaults and limits, as one frozen tree. `load` builds the tree; the composition root reads
+it."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -55,7 +56,7 @@ class Socket(Group, frozen=True, kw_only=True):
     mode: Annotated[int, values.permissions] = 0o660
     """Permissions of the Unix sockets."""
     group: Annotated[str, Text(most=32)] | None = None
-    """Name or number of the group that may connect. Default: the daemon's own group."""
+    """Name or number of the group that may connect to the Unix sockets. Default: the daemon's own group."""
 
 
 class ClusterSource(Group, frozen=True, kw_only=True):
@@ -64,41 +65,42 @@ class ClusterSource(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
     """Name of the source. With several sources, a cluster's key is `SOURCE#NAME`."""
     kind: Annotated[str, _mode]
-    """Kind of the source: a built-in mode, or one of an installed package."""
+    """Kind of the source: a built-in mode, or a mode of an installed package."""
     settings: Annotated[dict[str, object], _kind_settings] = msgspec.field(default_factory=dict)
-    """Settings of the kind."""
+    """Settings of the source's kind."""
     declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
-    """As the setting of the daemon, for this source."""
+    """Like the top-level setting `declarative`, for this source."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """As the setting of the daemon, for this source."""
+    """Like the top-level setting `discovery_kubeconfig`, for this source."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """As the setting of the daemon, for this source."""
+    """Like the top-level setting `project_kubeconfig`, for this source."""
     label_selector: Annotated[str, selector_text] = ""
-    """As the setting of the daemon, for this source."""
+    """Like the top-level setting `label_selector`, for this source."""
     credentials: Annotated[str | None, Text(most=63)] = None
-    """As `source.credentials`, for this source."""
+    """Like the setting `source.credentials`, for this source."""
 
 
 class SourceSettings(Group, frozen=True, kw_only=True):
-    """Settings of lists and watches."""
+    """Settings of list and watch requests to the API server."""
 
     # With pages of 500, the usual size, a list of 100,000 objects takes the server minutes.
     page_size: Annotated[int, Whole(1, 100_000)] = 5_000
-    """Objects per page of a list, on servers without streaming lists."""
+    """Objects per page of a list, for API servers without streaming lists."""
     streaming_lists: Annotated[str, one_of("auto", "off")] = "auto"
-    """`off` for servers whose streaming lists are faulty."""
+    """`auto`: streaming lists are used if the API server supports them. `off`: for API servers whose streaming lists
+    are faulty."""
     silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
-    """A watch that is silent for longer is considered broken. Use more than 70 s, because API servers send bookmarks
-    once a minute."""
+    """A watch that receives nothing for this long is considered broken. Use more than 70 s, because API servers send
+    bookmarks once a minute."""
     liveness_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
     """Interval of liveness probes (`/livez`, on another connection) while the API server is silent. After three
     unanswered probes all connections are reopened."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
     """Timeout for connecting to the API server."""
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
-    """Timeout for a complete response: a page of a list, a single object."""
+    """Timeout for a complete response, such as a page of a list or a single object."""
     response_limit: Annotated[int, size(1 << 20, 4 << 30)] = 256 << 20
-    """Maximum size of a response."""
+    """Maximum size of a response from the API server."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential source in `kubeconfigs.sources` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""
@@ -108,8 +110,8 @@ class Tombstones(Group, frozen=True, kw_only=True):
     """Retention of tombstones in the change log. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
-    """Disengaged clusters that the change log keeps, so that subscribers can resume. A subscriber that missed more gets
-    a snapshot."""
+    """Number of disengaged clusters that the change log keeps, so that subscribers can resume. A subscriber that missed
+    more gets a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
     """How long the change log keeps a disengaged cluster."""
 
@@ -118,17 +120,17 @@ class Removals(Group, frozen=True, kw_only=True):
     """The mass-removal limit: when removals found by a list are held. See `registry.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
-    """Removals are held if a list lacks more engaged clusters than this number and than `removals.share`, or more than
-    half of two or more."""
+    """Removals are held if a list lacks more engaged clusters than both this number and the share `removals.share`, or
+    more than half of at least two."""
     share: Annotated[float, Number(0, 1)] = 0.2
-    """Share of the engaged clusters, see `removals.count`."""
+    """Share of the engaged clusters that a list may lack before removals are held, together with `removals.count`."""
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
-    """Delay before the second list that must confirm held removals."""
+    """Delay before a second list, which must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
     """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
     hold_not_ready: bool = True
-    """Apply the limit to clusters that become not ready, too: if more do within `removals.verify_after`, the rest of
-    them stay engaged for as long. `false` to disengage each as soon as its grace is over."""
+    """Apply the mass-removal limit to clusters that become not ready, too: if more do within `removals.verify_after`,
+    the others stay engaged for that time. `false` disengages each cluster as soon as its `not_ready_grace` is over."""
 
 
 class MetricsSettings(Group, frozen=True, kw_only=True):
@@ -141,20 +143,20 @@ class Kubeconfigs(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
     sources: Annotated[tuple[CredentialSource, ...], ListOf(SOURCES, split=values.items, check=_named_once)] = ()
-    """Credential sources for issued kubeconfigs; the first that matches a cluster serves it. Without sources none are
-    issued."""
+    """Credential sources for issued kubeconfigs; the first that matches a cluster serves it. Without sources, no
+    kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
     """Maximum lifetime requested from a credential source."""
     # Ten minutes is also the minimum of the Kubernetes TokenRequest API.
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
-    """Lifetime if a subscriber requests none, at most `kubeconfigs.max_ttl`."""
+    """Lifetime of credentials if a subscriber requests none, at most `kubeconfigs.max_ttl`."""
     concurrent_mints: Annotated[int, Whole(1, 1_000)] = 10
     """Maximum concurrent requests to a source with one credential per cluster."""
     # Ten thousand clusters with a lifetime of ten minutes need 43 per second.
     mints_per_second: Annotated[float, Number(0.1, 10_000)] = 50.0
-    """Maximum rate of requests to such a source."""
+    """Maximum requests per second to a source with one credential per cluster."""
     address: Annotated[values.ListenAddress, values.client_address] | None = None
-    """Address of this daemon in kubeconfigs of the EXEC form, which contain no secret. Default: the first of
+    """Address of this daemon in kubeconfigs of the EXEC form, which contain no secret. Default: the first address of
     `listen`."""
 
 
@@ -162,48 +164,48 @@ class TokenReview(Group, frozen=True, kw_only=True):
     """The API server that reviews callers' bearer tokens, for listeners that accept tokens."""
 
     kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: that of
-    `discovery_kubeconfig`, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: that of `discovery_kubeconfig`, or else
+    the cluster that the daemon runs in."""
     audiences: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("milo-discovery",)
-    """Audiences, one of which a token must have. Empty accepts tokens for the API server itself, which should not be
-    shared."""
+    """Accepted audiences: a caller's token must have one of them. If empty, tokens for the API server itself are
+    accepted, which should not be shared."""
 
 
 class ConnectivitySettings(Group, frozen=True, kw_only=True):
     """Connectivity probes of the clusters' API servers."""
 
     interval: Annotated[timedelta | None, span_or_off("1s", "24h")] = timedelta(minutes=1)
-    """Interval between probes of a cluster's API server, if the rates allow it."""
+    """Interval between probes of a cluster's API server, longer if the rate limits require it."""
     # Each probe is a line in Milo's audit log.
     per: Annotated[str, one_of("auto", "host", "cluster")] = "auto"
-    """`cluster`: each cluster is probed. `host`: one probe of a host stands for all clusters behind it. `auto`: `host`
-    in mode `project`, where all control planes are paths of one API server, unless
+    """`cluster`: each cluster is probed. `host`: each host is probed once for all clusters behind that host. `auto`:
+    `host` in mode `project`, where all control planes are paths of one API server, unless
     `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
-    """Path of the probe, relative to the cluster's endpoint or to the host. It is sent with the credential issued for
-    the cluster, or else, and for a host always, with that of the project kubeconfig; in mode `declarative` never with
-    the latter."""
+    """Path of the probe, relative to the cluster's endpoint or to the host. A probe of a cluster uses the credential
+    issued for the cluster, or else that of the project kubeconfig; a probe of a host always uses the latter. In mode
+    `declarative`, the project kubeconfig's credential is never used."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0
-    """Maximum probes per second for all clusters."""
+    """Maximum probes per second of all clusters."""
     host_rate: Annotated[float, Number(0.1, 1_000)] = 20.0
-    """Maximum probes per second for the clusters behind one host."""
+    """Maximum probes per second of the clusters behind one host."""
     # Long enough for a restart of the API server.
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
-    """How long probes must fail before a cluster is unreachable."""
-    # Off by default, so that a network failure tears down nothing in operators.
+    """How long probes must fail before a cluster is considered unreachable."""
+    # Off by default, so that a network failure does not make operators disengage clusters.
     disengage_unreachable_after: Annotated[timedelta | None, span_or_off("1s", "24h")] = None
-    """How long a cluster must be unreachable before it is disengaged, until it is reachable again; or `off`."""
+    """How long a cluster must be unreachable before it is disengaged. It is engaged again once it is reachable."""
 
 
 class Traces(Group, frozen=True, kw_only=True):
     """OpenTelemetry traces; they require the extra `traces`."""
 
     endpoint: Annotated[str | None, values.receiver] = None
-    """OTLP/HTTP receiver: `http://localhost:4318`. Requires the extra `traces`."""
+    """OTLP/HTTP receiver of traces, such as `http://localhost:4318`. Requires the extra `traces`."""
     share: Annotated[float, Number(0, 1)] = 1.0
-    """Share of calls and requests that are traced, unless the caller has sampled them."""
+    """Share of calls and requests that are traced. Calls with a trace context follow the caller's sampling decision."""
 
 
 class SingleCluster(Group, frozen=True, kw_only=True):
@@ -212,9 +214,9 @@ class SingleCluster(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name] = "single"
     """Name of the cluster of mode `single`."""
     labels: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Its labels."""
+    """Labels of the cluster of mode `single`."""
     organization: Annotated[str, Text(most=253)] = ""
-    """Its organization."""
+    """Organization of the cluster of mode `single`."""
 
 
 class Limits(Group, frozen=True, kw_only=True):
@@ -223,36 +225,39 @@ class Limits(Group, frozen=True, kw_only=True):
     streams: Annotated[int, Whole(1, 100_000)] = 2_000
     """Maximum open streams of all callers."""
     streams_per_caller: Annotated[int, Whole(1, 100_000)] = 600
-    """Maximum open streams of a caller, unless its rule sets another. Callers that a listener cannot distinguish count
-    as one."""
+    """Maximum open streams of a caller, unless the caller's rule sets another limit. Callers that a listener cannot
+    distinguish count as one."""
     kubeconfigs_per_minute: Annotated[int, Whole(1, 1_000_000)] = 60_000
-    """Maximum kubeconfigs per minute and caller, and maximum burst, unless its rule sets another."""
+    """Maximum kubeconfigs per minute and caller, and maximum burst, unless the caller's rule sets another limit."""
 
 
 class ShardingSettings(Group, frozen=True, kw_only=True):
     """The group of daemons that share the clusters."""
 
     group: Annotated[str | None, values.cluster_name] = None
-    """Name of the group of daemons that share the clusters, so that each is engaged by one of them. Default: none, and
-    every daemon engages all."""
+    """Name of the group of daemons that share the clusters: each cluster is engaged by one of them. Default: no group;
+    the daemon engages all clusters."""
     member: Annotated[str | None, Text(least=1, most=170)] = None
     """This daemon's name in the group. Default: the environment variable POD_NAME, or else the host name."""
     namespace: Annotated[str | None, values.cluster_name] = None
-    """Namespace of the group's Leases. Default: the environment variable POD_NAMESPACE, or else the pod's."""
+    """Namespace of the group's Leases. Default: the environment variable POD_NAMESPACE, or else the pod's namespace."""
     kubeconfig: Annotated[Path | None, values.file_path] = None
     """Kubeconfig of the cluster with the group's Leases. Default: the cluster that the daemon runs in."""
     weight: Annotated[float, Number(0, 1_000)] = 1.0
-    """This daemon's share of the clusters, in proportion to the weights of the others. 0: it owns none."""
+    """Weight of this daemon: each member of the group owns clusters in proportion to its weight. 0: this daemon owns
+    none."""
     release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    """How long subscribers that confirm releases have to end their work on a cluster that moves to another daemon."""
+    """How long subscribers that confirm releases have to finish their work on a cluster that moves to another
+    daemon."""
     fence_credentials: bool = False
-    """Before clusters of another member are engaged, revoke the kubeconfigs that it issued for them, and wait until API
-    servers have forgotten them. All `kubeconfigs.sources` must be of type `token-request` and bound."""
+    """Before this daemon engages clusters of another member, it revokes the kubeconfigs that the member issued for
+    them, and waits until API servers no longer accept them. All `kubeconfigs.sources` must be of type `token-request`
+    and bound."""
 
 
 class AuditSettings(Group, frozen=True, kw_only=True):
     file: Annotated[Path | None, values.file_path] = None
-    """File to which audit events are appended, a line of JSON each. Default: events are only logged."""
+    """File to which audit events are appended, one line of JSON each. Default: audit events are only logged."""
 
 
 class Log(Group, frozen=True, kw_only=True):
@@ -267,30 +272,30 @@ class Settings(Group, frozen=True, kw_only=True):
     """`project`, `project-control-plane`, `single`, `declarative`, `kind`, or a mode of an installed package. Kinds
     with required settings, such as `service-consumer` and `kubeconfig-directory`, are configured in `sources`."""
     declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
-    """What the objects of mode `declarative` are, and what their fields mean."""
+    """The watched objects of mode `declarative`, and the meaning of their fields."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Kubeconfig of the API server where projects are watched. Default: the cluster that the daemon runs in."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Kubeconfig whose address, CA and identity are used for projects. Default: the cluster that the daemon runs in, or
     `discovery_kubeconfig` outside of a cluster."""
     exec_plugins: Annotated[tuple[str, ...], ListOf(Text(least=1, most=4096))] = ()
-    """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`;
-    `*` allows any, so that anyone who can write a kubeconfig runs code as the daemon."""
+    """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`.
+    `*` allows any command: whoever can write a kubeconfig can then run code as the daemon."""
     plain_loopback: bool = False
-    """Send credentials over plain HTTP to API servers on loopback, such as a proxy in the same pod. To other addresses
-    they are sent over TLS only."""
+    """Allow credentials to be sent over plain HTTP to API servers on loopback, such as a proxy in the same pod. To
+    other addresses, credentials are sent over TLS only."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
     sources: Annotated[
         tuple[ClusterSource, ...], ListOf(Nested(ClusterSource), split=values.items, check=_named_once)
     ] = ()
-    """Sources of clusters, of any kinds: see [sources](sources.md). Default: one, of the kind `mode`."""
+    """Sources of clusters, each of its own kind: see [sources](sources.md). Default: one source of the kind `mode`."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
-    """How long a project may be not ready before it is disengaged."""
+    """How long a project stays engaged after it became not ready."""
     # Off by default, because every project that becomes not ready would wait for a subscriber that died.
     drain_timeout: Annotated[timedelta, span("0s", "1h")] = timedelta()
-    """How long a project that is not ready, or that left `label_selector`, stays engaged at most while subscribers that
-    confirm releases end their work on it. 0: it is disengaged at once."""
+    """Maximum time that a project which is not ready, or no longer matches `label_selector`, stays engaged while
+    subscribers that confirm releases finish their work on it. 0: it is disengaged at once."""
     # None by default: annotations can contain anything, so sharing them has to be a decision.
     annotation_prefixes: Annotated[tuple[str, ...], ListOf(Text(least=1, most=317))] = ()
     """Prefixes of annotations that are sent to subscribers."""
@@ -300,13 +305,13 @@ class Settings(Group, frozen=True, kw_only=True):
     """Address of a project's API server in mode `project-control-plane`; variables: `{name}`, `{uid}`,
     `{namespace}`."""
     internal_namespace_template: Annotated[str, values.namespace_template] = "project-{name}"
-    """Value of `{namespace}`. Some installations of Milo use `project-{uid}`."""
+    """Value of `{namespace}` in `internal_address_template`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleCluster = SingleCluster()
     source: SourceSettings = SourceSettings()
     removals: Removals = Removals()
     state_directory: Annotated[Path | None, values.file_path] = None
-    """Directory for the last known clusters (without credentials): a daemon that restarts while Milo is unreachable
-    serves them as stale. Default: not stored."""
+    """Directory for the last known clusters (without credentials), which a daemon that restarts while Milo is
+    unreachable serves as stale. Default: clusters are not stored."""
     tombstones: Tombstones = Tombstones()
     listen: Annotated[tuple[ListenerSettings, ...], ListOf(Nested(ListenerSettings, listener), check=distinct)] = (
         ListenerSettings(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
@@ -315,13 +320,13 @@ class Settings(Group, frozen=True, kw_only=True):
     socket: Socket = Socket()
     token_review: TokenReview = TokenReview()
     rights: Annotated[tuple[RuleSettings, ...], ListOf(Nested(RuleSettings), split=values.items, check=ordered)] = ()
-    """Authorization rules: which callers see which clusters and get kubeconfigs. The first that matches a caller
-    applies. Without rules every caller sees all clusters, and gets kubeconfigs on Unix sockets."""
+    """Authorization rules: which callers see which clusters and get kubeconfigs. The first rule that matches a caller
+    applies. Without rules, every caller sees all clusters, and gets kubeconfigs on Unix sockets."""
     limits: Limits = Limits()
     sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    """Interval of heartbeats on a quiet stream, unless a subscriber requests another."""
+    """Interval of heartbeats on an idle stream, unless the subscriber requests another."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     """A stream is ended if its subscriber reads nothing for this time."""
     kubeconfigs: Kubeconfigs = Kubeconfigs()
@@ -329,14 +334,14 @@ class Settings(Group, frozen=True, kw_only=True):
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
     """Address of metrics, health checks and the status page, or `off`. All interfaces by default, because Prometheus
     and the kubelet connect to the pod's address. The port has no authentication; `http_names` restricts who sees
-    names."""
+    cluster names."""
     http_names: Annotated[str, one_of("loopback", "everyone", "nobody")] = "loopback"
-    """Who sees names of clusters and organizations, and messages that may contain some, on the status page and in
-    `/metrics`: clients on loopback, such as those of `kubectl port-forward`; everyone, where a NetworkPolicy restricts
-    the port; or nobody, where a proxy in the pod makes every client one on loopback."""
+    """Who sees names of clusters and organizations, and messages that may contain such names, on the status page and in
+    `/metrics`. `loopback`: clients on loopback, such as `kubectl port-forward`. `everyone`: for ports that a
+    NetworkPolicy restricts. `nobody`: for pods with a proxy, through which every client appears to be on loopback."""
     http_hosts: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ()
-    """Further DNS names of the HTTP port, for Prometheus or a browser. IP addresses, names without a dot, and names
-    below `.svc`, `.cluster.local` and `.localhost` need not be listed. Other Host headers are refused, because DNS
+    """Additional DNS names that the HTTP port accepts in the Host header. IP addresses, names without a dot, and names
+    below `.svc`, `.cluster.local` and `.localhost` need not be listed. Other Host headers are rejected, because DNS
     rebinding would let any web page read the port through a browser."""
     metrics: MetricsSettings = MetricsSettings()
     log: Log = Log()
@@ -344,9 +349,9 @@ class Settings(Group, frozen=True, kw_only=True):
 
     @property
     def by_source(self) -> "dict[str, Settings]":
-        """The settings of each source by its name, which is empty if there is one source.
+        """The settings of each source, by the source's name, which is empty if there is only one.
 
-        `sources` contains the source itself, unless that is configured by `mode`.
+        In these settings, `sources` contains only that source, or nothing if `mode` configures it.
         """
         if not self.sources:
             return {"": self}
@@ -367,6 +372,6 @@ class Settings(Group, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The mode, or "sources" if there are several."""
+        """The mode, or "sources" if there are several sources."""
         modes = [each.mode for each in self.by_source.values()]
         return modes[0] if len(modes) == 1 else "sources"

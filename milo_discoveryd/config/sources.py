@@ -18,19 +18,19 @@ _ObjectName = Annotated[str, values.object_name]
 
 
 MIN_TOKEN_TTL_S = 600
-"""API servers mint no tokens with a shorter lifetime."""
+"""The shortest lifetime of a token that API servers issue, in seconds."""
 
 
 class _Source(Group, frozen=True, kw_only=True):
     name: _Label
-    """Name in rules, metrics and the log."""
+    """Name of the credential source in authorization rules, metrics and the log."""
     label_selector: Annotated[str, selector_text] = ""
-    """Label selector of the clusters that it serves. Default: all."""
+    """Label selector of the clusters that the credential source serves. Default: all."""
     cluster_sources: Annotated[tuple[str, ...], ListOf(values.cluster_name)] = ()
-    """Names of the `sources` whose clusters it serves. Required if there are several, so that no credential is sent to
-    a server that it is not for."""
+    """Names of the `sources` whose clusters the credential source serves. Required if there are several `sources`, so
+    that no credential is sent to an API server that it is not meant for."""
     hand_out: bool = True
-    """`false` if only the daemon itself authenticates with it."""
+    """`false` if only the daemon itself uses the credential source, and issues no kubeconfigs from it."""
 
 
 class DatumServiceAccount(_Source, frozen=True, kw_only=True):
@@ -38,22 +38,22 @@ class DatumServiceAccount(_Source, frozen=True, kw_only=True):
     key_file: _RequiredFile
     """The JSON key file, reloaded when it changes."""
     ca_file: _File = None
-    """CA of the token endpoint; required for a loopback address. Default: the system's CAs."""
+    """CA certificates of the token endpoint; required for a loopback address. Default: the system's CAs."""
     audiences: _Words = ()
-    """Audiences, one of which a JWT must have. Default: any."""
+    """Accepted audiences: if the token is a JWT, it must have one of them. Default: any."""
 
 
 class TokenRequest(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
-    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the source of clusters that it
-    serves, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
+    or else the cluster that the daemon runs in."""
     namespace: _Label
     """Namespace of the service account."""
     service_account: _ObjectName
     """Name of the service account."""
     audiences: _Words = ()
-    """Audiences of the tokens. Default: the API server's own."""
+    """Audiences of the requested tokens. Default: the API server's own."""
     bound: bool = True
     """Bind each project's tokens to a Secret, so that they can be revoked. `false` uses one token for all projects."""
 
@@ -61,31 +61,31 @@ class TokenRequest(_Source, frozen=True, kw_only=True):
 class ClientCertificateSettings(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["client-certificate"], one_of("client-certificate")] = "client-certificate"
     ca_certificate: _RequiredFile
-    """CA certificate, reloaded when it changes."""
+    """File with the CA certificate, reloaded when it changes."""
     ca_key: _RequiredFile
-    """Key of the CA, reloaded when it changes."""
+    """File with the CA's private key, reloaded when it changes."""
     common_name: Annotated[str, values.subject_template]
-    """User name; `{name}` and `{uid}` are the project's."""
+    """User name (common name) in the certificate; `{name}` and `{uid}` are the project's."""
     organizations: Annotated[tuple[str, ...], ListOf(values.subject_template)] = ()
-    """Groups, with the same placeholders."""
+    """Groups (organizations) in the certificate; `{name}` and `{uid}` are the project's."""
 
 
 class ExecSettings(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["exec"], one_of("exec")] = "exec"
     command: Annotated[str, values.absolute_command]
-    """Absolute path of the command."""
+    """Absolute path of the command, an exec credential plugin."""
     args: Annotated[tuple[str, ...], ListOf(str)] = ()
-    """Its arguments."""
+    """Arguments of the command."""
     env: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Additional environment variables."""
+    """Additional environment variables of the command."""
     api_version: Annotated[str, one_of("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")] = (
         "client.authentication.k8s.io/v1"
     )
-    """API version of the ExecCredential that it prints."""
+    """API version of the ExecCredential that the command prints."""
     per_cluster: bool = False
-    """`true` runs it per cluster, with the cluster's server."""
+    """Run the command once per cluster, and pass it the cluster's API server."""
     timeout: Annotated[timedelta, span("1s", "5m")] = timedelta(seconds=25)
-    """Time after which it is killed with its child processes."""
+    """Time after which the command is killed with its child processes."""
 
 
 class TokenFile(_Source, frozen=True, kw_only=True):
@@ -93,31 +93,31 @@ class TokenFile(_Source, frozen=True, kw_only=True):
     path: _RequiredFile
     """Path of the token file, reloaded when it changes."""
     audiences: _Words = ()
-    """Audiences, one of which the token must have. Default: any."""
+    """Accepted audiences: the token must have one of them. Default: any."""
 
 
 class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
-    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the source of clusters that it
-    serves, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
+    or else the cluster that the daemon runs in."""
     namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
-    """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, that of
-    the cluster's object, and `{secret_namespace}`, that of `declarative.secret`."""
+    """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, the
+    namespace of the cluster's object, and `{secret_namespace}`, the namespace of `declarative.secret`."""
     secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of one
-    """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's
-    object, and `{secret}`, that of `declarative.secret`."""
+    """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
+    and `{secret}`, the name in `declarative.secret`."""
     key: _Text = "kubeconfig"
-    """Key in its data."""
+    """Key of the kubeconfig in the Secret's data."""
     allow_long_lived: bool = False
-    """`true` allows certificates that are valid for more than 24 hours."""
+    """`true` to issue certificates that are valid for more than 24 hours."""
 
 
 class KubeconfigRequest(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-request"], one_of("kubeconfig-request")] = "kubeconfig-request"
     kubeconfig: _File = None
-    """Kubeconfig of the API server with the clusters' objects. Default: the `discovery_kubeconfig` of the source of
-    clusters that it serves, or else the cluster that the daemon runs in."""
+    """Kubeconfig of the API server with the clusters' objects. Default: the `discovery_kubeconfig` of the served source
+    of clusters, or else the cluster that the daemon runs in."""
     subresource: _Label
     """Subresource of a cluster's object to which the request is posted, such as `adminkubeconfig`."""
     api_version: _Text
@@ -129,13 +129,14 @@ class KubeconfigRequest(_Source, frozen=True, kw_only=True):
 class KubeconfigFile(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
     allow_long_lived: bool = False
-    """`true` allows certificates and tokens that are valid for more than 24 hours."""
+    """`true` to issue certificates and tokens that are valid for more than 24 hours."""
 
 
 class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["project-kubeconfig"], one_of("project-kubeconfig")] = "project-kubeconfig"
     share_discovery_identity: bool = False
-    """`true` allows it although discovery uses the same user, so that operators get the daemon's own permissions."""
+    """`true` to issue credentials even if discovery uses the same user: operators then get the daemon's own
+    permissions."""
 
 
 CredentialSource = (

@@ -5,19 +5,22 @@ import re
 import msgspec
 
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]{1,253}")
-"""Kubernetes' longest names have 253 characters; a path with a name of megabytes would be a request of megabytes."""
+"""A name that is safe as a segment of a URL path.
+
+At most 253 characters, the longest name in Kubernetes, so that a name cannot make a request arbitrarily large.
+"""
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """A resource of an API server, and which of its objects to watch."""
+    """A resource of an API server, and the selectors of its watched objects."""
 
     group: str
-    """Empty for the core group."""
+    """API group; empty for the core group."""
     version: str
     plural: str
     namespaced: bool = False
     namespace: str = ""
-    """Restricts a namespaced resource to one namespace."""
+    """The only namespace to watch; empty for all namespaces."""
     label_selector: str = ""
     field_selector: str = ""
 
@@ -44,26 +47,26 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class ObjectKeys(msgspec.Struct, frozen=True):
-    """The keys under which the objects of one resource are tracked: `NAME` or `NAMESPACE/NAME`, behind a prefix."""
+    """The keys under which the objects of one resource are tracked: `NAME` or `NAMESPACE/NAME`, with a prefix."""
 
     namespaced: bool = False
     prefix: str = ""
 
     def key(self, namespace: str, name: str) -> str:
-        """Return an empty key for an object without a name."""
+        """Return the key of an object; empty if the object has no name."""
         if not name:
             return ""
         return f"{self.prefix}{namespace}/{name}" if self.namespaced else f"{self.prefix}{name}"
 
     def split(self, key: str) -> tuple[str, str]:
-        """Return namespace and name."""
+        """Return the namespace and the name of a key."""
         if self.namespaced:
             namespace, _, name = key.removeprefix(self.prefix).partition("/")
             return namespace, name
         return "", key.removeprefix(self.prefix)
 
     def can_be_read(self, key: str) -> bool:
-        """Return whether the object's names can be segments of a path. No mode engages an object with another name."""
+        """Return whether the object's namespace and name are safe in a URL path. No mode engages other objects."""
         namespace, name = self.split(key)
         return _is_segment(name) and (not self.namespaced or _is_segment(namespace))
 

@@ -63,13 +63,16 @@ def test_only_source_in_sources_list_is_unnamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"mode: project{TWO}", "mode: is a setting of the one source; set it in the items of sources"),
+        (f"mode: project{TWO}", "mode: has no effect together with sources; set it in the items of sources"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
         ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
         ("sources: [{name: a, kind: project, settings: {x: y}}]", "sources[0].settings: kind project has no"),
         ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
         ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings: Object missing required field"),
-        ("mode: service-consumer", 'mode: "service-consumer" needs settings; set it as the kind of one of sources'),
+        (
+            "mode: service-consumer",
+            'mode: "service-consumer" needs settings: configure it as the kind of an item of sources',
+        ),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
 )
@@ -94,7 +97,7 @@ def test_credentials_name_the_sources_whose_clusters_they_serve(tmp_path: Path) 
 def test_project_kubeconfig_credential_for_several_cluster_sources_is_rejected(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, cluster_sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{sources: [{source}]}}")
-    assert problem == "kubeconfigs.sources: p: a project-kubeconfig is of one source; name one in cluster_sources"
+    assert problem == "kubeconfigs.sources: p: a project-kubeconfig serves one source only; name one in cluster_sources"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_credential_source_of_cluster_sources_on_different_servers_requires_kube
 ) -> None:
     text = f"{TWO}\nkubeconfigs: {{sources: [{{{source}, cluster_sources: [milo, dns]%s}}]}}"
     (problem,) = problems(tmp_path, text % "")
-    complaint = "its cluster_sources differ in discovery_kubeconfig: set its kubeconfig"
+    complaint = "the sources in cluster_sources differ in discovery_kubeconfig: set kubeconfig"
     assert problem == f"kubeconfigs.sources: s: {complaint}"
     file = tmp_path / "config.yaml"
     file.write_text(text % ", kubeconfig: /infrastructure")

@@ -60,13 +60,13 @@ def test_shipped_definition_is_valid(path: Path) -> None:
             "  endpoint:",
             "  secret: {name: '{spec.secret}'}\n  endpoint:",
             2,
-            "is required, because the objects have no",
+            "is required, because the objects are cluster-scoped",
         ),
         (
             "    plural: things",
             "    plural: things\n    namespaced: true\n  secret: {name: a, namespace: '{spec.namespace}'}",
             2,
-            "objects in a namespace can only name Secrets there",
+            "a namespaced object can only name Secrets in the object's namespace",
         ),
         (
             "  endpoint:",
@@ -78,15 +78,15 @@ def test_shipped_definition_is_valid(path: Path) -> None:
             "  endpoint:",
             "  secret: {name: a, namespace: b, label_selector: c}\n  endpoint:",
             2,
-            "its selectors have no effect without endpoint.secret_key",
+            "the selectors have no effect without endpoint.secret_key",
         ),
         (
             "  endpoint:",
             "  secret: {name: a, namespace: b, field_selector: c}\n  endpoint:",
             2,
-            "its selectors have no effect without endpoint.secret_key",
+            "the selectors have no effect without endpoint.secret_key",
         ),
-        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: set secret"),
+        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: needs declarative.secret"),
     ],
 )
 def test_invalid_declaration_is_refused_with_its_line(
