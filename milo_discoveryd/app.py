@@ -106,7 +106,7 @@ class Daemon:
         self._fleet: Fleet
         self._group: ShardGroup | None = None
         self._shard: ShardGroup | None = None
-        """The group, also while the daemon leaves it."""
+        """The shard group, until the daemon has left it."""
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -114,8 +114,8 @@ class Daemon:
     async def run(self, logging: Logging | None = None) -> None:
         """Run until SIGTERM or SIGINT, then drain the streams; a second signal skips that.
 
-        SIGUSR1 toggles debug logging. SIGUSR2 accepts what the source shows although clusters are held. SIGHUP reloads
-        the authorization rules and reopens the audit file.
+        SIGUSR1 toggles debug logging. SIGUSR2 accepts the source's current state and releases held clusters. SIGHUP
+        reloads the authorization rules and reopens the audit file.
 
         Raises expected errors as DiscoveryError, alone or in an exception group.
         """
@@ -172,7 +172,7 @@ class Daemon:
                 log.warning("audit file not reopened", problem=str(error))
 
     async def serve(self) -> None:
-        """Serve until cancelled, then drain the streams."""
+        """Serve until canceled, then drain the streams."""
         settings = self._settings
         configured = [ConfiguredSource(name, of, self._environ) for name, of in settings.by_source.items()]
         projects = {each.name: each.project for each in configured}

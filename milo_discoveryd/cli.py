@@ -71,11 +71,11 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except OSError as error:
-        # The daemon prints nothing to stdout: it would be another file that is full.
+        # `run` prints nothing to stdout, so there the disk of another file is full.
         if error.errno != errno.ENOSPC or error.filename is not None or sys.argv[1:2] == ["run"]:
             raise
         click.echo(f"milo-discoveryd: cannot write to stdout: {error.strerror}", err=True)
-        os._exit(1)  # at an ordinary exit, the interpreter would try again and report it
+        os._exit(1)  # at an ordinary exit, the interpreter would flush stdout again and report the error
     sys.exit(status)
 
 
@@ -94,13 +94,20 @@ def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
                 help="Kubeconfig of the API server where projects are watched.",
             ),
             click.option(
-                "--project-kubeconfig", metavar="FILE", help="Kubeconfig whose address leads to the control planes."
+                "--project-kubeconfig",
+                metavar="FILE",
+                help="Kubeconfig whose address, CA and identity are used for projects.",
             ),
-            click.option("--label-selector", metavar="SELECTOR", help="Only projects with these labels."),
+            click.option("--label-selector", metavar="SELECTOR", help="Label selector for projects."),
             click.option(
-                "--listen", multiple=True, metavar="ADDRESS", help="unix:///path or HOST:PORT; may be repeated."
+                "--listen",
+                multiple=True,
+                metavar="ADDRESS",
+                help="Address of the gRPC service: unix:///path or HOST:PORT; may be repeated.",
             ),
-            click.option("--http-listen", metavar="HOST:PORT", help="Metrics and health."),
+            click.option(
+                "--http-listen", metavar="HOST:PORT", help="Address of metrics, health checks and the status page."
+            ),
         )
     ):
         run = option(run)
@@ -122,7 +129,7 @@ def run(config: Path | None, **flags: Any) -> None:
 
     process_hardening.open_standard_streams()
     ignored = process_hardening.clean(os.environ)
-    # gRPC would write its own messages to standard error, between ours. It reads this when it is loaded.
+    # gRPC would write messages of its own to stderr, between the daemon's. It reads this variable when it is loaded.
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
     from milo_discoveryd.app import Daemon
@@ -181,7 +188,7 @@ def _given(flags: dict[str, Any]) -> dict[str, object]:
 
 
 def run_reporting_errors(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run it; print expected errors as a line each and exit with 1. Other errors are bugs and print a traceback."""
+    """Run `start`; print expected errors as a line each and exit with 1. Other errors are bugs: print a traceback."""
     from milo_discoveryd.daemon_errors import DiscoveryError
 
     try:

@@ -39,7 +39,7 @@ class BackendError(CredentialError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.of_cluster = of_cluster
-        """Whether it concerns one cluster only, while the backend is healthy."""
+        """Whether the failure concerns one cluster only, while the backend is healthy."""
 
 
 class UnfitError(CredentialError):

@@ -1,6 +1,6 @@
 """Protects the credentials in the process's memory from other processes, and from variables that would leak them.
 
-Not from root, which can read all memory; and Python cannot erase its copies of secrets.
+Root can still read all memory, and Python cannot erase its copies of secrets.
 """
 
 import ctypes
@@ -31,7 +31,9 @@ def close_off() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)  # Linux only
     if prctl is not None and prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise StartError(f"the process cannot be made undumpable (prctl): {os.strerror(ctypes.get_errno())}")
+        raise StartError(
+            f"prctl PR_SET_DUMPABLE failed, so core dumps would contain secrets: {os.strerror(ctypes.get_errno())}"
+        )
 
 
 def open_standard_streams() -> None:

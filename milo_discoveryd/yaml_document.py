@@ -26,7 +26,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class DocumentError(ValueError):
-    """A document that is rejected. `line` counts from 1; 0 if no line is to blame."""
+    """A document that is rejected. `line` counts from 1; it is 0 if the problem is not on one line."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         self.line = line

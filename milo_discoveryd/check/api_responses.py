@@ -14,13 +14,13 @@ VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"
 _SKEW = timedelta(minutes=1)
 _BUSY = frozenset({429, 500, 503, 504})
-_BUSY_FIX = "the server is overloaded or starting; the daemon would retry: repeat the check"
-_NOT_AN_API_SERVER = "does the kubeconfig name the right server, with the path that it needs?"
+_BUSY_FIX = "the API server is overloaded or starting, which the daemon would retry: repeat the check"
+_NOT_AN_API_SERVER = "check that the kubeconfig has the right server URL, including the path"
 
 _TRANSPORT_FIXES = {
     "dns": "check the host name in the kubeconfig, and the DNS configuration (in a pod: dnsPolicy)",
     "connect": "check that the API server is running, and that firewalls and network policies allow the connection",
-    "tls": "the kubeconfig needs the CA that signed the server's certificate, and a name in that certificate",
+    "tls": "set the server certificate's CA, and a server name that the certificate contains, in the kubeconfig",
     "timeout": "packets are dropped (firewall, network policy, missing proxy), or the server hangs",
     "closed": "check that this is the address of an API server, not of a load balancer without a backend",
     "credential": "fix the credential source that the kubeconfig names, and repeat the check",
@@ -88,7 +88,7 @@ def unreachable(subject: str, error: TransportError) -> Finding:
 
 
 def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
-    """Judge the response to a SelfSubjectReview."""
+    """Return the finding for the response to a SelfSubjectReview."""
     rejected = f"the token or certificate of {origin} is not valid for this server: renew it, or use another kubeconfig"
     if status == 401:
         return fail(subject, "the server rejects the credential (401)", rejected)
@@ -101,8 +101,12 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
         return ok(subject, f"authenticated as {user}" if user else "the server accepts the credential")
     if _is_status(body):
         # API servers before 1.28 do not serve this review; the requests that follow test the credential.
-        return warn(subject, f"unknown: the server does not answer a SelfSubjectReview ({status}: {_message(body)})")
-    return fail(subject, f"the server answers {status}, and not as a Kubernetes API server does", _NOT_AN_API_SERVER)
+        return warn(subject, f"unknown: the server does not support SelfSubjectReview ({status}: {_message(body)})")
+    return fail(
+        subject,
+        f"the server answers {status}, which is not the response of a Kubernetes API server",
+        _NOT_AN_API_SERVER,
+    )
 
 
 def allowed(status: int, body: bytes) -> bool | None:
@@ -115,7 +119,7 @@ def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | N
     if missing:
         return fail(subject, f"{_joined(missing)} of {resource.plural} denied", _grant(resource))
     if None in answers.values():
-        return warn(subject, "unknown: the server does not answer a SelfSubjectAccessReview")
+        return warn(subject, "unknown: the server does not support SelfSubjectAccessReview")
     return ok(subject, f"{_joined(answers)} of {_named(resource)} allowed")
 
 
@@ -134,7 +138,7 @@ def version_of(body: bytes) -> str:
 
 
 def watching(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
-    """Judge a watch by its status and its lines: some errors arrive as an event after status 200."""
+    """Return the finding for a watch, by its status and events: some errors are sent as an event after status 200."""
     if status == 200:
         lines = (msgspec.json.decode(line, type=_Event) for line in body.splitlines() if line.endswith(b"}"))
         error = next((event.object for event in lines if event.type == "ERROR"), None)

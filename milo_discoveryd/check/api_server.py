@@ -20,12 +20,12 @@ WATCH_S = 1  # duration of the test watch
 
 _IDENTITY = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_BODY_LIMIT = 1 << 20  # of a watch: more than enough to recognize one
+_BODY_LIMIT = 1 << 20  # bytes of a watch's response that are kept and examined
 _EXPIRES_SOON_S = 24 * 3600
 
 
 class ApiServerCheck:
-    """Checks one API server in steps; a failed step ends those that depend on it."""
+    """A check of one API server, in steps; if a step fails, those that depend on it are skipped."""
 
     def __init__(self, name: str, upstream: Upstream, transport: Transport) -> None:
         self._name = name
@@ -55,8 +55,8 @@ class ApiServerCheck:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             yield fail(
                 self._subject(step),
-                f"{self._transport.host} answers, but not as a Kubernetes API server does: {error}",
-                f"check that {self._upstream.origin} names the right server, with the path that it needs",
+                f"{self._transport.host} does not answer like a Kubernetes API server: {error}",
+                f"check that {self._upstream.origin} has the right server URL, including the path",
             )
 
     async def _reach(self) -> AsyncIterator[Finding]:
@@ -105,7 +105,7 @@ class ApiServerCheck:
         opened = self._transport.stream(
             resource.path, query, connect_timeout_s=REQUEST_TIMEOUT_S, silence_s=REQUEST_TIMEOUT_S
         )
-        # Read to the end: a proxy that cuts or buffers long responses passes their headers.
+        # Read to the end: a proxy that cuts off or buffers long responses still forwards their headers.
         async with opened as stream, aclosing(stream.chunks()) as chunks:
             body = b""
             async for chunk in chunks:

@@ -30,7 +30,7 @@ _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from th
 
 
 async def check(settings: Settings, out: TextIO, environ: Mapping[str, str] = os.environ) -> int:
-    """Print each finding as it is made. The exit status is 0 if none is a failure."""
+    """Run all checks and print each finding. Return the exit status: 0 if no check failed."""
     levels: Counter[Level] = Counter()
     async with aclosing(_findings(settings, environ)) as findings:
         async for finding in findings:
@@ -84,7 +84,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 
 
 def _subject(subject: str, settings: Settings) -> str:
-    """Return the subject of findings, with the source's name where that is configured in `sources`."""
+    """Return the subject of a finding, with the name of the source if it is an item of `sources`."""
     return f"{settings.sources[0].name}: {subject}" if settings.sources else subject
 
 
@@ -157,7 +157,9 @@ async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> Asyn
         try:
             reviewer = token_reviewer(settings, environ, closing)
         except ConfigError as error:
-            yield fail("token reviews", str(error), "correct it, or name another one: token_review.kubeconfig")
+            yield fail(
+                "token reviews", str(error), "correct the kubeconfig, or set another one in token_review.kubeconfig"
+            )
             return
         if reviewer is not None:
             yield await check_token_reviews(reviewer)
@@ -181,7 +183,11 @@ def _fencing(sources: Sources) -> Finding:
     try:
         sources.fencing()
     except ConfigError as error:
-        return fail(SUBJECT, str(error), "use bound sources of type token-request, or switch fence_credentials off")
+        return fail(
+            SUBJECT,
+            str(error),
+            "use only sources of type token-request with bound: true, or disable sharding.fence_credentials",
+        )
     return ok(SUBJECT, "all kubeconfigs can be revoked")
 
 
@@ -190,7 +196,7 @@ async def _project(settings: Settings, watched: Upstream | None, leading: Upstre
     if watched is not None and leading.origin == watched.origin:
         yield ok(subject, f"same as discovery ({leading.origin})")
     elif settings.mode == "project-control-plane":
-        # Its scheme, CA and identity are used for the clusters' own addresses; its server is never contacted.
+        # The kubeconfig's scheme, CA and identity are used at the clusters' own addresses; its server is not contacted.
         yield await usable(subject, leading)
     else:
         async for finding in _server(subject, leading, settings, []):
@@ -208,11 +214,11 @@ async def _server(
 
 
 def _load(name: str, load: Callable[[], Upstream], problems: list[Finding]) -> Upstream | None:
-    """Load an upstream, adding new problems to `problems`: both kubeconfigs may be the same file."""
+    """Load an upstream. Only new problems are added to `problems`, because both kubeconfigs may be the same file."""
     try:
         return load()
     except ConfigError as error:
-        fix = f"correct it, or name another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the configuration"
+        fix = f"correct the kubeconfig, or set another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the file"
         known = {problem.message for problem in problems}
         problems += [fail(f"{name} kubeconfig", problem, fix) for problem in error.problems if problem not in known]
         return None

@@ -87,7 +87,7 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         each_minute = limits.kubeconfigs_per_minute if terms.per_minute is None else terms.per_minute
         yield f"kubeconfigs  from {sources}, for at most {ttl:g} s, {each_minute} per minute"
         if not grant.scope.is_everything and (wide := ", ".join(sources_for_all_clusters(settings, terms))):
-            yield f"             credentials of {wide} are valid for all clusters of its identity, visible or not"
+            yield f"             credentials of {wide} are valid for all clusters of their identity, visible or not"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} concurrent"
 
 
@@ -107,7 +107,7 @@ def _count(targets: Sequence[Target], grant: Grant) -> str:
 
 
 async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
-    """Return the clusters of one source, by complete lists, that the daemon would engage."""
+    """List one source completely, and return the clusters that the daemon would engage."""
     discovery, plugins, plain = settings.discovery_kubeconfig, settings.exec_plugins, settings.plain_loopback
     mode = mode_of(settings, project_of(settings, environ))
     if isinstance(mode, FixedMode):

@@ -20,11 +20,15 @@ def state_directory(directory: Path) -> Finding:
     if not os.access(existing, os.W_OK | os.X_OK):
         return fail(
             subject,
-            f"{existing} is not writable for user {os.geteuid()}",
+            f"{existing} is not writable by user {os.geteuid()}",
             "mount a writable volume there (in a pod: with securityContext.fsGroup), or set another state_directory",
         )
     if existing == directory and (problem := directory_problem(directory)) is not None:
-        return fail(subject, f"a state file in it is not used: {problem}", "use a subdirectory; the daemon creates it")
+        return fail(
+            subject,
+            f"a state file in this directory is not used: {problem}",
+            "use a subdirectory; the daemon creates it",
+        )
     return ok(subject, "writable" if existing == directory else f"will be created in {existing}")
 
 
@@ -39,7 +43,7 @@ def audit_file(path: Path) -> Finding:
     if not os.access(needed, os.W_OK):
         return fail(
             subject,
-            f"{needed} is not writable for user {os.geteuid()}",
+            f"{needed} is not writable by user {os.geteuid()}",
             "change its owner or mode, or set another audit.file",
         )
     return ok(subject, "writable")
@@ -58,12 +62,18 @@ def kubeconfig_files(subject: str, mode: FileMode) -> Iterator[Finding]:
     try:
         objects = files.scan().objects
     except FilesError as error:
-        yield fail(subject, str(error), "correct it, or set another path in the settings of the source")
+        yield fail(
+            subject,
+            str(error),
+            "correct the path or its permissions, or set another path in the settings of the source",
+        )
         return
     refused = [each for each in objects if each.problem]
     yield ok(subject, f"clusters in {files.path}: {len(objects) - len(refused)}")
     for each in refused:
-        yield warn(subject, f"{each.key} is no cluster: {each.problem}", "correct the file, or remove it")
+        yield warn(
+            subject, f"{each.key} does not describe a usable cluster: {each.problem}", "correct the file, or remove it"
+        )
 
 
 def _is_installed(package: str) -> bool:

@@ -36,7 +36,7 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
             probe.bind((address.host, address.port))
     except OSError as error:
         if daemon_is_running and error.errno == errno.EADDRINUSE:
-            return warn(subject, "in use", "expected if the daemon that serves the socket uses it")
+            return warn(subject, "in use", "expected if the running daemon listens there")
         return fail(
             subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop what listens there"
         )
@@ -59,7 +59,7 @@ def group(subject: str, name: str) -> Finding:
     if os.geteuid() != 0 and number not in {os.getegid(), *os.getgroups()}:
         return fail(
             subject,
-            f"the daemon is not a member of group {name}, so it cannot change the socket to it",
+            f"the daemon is not a member of group {name}, so it cannot assign the socket to that group",
             f"in a pod: securityContext.fsGroup or supplementalGroups: [{number}]",
         )
     return ok(subject, f"group {number} can connect")
@@ -72,7 +72,7 @@ def _folder(subject: str, folder: Path) -> Finding | None:
     if not os.access(existing, os.W_OK | os.X_OK):
         return fail(
             subject,
-            f"{existing} is not writable for user {os.geteuid()}",
+            f"{existing} is not writable by user {os.geteuid()}",
             f"mount a volume at {folder} (in a pod: an emptyDir, with securityContext.fsGroup), or listen elsewhere",
         )
     if existing == folder and (problem := folder_problem(folder)) is not None:
@@ -96,7 +96,7 @@ def _in_use(subject: str, path: Path) -> Finding | None:
             return warn(
                 subject,
                 f"in use by a daemon{f' (process {holder})' if holder else ''}",
-                "expected if this is the daemon that you check; a second one must listen elsewhere",
+                "expected if that daemon runs with these settings; a second daemon must listen elsewhere",
             )
     return None
 

@@ -28,7 +28,11 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
             continue
         if wide := ", ".join(sources_for_all_clusters(settings, grant.terms)):
             message = f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for more"
-            yield warn("rights", message, "list sources in the rule whose identity has no more access than the rule")
+            yield warn(
+                "rights",
+                message,
+                "list only sources in the rule whose identity has no more access than the rule grants",
+            )
     if not problems:
         names = ", ".join(rule.name for rule in settings.rights)
         yield ok("rights", f"{names}; other callers are denied; `check --as` prints the access of an identity")

@@ -13,7 +13,7 @@ SUBJECT = "sharding"
 
 
 async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Finding | None:
-    """Return None without a group."""
+    """Check access to the Leases of the shard group. Return None if no group is configured."""
     group = settings.sharding.group
     if group is None:
         return None

@@ -15,12 +15,12 @@ class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A token, a client certificate, both, or neither (anonymous). Those with the same secrets are equal."""
+    """A token, a client certificate, both, or neither (anonymous). Credentials with the same secrets are equal."""
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None
     expires_at: float | None = None
-    """The expiry that its source stated (wall time); None if it stated none."""
+    """The expiry that the credential's source stated (wall time); None if it stated none."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Credential):
@@ -28,7 +28,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return (self.token, self.certificate) == (other.token, other.certificate)
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # a struct's own compares identities
+        return not self == other  # the default `__ne__` of a struct compares identities
 
     def __hash__(self) -> int:
         return hash((self.token, self.certificate))

@@ -7,11 +7,11 @@ from pathlib import Path
 from milo_discoveryd.daemon_errors import CredentialError
 
 MAX_BYTES = 1 << 20
-REREAD_EVERY_S = 60.0  # even if its stat is unchanged: some file systems store times in whole seconds
+REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
 
 
 class FileContent:
-    """The file's last good content. Reads are synchronous: these are kilobytes, usually on a tmpfs."""
+    """The last good content of a file. Reads are synchronous, because the files are small and usually on a tmpfs."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path

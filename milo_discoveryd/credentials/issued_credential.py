@@ -1,6 +1,6 @@
 """Credentials for issued kubeconfigs, and their validation after a backend returned them. Pure.
 
-Error messages contain nothing of the credential.
+Error messages contain no part of the credential.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     """Wall time, like `issued_at`; never later than the backend stated."""
     authorities: bytes | None = None
-    """CA certificates of the cluster's API server as PEM, where the backend stated them with the credential."""
+    """CA certificates of the cluster's API server as PEM, if the backend returned them with the credential."""
 
     @property
     def life_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Reads the kubeconfig files of a source on this machine: which clusters they name, and the credentials in them.
+"""Reads a source's kubeconfig files on this machine: the clusters that they describe, and their credentials.
 
 Files are replaced, truncated and deleted while they are read, and their content is not trusted.
 """
@@ -16,9 +16,9 @@ from milo_discoveryd.modes.mode import FileMode, FileObject
 from milo_discoveryd.modes.reading import MalformedError
 
 MAX_BYTES = 256 << 10
-"""Size limit of a file in a folder. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
+"""Size limit of a file in a directory. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
 MAX_BYTES_OF_ALL = 1 << 20
-"""Size limit of a file with all clusters."""
+"""Size limit of a file that describes all clusters."""
 MAX_FILES = 10_000
 SETTLED_S = 0.3
 """A file that was written less than this ago may still be incomplete."""
@@ -26,7 +26,7 @@ _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 
 class FilesError(Exception):
-    """The folder or the file cannot be read, so nothing is known of any cluster."""
+    """The directory or the file cannot be read, so nothing is known about any cluster."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,21 +35,21 @@ class FilesError(Exception):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """All objects at one time."""
+    """All objects that one scan of the files found."""
 
     objects: tuple[FileObject, ...]
     changed: frozenset[str]
-    """Keys of the objects whose files have another content than in the scan before."""
+    """Keys of the objects whose files changed since the previous scan."""
     is_settled: bool
-    """Whether no file was being written a moment ago."""
+    """Whether all files were last written more than `SETTLED_S` ago."""
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):
-    """The place of an object's credential."""
+    """The kubeconfig with an object's credential."""
 
     content: bytes
     context: str
-    """Empty: the current context."""
+    """Name of the context; empty for the current context."""
     origin: str
 
 
@@ -75,7 +75,7 @@ class KubeconfigFiles:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders in which changes of the files show."""
+        """The directories to watch for changes of the files."""
         if self._mode.is_directory:
             return (self.path,)
         # Not `Path.resolve`, which raises RuntimeError for links that lead to each other.
@@ -91,7 +91,7 @@ class KubeconfigFiles:
                 listener(changed)
 
     def scan(self) -> Scan:
-        """Read what changed since the scan before. Raises FilesError."""
+        """Read what changed since the previous scan. Raises FilesError."""
         files = self._files()
         found: dict[str, _ReadFile] = {}
         changed: set[str] = set()
@@ -114,7 +114,7 @@ class KubeconfigFiles:
         file, _ = self._mode.context_of(key)
         path = self.path / file if file else self.path
         if file and not os.path.lexists(path):
-            self._files()  # not deleted if the whole folder is missing
+            self._files()  # raises if the whole directory is missing: its objects do not count as deleted
             return None
         state = self._state(file or self.path.name, path, None)
         if state is None:
@@ -171,7 +171,7 @@ class KubeconfigFiles:
             if not stat.S_ISREG(status.st_mode):
                 raise _RefusedFileError("is not a regular file")
             if status.st_mode & stat.S_IWOTH:
-                raise _RefusedFileError("can be written by every user of this machine: remove that with chmod o-w")
+                raise _RefusedFileError("is writable by every user of this machine: run chmod o-w on it")
             content = stream.read(limit + 1)
         if len(content) > limit:
             raise _RefusedFileError(f"is larger than {limit >> 10} KiB")

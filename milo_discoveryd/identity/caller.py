@@ -7,13 +7,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     listener: str
     """The name of the listener that received the call."""
     peer: str = ""
-    """The peer address as gRPC formats it. For the audit only: it proves nothing."""
+    """The peer address in gRPC's format. Used in audit events only: an address does not authenticate a caller."""
     over_tcp: bool = False
     uid: int | None = None
-    """The user of the process that connected, from the kernel. So are `gid`, `gids` and `pid`."""
+    """UID of the connecting process. The kernel reports it, like `gid`, `gids` and `pid`."""
     gid: int | None = None
     gids: tuple[int, ...] = ()
-    """Its supplementary groups."""
+    """Supplementary groups of the connecting process."""
     pid: int | None = None
     sans: tuple[str, ...] = ()
     """Subject alternative names of a verified client certificate: "dns:…", "uri:…", "email:…", "ip:…"."""

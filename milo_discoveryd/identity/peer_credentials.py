@@ -24,7 +24,8 @@ class PeerCredentials(msgspec.Struct, frozen=True):
 
 
 def peer_credentials(connected: socket.socket) -> PeerCredentials:
-    """Return the credentials of the process that connected. A process that inherited the socket acts under them too."""
+    """Return the credentials of the process that connected. A process that inherited the socket has the same
+    credentials."""
     pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return PeerCredentials(uid, gid, _groups(connected, gid), pid if pid > 0 and _is_alive(connected) else None)
 

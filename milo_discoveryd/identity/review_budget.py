@@ -13,12 +13,12 @@ TOTAL = Rate(per_second=20.0, burst=100.0)
 RESERVED = Rate(per_second=20.0, burst=100.0)
 """The rate for tokens that were accepted before."""
 REJECTION_COST = 4.0
-"""What a rejected token costs its connection and owner on top. Callers in good faith show few of them."""
+"""Additional cost of a rejected token to its connection and owners. Legitimate callers present few invalid tokens."""
 MAX_KEYS = 10_000
 
 
 class TokenOrigin(msgspec.Struct, frozen=True):
-    """The origin of a token: its connection, and the owners of that."""
+    """The origin of a token: its connection, and the connection's owners."""
 
     connection: str = ""
     owners: tuple[str, ...] = ()

@@ -27,13 +27,13 @@ from milo_kube.http.errors import TransportError
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
-"""After the API server could not be asked, no review is sent for this long: callers fail at once."""
+"""How long no review is sent after a failed request to the API server: callers fail at once."""
 _MAX_IN_FLIGHT = 8
 _REQUIRED_RULE = "create on tokenreviews.authentication.k8s.io"
 
 
 class TokenRejectedError(Exception):
-    """The token is not valid. The message says why, and holds nothing of the token."""
+    """The token is not valid. The message says why, and contains no part of the token."""
 
 
 class TokenReviewUnavailableError(Exception):
@@ -111,7 +111,7 @@ class TokenReviewer:
         return result
 
     def _precheck(self, token: str) -> float | None:
-        """Reject tokens whose own claims show that they can't be valid; return when the token expires, if it says."""
+        """Reject tokens whose claims show that they cannot be valid; return the expiry, if the token has one."""
         try:
             claims = jwt.claims(token)
         except ValueError as error:

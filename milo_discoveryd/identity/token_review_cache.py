@@ -42,7 +42,7 @@ class TokenReviewCache:
         self._size = size
 
     def get(self, digest: bytes, now: float, max_age_s: float = ACCEPTED_S) -> ReviewResult | None:
-        """Return the result, unless it is older than `max_age_s`, or None."""
+        """Return the cached result; None if there is none, or if it is older than `max_age_s`."""
         accepted = self._accepted.get(digest)
         if accepted is not None and now < min(accepted.ends_at, accepted.reviewed_at + min(max_age_s, ACCEPTED_S)):
             return accepted.user
@@ -50,7 +50,7 @@ class TokenReviewCache:
         return rejected[0] if rejected is not None and now < rejected[1] else None
 
     def was_accepted(self, digest: bytes) -> bool:
-        """Return whether the last review that is remembered accepted the token, however long ago."""
+        """Return whether the last remembered review accepted the token, even if its result has expired."""
         return digest in self._accepted
 
     def put(self, digest: bytes, result: ReviewResult, now: float, left_s: float) -> None:

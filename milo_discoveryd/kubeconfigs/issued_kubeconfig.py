@@ -1,4 +1,4 @@
-"""A kubeconfig as the daemon hands it out."""
+"""A kubeconfig that the daemon issues."""
 
 import msgspec
 

@@ -34,7 +34,7 @@ FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for a source that has never answered, so that its first events carry credentials."""
-NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another one may own the cluster"
+NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
 NO_SOURCE = "no credential source is configured, so this daemon issues no kubeconfigs"
 
 
@@ -77,7 +77,7 @@ class CredentialDescription(msgspec.Struct, frozen=True):
     source: str
     type: str
     expires_at: float | None
-    """None: nothing is held."""
+    """Expiry of the held credential; None if none is held."""
     problem: str
     """Why no new credential can be obtained at present, or empty."""
 
@@ -162,7 +162,7 @@ class Issuer:
         )
 
     def held(self, cluster: Cluster) -> Credential | None:
-        """Return the credential that the cluster's operators have at present. Requests none."""
+        """Return the credential that the cluster's operators have at present, without requesting one."""
         issued = self._held(cluster)
         return None if issued is None else issued.credential
 
@@ -178,7 +178,8 @@ class Issuer:
         return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
 
     def describe(self, cluster: Cluster) -> CredentialDescription | None:
-        """Return what operators of the cluster have at present, or None if no source covers it. Requests none."""
+        """Describe the credential that the cluster's operators have at present, without requesting one; None if no
+        source covers the cluster."""
         minter = self._minter(cluster, UNLIMITED)
         if minter is None:
             return None
@@ -241,7 +242,7 @@ class Issuer:
 
 
 class LeaseHandle:
-    """An engaged cluster's lease at the source that covers it, as one request uses it.
+    """One request's handle on the lease of an engaged cluster.
 
     The lease itself begins with the first use, so a handle alone costs the source nothing.
     """
@@ -309,7 +310,7 @@ class LeaseHandle:
     def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig without a secret, whose exec plugin asks the daemon for a credential each time.
 
-        Raises UnfitError if the daemon could never answer it.
+        Raises UnfitError if the daemon could never return one.
         """
         if (unfit := _unfit_for_all(self._minter)) is not None:
             raise unfit

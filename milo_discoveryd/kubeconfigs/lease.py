@@ -19,7 +19,7 @@ RENEWAL = (0.36, 0.42)
 """Renewal starts at a random point in this part of a credential's life. It is early enough that an outage of half a
 lifetime goes unnoticed: the last backoff and the safety margin still fit before the expiry."""
 FIRST_RENEWAL = (0.1, 0.42)
-"""The same for a lease's first credential: leases that began together spread out instead of renewing together."""
+"""`RENEWAL` for a lease's first credential: leases that began together spread out instead of renewing together."""
 REFRESH = (0.5, 0.6)
 """The part of a credential's life after which holders are to fetch the next one. By then it has been renewed."""
 BACKOFF_S = (0.5, 15.0)
@@ -136,7 +136,7 @@ class Lease:
         before = self._held
         until = now.steady + (issued.expires_at - now.wall)
         if before is not None and before.issued.credential == issued.credential:
-            # It was not renewed yet. The known expiry stands, because the wall clock may have moved since.
+            # The same credential again. The known expiry is kept, because the wall clock may have been set since.
             left = max(0.0, before.left_s(now))
             least, most = UNCHANGED_RETRY_S
             self.state = Fresh(before, now.steady + min(most, max(least, left * UNCHANGED_RETRY_SHARE)))
@@ -185,7 +185,7 @@ class Lease:
 
 
 def useful_s(life_s: float) -> float:
-    """Return how much life must be left for a credential to be useful: 30 % and at least a minute.
+    """Return the remaining lifetime that makes a credential useful: 30 % of its life, and at least a minute.
 
     For very short lives the minute becomes 40 %, so that renewal still comes first.
     """
@@ -198,7 +198,8 @@ def margin_s(life_s: float) -> float:
 
 
 def refresh_at(issued: IssuedCredential, now: float, draw: Draw) -> float:
-    """Return when a holder that receives it at `now` should fetch the next one (wall time, before the expiry)."""
+    """Return when a holder that receives the credential at `now` should fetch the next one (wall time, before the
+    expiry)."""
     least, most = REFRESH
     part = least + draw() * (most - least)
     planned = min(issued.issued_at + part * issued.life_s, now + 2 * part * MAX_RENEWAL_S)

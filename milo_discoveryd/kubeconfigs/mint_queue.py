@@ -1,7 +1,7 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others. Pure.
 
-Of all places, retries after a failure of the cluster itself use at most a quarter, first credentials and retries
-together at most three quarters, and one organization at most half. A cluster has one mint in flight.
+Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, at most three quarters are
+first credentials and retries, and at most half are of one organization. A cluster has one mint in flight.
 """
 
 import heapq
@@ -38,21 +38,19 @@ class MintQueue(Generic[M]):
         }
         self._number = 0
         self._running: dict[int, str] = {}
-        """What kind of mint each cluster has in flight, by incarnation."""
+        """The kind of mint that is in flight for each cluster, by incarnation."""
         self._kinds: Counter[str] = Counter()
         self._organizations: Counter[str] = Counter()
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:
-        """Add a lease. `ends_at` is when the lease expires; `failures` are those of the cluster itself since its last
-        success.
-        """
+        """Add a lease that expires at `ends_at`. `failures`: those of the cluster itself since a success."""
         kind = "retry" if failures else "first" if ends_at == float("-inf") else "renewal"
         self._number += 1
         self._push(kind, QueuedMint(ends_at, self._number), entry)
 
     def take(self) -> M | None:
-        """Return the next lease to mint, and occupy a place until `done`; None if none may be minted now."""
+        """Return the next lease to mint, which counts as in flight until `done`; None if none may be minted now."""
         while True:
             found = self._next()
             if found is None:

@@ -34,7 +34,7 @@ from milo_kube.rate_limit import Rate, TokenBucket
 
 MINT_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 5.0
-"""How soon a step of the wall clock is noticed."""
+"""The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
@@ -51,7 +51,8 @@ class LeaseKey(msgspec.Struct, frozen=True):
     """0 if one credential serves every cluster."""
     ttl_s: float
     place: tuple[str, ...] = ()
-    """Where the cluster is, if the credential is its own: at another endpoint it needs another one."""
+    """The cluster's location, if the credential is for this cluster alone: another endpoint needs another
+    credential."""
 
 
 class MintMetrics(Protocol):
@@ -87,7 +88,7 @@ class LeaseEntry:
         self.wake()
 
     def wake(self) -> None:
-        """Wake everything that waits for the end of an attempt."""
+        """Wake all tasks that wait for the end of an attempt."""
         self._attempted.set()
         self._attempted = asyncio.Event()
 
@@ -132,7 +133,7 @@ class Minter:
         self.failure: CredentialError | None = None
         """Why the last attempt failed; None if it succeeded."""
         self._is_requested = False
-        """A credential was requested. A lease begun by `keep_ready` may never be."""
+        """Whether a credential was ever requested; a lease that `keep_ready` began may be unused."""
         self._is_warned = False
         self._probing = asyncio.Lock()
         if isinstance(source, NotifyingSource):
@@ -159,7 +160,7 @@ class Minter:
             self._requested(self._shared_key(ttl_s), None)
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
-        """Return the lease of an engaged cluster, and mint for it soon if it holds nothing useful."""
+        """Return the lease of an engaged cluster, and queue a mint if its credential is missing or close to expiry."""
         self._is_requested = True
         return self._requested(key, cluster if self.source.scope is Scope.CLUSTER else None)
 
@@ -169,7 +170,7 @@ class Minter:
             self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
             if cluster is not None:
                 self._of_cluster[key.incarnation][key] = None
-        # The one of a state file lacks what the object says of the credential, until the object is seen again.
+        # A cluster from the state file lacks the fields of its object until the object is received again.
         entry.cluster = cluster
         now = self.now()
         useful = entry.lease.useful(now)
@@ -219,7 +220,7 @@ class Minter:
         return next((issued for issued in found if issued is not None), None)
 
     def _keys_of(self, cluster: Cluster) -> list[LeaseKey]:
-        """Return the leases of a cluster, without those of an endpoint that it had."""
+        """Return the leases of a cluster at its current endpoint."""
         keys = self._of_cluster.get(cluster.incarnation, ())
         return [key for key in keys if key.place == cluster.target.place]
 

@@ -1,7 +1,7 @@
-"""Renders kubeconfigs. As JSON, which is valid YAML: no name or label can be misread or escape its field.
+"""Renders kubeconfigs as JSON, which is valid YAML, so that no name or label can be misread or escape its field.
 
 Pure and deterministic: the same cluster and credential give the same bytes. Only the fields listed here are written:
-no file, no proxy, no impersonation, no disabled verification.
+no files, no proxy, no impersonation, no disabled TLS verification.
 """
 
 import base64

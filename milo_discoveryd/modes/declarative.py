@@ -29,11 +29,11 @@ from milo_discoveryd.modes.reading import (
 from milo_kube import addresses
 
 OBJECTS, SECRETS = 0, 1
-"""Positions of the watched resources."""
+"""Positions of the resources in `DeclarativeMode.watches`."""
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
-    """The parts of an object that paths can begin with."""
+    """The top-level fields of an object in which field paths can begin."""
 
     metadata: Metadata
     spec: Any = None
@@ -58,31 +58,31 @@ class SecretObject(msgspec.Struct, gc=False):
 
 
 class StatedServer(msgspec.Struct, frozen=True, gc=False):
-    """The part of a Secret with a kubeconfig that is kept."""
+    """The server and the CA certificates of the kubeconfig in a Secret."""
 
     url: str
     authorities: bytes | None
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """The rule by which a cluster is engaged: a field has one of these values."""
+    """The condition for engaging a cluster: `field` has one of `values`."""
 
     field: FieldPath
     values: tuple[str, ...]
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """The place of a cluster's API server."""
+    """The location of a cluster's API server: one of `template`, `url`, `kubeconfig` and `secret_key`."""
 
     template: Template | None = None
     url: FieldPath | None = None
     """A field with the whole URL."""
     kubeconfig: FieldPath | None = None
-    """A field with a kubeconfig in base64, of which the server and the CA are used."""
+    """A field with a base64-encoded kubeconfig, whose server and CA are used."""
     secret_key: str = ""
-    """Key of such a kubeconfig in the Secret that the object names."""
+    """Key of a kubeconfig in the Secret that the object names."""
     hosts: tuple[str, ...] = ()
-    """The hosts that are accepted: names, or all below one as `*.example.com`. Empty: all."""
+    """Accepted hosts: names, or patterns such as `*.example.com` for all names below a domain. Empty: all."""
 
 
 class SecretReference(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ class SecretReference(msgspec.Struct, frozen=True):
 
     name: Template
     namespace: Template | None = None
-    """None: the object's own."""
+    """None: the namespace of the object."""
     label_selector: str = ""
     """Restricts the watch of Secrets, as does `field_selector`."""
     field_selector: str = ""
@@ -103,7 +103,7 @@ class Definition(msgspec.Struct, frozen=True):
     name: Template
     endpoint: Endpoint
     readiness: Readiness | None = None
-    """None: each object that exists is ready."""
+    """None: every existing object is ready."""
     authorities: FieldPath | None = None
     """A field with CA certificates, as PEM or in base64."""
     organization: Template | None = None
@@ -111,7 +111,7 @@ class Definition(msgspec.Struct, frozen=True):
 
     @property
     def secrets(self) -> Resource | None:
-        """The Secrets to watch, if clusters have their endpoints from them."""
+        """The Secrets to watch, if they contain the clusters' endpoints."""
         of = self.secret
         if of is None or not self.endpoint.secret_key:
             return None
@@ -155,7 +155,7 @@ class DeclarativeMode:
         return (Claim(name, observed, needs),)
 
     def server(self, secret: SecretObject) -> StatedServer | None:
-        """Return where the kubeconfig in a Secret leads. Raises MalformedError."""
+        """Return the server of the kubeconfig in a Secret. Raises MalformedError."""
         key, metadata = self._definition.endpoint.secret_key, secret.metadata
         encoded = (secret.data or {}).get(key)
         if not encoded:
@@ -180,7 +180,7 @@ class DeclarativeMode:
         return (checked_url(stored.endpoint, self._definition.endpoint.hosts),)
 
     def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
-        """Return what an object and its Secret mean for the cluster."""
+        """Return the observation of a cluster from its object and its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)
         if server is None:
@@ -259,7 +259,7 @@ class DeclarativeMode:
         try:
             return shared(template.fill(document, _organization_part)[:253])
         except MalformedError:
-            return ""  # not every object states one
+            return ""  # the organization is optional
 
 
 def _secret_key(target: Target) -> str:

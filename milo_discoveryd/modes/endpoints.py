@@ -1,4 +1,4 @@
-"""Validation of the addresses and CA certificates of clusters, where objects state them. Pure."""
+"""Validation of clusters' addresses and CA certificates that come from objects. Pure."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
 
 
 def checked_url(url: str, hosts: tuple[str, ...]) -> str:
-    """Return the URL without a final slash, if it is one that the daemon may connect to."""
+    """Return the URL without a trailing slash. Raises MalformedError if the daemon must not connect to it."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port

@@ -21,7 +21,7 @@ _MAX_TEXT = 2048
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A field or key, which is a position where the value is a list."""
+    """A field or key of a mapping, or a position in a list."""
 
     name: str
 
@@ -92,7 +92,7 @@ class Template(msgspec.Struct, frozen=True):
 
     source: str
     literals: tuple[str, ...]
-    """The texts around the paths, one more than these."""
+    """The literal texts around the paths: one more item than `paths`."""
     paths: tuple[FieldPath, ...]
 
     @classmethod
@@ -105,7 +105,8 @@ class Template(msgspec.Struct, frozen=True):
         return cls(source, literals, tuple(FieldPath.parse(each) for each in parts[1::2]))
 
     def fill(self, document: Mapping[str, Any], check: Callable[[str, str], str]) -> str:
-        """Return the text. `check` gets each value and its path. Raises MalformedError if a field is missing."""
+        """Return the filled template. `check` validates each value, given with its path. Raises MalformedError if a
+        field is missing."""
         filled = [self.literals[0]]
         for path, literal in zip(self.paths, self.literals[1:], strict=True):
             found = text(path.find(document))
@@ -116,7 +117,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def text(value: Any) -> str:
-    """Return a scalar as it is written in YAML; empty for anything else."""
+    """Return a scalar as it is written in YAML; an empty string for anything else."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int):

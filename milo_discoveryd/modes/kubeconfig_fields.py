@@ -14,7 +14,7 @@ from milo_discoveryd.modes.reading import MalformedError
 class _Cluster(msgspec.Struct, frozen=True, rename="kebab"):
     server: str = ""
     certificate_authority_data: str = ""
-    # Declared so that they can be refused: without them the connection would be another one.
+    # Declared so that they can be rejected: to ignore them would change the connection.
     certificate_authority: str = ""
     insecure_skip_tls_verify: bool = False
     tls_server_name: str = ""
@@ -95,9 +95,9 @@ class KubeconfigFields(msgspec.Struct, frozen=True, rename="kebab"):
         return cluster.server, checked_authorities(data, f"certificate-authority-data of {origin}") if data else None
 
     def require_inline_user(self, context: str, origin: str) -> None:
-        """Refuse a context whose user is anything but a token, or a certificate with its key, in the kubeconfig.
+        """Reject a context whose user is not an inline token, or an inline certificate with its key.
 
-        A command in it would be run, and a file that it names would be read, with the rights of the daemon.
+        The daemon would run a command, or read a file, that the user names, with its own permissions.
         """
         named = self._context(context, origin)
         user = next((each.user for each in self.users or () if each.name == named.user), None)

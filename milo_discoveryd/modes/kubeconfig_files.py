@@ -1,4 +1,4 @@
-"""Kinds whose clusters are in kubeconfig files of this machine: a folder of them, and the one of a kind installation.
+"""The kinds `kubeconfig-directory` and `kind`, whose clusters are in kubeconfig files of this machine.
 
 Pure: the files are read elsewhere.
 """
@@ -19,14 +19,14 @@ from milo_discoveryd.modes.mode import FileObject, Setting
 from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, MalformedError, checked
 
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
-"""Endings of files, which are not part of a cluster's name."""
+"""File name extensions, which are not part of a cluster's name."""
 KIND_PREFIX = "kind-"
 _IDENTITIES = uuid.UUID("5c0a3d5e-6f1c-4a53-9a0d-6f1f7a8f1a0e")
 
 
 class DirectorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-    """Folder with a kubeconfig for each cluster."""
+    """Directory with one kubeconfig per cluster."""
 
 
 class KindSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,8 @@ class _KubeconfigMode:
 
 
 class KubeconfigDirectoryMode(_KubeconfigMode):
-    """Each file of a folder stands for the cluster of its current context, and of the file's name."""
+    """A mode in which each file of a directory describes one cluster: its name is the file's, its server the current
+    context's."""
 
     settings_type = DirectorySettings
     is_directory = True
@@ -68,7 +69,7 @@ class KubeconfigDirectoryMode(_KubeconfigMode):
 
 
 class KindMode(_KubeconfigMode):
-    """Each context of a kubeconfig that is named as kind names them stands for a cluster."""
+    """A mode in which each context of a kubeconfig whose name begins with `kind-` describes a cluster."""
 
     settings_type = KindSettings
     is_directory = False
@@ -89,7 +90,7 @@ class KindMode(_KubeconfigMode):
 
 
 def cluster_name(file: str) -> str:
-    """Return the name of a file's cluster: the file's, without its ending."""
+    """Return the name of a file's cluster: the file name without its extension."""
     ending = next((each for each in ENDINGS if file.endswith(each)), "")
     return file.removesuffix(ending)
 
@@ -99,7 +100,7 @@ def _object(key: str, name: str, config: KubeconfigFields, context: str, origin:
     server, authorities = config.server(context, origin)
     config.require_inline_user(context, origin)
     place = checked_url(server, ())
-    # The kubeconfig says nothing else of the cluster's identity. A cluster that was created again has another CA.
+    # A kubeconfig contains no UID, but a cluster that was created again has another CA.
     uid = str(uuid.uuid5(_IDENTITIES, "\n".join((name, place, (authorities or b"").decode("latin-1")))))
     target = DeclaredTarget(
         name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities

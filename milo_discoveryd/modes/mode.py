@@ -67,19 +67,20 @@ class Watch(msgspec.Struct, frozen=True):
     object_type: Any
     """`KubeObject`, or a type derived from it."""
     claims: Callable[[Any], Iterable[Claim]]
-    """Returns the claims that an object makes on clusters; none if it concerns none. Raises MalformedError for an
-    object that cannot be used: its previous claims remain valid."""
+    """Returns the claims that an object makes on clusters, which may be none. Raises MalformedError for an object that
+    cannot be used: its previous claims remain valid."""
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects stand for no clusters: claims need them (`Claim.needs`)."""
+    """A resource whose objects do not stand for clusters, but which claims refer to (`Claim.needs`)."""
 
     resource: Resource
     object_type: Any
     """See `Watch.object_type`."""
     content: Callable[[Any], Any]
-    """Returns the content of an object for the claims that need it; None if it has none. Equal contents mean that
-    nothing changed. Raises MalformedError for an object that cannot be used: its previous content remains valid."""
+    """Returns the content of an object for the claims that need it, or None if the object has no such content. Equal
+    contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
+    remains valid."""
 
 
 @runtime_checkable
@@ -95,18 +96,18 @@ class ReducedMode(Protocol):
     def __init__(self, setting: Setting) -> None: ...
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        """Return what all objects together say about a cluster, or None if it is to be reported as deleted.
+        """Return the observation of a cluster from all its objects, or None if it is to be reported as deleted.
 
-        `claims` are those of all objects that presently name the cluster, the earliest first; none when the last of
-        them was deleted, which was confirmed. Behind them are the contents of the objects that they need, as far as
-        these exist; `watch` and `object` distinguish them. `uid` is that of the present engagement if at least one of
-        its objects remains, and otherwise empty. An observation with another UID replaces the cluster.
+        `claims` are the claims of all objects that name the cluster, the earliest first; empty after the confirmed
+        deletion of the last of them. They are followed by the contents of the existing objects that they need; `watch`
+        and `object` distinguish them. `uid` is the UID of the current engagement if at least one of its objects
+        remains, and otherwise empty. An observation with another UID replaces the cluster.
         """
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
-        """Return `Target.place` of a cluster from the state file, which could be anybody's.
+        """Return `Target.place` of a cluster from the state file, whose content is not trusted.
 
-        Raises MalformedError for a cluster that is not to be served before it is seen again.
+        Raises MalformedError for a cluster that must not be served before the source reports it again.
         """
 
 
@@ -116,11 +117,11 @@ class FileObject(msgspec.Struct, frozen=True):
     key: str
     """Unique in the source."""
     uid: str = ""
-    """Identity of the cluster. Another one under the same key is another cluster."""
+    """UID of the cluster: another UID under the same key means another cluster."""
     claims: tuple[Claim, ...] = ()
-    """As those of `Watch.claims`."""
+    """The object's claims on clusters, as in `Watch.claims`."""
     problem: str = ""
-    """Why it cannot be used; its previous claims remain valid."""
+    """Why the object cannot be used; its previous claims remain valid. Empty if it can."""
 
 
 @runtime_checkable
@@ -129,7 +130,7 @@ class FileMode(Protocol):
 
     @property
     def path(self) -> str:
-        """The folder or the file; `~` is the home folder of the daemon's user."""
+        """The directory or the file; `~` is the home directory of the daemon's user."""
 
     @property
     def is_directory(self) -> bool: ...
@@ -140,8 +141,8 @@ class FileMode(Protocol):
         """Return the clusters that a file describes. Raises MalformedError if it is the only one and describes none."""
 
     def context_of(self, key: str) -> tuple[str, str]:
-        """Return the name of an object's file in the folder, and its context. Empty: the file itself, and the current
-        context."""
+        """Return the name of an object's file in the directory, and the name of its context. An empty file name means
+        the only file; an empty context means the current one."""
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
         """See `ReducedMode.reduce`."""
@@ -191,7 +192,7 @@ def reads_files(name: str) -> bool:
 
 
 def has_own_authorities(name: str) -> bool:
-    """Return whether each cluster of a mode has its own CA, instead of that of the project kubeconfig."""
+    """Return whether each cluster of a mode has its own CA, instead of the CA of the project kubeconfig."""
     return bool(getattr(load(name), "has_own_authorities", False))
 
 

@@ -28,10 +28,10 @@ METADATA_BYTES = 512 * 1024
 and labels are far smaller; several times this would not fit into a gRPC message."""
 _FEW_LABELS = 64
 LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
-"""Length limit of a label, key and value. Kubernetes allows 380."""
+"""Length limit of a label's key and value together. Kubernetes allows 380 characters."""
 
 MESSAGE_CHARACTERS = 2048
-"""Length limit of a condition's message. API servers allow 32 KiB; what a proxy sends instead has no bound."""
+"""Length limit of a condition's message. API servers allow 32 KiB, but a proxy may send more."""
 ORGANIZATION_CHARACTERS = 253
 
 
@@ -116,7 +116,8 @@ def excerpt(message: str) -> str:
 
 
 def suspensions(obj: KubeObject) -> tuple[Suspension, ...] | None:
-    """Return the suspensions of a suspended object. A time that is not valid is left out: the object is suspended."""
+    """Return the suspensions of a suspended object. An invalid time is omitted, but the object still counts as
+    suspended."""
     condition = obj.condition("Suspended")
     if condition is None or condition.status != "True":
         return None
@@ -151,7 +152,7 @@ def _moment(text: str) -> float | None:
 
 
 def deletion_message(obj: KubeObject, condition: str | None = None) -> str:
-    """Return what the deletion of an object waits for: by a condition, or by the finalizers that remain."""
+    """Return what the deletion of an object is waiting for: the message of a condition, or the remaining finalizers."""
     metadata = obj.metadata
     if metadata.deletionTimestamp is None:
         return ""

@@ -1,7 +1,7 @@
 """Kind `service-consumer`: engages a project while it uses one of the operator's services.
 
 Watches the ServiceConsumers in the control plane of the provider's project, to which the discovery kubeconfig belongs.
-There is one for each service and consumer project, with a name that says nothing of either.
+There is one for each service and consumer project; its name contains neither.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,8 @@ class ServiceConsumerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields
     services: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     """Canonical names of the operator's services, as in `status.serviceName`."""
     drain: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 300.0
-    """How long, in seconds, subscribers that confirm releases may clean up in a project that uses none of them."""
+    """How long, in seconds, subscribers that confirm releases may clean up in a project that no longer uses any of the
+    services."""
 
 
 class ProjectReference(msgspec.Struct, gc=False):
@@ -102,9 +103,10 @@ class ServiceConsumerMode:
         yield Claim(project, content)
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        """Engage the project while one of its consumers is active. It is suspended while all active ones are."""
+        """Engage the project while one of its consumers is active. The project is suspended while all active consumers
+        are."""
         if not claims:
-            message = "the project uses none of the services any more"
+            message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)
         active = [claim for claim in claims if claim.content.is_active]
         newest = max(claims, key=lambda claim: (len(claim.version), claim.version))

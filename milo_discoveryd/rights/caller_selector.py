@@ -8,7 +8,7 @@ from milo_discoveryd.identity.caller import Caller
 
 
 class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
-    """The callers that a rule is for. Every field that is set must match, by any of its values."""
+    """The callers that a rule applies to. Every field that is set must match by one of its values."""
 
     listeners: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()

@@ -1,6 +1,6 @@
 """Patterns for cluster names, in which `*` stands for any characters.
 
-Not regular expressions: matching takes linear time, and a pattern's reach is obvious to its reader.
+Patterns are not regular expressions, so that matching takes linear time and it is easy to see what a pattern covers.
 """
 
 from collections.abc import Iterable

@@ -11,7 +11,7 @@ import msgspec
 from milo_kube.rate_limit import KeyedBuckets, Rate
 
 MAX_KEYS = 10_000
-"""Keys whose buckets are kept. One that was evicted starts with full buckets."""
+"""Maximum number of keys whose token buckets are kept. An evicted key starts again with full buckets."""
 MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
@@ -32,7 +32,7 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamDenial(msgspec.Struct, frozen=True):
-    """The reason for which a stream can't be opened."""
+    """The reason why a stream cannot be opened."""
 
     reason: str
     subject: str
@@ -50,7 +50,7 @@ class Quotas:
         self._misses: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
     def open_stream(self, keys: Sequence[str], limit: int | None, filter_bytes: int = 0) -> StreamDenial | None:
-        """Count one more stream, or return why it can't be and count nothing."""
+        """Count one more stream, or return why it is denied and count nothing."""
         each = self.limits.streams_each if limit is None else limit
         if self.open_streams(keys) >= each:
             message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
@@ -93,7 +93,7 @@ class Quotas:
         return 0.0
 
     def count_miss(self, keys: Sequence[str], now: float) -> float:
-        """Count a request that was denied or found nothing, and return the seconds to delay its answer.
+        """Count a request that was denied or found nothing, and return the seconds to delay the response.
 
         Ordinary callers miss rarely and never wait. Enumeration of names becomes slow, without effect on other callers.
         """

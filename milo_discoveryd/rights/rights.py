@@ -1,7 +1,7 @@
 """Authorization rules, and what they grant a caller.
 
-The first rule that matches a caller applies, alone. So a later rule can't widen what an earlier one grants, exceptions
-go before the rule that they are exceptions from, and limits never have to be added up.
+Only the first rule that matches a caller applies. A later rule therefore cannot extend an earlier one, exceptions must
+precede the general rule, and limits of several rules are never added up.
 """
 
 import msgspec
@@ -15,7 +15,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """The terms on which a caller is given kubeconfigs."""
 
     sources: frozenset[str] | None = None
-    """Names of the credential sources that may serve it. None: all of them."""
+    """Names of the credential sources that may serve the caller. None: all sources."""
     max_ttl_s: float | None = None
     per_minute: int | None = None
 
@@ -30,7 +30,7 @@ UNLIMITED = Terms()
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A caller that may have kubeconfigs, with the rule and the terms that say so."""
+    """A caller that may have kubeconfigs, with the rule and the terms that permit it."""
 
     caller: Caller
     rule: str = ""
@@ -41,12 +41,12 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """The rights of one caller."""
 
     rule: str = ""
-    """The name of the rule that grants it; empty when no rules are configured."""
+    """The name of the rule that grants these rights; empty if no rules are configured."""
     scope: ClusterScope = ALL_CLUSTERS
     terms: Terms | None = UNLIMITED
     """None: no kubeconfigs."""
     streams: int | None = None
-    """How many the caller may have open. None: the daemon's default."""
+    """Maximum open streams of the caller. None: the daemon's default."""
 
 
 class Rule(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
     organizations: frozenset[str] = frozenset()
     names: NamePatterns = NamePatterns()
     is_empty: bool = False
-    """It covers nothing, whatever the other fields say."""
+    """Whether the scope covers no cluster at all, regardless of the other fields."""
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
@@ -42,7 +42,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         return all_of(tests)
 
     def covers_by_name(self, name: str) -> bool:
-        """Return whether it covers any object of that name, whatever its labels and organization."""
+        """Return whether the scope covers every object of that name, regardless of its labels and organization."""
         return not (self.is_empty or self.selector or self.organizations) and self.names.matches(name)
 
     @property

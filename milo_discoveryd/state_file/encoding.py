@@ -12,7 +12,7 @@ _MAGIC = b"milo-discoveryd state "
 
 
 class StoredCluster(msgspec.Struct, frozen=True, gc=False):
-    """The part of an engaged cluster that is kept over restarts."""
+    """The part of an engaged cluster that is kept across restarts."""
 
     uid: str
     """The object's UID; `target.uid` is the project's."""
@@ -28,11 +28,11 @@ class StoredObject(msgspec.Struct, frozen=True, gc=False):
     key: str
     uid: str
     clusters: tuple[str, ...]
-    """The clusters that it names."""
+    """Names of the clusters that the object claims."""
 
 
 class StateOrigin(msgspec.Struct, frozen=True):
-    """The source of the clusters. Under another source's names they would be other clusters."""
+    """The source of the stored clusters. The same name in another source is another cluster."""
 
     server: str
     mode: str
@@ -44,13 +44,13 @@ class StateOrigin(msgspec.Struct, frozen=True):
 class StoredFleet(msgspec.Struct, frozen=True):
     origin: StateOrigin
     current_at: float
-    """When the source was last followed, in Unix time: the file of a stale fleet is as old as the fleet."""
+    """When the source was last followed, in Unix time; for a stale fleet, when it became stale."""
     clusters: tuple[StoredCluster, ...]
     highest_version: str = ""
-    """The highest resource version seen, by which a restore of the API server from a backup is noticed."""
+    """The highest resource version seen, to detect that the API server was restored from a backup."""
     objects: tuple[StoredObject, ...] = ()
     positions: dict[str, int] = {}
-    """For each run of the daemon: the revision up to which its subscribers know nothing that is missing here."""
+    """For each run of the daemon: the revision up to which this file contains everything that subscribers received."""
 
 
 class StateFileError(ValueError):

@@ -1,4 +1,4 @@
-"""Keeps the fleet in a file that is replaced atomically, at a rate that the disk can take.
+"""Stores the fleet in a file that is replaced atomically, at a rate that the disk can sustain.
 
 A failure to write is logged and never ends the daemon.
 """
@@ -23,7 +23,7 @@ from milo_discoveryd.state_file.encoding import (
 FILE = "fleet.state"
 WRITE_INTERVAL_S = 5.0
 WRITE_TIME_FACTOR = 20
-"""Seconds to wait after each second that a write took."""
+"""The pause after a write, as a multiple of the write's duration."""
 
 WaitForChange = Callable[[], Awaitable[None]]
 """Waits until there is something new to save."""
@@ -55,7 +55,7 @@ class StateFile:
             return None
 
     def _read(self) -> bytes:
-        """Read the file if nobody else can have written it. Raises StateFileError."""
+        """Read the file. Raises StateFileError if another user can have written it."""
         if problem := directory_problem(self._path.parent):
             raise StateFileError(problem)
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -68,7 +68,7 @@ class StateFile:
             return file.read()
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: WaitForChange) -> None:
-        """Save what `fleet` returns after each change, and once more when cancelled.
+        """Save what `fleet` returns after each change, and once more when canceled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
@@ -120,7 +120,8 @@ def directory_problem(directory: Path) -> str | None:
 
 
 def _writers_problem(found: os.stat_result, what: str, *, allow_sticky: bool) -> str | None:
-    """Return whether another user owns it or may write to it: the daemon would connect where that user says."""
+    """Return a problem if another user owns the file or directory, or may write to it: that user could choose where the
+    daemon connects."""
     if found.st_uid not in (os.geteuid(), 0):
         return f"{what} belongs to user {found.st_uid}, not to the daemon's user {os.geteuid()}"
     if allow_sticky and found.st_mode & stat.S_ISVTX:

@@ -12,9 +12,9 @@ from milo_discoveryd.modes.mode import has_own_authorities
 
 
 def cluster_trust(settings: Settings, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
-    """Return a function of a cluster and the CA certificates that came with its credential.
+    """Return a function that selects a cluster's CA, given the CA certificates that came with its credential.
 
-    All clusters of the other modes share the CA of the project kubeconfig.
+    In modes without a CA per cluster, all clusters share the CA of the project kubeconfig.
     """
     if not has_own_authorities(settings.mode):
         return lambda _, __: ClusterTrust(

@@ -24,7 +24,7 @@ from milo_kube.reflect.reflector import ReflectorPolicy
 
 class ConfiguredSource:
     def __init__(self, name: str, settings: Settings, environ: Mapping[str, str]) -> None:
-        """`settings` are those of the source, `name` is empty if there are no others: see `Settings.by_source`."""
+        """`settings` are those of the source; `name` is empty if there is only one source: see `Settings.by_source`."""
         self.name = name
         self.settings = settings
         self._environ = environ
@@ -35,7 +35,7 @@ class ConfiguredSource:
         """The files of a source that has no API server."""
 
     async def follow(self, fleet: SourceFleet, credentials: Sources, epoch: str) -> None:
-        """Follow the source until cancelled. `epoch` identifies the run of the daemon."""
+        """Follow the source until canceled. `epoch` identifies the run of the daemon."""
         if isinstance(self.mode, FixedMode):
             assert isinstance(fleet, DirectFleet)
             targets = [keyed_target(each, self.name) for each in self.mode.targets()]

@@ -47,7 +47,7 @@ class Sources:
         *,
         run: str,
     ) -> None:
-        """`projects`: the API servers of each source's clusters. `files`: those of the sources that are in files.
+        """`projects`: the API servers of each source's clusters. `files`: the files of sources without an API server.
         `run`: see `run_identity`.
         """
         self._settings = settings
@@ -77,7 +77,7 @@ class Sources:
                 raise ConfigError(
                     [
                         f"sharding.fence_credentials: kubeconfigs of {each.name} cannot be revoked;"
-                        " use sources of type token-request that are bound, or switch it off"
+                        " use only sources of type token-request with bound: true, or disable it"
                     ]
                 )
         return found
@@ -179,7 +179,7 @@ class Sources:
         return next(self._projects[name] for name in (*of.cluster_sources, *self._projects) if name in self._projects)
 
     def _require_own_identity(self, of: sources.ProjectKubeconfig, project: Upstream) -> None:
-        """Refuse a source that would issue the daemon's own credential, and is not allowed to. Raises ConfigError."""
+        """Reject a source that would issue the daemon's own credential without permission. Raises ConfigError."""
         if of.share_discovery_identity or not of.hand_out:
             return
         for each in self._settings.by_source.values():
@@ -206,7 +206,8 @@ class Sources:
         return open_upstream(of.kubeconfig, self._served(of), self._environ, self._closing)
 
     def _served(self, of: sources.CredentialSource) -> Settings:
-        """Return the settings of the source of clusters that it serves: the first one, if they are several."""
+        """Return the settings of the source of clusters that a credential source serves: the first one, if there are
+        several."""
         settings = self._settings.by_source
         return next(settings[name] for name in (*of.cluster_sources, *settings) if name in settings)
 

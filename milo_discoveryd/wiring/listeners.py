@@ -23,7 +23,7 @@ def listeners(settings: Settings) -> list[listener.Listener]:
     found = fit_connections(wanted, process_hardening.descriptors())
     for each, asked in zip(found, wanted, strict=True):
         if each.connections < asked.connections:
-            # The default asks for more than a usual shell has; only a number that was configured deserves a warning.
+            # The default exceeds the usual limit of a shell, so only a configured number is worth a warning.
             note = log.info if asked.connections == DEFAULT_CONNECTIONS else log.warning
             note(
                 "connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)",

@@ -117,7 +117,8 @@ def _present(seen: Ready) -> Event:
 
 
 def place_of(mode: WatchedMode | ReducedMode | FileMode, source: str = "") -> PlaceOf:
-    """Return the mode's addresses of stored clusters. They raise ValueError for a cluster that is not of the source."""
+    """Return a function that returns a stored cluster's address. It raises ValueError for a cluster of another
+    source."""
 
     def place(stored: Target) -> tuple[str, ...]:
         if key_of(stored.local_name, source) != stored.name:
@@ -156,7 +157,7 @@ def keyed_target(target: Target, source: str) -> Target:
 
 
 def keys_of(mode: ReducedMode | FileMode) -> list[ObjectKeys]:
-    """Return the keys of the objects of each resource; files are as one."""
+    """Return the keys of the objects of each resource; files count as one resource."""
     if isinstance(mode, FileMode):
         return [NAMES]
     return [ObjectKeys(namespaced=each.resource.namespaced) for each in mode.watches]
@@ -173,7 +174,7 @@ def _of_clusters(mode: WatchedMode, label_selector: str, source: str) -> Followe
 
 
 def _of_objects(watch: Watch | ReferencedWatch, label_selector: str, source: str) -> FollowedCollection:
-    # The daemon's label selector is one of objects that stand for clusters.
+    # The daemon's label selector applies only to objects that stand for clusters.
     resource = _selecting(watch.resource, label_selector) if isinstance(watch, Watch) else watch.resource
     keys = ObjectKeys(namespaced=watch.resource.namespaced)
 
@@ -224,7 +225,7 @@ def _selecting(resource: Resource, label_selector: str) -> Resource:
 def _within(
     resource: Resource, observe: Callable[[Any], Observation], key: Callable[[KubeObject], str]
 ) -> Callable[[Any], Observation]:
-    """Check the label selector too: a GET by name also returns objects that do not match it."""
+    """Extend `observe` by a check of the label selector: a GET by name also returns objects that do not match it."""
     selector = parse_selector(resource.label_selector)
     if not selector:
         return observe

@@ -16,7 +16,7 @@ def open_upstream(
 ) -> tuple[Transport, str]:
     """Return a transport, which `closing` closes, and its origin for messages.
 
-    Without a kubeconfig, that of discovery is used.
+    Without a kubeconfig, the discovery kubeconfig is used.
     """
     upstream = load_discovery_upstream(
         kubeconfig or settings.discovery_kubeconfig,

@@ -1,4 +1,4 @@
-"""The connectivity prober, by the settings `connectivity`."""
+"""Builds and runs the connectivity prober that the settings `connectivity` describe."""
 
 import random
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ async def probe(
     issuer: Issuer,
     metrics: Metrics,
 ) -> None:
-    """Probe the clusters of the fleet until cancelled. `projects` has the upstream of each source."""
+    """Probe the clusters of the fleet until canceled. `projects` has the upstream of each source."""
     connectivity = settings.connectivity
     of_hosts = all(map(probes_hosts, settings.by_source.values()))
     async with AsyncExitStack() as stack:

@@ -33,7 +33,7 @@ _STABLE = re.compile(r".*-[0-9]{1,4}")
 
 
 def is_stable(member: str) -> bool:
-    """Return whether a process of the same name is expected to follow, so that nothing should move meanwhile."""
+    """Return whether a process with the same name is expected to follow, so that clusters should not move meanwhile."""
     return _STABLE.fullmatch(member) is not None
 
 
@@ -43,7 +43,9 @@ async def leave(group: ShardGroup) -> None:
         async with asyncio.timeout(LEAVE_S):
             await group.leave(keeps_term=is_stable(group.member.name))
     except TimeoutError:
-        log.warning("shard group not left in time; its members go on when this one's Lease expires")
+        log.warning(
+            "shard group not left in time; other members take over the clusters when this member's Lease expires"
+        )
 
 
 def shard_group(

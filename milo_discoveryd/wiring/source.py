@@ -32,7 +32,7 @@ class FleetStore(Protocol):
     def load(self) -> StoredFleet | None: ...
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
-        """Save what `fleet` returns each time that `changed` returns, until cancelled."""
+        """Save what `fleet` returns each time that `changed` returns, until canceled."""
 
 
 EARLIER_RUNS = 20
@@ -75,7 +75,7 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
 
     async def run(self, api: SourceApi, collections: Sequence[FollowedCollection], place_of: PlaceOf) -> None:
-        """Follow the source until cancelled. `collections` has an item for each of the fleet's feeds."""
+        """Follow the source until canceled. `collections` has an item for each of the fleet's feeds."""
         status, highest_version = self._storage.restore(place_of)
         clock = asyncio.get_running_loop().time
         drivers, reflectors = [], []
@@ -115,7 +115,7 @@ class FileDiscovery:
     async def run(
         self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], place_of: PlaceOf
     ) -> None:
-        """Follow the files until cancelled."""
+        """Follow the files until canceled."""
         status, _ = self._storage.restore(place_of)
         (feed,) = self._fleet.feeds
         driver = FileDriver(files, observe, pending_deletions=feed.pending_deletions, sink=feed, status=status)
@@ -189,9 +189,10 @@ def current_at(status: SourceStatus, now: float) -> float:
 
 
 def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:
-    """Return for each run of the daemon up to which revision its subscribers know nothing that a state file lacks."""
+    """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
+    received."""
     registry = fleet.registry
-    # Neither drains nor what declared clusters have beyond the common fields are stored, and both are sent.
+    # Subscribers also receive drains and the additional fields of declared clusters, which are not stored.
     if registry.releases or not all(type(cluster.target) is Target for cluster in registry.clusters()):
         return {}
     earlier = fleet.restored_positions

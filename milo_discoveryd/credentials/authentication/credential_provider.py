@@ -13,7 +13,7 @@ class CredentialProvider(Protocol):
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         """Return the credential to use now. Raises CredentialError if there is none.
 
-        `refused` was answered with 401: a provider that can obtain another credential does so, others return it again.
+        `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
         """
 
 
@@ -29,8 +29,8 @@ class StaticCredential(msgspec.Struct, frozen=True):
 class FileCredential(msgspec.Struct, frozen=True, kw_only=True):
     """A credential in files that another process renews: a kubelet's projected token, cert-manager's key pair.
 
-    Each file is read again when it changes. Its last good content is kept while it is missing or empty, as it may be
-    while it is being replaced. Parts that are not in files come from `fixed`.
+    Each file is read again when it changes. While a file is missing or empty, for example during its replacement, the
+    last good content is used. Parts that are not in files come from `fixed`.
     """
 
     fixed: Credential = msgspec.field(default_factory=Credential)

@@ -1,7 +1,7 @@
 """Credentials from exec credential plugins (client.authentication.k8s.io, v1 and v1beta1).
 
-A plugin may hang, prompt, print without end, leave child processes behind, or print a secret with an error. Each of
-these is bounded here.
+A plugin may hang, prompt, print without end, leave child processes behind, or print a secret with an error. This
+module limits all of these.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ _INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSL_CERT_(?:FILE|DIR)"
     r"|(?i:HTTPS?_PROXY|NO_PROXY)|KUBERNETES_\w+|(?:AWS|AZURE|GOOGLE|CLOUDSDK|DATUM)_\w+"
 )
-"""What plugins need of the environment: where programs, files, CAs and proxies are, and how cloud tools log in."""
+"""The environment variables that plugins receive: locations of programs, files, CAs and proxies, and logins of cloud
+tools."""
 
 _TOKEN_LIKE = re.compile(
     r"""(?ix)
@@ -82,7 +83,7 @@ class _CachedCredential(msgspec.Struct, frozen=True):
 
 
 class ExecPlugin:
-    """Runs the command when a credential is needed, and caches the result until shortly before its expiry."""
+    """An exec plugin, which runs when a credential is needed; the result is cached until shortly before its expiry."""
 
     def __init__(
         self, command: ExecCommand, *, timeout_s: float = TIMEOUT_S, clock: Callable[[], float] = time.time
@@ -93,7 +94,7 @@ class ExecPlugin:
         self._issued: _CachedCredential | None = None
         self._ran_at = float("-inf")
         self._failure: str | None = None
-        # Held while the plugin runs: concurrent callers wait and then find its result. A cancelled caller cancels only
+        # Held while the plugin runs: concurrent callers wait and then find its result. A canceled caller cancels only
         # its own run.
         self._single_flight = asyncio.Lock()
 

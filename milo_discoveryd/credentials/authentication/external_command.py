@@ -1,4 +1,4 @@
-"""Runs an external command, bounded in time and output, and kills everything it started.
+"""Runs an external command with limits on time and output, and kills all processes that it started.
 
 asyncio's own pipes are not used: waiting for a process would then wait for every holder of its pipes, including a child
 that became a daemon.
@@ -75,7 +75,7 @@ async def _spawn(
         )
     )
     try:
-        # Shielded: once the spawn has begun there will be a process, which a cancelled caller must still kill.
+        # Shielded: once the spawn has begun there will be a process, which a canceled caller must still kill.
         return await asyncio.shield(spawning)
     except asyncio.CancelledError:
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ async def _spawn(
 
 
 def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # usually, all of it has ended
+    with contextlib.suppress(ProcessLookupError):  # usually, the whole process group has ended
         os.killpg(pid, signal.SIGKILL)
 
 
@@ -117,7 +117,7 @@ async def _pipe(reader: "_Capture") -> AsyncIterator[_WriteEnd]:
 
 
 class _Capture(asyncio.Protocol):
-    """Reads everything, so that the writer never blocks, and keeps a part."""
+    """A reader that drains a pipe, so that the writer never blocks, and keeps a part of the data."""
 
     def __init__(self) -> None:
         self.kept = bytearray()

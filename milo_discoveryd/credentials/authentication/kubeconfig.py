@@ -43,8 +43,8 @@ Entry = TypeVar("Entry", bound=Named)
 def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
     """Load the kubeconfig, and reload its credential whenever the file changes. Raises ConfigError with all problems.
 
-    `plugins` are the commands that it may run as exec credential plugins, as written in the file; "*" allows any. With
-    `plain_loopback`, a server on loopback may be one without TLS although a credential is sent there.
+    `plugins` are the commands that the kubeconfig may run as exec credential plugins, as written there; "*" allows any.
+    With `plain_loopback`, credentials may be sent to a server on loopback without TLS.
     """
 
     def read() -> Upstream:
@@ -214,7 +214,7 @@ class _Reader(msgspec.Struct):
                 "user has a username and password, which API servers no longer accept: use a token or a certificate"
             )
         if user.impersonate:
-            self._wrong('user impersonates another user ("as"), which is not supported: give the daemon its own')
+            self._wrong('user impersonates another user ("as"), which is not supported: give the daemon its own user')
 
     def _exec(
         self, spec: ExecEntry, named: NamedCluster, authorities: FileContent | bytes | None
@@ -265,7 +265,7 @@ class _Reader(msgspec.Struct):
 
     def _resolve(self, file: str) -> Path:
         if "\0" in file:
-            self._wrong("names a file whose name contains a NUL")
+            self._wrong("names a file whose path contains a NUL character")
             self._give_up()
         if ".." in Path(file).parts:
             self._wrong(f"names {file}: relative paths must not leave the kubeconfig's folder; use an absolute path")

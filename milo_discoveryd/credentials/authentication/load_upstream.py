@@ -15,7 +15,7 @@ def load_discovery_upstream(
     *,
     plain_loopback: bool = False,
 ) -> Upstream:
-    """Load the kubeconfig, or without one the API server of the cluster that the daemon runs in."""
+    """Load the kubeconfig or, without one, the API server of the cluster that the daemon runs in."""
     if kubeconfig is None:
         return load_in_cluster(environ)
     return load_kubeconfig(kubeconfig, plugins, plain_loopback=plain_loopback)

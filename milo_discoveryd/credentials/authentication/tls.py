@@ -21,7 +21,8 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pem(self) -> str | None:
-        """The CAs as the ssl module takes them: ASCII only, while the comments of a bundle may be anything."""
+        """The CAs for the ssl module, which accepts only ASCII, while comments in a bundle may contain other
+        characters."""
         return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
 
     def context(self) -> ssl.SSLContext:

@@ -80,7 +80,7 @@ class DatumServiceAccountSource:
     async def mint(self, request: MintRequest) -> IssuedCredential:
         key = service_account_key.parse(self._key.read(), str(self._key.path))
         if key.is_local and self._authorities is None:
-            raise UnfitError(f"the token_uri of {self._key.path} is on this machine: set ca_file to its CA")
+            raise UnfitError(f"the token_uri of {self._key.path} is on this machine: set ca_file to the endpoint's CA")
         now = self._clock()
         answer = await self._ask(key, key.assertion(now))
         if answer.token_type.lower() != "bearer":
@@ -152,7 +152,7 @@ def _refused(key: ServiceAccountKey, response: Response, body: bytes) -> Backend
 
 
 def _reason(error: TransportError) -> str:
-    """Return what went wrong below HTTP, without anything that was received."""
+    """Return the reason of a transport error, without any received data."""
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         return "its certificate is not trusted; set ca_file to its CA"
     return str(error)

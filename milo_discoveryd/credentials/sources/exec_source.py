@@ -44,7 +44,7 @@ class ExecSource:
         except UnfitError:
             raise
         except CredentialError as error:
-            # What one cluster's endpoint makes of the plugin says nothing about the others.
+            # A plugin that fails for one cluster's endpoint may work for the others.
             raise BackendError(str(error), of_cluster=self.scope is Scope.CLUSTER) from None
 
     async def _minted(self, plugin: ExecPlugin) -> IssuedCredential:

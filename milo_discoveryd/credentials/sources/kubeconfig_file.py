@@ -34,7 +34,7 @@ class KubeconfigFileSource:
         self._longest_s = inf if allow_long_lived else LONGEST_S
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
-        """Call `renew` when files were replaced, with a function that tells for which clusters."""
+        """Call `renew` when files were replaced, with a function that returns whether a cluster is affected."""
         for source, files in self._files.items():
 
             def changed(keys: frozenset[str], source: str = source) -> None:
@@ -50,7 +50,7 @@ class KubeconfigFileSource:
         target = request.cluster.target
         files = self._files.get(target.source)
         if files is None or not isinstance(target, DeclaredTarget):
-            raise BackendError(f"the kubeconfig file of {target.name} has not been seen yet", of_cluster=True)
+            raise BackendError(f"the kubeconfig file of {target.name} has not been read yet; retry", of_cluster=True)
         try:
             stored = await asyncio.to_thread(files.kubeconfig, target.object_name)
             received = await asyncio.to_thread(received_kubeconfig.parse, stored.content, stored.origin, stored.context)
@@ -58,7 +58,7 @@ class KubeconfigFileSource:
                 raise BackendError(f"{stored.origin} names another server than {target.endpoint}", of_cluster=True)
             issued = validate(received.credential, time.time(), origin=stored.origin, longest_s=self._longest_s)
         except UnfitError as error:
-            raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
+            raise UnfitError(f"{error}; set allow_long_lived: true to issue it anyway") from None
         except (FilesError, CredentialError) as error:
             raise BackendError(str(error), of_cluster=True) from None
         return replace(issued, authorities=received.authorities)

@@ -19,7 +19,7 @@ from milo_kube.http.errors import TransportError
 
 _CREATED = 201
 SHORTEST_S = 600.0
-"""API servers issue no kubeconfigs with a shorter lifetime."""
+"""The shortest lifetime of a kubeconfig that API servers issue."""
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):
@@ -60,7 +60,9 @@ class KubeconfigRequestSource:
         assert request.cluster is not None
         target = request.cluster.target
         if not isinstance(target, DeclaredTarget):
-            raise BackendError(f"the object of {target.name} has not been seen yet", of_cluster=True)
+            raise BackendError(
+                f"the object of {target.name} has not been received from the API server yet; retry", of_cluster=True
+            )
         path = f"{self._resource.object_path(target.object_namespace, target.object_name)}/{self._subresource}"
         body = {**self._type, "spec": {"expirationSeconds": int(max(request.ttl_s, SHORTEST_S))}}
         try:

@@ -76,14 +76,14 @@ class KubeconfigSecretSource:
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
             return replace(issued, authorities=received.authorities)
         except LongLivedError as error:
-            raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
+            raise UnfitError(f"{error}; set allow_long_lived: true to issue it anyway") from None
         except UnfitError:
             raise
         except CredentialError as error:
             raise BackendError(str(error), of_cluster=True) from None
 
     def _object(self, target: Target) -> tuple[str, str]:
-        """Return namespace and name of a cluster's Secret."""
+        """Return the namespace and the name of a cluster's Secret."""
         known = {"name": target.local_name, "uid": target.uid}
         if isinstance(target, DeclaredTarget):
             secret_namespace, secret = target.secret
@@ -93,7 +93,7 @@ class KubeconfigSecretSource:
         if not _LABEL.fullmatch(namespace) or not _NAME.fullmatch(secret):
             raise BackendError(
                 f"{self._namespace_template}/{self._secret} gives no valid Secret for {target.name}"
-                f"{', whose object has not been seen yet' * ('{' in namespace + secret)}",
+                f"{', whose object has not been received yet; retry' * ('{' in namespace + secret)}",
                 of_cluster=True,
             )
         return namespace, secret

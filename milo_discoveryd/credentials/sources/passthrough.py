@@ -17,7 +17,7 @@ from milo_discoveryd.daemon_errors import UnfitError
 
 
 class PassthroughSource:
-    """One token for every cluster, as its provider returns it."""
+    """A source with one token for all clusters, which a credential provider returns."""
 
     scope = Scope.IDENTITY
     takes_ttl = False

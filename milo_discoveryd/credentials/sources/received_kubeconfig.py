@@ -23,7 +23,7 @@ class ReceivedKubeconfig(msgspec.Struct, frozen=True):
 
 
 def read(encoded: str, what: str) -> ReceivedKubeconfig:
-    """Return what the current context of a kubeconfig in base64 says. Raises BackendError."""
+    """Return the server, CA and credential of a base64 kubeconfig's current context. Raises BackendError."""
     try:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:
@@ -32,7 +32,8 @@ def read(encoded: str, what: str) -> ReceivedKubeconfig:
 
 
 def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
-    """Return what a context of a kubeconfig says, by default the current one. Raises BackendError."""
+    """Return the server, CA and credential of a kubeconfig's context, by default the current one. Raises
+    BackendError."""
     try:
         config = kubeconfig_schema.read(content, what)
     except ConfigError:
@@ -45,7 +46,7 @@ def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
     if user.exec or user.token_file or user.client_certificate or user.client_key or user.auth_provider:
         raise BackendError(f"{what} contains a kubeconfig that names a command or a file: only inline data is accepted")
     if user.impersonate:
-        # Without the impersonation, operators would have the rights of the user that impersonates.
+        # If the impersonation were ignored, operators would have the permissions of the impersonating user.
         raise BackendError(f"{what} contains a kubeconfig that impersonates another user, which is not supported")
     cluster = next((each.cluster for each in config.clusters or () if each.name == context.cluster), ClusterEntry())
     token = token_of(user.token, f"the token of {what}") if user.token else None

@@ -14,7 +14,8 @@ RETRY_AFTER_S = 5.0
 
 
 class RenewingCredential:
-    """Renews at half the lifetime and after a 401; uses the old credential to its expiry while renewal fails."""
+    """A credential that is renewed at half its lifetime and after a 401. While renewal fails, the old one is used until
+    it expires."""
 
     def __init__(self, source: MintingSource, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._source = source

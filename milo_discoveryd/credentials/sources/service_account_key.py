@@ -49,7 +49,7 @@ class ServiceAccountKey:
         return addresses.is_loopback(urlsplit(self.token_uri).hostname or "")
 
     def assertion(self, now: float) -> str:
-        """Return a JWT that proves the account to the token endpoint, for a minute."""
+        """Return a JWT, valid for a minute, that authenticates the account to the token endpoint."""
         parts = urlsplit(self.token_uri)
         header = {"alg": "RS256", "typ": "JWT", "kid": self.key_id}
         claims = {

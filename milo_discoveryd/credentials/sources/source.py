@@ -59,7 +59,7 @@ class RevokingSource(Protocol):
     """A source that can revoke what it minted."""
 
     async def revoke(self, cluster: Cluster) -> None:
-        """Revoke everything that was minted for the incarnation, and mint no more for it.
+        """Revoke all credentials of the cluster's incarnation, and mint no more for it.
 
         Raises CredentialError if that is not possible at present; the caller tries again.
         """
@@ -70,4 +70,4 @@ class NotifyingSource(Protocol):
     """A source that knows when a credential was replaced."""
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
-        """Call `renew` when credentials were replaced, with a function that tells for which clusters."""
+        """Call `renew` when credentials were replaced, with a function that returns whether a cluster is affected."""

@@ -30,7 +30,7 @@ MIN_TTL_S = 600
 ROTATE_AFTER_S = LONGEST_S
 """After this time, the next token is bound to a new Secret."""
 EXPIRED_AFTER_S = ROTATE_AFTER_S + LONGEST_S + 3600.0
-"""No token of a Secret that is older than this can be valid, whichever run created it."""
+"""The age after which no token bound to a Secret can be valid, whichever run created the Secret."""
 CLEAN_UP_EVERY_S = 6 * 3600.0
 PAGE = 250
 ENDED_KEPT = 10_000
@@ -185,7 +185,7 @@ class TokenRequestSource:
         what = f"issue a token for the service account {self._namespace}/{self._account}"
         if bound is not None and answer.status in (404, 409):
             raise _GoneError(
-                f"{self._origin} has no such Secret or service account any more to {what}", of_cluster=True
+                f"{self._origin} no longer has the Secret or the service account to {what}", of_cluster=True
             )
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
@@ -233,12 +233,12 @@ class TokenRequestSource:
         self._bound.pop(uid, None)
 
     async def _clean_up(self) -> None:
-        """Delete Secrets that earlier runs left behind, from time to time, once no token of theirs can be valid."""
+        """Periodically delete Secrets of earlier runs, once all tokens bound to them have expired."""
         now = self._clock()
         if now < self._clean_up_at:
             return
         self._clean_up_at = now + CLEAN_UP_EVERY_S
-        # A failure has no consequence: the same request is repeated for a later mint.
+        # Failures are ignored: a later mint repeats the request.
         with suppress(BackendError):
             found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
             await self._delete(each for each in found if now - each.creation_timestamp.timestamp() > EXPIRED_AFTER_S)

@@ -140,7 +140,7 @@ async def test_server_that_is_not_an_api_server_fails(tmp_path: Path) -> None:
             ],
         }
         output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "as a Kubernetes API server does" in output.text
+    assert "does not answer like a Kubernetes API server" in output.text
     assert output.status == 1
 
 

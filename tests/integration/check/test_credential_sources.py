@@ -37,7 +37,7 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
 
 async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbox: Sandbox, tmp_path: Path) -> None:
     *_, line = await lines(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
-    assert line.startswith("ok    kubeconfigs own: project-kubeconfig mints credentials")
+    assert line.startswith("ok    kubeconfigs own: minted a credential of type project-kubeconfig")
 
 
 async def test_sources_are_checked_by_a_mint_unless_it_leaves_state_behind(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ async def test_sources_are_checked_by_a_mint_unless_it_leaves_state_behind(sandb
     )
     assert "ok    discovery identity: authenticated as sandbox-admin" in found
     assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube"))] == [
-        "ok    kubeconfigs datum: datum",
-        "ok    kubeconfigs requested: t",
+        "ok    kubeconfigs datum: minte",
+        "ok    kubeconfigs requested: n",
         "fail  kubeconfigs file: " + str(tmp_path)[:6],
     ]
     assert sandbox.token_endpoint.answered

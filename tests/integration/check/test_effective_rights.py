@@ -69,7 +69,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
     assert lines["rule"] == "few (item 1 of 2), the first that matches"
     assert lines["sees"] == f"names {names[0]}, *none*"
     assert lines["kubeconfigs"] == "from any source, for at most 300 s, 60000 per minute"
-    assert lines["credentials"] == ("of own are valid for all clusters of its identity, visible or not")
+    assert lines["credentials"] == ("of own are valid for all clusters of their identity, visible or not")
     assert lines["streams"] == "2 concurrent"
     assert lines["clusters"] == f"1 of 12 ready clusters: {names[0]}"
     assert everything["kubeconfigs"] == "none"

@@ -37,7 +37,7 @@ async def test_token_review_that_rejects_an_invalid_token_is_ok(tmp_path: Path) 
 
         line, fix, *_ = await review_lines(tmp_path, kubeconfig, kubeconfig=str(tmp_path / "none"))
         assert line.startswith("fail  token reviews: ")
-        assert fix.strip() == "-> correct it, or name another one: token_review.kubeconfig"
+        assert fix.strip() == "-> correct the kubeconfig, or set another one in token_review.kubeconfig"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ MUTANTS = (
     Mutant(
         "a file of a missing folder counts as deleted",
         "credentials/kubeconfig_files.py",
-        "            self._files()  # not deleted if the whole folder is missing\n",
+        "            self._files()  # raises if the whole directory is missing: its objects do not count as deleted\n",
         "",
         READ_FILES,
     ),

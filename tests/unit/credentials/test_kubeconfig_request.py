@@ -111,6 +111,6 @@ async def test_kubeconfig_request_answer_without_a_credential_is_rejected() -> N
 
 async def test_kubeconfig_request_for_restored_cluster_fails_until_its_object_is_seen() -> None:
     api = ScriptedApi()
-    with pytest.raises(BackendError, match="has not been seen yet"):
+    with pytest.raises(BackendError, match="has not been received"):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))
     assert not api.asked

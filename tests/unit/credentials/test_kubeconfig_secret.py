@@ -152,7 +152,7 @@ async def test_kubeconfig_secret_is_the_one_that_the_object_names() -> None:
 
 async def test_kubeconfig_secret_of_restored_cluster_is_not_read_until_its_object_is_seen() -> None:
     source = a_source(api := ScriptedApi(), namespace_template="{namespace}")
-    with pytest.raises(BackendError, match="has not been seen yet"):
+    with pytest.raises(BackendError, match="has not been received"):
         await source.mint(WANTED)
     assert not api.asked
 

@@ -89,7 +89,7 @@ def test_deactivated_consumer_withdraws_its_project_with_drain(said: tuple[list[
 
 
 def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
-    assert reduced() == Withdrawn("shop", "", "", "the project uses none of the services any more", 60.0)
+    assert reduced() == Withdrawn("shop", "", "", "the project no longer uses any of the services", 60.0)
 
 
 def test_pending_consumer_does_not_engage() -> None:
