@@ -1,4 +1,4 @@
-"""Wakes the subscribers that wait for changes. With `fleet`, the only part of this package that uses the event loop."""
+"""Wakes subscribers that wait for changes. Only this module and `fleet` in this package use the event loop."""
 
 import asyncio
 from collections import deque
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 COST_PER_WAITER_S = 0.0001
-"""A generous estimate of what it takes to hand a message to one subscriber."""
+"""A generous estimate of the time that it takes to send a message to one subscriber."""
 LONGEST_DELAY_S = 0.05
 LOW_PRIORITY_DELAY_S = 0.5
-"""The delay of changes that are not urgent: at 20 probes a second, a subscriber gets ten clusters in one message."""
+"""The delay of changes that are not urgent. At 20 probes per second, one message contains ten clusters."""
 
 
 class Waiter:
-    """One subscriber's wake-up call."""
+    """The wake-up signal of one subscriber."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -27,9 +27,9 @@ class Waiter:
             self._sleep.set_result(None)
 
     async def wait(self, timeout_s: float) -> None:
-        """Wait until it is woken, or for at most `timeout_s`.
+        """Wait until `wake` is called, or for at most `timeout_s`.
 
-        It may return early with nothing new: an earlier timer is kept, because changes are far more frequent than
+        It may return early without a change: an earlier timer is kept, because changes are far more frequent than
         timeouts and setting a timer for each wait would cost more.
         """
         if not self._is_woken:
@@ -55,15 +55,15 @@ class Waiter:
 
 
 class ChangeNotifier:
-    """Wakes every waiter soon after a change, with a debounce.
+    """Debounced wake-ups of all waiters after a change.
 
-    The first change is announced at once. Further ones are delayed so that many changes a second cost each subscriber
-    a few messages only. The delay grows with the number of subscribers, up to `LONGEST_DELAY_S`.
+    The first change wakes them at once. Later ones are delayed, so that many changes per second become a few messages
+    to each subscriber. The delay grows with the number of subscribers, up to `LONGEST_DELAY_S`.
     """
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
-        """Woken in the order in which they came."""
+        """In the order in which they are woken, which is the order of registration."""
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._published: deque[tuple[int, float]] = deque(maxlen=1024)
@@ -82,12 +82,12 @@ class ChangeNotifier:
             waiter.close()
 
     def published(self, revision: int, read_at: float) -> None:
-        """Note that a commit reached `revision`, from bytes read at `read_at` on the event loop's clock."""
+        """Record that a commit reached `revision`, from bytes read at `read_at` on the event loop's clock."""
         self._published.append((revision, read_at))
         self.notify()
 
     def read_at(self, revision: int) -> float | None:
-        """Return when the bytes behind `revision` were read, or None if that was too long ago."""
+        """Return when the bytes that led to `revision` were read, or None if that is no longer known."""
         found = None
         for head, read_at in reversed(self._published):
             if head < revision:
@@ -101,7 +101,7 @@ class ChangeNotifier:
         self._wake_all()
 
     def notify(self, after_s: float = 0.0) -> None:
-        """Wake all waiters, not before `after_s` unless there is another reason to."""
+        """Wake all waiters after at least `after_s`, or with an earlier wake-up that is already due."""
         if not self._waiters:
             return
         loop = asyncio.get_running_loop()

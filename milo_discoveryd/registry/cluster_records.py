@@ -21,7 +21,7 @@ class ObjectState(enum.Enum):
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
     WITHDRAWN = "withdrawn"
-    """The source ended it by its own rules."""
+    """The source disengaged the cluster by rules of its own."""
     MALFORMED = "malformed"
     UNASSIGNED = "unassigned"
     """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
@@ -39,20 +39,20 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class ClusterRecord(LogEntry, kw_only=True, gc=False):
-    """Everything that is known of a name."""
+    """Everything that is known about the cluster of one name."""
 
     uid: str
     version: str
     state: ObjectState
     since: float
-    """When the state was entered."""
+    """The time at which `state` last changed."""
     message: str = ""
     present: ObjectFields | Target | None = None
-    """What scopes go by, where the object was last seen in a state in which it is not to be engaged."""
+    """The fields that authorization scopes match, if the object was last seen in a state that is not engaged."""
     former: Cluster | None = None
-    """The cluster as it was last engaged, if it no longer is."""
+    """The cluster as it was last engaged, if it is not engaged now."""
     past: tuple[Transition, ...] = ()
-    """Earlier transitions, oldest first. That to the present engagement is derived from the cluster."""
+    """Earlier transitions, oldest first. The transition to the current engagement is derived from `cluster`."""
 
     @property
     def engaged(self) -> bool:
@@ -65,7 +65,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
 
     @property
     def target(self) -> Target | None:
-        """The cluster of the object, where that is ready."""
+        """The cluster that the object describes, or last described while it was ready."""
         if isinstance(self.present, Target):
             return self.present
         return None if self.latest is None else self.latest.target
@@ -77,7 +77,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
         return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
     def end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
-        """Add the transition while `cluster` is still set, and return the event."""
+        """Record the end of `cluster` as a transition, and return its event. Call it before `cluster` is unset."""
         ended = Transition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
@@ -106,5 +106,5 @@ class ClusterRecords(Protocol):
     def needs_probe(self, name: str, incarnation: int) -> bool: ...
 
     def grace_until(self, name: str) -> float | None:
-        """Return until when a cluster whose object is not ready stays engaged in case it becomes ready again, in Unix
-        time; None if nothing keeps it."""
+        """Return the Unix time at which the grace period of a cluster whose object is not ready ends; None if it has
+        none. The cluster stays engaged until then, in case the object becomes ready again."""

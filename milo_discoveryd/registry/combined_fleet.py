@@ -1,4 +1,4 @@
-"""The fleets of several sources as one. A cluster's key begins with the name of its source."""
+"""Combination of the fleets of several sources. A cluster's key begins with the name of its source."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain

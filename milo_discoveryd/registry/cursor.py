@@ -14,7 +14,7 @@ class Batch(msgspec.Struct, frozen=True):
     reset: bool = False
     synced: bool = True
     is_whole: bool = True
-    """The subscriber now knows everything at `revision`. Otherwise it cannot resume from there."""
+    """The batch completes `revision`, so the subscriber can resume from it."""
 
     @property
     def is_sendable(self) -> bool:
@@ -30,11 +30,11 @@ class _InSnapshot(msgspec.Struct, frozen=True):
 class _Following(msgspec.Struct, frozen=True):
     revision: int
     ahead: ReadAhead = frozenset()
-    """The changes already sent; empty unless the cursor catches up in several steps."""
+    """Changes after `revision` that were already sent; empty unless the cursor catches up in several steps."""
 
 
 class Cursor:
-    """Starts with a snapshot unless the log can be read from the revision to resume from."""
+    """One reader's position. It starts with a snapshot unless the log can be read from the revision to resume from."""
 
     def __init__(self, log: ChangeLog, view: ClusterView, resume: int | None, *, overhead: int = 0) -> None:
         """`overhead` is the number of bytes that each cluster of a snapshot takes in addition to its frame."""
@@ -53,7 +53,7 @@ class Cursor:
 
     @property
     def revision(self) -> int:
-        """The revision that was read up to, or that of the snapshot being read."""
+        """The revision up to which the log was read, or that of the snapshot being read."""
         return self._state.snapshot.revision if isinstance(self._state, _InSnapshot) else self._state.revision
 
     @property
@@ -67,7 +67,10 @@ class Cursor:
         return unread
 
     def change_view(self, view: ClusterView) -> None:
-        """Show another view from here on. What that takes away and adds comes next."""
+        """Switch to another view.
+
+        The next batches disengage the clusters that left the view and engage those that entered it.
+        """
         before, self._view = self._view, view
         if isinstance(self._state, _InSnapshot):
             self._state = _InSnapshot(self._log.snapshot())

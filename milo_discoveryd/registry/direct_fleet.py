@@ -18,7 +18,7 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 
 class DirectFleet(IntakeSink, SourceFleet):
-    """A fleet in which each object stands for the cluster of its name: the sink of one driver."""
+    """A fleet in which each object stands for the cluster of its name. It receives the events of one driver."""
 
     def __init__(
         self,
@@ -59,7 +59,10 @@ class DirectFleet(IntakeSink, SourceFleet):
         return self.pending_deletions
 
     def stored_objects(self) -> Iterable[StoredObject]:
-        """Return what the state file keeps besides the clusters: nothing, since these are the objects."""
+        """Return the objects that the state file stores in addition to the clusters.
+
+        There are none, because here each object is a cluster.
+        """
         return ()
 
     @property
@@ -70,7 +73,7 @@ class DirectFleet(IntakeSink, SourceFleet):
     def restore(
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: SourceStatus
     ) -> None:
-        """Serve the clusters of an earlier run at once, under a status that says how old they are."""
+        """Serve the clusters of an earlier run at once, with a status that says how old they are."""
         self._publish(self._intake.restore(stored, at(status.since)), status.since)
         self.source(status)
         self._observer.synced(self.registry.engaged)
@@ -97,7 +100,7 @@ class DirectFleet(IntakeSink, SourceFleet):
         self._set_status(self._believed(status))
 
     def set_targets(self, targets: Iterable[Target], now: float) -> None:
-        """Engage the clusters of a mode that knows them from the start."""
+        """Engage the clusters of a mode that knows all of them from the start."""
         ready: list[SourceEvent[Observation]] = [Listed(Ready(target.uid, "", target)) for target in targets]
         for _ in self.take([ListStarted(), *ready, ListEnded()], now):
             pass

@@ -23,28 +23,28 @@ class Event(msgspec.Struct, frozen=True):
     reason: DisengageReason | None = None
     message: str = ""
     readiness: tuple[str, str] | None = None
-    """On the first engagement of an object: when it was created and became ready, as the object states them."""
+    """On the first engagement of an object: when it was created and when it became ready, as the object states."""
 
 
 SHARED_BYTES = 16 * 1024
-"""The smallest join worth sharing: a shorter one is copied faster than it is found."""
+"""The smallest joined batch that is shared: copying a smaller one is faster than the lookup."""
 
 Encode = Callable[[Event], bytes]
-"""Turns an event into a frame: bytes that form a batch when they are joined."""
+"""Encodes an event as a frame. Concatenated frames form a batch."""
 
 
 class Frames(tuple[bytes, ...]):
-    """Frames in order. Subscribers that are sent the same frames share one join of them."""
+    """Frames in order. Subscribers that are sent the same frames share one concatenation of them."""
 
     @cached_property
     def joined(self) -> bytes:
         return b"".join(self)
 
     _message = (b"", b"")
-    """The last long message, and what follows the join in it."""
+    """The last long message, and the bytes that follow the joined frames in it."""
 
     def followed_by(self, rest: bytes) -> bytes:
-        """Return the join and the rest of a message; shared by subscribers for which the rest is the same."""
+        """Return the joined frames followed by `rest`. Subscribers with the same `rest` share the result."""
         joined = self.joined
         if not rest or len(joined) < SHARED_BYTES:
             return joined + rest

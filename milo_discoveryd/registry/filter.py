@@ -30,7 +30,7 @@ class ClusterView(Protocol):
     def matches(self) -> Predicate[Cluster]: ...
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """Return whether the reader may learn the state of a cluster that does not match. None: nothing is known."""
+        """Return whether the reader may learn the state of a cluster that does not match. None: an unknown cluster."""
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):
@@ -40,7 +40,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     names: frozenset[str] = frozenset()
     organizations: frozenset[str] = frozenset()
     confirms_releases: bool = False
-    """Show draining clusters, which wait for the subscriber's release. To others they are disengaged."""
+    """Show draining clusters, which wait for this subscriber's release. Other subscribers see them as disengaged."""
     sources: frozenset[str] = frozenset()
 
     @cached_property

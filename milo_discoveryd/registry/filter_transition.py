@@ -1,6 +1,6 @@
-"""The change of a reader's view: what the new view takes away and adds, as of the revision the reader is at.
+"""The change of a reader's view: the clusters that leave and enter the view, as of the reader's revision.
 
-It goes through everything that the reader may know, in steps. Changes made meanwhile follow, as after a snapshot.
+It examines all clusters that the reader may know, in steps. Changes made meanwhile follow, as after a snapshot.
 """
 
 import msgspec
@@ -13,11 +13,11 @@ from milo_discoveryd.registry.log import RECORDS_PER_STEP, ChangeLog, LogIndex
 class FilterTransition(msgspec.Struct, frozen=True):
     index: LogIndex
     revision: int
-    """The revision that the reader has read up to."""
+    """The revision up to which the reader has read the log."""
     view: ClusterView
     """The new view."""
     earlier: tuple[tuple[int, ClusterView], ...]
-    """The reader's view before, up to each of these positions in the index. More than one if the view changes again
+    """The reader's former view, up to each of these positions in the index. More than one if the view changes again
     before the transition is done."""
     position: int = 0
     ahead: ReadAhead = frozenset()
@@ -31,7 +31,7 @@ class FilterTransition(msgspec.Struct, frozen=True):
         return len(self.index.entries) - self.position
 
     def restart(self, view: ClusterView) -> "FilterTransition":
-        """Return the transition to yet another view, from wherever this one is."""
+        """Return a transition to another view that continues from the current position of this one."""
         earlier = ((self.position, self.view), *(each for each in self.earlier if each[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 

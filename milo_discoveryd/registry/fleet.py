@@ -1,4 +1,4 @@
-"""The fleet as the daemon knows it: source events and probe results come in here, and readers look here.
+"""The fleet as the daemon knows it: it receives source events and probe results, and serves them to readers.
 
 It gives the pure parts of this package the wall-clock time and notifies subscribers of changes. The monotonic time
 comes from its callers: it is the time of their event loop.
@@ -28,10 +28,10 @@ from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 NOT_READY_HELD = "NotReadyHeld"
-"""The reason of a source in which much of the fleet is not ready."""
+"""The status reason of a source in which a large part of the fleet is not ready."""
 
 _PORTION = 250
-"""Clusters that are assigned in one step of the event loop."""
+"""The number of clusters that are assigned in one step of the event loop."""
 
 
 class PendingReports(Protocol):
@@ -43,14 +43,14 @@ class PendingReports(Protocol):
     def __len__(self) -> int: ...
 
     def explain(self, name: str) -> tuple[float, str] | None:
-        """Return since when a deletion is pending for the cluster, and what keeps it from being confirmed."""
+        """Return when the cluster was reported as deleted, and what keeps the deletion from being confirmed."""
 
 
 _SEVERITY = {SourceState.STREAMING: 0, SourceState.CATCHING_UP: 1, SourceState.STALE: 2}
 
 
 def worst(statuses: Sequence[SourceStatus]) -> SourceStatus:
-    """Return the status that stands for several: the worst one, with the oldest contact."""
+    """Return a status that summarizes several: the worst one, with the oldest contact."""
     found = max(statuses, key=lambda status: _SEVERITY[status.state])
     contacts = [status.last_contact for status in statuses if status.last_contact is not None]
     last_contact = min(contacts) if len(contacts) == len(statuses) else None
@@ -91,45 +91,45 @@ class Fleet(ABC):
 
     @abstractmethod
     def select(self, sources: frozenset[str]) -> "tuple[SourceFleet, ...]":
-        """Return the fleets of these sources; all if there are none."""
+        """Return the fleets of these sources, or all fleets if `sources` is empty."""
 
     @abstractmethod
     def source_of(self, cluster: str) -> "SourceFleet | None":
-        """Return the fleet that the key of a cluster belongs to."""
+        """Return the fleet of a cluster's source, which the cluster's key names."""
 
     @abstractmethod
     def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
-        """Call `call` for each change of that type, before any subscriber can see the change."""
+        """Register `call` for each change of that type. It runs before any subscriber can see the change."""
 
     @abstractmethod
     def connectivity_changed(self, change: ConnectivityChange) -> None: ...
 
     @abstractmethod
     def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
-        """Disengage clusters after their release: see `Registry.drain`."""
+        """Drain clusters, and then disengage them: see `Registry.drain`."""
 
     @abstractmethod
     def releases_of(self, cluster: str) -> PendingReleases:
-        """Return what a cluster waits for if it drains."""
+        """Return the pending releases that include those of a cluster."""
 
     @abstractmethod
     def subscribe(self, subscription: Subscription) -> None:
-        """Have drains wait for the subscriber of a new stream."""
+        """Add the subscriber of a new stream to those that drains wait for."""
 
     @abstractmethod
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Note the end of a stream, whose subscriber may return."""
+        """Record the end of a stream. Drains still wait for its subscriber, which may reconnect."""
 
     @abstractmethod
     def change_view(self, subscription: Subscription, view: ClusterView) -> None: ...
 
     @abstractmethod
     def end_subscription(self, key: SubscriberKey) -> bool:
-        """Wait no longer for a subscriber. Return False if it was not known."""
+        """Stop waiting for a subscriber's releases. Return False if the subscriber is unknown."""
 
     @abstractmethod
     def release(self, key: SubscriberKey, name: str) -> None:
-        """Note a subscriber's release of a draining cluster."""
+        """Record a subscriber's release of a draining cluster."""
 
 
 class SourceFleet(Fleet):
@@ -148,7 +148,7 @@ class SourceFleet(Fleet):
         kind: str = "",
         notifier: ChangeNotifier | None = None,
     ) -> None:
-        """`name` and `notifier` (of the fleets that share the log) are given if there are several sources."""
+        """`name` and `notifier` are given if there are several sources. Fleets that share a log share a notifier."""
         self.name = name
         self.kind = kind
         self.registry = Registry(log, not_ready, self._refused, drain_timeout_s=drain_timeout_s)
@@ -156,22 +156,22 @@ class SourceFleet(Fleet):
         self._status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._observer = observer
         self._followed = self.status
-        """The status of the source, whether or not clusters that are not ready are held."""
+        """The status of the source itself; `status` also reports clusters that are held although they are not ready."""
         self._shown_held: HeldNotReady | None = None
         self._lost_at: float | None = None
-        """When the source was last heard of, while it is lost."""
+        """The time of the last contact with the source, while the connection is lost."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
         self.restored_positions: Mapping[str, int] = {}
-        """For each earlier run of the daemon: the revision up to which its subscribers know nothing that the restored
-        fleet lacks."""
+        """For each earlier run of the daemon, a revision of that run. The restored fleet contains everything that a
+        subscriber at or below this revision knows."""
         self._is_assigned = True
-        """Whether it is known which clusters are this daemon's to engage."""
+        """Whether it is known which clusters this daemon must engage."""
 
     @property
     @abstractmethod
     def is_restored(self) -> bool:
-        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
+        """True while part of the fleet is from the state file. It may lack clusters that were engaged since then."""
 
     @property
     def status(self) -> SourceStatus:
@@ -209,11 +209,11 @@ class SourceFleet(Fleet):
 
     @property
     def due_at(self) -> float | None:
-        """When `tick` will have something to do, if nothing else happens."""
+        """When `tick` must be called, if nothing else happens."""
         return self.registry.due_at if self._lost_at is None else None
 
     def tick(self, now: float) -> None:
-        """Disengage the clusters whose grace is over. While the source is lost, no grace ends."""
+        """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""
         if self._lost_at is not None:
             return
         self._publish(self.registry.end_overdue(at(now)), now)
@@ -221,19 +221,19 @@ class SourceFleet(Fleet):
             self._set_status(self._followed)
 
     def problem_of(self, cluster: str) -> str:
-        """Return why objects of a cluster cannot be used, where they are not the cluster itself."""
+        """Return why objects that describe a cluster cannot be used; empty if each object is itself a cluster."""
         del cluster
         return ""
 
     def await_assignment(self, message: str) -> None:
-        """Engage nothing, and do not be synced, until `assign` says what is this daemon's."""
+        """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
         self._is_assigned = False
         self.registry.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Engage what is this daemon's, and drain what is not, in portions; see `Registry.reassign`.
+        """Engage the clusters that this daemon owns, and drain the others, in portions; see `Registry.reassign`.
 
-        `elsewhere` returns why a cluster is not this daemon's. Until a first decision, the fleet is not synced.
+        `elsewhere` returns why this daemon does not own a cluster. The fleet is not synced before the first decision.
         """
         self.registry.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.registry.items()])
@@ -256,7 +256,7 @@ class SourceFleet(Fleet):
         self._publish([event for events in found for event in events], now.steady)
 
     def keeps_lost(self) -> bool:
-        """Return whether clusters that are not this daemon's are still draining."""
+        """Return whether clusters that this daemon no longer owns are still draining."""
         return any(self.registry.assigned_elsewhere(name) is not None for name in self.registry.releases)
 
     def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
@@ -268,7 +268,7 @@ class SourceFleet(Fleet):
         return self.registry.releases
 
     def expect_subscribers(self) -> None:
-        """Have drains wait for the subscribers of the earlier run, whose clusters are restored."""
+        """Make drains wait for the subscribers of the earlier run, whose clusters are restored."""
         self.registry.releases.expect_return(_steady())
 
     def subscribe(self, subscription: Subscription) -> None:
@@ -302,7 +302,7 @@ class SourceFleet(Fleet):
         self._publish(events, now.steady)
 
     def _set_drain_timer(self) -> None:
-        """Set the timer of the next drain. Drains end on time even while the source is lost, unlike graces."""
+        """Set the timer of the next drain. Unlike grace periods, drains end on time even while the source is lost."""
         due_at, timer = self.registry.releases.due_at, self._drain_timer
         if timer is not None and timer.when() != due_at:
             timer.cancel()

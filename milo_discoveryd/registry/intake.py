@@ -1,4 +1,4 @@
-"""Turns the reflector's events into commits: compares lists, and has deletions confirmed."""
+"""Turns the reflector's events into commits: compares lists, and requests the confirmation of deletions."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -36,16 +36,17 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.versions import is_older
 
 PORTION = 250
-"""How many source events are applied before the event loop runs others: a few milliseconds' worth."""
+"""Source events that are applied in one step of the event loop, which takes a few milliseconds."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = "the read returned an older version than the watch or a list"
 
 
 class Intake:
-    """Applies the first list as it comes, because nothing is published before it is complete.
+    """The step between a driver and a registry: it applies lists and watch events.
 
-    A later list is staged until it is complete, and then only its changes are applied; so is the first one if the
-    registry shares its log with others. Without a guard, everything that a list lacks is confirmed at once.
+    The first list is applied while it is read, because nothing is published before it is complete. A later list is
+    staged until it is complete, and then only its changes are applied; so is the first one if the registry shares its
+    log with others. Without a guard, the deletion of everything that a list lacks is confirmed at once.
     """
 
     def __init__(
@@ -63,18 +64,18 @@ class Intake:
         self._pending_deletions = pending_deletions
         self._guard = guard
         self._released: set[str] = set()
-        """Clusters whose removal two lists agree on, and which are being confirmed."""
+        """Clusters that two lists lack, and whose deletion is being confirmed."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
         self._is_foreign = False
-        """The last list was another server's, so its watch is ignored too."""
+        """The last list came from another server, so the watch that follows it is ignored too."""
         self._listed: dict[str, str] = {}
-        """Names, and the UIDs under them."""
+        """The UIDs of the listed objects, by name."""
         self._staged: dict[str, Observation] = {}
         self._listed_version = ""
         """The version of the last complete list that was applied."""
         self.synced = False
         self.is_restored = False
-        """The state is an earlier run's: this run has not yet seen a complete list that it believes."""
+        """The state is that of an earlier run: this run has not yet accepted a complete list."""
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Event]]:
         """Apply source events in portions, so that thousands of them do not block the event loop."""
@@ -92,7 +93,7 @@ class Intake:
 
     @property
     def _applies_early(self) -> bool:
-        """True while a list is applied as it comes."""
+        """True if a list is applied while it is read."""
         return not (self.synced or self._shares_log)
 
     @property
@@ -105,14 +106,14 @@ class Intake:
 
     @property
     def ignores_lists(self) -> bool:
-        """True while lists are older than what was seen: of a lagging replica, or of a server that was restored."""
+        """True while lists are older than what was seen: the server lags behind, or was restored from a backup."""
         return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
-        """A few objects that should exist, by name and UID. A server that has none of them is another server.
+        """Names and UIDs of a few objects that should exist. A server that has none of them is another server.
 
-        There are several because the deletion of a single one may have been missed.
+        There are several, because the deletion of a single one may have been missed.
         """
         if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
             map(self._should_exist, self._reference_objects)
@@ -149,7 +150,7 @@ class Intake:
 
     def _hold(self, seen: Observation, held: HeldRemovals, now: float) -> None:
         record = self._registry[seen.name]
-        assert record is not None, "its deletion is pending"
+        assert record is not None, "no record of an object with a pending deletion"
         self._registry.set_version(seen.name, seen.version)
         self._pending_deletions.hold(seen.name, record.uid, now, held.message)
 
@@ -163,7 +164,7 @@ class Intake:
                 case DeletionReported() if self._is_foreign:
                     pass
                 case DeletionReported(name, uid, namespace):
-                    # Which object has the name depends on what came before it.
+                    # The UID that has the name depends on the changes before this event, so commit them first.
                     yield self._registry.commit(changed, now)
                     changed = []
                     self._deletion_reported(self._keys.key(namespace, name), uid, now)
@@ -180,7 +181,7 @@ class Intake:
             yield self._registry.commit(changed, now, consistent=is_early, listed=is_early)
 
     def _accepts(self, seen: Observation) -> bool:
-        """Return whether what the watch shows is to be committed. It ends the doubt about a deletion of the object."""
+        """Return whether to commit a watch event. If it is news, drop the pending deletion of the object."""
         if self._is_foreign:
             return False
         if not self._pending_deletions.is_idle:
@@ -215,7 +216,7 @@ class Intake:
                 self._listed, self._staged = {}, {}
                 return
         regressed = list(self._regressed(versions_went_back=versions_went_back))
-        # Objects whose older state is held already show no further restore.
+        # Objects that are already held in their older state are no evidence of another restore.
         versions_went_back = versions_went_back or not all(self._is_held_by_restore(seen.name) for seen in regressed)
         for seen in regressed:
             del self._staged[seen.name], self._listed[seen.name]
@@ -226,7 +227,7 @@ class Intake:
             for name, uid in missing
             if self._registry.is_engaged(name) and not self._is_held_by_restore(name)
         ]
-        # Stored clusters may be long out of date: a subscriber that knows the successor must not see them again.
+        # Stored clusters may be outdated: a subscriber that knows the replacement must not see the old object again.
         replaced = [] if self.is_restored else list(self._replaced())
         decision: GuardDecision = ConfirmEach()
         if self._guard is not None:
@@ -282,9 +283,9 @@ class Intake:
                     self._pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
 
     def _regressed(self, *, versions_went_back: bool) -> Iterator[Observation]:
-        """Yield what a list shows of engaged clusters in an older state than the known one, where it differs.
+        """Yield the listed objects of engaged clusters that are older than the known ones, and differ from them.
 
-        A server that was restored from a backup shows the state that they had at the time of the backup.
+        A server that was restored from a backup lists the state at the time of the backup.
         """
         if self._guard is None or not self.synced or self._guard.is_accepting:
             return
@@ -298,24 +299,24 @@ class Intake:
                 yield seen
 
     def _is_held_back(self, seen: Observation) -> bool:
-        """Return whether it is the older state in which a restored server has a cluster: see `_regressed`."""
+        """Return whether this is the older state that a restored server has of a cluster: see `_regressed`."""
         if not self._pending_deletions.is_held(seen.name):
             return False
         record = self._registry[seen.name]
         return record is not None and record.version != "" and seen.version == record.version
 
     def _is_held_by_restore(self, name: str) -> bool:
-        """Return whether it stays engaged, whatever lists lack, until an administrator decides."""
+        """Return whether a cluster that lists lack stays engaged until an administrator decides."""
         if self._guard is None or not self._guard.holds_restored or self._guard.is_accepting:
             return False
         return self._pending_deletions.is_held(name)
 
     def accept(self, now: float) -> bool:
-        """Accept what the next list shows, although clusters are held. Return whether any are."""
+        """Accept the next list, which ends the hold of clusters. Return whether any are held."""
         return self._guard is not None and self.held is not None and self._guard.accept(now)
 
     def _proves(self, listed: tuple[str, str]) -> bool:
-        """Return whether a listed object is a known one: then the list is not another server's."""
+        """Return whether a listed object is known, which proves that the list is not from another server."""
         return self._registry.is_engaged(listed[0]) or self._registry.is_present(*listed)
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
@@ -332,7 +333,7 @@ class Intake:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold the removals that only lists vouch for: one cluster that they lack exists."""
+        """Hold the removals again for which lists are the only evidence: one cluster that they lack exists."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:
@@ -350,5 +351,5 @@ class Intake:
         if self._keys.can_be_read(name):
             self._pending_deletions.add(name, uid, now.steady)
         else:
-            # It cannot be read, and with such a name it was never engaged: no subscriber knows it.
+            # An object with an invalid name cannot be read, and was never engaged: no subscriber knows it.
             self._registry.commit((ConfirmedDeletion(name, uid),), now)

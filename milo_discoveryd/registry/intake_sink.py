@@ -1,4 +1,4 @@
-"""The common part of all receivers of a driver's source events: intake, confirmation and status."""
+"""The common part of all receivers of source events from a driver: intake, confirmation and status."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +26,11 @@ from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Reli
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 REMOVALS_HELD = "RemovalsHeld"
-"""The reason of a source that is followed but not believed in everything."""
+"""The status reason of a source that is followed, but whose lists are not fully accepted."""
 
 
 class Observer(Protocol):
-    """Receives the events for metrics and the log."""
+    """The receiver of events for metrics and the log."""
 
     def changed(self, event: Event, *, is_live: bool) -> None:
         """Record a change. `is_live` is False for the changes of the first complete list."""
@@ -50,12 +50,12 @@ class Observer(Protocol):
     def liveness_checked(self, result: str) -> None: ...
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        """Record that a drain ended: by release, or by its deadline where some subscribers have not released the
-        cluster.
+        """Record that a drain ended: when the cluster was released, or at its deadline if some subscribers have not
+        released it.
         """
 
     def confirmed(self, result: str) -> None:
-        """Record the result of a confirmation read of an apparently deleted object: a word for a metric."""
+        """Record the result of a confirmation read of an apparently deleted object, as a metric label."""
 
     def confirmations_refused(self, problem: str) -> None:
         """Record that the API server began to refuse confirmation reads, so all of them wait."""
@@ -68,7 +68,7 @@ _RESULTS = {NotFound: "not_found", Found: "found", Inconclusive: "inconclusive"}
 
 
 class IntakeSink:
-    """An intake with its registry of objects."""
+    """An intake, and the registry that contains its objects."""
 
     pending_deletions: PendingDeletions
 
@@ -94,7 +94,7 @@ class IntakeSink:
 
     @property
     def is_restored(self) -> bool:
-        """True while the state is that of the state file. It may lack what was created since."""
+        """True while the state is from the state file. It may lack objects that were created since then."""
         return self._intake.is_restored
 
     @property
@@ -107,14 +107,14 @@ class IntakeSink:
 
     @property
     def relist_at(self) -> float | None:
-        """When a second list is needed, to compare with one that was not believed."""
+        """When to list again, to compare the result with a list that was not accepted."""
         return None if self._intake.held is None else self._intake.held.verify_at
 
     def liveness_checked(self, result: str) -> None:
         self._observer.liveness_checked(result)
 
     def accept(self, now: float) -> bool:
-        """Accept what the source's next list shows, although removals are held. Return whether any are."""
+        """Accept the source's next list, which ends the hold of removals. Return whether any are held."""
         return self._intake.accept(now)
 
     def _resolved(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> list[Event]:
@@ -130,7 +130,7 @@ class IntakeSink:
         return events
 
     def _believed(self, status: SourceStatus) -> SourceStatus:
-        """Return the status of a source that is followed but not believed in everything."""
+        """Return the status, adjusted if the source is followed but its lists are not fully accepted."""
         if (held := self._intake.held) is not None and status.state is SourceState.STREAMING:
             return SourceStatus(SourceState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
         return status

@@ -1,9 +1,9 @@
 """The change log: the last change of each cluster in revision order, compacted by cluster.
 
-Read from the revision of a snapshot, it gives the live stream. A reader that fell behind gets the same changes, merged
-per cluster; a reader that resumes from an old revision is a reader that fell behind. Earlier states of a cluster
-(engaged and then removed, or under other labels) are kept for a while, so that such a reader learns what ended. A
-revision older than the oldest kept state cannot be served: see `reads_from`.
+A reader that starts at the revision of a snapshot receives the live stream. A reader that fell behind, or that resumes
+from an old revision, receives the same changes merged per cluster. Past states of a cluster (engaged and then removed,
+or with other labels) are kept for a while, so that such a reader learns what ended. A revision older than the oldest
+kept state cannot be served: see `reads_from`.
 
 `read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return the same and share it
 between readers; `since` uses `log_fast_path` where it applies.
@@ -29,16 +29,16 @@ BATCH_BYTES = 256 * 1024
 STALE_SLOTS = 1024
 """How many slots may become stale before a part of the log is compacted."""
 _COMPACTED_PER_STALE_SLOT = 4
-"""How many slots a compaction examines for each stale one. It keeps the log below about twice its needed size."""
+"""How many slots a compaction examines for each stale one. This keeps the log below about twice the minimum size."""
 RECORDS_PER_STEP = 1000
 """How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""
 _SLICES_KEPT = 256
 """Slices kept for other readers at the same revision with the same view. All are dropped at the next change."""
 _SNAPSHOT_PARTS_KEPT = 32
-"""Parts kept of each snapshot: as many as readers that started together drift apart."""
+"""Parts kept of each snapshot, for readers that started together and read at different speeds."""
 _FRAMES_EVICTED_PER_STEP = 4096
 FRAME_EVICTION_INTERVAL_S = 60.0
-"""Frames live for one to two intervals after the last reader started with a snapshot."""
+"""Frames are evicted one to two intervals after the last read of a snapshot."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -127,7 +127,7 @@ class ChangeLog:
         return self._start(entry, make)
 
     def clear(self) -> None:
-        """Forget everything; no revision given out before can be read from."""
+        """Drop all entries and past states; earlier revisions can no longer be read."""
         self._revisions.clear()
         self._entries.clear()
         self._stale_slots = self._compacted_to = 0
@@ -146,7 +146,7 @@ class ChangeLog:
     def evict_frames(self) -> Iterator[None]:
         """Evict all frames unless a snapshot was read since the last call. Yields between portions.
 
-        Frames are about a third of all memory; the next reader that starts with a snapshot has them encoded again.
+        Frames are about a third of all memory; they are encoded again for the next reader that starts with a snapshot.
         """
         if self._snapshot_was_read:
             self._snapshot_was_read = False
@@ -170,7 +170,7 @@ class ChangeLog:
     def snapshot(self) -> Snapshot:
         """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
 
-        A slightly older one is as good, because the changes since then follow it.
+        A slightly older snapshot is sufficient, because the changes since then follow it.
         """
         current = self._snapshot() if self._snapshot is not None else None
         if (
@@ -184,7 +184,7 @@ class ChangeLog:
         return current
 
     def index(self, revision: int) -> LogIndex:
-        """Return everything that a reader at `revision` may know of. Shared in the same way as snapshots."""
+        """Return all entries that a reader at `revision` may know. Shared in the same way as snapshots."""
         current = self._index() if self._index is not None else None
         if current is None or current.revision < revision:
             entries = [
@@ -225,9 +225,9 @@ class ChangeLog:
         return SnapshotPart(Frames(frames), position)
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> LogSlice:
-        """Return what changed after `revision`, per cluster, as much as fits into a batch.
+        """Return the changes after `revision`, merged per cluster, up to the size of a batch.
 
-        A reader that continues passes the `ahead` of its last slice and is not sent those states again.
+        A reader that continues passes the `ahead` of its last slice, and does not receive those states again.
         """
         sent: dict[int, tuple[LogEntry, list[bytes]]] = {}
         reached = self.head
@@ -245,7 +245,7 @@ class ChangeLog:
                 break
         if reached < self.head:
             # The slice ends before the head, and some of these entries changed again beyond its end. A reader that
-            # continues from `reached` is assumed to know each of them exactly as it was there, so that is sent.
+            # continues from `reached` is assumed to know the state of each as of `reached`, so send that state.
             for entry in [entry for entry, _ in sent.values() if entry.revision > reached]:
                 sent[id(entry)] = (entry, [*self.changes(entry, revision, reached, view)])
             ahead |= {
@@ -274,7 +274,7 @@ class ChangeLog:
             yield self.frame(entry, now, EventType.UPDATED)
 
     def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> bytes:
-        """Return the event for a cluster that the entry has or had; encoded once for the one that it has."""
+        """Return the encoded event for a cluster that the entry has or had. That of the current cluster is cached."""
         if entry.cluster is not cluster:
             return self._encode(Event(kind, cluster))
         if entry.frame_type is not kind:
@@ -283,7 +283,7 @@ class ChangeLog:
         return entry.frame
 
     def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[bytes]:
-        """Return the draining clusters that a reader at `revision` was already sent as draining."""
+        """Return the frames of the draining clusters that a reader at `revision` already knows as draining."""
         for entry in entries:
             cluster, known = entry.cluster, entry.known_at(revision)
             if (
@@ -327,7 +327,7 @@ class ChangeLog:
         return cluster
 
     def _append(self, entry: LogEntry, cluster: Cluster | None) -> None:
-        # The entry's old slot is stale now, and the new one of a disengaged cluster will be when its past is forgotten.
+        # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
         self._stale_slots += (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision = cluster, self.head
         entry.frame_type, entry.frame = None, b""
@@ -360,7 +360,7 @@ class ChangeLog:
 
     def _forget_oldest(self) -> None:
         until, _, entry = self._past_states.popleft()
-        # Past states are forgotten in the order in which they were kept, so this is the entry's first.
+        # Past states are dropped in the order in which they were added, so this is the entry's first.
         entry.history = entry.history[1:]
         self._oldest_readable = max(self._oldest_readable, until)
 
@@ -370,7 +370,7 @@ def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
 
 
 def _changes_view(before: Cluster, now: Cluster) -> bool:
-    """Return whether anything differs that a filter's result can depend on."""
+    """Return whether any field differs that can affect the result of a filter."""
     was, is_ = before.target, now.target
     return was.labels != is_.labels or was.organization != is_.organization or before.draining != now.draining
 
@@ -378,7 +378,7 @@ def _changes_view(before: Cluster, now: Cluster) -> bool:
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
     """Return how `before` ended for a reader: as `past` says, or by leaving the reader's view.
 
-    `now` is the cluster that has the name since. The event contains nothing that the reader may not see.
+    `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
     """
     if past is not None and view.shows(past.cluster):
         ended = past.cluster if view.confirms_releases else without_draining(past.cluster)

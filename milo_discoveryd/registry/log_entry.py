@@ -13,7 +13,7 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
     since: int
     until: int
     reason: DisengageReason | None
-    """Why it was disengaged at `until`; None if only its labels or its organization changed."""
+    """Why the cluster was disengaged at `until`; None if only its labels or its organization changed."""
     message: str
 
 
@@ -25,12 +25,12 @@ class LogEntry(msgspec.Struct, gc=False):
     revision: int = 0
     """The revision of the last change."""
     same_view_since: int = 0
-    """The revision since which every filter gives the same result for the cluster."""
+    """The last revision that could change the result of a filter for the cluster."""
     history: tuple[PastState, ...] = ()
     frame_type: EventType | None = None
     frame: bytes = b""
-    """The serialized event for the cluster as it is now, of the type that was last asked for. Live readers all need
-    UPDATED and snapshots all need ENGAGED, so one slot is enough."""
+    """The encoded event for the current cluster, of the type that was last requested. All live readers need UPDATED
+    and all snapshots need ENGAGED, so caching one type is enough."""
 
     def known_at(self, revision: int) -> Cluster | None:
         """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
@@ -42,9 +42,9 @@ class LogEntry(msgspec.Struct, gc=False):
         return None
 
     def needs_slot(self, revision: int) -> bool:
-        """Return whether a reader whose batch ends soon after `revision` must find the entry in that slot.
+        """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
 
-        A change of the view has to be reported even if the entry changed again beyond the end of that batch.
+        A change that a filter can see must be sent even if the entry changed again beyond the end of that batch.
         """
         if not self.history:  # the common case; this runs for thousands of slots in a row
             return self.cluster is not None and revision in (self.revision, self.same_view_since)

@@ -1,7 +1,7 @@
 """A faster `ChangeLog.read` for the common case: each entry after the revision changed once.
 
-It gives the same frames (a property test compares the two). For a view of everything, which most readers have, it does
-not evaluate filters.
+It returns the same frames (a property test compares the two). For a view of all clusters, which most readers have, it
+does not evaluate filters.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ class FastPath:
         return (self._read_updates(revision) if view.is_everything else None) or self._read(revision, view)
 
     def _read_updates(self, revision: int) -> LogSlice | None:
-        """Read for a view of everything. Return None unless each entry was only updated."""
+        """Read for a view of all clusters. Return None unless each entry was only updated."""
         frames: list[bytes] = []
         reached, size, limit, updated = revision, 0, self._log.batch_bytes, EventType.UPDATED
-        # Not by `_slots_after`: a generator would take as long as the rest.
+        # `_slots_after` is not used here: a generator would take as long as the rest of the loop.
         while size < limit and (positions := self._log.slots_after(reached)[: self._stretch]):
             for entry, reached in self._log.slots(positions):
                 cluster = entry.cluster

@@ -1,10 +1,10 @@
-"""Decides when clusters that are no longer ready are disengaged: after the grace, and not while much of the fleet is
-not ready.
+"""Decides when clusters that are no longer ready are disengaged: after the grace period, and not while a large part of
+the fleet is not ready.
 
 A faulty controller can make thousands of objects not ready within a second, and operators would stop work on all of
-them. So the first few clusters are disengaged at once, and more wait for a moment. If they turn out to be more than the
-mass-removal limit, all that wait stay engaged for `verify_after_s`; those that are not ready by then are disengaged at
-a limited rate.
+them. So the first few clusters are disengaged at once, and the others wait for `SETTLE_S`. If there are more than the
+mass-removal limit allows, all that wait stay engaged for `verify_after_s`; those that are still not ready by then are
+disengaged at a limited rate.
 """
 
 import math
@@ -15,11 +15,11 @@ import msgspec
 from milo_discoveryd.registry.removal_guard import RemovalLimits
 
 SETTLE_S = 1.0
-"""How long clusters beyond the first few wait until it is known how many there are."""
+"""How long clusters beyond the first few wait before they are compared with the mass-removal limit."""
 
 
 class HeldNotReady(msgspec.Struct, frozen=True):
-    """A large part of the fleet is not ready, and stays engaged for now."""
+    """A hold: a large part of the fleet is not ready, and stays engaged for now."""
 
     since: float
     until: float
@@ -30,7 +30,7 @@ class Overdue(msgspec.Struct, frozen=True):
     disengaged: list[str]
     """Clusters to disengage now."""
     postponed: list[str]
-    """Clusters that stay engaged for longer than was known before."""
+    """Clusters that stay engaged for longer than was announced before."""
 
 
 class NotReadyClusters:
@@ -40,15 +40,15 @@ class NotReadyClusters:
         self._grace_s = grace_s
         self._limits = limits
         self._graces: dict[str, float] = {}
-        """When each grace ends, soonest first: the grace is the same for all."""
+        """The end of each grace period, earliest first; all grace periods have the same length."""
         self._waiting: dict[str, None] = {}
-        """Clusters whose grace is over, and which wait for `_decide_at` or, if they are held, for the end of that."""
+        """Clusters whose grace period is over, and that wait for a decision or the end of a hold, at `_decide_at`."""
         self._decide_at = math.inf
         self._releases: dict[str, float] = {}
-        """When to disengage clusters that were held, soonest first."""
+        """When to disengage each cluster that was held, earliest first."""
         self._disengaged: dict[str, float] = {}
-        """The times at which clusters that are still not ready were disengaged, oldest first; kept for as long as a
-        hold takes.
+        """When each cluster that is still not ready was disengaged, oldest first. Entries are kept for the duration of
+        a hold.
         """
         self.held: HeldNotReady | None = None
 
@@ -58,19 +58,19 @@ class NotReadyClusters:
 
     @property
     def due_at(self) -> float | None:
-        """When `overdue` will have something to decide."""
+        """When `overdue` must be called next."""
         first = (next(iter(ends.values()), math.inf) for ends in (self._graces, self._releases))
         due = min(*first, self._decide_at)
         return None if due == math.inf else due
 
     def until(self, name: str) -> float | None:
-        """Return when the cluster will be disengaged, as far as that is known."""
+        """Return when the cluster will be disengaged, or be considered for it; None if it does not wait."""
         if name in self._waiting:
             return self._decide_at
         return self._graces.get(name, self._releases.get(name))
 
     def began(self, name: str, engaged: int, now: float) -> bool:
-        """Note that an engaged cluster, one of `engaged`, is not ready. Return whether to disengage it at once."""
+        """Record that one of `engaged` clusters is not ready. Return whether to disengage it at once."""
         if self.until(name) is not None:
             return False
         if self._grace_s:
@@ -79,7 +79,7 @@ class NotReadyClusters:
         return self._is_let_go(name, now)
 
     def overdue(self, engaged: int, now: float) -> Overdue:
-        """Return what is to be done now, out of `engaged` clusters."""
+        """Return the clusters to disengage or postpone now. `engaged` is the number of engaged clusters."""
         ended = [*_due(self._graces, now)]
         found = [name for name in ended if self._is_let_go(name, now)]
         postponed = [name for name in ended if name in self._waiting]
@@ -90,7 +90,7 @@ class NotReadyClusters:
         return Overdue(found, [name for name in postponed if self.until(name) is not None])
 
     def _is_let_go(self, name: str, now: float) -> bool:
-        """Return whether the cluster is one of the first few. If not, it waits."""
+        """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""
         if self._limits is not None:
             self._forget_disengaged(now)
             if len(self._disengaged) >= self._limits.count or self._waiting:
@@ -105,8 +105,8 @@ class NotReadyClusters:
             self._decide_at = now + SETTLE_S
 
     def _decided(self, engaged: int, now: float) -> Iterable[str]:
-        """Return the waiting clusters to disengage now. The others are held, or released at a rate."""
-        assert self._limits is not None, "without a guard none waits"
+        """Return the waiting clusters to disengage now. The others are held, or disengaged later at a limited rate."""
+        assert self._limits is not None, "clusters wait only if there is a guard"
         waiting = [*self._waiting]
         self._forget_disengaged(now)
         share = len(waiting) + len(self._disengaged), engaged + len(self._disengaged)
@@ -116,7 +116,7 @@ class NotReadyClusters:
                 now,
                 self._decide_at,
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
-                "the last of them stay engaged for as long, in case they become ready again",
+                "those not yet disengaged stay engaged for as long, in case they become ready again",
             )
             return ()
         was_held, self.held = self.held, None
@@ -135,7 +135,7 @@ class NotReadyClusters:
             pass
 
     def ended(self, name: str) -> None:
-        """Note that the cluster is not engaged any more."""
+        """Record that the cluster is no longer engaged."""
         self._graces.pop(name, None)
         self._releases.pop(name, None)
         if name in self._waiting:
@@ -144,12 +144,12 @@ class NotReadyClusters:
                 self.held, self._decide_at = None, math.inf
 
     def forget(self, name: str) -> None:
-        """Note that the object is ready again, or exists no more."""
+        """Forget the cluster: its object is ready again, or no longer exists."""
         self.ended(name)
         self._disengaged.pop(name, None)
 
     def extend(self, lost_at: float, now: float) -> list[str]:
-        """Do not count the time since `lost_at` for what began before. Return the clusters that this postpones."""
+        """Exclude the time since `lost_at` from running grace periods. Return the clusters that this postpones."""
         lost_s = now - lost_at
         postponed = [name for name, until in self._graces.items() if until - self._grace_s <= lost_at]
         self._graces = _sorted(self._graces | {name: self._graces[name] + lost_s for name in postponed})
@@ -167,7 +167,7 @@ class NotReadyClusters:
 
 
 def _due(times: dict[str, float], now: float) -> Iterator[str]:
-    """Remove and yield the names whose time has come, from a dict in the order of its times."""
+    """Remove and yield the names that are due, from a dict that is sorted by time."""
     while times and next(iter(times.values())) <= now:
         name = next(iter(times))
         del times[name]

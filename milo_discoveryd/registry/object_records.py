@@ -1,4 +1,4 @@
-"""The objects that the source reported, by the names of their clusters."""
+"""The objects that the source reported, by cluster name."""
 
 from collections.abc import Container, Iterable, Iterator
 
@@ -10,9 +10,9 @@ from milo_kube.reflect.versions import is_older
 
 # Tuples: faster than a set, because members of an Enum are slow to hash.
 _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
-"""States of objects that no list within the selector has."""
+"""States of objects that a list within the selector does not contain."""
 _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
-"""States of which a limited number of records is kept."""
+"""States in which only a limited number of records is kept."""
 OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 ABSENT_RECORDS_KEPT = 10_000
 STATES = {
@@ -24,16 +24,16 @@ STATES = {
 
 
 class ObjectRecords:
-    """What is known of each object, and how an observation compares with it."""
+    """The known state of each object, and comparisons of observations with it."""
 
     def __init__(self) -> None:
         self._records: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
-        """Names of absent objects, oldest first. The latest are kept for explanations."""
+        """Names of absent objects, oldest first. The latest are kept to explain why a cluster is not engaged."""
         self._counts = dict.fromkeys(ObjectState, 0)
 
     def clear(self) -> None:
-        """Forget everything. Only allowed before anything was published."""
+        """Drop all records. Only allowed before anything was published."""
         self._records.clear()
         self._absent.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
@@ -54,12 +54,12 @@ class ObjectRecords:
         return iter(self._records.values())
 
     def present(self) -> Iterator[tuple[str, str]]:
-        """Yield the names and UIDs that a complete list within the selector should hold."""
+        """Yield the names and UIDs that a complete list within the selector should contain."""
         return ((name, record.uid) for name, record in self._records.items() if record.state not in _ABSENT)
 
     def missing_from(self, listed: Container[str]) -> list[tuple[str, str]]:
-        """Return the names and UIDs that a complete list within the selector should hold, and does not."""
-        # The membership first: nearly all are listed.
+        """Return the names and UIDs that a complete list within the selector should contain, but does not."""
+        # Test the membership first: nearly all objects are listed.
         return [
             (name, record.uid)
             for name, record in self._records.items()
@@ -76,13 +76,13 @@ class ObjectRecords:
             return True
         if (record.uid, record.version) != (listed.uid, listed.version):
             return True
-        # After a restore from a backup, a version may be used again for something else.
+        # After a restore from a backup, the server may use a version again for another state.
         if isinstance(listed, Ready):
             return record.state not in OBJECT_READY or record.target != listed.target
         return record.state is not STATES[type(listed)]
 
     def is_news(self, seen: Observation) -> bool:
-        """Return whether an observation neither repeats what is known nor is older."""
+        """Return whether an observation is newer than the known state, and not a repetition of it."""
         return self.would_change(seen) and not self._is_outdated(seen)
 
     def is_older_than_known(self, seen: Observation) -> bool:
@@ -90,7 +90,7 @@ class ObjectRecords:
         return record is not None and is_older(seen.version, record.version)
 
     def set_version(self, name: str, version: str) -> None:
-        """Note that the source now has the object at that version, without applying what it shows."""
+        """Record that the source now has the object at that version, without applying its state."""
         self._records[name].version = version
 
     def is_engaged(self, name: str) -> bool:
@@ -98,16 +98,16 @@ class ObjectRecords:
         return record is not None and record.engaged
 
     def _was_engaged(self, seen: Ready) -> bool:
-        """Return whether the object, not only its name, is or was engaged."""
+        """Return whether this object, and not another one of the same name, is or was engaged."""
         record = self._records.get(seen.name)
         return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
 
     def _replaced_by(self, seen: Observation) -> str:
-        """Return the message for another object under the same name, or "" if it is, or may be, the known one."""
+        """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
         record = self._records.get(seen.name)
         if record is None or seen.uid in ("", record.uid):
             return ""
-        return f"the name now belongs to another object: UID {seen.uid}, before {record.uid or 'unknown'}"
+        return f"the name now belongs to another object: UID {seen.uid}, previously {record.uid or 'unknown'}"
 
     def _is_outdated(self, seen: Observation) -> bool:
         record = self._records.get(seen.name)
@@ -146,7 +146,7 @@ class ObjectRecords:
                 self._drop(next(iter(self._absent)))
 
     def _keep(self, name: str) -> None:
-        """Do not count a record as an absent one: the oldest of those are dropped."""
+        """Keep a record: only absent ones are dropped, oldest first."""
         self._absent.pop(name, None)
 
     def _drop(self, name: str) -> None:

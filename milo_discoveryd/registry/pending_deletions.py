@@ -1,13 +1,13 @@
 """Deletions that await confirmation by a read of the object.
 
-On the wire, an object that was deleted and one that left the selector look alike, and a real API server has been seen
-to report live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
+On the wire, an object that was deleted and one that left the selector look alike, and a real API server was observed
+reporting live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
 confirmed: only "not found", or another UID under the name, is evidence.
 
-A read that finds the object refutes the report, but a cache that lags behind the watch does so too. So a refuted report
-is checked again, at growing intervals, until the watch or a list shows the object. A server that was restored from a
-backup would answer such a check as well, and may lack the object for that reason alone. So these checks wait until the
-server has shown that it is the one from before.
+A read that finds the object refutes the report, but so does a cache that lags behind the watch. So a refuted report is
+checked again, at growing intervals, until the watch or a list shows the object. A server that was restored from a
+backup may lack the object for that reason alone. So these checks wait until the server has proved that it was not
+replaced.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from milo_kube.reflect.backoff import Backoff
 
 
 class ConfirmationRequest(msgspec.Struct, frozen=True):
-    """A consistent read of one object, to be made now."""
+    """A request for a consistent read of one object, to send now."""
 
     name: str
     ticket: int
@@ -40,7 +40,7 @@ class NotFound(msgspec.Struct, frozen=True):
 class Inconclusive(msgspec.Struct, frozen=True):
     problem: str
     is_refusal: bool = False
-    """The server refused the read. It would refuse the others too, so all of them wait."""
+    """The server refused the read. It would refuse other reads too, so all of them wait."""
     retry_after_s: float | None = None
 
 
@@ -48,7 +48,7 @@ ConfirmationResult = Found | NotFound | Inconclusive
 
 
 class ConfirmedDeletion(msgspec.Struct, frozen=True):
-    """The object of this UID does not exist any more."""
+    """Evidence that the object of this UID no longer exists."""
 
     name: str
     uid: str
@@ -70,10 +70,10 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 class PendingDeletions:
-    """Each is confirmed until there is a result, with at most `concurrency` reads in flight.
+    """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
-    Reads that failed before use half of them at most, so that objects whose reads hang do not delay the others. After
-    a refusal all reads wait, and then a single one is made until the server answers again.
+    Retries use at most half of the concurrency, so that objects whose reads hang do not delay the others. After a
+    refusal all reads wait, and then one read at a time is sent until the server answers again.
     """
 
     def __init__(self, jitter: Callable[[], float], concurrency: int = 20, backoff: Backoff | None = None) -> None:
@@ -82,16 +82,16 @@ class PendingDeletions:
         self._backoff = backoff or Backoff()
         self._pending: dict[str, _PendingDeletion] = {}
         self._due: list[tuple[float, int, str]] = []
-        """A heap of when to confirm which ticket. Tickets that were settled meanwhile are skipped."""
+        """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped."""
         self._retries_due: list[tuple[float, int, str]] = []
-        """The same for those whose reads failed before."""
+        """The same for deletions whose reads failed before."""
         self._rechecks_due: list[tuple[float, int, str]] = []
-        """The same for those that were refuted."""
+        """The same for deletions that were refuted."""
         self.defers_rechecks = False
-        """No deletion that was refuted is checked again for now."""
+        """True while refuted deletions must not be checked again."""
         self._refuted: dict[str, _PendingDeletion] = {}
         self._in_flight: dict[int, bool] = {}
-        """Tickets, and whether each is a retry."""
+        """The tickets of reads in flight, and whether each is a retry."""
         self._refusals = 0
         """The number of consecutive refusals."""
         self._refusal = ""
@@ -103,7 +103,7 @@ class PendingDeletions:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no deletion is pending, nor checked again after it was refuted."""
+        """True if no deletion is pending, and no refuted one is to be checked again."""
         return not (self._pending or self._refuted)
 
     @property
@@ -113,7 +113,7 @@ class PendingDeletions:
         return sum(pending.is_held for pending in self._pending.values())
 
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
-        """Have a deletion confirmed, now or at `confirm_at`."""
+        """Schedule the confirmation of a deletion, now or at `confirm_at`."""
         known = self._pending.get(name)
         if known is not None and known.uid == uid and not known.is_held:
             return
@@ -139,7 +139,7 @@ class PendingDeletions:
         self._refuted.pop(name, None)
 
     def discard_all(self, names: Set[str]) -> None:
-        """Drop the pending deletions among `names`, which are usually far more."""
+        """Drop the pending deletions that are in `names`, which is usually the larger set."""
         for name in (self._pending.keys() | self._refuted.keys()) & names:
             self.discard(name)
 
@@ -148,7 +148,7 @@ class PendingDeletions:
         return pending is not None and pending.is_held
 
     def is_doubted(self, name: str) -> bool:
-        """Return whether a deletion is pending, or was refuted by reads alone."""
+        """Return whether a deletion of the object is pending, or was refuted only by reads."""
         return name in self._pending or name in self._refuted
 
     @property
@@ -157,12 +157,12 @@ class PendingDeletions:
         return self._refusal if self._refusals and self._pending else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
-        """Return since when the deletion is pending, and what keeps it from being confirmed."""
+        """Return when the deletion was reported, and what keeps it from being confirmed."""
         pending = self._pending.get(name)
         return None if pending is None else (pending.since, pending.problem)
 
     def take_due(self, now: float) -> list[ConfirmationRequest]:
-        """Return the requests to make now. Each must be given a result."""
+        """Return the requests to send now. The result of each must be passed to `resolve`."""
         due: list[ConfirmationRequest] = []
         for queue, is_retry in self._queues():
             while queue and queue[0][0] <= now and self._has_slot(now, is_retry=is_retry):
@@ -175,7 +175,7 @@ class PendingDeletions:
         return due
 
     def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
-        """Yield each queue of which requests may be made, and whether these are retries."""
+        """Yield each queue whose requests may be sent, and whether they are retries."""
         yield self._due, False
         yield self._retries_due, True
         if not self.defers_rechecks:
@@ -192,7 +192,7 @@ class PendingDeletions:
 
     @property
     def next_at(self) -> float | None:
-        """When there will be a request to make, if nothing else happens."""
+        """When `take_due` will return a request, if nothing else happens."""
         due = [
             max(queue[0][0], self._paused_until)
             for queue, is_retry in self._queues()
@@ -210,7 +210,7 @@ class PendingDeletions:
         if pending is None or pending.ticket != request.ticket:
             return None  # settled meanwhile by the watch or a list
         if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
-            # Neither deleted nor known to be unchanged: it may be outside the selector, where no watch reports it.
+            # The object exists, but may now be outside the selector, where the watch does not report it.
             result = Inconclusive("the object can't be decoded")
         if isinstance(result, Inconclusive):
             pending.problem = result.problem
@@ -227,7 +227,7 @@ class PendingDeletions:
 
     def _try_again(self, name: str, pending: _PendingDeletion, backoff: Backoff, now: float) -> None:
         pending.failures += 1
-        # The time that the request took counts towards the wait.
+        # Subtract the time that the request took.
         wait = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
         confirm_at = now + max(wait, backoff.delay(1, self._jitter))
         queue = self._rechecks_due if name in self._refuted else self._retries_due
@@ -237,7 +237,7 @@ class PendingDeletions:
         if not isinstance(result, Inconclusive):
             self._refusals, self._paused_until = 0, -math.inf
         elif result.is_refusal:
-            if now >= self._paused_until:  # not one of several that were in flight together
+            if now >= self._paused_until:  # count refusals of concurrent reads once
                 self._refusals += 1
             delay = self._backoff.delay(self._refusals, self._jitter)
             if result.retry_after_s is not None:

@@ -1,10 +1,10 @@
 """Decides when a draining cluster is disengaged: when every subscriber that it waits for has released it, or at its
 deadline.
 
-A cluster waits for each subscriber that confirms releases and whose view contains it. That includes one whose stream
-was cut: its work goes on, and it will return. It is remembered for `REMEMBERED_S`, unless it ends its subscription.
-A subscriber that arrives during the drain is waited for as well, because it is sent the cluster. After a restart, the
-subscribers of the earlier run are not known: for as long, a drain waits for the first one to arrive.
+A cluster waits for each subscriber that confirms releases and whose view contains it. A subscriber whose stream was
+interrupted goes on working and will reconnect, so it is remembered for `REMEMBERED_S`, unless it ends its
+subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. After
+a restart, the subscribers of the earlier run are unknown, so a drain waits for `REMEMBERED_S` for the first to connect.
 """
 
 import heapq
@@ -17,18 +17,18 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.filter import ClusterView
 
 REMEMBERED_S = 60.0
-"""How long a subscriber without a stream is expected to return: twice the longest backoff of a client."""
+"""How long a subscriber without a stream is expected to reconnect: twice the longest backoff of a client."""
 REMEMBERED_EACH = 100
-"""Subscribers without a stream that are remembered of one caller. The oldest are dropped first."""
+"""Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
-"""The size of their filters. Filters in memory take about twenty times their size in a request."""
+"""Maximum total size of their filters. In memory, a filter takes about twenty times its size in a request."""
 
 
 class SubscriberKey(msgspec.Struct, frozen=True):
     """A subscriber, on any of its streams."""
 
     caller: str
-    """The key of the authenticated caller: no caller can release for another."""
+    """The key of the authenticated caller, so that a caller cannot release for another."""
     name: str
     """The name that the subscriber chose."""
 
@@ -42,7 +42,7 @@ class Subscription(msgspec.Struct, eq=False):
 
     key: SubscriberKey
     label: str
-    """The caller in words."""
+    """A description of the caller for logs and messages."""
     view: ClusterView
     filter_bytes: int = 0
 
@@ -54,13 +54,13 @@ class AwaitedRelease(msgspec.Struct, frozen=True):
     label: str
     connected: bool
     since: float | None
-    """Since when it is connected or disconnected, on the steady clock. None if it is no longer remembered."""
+    """When it connected or disconnected, on the steady clock; None if it is no longer remembered."""
 
 
 class _Subscriber(msgspec.Struct):
     streams: list[Subscription]
     last: Subscription
-    """The last one that was opened or closed."""
+    """The stream that was last opened or closed."""
     since: float
     is_leaving: bool = False
     """It ended its subscription, and its last stream is still open."""
@@ -73,9 +73,9 @@ class _Drain(msgspec.Struct):
     cluster: Cluster
     until: float
     latest: float
-    """Its deadline once a subscriber is known to see the cluster."""
+    """The deadline once a subscriber is known to see the cluster."""
     expected: frozenset[SubscriberKey]
-    """One object is shared by drains that begin at about the same time."""
+    """The awaited subscribers. Drains that begin at about the same time share one object."""
     released: set[SubscriberKey]
 
     @property
@@ -87,10 +87,10 @@ class PendingReleases:
     def __init__(self) -> None:
         self._drains: dict[str, _Drain] = {}
         self._deadlines: list[tuple[float, str]] = []
-        """A heap. Entries whose drain has ended are stale, and skipped."""
+        """A heap of deadlines. Entries whose drain has ended are stale and skipped."""
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
-        """Subscribers without a stream by caller, the oldest first, with the size of their filters."""
+        """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
         self._last_expected: frozenset[SubscriberKey] = frozenset()
         self._return_until = -math.inf
 
@@ -107,11 +107,11 @@ class PendingReleases:
     # --- subscribers ---
 
     def expect_return(self, now: float) -> None:
-        """Note that the daemon has restarted, and that its subscribers are on their way."""
+        """Record that the daemon has restarted, so that its former subscribers are expected to reconnect."""
         self._return_until = now + REMEMBERED_S
 
     def open(self, subscription: Subscription, now: float) -> None:
-        """Note a new stream. From here on drains wait for its subscriber."""
+        """Add a stream. Drains wait for its subscriber from now on."""
         key = subscription.key
         self._recall(key)
         known = self._subscribers.get(key)
@@ -129,7 +129,7 @@ class PendingReleases:
                     heapq.heappush(self._deadlines, (drain.until, name))
 
     def close(self, subscription: Subscription, now: float) -> None:
-        """Note the end of a stream. Drains go on waiting for its subscriber, unless that ended its subscription."""
+        """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""
         key = subscription.key
         known = self._subscribers[key]
         known.streams.remove(subscription)
@@ -144,7 +144,7 @@ class PendingReleases:
                 self._forget(next(iter(gone)))
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
-        """Follow a change of the caller's rights. Return the names of drains that waited for this subscriber alone."""
+        """Apply a change of the caller's rights. Return the names of drains that waited only for this subscriber."""
         subscription.view = view
         known = self._subscribers[subscription.key]
         lost = [drain.cluster.target.name for drain in self._drains.values() if not known.sees(drain.cluster)]
@@ -158,7 +158,7 @@ class PendingReleases:
         return known is not None and bool(known.streams)
 
     def end_subscription(self, key: SubscriberKey) -> list[str]:
-        """Wait no longer for a subscriber. Return the names of drains that waited for no other."""
+        """End a subscription. Return the names of drains that waited only for this subscriber."""
         known = self._subscribers.get(key)
         if known is not None and known.streams:
             known.is_leaving = True
@@ -169,9 +169,9 @@ class PendingReleases:
     # --- drains ---
 
     def begin(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
-        """Begin a drain that ends at `until` at the latest. Without a subscriber to wait for, return False.
+        """Begin a drain that ends at `until` at the latest. Return False if there is no subscriber to wait for.
 
-        `awaits_return`: whether it waits for those of the earlier run, if a restart was shortly before.
+        `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
         """
         self._forget_gone(now)
         expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
@@ -186,9 +186,9 @@ class PendingReleases:
         return True
 
     def update(self, cluster: Cluster) -> bool:
-        """Follow a change of a cluster. Return whether it was draining and has left the view of all that it waited for.
+        """Apply a change of a cluster. Return whether it drains and has left the views of all awaited subscribers.
 
-        It is disengaged for those at once, as for any subscriber whose filter it leaves.
+        It is disengaged for them at once, as for any subscriber whose filter it leaves.
         """
         name = cluster.target.name
         drain = self._drains.get(name)
@@ -202,11 +202,11 @@ class PendingReleases:
         return bool(lost) and drain.is_released
 
     def end(self, name: str) -> None:
-        """Forget a drain, if there is one."""
+        """Remove a drain, if there is one."""
         self._drains.pop(name, None)
 
     def release(self, key: SubscriberKey, name: str) -> bool:
-        """Note a release. Return whether the drain waits for no other subscriber."""
+        """Record a release. Return whether the drain waits for no other subscriber."""
         drain = self._drains[name]
         if key in drain.expected:
             drain.released.add(key)
@@ -217,7 +217,7 @@ class PendingReleases:
         return drain is not None and key in drain.expected and key not in drain.released
 
     def awaited(self, name: str) -> list[AwaitedRelease]:
-        """Return the subscribers that a draining cluster still waits for, in the order of their names."""
+        """Return the subscribers that a draining cluster still waits for, sorted by name."""
         drain = self._drains.get(name)
         if drain is None:
             return []
@@ -243,14 +243,14 @@ class PendingReleases:
         return [name for name, drain in self._drains.items() if drain.until <= now]
 
     def clear(self) -> None:
-        """Forget all drains. Subscribers stay known."""
+        """Remove all drains. Subscribers are kept."""
         self._drains.clear()
         self._deadlines.clear()
 
     # --- storage ---
 
     def _drop(self, key: SubscriberKey, names: Iterable[str]) -> list[str]:
-        """Wait no longer for a subscriber. Return the names of drains that wait for no other."""
+        """Stop waiting for a subscriber. Return the names of drains that waited only for this subscriber."""
         ended = []
         for name in names:
             drain = self._drains[name]
@@ -279,7 +279,7 @@ class PendingReleases:
         del self._subscribers[key]
 
     def _recall(self, key: SubscriberKey) -> None:
-        """Count a subscriber no longer among those that are disconnected."""
+        """Remove a subscriber from those that are disconnected."""
         gone = self._gone.get(key.caller)
         if gone is not None and gone.pop(key, None) is not None and not gone:
             del self._gone[key.caller]

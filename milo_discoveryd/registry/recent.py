@@ -7,7 +7,7 @@ Value = TypeVar("Value")
 
 
 class Recent(dict[Key, Value]):
-    """Readers that ask for the same thing do so at about the same time, so first in, first out is enough."""
+    """A first-in, first-out cache. Readers request the same item at about the same time, so no LRU is needed."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A fleet whose clusters are not objects of one resource: each resource has a feed, and a reduction joins them."""
+"""A fleet whose clusters do not each stand for one object: each resource has a feed, and a reduction combines them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -24,7 +24,7 @@ _NO_RETENTION = Retention(0, 0.0)
 
 
 class ObjectFeed(IntakeSink):
-    """The objects of one resource: the sink of one driver."""
+    """The objects of one resource. It receives the events of one driver."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ObjectFeed(IntakeSink):
         guard: RemovalGuard | None,
         keys: ObjectKeys,
     ) -> None:
-        # The log of objects has no readers: the clusters' log has.
+        # Subscribers read the log of clusters, not this log of objects, so it keeps no history.
         objects = Registry(ChangeLog(lambda _: b"", _NO_RETENTION), refused=observer.malformed)
         super().__init__(objects, pending_deletions, observer, guard=guard, keys=keys, shares_log=True)
         self.status = fleet.status
@@ -75,11 +75,11 @@ class ObjectFeed(IntakeSink):
         self.source(status)
 
     def usable(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys and UIDs of the objects that have content, now or before they became unusable."""
+        """Yield the keys and UIDs of the objects that have content, or had it before they became unusable."""
         return ((each.target.name, each.target.uid) for each in self._objects.clusters())
 
     def problem_of(self, key: str) -> str:
-        """Return why an object cannot be used, if it cannot."""
+        """Return why an object cannot be used, or an empty string if it can."""
         record = self._objects[key]
         return record.message if record is not None and record.state is ObjectState.MALFORMED else ""
 
@@ -136,7 +136,7 @@ class ReducedFleet(SourceFleet):
 
     @property
     def is_restored(self) -> bool:
-        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
+        """True while part of the fleet is from the state file. It may lack clusters that were engaged since then."""
         return any(feed.is_restored for feed in self.feeds)
 
     @property
@@ -145,12 +145,12 @@ class ReducedFleet(SourceFleet):
         return self._is_listed and not self.is_restored
 
     def problem_of(self, cluster: str) -> str:
-        """Return why objects of a cluster cannot be used, so that it stays as they described it before."""
+        """Return why objects that describe a cluster cannot be used, so that the cluster stays as last described."""
         problems = (self._feeds[watch].problem_of(key) for watch, key in self._reduction.objects(cluster))
         return "; ".join(filter(None, problems))
 
     def next_order(self) -> int:
-        """Return the place of new claims: all of the first lists are equally early."""
+        """Return the order of new claims. All claims of the first lists have the same order."""
         self._order += self._is_listed
         return self._order
 
@@ -160,19 +160,19 @@ class ReducedFleet(SourceFleet):
             self._publish(self._reduction.apply(watch, events, order, at(read_at)), read_at)
 
     def completed(self, read_at: float) -> None:
-        """Note that every resource was listed."""
+        """Record that every resource was listed."""
         self._publish(self._reduction.listed(at(read_at)), read_at)
         self._observer.synced(self.registry.engaged)
         self.notifier.notify()
 
     def status_changed(self) -> None:
-        """Take over the status of the resource that is known worst."""
+        """Set the status of the fleet to the worst one of its resources."""
         status = worst([feed.status for feed in self.feeds])
         self._pause_graces(status)
         self._set_status(status)
 
     def stored_objects(self) -> Iterator[StoredObject]:
-        """Yield what the state file keeps besides the clusters."""
+        """Yield the objects that the state file stores in addition to the clusters."""
         for watch, feed in enumerate(self.feeds):
             for key, uid in feed.usable():
                 yield StoredObject(watch, key, uid, self._reduction.names((watch, key)))
@@ -180,7 +180,7 @@ class ReducedFleet(SourceFleet):
     def restore(
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: SourceStatus
     ) -> None:
-        """Serve the clusters of an earlier run at once, under a status that says how old they are."""
+        """Serve the clusters of an earlier run at once, with a status that says how old they are."""
         now, present = at(status.since), list(objects)
         events = [event for seen, engaged_at in stored for event in self.registry.restore(seen, engaged_at, now)]
         for watch, feed in enumerate(self.feeds):
@@ -214,8 +214,7 @@ class PendingDeletionsOfObjects:
         return sum(feed.pending_deletions.held for feed in self._feeds)
 
     def explain(self, cluster: str) -> tuple[float, str] | None:
-        """Return since when a deletion of one of the cluster's objects is pending, and what keeps it from being
-        confirmed."""
+        """Return when one of the cluster's objects was reported as deleted, and why that is not confirmed yet."""
         for watch, key in self._reduction.objects(cluster):
             pending = self._feeds[watch].pending_deletions.explain(key)
             if pending is not None:

@@ -1,4 +1,4 @@
-"""Turns objects into clusters, where an object's name is not its cluster's or several objects stand for one cluster."""
+"""Maps objects to clusters whose names differ from those of the objects, or that several objects describe."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -20,7 +20,7 @@ class _Group(msgspec.Struct):
 
     members: dict[ObjectReference, ObjectClaim] = msgspec.field(default_factory=dict)
     engaged_by: frozenset[str] = frozenset()
-    """UIDs of the objects that stood for the cluster at the last change."""
+    """UIDs of the objects that claimed the cluster at the last change."""
     needed: tuple[ObjectReference, ...] = ()
     """The objects that its claims needed at the last change."""
 
@@ -33,34 +33,34 @@ class _Group(msgspec.Struct):
         return tuple(dict.fromkeys(needed for claim in self.members.values() for needed in claim.needs))
 
     def add(self, member: ObjectReference, claim: ObjectClaim) -> None:
-        """Add a claim behind those that are as early or earlier."""
+        """Insert a claim after those of the same or a lower order."""
         self.members[member] = claim
         if any(other.order > claim.order for other in self.members.values()):
             self.members = dict(sorted(self.members.items(), key=lambda item: item[1].order))
 
 
 class Reduction:
-    """Keeps the claims of all objects by cluster, and commits to the clusters' registry what they mean together."""
+    """The claims of all objects by cluster. Commits the result of each cluster's claims to the clusters' registry."""
 
     def __init__(self, reduce: Reduce, clusters: Registry) -> None:
         self._reduce = reduce
         self._clusters = clusters
         self._groups: dict[str, _Group] = {}
         self._named: dict[ObjectReference, tuple[str, ...]] = {}
-        """The clusters that an object names."""
+        """The clusters that each object names."""
         self._contents: dict[ObjectReference, ObjectClaim] = {}
         """The contents of the objects that claims need."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
-        """The clusters with claims that need an object, whether or not it exists."""
+        """For each object, existing or not, the clusters with claims that need it."""
         self._unread: set[ObjectReference] = set()
-        """Objects of an earlier run. Their content is not known yet."""
+        """Objects of an earlier run whose content is not known yet."""
         self._is_listed = False
-        """An object that is not known does not exist."""
+        """Whether every resource was listed, so that unknown objects do not exist."""
 
     def apply(self, watch: int, changes: Iterable[Event], order: int, now: Moment) -> list[Event]:
         """Apply changes of one resource's objects; return the resulting changes of clusters.
 
-        `order` grows between calls, except between those of which none is known to be earlier.
+        `order` increases from call to call; it is equal for calls whose order in time is unknown.
         """
         concerned: dict[str, None] = {}
         for change in changes:
@@ -80,9 +80,9 @@ class Reduction:
         return self._commit(concerned, now)
 
     def listed(self, now: Moment) -> list[Event]:
-        """Note that every resource was listed, so that objects which are not known do not exist.
+        """Record that every resource was listed, so that unknown objects do not exist.
 
-        End the engaged clusters that no object names: an earlier run ended before they were disengaged.
+        Disengage the clusters that no object names: the earlier run ended before it disengaged them.
         """
         self._is_listed = True
         unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._groups]
@@ -134,7 +134,7 @@ class Reduction:
         return names
 
     def _observations(self, name: str) -> Iterator[Observation | ConfirmedDeletion]:
-        """Yield what all objects together mean for a cluster, if any claims it."""
+        """Yield the result of all claims on a cluster, if there are any."""
         group, record = self._group(name), self._clusters[name]
         known = [claim for member, claim in group.members.items() if member not in self._unread]
         is_complete = len(known) == len(group.members)
@@ -149,7 +149,7 @@ class Reduction:
             if is_complete and record is not None:
                 yield ConfirmedDeletion(name, record.uid)
         elif is_complete or isinstance(found, Ready) or record is None or not record.engaged:
-            # What was not read since the restart may be what keeps the cluster engaged.
+            # An object that was not read since the restart may be the reason for which the cluster is engaged.
             yield found
 
     def _settle(self, name: str) -> None:

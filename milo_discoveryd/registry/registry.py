@@ -1,12 +1,12 @@
-"""The desired state of each cluster against what is engaged.
+"""The reconciliation of each cluster's desired state with the engaged state.
 
 Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
-grace is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts with
-the state of an earlier run.
+grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts
+with the state of an earlier run.
 
-An end is planned if the cluster's API server goes on answering: the object is not ready, or left the selector. Such a
-cluster drains first, if a subscriber confirms releases. All other ends are immediate, and end a drain as well: the
-object was deleted or replaced, the API server is unreachable, another object claims the UID.
+An end is planned if the cluster's API server stays available: the object is not ready, or left the selector. Such a
+cluster drains first, if a subscriber confirms releases. All other ends are immediate, even during a drain: the object
+was deleted or replaced, the API server is unreachable, or another object claims the UID.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -50,17 +50,17 @@ class Registry(ObjectRecords):
         self.log = log
         self.releases = PendingReleases()
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
-        """Returns why a cluster is not this daemon's to engage; None if it is."""
+        """Returns why this daemon must not engage a cluster; None if it may."""
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._claims = UidClaims()
         self._not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
-        """As `grace_until` returns it. Records have no field for what few of them need."""
+        """The results of `grace_until`. They are not a field of the records, because few records need it."""
         self._engaged = 0
         self._unreachable = 0
         self.outdated = 0
-        """Observations that were dropped because a later one of the same name had come before."""
+        """The number of observations that were dropped because a later one of the same object came first."""
 
     @property
     def engaged(self) -> int:
@@ -100,22 +100,22 @@ class Registry(ObjectRecords):
         return events
 
     def list_ended(self, missing: Iterable[str] = ()) -> None:
-        """Note that a complete list was committed. Versions of absent objects prove nothing any more: see `commit`.
+        """Record that a complete list was committed. Versions of absent objects are no longer compared: see `commit`.
 
-        Nor do those of objects `missing` from a list of an earlier version: the next object of such a name comes with
-        a version below the known one.
+        The same holds for objects `missing` from a list of an earlier version: the next object of such a name has a
+        version below the known one.
         """
         self._forget_versions(missing)
         self._claims.list_ended()
 
     @property
     def due_at(self) -> float | None:
-        """When `end_overdue` will have something to decide, on the monotonic clock."""
+        """When `end_overdue` must be called next, on the monotonic clock."""
         return self._not_ready.due_at
 
     @property
     def not_ready_held(self) -> HeldNotReady | None:
-        """Why clusters that are not ready stay engaged, if that is because there are many."""
+        """The hold of clusters that are not ready, if there are too many to disengage at once."""
         return self._not_ready.held
 
     @property
@@ -126,11 +126,11 @@ class Registry(ObjectRecords):
         return self._grace_until.get(name)
 
     def extend_graces(self, lost_at: float, now: Moment) -> None:
-        """Do not count the time since `lost_at`, in which the source sent nothing, towards the graces that ran then."""
+        """Exclude the time since `lost_at`, in which the source sent nothing, from the running grace periods."""
         self._postponed(self._not_ready.extend(lost_at, now.steady), now)
 
     def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage the clusters whose grace is over, unless they are too many at once."""
+        """Disengage the clusters whose grace period is over, unless there are too many at once."""
         overdue = self._not_ready.overdue(self._engaged, now.steady)
         self._postponed(overdue.postponed, now)
         events: list[Event] = []
@@ -142,23 +142,23 @@ class Registry(ObjectRecords):
     def _postponed(self, names: Iterable[str], now: Moment) -> None:
         for name in names:
             until = self._not_ready.until(name)
-            assert until is not None, "it is postponed"
+            assert until is not None, "a postponed cluster has a time"
             self._grace_until[name] = now.wall + until - now.steady
 
     def drain(self, name: str, reason: DisengageReason, message: str, timeout_s: float, now: Moment) -> Iterable[Event]:
         """Disengage a cluster after the subscribers that confirm releases have released it, or after `timeout_s`.
 
-        At once if there are none. Afterwards it is engaged again if its object is then in the state READY.
+        Without such subscribers, disengage it at once. It is engaged again afterwards if its object is then READY.
         """
         record = self._records.get(name)
         return () if record is None else self._plan_end(record, reason, message, now, timeout_s)
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
-        """Disengage a draining cluster, and engage it again if the reason for its end has passed."""
+        """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
         record = self._records[name]
         cluster = record.cluster
-        assert cluster is not None, "it drains"
-        assert cluster.draining is not None, "it drains"
+        assert cluster is not None, "a draining cluster is engaged"
+        assert cluster.draining is not None, "the cluster does not drain"
         events = [*self._end(record, cluster.draining.reason, cluster.draining.message, now)]
         elsewhere = self.assigned_elsewhere(name)
         if record.state is ObjectState.READY and elsewhere is not None:
@@ -174,7 +174,7 @@ class Registry(ObjectRecords):
         return events
 
     def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
-        """Engage a ready cluster, or have it drain and end, as `assigned_elsewhere` says now."""
+        """Engage or drain a ready cluster, according to the current result of `assigned_elsewhere`."""
         record = self._records[name]
         elsewhere = self.assigned_elsewhere(name)
         if elsewhere is None:
@@ -194,7 +194,7 @@ class Registry(ObjectRecords):
         return events
 
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
-        """Note that the owner of a cluster is another one, unless it still drains here."""
+        """Record that another daemon owns the cluster, unless it still drains here."""
         if record.cluster is None and record.state in OBJECT_READY:
             assert record.target is not None, "it is ready"
             self._unassign(record, record.target, message, now)
@@ -212,7 +212,7 @@ class Registry(ObjectRecords):
         return self._observed(seen, Moment(engaged_at, now.steady), listed=False)
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
-        """Return whether the result of a probe of that cluster is of use."""
+        """Return whether a probe of that cluster is still needed."""
         record = self._records.get(name)
         return (
             record is not None
@@ -226,7 +226,7 @@ class Registry(ObjectRecords):
         if not self.needs_probe(name, incarnation):
             return []
         record = self._records[name]
-        assert record.latest is not None, "it needs a probe"
+        assert record.latest is not None, "a cluster that needs a probe is or was engaged"
         found = msgspec.structs.replace(record.latest, connectivity=connectivity)
         if found == record.latest:
             return []
@@ -284,7 +284,7 @@ class Registry(ObjectRecords):
         uid = (seen.target.uid if isinstance(seen, Ready) else seen.project_uid) or seen.uid
         if not self._claims:
             if uid == seen.uid:
-                return True  # as in all modes but one: no UID is chosen by a label
+                return True  # in all modes but one, the UID is the object's own and not a label
             self._claims.begin((name, record.uid) for name, record in self._records.items())
         if self._claims.claimed_by(seen.name) not in (None, uid):
             self._release_claim(seen.name, now, events)
@@ -420,12 +420,12 @@ class Registry(ObjectRecords):
     ) -> Iterable[Event]:
         if record.cluster is None:
             return ()
-        # Scopes and filters go by what the object is now.
+        # Scopes and filters match the present fields of the object.
         cluster = _with_fields(record.cluster, record.present)
         if cluster.draining is not None:
             return () if cluster is record.cluster else self._update(record, cluster, now)
         timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
-        awaits_return = reason is not DisengageReason.MOVED  # the group has bounds of its own for its hand-overs
+        awaits_return = reason is not DisengageReason.MOVED  # the shard group has its own time limits for hand-overs
         until = now.steady + timeout_s
         if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)

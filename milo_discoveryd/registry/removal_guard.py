@@ -1,10 +1,10 @@
-"""The guard against mass removal: a list that lacks most of the fleet is not believed at once.
+"""The guard against mass removal: a list that lacks most of the fleet is not accepted at once.
 
 An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
-address answers lists and single reads consistently, and all wrong. Believing it would make every operator stop work on
-every cluster. So such a list is held: nothing is disengaged for it until a second list, some time later, lacks the same
-clusters. If the server's resource versions went back, the clusters are held until an administrator accepts what the
-server shows. Clusters that the restored server has shown are not affected: later lists may lack them.
+address answers lists and single reads consistently but incorrectly. Accepting them would make every operator stop work
+on every cluster. So such a list is held: it disengages nothing until a later list lacks the same clusters. If the
+server's resource versions went back, the clusters are held until an administrator accepts what the server shows.
+Clusters that the restored server has shown are not affected: later lists may lack them.
 """
 
 from collections.abc import Sized
@@ -16,9 +16,10 @@ from milo_kube.reflect.versions import is_older
 
 class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 10
-    """A list may lack this many engaged clusters..."""
+    """The number of engaged clusters that a list may lack."""
     share: float = 0.2
-    """...or this share of them, if that is more. Over half, or all, of two or more are always too many."""
+    """The share of engaged clusters that a list may lack, if that is more than `count`. More than half of the engaged
+    clusters, or all of two or more, are always too many."""
     verify_after_s: float = 30.0
     per_second: float = 50.0
     """The rate at which verified removals are confirmed one by one."""
@@ -26,18 +27,18 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 ACCEPT = "an administrator accepts what the server shows (SIGUSR2)"
 _LISTS_WHILE_BEHIND = 6
-"""How many lists are requested until a server whose versions went back counts as restored."""
+"""Number of lists that are requested before a server whose versions went back counts as restored."""
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
-    """Removals that wait: the clusters stay engaged."""
+    """Held removals: the clusters stay engaged."""
 
     since: float
     verify_at: float | None
-    """When to list again; None if the present server's lists are not accepted as evidence."""
+    """When to list again; None if lists of the present server are not accepted as evidence."""
     message: str
     is_foreign: bool = False
-    """The list is another server's: nothing in it is used."""
+    """The list is from another server: nothing in it is used."""
     is_stale: bool = False
     """The list is older than what was seen: nothing in it is used."""
 
@@ -76,7 +77,7 @@ class RemovalGuard:
         return self._accepts
 
     def accept(self, now: float) -> bool:
-        """Accept what the next list shows, and ask for it. Return whether anything is held."""
+        """Request another list and accept it. Return whether any removals are held."""
         if self.held is None:
             return False
         self._accepts = True
@@ -94,7 +95,7 @@ class RemovalGuard:
         return True
 
     def seen(self, version: str) -> None:
-        """Note the version of a change. A server may be restored a second time, to a backup since the first restore."""
+        """Record the version of a change, to detect a second restore, from a backup made since the first."""
         if self._restored_at is not None and is_older(self._restored_at, version):
             self._restored_at = version
 
@@ -132,8 +133,8 @@ class RemovalGuard:
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
-        The list `is_foreign` if it names objects but none of those that are known. It lacks also `still_held` clusters
-        that are held since a restore, or shows them in their old state.
+        The list `is_foreign` if it contains objects, but none that is known. `still_held` clusters are held since a
+        restore: the list lacks them as well, or shows them in their old state.
         """
         held, self.held = self.held, None
         if self._accepts:
@@ -151,7 +152,7 @@ class RemovalGuard:
             self.held = HeldRemovals(
                 since,
                 now + self._limits.verify_after_s,
-                f"the API server's list names none of the {engaged} engaged clusters, as another server's would: "
+                f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
                 "its lists are ignored until one names a known object",
                 is_foreign=True,
             )
@@ -163,7 +164,7 @@ class RemovalGuard:
     def _judge_own(
         self, missing: int, engaged: int, held: HeldRemovals | None, *, versions_went_back: bool, now: float
     ) -> GuardDecision:
-        """Decide about what a list of the followed server lacks. `held` is what the list before was held for."""
+        """Decide about the clusters that a list of the followed server lacks. `held`: the previous result."""
         since = now if held is None else held.since
         lacks = f"its list lacks {missing} of {engaged} engaged clusters"
         if versions_went_back:
@@ -186,7 +187,7 @@ class RemovalGuard:
         return self.held
 
     def is_catching_up(self, since: float, now: float) -> bool:
-        """Return whether reads that have contradicted the lists since `since` may be a lagging replica's."""
+        """Return whether reads that have contradicted the lists since `since` may come from a lagging replica."""
         return now < since + self._limits.verify_after_s
 
     def older_read(self, since: float, now: float) -> HeldRemovals | None:
@@ -209,7 +210,8 @@ class RemovalGuard:
         self.held = HeldRemovals(
             now,
             now + self._limits.verify_after_s,
-            "the API server has clusters that its lists lack: all missing clusters stay engaged until lists are whole",
+            "the API server has clusters that its lists lack: all missing clusters stay engaged until its lists are "
+            "complete",
         )
         return self.held
 

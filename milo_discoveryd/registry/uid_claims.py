@@ -1,7 +1,7 @@
 """Decides which object stands for a project if several objects claim the project's UID.
 
-In mode `project-control-plane` the UID is a label, which every user who can write the object can choose. The earlier
-claim stands. If no claim is known to be earlier, because one list contained both, none stands.
+In mode `project-control-plane` the UID is a label, which every user who can write the object can choose. The earliest
+claim is valid. If one list contained several claims, so that none is known to be earlier, none is valid.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ _NOBODY = ""
 class UidClaims:
     def __init__(self) -> None:
         self._holders: dict[str, str] = {}
-        """The object whose claim stands, by UID."""
+        """The object whose claim is valid, by UID."""
         self._claimed_by: dict[str, str] = {}
         """The UID that an object claims, by name."""
         self._contenders: dict[str, dict[str, Ready | None]] = {}
-        """The objects whose claim does not stand, by UID and name: as last observed while ready."""
+        """The objects whose claim is not valid, by UID and name, as last observed while ready."""
         self._listed: set[str] = set()
         """UIDs that were claimed first in the list that is being read."""
 
@@ -36,8 +36,8 @@ class UidClaims:
     def claim(self, name: str, uid: str, seen: Ready | None, *, listed: bool) -> str | None:
         """Claim a UID for an object that claims no other; `seen` if the object is ready.
 
-        Return None if the claim stands. Otherwise return the name of the object whose claim ceases to stand as well,
-        or an empty string.
+        Return None if the claim is valid. Otherwise return the name of the object whose claim becomes invalid too, or
+        an empty string.
         """
         self._claimed_by[name] = uid
         holder = self._holders.setdefault(uid, name)
@@ -53,11 +53,11 @@ class UidClaims:
         return holder
 
     def refuse(self, uid: str, seen: Ready) -> None:
-        """Keep the last observation of an object whose claim ceased to stand."""
+        """Keep the last observation of an object whose claim became invalid."""
         self._contenders[uid][seen.name] = seen
 
     def release(self, name: str) -> Ready | None:
-        """Release an object's claim. Return the observation of the other claimant whose claim stands from now on."""
+        """Release an object's claim. Return the observation of the object whose claim is valid now."""
         uid = self._claimed_by.pop(name, None)
         if uid is None:
             return None

@@ -1,1 +1,1 @@
-"""Distribution of the clusters over the members of a group, each a daemon with its operator."""
+"""Distribution of the clusters among the members of a group. Each member is a daemon with its operator."""

@@ -1,4 +1,4 @@
-"""Requests to the Lease API that a member asks for. Writes carry the resource version that they replace."""
+"""The requests of a member to the Lease API. Writes contain the resource version that they replace."""
 
 from typing import TypeAlias
 
@@ -8,23 +8,23 @@ from milo_discoveryd.sharding.leases import MemberLease, View
 
 
 class Read(msgspec.Struct, frozen=True):
-    """Lists all Leases of the group, consistently."""
+    """A consistent list of all Leases of the group."""
 
 
 class WriteLease(msgspec.Struct, frozen=True):
-    """Creates or renews the member's own Lease."""
+    """A write that creates or renews the member's own Lease."""
 
     lease: MemberLease
 
 
 class Evict(msgspec.Struct, frozen=True):
-    """Clears the Lease of another member, so that its holder's next renewal fails."""
+    """A write that clears the Lease of another member, so that its holder's next renewal fails."""
 
     lease: MemberLease
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """Deletes the Lease of a member that left long ago."""
+    """The deletion of the Lease of a member that left long ago."""
 
     lease: MemberLease
 

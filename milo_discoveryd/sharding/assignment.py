@@ -1,4 +1,4 @@
-"""Has the fleet engage the clusters that a member owns."""
+"""The part of a member that makes the fleet engage the clusters that the member owns."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ LOST = "the Lease of this member of the shard group was not renewed in time"
 
 
 class Decisions:
-    """The decisions of an ownership for each cluster, computed once."""
+    """The ownership decision for each cluster, computed once."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
@@ -28,7 +28,7 @@ class Decisions:
         return found
 
     def elsewhere(self, name: str) -> str | None:
-        """Return why a cluster is not this member's to engage; None if it is."""
+        """Return why this member must not engage a cluster; None if it may."""
         decision, number = self[name], self._ownership.view.number
         if decision.state is KeyOwnership.OWNED:
             return None
@@ -36,7 +36,7 @@ class Decisions:
             return f"member {decision.member} of the shard group owns it (view {number})"
         if not self._ownership.may_engage:
             return f"this member owns it (view {number}), and waits until the Leases are known to be current"
-        return f"this member is to own it (view {number}), once member {decision.member} has released it"
+        return f"this member will own it (view {number}) once member {decision.member} has released it"
 
 
 class FleetAssignment:
@@ -48,7 +48,7 @@ class FleetAssignment:
         revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`release_timeout_s`: how long subscribers have to release a cluster that moves. `clock`: for singletons."""
+        """`release_timeout_s`: how long subscribers have to release a cluster that moves. `clock` is for singletons."""
         self._fleet = fleet
         self._singletons = singletons
         self._revocation = revocation
@@ -79,7 +79,7 @@ class FleetAssignment:
         return self._revocation is None or self._revocation.fence.is_cleared
 
     def _uncleared(self, name: str) -> str | None:
-        """Return why a cluster that this member owns cannot be engaged yet. One that is engaged stays so."""
+        """Return why a cluster that this member owns cannot be engaged yet; None if it can, or is engaged already."""
         record = self._fleet.registry[name]
         is_engaged = record is not None and record.engaged
         if self._revocation is None or is_engaged or self._revocation.fence.clears(name):

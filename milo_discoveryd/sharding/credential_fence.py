@@ -1,8 +1,8 @@
 """Decides when the credentials of former owners count as revoked, before a member engages their clusters. Pure.
 
-What an ownership gives to the member is cleared once all credentials that others obtained for it were revoked, and API
-servers have forgotten them. This begins when the former owner has released the clusters, or was evicted: it obtains no
-further ones then.
+The clusters that a member gains are cleared once all credentials that others obtained for them are revoked, and have
+expired from the token caches of API servers. The revocation begins when the former owner has released the clusters or
+was evicted, because it obtains no further credentials then.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ TOKEN_CACHE_S = 11.0
 
 
 class Revocation(msgspec.Struct, frozen=True):
-    """The credentials of others that are to be revoked: those for what the ownership gives to the member."""
+    """The credentials to revoke: those of other members for the clusters that the ownership gives to this member."""
 
     ownership: Ownership
     period: int
@@ -27,12 +27,12 @@ class CredentialFence:
     def __init__(self) -> None:
         self._ownership: Ownership | None = None
         self._cleared: list[Ownership] = []
-        """Of the present view."""
+        """The ownerships in the present view for which the credentials of others were revoked."""
         self._period = 0
-        """Counts views and interruptions: what was revoked before one of them may have been issued again since."""
+        """Counts views and interruptions: credentials revoked before one of them may have been issued again since."""
 
     def follow(self, ownership: Ownership | None) -> None:
-        """Note what the member owns; None if it must not own anything."""
+        """Set the ownership of the member; None if it must not own anything."""
         former, self._ownership = self._ownership, ownership
         if ownership is None or former is None or (former.view, former.term) != (ownership.view, ownership.term):
             self._cleared.clear()
@@ -40,20 +40,20 @@ class CredentialFence:
 
     @property
     def due(self) -> Revocation | None:
-        """Return what is to be revoked next."""
+        """Return the next revocation, or None if none is due."""
         ownership = self._ownership
         if ownership is None or not ownership.may_engage or ownership in self._cleared:
             return None
         return Revocation(ownership, self._period)
 
     def revoked(self, revocation: Revocation) -> None:
-        """Note that the credentials were revoked, and that `TOKEN_CACHE_S` has passed since."""
+        """Record that the credentials were revoked, and that `TOKEN_CACHE_S` has passed since."""
         if revocation.period == self._period:
             self._cleared.append(revocation.ownership)
 
     @property
     def is_cleared(self) -> bool:
-        """Whether anything may be engaged."""
+        """Whether any cluster may be engaged."""
         return bool(self._cleared)
 
     def clears(self, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""A member at work: performs its requests, and has the fleet engage what it owns."""
+"""The task of a member: performs its requests, and makes the fleet engage the clusters that it owns."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ class Assignee(Protocol):
     """The part that engages and disengages the clusters."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
-        """Engage and drain what the ownership says, in portions."""
+        """Engage and drain clusters as the ownership says, in portions."""
 
     def lose_ownership(self) -> None:
         """Disengage everything at once."""
@@ -38,7 +38,7 @@ class Assignee(Protocol):
         """Return whether clusters that were taken away are still engaged."""
 
     def unowned(self) -> int:
-        """Return the number of ready clusters that the member is to own and that are not engaged."""
+        """Return the number of ready clusters that are assigned to the member and not engaged."""
 
 
 class GroupObserver(Protocol):
@@ -62,7 +62,7 @@ class ShardGroup:
         revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
-        """`revocation`: of the credentials of former owners, before clusters are engaged."""
+        """`revocation` revokes the credentials of former owners before clusters are engaged."""
         self._name = name
         self.member = member
         self._leases = leases
@@ -75,9 +75,9 @@ class ShardGroup:
         self._applied: Ownership | None = None
         self._is_silent = False
         self._is_applied = False
-        """Whether all of it was applied."""
+        """Whether the ownership was fully applied."""
         self._is_outdated = False
-        """Whether more may be engaged than when it was applied."""
+        """Whether more clusters may be engaged than when the ownership was applied."""
         self._problem = ""
         self._view_since: tuple[int, float] = (0, clock())
         self.ended = asyncio.Event()
@@ -94,12 +94,12 @@ class ShardGroup:
         return group_status(self._name, self.member, self._problem)
 
     def owns(self, key: str) -> bool:
-        """Return whether the key is this member's at present."""
+        """Return whether this member owns the key at present."""
         ownership = self.member.ownership(self._clock())
         return ownership is not None and ownership.decide(key).state is KeyOwnership.OWNED
 
     def valid_s(self) -> float | None:
-        """Return for how long the present ownership holds; None while the member owns nothing."""
+        """Return the seconds for which the present ownership is valid; None while the member owns nothing."""
         now = self._clock()
         ownership = self.member.ownership(now)
         if ownership is None or self._applied is None or not ownership.may_engage:
@@ -107,21 +107,21 @@ class ShardGroup:
         return self.member.fence_at - now
 
     def unsettled_s(self) -> float:
-        """Return for how long the group has been changing its view; 0 if it is settled."""
+        """Return the seconds for which the group has been changing its view; 0 if the view is settled."""
         self._note_view()
         return 0.0 if self.member.is_settled else self._clock() - self._view_since[1]
 
     def wake(self) -> None:
-        """Check the fleet again: a cluster that was taken away is released."""
+        """Check the fleet again after the release of a cluster that moves to another member."""
         self._woken.set()
 
     def reassign(self) -> None:
-        """Apply the ownership again: more of it may be engaged."""
+        """Apply the ownership again, because more clusters may be engaged."""
         self._is_outdated = True
         self.wake()
 
     async def run(self) -> None:
-        """Take part in the group until the member has left, or this is cancelled."""
+        """Take part in the group until the member has left, or the task is canceled."""
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(self._apply_in_time(), name="apply ownership")]
             if self._revocation is not None:
@@ -139,9 +139,9 @@ class ShardGroup:
                 task.cancel()
 
     async def leave(self, *, keeps_term: bool) -> None:
-        """End the membership, by a hand-over, or so that a successor of the same name continues."""
+        """End the membership: hand over all clusters, or keep the term for a successor of the same name."""
         if keeps_term:
-            # Operators go on until their deadline, and a successor engages the same clusters.
+            # Operators continue until their deadline, and a successor engages the same clusters.
             self._is_silent = True
             self.member.stop()
         else:

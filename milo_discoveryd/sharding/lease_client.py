@@ -13,7 +13,7 @@ from milo_discoveryd.sharding.leases import GroupState
 from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 4.0
-"""Short enough that a renewal which fails once can be repeated before the fence."""
+"""Short enough to repeat a failed renewal once before the fence."""
 REQUIRED_RULE = "list, create, update and delete on leases.coordination.k8s.io in this namespace"
 
 
@@ -33,7 +33,7 @@ class LeaseClient:
         self._wall = wall
 
     async def read(self) -> GroupState:
-        """List the Leases as they are, not as a cache of the API server has them. Raises BackendError."""
+        """List the Leases consistently, not from a cache of the API server. Raises BackendError."""
         try:
             query = (("labelSelector", self._names.selector),)
             answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)

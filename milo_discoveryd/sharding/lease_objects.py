@@ -1,4 +1,4 @@
-"""Leases of a group as Kubernetes objects (coordination.k8s.io/v1), and back."""
+"""Conversion of a group's Leases to and from Kubernetes objects (coordination.k8s.io/v1)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewM
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 _PREFIX = "discovery.miloapis.com/"
 VIEW = "view"
-"""The part of the view's Lease in the place of a member's name."""
+"""Takes the place of the member in the name of the view's Lease."""
 _DURATION_S = 30
 
 
 class LeaseFormatError(ValueError):
-    """A Lease of the group was not written by this program. The message names it."""
+    """A Lease of the group was not written by this program. The message names the Lease."""
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -93,7 +93,7 @@ def encode_view(view: View, version: str, names: LeaseNames, wall: float) -> byt
 
 
 def encode_precondition(version: str) -> bytes:
-    """Return the body of a DELETE of that version only."""
+    """Return the body of a DELETE request that deletes only this version."""
     uid, _, resource_version = version.partition("/")
     return msgspec.json.encode({"preconditions": {"uid": uid, "resourceVersion": resource_version}})
 
@@ -103,7 +103,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
     try:
         leases = msgspec.json.decode(body, type=_LeaseList).items
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise LeaseFormatError(f"the response to a list of Leases is not one: {error}") from error
+        raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
     members: dict[str, MemberLease] = {}
     view, view_version = None, ""
     for lease in leases:
@@ -115,7 +115,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
                 members[member.member] = member
         except (KeyError, ValueError, msgspec.MsgspecError) as error:
             raise LeaseFormatError(
-                f"Lease {names.namespace}/{lease.metadata.name} has the label {names.selector}, and was not written by"
+                f"Lease {names.namespace}/{lease.metadata.name} has the label {names.selector}, but was not written by"
                 f" milo-discoveryd ({error}): delete it"
             ) from error
     return GroupState(members=members, view=view, view_version=view_version)
@@ -161,7 +161,7 @@ def _encode(
         "annotations": {f"{_PREFIX}{key}": value for key, value in annotations.items()},
     }
     if version:
-        # With the UID, a Lease that was deleted is not created again by an update.
+        # The UID makes an update fail if the Lease was deleted, instead of creating it again.
         metadata |= {"uid": uid, "resourceVersion": resource_version}
     spec: dict[str, Any] = {"leaseDurationSeconds": _DURATION_S, "renewTime": rfc3339(wall, "microseconds")}
     if holder:

@@ -6,31 +6,31 @@ import msgspec
 
 
 class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
-    """A member's Lease. While it is held, its term is alive."""
+    """A member's Lease. The member's term lasts while the Lease is held."""
 
     member: str
     version: str = ""
-    """The resource version; empty for a Lease that is to be created."""
+    """The resource version; empty for a Lease that does not exist yet."""
     holder: str = ""
-    """The process that renews the Lease; empty if it was released, or evicted."""
+    """The process that renews the Lease; empty if the Lease was released or its holder evicted."""
     term: str = ""
     """Identifies an uninterrupted membership. A restarted process continues the term of its predecessor; after an
-    eviction, the member has another."""
+    eviction, the member starts another term."""
     weight: float = 1.0
     acknowledged: int = 0
-    """The latest view whose losses were released by this member."""
+    """The latest view for which this member has released the clusters that the view took from it."""
     is_leaving: bool = False
-    """The member leaves the group: the next view is to be without it."""
+    """The member is leaving the group, so the next view must not contain it."""
     is_stopped: bool = False
-    """The holder has stopped. A process of the same name continues its term at once."""
+    """The holder has stopped. A process of the same name may continue its term at once."""
     renewal: int = 0
-    """Differs in each write of a holder. Versions alone repeat after the Leases were restored from a backup."""
+    """Differs between all writes of a holder. Versions can repeat after the Leases were restored from a backup."""
     instance: str = ""
-    """An identifier of which no two processes (containers of a pod) run at a time."""
+    """An identifier that no two running processes share, such as that of a container of a pod."""
 
     @property
     def seen_as(self) -> str:
-        """Identify this write among all of the Lease."""
+        """Return an identifier of this write, unique among all writes of the Lease."""
         return f"{self.version} {self.holder} {self.renewal}"
 
     @property
@@ -44,11 +44,11 @@ class ViewMember(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """The members among which the clusters are distributed, and those of the view before."""
+    """The members among which the clusters are distributed, and those of the previous view."""
 
     number: int
     id: str
-    """Distinguishes views of the same number, which exist after the Leases were restored from a backup."""
+    """Distinguishes views with the same number, which can exist after the Leases were restored from a backup."""
     members: Mapping[str, ViewMember]
     previous: Mapping[str, ViewMember] = {}
 

@@ -1,7 +1,7 @@
-"""One member of a group: decides which request to the Lease API is next, and what the member owns.
+"""One member of a group. Decides which request to send next to the Lease API, and what the member owns.
 
-Pure: time is an argument, and must be CLOCK_BOOTTIME or one like it that also advances while the machine is suspended.
-No time is compared with that of another machine. Requests are made elsewhere, one at a time:
+Pure: time is an argument, and must come from CLOCK_BOOTTIME or another clock that also advances while the machine is
+suspended. Times of different machines are never compared. Requests are made elsewhere, one at a time:
 
     action = member.next(now)
     ... perform it ...
@@ -9,13 +9,15 @@ No time is compared with that of another machine. Requests are made elsewhere, o
 
 Safety rests on these rules:
 
-- A member tells of ownership only for `fence_after_s` after the start of its last successful renewal. Others evict it
-  when its Lease has not changed for `evict_after_s` of their own time, by a write that makes its next renewal fail.
-- A Lease counts as unchanged only while the observer reads it: renewals in a gap may be lost in a restored backup.
-- The next view is written only when every member of this view and of the one before has acknowledged this view or is
-  gone, so a key has at most two owners in question: the present one, and the former one that has not released it.
-- A process that started, or was interrupted, engages nothing until every other member has renewed since: if the Leases
-  were restored from a backup, the others notice it, and say so by what they write.
+- A member claims ownership only for `fence_after_s` after the start of its last successful renewal. Others evict it, by
+  a write that makes its next renewal fail, when its Lease has not changed for `evict_after_s` on their own clocks.
+- A Lease counts as unchanged only while the observer reads it regularly: a restored backup may lack renewals that were
+  written while it did not.
+- The next view is written only when every member of the present and the previous view has acknowledged the present
+  view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
+  not released it.
+- A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
+  if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +35,7 @@ class Member:
     def __init__(
         self, name: str, holder: str, *, weight: float = 1.0, instance: str = "", timing: Timing = TIMING
     ) -> None:
-        """`holder` identifies this process among all that ever use the name."""
+        """`holder` identifies this process among all processes that ever use the member's name."""
         self.name = name
         self.holder = holder
         self.weight = weight
@@ -45,7 +47,7 @@ class Member:
 
     @property
     def fence_at(self) -> float:
-        """When ownership ends unless the Lease is renewed before."""
+        """The time at which ownership ends unless the Lease is renewed."""
         return -inf if self.state.lease is None else self.state.renewed_at + self._timing.fence_after_s
 
     @property
@@ -56,7 +58,7 @@ class Member:
         return now >= self.fence_at
 
     def ownership(self, now: float) -> Ownership | None:
-        """Return what the member owns; None if it must not own anything, or knows of no view yet."""
+        """Return what the member owns; None if it must not own anything, or knows no view yet."""
         self.check(now)
         state, view = self.state, self._view
         if view is None or state.lease is None or state.resumed_at is None:
@@ -71,12 +73,12 @@ class Member:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether every other member was seen to renew since this one started or was interrupted."""
+        """Whether every other member has renewed its Lease since this one started or was interrupted."""
         return self.state.unconfirmed is not None and not self.state.unconfirmed
 
     @property
     def is_settled(self) -> bool:
-        """Whether the view has all present members, and each has acknowledged it."""
+        """Whether the view contains all present members, and each has acknowledged it."""
         view = self._view
         return (
             view is not None
@@ -90,7 +92,7 @@ class Member:
             self._interrupt(now)
 
     def drained(self, number: int) -> None:
-        """Note that everything that the view of this number took from the member is released."""
+        """Record that all clusters that the view of this number took from the member are released."""
         self._set(drained=max(number, self.state.drained))
 
     def leave(self) -> None:
@@ -99,7 +101,7 @@ class Member:
             self._set(intent=Intent.LEAVE)
 
     def stop(self) -> None:
-        """End, and let a successor of the same name continue."""
+        """Stop, and keep the term for a successor of the same name."""
         if not self.has_ended:
             self._set(intent=Intent.STOP)
 
@@ -141,18 +143,18 @@ class Member:
         self._confirm(group, started_at)
 
     def _has_observed(self, own_renewal: int, started_at: float) -> bool:
-        """Return whether a Lease that is the same as in the last read was not renewed since.
+        """Return whether a Lease that is the same as in the last read has not been renewed since that read.
 
-        Not if that was long ago, or if this member's own renewals are lost: the Leases may have been restored from a
-        backup, and others may have renewed theirs before.
+        This is unknown if the read was long ago, or if this member's own renewals are lost: the Leases may have been
+        restored from a backup, and other members may have renewed theirs before.
         """
         state = self.state
         return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal
 
     def _regained_without_a_write(self, group: GroupState, own_renewal: int) -> bool:
-        """Return whether the Lease names this process again after another one of its name had taken it over.
+        """Return whether the Lease names this process again after another process of its name had taken it over.
 
-        It was restored from a backup then, and the other process still owns what it did, until its fence.
+        The Lease was then restored from a backup, and the other process remains an owner until its fence.
         """
         lease = group.members.get(self.name)
         return (
@@ -162,10 +164,10 @@ class Member:
         )
 
     def was_written(self, request: Request, version: str, started_at: float, now: float) -> None:
-        """Apply a successful write, which gave the object that version."""
+        """Apply a successful write. `version` is the new version of the object."""
         self.check(now)
         state, group = self.state, self.state.group
-        assert group is not None, "it is read before it is written"
+        assert group is not None, "the group is read before it is written"
         self._set(retry_at=-inf)
         match request:
             case WriteLease(lease):
@@ -182,14 +184,14 @@ class Member:
                 raise AssertionError("a read writes nothing")
 
     def conflicted(self, now: float) -> None:
-        """Note that a write was refused, because the object has another version or does not exist."""
+        """Record that a write was refused, because the object has another version or does not exist."""
         self.check(now)
         self._set(is_read_due=True)
 
     def failed(self, now: float) -> None:
-        """Note that a request failed. A write may have taken effect nevertheless, or may yet."""
+        """Record that a request failed. A write may have taken effect, or may still do so."""
         self.check(now)
-        # A write of the own Lease is repeated first: if it did take effect, the version differs, and a read follows.
+        # Repeat the write of the own Lease first: if it did take effect, the version differs, and a read follows.
         self._set(retry_at=now + self._timing.retry_interval_s)
 
     # Joining and renewing
@@ -240,7 +242,7 @@ class Member:
         assert state.group is not None
         self._set(has_held=True, drained=0, terms=state.terms + 1)
         if not lease.term.startswith(f"{self.holder}."):
-            # Operators may act on what the former process sent until its fence.
+            # Operators may act on events of the former process until its fence.
             former = state.group.members[self.name]
             has_ended = former.is_stopped or (self._instance and former.instance == self._instance)
             after = now + self._timing.evict_after_s
@@ -255,7 +257,7 @@ class Member:
         is_changed = wanted != lease
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
-            # As the last member, too: no other member could take over before this Lease expires.
+            # Also as the last member: no other member can take over before this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))
@@ -264,7 +266,7 @@ class Member:
         return None
 
     def _next_renewal(self, lease: MemberLease | None) -> int:
-        """Return a number that no write of this holder has had, including writes that a restored backup lacks."""
+        """Return a number that no write of this holder has used, including writes that a restored backup lacks."""
         return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
 
     def _acknowledgeable(self, now: float) -> int:
@@ -286,7 +288,7 @@ class Member:
         if lease is None:
             return
         if found is None:
-            # It was deleted by hand. Another term would tell the others that this one's handlers have ended.
+            # The Lease was deleted manually. A new term would tell other members that this one's handlers have ended.
             self._lose_term(now)
             self._set(rejoin_at=now + self._timing.margin_s)
         elif (found.holder, found.term) != (self.holder, lease.term):
@@ -304,9 +306,9 @@ class Member:
             self._set(known=found)
 
     def _rejoin_restored(self, now: float) -> None:
-        """Leave the term: the Leases are older than what this member knows, so they were restored from a backup."""
+        """End the term and rejoin: the Leases are older than the known ones, so they were restored from a backup."""
         self._lose_term(now)
-        # Others may have joined after the backup. They notice it too, or fence themselves, within this time.
+        # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.
         after = now + self._timing.evict_after_s
         self._set(rejoin_at=now + self._timing.margin_s, engage_at=after, acknowledge_at=after)
 
@@ -315,7 +317,7 @@ class Member:
         self._set(lease=None, known=None, renewed_at=-inf, drained=0, has_held=True)
 
     def _interrupt(self, now: float) -> None:
-        """End ownership. Handlers need a while to end, in which nothing is acknowledged."""
+        """End ownership. Acknowledge nothing until the handlers have had time to end."""
         if self.state.resumed_at is not None:
             after = max(self.state.acknowledge_at, now + self._timing.margin_s)
             self._set(resumed_at=None, unconfirmed=None, acknowledge_at=after)
@@ -385,12 +387,12 @@ class Member:
 
     @property
     def _view(self) -> View | None:
-        """The view that holds, if the Leases agree on it."""
+        """The present view, if the Leases agree on it."""
         group = self.state.group
         return self.state.known if group is not None and self._is_authoritative(group) else None
 
     def _is_authoritative(self, group: GroupState) -> bool:
-        """Return whether no member knows of a later view than the one that was read."""
+        """Return whether no member knows a later view than the one that was read."""
         latest = _number(group.view)
         return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
 
@@ -401,7 +403,7 @@ class Member:
         for name, member in members.items():
             lease = group.members.get(name)
             if lease is None:
-                # It was deleted by hand: its holder may not know yet.
+                # The Lease was deleted manually, and its holder may not know yet.
                 seen = self.state.seen.get(name)
                 if seen is None or now < seen.since + self._timing.evict_after_s:
                     yield name

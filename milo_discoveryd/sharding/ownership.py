@@ -1,4 +1,4 @@
-"""The consequences of a view for one member: the keys that it owns, and those that it still waits for."""
+"""The consequences of a view for one member: the keys that it owns, and those that it will own after a release."""
 
 import enum
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from milo_discoveryd.sharding.leases import View, ViewMember
 class KeyOwnership(enum.Enum):
     OWNED = "owned"
     WAITING = "waiting"
-    """The member is to own the key, once the former owner has released it."""
+    """The member will own the key once the former owner has released it."""
     FOREIGN = "foreign"
 
 
@@ -23,7 +23,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Ownership(msgspec.Struct, frozen=True, kw_only=True):
-    """A view from the point of view of one member. Equal values decide equally for every key."""
+    """The ownership that a view gives to one member. Equal values give equal decisions for every key."""
 
     view: View
     member: str

@@ -1,8 +1,8 @@
-"""Weighted rendezvous hashing: which member owns a key.
+"""Weighted rendezvous hashing, which determines the member that owns a key.
 
-A member that joins takes keys from all others in proportion to its weight, one that leaves gives its keys to all
-others, and no other key moves. Programs in other languages can compute the owner too: docs/sharding.md has the
-definition, and tests/unit/sharding/rendezvous_vectors.json test vectors.
+A member that joins takes keys from all others in proportion to its weight, a member that leaves gives its keys to all
+others, and no other key moves. Programs in other languages can compute the owner too: docs/sharding.md contains the
+definition, and tests/unit/sharding/rendezvous_vectors.json contains test vectors.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,6 @@ def score(key: str, member: str, weight: float) -> float:
 
 
 def owner(key: str, weights: Mapping[str, float]) -> str | None:
-    """Return the member with the highest score, of equal scores that whose name sorts last; None without members."""
+    """Return the member with the highest score; None without members. Of equal scores, the last name by order wins."""
     best = max(((score(key, member, weight), member) for member, weight in weights.items()), default=None)
     return None if best is None else best[1]

@@ -24,11 +24,11 @@ class CredentialRevocation:
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Check the fence again: it follows another ownership."""
+        """Check the fence again, because the ownership has changed."""
         self._changed.set()
 
     async def run(self, cleared: Callable[[], None]) -> None:
-        """Revoke what is due until cancelled. `cleared` is called when more may be engaged."""
+        """Make the revocations that are due, until canceled. `cleared` is called when more clusters may be engaged."""
         while True:
             self._changed.clear()
             due = self.fence.due

@@ -1,7 +1,8 @@
-"""Work that one subscriber does at a time: which one may do it, and until when. Pure.
+"""Grants of singleton work, which only one subscriber does at a time. Pure.
 
-A daemon grants work that it owns as it owns clusters, to one of its subscribers. A subscriber repeats its claims every
-few seconds. One that is silent has stopped when its last grant has expired, and its work has ended soon after.
+The ownership of singleton work is distributed like that of clusters. The owning daemon grants the work to one of its
+subscribers. A subscriber repeats its claims every few seconds. If it stops doing so, it must stop the work when its
+last grant expires, and the work counts as ended soon after.
 """
 
 import enum
@@ -11,18 +12,18 @@ from math import inf
 import msgspec
 
 VALID_S = 10.0
-"""How long a grant holds unless it is repeated."""
+"""How long a grant is valid unless it is repeated."""
 END_S = 5.0
-"""How long work may take to end when its subscriber cannot say that it has not ended."""
+"""How long the work of a silent subscriber may take to end after its grant expired."""
 HELD_AT_MOST = 1_000
 
 
 class WorkState(enum.Enum):
     WAITING = "waiting"
     WORKING = "working"
-    """It was granted, and the grant has not expired."""
+    """The work is granted, and the grant has not expired."""
     ENDING = "ending"
-    """It is no longer granted, and has not ended."""
+    """The work is no longer granted, and has not ended."""
 
 
 class SingletonKey(msgspec.Struct, frozen=True):
@@ -34,18 +35,18 @@ class SingletonKey(msgspec.Struct, frozen=True):
 class _Holder(msgspec.Struct):
     subscriber: str
     until: float
-    """When the work has ended, if nothing more is heard of it."""
+    """When the work counts as ended if its subscriber sends no further claim."""
     ends_by: float = inf
-    """When the work no longer counts; set once another daemon owns it."""
+    """The deadline of work that another daemon owns now; set when the ownership moved."""
 
 
 class Singletons:
     def __init__(self, release_timeout_s: float, now: float) -> None:
-        """`release_timeout_s`: how long work that moves to another daemon has to end."""
+        """`release_timeout_s`: the time in which work that moves to another daemon must end."""
         self._release_timeout_s = release_timeout_s
         self._holders: dict[SingletonKey, _Holder] = {}
         self._known_from = now + VALID_S + END_S
-        """The end of grants by a former process of this daemon, which this one does not know."""
+        """When all grants of a former process of this daemon, which are unknown, have ended."""
 
     def claim(
         self, key: SingletonKey, subscriber: str, state: WorkState, *, is_owned: bool, valid_s: float, now: float
@@ -65,13 +66,13 @@ class Singletons:
         return False
 
     def end(self, caller: str, subscriber: str) -> None:
-        """Note that a subscriber has ended all of its work."""
+        """Record that a subscriber has ended all of its work."""
         for key, holder in [*self._holders.items()]:
             if (key.caller, holder.subscriber) == (caller, subscriber):
                 del self._holders[key]
 
     def keeps_lost(self, owns: Callable[[str], bool], now: float) -> bool:
-        """Return whether work goes on that is not this daemon's."""
+        """Return whether work continues that this daemon no longer owns."""
         is_kept = False
         for key in [*self._holders]:
             holder = self._present(key, now)
@@ -92,7 +93,7 @@ class Singletons:
         return True
 
     def _present(self, key: SingletonKey, now: float) -> _Holder | None:
-        """Return the subscriber whose work may go on."""
+        """Return the holder whose work may not have ended yet, if there is one."""
         holder = self._holders.get(key)
         if holder is not None and holder.until <= now:
             del self._holders[key]

@@ -13,17 +13,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     renew_interval_s: float = 10.0
     read_interval_s: float = 12.0
     unsettled_read_interval_s: float = 1.0
-    """While a view is being changed or acknowledged."""
+    """The read interval while a view is being changed or acknowledged."""
     retry_interval_s: float = 1.0
     fence_after_s: float = 20.0
     evict_after_s: float = 33.0
     debounce_s: float = 5.0
     retention_s: float = 3600.0
-    """How long the Lease of a member that left is kept."""
+    """How long the Lease of a member that left the group is kept."""
 
     @property
     def margin_s(self) -> float:
-        """The time that handlers have to end between the fence and the eviction."""
+        """The time between the fence and the eviction, in which handlers must end."""
         return self.evict_after_s - self.fence_after_s
 
 
@@ -56,32 +56,32 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     group: GroupState | None = None
     read_at: float = -inf
-    """Start of the last successful read."""
+    """When the last successful read started."""
     is_read_due: bool = True
     retry_at: float = -inf
     seen: Mapping[str, Seen] = {}
-    """When the last write of each Lease was first received; an empty text for one that a view names and that does not
-    exist."""
+    """The last write of each Lease, and when it was first observed. `write` is empty for a member of the view that has
+    no Lease."""
     candidates: Candidates = Candidates({}, -inf)
     lease: MemberLease | None = None
     """The member's own Lease as last written, while this process holds it."""
     renewed_at: float = -inf
-    """Start of the last successful renewal."""
+    """When the last successful renewal started."""
     has_held: bool = False
-    """This process has held the Lease. It does not take it from another process again."""
+    """Whether this process has held the Lease. If so, it does not take the Lease from another process again."""
     renewals: int = 0
     own_renewal: int = 0
-    """The renewal of the own Lease as last read or written."""
+    """The renewal number of the member's own Lease as last read or written."""
     terms: int = 0
     rejoin_at: float = -inf
     known: View | None = None
     """The latest view that was received."""
     resumed_at: float | None = None
-    """Start of the renewal with which the present uninterrupted time began; None while fenced."""
+    """When the first renewal since the last interruption started; None while fenced."""
     unconfirmed: Mapping[str, str] | None = None
-    """Writes of the other members' Leases that did not change since `resumed_at`; None before the first read."""
+    """Writes of the other members' Leases that have not changed since `resumed_at`; None before the first read."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0
-    """The latest view whose losses are released."""
+    """The latest view for which the clusters that it took from this member are released."""
     intent: Intent = Intent.STAY

@@ -1,4 +1,4 @@
-"""The state of a shard group for people, as one member sees it. Pure."""
+"""The status of a shard group for users, as one member sees it. Pure."""
 
 import msgspec
 

@@ -35,7 +35,7 @@ DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
     DisengageReason.REPLACED,
     DisengageReason.LABELS_CHANGED,
 )
-ANOTHER = "the name now belongs to another object: UID u2, before u1"
+ANOTHER = "the name now belongs to another object: UID u2, previously u1"
 
 
 def after(*items: Observation | ConfirmedDeletion) -> Registry:

@@ -77,7 +77,7 @@ async def test_cluster_that_another_member_has_not_released_is_unowned() -> None
     fleet, assignment = listed("x")
     assign(assignment, NEXT)
     assert (fleet.registry.engaged, assignment.unowned()) == (0, 1)
-    assert message(fleet) == "this member is to own it (view 2), once member b has released it"
+    assert message(fleet) == "this member will own it (view 2) once member b has released it"
 
 
 async def test_moved_clusters_are_kept_until_they_are_released() -> None:
