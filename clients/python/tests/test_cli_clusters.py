@@ -175,7 +175,7 @@ class TestGetAndExplain:
             3, "milo-discovery: alpa was never seen; did you mean alpha?\n"
         )  # fmt: skip
 
-    async def test_explain_of_an_engaged_cluster(self, command, daemon):
+    async def test_explain_of_an_engaged_cluster_shows_since_when(self, command, daemon):
         engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
         outcome = await command("explain", "alpha")
@@ -215,7 +215,7 @@ class TestGetAndExplain:
             "  member b of the shard group owns it (view 3)",
         ]
 
-    async def test_explain_of_a_cluster_that_was_never_engaged(self, command, daemon):
+    async def test_explain_of_a_cluster_that_was_never_engaged_says_so(self, command, daemon):
         malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
         outcome = await command("explain", "x")

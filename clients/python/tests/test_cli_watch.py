@@ -31,7 +31,7 @@ class TestWatch:
         ]
         assert (outcome.status, outcome.err) == (0, "milo-discovery: synced: 2 clusters\n")
 
-    async def test_watch_line_for_each_event_type(self, daemon):
+    async def test_watch_prints_a_line_for_each_event_type(self, daemon):
         async with running("watch", "--no-headers", address=daemon.address) as process:
             stream = await daemon.stream()
             stream.send(
@@ -84,7 +84,7 @@ class TestWatch:
         ]
         assert all(each["receivedAt"].endswith("Z") for each in events)
 
-    async def test_watch_timestamps_and_wide_lines(self, command, daemon):
+    async def test_watch_prints_timestamps_and_wide_columns(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
         headers, line = (await watching).lines

@@ -15,7 +15,7 @@ from milo_discovery._grpc_status import status_error
 @pytest.mark.parametrize(
     "trailers",
     [None, (), (("other", "x"),), (("grpc-status-details-bin", b"\xff not a Status"),)],
-    ids=["none", "empty", "unrelated", "garbled"],
+    ids=["none", "empty", "unrelated", "malformed"],
 )
 def test_grpc_status_with_malformed_details_keeps_its_code(trailers):
     error = status_error(grpc.StatusCode.UNAVAILABLE, "gone", trailers)

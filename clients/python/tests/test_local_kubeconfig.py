@@ -52,7 +52,7 @@ def test_service_account_outside_a_pod_is_rejected(tmp_path: Path):
         ServiceAccount(POD, tmp_path).read()
 
 
-def test_kubeconfig_with_inline_data(tmp_path: Path):
+def test_kubeconfig_with_inline_data_is_read(tmp_path: Path):
     user = {"client-certificate-data": encoded("CERT"), "client-key-data": encoded("KEY")}
     cluster = {
         "certificate-authority-data": encoded("CA"),
@@ -69,7 +69,7 @@ def test_kubeconfig_with_inline_data(tmp_path: Path):
     assert "secret" not in repr(found)
 
 
-def test_kubeconfig_with_files_beside_it(tmp_path: Path):
+def test_kubeconfig_with_relative_file_references_is_read(tmp_path: Path):
     (tmp_path / "token").write_text("from a file\n")
     (tmp_path / "ca").write_text("CA")
     path = kubeconfig(tmp_path, cluster={"certificate-authority": "ca"}, user={"tokenFile": "token", "token": "old"})
@@ -77,7 +77,7 @@ def test_kubeconfig_with_files_beside_it(tmp_path: Path):
     assert (access.token, access.authorities) == ("from a file", "CA")
 
 
-def test_yaml_kubeconfig(tmp_path: Path):
+def test_yaml_kubeconfig_is_read(tmp_path: Path):
     path = kubeconfig(tmp_path)
     yaml = pytest.importorskip("yaml")
     path.write_text(yaml.safe_dump(json.loads(path.read_text())))

@@ -51,7 +51,7 @@ async def test_sandbox_daemon_restart_yields_only_differences(milo_sandbox: Milo
         assert (await anext(watch)).type is EventType.DISENGAGED
 
 
-async def test_sandbox_in_project_control_plane_mode():
+async def test_sandbox_engages_clusters_in_project_control_plane_mode():
     with MiloSandbox.start("project-control-plane") as milo:
         milo.create_project("alpha", finalizers=["example.com/hold"])
         async with DiscoveryClient(milo.address) as client, client.watch() as watch:

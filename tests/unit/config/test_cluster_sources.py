@@ -87,7 +87,7 @@ kubeconfigs:
 """
 
 
-def test_credentials_name_the_sources_whose_clusters_they_serve(tmp_path: Path) -> None:
+def test_credential_sources_name_the_cluster_sources_that_they_serve(tmp_path: Path) -> None:
     complaint = "kubeconfigs.sources: t: set cluster_sources, because there are several sources"
     assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
     (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", cluster_sources: [mlo]")
@@ -173,7 +173,7 @@ def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> N
         ),
     ],
 )
-def test_errors_of_sources_name_the_line(tmp_path: Path, before: str, after: str, told: str) -> None:
+def test_cluster_source_errors_have_line_number(tmp_path: Path, before: str, after: str, told: str) -> None:
     assert before in FILES
     file = tmp_path / "config.yaml"
     file.write_text(FILES.replace(before, after, 1))

@@ -15,24 +15,24 @@ async def sh(script: str, **differing: float) -> Outcome:
     return await run(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}, **(LIMITS | differing))  # type: ignore[arg-type]
 
 
-async def test_command_returns_output_end_of_stderr_and_status() -> None:
+async def test_external_command_returns_output_end_of_stderr_and_status() -> None:
     assert await sh("echo out; echo err >&2; exit 7") == Outcome("exited", 7, b"out\n", b"err\n")
 
 
-async def test_killed_command_reports_its_signal() -> None:
+async def test_killed_external_command_reports_its_signal() -> None:
     assert (await sh("kill -TERM $$")).status == -15
 
 
-async def test_command_is_killed_past_the_output_limit() -> None:
+async def test_external_command_is_killed_past_the_output_limit() -> None:
     assert (await sh("while :; do echo flood; done")).end == "flood"
     assert await sh("printf %01000d 0") == Outcome("exited", 0, b"0" * 1000, b"")
 
 
-async def test_command_is_killed_past_the_time_limit() -> None:
+async def test_external_command_is_killed_past_the_time_limit() -> None:
     assert (await sh("echo begun; sleep 1000", timeout_s=0.2)).end == "timeout"
 
 
-async def test_missing_command_is_an_os_error() -> None:
+async def test_missing_external_command_raises_os_error() -> None:
     with pytest.raises(FileNotFoundError):
         await run(("/no/such/command",), {}, timeout_s=20, output_limit=1000)
 
@@ -42,7 +42,9 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_command_cancelled_at_any_await_leaves_nothing_behind(tmp_path: Path, steps: int) -> None:
+async def test_external_command_canceled_at_any_await_leaves_no_process_or_open_file(
+    tmp_path: Path, steps: int
+) -> None:
     held = tmp_path / "held"
     os.mkfifo(held)
     reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)

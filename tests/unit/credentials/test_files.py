@@ -63,7 +63,7 @@ def rewrite_unnoticed(path: Path, content: str) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_change_hidden_by_file_status_is_read_within_a_minute(path: Path) -> None:
+def test_file_change_that_keeps_mtime_and_size_is_read_within_a_minute(path: Path) -> None:
     clock = Clock()
     path.write_text("one")
     content = FileContent(path, clock)
@@ -75,7 +75,7 @@ def test_change_hidden_by_file_status_is_read_within_a_minute(path: Path) -> Non
     assert content.read() == b"two"
 
 
-async def test_rejected_token_is_read_again_at_once(path: Path) -> None:
+async def test_rejected_token_file_is_read_again_at_once(path: Path) -> None:
     path.write_text("one")
     source = FileCredential(token=FileContent(path))
     refused = await source.credential()
@@ -83,7 +83,7 @@ async def test_rejected_token_is_read_again_at_once(path: Path) -> None:
     assert await source.credential(refused=refused) == Credential(token=Secret("two"))
 
 
-def test_last_valid_content_is_kept_while_file_is_invalid(path: Path) -> None:
+def test_last_valid_credential_is_kept_while_file_is_invalid(path: Path) -> None:
     path.write_text("good")
     content = FileContent(path)
     content.read()
@@ -96,7 +96,7 @@ def test_last_valid_content_is_kept_while_file_is_invalid(path: Path) -> None:
     assert content.read() == b"better"
 
 
-def test_file_without_valid_content_is_an_error_with_its_name(path: Path) -> None:
+def test_credential_file_without_valid_content_is_reported_by_name(path: Path) -> None:
     content = FileContent(path)
     with pytest.raises(CredentialError, match=f"{path} cannot be read: No such file"):
         content.read()

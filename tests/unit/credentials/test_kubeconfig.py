@@ -69,7 +69,7 @@ async def test_kubeconfig_current_context_has_server_ca_and_token(write: Write) 
     assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
 
 
-async def test_kubeconfig_files_are_relative_to_it_and_reloaded(write: Write, tmp_path: Path) -> None:
+async def test_files_referenced_by_kubeconfig_are_relative_to_it_and_reloaded(write: Write, tmp_path: Path) -> None:
     for name in ("token", "ca.crt", "tls.crt", "tls.key"):
         (tmp_path / name).write_text(name)
     path = write(

@@ -91,7 +91,7 @@ async def test_token_review_result_ends_with_the_token() -> None:
         {"audiences": []},
         {"audiences": ["https://kubernetes.default.svc"]},
     ],
-    ids=["not known", "without a name", "audiences not looked at", "another audience"],
+    ids=["not authenticated", "no username", "no audiences", "another audience"],
 )
 async def test_token_rejected_by_api_server_is_rejected(status: dict[str, Any]) -> None:
     there = Reviewing(reviewed(**status))
@@ -104,7 +104,7 @@ async def test_token_rejected_by_api_server_is_rejected(status: dict[str, Any]) 
 @pytest.mark.parametrize(
     "shown",
     [token(aud=["https://kubernetes.default.svc"]), token(aud=[]), token(exp=NOW), token(exp="x"), "ä", "x" * 40_000],
-    ids=["another audience", "no audience", "ended", "nonsense", "not ASCII", "long"],
+    ids=["another audience", "no audience", "expired", "invalid expiry", "not ASCII", "too long"],
 )
 async def test_token_with_invalid_claims_is_rejected_without_review(shown: str) -> None:
     there = Reviewing()

@@ -93,7 +93,7 @@ def test_failed_page_restarts_list_after_backoff() -> None:
     assert driver.page(seen("a"))[0] == ListStarted()
 
 
-def test_response_time_counts_toward_backoff() -> None:
+def test_list_response_time_counts_toward_backoff() -> None:
     driver = ReflectorDriver()
     for delay in (1.0, 2.0, 4.0, 8.0):
         assert driver.request == FIRST_PAGE
@@ -255,7 +255,7 @@ def test_unreachable_server_gets_no_paged_list() -> None:
         driver.now += delay
 
 
-def test_invalid_data_within_a_streaming_list_ends_it() -> None:
+def test_invalid_data_ends_streaming_list() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
     assert driver.events(changed("a", "3"), Undecodable("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]
@@ -271,7 +271,7 @@ def test_error_event_ends_streaming_list() -> None:
     assert driver.request == Wait(START + 1.0)
 
 
-def test_streaming_lists_can_be_switched_off() -> None:
+def test_streaming_lists_can_be_disabled() -> None:
     assert ReflectorDriver(PAGES).request == FIRST_PAGE
     assert ReflectorDriver(STREAMING).request == STREAMED_LIST
 
@@ -312,7 +312,7 @@ def test_watch_timeouts_are_randomized() -> None:
     assert reflector.next(START) == OpenWatch("", 360)
 
 
-def test_source_with_restored_state_is_stale_until_first_answer() -> None:
+def test_source_with_restored_state_is_stale_until_first_response() -> None:
     restored = SourceStatus(SourceState.STALE, START - 60.0, "Restored", "as last known")
     reflector = Reflector(PAGES, lambda: 0.0, START, restored)
     assert reflector.status == restored

@@ -88,18 +88,18 @@ def test_watch_chunk_without_events_updates_last_contact() -> None:
 # --- trust in the server ---
 
 
-def test_server_with_a_watch_is_trusted_for_single_objects() -> None:
+def test_server_with_a_watch_is_trusted_for_reads_of_single_objects() -> None:
     assert watching().reflector.trusted_from == -math.inf
 
 
 @pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
-def test_unreachable_or_relisting_server_is_not_trusted(failure: Failure) -> None:
+def test_unreachable_or_relisting_server_is_not_trusted_for_reads(failure: Failure) -> None:
     driver = watching()
     driver.failed(failure)
     assert driver.reflector.trusted_from == math.inf
 
 
-def test_resumed_watch_is_trusted_after_an_event_or_a_while() -> None:
+def test_resumed_watch_is_trusted_for_reads_after_an_event_or_a_healthy_period() -> None:
     driver = watching()
     driver.now += 5.0
     driver.failed(CUT)
@@ -214,7 +214,7 @@ def test_quiet_watch_that_lasted_resets_failures() -> None:
     assert driver.request == Wait(driver.now + 1.0)
 
 
-def test_watches_that_end_at_once_are_failures() -> None:
+def test_watches_that_end_at_once_are_reopened_with_backoff() -> None:
     driver = watching()
     for delay in (1.0, 2.0, 4.0):
         assert driver.ended() == []
@@ -224,7 +224,7 @@ def test_watches_that_end_at_once_are_failures() -> None:
         driver.opened()
 
 
-def test_watches_that_end_soon_after_data_are_failures_from_the_second_on() -> None:
+def test_second_watch_that_ends_soon_after_data_is_reopened_with_backoff() -> None:
     driver = watching()
     driver.events(Bookmark("10", False))
     driver.ended()
@@ -291,7 +291,7 @@ def test_consecutive_streaming_lists_are_delayed() -> None:
 
 
 @pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (2.0, 0.0), (1.5, 0.5)])
-def test_list_long_after_the_previous_one_starts_at_once(lasted_s: float, waits_s: float) -> None:
+def test_relist_long_after_the_previous_list_starts_at_once(lasted_s: float, waits_s: float) -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.page()
@@ -359,7 +359,7 @@ def test_watch_reopens_from_last_version_after_invalid_data() -> None:
     assert driver.request == resumes_from("11")
 
 
-def test_invalid_data_twice_at_the_same_version_leads_to_a_new_list() -> None:
+def test_invalid_watch_data_twice_at_the_same_version_leads_to_relist() -> None:
     driver = watching()
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))
@@ -368,7 +368,7 @@ def test_invalid_data_twice_at_the_same_version_leads_to_a_new_list() -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_invalid_data_at_another_version_is_retried() -> None:
+def test_invalid_watch_data_at_another_version_is_retried() -> None:
     driver = watching()
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))
@@ -518,7 +518,7 @@ def test_f5_streaming_list_received_byte_by_byte_is_abandoned_after_30_seconds()
     assert driver.status == (SourceState.STALE, driver.now, "SlowLine")
 
 
-def test_server_that_refuses_the_version_it_listed_is_still_trusted_for_reads() -> None:
+def test_server_that_rejects_the_version_it_listed_is_still_trusted_for_reads() -> None:
     driver = watching()
     driver.now += 60.0
     driver.ended()
@@ -529,7 +529,7 @@ def test_server_that_refuses_the_version_it_listed_is_still_trusted_for_reads() 
     assert driver.reflector.trusted_from == -math.inf
 
 
-def test_server_that_refuses_a_version_is_not_trusted_before_it_lists() -> None:
+def test_server_that_rejects_a_version_is_not_trusted_for_reads_before_relist() -> None:
     driver = watching()
     driver.now += 60.0
     driver.ended()

@@ -28,13 +28,13 @@ def test_watch_event_object_is_decoded_by_mode(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
-def test_unused_fields_are_skipped() -> None:
+def test_decoder_skips_unused_fields() -> None:
     assert DECODER.line(
         line("ADDED", thing("a", "7", managedFields=[{"f:x": {}}]) | {"kind": "Project"})
     ) == ObjectSeen(seen("a", "7"))
 
 
-def test_deletion_has_name_uid_and_version() -> None:
+def test_deletion_event_is_decoded_with_name_uid_and_version() -> None:
     assert DECODER.line(line("DELETED", thing("a", "8"))) == ObjectRemoved("a", "uid-a", "8")
 
 
@@ -47,14 +47,14 @@ def test_bookmark_is_decoded_with_its_version() -> None:
     assert DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "9"}})) == Bookmark("9", False)
 
 
-def test_bookmark_may_end_initial_list() -> None:
+def test_initial_events_end_bookmark_is_decoded() -> None:
     marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}
     assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", True)
     marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "false"}}
     assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", False)
 
 
-def test_error_event_has_status() -> None:
+def test_error_event_is_decoded_to_error_status() -> None:
     status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version: 1 (5)"}
     assert DECODER.line(line("ERROR", status)) == ErrorStatus(410, "Expired", "too old resource version: 1 (5)")
 
@@ -78,7 +78,7 @@ def test_error_event_has_status() -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_invalid_line_is_malformed_response(content: str, problem: str) -> None:
+def test_invalid_watch_line_is_malformed_response(content: str, problem: str) -> None:
     found = DECODER.line(content.encode())
     assert isinstance(found, Undecodable)
     assert found.problem.startswith("a line of the watch is not an event: ")
@@ -124,7 +124,7 @@ def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
 
 
 @pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
-def test_object_without_name_is_ignored(content: Any) -> None:
+def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
     assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event names no object")
     assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event names no object")
 
@@ -135,7 +135,7 @@ def test_unknown_event_type_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("content", [{}, None, {"metadata": {"resourceVersion": 5}}])
-def test_invalid_bookmark_is_ignored(content: Any) -> None:
+def test_bookmark_without_valid_version_is_ignored(content: Any) -> None:
     found = DECODER.line(line("BOOKMARK", content))
     assert isinstance(found, UnknownEvent)
     assert found.problem.startswith("a bookmark without a version: ")
@@ -145,19 +145,19 @@ def page(items: Any, **metadata: str) -> bytes:
     return json.dumps({"metadata": metadata, "items": items}).encode()
 
 
-def test_page_has_objects_and_continue_token() -> None:
+def test_list_page_has_objects_and_continue_token() -> None:
     header, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
     assert header == ListPage("5", "on")
     assert list(observations) == [seen("a"), seen("b")]
 
 
 @pytest.mark.parametrize("items", [None, []])
-def test_empty_page_is_an_empty_list(items: Any) -> None:
+def test_empty_list_page_is_decoded_without_objects(items: Any) -> None:
     header, observations = DECODER.page(page(items, resourceVersion="5"))
     assert (header, list(observations)) == (ListPage("5", ""), [])
 
 
-def test_malformed_object_in_page_leaves_others_valid() -> None:
+def test_malformed_object_in_list_page_does_not_affect_others() -> None:
     bad = {"metadata": {"name": "bad", "uid": "u", "resourceVersion": "2", "labels": "none"}}
     _, observations = DECODER.page(page([thing("a"), bad, {}, thing("b")], resourceVersion="5"))
     assert [observation.name for observation in observations] == ["a", "bad", "b"]
@@ -192,7 +192,7 @@ def test_error_status_without_code_has_http_status() -> None:
     assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 
 
-def test_html_error_page_is_stripped_and_truncated() -> None:
+def test_error_status_of_html_page_is_stripped_and_truncated() -> None:
     body = b"<html><h1>502 Bad\n Gateway</h1>" + b"<p>x</p> " * 1000
     refused = error_status(body, 502)
     assert refused.message.startswith("502 Bad Gateway x x")
@@ -204,7 +204,7 @@ def test_error_status_is_decoded_from_any_body(body: bytes) -> None:
     assert error_status(body, 500).code == 500
 
 
-def test_status_message_is_truncated() -> None:
+def test_error_status_message_is_truncated() -> None:
     assert len(error_status(json.dumps({"message": "x" * 5000}).encode()).message) == 600
 
 

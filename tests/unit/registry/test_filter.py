@@ -61,7 +61,7 @@ def test_filter_by_source_matches_the_prefix_of_keys() -> None:
     assert wanted.fingerprint != Filter(sources=frozenset({"us"})).fingerprint
 
 
-def test_hidden_sources_are_left_out_of_a_view() -> None:
+def test_filter_without_sources_excludes_their_clusters() -> None:
     view = without_sources(EVERYTHING, frozenset({"eu"}))
     assert not view.matches(cluster("eu#a"))
     assert view.matches(cluster("us#a"))

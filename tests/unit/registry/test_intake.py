@@ -113,7 +113,7 @@ def test_deletion_during_first_list_is_confirmed_after_it() -> None:
     assert source.answer(NotFound())[0].reason is DELETED
 
 
-def test_object_added_and_deleted_in_one_batch_is_ignored() -> None:
+def test_object_listed_and_deleted_in_one_batch_is_ignored() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a")), Unlisted("a"), ListEnded()) == []
     assert source.registry["a"] is None
@@ -375,14 +375,14 @@ def test_changes_are_committed_together() -> None:
     assert [len(portion) for portion in portions] == [2]
 
 
-def test_list_and_subsequent_events_may_share_a_chunk() -> None:
+def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
     source = Source()
     expected = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
     assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
 
 
 @pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])
-def test_large_list_is_applied_in_portions(count: int) -> None:
+def test_large_list_is_applied_in_batches(count: int) -> None:
     def findings() -> Iterable[SourceEvent[Observation]]:
         yield ListStarted()
         yield from (Listed(ready(f"a{index}")) for index in range(count))

@@ -44,7 +44,7 @@ def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
     assert (source.engaged, source.requested_names()) == (6, [])
 
 
-def test_restored_server_disengages_no_cluster_that_it_has_in_an_older_state() -> None:
+def test_restored_server_with_older_objects_disengages_no_cluster() -> None:
     source = at_version_120()
     restored(source, *OLD)
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
@@ -61,7 +61,7 @@ def test_restored_server_changes_no_engaged_cluster(older: Observation) -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
-def test_restored_server_engages_what_is_new() -> None:
+def test_restored_server_engages_new_clusters() -> None:
     source = at_version_120()
     source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
     source.now = 30.0
@@ -76,7 +76,7 @@ def test_cluster_held_after_a_restore_follows_its_next_change() -> None:
     assert (source.engaged, source.pending_deletions.held) == (5, 5)
 
 
-def test_cluster_held_after_a_restore_stays_when_the_same_state_is_repeated() -> None:
+def test_cluster_held_after_a_restore_stays_engaged_when_the_same_state_is_repeated() -> None:
     source = at_version_120()
     restored(source, *OLD)
     assert source.take(ObjectChanged(not_ready("a", "50"))) == []
@@ -85,7 +85,7 @@ def test_cluster_held_after_a_restore_stays_when_the_same_state_is_repeated() ->
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
 
-def test_object_that_a_list_shows_at_an_older_version_is_held_though_the_list_is_newer() -> None:
+def test_older_state_of_object_in_newer_list_is_held() -> None:
     source = at_version_120()
     assert source.lists(*NEW[1:], not_ready("a", "50")) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
@@ -105,7 +105,7 @@ def test_second_restore_of_the_server_is_detected() -> None:
     assert (source.engaged, source.pending_deletions.held, source.requested_names()) == (7, 1, [])
 
 
-def test_server_that_was_restored_once_deletes_as_usual_while_its_versions_grow() -> None:
+def test_deletion_by_restored_server_is_applied_while_its_versions_grow() -> None:
     source = at_version_120()
     kept = [ready(name, "50") for name in "abcdef"]
     restored(source, *kept, version="50")
@@ -115,7 +115,7 @@ def test_server_that_was_restored_once_deletes_as_usual_while_its_versions_grow(
     assert [each.cluster.target.name for each in source.answers(NotFound())] == ["g"]
 
 
-def test_deletion_after_a_restore_is_confirmed_although_others_are_held() -> None:
+def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held() -> None:
     source = at_version_120()
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))  # f is missing, and a, b, c are in an older state
     assert (source.engaged, source.pending_deletions.held) == (6, 4)
@@ -144,7 +144,7 @@ def test_accept_without_held_removals_changes_nothing() -> None:
     assert source.engaged == 6
 
 
-def test_hold_after_a_restore_outlives_a_restart() -> None:
+def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     source = Source.__new__(Source)
     Source.__init__(source)
     source.intake.is_restored = True
@@ -168,14 +168,14 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     assert (len(gone), source.engaged) == (6, 0)
 
 
-def test_list_of_unknown_uids_under_names_that_are_not_engaged_is_foreign() -> None:
+def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
     source = Source(not_ready("u"))
     source.lists(not_ready("u", uid="another"))
     assert source.intake.held is not None
     assert source.intake.held.is_foreign
 
 
-def test_read_of_an_older_version_neither_refutes_nor_applies() -> None:
+def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:
     source = at_version_120()
     source.lists(*NEW[1:])
     assert source.answers(Found(not_ready("a", "100"))) == []
@@ -183,7 +183,7 @@ def test_read_of_an_older_version_neither_refutes_nor_applies() -> None:
     assert source.engaged == 6
 
 
-def test_reads_that_stay_older_count_as_a_restore() -> None:
+def test_reads_that_keep_returning_an_older_version_count_as_a_server_restore() -> None:
     source = at_version_120()
     source.lists(*NEW[1:])
     source.answers(Found(not_ready("a", "100")))
@@ -214,7 +214,7 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
     assert [each.cluster.target.name for each in source.answers(NotFound())] == ["a"]
 
 
-def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_for_others() -> None:
+def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
     """Nor for itself: the deletion of the only known object could never be confirmed."""
     source = Source()
     source.lists(*FLEET[1:])

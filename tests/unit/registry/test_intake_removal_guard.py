@@ -75,7 +75,7 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     assert source.engaged == 0
 
 
-def test_objects_back_in_second_list_are_kept() -> None:
+def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -145,7 +145,7 @@ def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
     assert source.pending_deletions.held == 5
 
 
-def test_confirmation_during_list_is_not_held() -> None:
+def test_deletion_confirmed_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
     [requested_names] = source.pending_deletions.take_due(source.now)

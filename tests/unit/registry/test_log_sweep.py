@@ -36,7 +36,7 @@ def read_on(log: NamedLog, revision: int) -> list[str]:
     return received
 
 
-def test_swept_updates_keep_engagement_first(log: NamedLog) -> None:
+def test_engagement_is_sent_before_updates_after_log_sweep(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     for step in range(1, 10):
@@ -46,7 +46,7 @@ def test_swept_updates_keep_engagement_first(log: NamedLog) -> None:
     assert set(received[1:]) <= {"UPDATED alpha"}
 
 
-def test_swept_reengagement_keeps_disengagement_first(log: NamedLog) -> None:
+def test_disengagement_is_sent_before_reengagement_after_log_sweep(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     seen = log.head
@@ -74,14 +74,14 @@ def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: 
     assert (b"".join(first.frames), first.revision) == (b"ENGAGED beta;", 2)
 
 
-def test_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> None:
+def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     assert len(log._entries) <= 5
 
 
-def test_sweep_runs_in_stretches_until_complete(log: NamedLog) -> None:
+def test_log_sweep_runs_in_steps_until_complete(log: NamedLog) -> None:
     names = [f"cluster-{number}" for number in range(10)]
     for name in names:
         log.engage(log.entry(name), partial(cluster, name))
@@ -95,14 +95,14 @@ def test_sweep_runs_in_stretches_until_complete(log: NamedLog) -> None:
     assert [event for event in received if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
 
 
-def test_growing_fleet_requires_no_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_of_growing_fleet_is_not_swept(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_compact", None)
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
     assert len(log._entries) == 3
 
 
-def test_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
+def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
@@ -112,7 +112,7 @@ def test_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
-def test_change_during_partial_read_is_sent_after_sweep(log: NamedLog) -> None:
+def test_change_during_partial_read_is_sent_after_log_sweep(log: NamedLog) -> None:
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)

@@ -180,7 +180,7 @@ def test_eviction_of_a_member_that_renewed_meanwhile_conflicts() -> None:
 # Restarts
 
 
-def test_stopped_member_is_continued_by_its_successor_and_nothing_moves() -> None:
+def test_successor_of_stopped_member_keeps_its_keys() -> None:
     driver = settled("a", "b")
     before = driver.owned("a")
     driver.members["a"].stop()
@@ -193,7 +193,7 @@ def test_stopped_member_is_continued_by_its_successor_and_nothing_moves() -> Non
     assert len(driver.api.views) == 1
 
 
-def test_killed_member_is_continued_after_its_fence_and_nothing_moves() -> None:
+def test_successor_of_killed_member_keeps_its_keys_after_33_seconds() -> None:
     driver = settled("a", "b")
     before = driver.owned("a")
     driver.add("a", Member("a", "a#2"))
@@ -205,7 +205,9 @@ def test_killed_member_is_continued_after_its_fence_and_nothing_moves() -> None:
 
 
 @pytest.mark.parametrize(("instance", "within_s"), [("pod-1", 12.0), ("pod-2", 40.0)])
-def test_killed_member_of_the_same_instance_is_continued_at_once(instance: str, within_s: float) -> None:
+def test_successor_of_killed_member_in_the_same_pod_owns_its_keys_within_12_seconds(
+    instance: str, within_s: float
+) -> None:
     driver = Driver("b")
     driver.add("a", Member("a", "a#1", instance="pod-1"))
     driver.run_until(lambda: is_settled(driver, "a", "b"))
@@ -312,7 +314,7 @@ def test_member_was_written_rejects_read_action() -> None:
         driver.members["a"].was_written(Read(), "1", driver.now, driver.now)
 
 
-def test_view_written_by_another_member_meanwhile_is_read() -> None:
+def test_members_that_start_concurrently_agree_on_one_view() -> None:
     driver = Driver("a", "b")
     driver.run(5.5)
     driver.api.views.clear()
@@ -358,7 +360,7 @@ def test_view_restored_to_older_state_ends_ownership(changes: dict[str, object])
     assert driver.now - restored_at >= 20.0
 
 
-def test_process_whose_lease_was_restored_waits_for_the_process_that_had_taken_it_over() -> None:
+def test_displaced_process_with_restored_lease_waits_for_the_successor_to_expire() -> None:
     driver = settled("a", "b")
     backup = msgspec.structs.replace(driver.api.group.members["a"], version="older")
     twin = driver.add("twin", Member("a", "a#2"))
@@ -403,7 +405,7 @@ def test_view_older_than_an_acknowledged_one_is_not_followed() -> None:
     assert successor.state.lease.term == "b#2.1"
 
 
-def test_view_without_its_lease_is_not_written_by_a_member_that_knows_of_acknowledgements() -> None:
+def test_deleted_view_is_not_recreated_by_a_new_member_while_others_acknowledge_it() -> None:
     member = Member("a", "a#1")
     other = MemberLease(member="b", version="7", holder="b#1", term="b#1.1", acknowledged=3)
     member.was_read(GroupState(members={"b": other}), 0.0, 0.0)

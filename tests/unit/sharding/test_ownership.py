@@ -6,7 +6,7 @@ BOTH = {"a": ViewMember("a.1"), "b": ViewMember("b.1")}
 VIEW = View(number=1, id="1", members=BOTH)
 
 
-def test_key_is_owned_by_the_member_with_the_highest_score() -> None:
+def test_key_is_owned_by_the_member_with_the_highest_rendezvous_score() -> None:
     keys = {key: Ownership(view=VIEW, member="a", term="a.1").decide(key) for key in "wxyz"}
     assert set(keys.values()) == {Decision(KeyOwnership.OWNED, "a"), Decision(KeyOwnership.FOREIGN, "b")}
     for key, decision in keys.items():

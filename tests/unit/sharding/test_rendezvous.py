@@ -13,18 +13,18 @@ FIVE = {f"operator-{number}": 1.0 for number in range(5)}
 
 
 @pytest.mark.parametrize("vector", VECTORS["owners"], ids=lambda vector: vector["key"])
-def test_owner_is_that_of_the_published_vectors(vector: dict[str, str]) -> None:
+def test_rendezvous_owner_matches_published_vectors(vector: dict[str, str]) -> None:
     assert rendezvous.owner(vector["key"], VECTORS["members"]) == vector["owner"]
 
 
 @pytest.mark.parametrize("vector", VECTORS["scores"], ids=lambda vector: f"{vector['key']} {vector['member']}")
-def test_score_is_that_of_the_published_vectors(vector: dict[str, str | float]) -> None:
+def test_rendezvous_score_matches_published_vectors(vector: dict[str, str | float]) -> None:
     key, member = str(vector["key"]), str(vector["member"])
     assert rendezvous.uniform(key, member) == vector["uniform"]
     assert rendezvous.score(key, member, float(vector["weight"])) == pytest.approx(float(vector["score"]), rel=1e-12)
 
 
-def test_owner_of_a_key_without_members_is_none() -> None:
+def test_rendezvous_owner_without_members_is_none() -> None:
     assert rendezvous.owner("key", {}) is None
 
 
@@ -32,7 +32,7 @@ def owners(members: dict[str, float], keys: int = 1000) -> list[str | None]:
     return [rendezvous.owner(f"project-{number}", members) for number in range(keys)]
 
 
-def test_owners_of_1000_clusters_are_balanced_over_five_members() -> None:
+def test_rendezvous_balances_1000_clusters_over_five_members() -> None:
     imbalances = []
     for group in range(20):
         names = {f"operator-{group}-{number}": 1.0 for number in range(5)}
@@ -44,20 +44,20 @@ def test_owners_of_1000_clusters_are_balanced_over_five_members() -> None:
     assert max(found.count(name) for name in FIVE) / 200 <= 1.10
 
 
-def test_sixth_member_takes_its_share_and_moves_nothing_else() -> None:
+def test_rendezvous_moves_keys_only_to_an_added_member() -> None:
     before, after = owners(FIVE), owners({**FIVE, "operator-5": 1.0})
     moved = [now for was, now in zip(before, after, strict=True) if was != now]
     assert set(moved) == {"operator-5"}
     assert len(moved) <= 1.1 * 1000 / 6
 
 
-def test_owners_follow_weights() -> None:
+def test_rendezvous_owners_are_proportional_to_weights() -> None:
     found = owners({"small": 1.0, "large": 3.0}, keys=4000)
     assert found.count("large") / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 @given(st.text(), st.dictionaries(st.text(), st.floats(0.01, 100), min_size=1), st.text())
-def test_removed_member_moves_only_its_own_keys(key: str, members: dict[str, float], removed: str) -> None:
+def test_rendezvous_moves_only_keys_of_a_removed_member(key: str, members: dict[str, float], removed: str) -> None:
     before = rendezvous.owner(key, members)
     others = {name: weight for name, weight in members.items() if name != removed}
     assert before == removed or rendezvous.owner(key, others) == before

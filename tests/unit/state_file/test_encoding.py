@@ -32,23 +32,23 @@ def kept(name: str) -> StoredCluster:
 IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")), positions={"0123456789abcdef": 7})
 
 
-def test_state_round_trips() -> None:
+def test_state_file_round_trips() -> None:
     assert decode(encode(IMAGE), ORIGIN) == IMAGE
 
 
-def test_empty_fleet_round_trips() -> None:
+def test_state_file_of_empty_fleet_round_trips() -> None:
     empty = StoredFleet(ORIGIN, 2000.0, ())
     assert decode(encode(empty), ORIGIN) == empty
 
 
-def test_truncated_file_is_rejected() -> None:
+def test_truncated_state_file_is_rejected() -> None:
     data = encode(IMAGE)
     for end in range(len(data)):
         with pytest.raises(StateFileError):
             decode(data[:end], ORIGIN)
 
 
-def test_corrupted_byte_is_rejected() -> None:
+def test_state_file_with_corrupted_byte_is_rejected() -> None:
     data = bytearray(encode(IMAGE))
     for place in range(len(data)):
         data[place] ^= 0x01
@@ -57,14 +57,14 @@ def test_corrupted_byte_is_rejected() -> None:
         data[place] ^= 0x01
 
 
-def test_file_of_another_source_is_rejected() -> None:
+def test_state_file_of_another_source_is_rejected() -> None:
     with pytest.raises(
         StateFileError, match=r"another source \(mode project at https://milo.test; .* https://other.test"
     ):
         decode(encode(IMAGE), StateOrigin("https://other.test", "project"))
 
 
-def test_file_of_newer_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_file_of_newer_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "FORMAT", encoding.FORMAT + 1)
     data = encode(IMAGE)
     monkeypatch.undo()
@@ -85,20 +85,20 @@ def test_file_of_newer_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> No
             StoredFleet(ORIGIN, 1.0, (msgspec.structs.replace(kept("alpha"), engaged_at=math.inf),))
         ),
     ],
-    ids=["another-shape", "no-text", "too-deep", "no-time", "endless"],
+    ids=["wrong-type", "invalid-utf8", "too-deep", "nan-time", "infinite-time"],
 )
-def test_invalid_content_with_a_valid_checksum_is_rejected(body: bytes) -> None:
+def test_state_file_with_invalid_content_and_valid_checksum_is_rejected(body: bytes) -> None:
     data = b"milo-discoveryd state %d %s\n%s" % (encoding.FORMAT, encoding._checksum(body), body)
     with pytest.raises(StateFileError, match="content"):
         decode(data, ORIGIN)
 
 
-def test_format_number_of_any_length_is_rejected() -> None:
+def test_state_file_format_number_of_any_length_is_rejected() -> None:
     with pytest.raises(StateFileError, match="format 99999999999999999999;"):
         decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_are_rejected(data: bytes) -> None:
+def test_state_file_of_arbitrary_bytes_is_rejected(data: bytes) -> None:
     with pytest.raises(StateFileError):
         decode(data, ORIGIN)

@@ -44,11 +44,11 @@ listen:
         ("listen: [{name: a, address: 'unix:///a', owner: no-such}]", "a: there is no user 'no-such' on this machine"),
     ],
 )
-def test_unknown_group_is_reported_with_its_place(file: Path, text: str, message: str) -> None:
+def test_listener_with_unknown_group_is_reported_with_its_place(file: Path, text: str, message: str) -> None:
     with pytest.raises(StartError, match=message):
         list(listeners(settings(file, text)))
 
 
-def test_numeric_owner_needs_no_known_user(file: Path) -> None:
+def test_listener_accepts_numeric_owner_and_group(file: Path) -> None:
     [made] = listeners(settings(file, f"listen: [{{address: 'unix:///a', owner: {os.getuid()}, group: 65498}}]"))
     assert made.address == UnixSocket(Path("/a"), 0o660, 65498, os.getuid())

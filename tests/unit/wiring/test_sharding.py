@@ -59,7 +59,7 @@ async def test_invalid_name_of_a_member_is_refused(tmp_path: Path, name: str) ->
         await built(tmp_path, {"POD_NAMESPACE": "operators"}, group="dns", member=name)
 
 
-async def test_namespace_outside_of_a_pod_must_be_set(tmp_path: Path) -> None:
+async def test_shard_group_namespace_must_be_set_outside_of_a_pod(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"sharding\.namespace"):
         await built(tmp_path, {}, group="dns", member="a")
 
@@ -67,7 +67,7 @@ async def test_namespace_outside_of_a_pod_must_be_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "stable"), [("dns-0", True), ("dns-12", True), ("dns-7d9f4c-x2kfp", False), ("dns-7d9f4c-24567", False)]
 )
-def test_names_of_a_stateful_set_are_stable(name: str, *, stable: bool) -> None:
+def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool) -> None:
     assert is_stable(name) is stable
 
 
