@@ -56,14 +56,14 @@ def test_token_bucket_never_grants_more_than_burst_plus_rate(waits: list[float])
     assert granted <= math.floor(RATE.burst + now * RATE.per_second + 1e-6)
 
 
-def test_keyed_buckets_do_not_share_tokens() -> None:
+def test_keyed_token_buckets_do_not_share_tokens() -> None:
     buckets: KeyedBuckets[str] = KeyedBuckets(10)
     assert buckets.bucket("a", RATE, 0.0).take(0.0, 3.0) == 0.0
     assert buckets.bucket("a", RATE, 0.0).take(0.0) > 0
     assert buckets.bucket("b", RATE, 0.0).take(0.0) == 0.0
 
 
-def test_least_recently_used_bucket_is_evicted() -> None:
+def test_least_recently_used_token_bucket_is_evicted() -> None:
     buckets: KeyedBuckets[str] = KeyedBuckets(2)
     for key in ("a", "b", "a", "c"):
         buckets.bucket(key, RATE, 0.0).take(0.0, 3.0)

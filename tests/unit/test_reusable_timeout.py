@@ -79,7 +79,7 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
-def test_result_in_the_same_loop_iteration_wins_over_timeout() -> None:
+def test_result_in_the_same_loop_iteration_takes_precedence_over_timeout() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(60.0)
         kept.give_up()

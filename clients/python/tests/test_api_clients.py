@@ -328,7 +328,7 @@ class TestSharedTransports:
         keys = {*(transport_key(each, None) for each in [token, *others]), transport_key(token, "http://proxy")}
         assert len(keys) == 5
 
-    def test_transport_is_returned_for_closing_by_its_last_user(self):
+    def test_shared_transport_is_closed_by_its_last_client(self):
         transports: SharedTransports[object] = SharedTransports()
         first, second = transports.acquire("k", object), transports.acquire("k", object)
         assert first is second

@@ -87,7 +87,7 @@ class TestList:
         daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "\x9b31m")]
         assert (await command("list")).err == "milo-discovery: \\x9b31m\n"
 
-    async def test_json_labels_are_sorted(self, command, daemon):
+    async def test_list_json_labels_are_sorted(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         assert list(json.loads((await command("list", "-o", "json")).out)["clusters"][0]["labels"]) == ["b", "env"]
 

@@ -45,7 +45,7 @@ class TestErrors:
             "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)\n"
         )
 
-    async def test_unanswered_call_exits_with_timeout(self, command, daemon):
+    async def test_cli_call_without_a_response_exits_with_timeout(self, command, daemon):
         daemon.answers["ListClusters"] = [SILENCE]
         outcome = await command("list", "--timeout", "50ms")
         assert outcome.status == 6
@@ -65,13 +65,13 @@ class TestErrors:
             (["kubeconfig", "alpha", "--force"], "--force needs -w"),
         ],
     )
-    async def test_usage_error_names_the_problem(self, command, arguments, complaint):
+    async def test_cli_usage_error_names_the_problem(self, command, arguments, complaint):
         outcome = await command(*arguments)
         assert outcome.status == 2
         assert complaint in outcome.err
         assert "Traceback" not in outcome.err
 
-    async def test_help_needs_no_daemon(self, command):
+    async def test_cli_help_needs_no_daemon(self, command):
         outcome = await command("--help")
         assert outcome.status == 0
         commands = [
@@ -98,11 +98,11 @@ class TestErrors:
         assert (await command(*before, "list", "--timeout", "10s", "-o", "name", **elsewhere)).out == "alpha\nbeta\n"
         assert (await command(*before, "list", **elsewhere)).status == 6
 
-    async def test_option_after_the_command_name_takes_precedence(self, command):
+    async def test_global_option_after_the_command_name_takes_precedence(self, command):
         outcome = await command("--address", "unix:///before", "list", "--address", "unix:///after")
         assert "cannot connect to the daemon at unix:///after" in outcome.err
 
-    async def test_help_loads_neither_grpc_nor_asyncio(self):
+    async def test_cli_help_loads_neither_grpc_nor_asyncio(self):
         script = (
             "import sys; from milo_discovery.cli import command\n"
             "try: command.main(['watch', '--help'])\n"

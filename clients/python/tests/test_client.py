@@ -59,7 +59,7 @@ async def test_list_reads_all_pages(client, daemon):
     ]
 
 
-async def test_cluster_has_all_fields(client, daemon):
+async def test_listed_cluster_has_all_fields(client, daemon):
     sent = pb.Cluster(
         name="a",
         uid="u",

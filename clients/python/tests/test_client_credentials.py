@@ -21,7 +21,7 @@ def test_token_file_is_read_for_each_call(token_file):
     assert credentials.metadata() == (("authorization", "Bearer second"),)
 
 
-def test_default_credentials_are_empty():
+def test_default_client_credentials_are_empty():
     credentials = ClientCredentials()
     credentials.check("unix:///d.sock")
     credentials.check("localhost:1")
@@ -37,7 +37,7 @@ def test_default_credentials_are_empty():
         ({"certificate_file": "a", "key_file": "b"}, "needs TLS: set ca_file"),
     ],
 )
-def test_incomplete_combination_of_files_is_refused(files, complaint):
+def test_incomplete_combination_of_credential_files_is_rejected(files, complaint):
     with pytest.raises(InvalidCredentials, match=complaint):
         ClientCredentials(**files)
 

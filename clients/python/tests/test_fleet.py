@@ -135,7 +135,7 @@ async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(clien
         assert await handler_log.read(2) == ["end 1", "start 3"]
 
 
-async def test_lost_daemon_cancels_no_handler(fleet, begin, handler_log, daemon):
+async def test_connection_loss_cancels_no_handler(fleet, begin, handler_log, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))
         await handler_log.read(2)
@@ -431,7 +431,7 @@ class TestLifetime:
             with pytest.raises(RuntimeError, match="registered before it runs"):
                 bare.on_engage(lambda member: asyncio.sleep(0))
 
-    async def test_fleet_refuses_to_run_twice(self, fleet, begin):
+    async def test_fleet_cannot_be_run_twice(self, fleet, begin):
         async with fleet:
             await begin(snapshot("1"))
             await fleet.synced()

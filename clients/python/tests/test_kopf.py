@@ -68,7 +68,7 @@ def operators() -> set[str]:
     return {each.name for each in threading.enumerate() if each.name.startswith("kopf ")}
 
 
-async def test_handlers_run_in_each_engaged_cluster(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+async def test_kopf_handlers_run_in_each_engaged_cluster(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
     alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
     discovery = FakeDiscovery(alpha)
     alpha.create(config_map())
@@ -85,7 +85,7 @@ async def test_handlers_run_in_each_engaged_cluster(milo_sandbox: MiloSandbox, r
     assert operators() == set()
 
 
-async def test_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+async def test_kopf_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
     (alpha,) = milo_sandbox.create_control_planes("alpha")
     discovery = FakeDiscovery()
     discovery.engage(alpha, lifetime=timedelta(seconds=2))
@@ -107,7 +107,7 @@ async def test_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox, regi
 
 # kopf does not await all coroutines of an operator whose startup fails.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_failed_operator_is_restarted(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+async def test_failed_kopf_operator_is_restarted(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
     (alpha,) = milo_sandbox.create_control_planes("alpha")
     starts = 0
 

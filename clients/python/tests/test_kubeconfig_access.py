@@ -54,7 +54,7 @@ def test_malformed_kubeconfig_is_refused_without_quoting_it(content: bytes):
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
-def test_repr_omits_secrets():
+def test_kubeconfig_access_repr_omits_secrets():
     assert CANARY not in repr(read_access(text(token=CANARY)))
 
 
@@ -79,19 +79,19 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
         ("context", {"namespace": "kube-system"}),
     ],
 )
-def test_unknown_field_is_refused(part: str, fields: dict[str, object]):
+def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, object]):
     with pytest.raises(UnusableKubeconfig, match="does not write"):
         read_access(changed(text(token=CANARY), part, **fields))
 
 
-def test_second_cluster_or_user_is_refused():
+def test_kubeconfig_with_second_cluster_or_user_is_rejected():
     document = json.loads(text(token=CANARY))
     for kind in ("clusters", "users", "contexts"):
         with pytest.raises(UnusableKubeconfig):
             read_access(json.dumps({**document, kind: document[kind] * 2}).encode())
 
 
-def test_rendered_kubeconfig_reads_back():
+def test_rendered_kubeconfig_round_trips():
     access = read_access(text("https://a", authorities=b"PEM", tls_server_name="name.test", token="t"))
     assert read_access(json.dumps(render_kubeconfig("alpha", access)).encode()) == access
 

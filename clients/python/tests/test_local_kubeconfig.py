@@ -113,12 +113,12 @@ def test_credential_plugin_that_fails_is_named_without_its_output(tmp_path: Path
         ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider"),
     ],
 )
-def test_unsupported_fields_are_refused(tmp_path: Path, cluster: Any, user: Any, words: str):
+def test_kubeconfig_with_unsupported_fields_is_rejected(tmp_path: Path, cluster: Any, user: Any, words: str):
     with pytest.raises(UnusableKubeconfig, match=words):
         KubeconfigFile(kubeconfig(tmp_path, cluster=cluster, user=user)).read()
 
 
-def test_unknown_context_is_refused(tmp_path: Path):
+def test_unknown_kubeconfig_context_is_rejected(tmp_path: Path):
     with pytest.raises(UnusableKubeconfig, match="the context 'other'"):
         KubeconfigFile(kubeconfig(tmp_path), "other").read()
 
@@ -131,7 +131,7 @@ def test_file_that_is_not_a_kubeconfig_is_refused_without_quoting_it(tmp_path: P
         KubeconfigFile(path).read()
 
 
-def test_missing_file_and_invalid_data_are_refused(tmp_path: Path):
+def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):
     with pytest.raises(UnusableKubeconfig, match="cannot read"):
         KubeconfigFile(tmp_path / "missing").read()
     with pytest.raises(UnusableKubeconfig, match="invalid"):

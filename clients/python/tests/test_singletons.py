@@ -128,7 +128,7 @@ async def test_ended_fleet_ends_its_singleton_work_and_subscription(client, daem
     assert len(daemon.ended_subscriptions) == 1
 
 
-async def test_daemon_without_the_call_ends_the_fleet(client, daemon, work):
+async def test_daemon_without_singleton_support_ends_the_fleet(client, daemon, work):
     fleet = Fleet(client)
     fleet.singleton("cleanup")(work)
     daemon.grants = Refusal(grpc.StatusCode.UNIMPLEMENTED)

@@ -168,7 +168,7 @@ class TestClient:
         assert len(daemon.ended_subscriptions) == 1
         assert work.ended == 1
 
-    async def test_silent_daemon_does_not_delay_the_end_of_the_grant(self, daemon, work, monkeypatch):
+    async def test_unresponsive_daemon_does_not_delay_the_end_of_singleton_grant(self, daemon, work, monkeypatch):
         monkeypatch.setattr(singleton_grants, "CLAIM_INTERVAL_S", 0.1)
         daemon.grants = pb.ClaimSingletonsResponse(granted=["cleanup"], valid_for=Duration(nanos=300_000_000))
         sync_client = SyncDiscoveryClient(daemon.address, backoff=AT_ONCE)
@@ -181,7 +181,7 @@ class TestClient:
             closing = pool.submit(sync_client.close)
             await eventually(closing.done)
 
-    async def test_daemon_without_the_call_ends_the_run(self, daemon, work):
+    async def test_daemon_without_singleton_support_ends_the_run(self, daemon, work):
         daemon.grants = Refusal(grpc.StatusCode.UNIMPLEMENTED)
         sync_client = SyncDiscoveryClient(daemon.address, backoff=AT_ONCE)
         with ThreadPoolExecutor(max_workers=1) as pool:

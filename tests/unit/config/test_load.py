@@ -112,7 +112,7 @@ def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: s
     assert settings.project_kubeconfig is None
 
 
-def test_legacy_and_native_spelling_conflict(file: Path) -> None:
+def test_legacy_and_native_spelling_of_one_setting_conflict(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
         f"file {file} line 2 key internalServiceDiscovery: repeats file {file} line 1 key mode; remove one",
@@ -226,7 +226,7 @@ def test_address_template_without_project_is_rejected(file: Path) -> None:
     assert load({}, {}, file).internal_namespace_template == "milo-{uid}"
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         load({}, {}, None).mode = "single"  # type: ignore[misc]
 

@@ -26,7 +26,7 @@ def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[sources.
     return load({}, {}, file).kubeconfigs.sources
 
 
-def test_source_types_are_parsed(tmp_path: Path) -> None:
+def test_credential_source_types_are_parsed(tmp_path: Path) -> None:
     found = loaded(tmp_path, *GOOD)
     assert [each.type for each in found] == [each["type"] for each in GOOD]
     datum, _, _, exec_, token_file, secret, _ = found
@@ -80,7 +80,7 @@ def test_source_types_are_parsed(tmp_path: Path) -> None:
         ("text", "must be a list of mappings"),
     ],
 )
-def test_invalid_source_is_reported_with_place(tmp_path: Path, source: object, complaint: str) -> None:
+def test_invalid_credential_source_is_reported_with_place(tmp_path: Path, source: object, complaint: str) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(tmp_path, source)
     (problem,) = raised.value.problems
@@ -88,7 +88,7 @@ def test_invalid_source_is_reported_with_place(tmp_path: Path, source: object, c
     assert problem.startswith(f"file {tmp_path}/config.yaml line 1 ")
 
 
-def test_duplicate_and_unknown_source_names_are_reported(tmp_path: Path) -> None:
+def test_duplicate_and_unknown_credential_source_names_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has sources with the same name"):
         loaded(tmp_path, GOOD[0], GOOD[0])
     with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; configured: tf'):

@@ -91,7 +91,7 @@ async def test_prober_counts_failure_by_cause(world: World) -> None:
     assert set(world.results) == {"dns"}
 
 
-async def test_hanging_probe_does_not_delay_next(world: World) -> None:
+async def test_hanging_probe_does_not_delay_the_next_probe(world: World) -> None:
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
@@ -122,7 +122,7 @@ async def test_update_with_same_endpoint_causes_no_probe(world: World) -> None:
     assert world.asked == ["https://alpha.example.com", "https://beta.example.com"]
 
 
-async def test_moved_cluster_is_probed_at_new_endpoint(world: World) -> None:
+async def test_cluster_with_changed_endpoint_is_probed_at_new_endpoint(world: World) -> None:
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)

@@ -297,7 +297,7 @@ async def test_exec_plugin_with_excessive_output_is_killed(script: Script) -> No
     assert "printed more than 1048576 bytes" in await failure(script.plugin())
 
 
-async def test_exec_plugin_with_much_stderr_does_not_block(script: Script) -> None:
+async def test_exec_plugin_with_large_stderr_does_not_block(script: Script) -> None:
     script.does("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo ' at last' >&2; exit 1")
     message = await failure(script.plugin())
     assert message.endswith("at last")

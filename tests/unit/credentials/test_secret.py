@@ -8,7 +8,7 @@ import pytest
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 
 
-def test_secret_is_revealed_only_explicitly() -> None:
+def test_secret_value_is_revealed_only_explicitly() -> None:
     assert Secret("hunter2").reveal() == "hunter2"
 
 

@@ -93,7 +93,7 @@ async def test_token_review_result_ends_with_the_token() -> None:
     ],
     ids=["not authenticated", "no username", "no audiences", "another audience"],
 )
-async def test_token_rejected_by_api_server_is_rejected(status: dict[str, Any]) -> None:
+async def test_token_review_rejection_is_returned_and_cached(status: dict[str, Any]) -> None:
     there = Reviewing(reviewed(**status))
     why = await there.why_not(token())
     assert CANARY not in why
@@ -117,7 +117,7 @@ async def test_opaque_token_is_reviewed_and_has_no_expiry() -> None:
     assert (await there.reviews.authenticate("opaque")).expires_at is None
 
 
-async def test_token_for_api_server_is_accepted_without_audiences() -> None:
+async def test_token_review_without_configured_audiences_accepts_token_for_api_server() -> None:
     there = Reviewing(reviewed(audiences=[]), audiences=())
     assert (await there.reviews.authenticate(token(aud=[]))).name == OPERATOR
     assert "audiences" not in json.loads(there.api.bodies[0])["spec"]
@@ -135,7 +135,7 @@ async def test_token_for_api_server_is_accepted_without_audiences() -> None:
     ],
     ids=["unreachable", "forbidden", "unauthorized", "failing", "no JSON", "another status"],
 )
-async def test_unreviewed_token_is_never_accepted(answer: Answer | TransportError) -> None:
+async def test_failed_token_review_never_accepts_token(answer: Answer | TransportError) -> None:
     there = Reviewing(answer, reviewed())
     error = await there.trouble(token())
     assert error.retry_after_s == 1.0

@@ -180,7 +180,7 @@ async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None
         assert issuer.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_first_request_waits_for_credential_or_fails_at_once() -> None:
+async def test_first_kubeconfig_request_waits_for_credential_or_fails_at_once() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as issuer:
@@ -311,7 +311,7 @@ async def test_credential_source_failure_is_logged_as_warning_once_a_credential_
     assert {line["event"] for line in lines} == {"credential source failed"}
 
 
-async def test_failing_backend_is_retried_by_one_lease_at_a_time() -> None:
+async def test_failing_credential_backend_is_retried_by_one_lease_at_a_time() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:

@@ -53,7 +53,7 @@ def token(found: IssuedCredential | None) -> str | None:
     return None if found is None or found.credential.token is None else found.credential.token.reveal()
 
 
-def test_lease_is_idle_before_first_request() -> None:
+def test_lease_without_a_credential_is_empty_and_not_due() -> None:
     empty = lease()
     assert empty.state == Empty()
     assert (empty.valid(at(0)), empty.useful(at(0)), empty.due_at, empty.failure) == (None, None, None, None)
@@ -141,7 +141,7 @@ def test_lease_retry_interval_depends_on_lifetime() -> None:
 
 
 @pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
-def test_lease_survives_outage_of_half_a_lifetime(life_s: float) -> None:
+def test_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: float) -> None:
     """An outage may begin at any time before the renewal is due."""
     made = fresh(life_s=life_s)
     now = RENEWAL[1] * life_s
@@ -220,7 +220,7 @@ def test_lease_rejects_concurrent_renewals() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(1, 1e8), st.floats(0, 0.999))
-def test_refresh_time_is_before_expiry(draw: float, life_s: float, part: float) -> None:
+def test_kubeconfig_refresh_time_is_before_expiry(draw: float, life_s: float, part: float) -> None:
     given = minted("t1", 1000, life_s)
     now = 1000 + part * life_s
     asked = refresh_at(given, now, lambda: draw)

@@ -61,7 +61,7 @@ def test_owner_that_is_longer_than_a_name_is_malformed() -> None:
 
 
 @every_mode
-def test_long_message_of_a_condition_is_cut(observe: Observe) -> None:
+def test_long_message_of_a_condition_is_truncated(observe: Observe) -> None:
     kinds = ("Ready", "ControlPlaneReady")
     observed = observe(*(condition(kind, "False", "Waiting", "x" * 5_000_000) for kind in kinds))
     assert isinstance(observed, NotReady)
@@ -69,7 +69,7 @@ def test_long_message_of_a_condition_is_cut(observe: Observe) -> None:
     assert observed.message.endswith("x…")
 
 
-def test_long_message_of_a_deletion_is_cut() -> None:
+def test_long_message_of_a_deletion_is_truncated() -> None:
     cleanup = condition("ResourceCleanup", "False", "", "y" * 5_000_000)
     observed = of_project(condition("Ready"), cleanup, deletionTimestamp="2026-01-01T00:00:00Z")
     assert isinstance(observed, Ready)

@@ -195,7 +195,7 @@ def test_streaming_list_is_requested_again_for_next_list() -> None:
     assert driver.request == STREAMED_LIST
 
 
-def test_server_building_its_cache_is_listed_in_pages_meanwhile() -> None:
+def test_server_whose_watch_cache_is_not_ready_is_listed_in_pages() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 1.0))
     assert driver.request == FIRST_PAGE
@@ -246,7 +246,7 @@ def test_streaming_list_that_fails_twice_falls_back_to_pages(failure: Failure) -
     assert driver.request == FIRST_PAGE
 
 
-def test_unreachable_server_gets_no_paged_list() -> None:
+def test_streaming_list_does_not_fall_back_to_pages_while_server_is_unreachable() -> None:
     driver = ReflectorDriver(STREAMING)
     for delay in (1.0, 2.0, 4.0):
         assert driver.request == STREAMED_LIST

@@ -202,7 +202,7 @@ def test_backoff_grows_while_watches_are_cut_within_seconds() -> None:
         driver.now += 9.9
 
 
-def test_quiet_watch_that_lasted_resets_failures() -> None:
+def test_long_quiet_watch_resets_failure_count() -> None:
     driver = watching()
     driver.failed(CUT)
     driver.now += 1.0
@@ -428,7 +428,7 @@ def cut() -> ReflectorDriver:
     return driver
 
 
-def test_server_of_unknown_identity_without_bookmarks_is_relisted() -> None:
+def test_resumed_watch_without_bookmarks_is_relisted_after_ninety_seconds_of_silence() -> None:
     driver = cut()
     driver.opened()
     assert driver.request == ReadWatch(driver.now + 90.0)
@@ -437,7 +437,7 @@ def test_server_of_unknown_identity_without_bookmarks_is_relisted() -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_server_without_bookmarks_that_sent_a_change_is_trusted() -> None:
+def test_silent_watch_without_bookmarks_that_sent_a_change_is_kept() -> None:
     driver = cut()
     driver.opened()
     driver.events(changed("a", "11"))

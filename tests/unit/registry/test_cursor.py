@@ -142,7 +142,7 @@ def test_readers_that_start_close_together_share_a_snapshot() -> None:
     assert reader(log).revision == 103, "the earlier snapshot is too far behind to be shared"
 
 
-def test_snapshot_behind_compaction_is_not_shared() -> None:
+def test_snapshot_older_than_compaction_is_not_shared() -> None:
     log = readable_log(Retention(count=0))
     for index in range(200):
         engage(log, f"a{index}")
@@ -426,7 +426,7 @@ def test_filter_exit_and_reentry_across_parts_is_sent_as_both() -> None:
     ]
 
 
-def test_resume_between_parts_misses_nothing() -> None:
+def test_resume_between_batch_parts_misses_no_change() -> None:
     log = readable_log(batch_bytes=1)
     a = engage(log, "a")  # 1
     b = engage(log, "b")  # 2

@@ -211,7 +211,7 @@ def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
     assert source.intake.reference_objects == ()
 
 
-def test_empty_relist_disengages_nothing_by_itself() -> None:
+def test_empty_relist_disengages_no_cluster_before_confirmation() -> None:
     source = Source(*(ready(f"a{index}") for index in range(50)))
     assert source.lists() == []
     assert source.registry.engaged == 50

@@ -74,7 +74,7 @@ def test_mass_of_not_ready_clusters_is_held(engaged: int, not_ready: int) -> Non
     assert f"{not_ready} of {engaged} engaged clusters" in held.message
 
 
-def test_held_clusters_that_become_ready_again_were_never_disengaged() -> None:
+def test_held_clusters_that_become_ready_again_are_never_disengaged() -> None:
     fleet = Engaged(5000)
     fleet.not_ready(names(5000), 0.0)
     fleet.run(20.0)
@@ -105,7 +105,7 @@ def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
     assert fleet.clusters.until("c70") == SETTLE_S + 30.0
 
 
-def test_mass_that_builds_up_over_time_is_held() -> None:
+def test_mass_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:
     """Fifty per second of 5,000 are below the limit in each second, and above it over a hold."""
     fleet = Engaged(5000)
     for second in range(30):

@@ -349,7 +349,7 @@ def test_recent_deletions_are_kept_and_older_forgotten(monkeypatch: pytest.Monke
     assert fleet["a"] is None
 
 
-def test_resume_reports_disengagement_forgotten_by_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 0)
     fleet = after(ready("a"))
     reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
@@ -364,7 +364,7 @@ def test_resume_reports_disengagement_forgotten_by_explain(monkeypatch: pytest.M
     ]
 
 
-def test_recreated_object_is_no_longer_among_recent_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recreated_object_does_not_count_toward_kept_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
     fleet = after(
         ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")

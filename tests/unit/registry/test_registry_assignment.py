@@ -92,7 +92,7 @@ def test_moved_cluster_drains_until_it_is_released() -> None:
     assert dict(record(fleet).target.labels) == {"tier": "gold"}  # type: ignore[union-attr]
 
 
-def test_moved_cluster_that_came_back_is_engaged_again_after_its_drain() -> None:
+def test_moved_cluster_assigned_back_is_engaged_again_after_its_drain() -> None:
     fleet = confirming(registry())
     fleet.commit([ready()], at(0))
     fleet.reassign("a", 30.0, at(1))
@@ -102,7 +102,7 @@ def test_moved_cluster_that_came_back_is_engaged_again_after_its_drain() -> None
     assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED), (EventType.ENGAGED, None)]
 
 
-def test_replaced_cluster_of_another_member_ends_and_is_not_engaged() -> None:
+def test_draining_cluster_replaced_after_it_moved_is_disengaged_and_not_engaged() -> None:
     fleet = confirming(registry())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
@@ -132,7 +132,7 @@ def test_lost_cluster_that_is_not_ready_stays_not_ready() -> None:
     assert record(fleet).state is ObjectState.NOT_READY
 
 
-def test_unreachable_cluster_of_another_member_is_not_engaged_when_it_answers() -> None:
+def test_unreachable_cluster_of_another_member_is_not_engaged_when_reachable() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     fleet.set_connectivity("a", 1, AWAY, at(1))

@@ -70,7 +70,7 @@ def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     assert fleet.end_overdue(at(200)) == []
 
 
-def test_cluster_ready_again_within_grace_was_never_disengaged() -> None:
+def test_cluster_ready_again_within_grace_is_never_disengaged() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.due_at is None

@@ -97,7 +97,7 @@ def test_recreated_object_of_unreachable_cluster_is_another_cluster() -> None:
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
 
 
-def test_unreachable_cluster_that_moved_is_probed_at_new_endpoint() -> None:
+def test_unreachable_cluster_with_changed_endpoint_is_probed_there() -> None:
     fleet = with_unreachable_cluster()
     (change,) = fleet.commit([moved()], at(3))
     assert (change.type, change.cluster.target.endpoint) == (EventType.ENGAGED, "https://elsewhere.example.com")

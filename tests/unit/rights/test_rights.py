@@ -23,7 +23,7 @@ def test_rights_with_rules_deny_unmatched_callers() -> None:
     assert rights.of(Caller(listener="api", uid=1)) is None
 
 
-def test_first_matching_rule_applies_alone() -> None:
+def test_only_the_first_matching_rule_applies() -> None:
     rights = Rights(
         (
             rule("not them", CallerSelector(uids=frozenset({7})), NO_CLUSTERS),

@@ -57,7 +57,7 @@ def test_scoped_filter_shows_within_scope_only() -> None:
     assert not shown.shows(None)
 
 
-def test_fingerprint_differs_by_scope_and_filter() -> None:
+def test_scoped_filter_fingerprint_differs_by_scope_and_filter() -> None:
     shown = [
         scoped(asked, scope).fingerprint
         for asked in (EVERYTHING, Filter(parse("env=prod")))

@@ -75,7 +75,7 @@ def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event()
     assert not there.audit.counted, "successful calls are not counted as denials"
 
 
-def test_paced_audit_records_every_call_whose_number_is_limited_otherwise() -> None:
+def test_paced_audit_does_not_limit_release_events() -> None:
     there = Pacing()
     for _ in range(BURST + 3):
         there.paced.noted(Caller(listener="net"), "", "cluster released")

@@ -7,7 +7,7 @@ import pytest
 from milo_discoveryd.sharding.group import boottime
 
 
-def test_clock_of_a_group_advances_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharding_clock_advances_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLOCK_MONOTONIC stops then, and wall clocks are set."""
     shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
     monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)

@@ -147,7 +147,7 @@ def test_evicted_member_rejoins_with_another_term() -> None:
     assert driver.api.views[-1].members["a"] == ViewMember("a#1.2")
 
 
-def test_renewal_of_an_evicted_member_conflicts() -> None:
+def test_lease_renewal_of_an_evicted_member_conflicts() -> None:
     driver = settled("a", "b")
     driver.run_until(lambda: any(isinstance(request, Evict) for _, _, request in driver.requests), "b")
     member = driver.members["a"]

@@ -19,7 +19,7 @@ def test_member_of_another_term_owns_nothing() -> None:
     assert all(ownership.decide(key).state is KeyOwnership.FOREIGN for key in "wxyz")
 
 
-def test_nothing_is_owned_without_members() -> None:
+def test_no_key_is_owned_without_members() -> None:
     view = View(number=1, id="1", members={})
     assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
 

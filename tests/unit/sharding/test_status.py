@@ -3,12 +3,12 @@ from milo_discoveryd.sharding.status import GroupStatus, MemberStatus, group_sta
 from tests.unit.sharding.driver import Driver
 
 
-def test_status_before_the_first_read_is_empty() -> None:
+def test_sharding_status_before_the_first_read_is_empty() -> None:
     found = group_status("dns", Member("a", "a#1"), "no API server")
     assert found == GroupStatus(group="dns", member="a", view=0, is_settled=False, members=(), problem="no API server")
 
 
-def test_status_lists_members_of_the_view_and_those_that_join() -> None:
+def test_sharding_status_lists_members_of_the_view_and_joining_members() -> None:
     driver = Driver("a", "b")
     driver.run_until(lambda: driver.owned("a") and driver.owned("b"))
     driver.api.delete("b", driver.now)

@@ -95,7 +95,7 @@ async def test_changed_config_file_is_reloaded(reloaded_file: ReloadedFile) -> N
     ]
 
 
-async def test_swapped_symlink_of_mounted_file_is_reloaded(reloaded_file: ReloadedFile) -> None:
+async def test_config_file_behind_swapped_symlink_is_reloaded(reloaded_file: ReloadedFile) -> None:
     folder = reloaded_file.file.parent
     one, other = folder / "one.yaml", folder / "other.yaml"
     reloaded_file.file.rename(one)
@@ -134,7 +134,7 @@ async def test_missing_config_file_keeps_rules(reloaded_file: ReloadedFile) -> N
 
 
 @pytest.mark.parametrize("text", ["", "rights: []\n", "mode: project\n"])
-async def test_reload_without_any_rule_is_rejected(reloaded_file: ReloadedFile, text: str) -> None:
+async def test_config_reload_without_any_rule_is_rejected(reloaded_file: ReloadedFile, text: str) -> None:
     async with reloaded_file.followed():
         reloaded_file.write(text)
         await eventually(lambda: reloaded_file.count("refused") == 1)
@@ -142,7 +142,7 @@ async def test_reload_without_any_rule_is_rejected(reloaded_file: ReloadedFile, 
     assert "all rules were removed" in str(reloaded_file.audited)
 
 
-async def test_forced_reload_reads_unchanged_files(reloaded_file: ReloadedFile) -> None:
+async def test_forced_config_reload_reads_unchanged_files(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed() as followed:
         followed.reload_now()
         await eventually(lambda: reloaded_file.count("unchanged") == 1)
@@ -178,7 +178,7 @@ async def test_config_reload_waits_until_file_is_completely_written(reloaded_fil
         assert looked >= 20
 
 
-async def test_reload_without_file_waits_for_signal() -> None:
+async def test_config_reload_without_file_waits_for_signal() -> None:
     metrics, applied = Metrics(), 0
 
     def apply(rules: tuple[RuleSettings, ...]) -> None:

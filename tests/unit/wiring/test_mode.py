@@ -107,7 +107,9 @@ def test_secret_with_an_invalid_kubeconfig_reports_the_problem(collections: list
 
 
 @pytest.mark.parametrize(("data", "endpoints"), [({"value": encoded("https://b")}, ["https://b"]), ({}, [])])
-def test_complete_lists_of_both_resources_engage_clusters(data: dict[str, str], endpoints: Iterable[str]) -> None:
+def test_clusters_are_engaged_after_complete_lists_of_objects_and_secrets(
+    data: dict[str, str], endpoints: Iterable[str]
+) -> None:
     members, secrets = collections_of(Settings(), by_secrets())
     targets = engaged(by_secrets(), [[seen(members, metadata=LABELED)], [seen(secrets, data=data)]])
     assert [each.endpoint for each in targets] == endpoints

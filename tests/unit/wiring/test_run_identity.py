@@ -19,7 +19,7 @@ def test_run_identity_survives_a_restart_with_a_state_directory(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"a" * 100, b"\xff" * 17])
-def test_run_identity_that_is_damaged_is_replaced(tmp_path: Path, content: bytes) -> None:
+def test_corrupt_run_identity_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     assert run_identity(tmp_path) == run_identity(tmp_path)
 

@@ -35,11 +35,11 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
         )
 
 
-async def test_daemon_without_a_group_has_no_member(tmp_path: Path) -> None:
+async def test_daemon_without_a_shard_group_has_no_member(tmp_path: Path) -> None:
     assert await built(tmp_path, {}) is None
 
 
-async def test_member_is_named_by_its_pod(tmp_path: Path) -> None:
+async def test_shard_group_member_is_named_after_its_pod(tmp_path: Path) -> None:
     group = await built(tmp_path, {"POD_NAME": "dns-1", "POD_NAMESPACE": "operators"}, group="dns", weight=2.0)
     assert group is not None
     assert (group.member.name, group.member.weight) == ("dns-1", 2.0)
@@ -54,7 +54,7 @@ async def test_member_name_setting_takes_precedence_over_pod_name(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["view", "Upper", "-a", "a_b"])
-async def test_invalid_name_of_a_member_is_refused(tmp_path: Path, name: str) -> None:
+async def test_invalid_shard_group_member_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(StartError, match=r"sharding\.member"):
         await built(tmp_path, {"POD_NAMESPACE": "operators"}, group="dns", member=name)
 

@@ -199,7 +199,9 @@ def test_engagement_within_not_ready_grace_says_until_when() -> None:
     ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it is engaged again afterwards")]
 )
 @pytest.mark.parametrize(("why", "expected"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
-def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str, expected: str) -> None:
+def test_engagement_of_draining_cluster_has_reason_draining(
+    state: ObjectState, again: str, why: str, expected: str
+) -> None:
     of = record(state)
     of.cluster = with_draining(SMALL, Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
     message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
@@ -216,7 +218,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
     )
 
 
-def test_engagement_of_ready_cluster_that_moves_does_not_promise_another() -> None:
+def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> None:
     of = record(ObjectState.READY)
     moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
     of.cluster = with_draining(SMALL, moves)
@@ -272,7 +274,7 @@ def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, mess
     assert convert.credential_source(health) == message
 
 
-def test_each_of_several_sources_is_named() -> None:
+def test_server_info_names_each_cluster_source() -> None:
     now, status = Moment(1000.0, 10.0), SourceStatus(SourceState.STREAMING, 5.0)
     assert [each.name for each in convert.sources({"": status}, status, now)] == [""]
     assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]

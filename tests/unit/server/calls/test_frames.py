@@ -102,7 +102,7 @@ def test_frame_decodes_as_event_of_batch() -> None:
     )
 
 
-def test_frame_golden_bytes() -> None:
+def test_frame_encoding_equals_golden_bytes() -> None:
     assert encode(Event(EventType.ENGAGED, SMALL)) == bytes.fromhex(
         "0a3a"  # events, 58 bytes
         "0801"  # type: ENGAGED
@@ -201,7 +201,7 @@ def test_batch_equals_generated_encoding(
     )
 
 
-def test_batch_names_sources() -> None:
+def test_batch_contains_status_of_each_source() -> None:
     statuses = [pb.SourceStatus(name="eu"), pb.SourceStatus(name="us")]
     data = batch(Frames(), revision="2", previous_revision="1", synced=True, sources=statuses, pending_sources=["us"])
     decoded = pb.WatchClustersResponse.FromString(data)

@@ -122,7 +122,7 @@ def test_rotation_renews_each_kubeconfig_in_time(world: World) -> None:
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
 
-def test_rotation_sends_kubeconfig_of_moved_cluster(world: World) -> None:
+def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
@@ -222,7 +222,7 @@ def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}
 
 
-def test_rotation_forgets_names_whose_clusters_went_while_the_source_failed(
+def test_rotation_forgets_clusters_disengaged_while_the_source_failed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lease, "credential", lambda self: None)

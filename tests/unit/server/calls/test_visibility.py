@@ -130,7 +130,7 @@ def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: 
     assert "shop-1" in visible(registry, SHOPS)
 
 
-def test_cluster_with_a_project_uid_of_its_own_is_visible_by_its_labels() -> None:
+def test_cluster_whose_uid_differs_from_its_object_is_visible_by_its_labels() -> None:
     """In mode `project-control-plane`, the UID of the project is not that of the watched object."""
     registry = Registry(readable_log())
     seen = ready("shop-1", uid="project-uid", labels={"env": "prod"})

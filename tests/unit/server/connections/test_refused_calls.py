@@ -7,7 +7,7 @@ from milo_discoveryd.server.connections.refused_calls import MAX_DEBT, RATE, Pau
 BURST = int(RATE.burst)
 
 
-def test_refused_calls_within_the_rate_cost_nothing() -> None:
+def test_refused_calls_within_the_rate_cause_no_pause() -> None:
     limiter = RefusedCallLimiter()
     assert [limiter.charge(["uid 1"], 0.0) for _ in range(BURST)] == [0.0] * BURST
     limiter.admit(["uid 1"], 0.0)
