@@ -54,7 +54,7 @@ WORKSPACES = Resource(
 
 
 class Garden:
-    """Gardener's API server. The API server of a Shoot is a project's control plane, of the project with its name."""
+    """Gardener's API server. The API server of a Shoot is the control plane of the project with the same name."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from milo_discovery._ownership import Ownership, boottime
 
 
 class OwnershipKeeper:
-    """Renewals in a thread of their own, so that they go on while the user of a watch does not iterate."""
+    """Renewals in a thread of their own, so that they continue while the user of a watch does not iterate."""
 
     def __init__(
         self,

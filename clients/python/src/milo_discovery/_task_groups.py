@@ -9,7 +9,7 @@ from typing import Self
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
-    """Raises the only exception of a group by itself, so that callers can catch it by type."""
+    """A context manager that unwraps a group with one exception, so that callers can catch it by type."""
 
     __slots__ = ()
 

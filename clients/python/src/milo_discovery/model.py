@@ -231,7 +231,7 @@ class ClusterReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts:
-    """Counts of what the daemon knows."""
+    """The numbers of clusters that the daemon knows, by state, and of its subscribers."""
 
     engaged: int = 0
     not_ready: int = 0

@@ -50,7 +50,7 @@ _OWNERSHIP_CHECK_S = 0.2
 
 
 class SyncRelease(Protocol):
-    """Releases a draining cluster."""
+    """The call that releases a draining cluster."""
 
     def __call__(self, cluster: Cluster, *, subscriber: str) -> None: ...
 

@@ -26,7 +26,7 @@ _MAX_PENDING = 256
 
 
 class Release(Protocol):
-    """Releases a draining cluster."""
+    """The call that releases a draining cluster."""
 
     async def __call__(self, cluster: Cluster, *, subscriber: str) -> None: ...
 

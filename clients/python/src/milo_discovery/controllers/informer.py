@@ -152,7 +152,7 @@ class Informer:
 
 
 class _CollectionApi:
-    """Requests of an informer: the API of its cluster, with the representation that it needs."""
+    """The API of an informer's cluster, requested in the representation that the informer needs."""
 
     __slots__ = ("_api", "_metadata_only")
 
