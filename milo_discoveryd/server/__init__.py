@@ -1,1 +1,1 @@
-"""The gRPC server: `connections` accepts and authenticates connections, `calls` answers what arrives on them."""
+"""The gRPC server: `connections` accepts and authenticates connections, `calls` implements the RPCs."""

@@ -1,4 +1,4 @@
-"""Rate limit for audit lines about calls: any client can cause them, as often as it likes."""
+"""Rate limit for audit lines about calls: any client can cause any number of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -8,7 +8,7 @@ from milo_discoveryd.rights.caller_selector import caller_key
 from milo_kube.rate_limit import KeyedBuckets, Rate
 
 RATE = Rate(per_second=1.0, burst=20.0)
-"""Lines for each caller and reason or event, so that one kind of call can't hide another."""
+"""The rate of lines for each caller and reason or event, so that one kind of call cannot hide another."""
 MAX_KEYS = 10_000
 
 
@@ -25,7 +25,7 @@ class CallAudit(Protocol):
 
 
 class PacedAudit:
-    """Records calls up to a rate. Those beyond it are counted, and the next line or `flush` gives their number."""
+    """Records calls up to a rate. Calls beyond it are counted, and the next line or `flush` reports their number."""
 
     def __init__(self, audit: CallAudit, clock: Callable[[], float]) -> None:
         self._audit = audit
@@ -34,11 +34,11 @@ class PacedAudit:
         self._suppressed: dict[tuple[str, str], _Suppressed] = {}
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record a call that succeeded, without a limit: for calls whose number others limit."""
+        """Record a call that succeeded. Not rate limited here, because other quotas limit these calls."""
         self._audit.noted(caller, rule, event, **about)
 
     def noted_at_rate(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record a call that succeeded, and that its caller may repeat."""
+        """Record, up to a rate, a call that succeeded and that its caller may repeat."""
         self._record(self._audit.noted, caller, rule, event, about)
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 OPTIONS = (
-    # Two servers on one port would share its clients at random.
+    # With SO_REUSEPORT, two servers on one port would each get a random part of the clients.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
-    # keepalive_timeout alone has no effect: the ping itself times out after a minute.
+    # keepalive_timeout alone has no effect, because the ping itself times out only after a minute.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Idle connections would keep other clients out. A client that calls again reconnects by itself.
+    # Idle connections count against the limits. A client reconnects automatically with its next call.
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.max_concurrent_streams", 100),
     ("grpc.max_receive_message_length", 256 * 1024),
@@ -58,7 +58,7 @@ class Server:
         traces: "TracerProvider | None" = None,
         reviewer: Reviewer | None = None,
     ) -> None:
-        """`reviewer`: required if a listener takes tokens."""
+        """`reviewer` is required if a listener accepts bearer tokens."""
         self._service = service
         self._traces = traces
         self._listeners = listeners
@@ -70,10 +70,10 @@ class Server:
         self._files: list[SocketFile] = []
         self._acceptors: list[Acceptor] = []
         self.addresses: list[str] = []
-        """The addresses in use, once it has started."""
+        """The addresses in use; available once the server has started."""
 
     async def start(self) -> None:
-        """Start all listeners. Raises StartError, and then leaves nothing behind."""
+        """Start all listeners. If it raises StartError, no listener is left open."""
         try:
             for listener in self._listeners:
                 await self._serve(listener)
@@ -82,7 +82,7 @@ class Server:
             raise
 
     async def set_ready(self, sources: Mapping[str, bool]) -> None:
-        """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready with the first."""
+        """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready if one source is."""
         ready = dict.fromkeys(("", NAME), any(sources.values()))
         ready |= {f"{NAME}/{name}": is_ready for name, is_ready in sources.items() if name}
         for service, is_ready in ready.items():
@@ -151,7 +151,7 @@ class Server:
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixSocket):
-            # Local users can read the proto file anyway; remote ones learn no more than they need.
+            # Reflection is offered to local users only: they can read the proto file anyway.
             servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
@@ -197,14 +197,14 @@ def _listen(address: TcpEndpoint) -> socket.socket:
         listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise _unavailable(address) from error
-    # Accepted connections inherit it. asyncio sets it only on sockets that were created with IPPROTO_TCP, and this one
-    # was not; without it, one event in twenty waits 30 ms or more for an acknowledgment.
+    # Accepted connections inherit TCP_NODELAY. asyncio sets it only on sockets that were created with IPPROTO_TCP,
+    # which this one was not. Without it, one event in twenty waits 30 ms or more for an acknowledgment.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def _unavailable(address: TcpEndpoint) -> StartError:
-    return StartError(f"can't listen on {address}: is the port in use, or the address not this machine's?")
+    return StartError(f"can't listen on {address}: is the port in use, or the address not one of this machine?")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

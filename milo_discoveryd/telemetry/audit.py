@@ -112,4 +112,4 @@ class Audit:
         except OSError as error:
             # The log has the event. A full disk does not fail requests; the metric counts the loss.
             self._metrics.audit_lost()
-            log.warning("audit not written", problem=str(error))
+            log.warning("audit event not written", problem=str(error))

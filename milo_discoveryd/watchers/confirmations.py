@@ -21,7 +21,7 @@ from milo_kube.reflect.source_status import SourceStatus
 
 
 class Sink(Protocol):
-    """Receives source events and confirmation results."""
+    """The receiver of source events and confirmation results."""
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
         """Apply source events in batches, so that the caller can yield to the event loop between them."""

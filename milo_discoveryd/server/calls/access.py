@@ -1,4 +1,4 @@
-"""Authorization and quotas: what a caller may do now, by the current rules and by what is left of its quotas."""
+"""Authorization and quotas: what a caller may do now, under the current rules and its remaining quotas."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +20,7 @@ from milo_discoveryd.server.calls.verification import AlwaysFresh, Freshness
 from milo_discoveryd.server.paced_audit import CallAudit, PacedAudit
 
 RETRY_STREAM_S = 5.0
-"""Streams end at any time, so there is no better estimate."""
+"""How long to wait before another stream is opened. Streams can end at any time, so there is no better estimate."""
 
 
 class AccessControl:
@@ -28,7 +28,7 @@ class AccessControl:
 
     def __init__(self, rights: Rights, limits: QuotaLimits, audit: CallAudit, clock: Callable[[], float]) -> None:
         self.rights = rights
-        """The current rules; calls that are under way notice when they are replaced."""
+        """The current rules. A replacement also applies to calls in flight."""
         self.quotas = Quotas(limits)
         self.audit = PacedAudit(audit, clock)
         self.clock = clock
@@ -56,7 +56,7 @@ class AccessControl:
             call.refused("PAGE_TOKEN_OF_ANOTHER", call=method, **about)
             raise
         except NotFoundError as error:
-            # Whether or not the name exists, so that both take equally long: enumeration is audited and learns nothing.
+            # The same for existing and other names, so that timing reveals nothing. This also audits enumeration.
             if not call.scope.is_everything:
                 call.refused(error.reason, call=method, **about)
                 await call.penalize_miss()
@@ -88,7 +88,7 @@ class CallContext:
         return "" if self.grant is None else self.grant.rule
 
     def holder(self, shown: ClusterView) -> str:
-        """Return what revisions and page tokens are bound to: this caller and what it is shown."""
+        """Return what revisions and page tokens are bound to: this caller and the clusters that it may see."""
         return f"{shown.fingerprint} {self.identity}"
 
     @property
@@ -97,7 +97,7 @@ class CallContext:
 
     @property
     def recipient(self) -> Recipient | None:
-        """None if the caller may not have kubeconfigs."""
+        """The recipient of kubeconfigs; None if the caller may not have any."""
         grant = self.grant
         return None if grant is None or grant.terms is None else Recipient(self.caller, grant.rule, grant.terms)
 
@@ -151,7 +151,7 @@ class CallContext:
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
 
     async def penalize_miss(self) -> None:
-        """Delay the answer of a denied or failed request, by how often this caller has had such."""
+        """Delay the response to a denied or failed request; the delay grows with the number of such requests."""
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:
@@ -159,7 +159,7 @@ class CallContext:
         self._access.audit.noted(self.caller, self.rule, event, **about)
 
     def noted_at_rate(self, event: str, **about: object) -> None:
-        """Record it up to the rate of denials."""
+        """Record in the audit, up to the rate of denials, that the call had an effect."""
         self._access.audit.noted_at_rate(self.caller, self.rule, event, **about)
 
     def refused(self, reason: str, **about: object) -> None:

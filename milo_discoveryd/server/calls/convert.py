@@ -64,14 +64,14 @@ def incarnation(epoch: str, number: int) -> str:
 
 
 def sources(statuses: Mapping[str, SourceStatus], whole: SourceStatus, now: Moment) -> list[pb.SourceStatus]:
-    """Convert the status that stands for all sources, followed by that of each by its name if there are several."""
+    """Convert the status that summarizes all sources, followed by the status of each if there are several."""
     if len(statuses) == 1 and "" in statuses:
         return [source(whole, now)]
     return [source(whole, now), *(source(status, now, name) for name, status in statuses.items())]
 
 
 def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus:
-    """Convert the status, whose times are of the steady clock, to wall time."""
+    """Convert the status, and its times from the steady clock to wall time."""
     ahead = now.wall - now.steady
     return pb.SourceStatus(
         state=pb.SourceStatus.State.Value(f"STATE_{status.state.value}"),
@@ -88,8 +88,8 @@ def engagement(
 ) -> pb.Engagement:
     """Convert an engagement.
 
-    `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why the cluster
-    is not this daemon's to engage; None if it is. `grace_until`: as `ClusterRecords.grace_until` returns it.
+    `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
+    daemon must not engage the cluster; None if it may. `grace_until`: the result of `ClusterRecords.grace_until`.
     """
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
@@ -116,7 +116,7 @@ def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
 
 
 def credential_source(of: SourceHealth, problem: str | None = None) -> pb.CredentialSource:
-    """Convert the health of a source. `problem`: what to report in the place of the source's own message."""
+    """Convert the health of a source. `problem` replaces the source's own message."""
     return pb.CredentialSource(
         name=of.name,
         type=of.type,

@@ -170,7 +170,7 @@ def decode_frame(frame: bytes) -> pb.ClusterEvent:
 def _cluster(of: Cluster, epoch: str) -> bytes:
     target = of.target
     suspensions = target.suspensions
-    # Unpacked once, not by the target's properties, since this runs for every event.
+    # Split the name once instead of using the target's properties, since this runs for every event.
     source, _, local_name = target.name.rpartition(SOURCE_SEPARATOR)
     return b"".join(
         (
@@ -228,7 +228,7 @@ def _suspension(of: Suspension) -> bytes:
 
 @lru_cache(maxsize=256)
 def _engaged_at(seconds: float) -> bytes:
-    """Cached, because the clusters of a list were engaged at one time."""
+    """Cached, because all clusters of a list were engaged at the same time."""
     return _time(_ENGAGED_AT, seconds)
 
 

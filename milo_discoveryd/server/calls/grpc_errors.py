@@ -45,7 +45,7 @@ class InvalidRequestError(CallError):
 
 
 class ForeignPageTokenError(InvalidRequestError):
-    """A page token of another caller or another view."""
+    """The page token belongs to another caller or another view."""
 
 
 class NotFoundError(CallError):
@@ -76,7 +76,7 @@ class ExhaustedError(CallError):
     code = code_pb2.RESOURCE_EXHAUSTED
 
     def __init__(self, reason: str, subject: str, message: str, *, retry_after_s: float) -> None:
-        """`subject`: what is limited."""
+        """`subject` names what is limited."""
         super().__init__(reason, message, retry_after_s=retry_after_s)
         self._violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
 
@@ -89,7 +89,7 @@ class TooManyCallsError(ExhaustedError):
 
 
 class TooManyReviewsError(UnavailableError):
-    """A caller sends more unknown tokens than are reviewed for it."""
+    """A caller sends more unknown bearer tokens than the limit of token reviews allows."""
 
 
 class StalledError(CallError):
@@ -101,7 +101,7 @@ def error_status(error: CallError) -> status_pb2.Status:
 
 
 def internal_error() -> tuple[str, status_pb2.Status]:
-    """Return an incident number and the status that quotes it: the text of an unexpected error may hold a secret."""
+    """Return an incident ID and a status that contains it: the text of an unexpected error may contain a secret."""
     incident = secrets.token_hex(4)
     message = f"internal error; see incident {incident} in the daemon's log"
     return incident, status_pb2.Status(code=code_pb2.INTERNAL, message=message)

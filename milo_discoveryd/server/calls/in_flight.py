@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
-"""Calls that are neither answered nor admitted as a stream, of one owner of authenticated connections."""
+"""Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
 MAX_PER_LISTENER = 1000
-"""The same at a listener that does not tell owners apart."""
+"""The same limit for a listener that does not distinguish owners."""
 RETRY_S = 1.0
 _ANYONE = ""
 
@@ -20,13 +20,13 @@ class InFlightCalls:
         self._calls: Counter[str] = Counter()
 
     def slot(self, owners: Sequence[str]) -> "CallSlot":
-        """Count one more call, for each of its owners: a certificate with more names gets no more calls.
+        """Count a call for each of its owners, so that a certificate with more names gets no more calls.
 
         Raises TooManyCallsError.
         """
         keys, limit = (owners, MAX_PER_OWNER) if owners else ((_ANYONE,), MAX_PER_LISTENER)
         if any(self._calls[key] >= limit for key in keys):
-            message = "too many calls in flight; wait for their answers before making more"
+            message = "too many calls in flight; wait for their responses before sending more"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
         self._calls.update(keys)
         return CallSlot(self._calls, keys)
@@ -37,7 +37,7 @@ class InFlightCalls:
 
 
 class CallSlot:
-    """The place of one call among those in flight. A stream gives it up once the stream quota has admitted it."""
+    """One call's slot among the calls in flight. A stream releases its slot once the stream quota has admitted it."""
 
     def __init__(self, calls: Counter[str], keys: Sequence[str]) -> None:
         self._calls = calls

@@ -47,11 +47,11 @@ class CallMetrics(Protocol):
 
 
 _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError)
-"""Errors of callers that repeat calls which cannot succeed."""
+"""Status codes of calls that cannot succeed when they are repeated."""
 
 
 class Refusals:
-    """Answers calls that failed. Those that were refused may cost their caller its connection."""
+    """The answers to failed calls. A caller with too many refused calls loses its connection."""
 
     def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
         self._authenticator = authenticator
@@ -70,7 +70,8 @@ class Refusals:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Counts and times calls, and maps their errors.
 
-    Only tracing may be outside of it: gRPC sends the text of an unhandled exception, secrets included, to the caller.
+    Only the tracing interceptor may wrap it: gRPC sends the text of an unhandled exception, which may contain secrets,
+    to the caller.
     """
 
     def __init__(self, metrics: CallMetrics, refusals: Refusals) -> None:
@@ -101,8 +102,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
             except grpc.aio.InternalError:
-                # A pending write fails like this when the client has disconnected. gRPC is about to cancel the call,
-                # and would report an internal error until then.
+                # A pending write fails like this when the client has disconnected. gRPC will cancel the call soon, and
+                # would report an internal error until then.
                 log.debug("client disconnected", method=rpc.method)
                 raise asyncio.CancelledError from None
             except Exception:
@@ -120,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Puts health checks and reflection behind the same rules and limits as the service's own calls."""
+    """Applies the rules and limits of the service's own calls to health checks and reflection."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         in_flight: InFlightCalls,
         refusals: Refusals,
     ) -> None:
-        """`service`: the one that checks access itself."""
+        """`service` names the service that checks access itself."""
         self._prefix = f"/{service}/"
         self._access = access
         self._authenticator = authenticator
@@ -202,7 +203,7 @@ def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Hand
 
 
 async def abort(context: Any, status: status_pb2.Status) -> None:
-    """End the call. A client that reads nothing delays even that; gRPC completes it after the timeout."""
+    """End the call. If the client reads nothing, gRPC ends it after the timeout."""
     try:
         async with asyncio.timeout(ABORT_S):
             await context.abort_with_status(rpc_status.to_status(status))

@@ -28,13 +28,13 @@ from milo_discoveryd.server.calls.frames import decode_frame, encode_frame
 
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
-"""About the size of a kubeconfig. Batches of a snapshot hold fewer clusters, to leave space for them."""
+"""The approximate size of a kubeconfig. Batches of a snapshot contain fewer clusters, to leave space for them."""
 JITTER = 0.2
-"""Clusters that waited for a new credential get it spread over this part of the old one's remaining lifetime."""
+"""Kubeconfigs with a new credential are spread over this fraction of the old credential's remaining lifetime."""
 MAX_JITTER_S = 600.0
-"""The longest spread, since a long-lived credential may be replaced because it leaked."""
+"""The maximum spread: a long-lived credential may be replaced because it leaked."""
 REPLACED_SPREAD_S = 1.0
-"""A credential that was replaced at its source is sent within this time."""
+"""A credential that was replaced at its source is sent to all subscribers within this time."""
 
 
 class _Delivery(msgspec.Struct):
@@ -45,9 +45,9 @@ class _Delivery(msgspec.Struct):
     credential: IssuedCredential | None
     due_at: float
     is_charged: bool = False
-    """The next kubeconfig is already counted against the quota."""
+    """Whether the next kubeconfig is already counted against the quota."""
     waits_for: LeaseKey | None = None
-    """The lease whose next credential it waits for."""
+    """The lease whose next credential the delivery waits for."""
 
 
 class KubeconfigRotation:
@@ -78,21 +78,21 @@ class KubeconfigRotation:
         """The difference between the wall clock and the steady clock."""
         self._deliveries: dict[str, _Delivery] = {}
         self._paused_until = 0.0
-        """When the quota allows the next kubeconfig."""
+        """The time at which the quota allows the next kubeconfig."""
         self._due: list[tuple[float, str]] = []
-        """A heap. Entries whose time is not their delivery's `due_at` are stale, and skipped."""
+        """A heap of (time, name). Entries whose time differs from the delivery's `due_at` are stale and skipped."""
         self._waiting: defaultdict[LeaseKey, set[str]] = defaultdict(set)
         """Names of the deliveries that wait for a lease's next credential."""
 
     @contextmanager
     def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call `wake` when a credential arrived that a delivery waits for, or the caller's token was reviewed."""
+        """Call `wake` when a credential arrives that a delivery waits for, or the caller's token was reviewed."""
 
         def lease_changed(key: LeaseKey, replaced: str) -> None:
             for name in self._waiting.pop(key, ()):
                 self._reschedule(name)
             if replaced in self._deliveries:
-                # The former credential may be valid no longer, whatever it says.
+                # The former credential may be invalid before its expiry.
                 self._schedule_within(replaced, REPLACED_SPREAD_S)
             wake()
 
@@ -104,7 +104,7 @@ class KubeconfigRotation:
             unsubscribe()
 
     def change_view(self, shown: ClusterView) -> None:
-        """Follow a change of the caller's rights. On other terms, every cluster gets a new kubeconfig."""
+        """Apply a change of the caller's rights. If its terms change, every cluster gets a new kubeconfig."""
         self._shown = shown
         before, self._to = self._to, self._call.recipient
         if self._to is None or (before is not None and before.terms == self._to.terms):
@@ -114,7 +114,7 @@ class KubeconfigRotation:
                 self._schedule_now(cluster)
 
     def attach_kubeconfigs(self, frames: Iterable[bytes]) -> Frames:
-        """Return the frames, with a kubeconfig in each ENGAGED event if one is held and fits."""
+        """Return the frames, with a kubeconfig in each ENGAGED event if a credential is held and there is space."""
         attached = list(frames)
         size = sum(map(len, attached))
         for place, frame in enumerate(attached):
@@ -129,7 +129,7 @@ class KubeconfigRotation:
                     cluster is None
                     or convert.incarnation(self._epoch, cluster.incarnation) != event.cluster.incarnation
                 ):
-                    continue  # its end is in a later frame
+                    continue  # a later frame disengages it
                 self._schedule_now(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
                     continue
@@ -142,13 +142,13 @@ class KubeconfigRotation:
         return Frames(attached)
 
     def catch_up(self) -> None:
-        """Schedule kubeconfigs for a subscriber that resumed: it knows its clusters, with old credentials."""
+        """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters."""
         for cluster in self._fleet.registry.clusters():
             if cluster.target.name not in self._deliveries and self._shown.matches(cluster):
                 self._schedule_now(cluster)
 
     def take_due(self) -> Frames:
-        """Return the KUBECONFIG events that are due. To be called when the subscriber has been sent everything else."""
+        """Return the KUBECONFIG events that are due. Call it after everything else was sent."""
         self._follow_wall_clock()
         frames: list[bytes] = []
         size = 0
@@ -162,7 +162,7 @@ class KubeconfigRotation:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until `take_due` has something; infinite while it waits for a wake-up."""
+        """Seconds until `take_due` returns an event; infinite while nothing is scheduled."""
         if not self._due:
             return math.inf
         due_in_s = max(self._due[0][0], self._paused_until) - self._clock()
@@ -200,7 +200,7 @@ class KubeconfigRotation:
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _follow_endpoint(self, name: str) -> None:
-        """Schedule a kubeconfig for a cluster that has moved: the one before names the other server."""
+        """Schedule a kubeconfig for a cluster whose endpoint changed: the former kubeconfig names the old server."""
         delivery, cluster = self._deliveries.get(name), self._engaged(name)
         if delivery is not None and cluster is not None and delivery.place != cluster.target.place:
             self._schedule_now(cluster)
@@ -209,7 +209,7 @@ class KubeconfigRotation:
         self._schedule(cluster, None, self._clock())
 
     def _follow_wall_clock(self) -> None:
-        """After the wall clock was set, or the machine was suspended, times on the steady clock are too late."""
+        """Reschedule all deliveries if the wall clock was set or the machine was suspended: they would be late."""
         ahead = self._wall() - self._clock()
         if abs(ahead - self._ahead) > JUMP_S:
             self._ahead = ahead
@@ -217,7 +217,7 @@ class KubeconfigRotation:
                 self._reschedule(name)
 
     def _charge(self, name: str) -> bool:
-        """Count a kubeconfig against the quota before the source is asked, so that the quota limits requests too."""
+        """Count a kubeconfig against the quota before the request to the source, so that this is limited too."""
         delivery = self._deliveries[name]
         if not delivery.is_charged:
             wait_s = self._call.take_kubeconfig()

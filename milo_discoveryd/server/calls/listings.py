@@ -1,4 +1,4 @@
-"""Listings in progress: all pages of one listing show the fleet at one revision. Pure, but for random keys."""
+"""Listings in progress: all pages of one listing show the fleet at one revision. Pure, except for random keys."""
 
 import secrets
 from collections import Counter, OrderedDict
@@ -13,20 +13,20 @@ from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.revision import TokenSigner
 
-_INVALID_TOKEN = "expired, or not of a listing of this caller with this filter; list again from the first page"  # noqa: S105
-"""One text for all causes: which of them it is would tell whether another caller has such a listing."""
+_INVALID_TOKEN = "expired, or issued to another caller or for another filter; list again from the first page"  # noqa: S105
+"""One message for all causes, so that a caller cannot find out whether another caller has such a listing."""
 MAX_ENTRIES = 2_000_000
-"""Clusters that all listings in progress may refer to. Beyond it, the caller with most of them loses its oldest."""
+"""Maximum clusters in all listings in progress. Above it, the caller with the most loses its oldest listing."""
 MAX_ENTRIES_EACH = 1_000_000
 OVERHEAD = 64
-"""What a listing counts in addition to its clusters."""
+"""The number that each listing counts in addition to its clusters."""
 LIFE_S = 300.0
 
 
 class ListingOwner(msgspec.Struct, frozen=True):
     caller: str
     holder: str
-    """The caller and its view, which page tokens are bound to: see `CallContext.holder`."""
+    """The caller and its view, to which page tokens are bound: see `CallContext.holder`."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -43,18 +43,18 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page, before it is known how much of it fits into a message."""
+    """A page before it is cut to the size of a message."""
 
     listing: Listing
     key: str
-    """The key of the listing, once a page token was issued for it."""
+    """The key of the listing; empty before a page token is issued for it."""
     start: int
     clusters: Sequence[Cluster | None]
-    """None in the place of a cluster that the caller may no longer see."""
+    """The clusters, with None for each that the caller may no longer see."""
 
 
 class Listings:
-    """The listings in progress. Beyond a bound in memory the oldest are dropped, and have to start again."""
+    """The listings in progress. Above a limit the oldest are dropped, and their callers must list again."""
 
     def __init__(self, log: ChangeLog, signer: TokenSigner) -> None:
         self._log = log
@@ -83,7 +83,7 @@ class Listings:
         return Page(listing, key, place, [each if is_visible(each) else None for each in found])
 
     def next_token(self, page: Page, taken: int, now: float) -> str:
-        """Return the token of the page that follows if this one takes so many of its places; empty after the last."""
+        """Return the token of the next page, if `taken` items of this page were sent; empty after the last page."""
         listing, end = page.listing, page.start + taken
         if end >= len(listing.clusters):
             return ""

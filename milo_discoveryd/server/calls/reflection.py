@@ -1,7 +1,7 @@
 """The gRPC reflection service.
 
 The servicer of grpcio-reflection copies each file descriptor into a message of `descriptor_pb2`, a module of 4 MiB.
-`FileDescriptor.serialized_pb` is what the copy serializes to.
+`FileDescriptor.serialized_pb` contains the same bytes without the copy.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable

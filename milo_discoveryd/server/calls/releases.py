@@ -16,14 +16,14 @@ from milo_discoveryd.server.calls.requests import ReleaseRequest
 
 
 def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:
-    """Return what drains know of a caller's stream."""
+    """Return the subscription that drains wait for, for a caller's stream."""
     return Subscription(SubscriberKey(caller_key(caller), name), ", ".join(quota_keys(caller)), view, filter_bytes)
 
 
 def must_note(
     asked: ReleaseRequest, record: ClusterRecord | None, key: SubscriberKey, releases: PendingReleases, epoch: str
 ) -> bool:
-    """Return whether a release changes anything; False if it repeats one. `record`: what the caller may see.
+    """Return whether a release is new; False if it is repeated. `record` is limited to what the caller may see.
 
     Raises NotFoundError and PreconditionError.
     """
@@ -46,7 +46,7 @@ def must_note(
         raise PreconditionError(
             "NO_SUBSCRIPTION",
             f"this caller had no stream with confirm_releases as subscriber {asked.subscriber!r}; "
-            "release under the name that the stream was opened with",
+            "release with the subscriber name of the stream",
         )
     return releases.awaits(asked.cluster, key)
 
@@ -54,7 +54,7 @@ def must_note(
 def pending(
     name: str, releases: PendingReleases, caller: str, scope: ClusterScope, now: Moment
 ) -> Iterator[pb.PendingRelease]:
-    """Yield the subscribers that a draining cluster waits for: all, or the caller's own where its scope is limited."""
+    """Yield the subscribers that a draining cluster waits for; only the caller's own if its scope is limited."""
     for each in releases.awaited(name):
         if scope.is_everything or each.key.caller == caller:
             yield pb.PendingRelease(

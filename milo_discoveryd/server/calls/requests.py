@@ -15,17 +15,17 @@ from milo_discoveryd.sharding.singletons import WorkState
 
 MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
-"""About what API servers accept in a URL. Longer ones take long to parse."""
+"""The approximate length that API servers accept in a URL. Longer selectors take long to parse."""
 MAX_REQUIREMENTS = 64
-"""Requirements of a label selector. Each is evaluated for each cluster at each change."""
+"""Maximum requirements of a label selector. Each is evaluated for each cluster at each change."""
 MAX_VALUES = 5000
-"""Names in a filter, and as many organizations."""
+"""Maximum names in a filter, and maximum organizations."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
 _LONGEST_NAME = 253 + 64
-"""The longest name within a source, with the source's name."""
+"""The longest name of a cluster, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
 _LONGEST_SUBSCRIBER = 253
 _SINGLETON = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -54,7 +54,7 @@ class IssueRequest(msgspec.Struct, frozen=True):
     ttl_s: float | None
     incarnation: str
     as_command: bool
-    """The EXEC form, which embeds no secret."""
+    """Whether to return the EXEC form, which contains no secret."""
 
 
 class SingletonsRequest(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch
 
 def release(request: pb.ReleaseClusterRequest) -> ReleaseRequest:
     if not request.incarnation:
-        raise InvalidRequestError("incarnation", "empty; give the incarnation on which the work has ended")
+        raise InvalidRequestError("incarnation", "empty; give the incarnation on which your work has ended")
     return ReleaseRequest(name(request.cluster, "cluster"), request.incarnation, subscriber(request.subscriber))
 
 
@@ -101,18 +101,16 @@ def subscriber(text: str) -> str:
     if not text:
         raise InvalidRequestError("subscriber", "empty; give the name under which this subscriber confirms releases")
     if len(text) > _LONGEST_SUBSCRIBER or _SUBSCRIBER.fullmatch(text) is None:
-        raise InvalidRequestError(
-            "subscriber", f'has other characters than letters, digits and "-._:/@", or more than {_LONGEST_SUBSCRIBER}'
-        )
+        raise InvalidRequestError("subscriber", f'must be at most {_LONGEST_SUBSCRIBER} letters, digits and "-._:/@"')
     return text
 
 
 def singletons(request: pb.ClaimSingletonsRequest) -> SingletonsRequest:
     if len(request.claims) > _MOST_SINGLETONS:
-        raise InvalidRequestError("claims", f"{len(request.claims)} of them; claim at most {_MOST_SINGLETONS}")
+        raise InvalidRequestError("claims", f"{len(request.claims)} claims; the limit is {_MOST_SINGLETONS}")
     for each in request.claims:
         if _SINGLETON.fullmatch(each.name) is None:
-            raise InvalidRequestError("claims.name", 'not 1 to 100 letters, digits and "-._"')
+            raise InvalidRequestError("claims.name", 'must be 1 to 100 letters, digits and "-._"')
         if each.state not in _WORK_STATES:
             raise InvalidRequestError("claims.state", f"{each.state} is not one of WAITING, WORKING and ENDING")
     claims = {each.name: _WORK_STATES[each.state] for each in request.claims}
@@ -140,17 +138,17 @@ def listing(request: pb.ListClustersRequest) -> ListRequest:
 
 def name(text: str, field: str) -> str:
     if not text:
-        raise InvalidRequestError(field, "empty; give the name of a project")
+        raise InvalidRequestError(field, "empty; give the name of a cluster")
     if len(text) > _LONGEST_NAME:
-        raise InvalidRequestError(field, f"longer than any project's name ({_LONGEST_NAME} characters)")
+        raise InvalidRequestError(field, f"longer than any cluster's name ({_LONGEST_NAME} characters)")
     return text
 
 
 def known_sources(wanted: Filter, fleet: Iterable[str]) -> None:
     """Refuse a filter with a source that the fleet does not have."""
     if unknown := wanted.sources - frozenset(fleet):
-        there_are = ", ".join(filter(None, sorted(fleet))) or "none, since it has one source"
-        raise InvalidRequestError("filter.sources", f"no source {min(unknown)!r}; this daemon's are {there_are}")
+        there_are = ", ".join(filter(None, sorted(fleet))) or "none, because the daemon has one unnamed source"
+        raise InvalidRequestError("filter.sources", f"unknown source {min(unknown)!r}; configured: {there_are}")
 
 
 def truncated_name(text: str) -> str:
@@ -165,7 +163,7 @@ def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest, *, confir
     if size > MAX_FILTER_BYTES:
         raise InvalidRequestError("filter", f"{size} bytes; the limit is {MAX_FILTER_BYTES}")
     data = request.filter.SerializeToString(deterministic=True)
-    # Large filters are not cached: a few callers could fill the memory with filters that are used once.
+    # Large filters are not cached, because a few callers could exhaust the memory with filters that are used once.
     return (_cached if size <= _CACHED_BYTES else _compiled)(data, confirms_releases)
 
 

@@ -21,7 +21,7 @@ class Position(msgspec.Struct, frozen=True):
     epoch: str
     revision: int
     part: int | None = None
-    """The parts of a snapshot that were read. A stream can't be resumed within a snapshot."""
+    """The number of snapshot parts that were read. A stream cannot be resumed within a snapshot."""
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.revision}{'' if self.part is None else f'.part{self.part}'}"
@@ -30,7 +30,7 @@ class Position(msgspec.Struct, frozen=True):
 class TokenSigner:
     """Signs revisions and page tokens for their holders.
 
-    With keyed BLAKE2: every message carries a signature, and HMAC through OpenSSL takes several times as long.
+    The signature is keyed BLAKE2: every message contains one, and HMAC in OpenSSL takes several times as long.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -52,7 +52,7 @@ class TokenSigner:
 
 
 def parse(text: str) -> Position | None:
-    """Return None for any text that the daemon didn't write. The answer to it is a snapshot and never an error."""
+    """Parse a revision. Return None for any text that the daemon did not write: such a caller receives a snapshot."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None

@@ -30,7 +30,7 @@ class Authenticator(Protocol):
         """Return the connection of a call and its owner, without authenticating the call."""
 
     def connected(self, context: RpcContext) -> Caller:
-        """Return what the connection of a call proves of its caller."""
+        """Return the caller as authenticated by the connection of a call."""
 
     def refused(self, context: RpcContext) -> None:
-        """Count a refused call. End its connection if there are too many of the connection's owner."""
+        """Count a refused call. End its connection if the connection's owner had too many."""

@@ -21,14 +21,14 @@ from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
 
 CLUSTERS_PER_STEP = 250
-"""Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
+"""The number of clusters that one step of the event loop converts or counts, in about two milliseconds."""
 DRAINING_NAMED = 100
 CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
-"""What a caller with a limited scope learns of a failing credential source: messages may name other clusters."""
+"""The message about a failing credential source for a caller with a limited scope: others may name clusters."""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about the daemon in its responses."""
+    """The properties of the daemon that its responses contain."""
 
     version: str
     mode: str
@@ -42,7 +42,7 @@ class ShardMembership(Protocol):
     """This daemon as a member of a group."""
 
     def valid_s(self) -> float | None:
-        """Return for how long the present ownership holds; None while the daemon owns nothing."""
+        """Return the seconds for which the present ownership is valid; None while the daemon owns nothing."""
 
     def owns(self, key: str) -> bool: ...
 

@@ -41,7 +41,7 @@ from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
 from milo_discoveryd.sharding.singletons import VALID_S, SingletonKey, Singletons
 
 PAGE_BYTES = 2 << 20
-"""Size limit of a page. Many clients accept messages of up to 4 MiB only."""
+"""Size limit of a page. Many clients accept messages of at most 4 MiB."""
 
 
 class Service:
@@ -58,7 +58,7 @@ class Service:
         singletons: Singletons | None = None,
         shard: ShardMembership | None = None,
     ) -> None:
-        """`shard`: set if the daemon shares the clusters with others."""
+        """`shard` is set if the clusters are distributed among several daemons."""
         self._fleet = fleet
         self.shard = shard
         self._singletons = singletons or Singletons(0.0, time.monotonic())
@@ -93,7 +93,7 @@ class Service:
         freshness: Freshness | None = None,
         slot: CallSlot | None = None,
     ) -> None:
-        """Stream the clusters. `slot`: released once the stream quota has admitted the stream."""
+        """Stream the clusters. `slot` is released once the stream quota has admitted the stream."""
         async with self.access.authorize(caller, "WatchClusters", freshness) as call:
             with call.stream_slot(request.filter.ByteSize()):
                 if slot is not None:
@@ -139,7 +139,7 @@ class Service:
         return [each.name for each in self._fleet.sources]
 
     async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
-        """Return the page's clusters up to the size limit, and how many of its places they take."""
+        """Return the page's clusters up to the size limit, and how many of its items were processed."""
         found: list[pb.Cluster] = []
         size = 0
         for place, cluster in enumerate(page.clusters):
@@ -290,13 +290,13 @@ class Service:
         terms = call.require_kubeconfigs().terms
         fleet = self._fleet.source_of(parsed.cluster)
         if fleet is not None and not fleet.synced:
-            raise self._not_synced(call)  # a list that is not complete may be started again, with other incarnations
+            raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
         lease = self._issuer.lease(cluster, parsed.ttl_s, terms)
         is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
         await (lease.wait_for_source() if is_without_secret else lease.wait())
-        # Checked again, because the cluster and the rules may have changed during the wait. No `await` from here on.
+        # Check again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
             lease = self._issuer.lease(now, parsed.ttl_s, to.terms)
@@ -358,7 +358,7 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
         yield
     except UnfitError as error:
         problem = "no credential source can serve it" if is_limited else str(error)
-        advice = "configure one of kubeconfigs.sources, or ask without kubeconfigs"
+        advice = "configure one of kubeconfigs.sources, or send the request without kubeconfigs"
         raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{problem}: {advice}") from error
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)
@@ -366,4 +366,4 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
 
 
 _FIELD_OVERHEAD = 5
-"""Tag and length of one cluster within a page."""
+"""The size of the tag and length of one cluster within a page."""

@@ -11,7 +11,7 @@ from milo_discoveryd.server.calls.visibility import visible_source
 
 
 def source_statuses(fleets: Sequence[SourceFleet], scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
-    """Return the status that stands for all sources, followed by that of each if the daemon has several."""
+    """Return the status that summarizes all sources, followed by the status of each if the daemon has several."""
     statuses = {each.name: visible_source(each.status, scope) for each in fleets}
     return convert.sources(statuses, worst(list(statuses.values())), now)
 

@@ -33,13 +33,13 @@ from milo_kube.reusable_timeout import Deadline
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
 LARGE_BATCH = 1 / 4
-"""A batch of this part of the maximum size is probably followed by another, which is looked up while it is sent."""
+"""A batch of at least this fraction of the maximum size is probably followed by another, which is prefetched."""
 
 
 class StreamMetrics(Protocol):
     def batch_sent(self, latency_s: float | None) -> None:
-        """Record a sent batch. `latency_s`: from reading the oldest change in the batch to gRPC; None for snapshots
-        and resumes.
+        """Record a sent batch. `latency_s`: the time from reading its oldest change to passing it to gRPC; None for
+        snapshots and resumes.
         """
 
     def reset_sent(self) -> None: ...
@@ -62,9 +62,9 @@ class WatchStream:
         subscription: Subscription | None = None,
         sharded: bool = False,
     ) -> None:
-        """`rotation`: None unless the subscriber asked for kubeconfigs. `subscription`: if it confirms releases.
+        """`rotation` is set if the subscriber requested kubeconfigs, `subscription` if it confirms releases.
 
-        `sharded`: the daemon shares the clusters with others.
+        `sharded`: whether the clusters are distributed among several daemons.
         """
         self._sharded = sharded
         self._fleet = fleet
@@ -85,15 +85,15 @@ class WatchStream:
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
         self._parts = 0
-        """The number of parts sent of the current snapshot."""
+        """The number of parts of the current snapshot that were sent."""
         self._last_revision = ""
-        """The revision of the last batch, or the one that the subscriber resumed from."""
+        """The revision of the last batch, or the one from which the subscriber resumed."""
         self._source: tuple[tuple[SourceState, str], ...] = ()
-        """The states of the sources that the subscriber was last sent."""
+        """The states of the sources as last sent to the subscriber."""
         self._resumes = parse(asked.resume_revision)
-        """Where the subscriber stands, in this run or in an earlier one."""
+        """The subscriber's position, in this run or in an earlier one."""
         self._pending = self._pending_sources()
-        """The sources that the subscriber is not shown yet."""
+        """The sources whose clusters are not shown to the subscriber yet."""
         self._send_deadline: Deadline
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
@@ -116,7 +116,7 @@ class WatchStream:
         return 0 if self.cursor is None else self.cursor.lag
 
     async def run(self) -> None:
-        """Run until the client disconnects or stalls, its rights end, or the daemon shuts down: always by an error."""
+        """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         try:
             async with Deadline() as self._send_deadline:
                 with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
@@ -166,7 +166,7 @@ class WatchStream:
         return Cursor(self._fleet.log, view, resume, overhead=KUBECONFIG_BYTES if self._rotation else 0)
 
     def _follow_rights(self) -> None:
-        """Apply a change of rights before anything is taken, so that nothing is sent under rights that have ended."""
+        """Apply a change of rights before the next batch, so that no batch is sent under rights that have ended."""
         before, self._grant = self._grant, self._call.grant
         if self._grant is before:
             return
@@ -181,14 +181,14 @@ class WatchStream:
             self._rotation.change_view(without_sources(shown, self._pending))
 
     def _must_wait(self) -> bool:
-        """Return whether to wait for complete lists: of all sources, or of one where the subscriber accepts that."""
+        """Return whether to wait for the lists of all sources, or of one if the subscriber accepts pending sources."""
         waits_for_all = len(self._pending) == len(self._sources) or not self._asked.accepts_pending_sources
         return bool(self._pending) and waits_for_all
 
     def _pending_sources(self) -> frozenset[str]:
-        """Return the sources whose clusters are not to be shown.
+        """Return the sources whose clusters must not be shown yet.
 
-        Clusters from the state file may lack some that the subscriber knows from another run; they would look deleted.
+        The state file may lack clusters that the subscriber knows from another run; they would appear as deleted.
         """
         return frozenset(
             each.name for each in self._sources if not each.synced or (each.is_restored and self._may_know_more(each))
@@ -208,7 +208,7 @@ class WatchStream:
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """Have drains wait for the subscriber's releases, also after this stream, until it ends its subscription."""
+        """Make drains wait for the subscriber's releases, even after this stream, until it ends its subscription."""
         if self._subscription is None:
             yield
             return
@@ -219,7 +219,7 @@ class WatchStream:
             self._fleet.unsubscribe(self._subscription)
 
     def _still_draining(self, resumed: int) -> Iterator[bytes]:
-        """Send again what drains and waits for this subscriber: it may have lost its work on the release."""
+        """Return the draining clusters that wait for this subscriber, to send them again: it may have restarted."""
         if self._subscription is None:
             return iter(())
         key = self._subscription.key
@@ -234,8 +234,8 @@ class WatchStream:
     async def _wait(self, waiter: Waiter) -> None:
         """Wait for a change, or until a heartbeat or a kubeconfig is due.
 
-        Raises the error that ends the stream. Only here, so that a caller whose rights ended is sent the resulting
-        disengagements first.
+        Raises the error that ends the stream. It is raised only here, so that a caller whose rights ended receives the
+        resulting disengagements first.
         """
         if self._asked.with_kubeconfigs:
             self._call.require_kubeconfigs()
@@ -297,8 +297,8 @@ class WatchStream:
 
     def _revision(self, batch: Batch) -> str:
         if self.cursor is None:
-            return ""  # nothing to resume from yet
-        # Numbered, so that the client notices a missing part.
+            return ""  # the subscriber cannot resume yet
+        # Parts are numbered, so that the client detects a missing part.
         self._parts = 0 if batch.is_whole and not self._pending else self._parts + 1
         position = Position(self._epoch, batch.revision, self._parts or None)
         return self._signer.sign(str(position), self._call.holder(self._shown))
@@ -306,7 +306,7 @@ class WatchStream:
     async def _resume_from(self) -> int | None:
         position = parse(self._asked.resume_revision)
         if position is None or position.epoch != self._epoch:
-            return None  # of another run, or forged
+            return None  # a revision of another run, or a forged one
         if self._signer.verify(self._asked.resume_revision, self._call.holder(self._shown)) is None:
             self._call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
             await self._call.penalize_miss()  # a snapshot is expensive
@@ -320,7 +320,7 @@ class WatchStream:
         return tuple([(each.status.state, each.status.reason) for each in self._sources])
 
     def _source_news(self, batch: Batch, now: float) -> list[pb.SourceStatus]:
-        """Return the status that stands for all sources, followed by that of each if there are several."""
+        """Return the status that summarizes all sources, followed by the status of each if there are several."""
         if batch.frames and not self._source_changed():
             return []
         self._source = self._source_states()

@@ -23,7 +23,7 @@ _SERVER_ERRORS = frozenset(
 
 
 class TracingInterceptor(grpc.aio.ServerInterceptor):
-    """Opens the spans. It is outside of the error mapping, so that it never sees the text of an unexpected error."""
+    """Creates a span per call. It wraps the error mapping, so that it never sees the text of an unexpected error."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("milo_discoveryd.server")

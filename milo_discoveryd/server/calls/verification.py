@@ -9,11 +9,11 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 
 HANDOUT_MAX_AGE_S = 10.0
-"""A kubeconfig is issued only after a review that is no older."""
+"""The maximum age of the last review when a kubeconfig is issued."""
 STREAM_MAX_AGE_S = 60.0
-"""The token of a running stream is reviewed again after this time."""
+"""The interval between reviews of a running stream's token."""
 GRACE_S = 300.0
-"""How long after the last review a stream still gets kubeconfigs while the API server can't be asked."""
+"""How long after the last review a stream still gets kubeconfigs while the API server cannot be reached."""
 RETRY_S = 5.0
 
 
@@ -24,7 +24,7 @@ class Freshness(Protocol):
     """Called after a review."""
 
     def is_fresh(self) -> bool:
-        """Return whether it is recent enough. If not, a review is requested."""
+        """Return whether the last review is recent enough. If not, request another one."""
 
 
 class AlwaysFresh:
@@ -38,12 +38,12 @@ class AlwaysFresh:
 
 
 class StreamVerification:
-    """Reviews a stream's token again every minute, and before kubeconfigs are issued."""
+    """The repeated review of a stream's token, every minute and before kubeconfigs are issued."""
 
     def __init__(
         self, caller: Caller, authenticate: Callable[[float], Awaitable[Caller]], clock: Callable[[], float]
     ) -> None:
-        """`authenticate`: again, by a review that is no older than its argument. It raises CallError."""
+        """`authenticate` raises CallError. Its argument is the maximum age of the review that it may use."""
         self.wake: Callable[[], None] = lambda: None
         self._caller = caller
         self._authenticate = authenticate
@@ -61,7 +61,7 @@ class StreamVerification:
         return False
 
     async def run(self) -> None:
-        """Review the token until cancelled. Raises CallError when it is rejected, or is another user's by now."""
+        """Review the token until canceled. Raises CallError when it is rejected, or its user or groups changed."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_review_in_s):

@@ -1,4 +1,4 @@
-"""Limits what a caller learns about names and numbers, beyond the clusters that it is streamed and listed. Pure."""
+"""Limits on the names and counts that a caller learns, in addition to the clusters that it receives. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ _PLACEHOLDER = Target(name="", uid="", place=())
 
 
 def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope) -> ClusterRecord | None:
-    """Return the record if the scope covers its object, judged by what the object is now.
+    """Return the record if the scope covers the present fields of its object.
 
-    Where only its name is known, as of a malformed object, the scope has to cover the name alone.
+    If only the name is known, as for a malformed object, the scope must cover every object of that name.
     """
     fields = _fields(record)
-    # An unknown name is judged as well, so that it takes as long.
+    # Evaluate the scope for an unknown name too, so that it takes as long.
     is_covered = scope.covers(fields or _PLACEHOLDER)
     if record is None or scope.is_everything:
         return record
@@ -28,7 +28,7 @@ def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope)
 
 
 def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[Transition]:
-    """Return the transitions of the current object's last incarnation: earlier ones may be another tenant's."""
+    """Return the transitions of the current object's last incarnation: earlier ones may belong to another tenant."""
     if scope.is_everything:
         return record.transitions
     cluster = _current(record)
@@ -54,7 +54,7 @@ def total_counts(registry: ClusterRecords) -> VisibleCounts:
 
 
 def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> VisibleCounts:
-    """Count those of some records that the scope covers."""
+    """Count the records that the scope covers."""
     visible = [record for name, record in records if visible_record(name, record, scope)]
     engaged = [record.cluster for record in visible if record.cluster is not None]
     unreachable = sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in engaged)
@@ -75,17 +75,17 @@ def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, d
 
 
 def visible_source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
-    """Return the status, without its message for a limited scope: messages count clusters and name servers."""
+    """Return the status; without its message for a limited scope, because messages contain counts and server names."""
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 
 
 def visible_problem(problem: str, scope: ClusterScope) -> str:
-    """Return why a deletion is not confirmed; nothing for a limited scope, because it may name other objects."""
+    """Return why a deletion is not confirmed; empty for a limited scope, because the text may name other objects."""
     return problem if scope.is_everything else ""
 
 
 def _fields(record: ClusterRecord | None) -> Target | ObjectFields | None:
-    """Return what the object under the name is now; None if nothing but its name is known."""
+    """Return the present fields of the object; None if only its name is known."""
     if record is None or (record.state is ObjectState.MALFORMED and not record.engaged):
         return None
     if record.present is not None:
@@ -95,5 +95,5 @@ def _fields(record: ClusterRecord | None) -> Target | ObjectFields | None:
 
 
 def _current(record: ClusterRecord) -> Cluster | None:
-    """Return the cluster as it is or was last engaged, unless another object has taken the name since."""
+    """Return the cluster as it is or was last engaged, unless another object has its name now."""
     return record.latest if record.latest and record.latest.object_uid == record.uid else None

@@ -1,6 +1,6 @@
 """Accepts connections, authenticates them by TLS or peer credentials, and proxies them to gRPC.
 
-gRPC for Python neither reads peer credentials nor lets the TLS version be chosen.
+The acceptor exists because gRPC for Python cannot read peer credentials or restrict the TLS version.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
-"""gRPC closes a connection this young only if it doesn't speak HTTP/2."""
+"""gRPC closes a connection within this time only if the client does not speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
-"""Calls that gRPC received before their connection ended are still dispatched, and belong to its caller."""
+"""How long a caller is known after its connection ended: gRPC still dispatches calls that it received before."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -42,9 +42,9 @@ class _Peer(msgspec.Struct, frozen=True):
 
     caller: Caller
     owners: tuple[str, ...]
-    """Whose shares of the connections it counts against."""
+    """The owners against whose share of the connections it counts."""
     connection: "asyncio.Task[None]"
-    """The task that serves it."""
+    """The task that serves the connection."""
     client_ca: bytes = b""
     """The CA file that verified its certificate."""
 
@@ -61,7 +61,7 @@ class Acceptor:
         self._tls = listener.tls
         self._inner_socket = InnerSocket()
         self._peers: dict[str, _Peer] = {}
-        """By the address that gRPC sees."""
+        """The peers, by the address that gRPC sees."""
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
         self._rate_limiter = ConnectRateLimiter()
         self._refused_calls = RefusedCallLimiter()
@@ -134,7 +134,7 @@ class Acceptor:
                 while True:
                     try:
                         connected, address = await loop.sock_accept(listening)
-                    except ConnectionError:  # the client has left the backlog
+                    except ConnectionError:  # the client disconnected while in the backlog
                         continue
                     except OSError as error:
                         if error.errno not in _DESCRIPTORS_EXHAUSTED:
@@ -143,7 +143,7 @@ class Acceptor:
                         await asyncio.sleep(DESCRIPTORS_RETRY_S)
                         continue
                     self._admit(connected, peer_address(address), tasks)
-                    await asyncio.sleep(0)  # an accept that finds a connection doesn't yield to the event loop
+                    await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
 
     def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> None:
         if self._tls is not None and not self._rate_limiter.admit(network(address), time.monotonic()):
@@ -182,7 +182,7 @@ class Acceptor:
             self._tasks[task] = peer
             await self._proxy(side, peer)
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
-            # After authentication, an OSError is the daemon's fault and not the client's.
+            # After authentication, an OSError is a fault of the daemon and not of the client.
             if peer is None or not isinstance(error, OSError):
                 self._rate_limiter.failed(network(address), time.monotonic())
             self._refused(address, str(error) or type(error).__name__)

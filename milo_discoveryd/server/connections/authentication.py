@@ -1,4 +1,4 @@
-"""Authentication of callers: by listener, and by bearer token."""
+"""Authentication of callers by listener and by bearer token."""
 
 from typing import Protocol
 
@@ -23,7 +23,7 @@ class Reviewer(Protocol):
 
 
 class ListenerAuthentication:
-    """Knows no more of a caller than the listener that it called."""
+    """Identifies a caller only by the listener that it called."""
 
     def __init__(self, listener: str) -> None:
         self._listener = listener
@@ -39,11 +39,11 @@ class ListenerAuthentication:
         return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
 
     def refused(self, context: RpcContext) -> None:
-        """Do nothing: gRPC for Python cannot end one connection."""
+        """Do nothing: gRPC for Python cannot close a single connection."""
 
 
 class BearerAuthentication:
-    """Adds the user of a call's bearer token to what the connection proves. Calls without a token are let through."""
+    """Adds the user of a call's bearer token to the identity of the connection. Calls without a token are admitted."""
 
     def __init__(self, connection: Authenticator, reviewer: Reviewer, audit: PacedAudit) -> None:
         self._connection = connection
@@ -86,5 +86,5 @@ def _bearer(context: RpcContext) -> str | None:
         return None
     scheme, _, token = str(shown[0]).partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer" or not token.strip():
-        raise TokenRejectedError('the metadata must hold exactly one "authorization: Bearer TOKEN"')
+        raise TokenRejectedError('the metadata must contain exactly one "authorization: Bearer TOKEN"')
     return token.strip()

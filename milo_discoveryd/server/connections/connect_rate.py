@@ -4,7 +4,7 @@ from milo_kube.rate_limit import KeyedBuckets, Rate
 
 RATE = Rate(per_second=50.0, burst=500.0)
 FAILURE_COST = 10.0
-"""Tokens that a failed connection costs. Clients in good faith have few of them."""
+"""The number of tokens that a failed connection costs. Connections of well-behaved clients rarely fail."""
 MAX_NETWORKS = 1_000
 
 
@@ -19,6 +19,6 @@ class ConnectRateLimiter:
 
     def failed(self, network: str, now: float) -> None:
         """Charge for a connection that was admitted and failed."""
-        # The debt is bounded, so that a client that was fixed is soon admitted again.
+        # The debt is limited, so that a client that was fixed is soon admitted again.
         bucket = self._buckets.bucket(network, self._rate, now)
         bucket.charge(now, self._failure_cost - 1, max_debt=self._rate.burst)

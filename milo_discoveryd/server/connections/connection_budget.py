@@ -1,4 +1,4 @@
-"""Connection limits: how many connections each listener may have, and which of them may stay. Pure."""
+"""Connection limits: the maximum per listener, and the shares of unauthenticated clients and owners. Pure."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -11,8 +11,8 @@ from milo_discoveryd.server.connections.listener import Listener
 T = TypeVar("T", bound=Hashable)
 
 RESERVED = 512
-"""File descriptors that connections never get: for API servers, probes, commands, files and the HTTP port. Without
-them, a crowd of clients would keep the daemon from reconnecting to its API server."""
+"""File descriptors reserved for API servers, probes, commands, files and the HTTP port. Without the reserve, many
+clients could keep the daemon from reconnecting to its API server."""
 
 
 def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
@@ -39,9 +39,9 @@ class ConnectionSlots(Generic[T]):
         self._owners: Counter[str] = Counter()
 
     def admit(self, connection: T) -> T | None:
-        """Add an unauthenticated connection. Return the oldest one, removed, if it has to make room.
+        """Add an unauthenticated connection. If the slots are full, remove and return the oldest unauthenticated one.
 
-        Raises ConnectionLimitError if there is no room.
+        Raises ConnectionLimitError if there is no such connection to remove.
         """
         evicted = None
         if len(self) >= self._limit or len(self._unauthenticated) >= self._share:
@@ -55,7 +55,7 @@ class ConnectionSlots(Generic[T]):
     def authenticate(self, connection: T, owners: Iterable[str]) -> None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        Raises ConnectionLimitError if one of them has its share already.
+        Raises ConnectionLimitError if one of them has reached its share.
         """
         for owner in (owners := frozenset(owners)):
             if self._owners[owner] >= self._share:
@@ -76,4 +76,4 @@ class ConnectionSlots(Generic[T]):
 
 
 class ConnectionLimitError(Exception):
-    """A connection is refused, because there are too many."""
+    """A connection is refused because a connection limit is reached."""

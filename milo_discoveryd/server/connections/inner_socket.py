@@ -1,7 +1,8 @@
 """The socket on which gRPC serves connections that the acceptor proxies.
 
-gRPC tells handlers nothing of a caller but the peer address. So each proxied connection is bound to an address that can
-be neither guessed nor taken, and the socket has no path: only a file descriptor of this process leads to it.
+gRPC gives handlers only the peer address of a caller. So each proxied connection is bound to an address that other
+processes can neither guess nor use, and the socket has no path: it is reachable only by a file descriptor of this
+process.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import grpc
 
 from milo_discoveryd.daemon_errors import StartError
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made there; writable even with a read-only root
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a private directory is created there; writable even with a read-only root
 _BACKLOG_RETRY_S = 0.01
 
 
@@ -31,7 +32,7 @@ class InnerSocket:
             server.add_insecure_port(f"unix:{path}")
             self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except (RuntimeError, OSError) as error:
-            raise StartError(f"can't make a socket in {folder}: {error}") from error
+            raise StartError(f"can't create a socket in {folder}: {error}") from error
         finally:
             path.unlink(missing_ok=True)
             folder.rmdir()
@@ -71,4 +72,4 @@ def _private_folder() -> Path:
         try:
             return Path(tempfile.mkdtemp(prefix="milo-discoveryd-"))
         except OSError as error:
-            raise StartError(f"neither {_MEMORY} nor a folder for temporary files can be written: {error}") from error
+            raise StartError(f"neither {_MEMORY} nor the directory for temporary files is writable: {error}") from error

@@ -1,4 +1,4 @@
-"""Listeners: an address, and how callers are authenticated there."""
+"""Listeners: addresses, and how callers are authenticated at each."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ class UnixSocket(msgspec.Struct, frozen=True):
     path: Path
     mode: int = 0o660
     group: int | None = None
-    """The gid that the socket is given. None: the group of the process."""
+    """The group ID of the socket; None for the group of the process."""
     owner: int | None = None
 
     def __str__(self) -> str:
@@ -23,7 +23,7 @@ class UnixSocket(msgspec.Struct, frozen=True):
 
 class TcpEndpoint(msgspec.Struct, frozen=True):
     host: str
-    """Empty: all interfaces."""
+    """Host name or IP address; empty for all interfaces."""
     port: int
 
     def __str__(self) -> str:
@@ -36,11 +36,11 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: UnixSocket | TcpEndpoint
     tls: ServerTls | None = None
-    """TLS of a TCP listener. Without it any local process may call; the settings then allow loopback addresses only."""
+    """TLS of a TCP listener. Without it any local process may call, so the settings then allow only loopback."""
     peer_credentials: bool = False
     """Whether callers of a Unix socket are identified by the process that connected."""
     tokens: bool = False
-    """Review the bearer tokens of calls."""
+    """Whether to review the bearer tokens of calls."""
     connections: int = CONNECTIONS
     """The connection limit."""
 
@@ -48,11 +48,11 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     def has_acceptor(self) -> bool:
         """Whether the daemon accepts connections itself and proxies them to gRPC.
 
-        Bearer tokens on a Unix socket need it too: their review budget is per owner of the connection.
+        Bearer tokens on a Unix socket need this too: token reviews are rate limited per owner of the connection.
         """
         return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixSocket))
 
     @property
     def descriptors(self) -> int:
-        """File descriptors per connection: its own, and the two ends of the proxied one."""
+        """File descriptors per connection: one of its own, and two for the ends of the proxied connection."""
         return 3 if self.has_acceptor else 1

@@ -1,4 +1,4 @@
-"""Peer addresses as gRPC formats them, and the networks that they count as. Pure."""
+"""Peer addresses as gRPC formats them, and their networks for rate limits. Pure."""
 
 from ipaddress import IPv6Network, ip_address
 
@@ -12,7 +12,7 @@ def peer_address(address: object) -> str:
 
 
 def network(peer: str) -> str:
-    """Return what counts as one origin: the IPv4 address, or the /64 of an IPv6 address, which one host can fill."""
+    """Return the network to rate limit: the IPv4 address, or the /64 of an IPv6 address, which one host can own."""
     kind, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     if kind != "ipv6":

@@ -6,7 +6,7 @@ import ssl
 from typing import cast
 
 FLUSH_S = 5.0
-"""How long buffered data may take to reach one side after the other has ended."""
+"""How long buffered data may take to reach one side after the other side has closed."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -39,7 +39,7 @@ class ProxySide(asyncio.Protocol):
     async def take(
         self, connected: socket.socket, context: ssl.SSLContext | None = None, *, handshake_s: float | None = None
     ) -> None:
-        """Take over an accepted connection, after the TLS handshake if there is a context. Raises OSError."""
+        """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: self,
@@ -50,7 +50,7 @@ class ProxySide(asyncio.Protocol):
         )
 
     def close(self) -> None:
-        """Close after buffered data was sent. Only once: Python 3.11 can't abort a TLS transport closed twice."""
+        """Close after buffered data was sent. Only once: Python 3.11 cannot abort a TLS transport closed twice."""
         if not self.transport.is_closing():
             self.transport.close()
 
@@ -59,8 +59,8 @@ class ProxySide(asyncio.Protocol):
             self._transport.abort()
 
     def drop(self, connected: socket.socket) -> None:
-        """Close at once. A socket that a transport owns is left to it: its descriptor could be reused by another
-        connection before the transport closes it."""
+        """Close at once. Leave a socket that a transport owns to the transport: another connection could reuse the file
+        descriptor before the transport closes it."""
         if not self._took:
             connected.close()
         self.abort()
@@ -80,7 +80,7 @@ class ProxySide(asyncio.Protocol):
             self._other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Keep the other direction open, unless TLS is involved: it has no half-close."""
+        """Keep the other direction open, unless the connection uses TLS, which has no half-close."""
         self.has_sent_eof = True
         if self._other is None or self._other.has_sent_eof:
             return False
@@ -105,7 +105,7 @@ class ProxySide(asyncio.Protocol):
 async def proxy(one: ProxySide, other: ProxySide) -> bool:
     """Proxy until one side is lost, flush the other, and close both.
 
-    Return whether `other` closed the connection before `one` had sent all.
+    Return whether `other` closed the connection before `one` had sent all its data.
     """
     one.join(other)
     other.join(one)

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 RATE = Rate(per_second=50.0, burst=500.0)
-"""Far above what clients cause that wait before they retry."""
+"""Far above the rate of clients that back off before they retry."""
 MAX_DEBT = 500.0
-"""Bounds the pause to ten seconds, so that a client that was fixed is soon served again."""
+"""Limits the pause to ten seconds, so that a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000
 EXCESS = "too many calls were refused"
 
 
 class PausedError(Exception):
-    """A connection is refused, because too many calls of its owner were."""
+    """A connection is refused because too many calls of its owner were refused."""
 
 
 class RefusedCallLimiter:

@@ -1,11 +1,11 @@
 """The file of a Unix socket, which must belong to this daemon alone.
 
-Binding the path of a socket that another daemon serves would silently take over its clients. And gRPC removes the path
-that it bound when it stops, even if it belongs to another daemon by then. So the daemon holds a lock while it runs,
-checks the path every few seconds, and binds a temporary name that is then renamed.
+Binding the path of a socket that another daemon serves would silently take over the clients of that daemon. And gRPC
+removes its path when it stops, even if the path belongs to another daemon by then. So the daemon holds a lock while it
+runs, checks the path every few seconds, and binds a temporary name that is then renamed.
 
-A process that can write to the folder could replace the socket and impersonate the daemon, so only the folder's owner
-may be able to, and the owner must be the daemon's user or root.
+A process that can write to the directory could replace the socket and impersonate the daemon. So only the owner of the
+directory may have write access, and the owner must be the daemon's user or root.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ class SocketFile:
         self._state: _FileState | None = None
 
     def claim(self, bind: Callable[[Path], object]) -> None:
-        """Create the socket atomically, with its mode and owner. `bind` creates one at the path that it is given.
+        """Create the socket atomically, with its mode and owner. `bind` creates a socket at the path in its argument.
 
         Raises StartError. `bind` may raise OSError or RuntimeError.
         """
@@ -50,7 +50,7 @@ class SocketFile:
         self._refuse_foreign(path)
         made = _unused(path)
         try:
-            # The process' umask is 0o077, so the file is never accessible to others.
+            # The umask of the process is 0o077, so the file is never accessible to other users.
             bind(made)
             self._hand_over(made)
             made.rename(path)
@@ -61,7 +61,7 @@ class SocketFile:
         self._state = _file_state(path)
         if (problem := self._unlike_address()) is not None:
             raise StartError(
-                f"{path} {problem}: its file system does not store modes and owners; listen on another one"
+                f"{path} {problem}: its file system does not store modes and owners; listen on another file system"
             )
 
     def lost(self) -> str | None:
@@ -94,7 +94,7 @@ class SocketFile:
                 to = " and ".join(
                     f"{what} {number}" for what, number in (("user", owner), ("group", group)) if number is not None
                 )
-                help_ = "the daemon must be root" if owner is not None else "the daemon must be a member of it"
+                help_ = "the daemon must run as root" if owner is not None else "the daemon must be in the group"
                 raise StartError(f"can't give {self._address.path} to {to}: {error.strerror}; {help_}") from error
         path.chmod(self._address.mode)
 
@@ -105,25 +105,25 @@ class SocketFile:
         if stat.S_IMODE(found.mode) != asked.mode:
             return f"has mode {stat.S_IMODE(found.mode):#o} instead of {asked.mode:#o}"
         if asked.owner not in (None, found.owner) or asked.group not in (None, found.group):
-            return f"belongs to user {found.owner} and group {found.group}, which is not what was configured"
+            return f"belongs to user {found.owner} and group {found.group} instead of the configured ones"
         return None if found.links == 1 else f"has {found.links} hard links"
 
     def _prepare_folder(self, folder: Path) -> None:
         try:
             if not folder.exists():
                 folder.mkdir(parents=True)
-                # The umask would keep the socket's group out of the folder.
+                # With the umask, the socket's group could not access the directory.
                 os.chown(folder, -1, -1 if self._address.group is None else self._address.group)
                 folder.chmod(0o750)
         except OSError as error:
-            raise StartError(f"can't create the socket's folder {folder}: {error.strerror}") from error
+            raise StartError(f"can't create the socket's directory {folder}: {error.strerror}") from error
         if (problem := folder_problem(folder)) is not None:
             raise StartError(": ".join(problem))
 
     def _take_lock(self, path: Path) -> None:
         lock_path = path.with_name(path.name + ".lock")
         try:
-            # O_NOFOLLOW: through a link here, another user could make the daemon create a file elsewhere.
+            # O_NOFOLLOW: with a symbolic link here, another user could make the daemon create a file elsewhere.
             descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartError(f"can't open the lock file {lock_path}: {error.strerror}") from error
@@ -154,25 +154,25 @@ class SocketFile:
 
 
 def folder_problem(folder: Path) -> tuple[str, str] | None:
-    """Return why a socket in this folder could be replaced, and the fix; None if it can't."""
+    """Return why another user could replace a socket in this directory, and the fix; None if nobody could."""
     found = folder.lstat()
     how = None
     if stat.S_ISLNK(found.st_mode):
-        return f"the socket's folder {folder} is a symbolic link", f"listen in {folder.resolve()} itself"
+        return f"the socket's directory {folder} is a symbolic link", f"listen in {folder.resolve()} itself"
     if not stat.S_ISDIR(found.st_mode):
-        return f"the socket's folder {folder} is not a folder", "remove it, or listen on another path"
+        return f"the socket's directory {folder} is not a directory", "remove it, or listen on another path"
     if found.st_uid not in (0, os.geteuid()):
-        how, fix = f"belongs to user {found.st_uid}, which", "listen in a folder of the daemon's user or of root"
+        how, fix = f"belongs to user {found.st_uid}, which", "listen in a directory of the daemon's user or of root"
     elif found.st_mode & stat.S_IWOTH:
-        how, fix = "is world-writable, so any user", f"chmod o-w {folder}, or listen in a subfolder"
+        how, fix = "is world-writable, so any user", f"chmod o-w {folder}, or listen in a subdirectory"
     elif found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX:
-        how = f"is writable for group {found.st_gid}, so its members"
-        fix = f"chmod g-w {folder}, or listen in a subfolder"
-    return None if how is None else (f"the socket's folder {folder} {how} could replace the socket", fix)
+        how = f"is writable by group {found.st_gid}, so its members"
+        fix = f"chmod g-w {folder}, or listen in a subdirectory"
+    return None if how is None else (f"the socket's directory {folder} {how} could replace the socket", fix)
 
 
 def _unused(path: Path) -> Path:
-    """Return a free name in the same folder. It is short, because a socket's path may have 107 characters at most."""
+    """Return an unused name in the same directory. It is short, because a socket path has at most 107 characters."""
     while (other := path.with_name(f".{secrets.token_hex(2)[1:]}")).exists():
         pass
     return other

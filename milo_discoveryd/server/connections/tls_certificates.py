@@ -22,13 +22,13 @@ class ServerTls:
 
     @property
     def client_ca(self) -> bytes:
-        """The CA file that clients are verified with now."""
+        """The CA file that currently verifies clients."""
         return self._content[2]
 
     def context(self) -> ssl.SSLContext:
-        """Return a context for the current files, or the last good one while they don't match, as during a renewal.
+        """Return a context for the current files, or the last valid one while they do not match, as during a renewal.
 
-        Raises StartError if they never were good.
+        Raises StartError if the files were never valid.
         """
         try:
             content = tuple(file.read() for file in self._files)
@@ -75,11 +75,11 @@ def _context(certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would keep a certificate that was verified earlier, perhaps with another CA.
+    # A resumed session would reuse an earlier verification of the certificate, perhaps with another CA.
     context.num_tickets = 0
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
     with as_file(certificate.rstrip() + b"\n" + key) as path:
-        # An empty password, so that an encrypted key is an error and not a prompt.
+        # The empty password makes an encrypted key an error instead of a prompt.
         context.load_cert_chain(path, password=lambda: b"")
     return context

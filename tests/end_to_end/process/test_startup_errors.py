@@ -126,5 +126,5 @@ async def test_listen_port_in_use_is_named(workspace: Workspace) -> None:
         other.listen()
         port = other.getsockname()[1]
         [line] = await refusal(workspace.daemon(listen=[workspace.address, f"insecure://127.0.0.1:{port}"]))
-    assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not this machine's?"
+    assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not one of this machine?"
     assert not workspace.socket.exists()

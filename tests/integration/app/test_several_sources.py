@@ -72,7 +72,7 @@ async def test_equal_names_of_two_sources_are_two_clusters(workspace: Workspace)
         assert (await client.get("eu#shop")).engagement.engaged
         with pytest.raises(ClusterNotFound):
             await client.get("shop")
-        with pytest.raises(InvalidRequest, match="this daemon's are eu, us"):
+        with pytest.raises(InvalidRequest, match="configured: eu, us"):
             await client.list(sources=["asia"])
 
 

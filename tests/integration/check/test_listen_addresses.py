@@ -68,7 +68,7 @@ def test_world_writable_socket_directory_fails(path: Path) -> None:
     path.parent.chmod(0o777)
     finding = check(path)
     assert finding.message.endswith("could replace the socket")
-    assert finding.fix == f"chmod o-w {path.parent}, or listen in a subfolder"
+    assert finding.fix == f"chmod o-w {path.parent}, or listen in a subdirectory"
 
 
 def test_socket_directory_that_is_a_file_fails(path: Path) -> None:

@@ -123,4 +123,4 @@ def test_full_disk_is_counted_and_does_not_block_callers() -> None:
     assert (
         metrics.registry.get_sample_value("milo_discoveryd_requests_denied_total", {"reason": "too_many_streams"}) == 1
     )
-    assert [line["event"] for line in logged] == ["refused", "audit not written"]
+    assert [line["event"] for line in logged] == ["refused", "audit event not written"]

@@ -133,8 +133,8 @@ def test_valid_cluster_name_is_unchanged() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "cluster: empty; give the name of a project"),
-        ("a" * 318, "cluster: longer than any project's name (317 characters)"),
+        ("", "cluster: empty; give the name of a cluster"),
+        ("a" * 318, "cluster: longer than any cluster's name (317 characters)"),
     ],
 )
 def test_invalid_cluster_name_is_rejected(text: str, expected: str) -> None:
@@ -232,9 +232,9 @@ def test_release_without_incarnation_is_rejected() -> None:
 
 def test_filter_with_an_unknown_source_is_rejected() -> None:
     requests.known_sources(Filter(sources=frozenset({"eu"})), ["eu", "us"])
-    with pytest.raises(InvalidRequestError, match="no source 'asia'; this daemon's are eu, us"):
+    with pytest.raises(InvalidRequestError, match="unknown source 'asia'; configured: eu, us"):
         requests.known_sources(Filter(sources=frozenset({"asia"})), ["eu", "us"])
-    with pytest.raises(InvalidRequestError, match="this daemon's are none, since it has one source"):
+    with pytest.raises(InvalidRequestError, match="configured: none, because the daemon has one unnamed source"):
         requests.known_sources(Filter(sources=frozenset({"asia"})), [""])
 
 
