@@ -68,7 +68,7 @@ def test_release_while_the_handler_runs_is_a_breach(world: Simulation, is_runnin
     assert bool(world.outcome.breaches) is is_running
 
 
-def test_move_without_need_is_a_breach(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unnecessary_move_is_a_breach(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     world.api.views = [view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b"))]
     world.check_views()
     assert world.outcome.breaches == []
@@ -97,7 +97,7 @@ def test_clusters_that_are_not_owned_after_the_last_fault_are_a_breach() -> None
     assert "not owned once" in breach
 
 
-def test_api_refuses_writes_over_another_version_and_forgets_what_is_after_a_backup() -> None:
+def test_lease_api_rejects_stale_versions_and_restores_backups() -> None:
     api = LeaseApi()
     lease = MemberLease(member="a", holder="a#1", term="a#1.1")
     _, version = api.apply(WriteLease(lease), 1.0)
@@ -110,7 +110,7 @@ def test_api_refuses_writes_over_another_version_and_forgets_what_is_after_a_bac
     assert (api.group.view, api.group.members["a"].version) == (None, version)
 
 
-def test_clocks_of_hosts_differ_in_rate_and_in_what_a_suspension_does() -> None:
+def test_host_clocks_differ_in_rate_and_in_the_effect_of_a_suspension() -> None:
     timeline = Timeline()
     hosts = [Host(timeline, Random(seed)) for seed in range(200)]
     assert all(0.95 <= host.rate <= 1.05 for host in hosts)

@@ -55,7 +55,7 @@ def greeted(project: ControlPlane, text: str = "Hello") -> bool:
     return (owner["kind"], owner["controller"]) == ("Greeting", True)
 
 
-def test_greetings_are_reconciled_until_they_are_deleted(projects: list[ControlPlane]) -> None:
+def test_go_operator_reconciles_greetings_until_they_are_deleted(projects: list[ControlPlane]) -> None:
     alpha, beta = projects
     for project in projects:
         project.create(greeting())

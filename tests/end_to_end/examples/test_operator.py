@@ -90,7 +90,7 @@ def test_greeter_reconciles_greetings(milo_sandbox: MiloSandbox, projects: list[
         assert greeting_of(beta) == ("Hello", "beta")
 
 
-def test_greeter_waits_for_its_kind(milo_sandbox: MiloSandbox) -> None:
+def test_greeter_reconciles_clusters_whose_crd_is_installed_later(milo_sandbox: MiloSandbox) -> None:
     late, early = milo_sandbox.create_control_planes("late", "early")
     early.install(DEFINITION)
     early.create(greeting())

@@ -11,7 +11,7 @@ from tests.end_to_end.examples.building import ROOT, tool
 VECTORS = ROOT / "tests" / "unit" / "sharding" / "rendezvous_vectors.json"
 
 
-def test_published_vectors_are_those_that_node_computes() -> None:
+def test_rendezvous_vectors_match_the_javascript_implementation() -> None:
     program = Path(__file__).with_name("rendezvous.mjs")
     done = subprocess.run([tool("node"), program, VECTORS], capture_output=True, check=True, timeout=60)
     found, published = json.loads(done.stdout), json.loads(VECTORS.read_text())

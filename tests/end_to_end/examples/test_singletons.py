@@ -19,7 +19,7 @@ def replica(socket: Path) -> Callable[[], Program]:
     return lambda: Program(command, {"MILO_DISCOVERY_ADDRESS": f"unix://{socket}", "SINGLETON": "cleanup"})
 
 
-async def test_node_replica_takes_over_singleton_work(daemon: DaemonProcess, replica: Callable[[], Program]) -> None:
+async def test_nodejs_replica_takes_over_singleton_work(daemon: DaemonProcess, replica: Callable[[], Program]) -> None:
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(AsyncExitStack())
         first = await running.enter_async_context(replica())
@@ -29,7 +29,7 @@ async def test_node_replica_takes_over_singleton_work(daemon: DaemonProcess, rep
         assert await second.line() == "WORKING cleanup"
 
 
-async def test_node_replica_ends_its_work_when_the_daemon_does_not_answer(
+async def test_nodejs_replica_stops_singleton_work_when_the_daemon_does_not_answer(
     daemon: DaemonProcess, replica: Callable[[], Program]
 ) -> None:
     async with replica() as printed:

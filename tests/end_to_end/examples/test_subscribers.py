@@ -88,7 +88,7 @@ async def test_subscriber_resumes_after_cut_connection(
         assert [line for line in lines if "the stream broke" not in line] == [engaged(sandbox, "second")]
 
 
-async def test_three_missed_heartbeats_are_a_dead_connection(
+async def test_subscriber_reports_dead_connection_after_three_missed_heartbeats(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
 ) -> None:
     sandbox.projects.create("first", ready=True)

@@ -16,7 +16,7 @@ TEST = "TestAgainstDaemon"
 
 @pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
 @pytest.mark.parametrize("module", ["clients/go", "clients/go/multicluster"])
-async def test_go_module_works_with_the_daemon(module: str, pytestconfig: pytest.Config) -> None:
+async def test_go_client_test_passes_against_the_daemon(module: str, pytestconfig: pytest.Config) -> None:
     if "multicluster" in module and not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     go = tool("go")

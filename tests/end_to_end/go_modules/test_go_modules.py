@@ -26,14 +26,14 @@ def test_go_client_tests_pass() -> None:
 
 
 @pytest.mark.parametrize("module", [module for module in NEEDS_KUBERNETES if (ROOT / module / "go.mod").exists()])
-def test_go_module_on_kubernetes_libraries_passes(module: str, pytestconfig: pytest.Config) -> None:
+def test_go_module_with_kubernetes_dependencies_passes_its_tests(module: str, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     run_tests(module)
 
 
 @pytest.mark.parametrize("versions", MATRIX, ids=lambda path: path.stem)
-def test_go_provider_passes_with_other_versions(versions: Path, pytestconfig: pytest.Config) -> None:
+def test_go_provider_tests_pass_with_other_dependency_versions(versions: Path, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     run_tests("clients/go/multicluster", f"-modfile={versions}")

@@ -33,7 +33,7 @@ def of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def test_concurrent_credential_commands_return_the_same(start: Start) -> None:
+async def test_concurrent_credential_commands_return_the_same_token(start: Start) -> None:
     async with start() as workspace:
         asked = (workspace.discovery("credential", "--cluster", "alpha") for _ in range(AT_ONCE))
         outcomes = await asyncio.gather(*asked)
@@ -41,7 +41,7 @@ async def test_concurrent_credential_commands_return_the_same(start: Start) -> N
     assert len({json.loads(each.out)["status"]["token"] for each in outcomes}) == 1
 
 
-async def test_synced_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
+async def test_synced_kubeconfig_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
     async with start(token_life=8) as workspace:
         workspace.sandbox.projects.create("beta", ready=True)
         path = workspace.folder / "clusters"
@@ -62,7 +62,7 @@ async def test_synced_files_are_renewed_and_removed_with_their_clusters(start: S
             assert alpha.exists()
 
 
-async def test_tokens_are_printed_only_on_request(start: Start) -> None:
+async def test_cli_prints_tokens_only_on_request(start: Start) -> None:
     async with start() as workspace:
         path = workspace.folder / "clusters"
         outputs: list[str] = []

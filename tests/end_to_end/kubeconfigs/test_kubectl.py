@@ -34,7 +34,7 @@ async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_n
         assert "Unauthorized" in (await workspace.run(kubectl, f"--kubeconfig={embedded}", *get)).err
 
 
-async def test_merged_context_works_beside_others(start: Start, kubectl: str) -> None:
+async def test_kubeconfig_merge_adds_a_working_context_beside_existing_ones(start: Start, kubectl: str) -> None:
     async with start() as workspace:
         path = workspace.folder / "config"
         path.write_text("apiVersion: v1\nkind: Config\nclusters:\n- {name: other, cluster: {server: 'https://o'}}\n")
@@ -43,7 +43,7 @@ async def test_merged_context_works_beside_others(start: Start, kubectl: str) ->
         assert "namespace/default" in (await workspace.run(kubectl, *flags, "get", "namespaces", "-o", "name")).out
 
 
-async def test_synced_file_opens_its_control_plane(start: Start, kubectl: str) -> None:
+async def test_synced_kubeconfig_file_opens_its_control_plane(start: Start, kubectl: str) -> None:
     async with start() as workspace:
         await workspace.discovery("sync", "--dir", str(workspace.folder / "clusters"), "--once")
         path = workspace.folder / "clusters" / "alpha.kubeconfig"

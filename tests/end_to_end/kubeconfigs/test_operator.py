@@ -13,7 +13,7 @@ LIFE_S = 8.0
 LIFETIMES = 10
 
 
-async def test_ten_token_lifetimes_pass_without_a_refusal_a_disengagement_or_a_cut(start: Start) -> None:
+async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(start: Start) -> None:
     async with start(token_life=LIFE_S) as workspace:
         ends_at = time.time() + LIFETIMES * LIFE_S
         fed, asking = Operator("fed", ends_at), Operator("asking", ends_at)
@@ -27,7 +27,7 @@ async def test_ten_token_lifetimes_pass_without_a_refusal_a_disengagement_or_a_c
 
 
 @pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
-async def test_ten_token_lifetimes_pass_in_go_by_the_form_without_a_secret(start: Start) -> None:
+async def test_go_operator_runs_ten_token_lifetimes_with_an_exec_kubeconfig(start: Start) -> None:
     program = await asyncio.to_thread(go_reader)
     async with start(token_life=LIFE_S) as workspace:
         written = await operate_in_go(workspace, program, ends_at=time.time() + LIFETIMES * LIFE_S)

@@ -61,7 +61,7 @@ async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(
 
 
 @pytest.mark.timeout(600)
-async def test_long_running_client_gets_next_credential_by_exec(start: Start, reader: Command) -> None:
+async def test_exec_kubeconfig_renews_credential_of_long_running_client(start: Start, reader: Command) -> None:
     async with start(token_life=20) as workspace:
         program, *arguments = reader
         async with workspace.running(program, *arguments, str(await workspace.kubeconfig("--exec"))) as process:

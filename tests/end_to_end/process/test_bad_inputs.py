@@ -71,7 +71,7 @@ def line(prefix: str) -> str:
     ],
     ids=lambda text: re.sub(r"\W+", "-", text).strip("-")[-40:] if isinstance(text, str) else None,
 )  # fmt: skip
-async def test_invalid_input_prints_one_line(folder: Path, command: str, settings: str, printed: str) -> None:
+async def test_invalid_input_prints_a_one_line_error(folder: Path, command: str, settings: str, printed: str) -> None:
     (folder / "kubeconfig").write_text(KUBECONFIG)
     (folder / "settings.yaml").write_text(settings)
     environ = {

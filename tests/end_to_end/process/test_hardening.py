@@ -79,7 +79,7 @@ async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables
     assert [path.name for path in workspace.folder.iterdir() if path.name.startswith("core")] == []
 
 
-def test_expected_image_variables_are_not_reported() -> None:
+def test_process_hardening_does_not_report_variables_set_by_the_image() -> None:
     environ = {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

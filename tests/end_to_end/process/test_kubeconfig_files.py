@@ -82,7 +82,7 @@ async def source_is(client: DiscoveryClient, state: SourceState, reason: str) ->
             await asyncio.sleep(0.05)
 
 
-async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
+async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_files(files: Files) -> None:
     files.put("alpha.kubeconfig")
     files.put("beta", "beta")
     files.put(".hidden", "hidden")
@@ -100,7 +100,7 @@ async def test_folder_of_kubeconfigs_is_followed(files: Files) -> None:
         assert report.engagement.reason.name == "DELETED"
 
 
-async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
+async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files: Files) -> None:
     files.put("alpha")
     async with (
         following(files, "kubeconfig-directory", files.folder) as watch,
@@ -119,7 +119,7 @@ async def test_replaced_credential_is_issued_at_once(files: Files) -> None:
         assert set(watch.clusters) == {"alpha"}
 
 
-async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None:
+async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Files) -> None:
     files.put("alpha", "shop")
     async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
         before = watch.clusters["alpha"]
@@ -131,7 +131,7 @@ async def test_file_that_names_another_cluster_replaces_it(files: Files) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"apiVersion: v1\nkind: Con", b"\xff" * 1000, b"a: " + b"x" * 300_000])
-async def test_unusable_content_keeps_the_cluster(files: Files, content: bytes) -> None:
+async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(files: Files, content: bytes) -> None:
     files.put("alpha")
     files.put("beta")
     async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
@@ -143,7 +143,7 @@ async def test_unusable_content_keeps_the_cluster(files: Files, content: bytes) 
         assert "it stays as last known: alpha" in report.engagement.message
 
 
-async def test_deleted_folder_makes_the_source_stale(files: Files) -> None:
+async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
     async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
@@ -156,7 +156,7 @@ async def test_deleted_folder_makes_the_source_stale(files: Files) -> None:
         await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
 
 
-async def test_emptied_folder_keeps_its_clusters(files: Files) -> None:
+async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None:
     names = {f"cluster-{number}" for number in range(30)}
     for name in names:
         files.put(name, "shop")
@@ -167,7 +167,7 @@ async def test_emptied_folder_keeps_its_clusters(files: Files) -> None:
         assert set(watch.clusters) == names
 
 
-async def test_mounted_volume_is_followed(files: Files) -> None:
+async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -> None:
     """A Secret volume: files are links into `..data`, which is a link that is replaced by a rename."""
 
     def publish(version: str, *names: str) -> None:
@@ -190,7 +190,7 @@ async def test_mounted_volume_is_followed(files: Files) -> None:
         await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
 
 
-async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files) -> None:
+async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory_is_missing(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
     stored = files.workspace.folder / "state"
@@ -212,7 +212,7 @@ async def test_restarted_daemon_serves_the_clusters_of_its_last_run(files: Files
         assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
 
 
-async def test_clusters_of_kind_are_followed(files: Files) -> None:
+async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(files: Files) -> None:
     kubeconfig = files.workspace.folder / "config"
     merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "production"}
 

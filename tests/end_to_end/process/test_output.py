@@ -71,7 +71,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(workspace: Workspace) -> None:
+async def test_sigterm_during_startup_ends_the_daemon(workspace: Workspace) -> None:
     """As process 1 of a container, it would ignore a signal without a handler."""
     workspace.daemon()
     command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.folder / "config.yaml"))
@@ -89,7 +89,7 @@ async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(workspace: Wor
 
 
 @pytest.mark.parametrize("lines", range(1, 9))
-async def test_check_exits_without_a_traceback_after_its_reader(workspace: Workspace, lines: int) -> None:
+async def test_check_exits_without_a_traceback_when_its_stdout_pipe_closes(workspace: Workspace, lines: int) -> None:
     workspace.daemon()  # write the configuration
     command = (sys.executable, "-m", "milo_discoveryd", "check", "--config", str(workspace.folder / "config.yaml"))
     reading, writing = os.pipe()
@@ -105,7 +105,7 @@ async def test_check_exits_without_a_traceback_after_its_reader(workspace: Works
 
 
 @pytest.mark.parametrize("command", ["milo-discoveryd check", "milo-discoveryd --help", "milo-discovery --help"])
-async def test_full_disk_as_output_is_one_line(workspace: Workspace, command: str) -> None:
+async def test_full_disk_on_stdout_prints_a_one_line_error(workspace: Workspace, command: str) -> None:
     workspace.daemon()  # write the configuration
     program, *words = command.split()
     environ = {**os.environ, "MILO_DISCOVERYD_CONFIG": str(workspace.folder / "config.yaml")}

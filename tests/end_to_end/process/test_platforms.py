@@ -53,7 +53,7 @@ def is_reachable(watch: Watch, name: str) -> bool:
     return name in watch.clusters and watch.clusters[name].connectivity.state.name == "REACHABLE"
 
 
-async def test_shoots_of_gardener_are_clusters_with_requested_credentials(workspace: Workspace) -> None:
+async def test_gardener_shoots_are_clusters_with_requested_credentials(workspace: Workspace) -> None:
     sandbox = workspace.sandbox
     for name in ("alpha", "beta"):
         sandbox.projects.create(name, ready=True)
@@ -75,7 +75,7 @@ async def test_shoots_of_gardener_are_clusters_with_requested_credentials(worksp
         assert (await client.get("garden-team.alpha")).engagement.reason.name == "DELETED"
 
 
-async def test_workspaces_of_kcp_are_clusters_at_paths_of_one_host(workspace: Workspace) -> None:
+async def test_kcp_workspaces_are_clusters_at_paths_of_one_host(workspace: Workspace) -> None:
     sandbox = workspace.sandbox
     sandbox.kcp.create("alpha")
     sandbox.kcp.create("beta")

@@ -92,7 +92,7 @@ async def agree(*expected: tuple[Replica, set[str]]) -> None:
     await eventually(lambda: all(each.engaged == names and not each.dead for each, names in expected), within_s=60)
 
 
-async def test_replicas_revoke_nothing_of_each_other_while_clusters_flap(workspace: Workspace) -> None:
+async def test_replicas_do_not_revoke_each_others_credentials_while_clusters_flap(workspace: Workspace) -> None:
     first, second = replicas(workspace, first={}, second={})
     async with first.running(), second.running():
         await agree((first, set(NAMES)), (second, set(NAMES)))
@@ -120,7 +120,7 @@ async def test_replica_whose_selector_loses_clusters_revokes_only_its_own_creden
             assert kubeconfigs_of(every, NAMES) == before
 
 
-async def test_replica_that_is_cut_off_keeps_the_credentials_of_its_clusters(workspace: Workspace) -> None:
+async def test_disconnected_replica_keeps_valid_credentials_while_clusters_flap(workspace: Workspace) -> None:
     first, second = replicas(workspace, first={}, second={})
     async with first.running(), second.running():
         await agree((first, set(NAMES)), (second, set(NAMES)))

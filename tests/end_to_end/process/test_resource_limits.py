@@ -75,7 +75,7 @@ def crowd(workspace: Workspace) -> Iterator[None]:
         yield
 
 
-async def test_f43_stopped_daemon_continues_where_it_was(workspace: Workspace) -> None:
+async def test_f43_daemon_paused_by_sigstop_sends_missed_changes_after_sigcont(workspace: Workspace) -> None:
     """F41 as well: from outside, a busy daemon looks the same as a stopped one."""
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon() as daemon:

@@ -49,7 +49,7 @@ async def end(daemon: DaemonProcess, how: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_resuming_subscriber_is_served_while_a_restore_holds_the_fleet(
+async def test_resuming_subscriber_is_served_while_removals_are_held_after_a_restore(
     workspace: Workspace, how: signal.Signals
 ) -> None:
     projects, state = workspace.sandbox.projects, workspace.folder / "state"

@@ -125,7 +125,7 @@ async def explanation(client: DiscoveryClient, name: str, words: str) -> str:
     return message
 
 
-async def test_clusters_follow_the_secrets_that_their_objects_name(fleet: Fleet) -> None:
+async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: Fleet) -> None:
     async with following(fleet) as (client, watch):
         assert set(watch.clusters) == {"alpha", "beta"}
         assert watch.clusters["alpha"].endpoint == fleet.url("alpha")
@@ -171,7 +171,7 @@ async def test_secret_that_changed_while_the_daemon_was_down_updates_its_cluster
         assert watch.clusters["alpha"].uid == before["alpha"].uid
 
 
-async def test_loss_of_most_secrets_disengages_nothing(fleet: Fleet) -> None:
+async def test_deletion_of_most_referenced_secrets_holds_removals(fleet: Fleet) -> None:
     names = [f"cluster-{number}" for number in range(30)]
     for name in names:
         fleet.put(name)
@@ -195,7 +195,7 @@ async def test_loss_of_most_secrets_disengages_nothing(fleet: Fleet) -> None:
         assert set(watch.clusters) == engaged
 
 
-async def test_check_verifies_the_rights_on_both_resources(fleet: Fleet) -> None:
+async def test_check_verifies_rights_on_cluster_objects_and_referenced_secrets(fleet: Fleet) -> None:
     async def checked() -> str:
         fleet.daemon()  # write the configuration
         command = (

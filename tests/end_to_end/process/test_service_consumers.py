@@ -56,7 +56,7 @@ async def test_operator_cleans_up_after_deactivation(workspace: Workspace, is_de
             assert ended.reason.name == "REMOVED"
 
 
-async def test_deadline_ends_the_clean_up_of_an_operator_that_does_not_release(workspace: Workspace) -> None:
+async def test_drain_deadline_disengages_a_project_that_its_operator_does_not_release(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")
@@ -72,7 +72,7 @@ async def test_deadline_ends_the_clean_up_of_an_operator_that_does_not_release(w
             assert ended.reason.name == "REMOVED"
 
 
-async def test_project_that_uses_the_service_again_is_engaged_again_at_once(workspace: Workspace) -> None:
+async def test_project_that_reactivates_the_service_while_draining_is_replaced_at_once(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")

@@ -110,7 +110,7 @@ async def test_daemon_starts_on_leftover_socket_after_sigkill(workspace: Workspa
         assert [cluster.name for cluster in await client.list()] == ["alpha"]
 
 
-async def test_changes_during_restart_are_sent_afterwards(workspace: Workspace) -> None:
+async def test_changes_while_the_daemon_was_down_are_sent_after_its_restart(workspace: Workspace) -> None:
     projects = workspace.sandbox.projects
     for name in ("kept", "deleted", "replaced", "blocked"):
         projects.create(name, ready=True)

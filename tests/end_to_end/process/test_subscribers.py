@@ -101,7 +101,7 @@ async def until_metric(url: str, line: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_killed_subscriber_is_no_error(workspace: Workspace) -> None:
+async def test_killed_subscriber_logs_no_error(workspace: Workspace) -> None:
     populate(workspace)
     async with workspace.daemon(annotation_prefixes=["example.com/"]) as daemon:
         await started(daemon)

@@ -107,7 +107,7 @@ async def explained(workspace: Workspace, project: str) -> str:
     return out.decode()
 
 
-async def test_operator_conforms_to_suspend_and_resume(workspace: Workspace) -> None:
+async def test_operator_pauses_while_its_project_is_suspended_and_resumes_afterwards(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")

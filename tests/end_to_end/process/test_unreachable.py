@@ -45,7 +45,9 @@ async def test_unreachable_cluster_is_disengaged_and_engaged_again(workspace: Wo
             assert back.cluster.connectivity.state == pb.Connectivity.STATE_REACHABLE
 
 
-async def test_restart_engages_an_unreachable_cluster_until_its_time_is_over_again(workspace: Workspace) -> None:
+async def test_unreachable_cluster_is_engaged_after_restart_until_its_timeout_expires_again(
+    workspace: Workspace,
+) -> None:
     """Results of probes are not in the state file."""
     for name in ("alpha", "beta", "gamma"):
         workspace.sandbox.projects.create(name, ready=True)

@@ -129,11 +129,11 @@ def snapshot(*those: RecordedEvent, revision: str) -> Harm:
     return harm
 
 
-def test_valid_history_passes() -> None:
+def test_validators_accept_a_valid_history() -> None:
     assert breaches([history("one"), history("other")], upstream()) == []
 
 
-def test_snapshot_of_another_daemon_passes() -> None:
+def test_validators_accept_a_snapshot_of_another_daemon() -> None:
     restarted = history()
     now = (replace(each, incarnation=f"another {each.name}") for each in (DELTA, BETA_AGAIN, ALPHA_RECREATED))
     snapshot(*now, revision=at(2, epoch="b" * 16))(restarted)
@@ -197,13 +197,13 @@ def test_snapshot_of_another_daemon_passes() -> None:
         ),
     ],
 )
-def test_violation_is_found_by_its_validator(validator: str, harm: Harm) -> None:
+def test_validator_detects_its_violation(validator: str, harm: Harm) -> None:
     harmed = history("harmed")
     harm(harmed)
     assert validator in {breach.partition(":")[0] for breach in breaches([history("well"), harmed], upstream())}
 
 
-def test_snapshot_of_a_new_process_may_lack_what_the_process_before_knew() -> None:
+def test_validators_accept_an_older_snapshot_from_a_restarted_process() -> None:
     """A daemon with an older state file, without its API server, protects only subscribers that resume."""
     restarted = history("restarted")
     one = restarted.streams[1].batches[0]

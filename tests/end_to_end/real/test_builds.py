@@ -45,7 +45,7 @@ def _with_go() -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_binary_reports_its_build(hello: GoProgram) -> None:
+def test_go_binary_reports_the_version_of_its_module(hello: GoProgram) -> None:
     binary = obtain(hello, lambda line: None)
 
     assert module_version(binary, "hello") == "(devel)"
@@ -53,7 +53,7 @@ def test_binary_reports_its_build(hello: GoProgram) -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_program_is_built_once(hello: GoProgram) -> None:
+def test_go_program_is_built_once(hello: GoProgram) -> None:
     messages: list[str] = []
 
     first = obtain(hello, messages.append)
@@ -66,7 +66,7 @@ def test_program_is_built_once(hello: GoProgram) -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_definition_stays_unchanged_by_the_go_command(hello: GoProgram) -> None:
+def test_go_build_does_not_change_the_program_definition(hello: GoProgram) -> None:
     before = sorted(hello.definition.iterdir())
 
     obtain(hello, lambda _: None)
@@ -75,7 +75,7 @@ def test_definition_stays_unchanged_by_the_go_command(hello: GoProgram) -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_unavailable_module_is_named_with_the_reason(hello: GoProgram) -> None:
+def test_unavailable_go_module_is_named_with_the_reason(hello: GoProgram) -> None:
     (hello.definition / "main.go").write_text(WANTS_MORE)
 
     with pytest.raises(UnobtainableError, match=r"hello v1\.0\.0: .*example\.com/nowhere.*GOPROXY=off"):
@@ -83,7 +83,7 @@ def test_unavailable_module_is_named_with_the_reason(hello: GoProgram) -> None:
     assert not hello.binary().exists()
 
 
-def test_changed_definition_is_built_in_another_folder(hello: GoProgram) -> None:
+def test_changed_go_definition_gets_another_build_directory(hello: GoProgram) -> None:
     before = hello.folder()
 
     (hello.definition / "go.mod").write_text("module hello\n\ngo 1.21\n")
@@ -91,18 +91,18 @@ def test_changed_definition_is_built_in_another_folder(hello: GoProgram) -> None
     assert hello.folder() != before
 
 
-def test_changed_version_is_built_in_another_folder(hello: GoProgram) -> None:
+def test_changed_go_program_version_gets_another_build_directory(hello: GoProgram) -> None:
     assert msgspec.structs.replace(hello, version="v1.0.1").folder() != hello.folder()
 
 
-def test_missing_go_suggests_its_installation(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_go_command_suggests_its_installation(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 
     with pytest.raises(GoMissingError, match=r"install Go 1\.25 or newer"):
         obtain(hello, lambda _: None)
 
 
-def test_cached_build_needs_no_go(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_go_build_needs_no_go_command(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     hello.folder().mkdir(parents=True)
     hello.binary().touch()
     monkeypatch.setenv("PATH", "/nowhere")
@@ -110,13 +110,13 @@ def test_cached_build_needs_no_go(hello: GoProgram, monkeypatch: pytest.MonkeyPa
     assert obtain(hello, lambda _: None) == hello.binary()
 
 
-def test_unsupported_minor_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_kubernetes_minor_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES", "1.2")
     with pytest.raises(UnobtainableError, match=r"KUBERNETES is '1\.2'.*give one of 1\.35, 1\.33"):
         kubernetes_asked_for()
 
 
-def test_minor_version_is_built_from_its_definition() -> None:
+def test_kubernetes_minor_version_is_built_from_its_definition() -> None:
     for minor, program in KUBE_APISERVERS.items():
         assert f"k8s.io/kubernetes {program.version}" in (program.definition / "go.mod").read_text()
         assert program.version.startswith(f"v{minor}.")

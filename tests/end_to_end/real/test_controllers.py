@@ -191,7 +191,9 @@ async def admit(plane: RealApi, issuer: Issuer) -> None:
 
 
 @pytest.mark.usefixtures("names_inside")
-async def test_drift_is_repaired_whatever_is_killed(server: RealApi, planes: dict[str, RealApi], folder: Path) -> None:
+async def test_controllers_repair_drift_after_restarts_of_daemon_and_api_servers(
+    server: RealApi, planes: dict[str, RealApi], folder: Path
+) -> None:
     greeter = Greeter()
     alpha, beta = (planes[cluster] for cluster in CLUSTERS)
     async with Issuer(folder, life_s=LIFE_S) as issuer:
@@ -250,7 +252,9 @@ WATCHES = 300
 """More than a server allows on one connection."""
 
 
-async def test_watches_share_connections_and_resume_when_these_are_reset(server: RealApi, folder: Path) -> None:
+async def test_informer_watches_share_connections_and_resume_after_connection_resets(
+    server: RealApi, folder: Path
+) -> None:
     found: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text())
     cluster = found["clusters"][0]["cluster"]
     proxy = Proxy()

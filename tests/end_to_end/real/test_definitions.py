@@ -84,7 +84,9 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-async def test_cluster_api_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
     host, port = workload.url.removeprefix("https://").split(":")
     cluster = {
@@ -108,7 +110,7 @@ async def test_cluster_api_definition(platform: RealApi, workload: RealApi, fold
             await api.call("DELETE", f"{clusters}/alpha")
 
 
-async def test_endpoints_in_the_secrets_that_clusters_of_cluster_api_name(
+async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
     platform: RealApi, workload: RealApi, folder: Path
 ) -> None:
     """Join the Clusters with their Secrets: whichever comes first, renamed servers, lost Secrets, and a restart."""
@@ -179,7 +181,9 @@ async def test_endpoints_in_the_secrets_that_clusters_of_cluster_api_name(
             await until(watch, lambda seen: not seen.clusters)
 
 
-async def test_kubeconfig_secrets_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_kubeconfig_secrets_source_engages_a_cluster_per_labeled_secret(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     secret = {
         "metadata": {"name": "beta", "labels": {"sigs.k8s.io/multicluster-runtime-kubeconfig": "true"}},
@@ -195,7 +199,9 @@ async def test_kubeconfig_secrets_definition(platform: RealApi, workload: RealAp
         await until(watch, lambda seen: not seen.clusters)
 
 
-async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credentials(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     profiles = f"/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{NAMESPACE}/clusterprofiles"
     profile = {
         "apiVersion": "multicluster.x-k8s.io/v1alpha1",
@@ -237,7 +243,9 @@ async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, 
             await api.call("DELETE", f"{profiles}/gamma")
 
 
-async def test_secrets_that_objects_name(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_reference(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     members = "/apis/fleet.example.com/v1/members"
     first = {"name": "first", "namespace": NAMESPACE}
     settings = {
@@ -286,7 +294,9 @@ async def test_secrets_that_objects_name(platform: RealApi, workload: RealApi, f
         await api.call("DELETE", f"{members}/alpha")
 
 
-async def test_kubeconfig_directory_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_kubeconfig_directory_source_follows_added_renewed_and_deleted_files(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     clusters = folder / "clusters"
     clusters.mkdir()
     (clusters / "one.kubeconfig").write_bytes(platform.kubeconfig_as("of-one").read_bytes())
@@ -304,7 +314,9 @@ async def test_kubeconfig_directory_definition(platform: RealApi, workload: Real
         await until(watch, lambda seen: set(seen.clusters) == {"two"})
 
 
-async def test_kind_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_kind_source_follows_added_and_deleted_clusters(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     merged: Document = {"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "users": []}
     file = folder / "kind.kubeconfig"
 
@@ -328,7 +340,9 @@ async def test_kind_definition(platform: RealApi, workload: RealApi, folder: Pat
         await until(watch, lambda seen: set(seen.clusters) == {"two"})
 
 
-async def test_service_consumers(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_service_consumer_source_engages_suspends_and_drains_projects(
+    platform: RealApi, workload: RealApi, folder: Path
+) -> None:
     consumers = "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     source = {
         "name": "dns",

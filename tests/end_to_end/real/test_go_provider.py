@@ -34,7 +34,7 @@ CASES = (
 )
 
 
-async def test_provider_cases_pass_on_real_servers(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workload: RealApi, folder: Path) -> None:
     definition = yaml.safe_load((ROOT / "deploy/sources/kubeconfig-secrets.yaml").read_text())
     settings = {"http_listen": "off", "label_selector": "drain!=yes", "drain_timeout": "1h"}
     config = folder / "config.yaml"

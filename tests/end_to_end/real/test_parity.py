@@ -41,7 +41,7 @@ def test_parity_verdict_compares_both_results(
         {"steps": [{"subscribe": {"as": "another"}}]},
     ],
 )
-def test_parity_skips_what_provider_lacks(more: dict[str, Any]) -> None:
+def test_parity_skips_scenarios_with_features_that_the_provider_lacks(more: dict[str, Any]) -> None:
     plain = {"name": "one", "steps": [{"create": {"name": "alpha"}}], "settings": {"label_selector": "a=b"}}
     ours, theirs = reading.scenario({**plain, **more}), reading.scenario(plain)
     assert isinstance(ours, Scenario)

@@ -26,7 +26,7 @@ async def test_process_runs_until_it_is_stopped(tmp_path: Path) -> None:
     assert not sleeper.running()
 
 
-async def test_ending_twice_is_no_error(tmp_path: Path) -> None:
+async def test_process_can_be_ended_twice(tmp_path: Path) -> None:
     sleeper = started(tmp_path)
     await sleeper.end(signal.SIGKILL)
     await sleeper.end(signal.SIGKILL)
@@ -64,6 +64,6 @@ async def test_process_output_is_kept_for_its_error(tmp_path: Path) -> None:
     await talker.end(signal.SIGKILL)
 
 
-def test_missing_command_fails_at_once(tmp_path: Path) -> None:
+def test_process_with_missing_command_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         process.start("nothing", [str(tmp_path / "nothing")], log=tmp_path / "log", tied=False)

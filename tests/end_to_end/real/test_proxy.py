@@ -36,7 +36,7 @@ async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: 
         return await reader.readline()
 
 
-async def test_bytes_pass_both_ways(proxy: Proxy, echo: int) -> None:
+async def test_proxy_forwards_bytes_both_ways(proxy: Proxy, echo: int) -> None:
     await proxy.open(echo)
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
 
@@ -110,7 +110,7 @@ async def test_proxy_reopens_at_same_port(proxy: Proxy, echo: int) -> None:
     writer.close()
 
 
-async def test_refusing_new_connections_leaves_the_open_ones(proxy: Proxy, echo: int) -> None:
+async def test_proxy_refuses_new_connections_and_keeps_open_ones(proxy: Proxy, echo: int) -> None:
     await proxy.open(echo)
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     await say(reader, writer, b"hello\n")

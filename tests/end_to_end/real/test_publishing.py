@@ -83,7 +83,7 @@ async def test_cluster_profile_has_the_health_and_the_access_of_its_cluster(
     assert managers == {("milo-discovery", None), ("milo-discovery", "status")}
 
 
-async def test_profiles_follow_engagements_and_are_deleted_with_them(
+async def test_cluster_profiles_follow_engagements_and_are_deleted_with_them(
     workspace: Workspace, profiles: Publication
 ) -> None:
     async with Publishing.running(workspace, profiles):
@@ -101,7 +101,7 @@ async def test_profiles_follow_engagements_and_are_deleted_with_them(
     )
 
 
-async def test_nothing_is_written_where_nothing_changed(workspace: Workspace, profiles: Publication) -> None:
+async def test_publisher_does_not_write_unchanged_objects(workspace: Workspace, profiles: Publication) -> None:
     workspace.sandbox.projects.create("beta", ready=True)
     async with Publishing.running(workspace, profiles):
         await profiles.until(healthy("alpha"))
@@ -115,7 +115,7 @@ async def test_nothing_is_written_where_nothing_changed(workspace: Workspace, pr
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 
 
-async def test_changes_by_others_are_reverted_and_their_own_fields_kept(
+async def test_publisher_reverts_changes_to_its_fields_and_keeps_fields_of_others(
     workspace: Workspace, profiles: Publication
 ) -> None:
     async with Publishing.running(workspace, profiles):
@@ -129,7 +129,7 @@ async def test_changes_by_others_are_reverted_and_their_own_fields_kept(
         await profiles.until_named("alpha")
 
 
-async def test_labels_that_are_no_longer_copied_are_removed(workspace: Workspace, profiles: Publication) -> None:
+async def test_publisher_removes_labels_that_are_no_longer_copied(workspace: Workspace, profiles: Publication) -> None:
     workspace.sandbox.projects.label("alpha", {"env": "prod"})
     await publish_once(workspace, profiles, "--copy-label", "env")
     assert (await profiles.objects())["alpha"]["metadata"]["labels"]["env"] == "prod"
@@ -137,7 +137,7 @@ async def test_labels_that_are_no_longer_copied_are_removed(workspace: Workspace
     assert "env" not in (await profiles.objects())["alpha"]["metadata"]["labels"]
 
 
-async def test_foreign_object_of_the_same_name_is_refused_and_reported(
+async def test_publisher_reports_a_foreign_object_of_the_same_name_and_does_not_change_it(
     workspace: Workspace, profiles: Publication
 ) -> None:
     foreign = {
@@ -172,7 +172,7 @@ async def test_publisher_catches_up_after_an_outage_of_the_api_server(
         await profiles.until_named("alpha", "gamma")
 
 
-async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(
+async def test_publisher_deletes_nothing_while_the_daemon_restarts_or_is_stale(
     workspace: Workspace, profiles: Publication
 ) -> None:
     """A daemon that starts without Milo serves the clusters of its state file, which may be older than the objects."""
@@ -200,7 +200,7 @@ async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(
         await profiles.until_named("alpha", "gamma")
 
 
-async def test_publishers_of_one_namespace_keep_to_their_own_objects(
+async def test_publishers_share_a_namespace_and_adopt_objects_of_their_clusters(
     workspace: Workspace, profiles: Publication
 ) -> None:
     workspace.sandbox.projects.create("beta", ready=True)
@@ -281,7 +281,7 @@ def publishers(found: dict[str, Document]) -> dict[str, str]:
     return {name: _label(found, name, "publisher") for name in found}
 
 
-async def test_argocd_secret_connects_as_argocd_does(workspace: Workspace, inventory: RealApi) -> None:
+async def test_argocd_cluster_secret_connects_as_argocd_does(workspace: Workspace, inventory: RealApi) -> None:
     async with publication_namespace(inventory, ARGOCD) as secrets:
         plugin = str(COMMANDS / "milo-discovery")
         await publish_once(workspace, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")
@@ -302,7 +302,9 @@ async def test_argocd_secret_connects_as_argocd_does(workspace: Workspace, inven
     assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
 
 
-async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path, inventory: RealApi) -> None:
+async def test_flux_kubeconfig_secret_is_renewed_before_its_credential_expires(
+    folder: Path, inventory: RealApi
+) -> None:
     async with open_workspace(folder, token_life=8.0) as workspace, publication_namespace(inventory, FLUX) as secrets:
         async with Publishing.running(workspace, secrets):
             seen: list[str] = []
@@ -317,7 +319,7 @@ async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path
         assert workspace.refused == []
 
 
-async def test_every_shipped_right_is_required(workspace: Workspace, inventory: RealApi) -> None:
+async def test_publisher_requires_every_right_of_its_shipped_role(workspace: Workspace, inventory: RealApi) -> None:
     """Without any one verb of the shipped role, a request is refused."""
     async with publication_namespace(inventory, PROFILES) as profiles:
         await publish_once(workspace, profiles)

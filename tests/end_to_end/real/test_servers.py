@@ -76,7 +76,7 @@ async def test_dying_server_cuts_watch(server: RealApi) -> None:
             await open_watch.event()
 
 
-async def test_dropped_watches_can_be_resumed_and_miss_nothing(server: RealApi) -> None:
+async def test_dropped_watch_resumes_without_missing_events(server: RealApi) -> None:
     before = await version_of(server)
     async with watch(server, f"resourceVersion={before}") as open_watch:
         await server.drop_watches()
@@ -176,7 +176,7 @@ async def test_certificate_user_is_authorized_by_rbac(server: RealApi) -> None:
     assert refusal.value.status == 403
 
 
-async def test_streaming_lists_can_be_switched_off(built: Programs, tmp_path: Path) -> None:
+async def test_streaming_lists_are_rejected_if_disabled(built: Programs, tmp_path: Path) -> None:
     without = InfrastructureApi(built, tmp_path / "server", streaming_lists=False)
     query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
     try:

@@ -26,7 +26,7 @@ def dev_real(state: Path, verb: str, **environment: str) -> subprocess.Completed
     )
 
 
-def test_status_without_servers_reports_none(tmp_path: Path) -> None:
+def test_dev_real_status_without_servers_reports_none(tmp_path: Path) -> None:
     status = dev_real(tmp_path, "status")
     down = dev_real(tmp_path, "down")
 
@@ -34,14 +34,14 @@ def test_status_without_servers_reports_none(tmp_path: Path) -> None:
     assert (down.returncode, down.stderr) == (0, "dev real: nothing to end\n")
 
 
-def test_up_without_go_has_its_own_exit_status(tmp_path: Path) -> None:
+def test_dev_real_up_without_go_exits_with_status_3(tmp_path: Path) -> None:
     up = dev_real(tmp_path, "up", PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path))
 
     assert up.returncode == 3
     assert "there is none on PATH" in up.stderr
 
 
-def test_up_outlives_its_command_and_down_ends_every_process_of_it(built: Programs, tmp_path: Path) -> None:
+def test_dev_real_up_keeps_servers_running_until_down_ends_every_process(built: Programs, tmp_path: Path) -> None:
     up = dev_real(tmp_path, "up")
     assert up.returncode == 0, up.stderr
     session = Session(tmp_path / "milo-discoveryd" / "real")
@@ -62,7 +62,7 @@ def test_up_outlives_its_command_and_down_ends_every_process_of_it(built: Progra
     assert dev_real(tmp_path, "status").returncode == 1
 
 
-async def test_process_that_reused_a_pid_is_not_killed(tmp_path: Path) -> None:
+async def test_dev_real_down_does_not_kill_a_process_that_reused_a_pid(tmp_path: Path) -> None:
     session = Session(tmp_path)
     innocent = await asyncio.create_subprocess_exec("/bin/sleep", "600")
     record = {

@@ -48,7 +48,9 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, folder: Path)
     assert run.history.breaches == []
 
 
-async def test_credential_is_refused_before_the_next_owner_writes(built: Programs, folder: Path) -> None:
+async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_writes(
+    built: Programs, folder: Path
+) -> None:
     async with sharding_run(built, folder, interval_s=1.0, fenced=True) as run:
         await run.populate(8)
         async with run.step([0, 1]):
@@ -84,7 +86,7 @@ def config_map(engagement: str, manager: str = "") -> dict[str, object]:
     return {"metadata": {"name": "project", "managedFields": fields}, "data": {"engagement": engagement}}
 
 
-async def test_history_of_successive_writers_has_no_breach() -> None:
+async def test_write_history_accepts_successive_writers() -> None:
     history = WriteHistory()
     for at, engagement in enumerate(["a/1/1", "a/1/1", "b/1/1", "b/1/1", "a/1/2"]):
         history.apply(config_map(engagement), at)
@@ -93,14 +95,14 @@ async def test_history_of_successive_writers_has_no_breach() -> None:
     assert len(list(history.hand_overs(4))) == 1
 
 
-async def test_history_of_alternating_writers_is_a_breach() -> None:
+async def test_write_history_detects_alternating_writers() -> None:
     history = WriteHistory()
     for at, engagement in enumerate(["a/1/1", "b/1/1", "a/1/1"]):
         history.apply(config_map(engagement), at)
     assert history.breaches == ["project: a/1/1 wrote again after b/1/1"]
 
 
-async def test_history_of_another_member_than_the_field_manager_is_a_breach() -> None:
+async def test_write_history_detects_a_writer_that_is_not_the_field_manager() -> None:
     history = WriteHistory()
     history.apply(config_map("a/1/1", "b"), 0)
     assert history.breaches == ["project: the fields of a/1/1 are managed by ['b']"]

@@ -118,7 +118,7 @@ async def test_deleted_project_stays_engaged_until_finalizers_are_removed(milo: 
     await milo.outside.expect(disengaged("beta", "DELETED"))
 
 
-async def test_recreated_project_is_another_cluster(milo: Installation) -> None:
+async def test_recreated_project_is_engaged_as_a_new_cluster(milo: Installation) -> None:
     first = await ready(milo, "gamma")
     await first.ask_to_delete()
     assert await first.drain() == "CleanupComplete"

@@ -154,7 +154,7 @@ async def test_service_account_is_identified_with_shipped_right(server: RealApi,
             assert await api.refusal(method, path, body) == 403
 
 
-async def test_tokens_of_other_audience_or_forged_are_rejected(server: RealApi, folder: Path) -> None:
+async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: RealApi, folder: Path) -> None:
     good = await token_of(server, "operators")
     key = server.signing_key()
     now = int(time.time())
@@ -176,7 +176,7 @@ async def test_tokens_of_other_audience_or_forged_are_rejected(server: RealApi, 
         )
 
 
-async def test_tokens_of_a_service_account_end_with_it(server: RealApi, folder: Path) -> None:
+async def test_tokens_of_a_deleted_service_account_are_rejected(server: RealApi, folder: Path) -> None:
     shown, kept = [await token_of(server, "operators") for _ in range(2)]
     async with token_daemon(server, folder) as callers:
         assert await callers.sees(shown) == ["alpha"]

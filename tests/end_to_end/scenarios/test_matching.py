@@ -27,7 +27,7 @@ IN = Expected("ENGAGED", "a")
 OUT = Expected("DISENGAGED", "a")
 
 
-def test_matching_nothing_expected_succeeds() -> None:
+def test_matching_accepts_no_events_if_none_are_expected() -> None:
     assert judge([], []) == Fulfilled()
 
 

@@ -176,7 +176,7 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
         ("- {name: a, name: b}", 'has the key "name" twice'),
     ],
 )
-def test_file_without_scenarios_is_named(tmp_path: Path, content: str, problem_text: str) -> None:
+def test_scenario_file_without_scenarios_is_named(tmp_path: Path, content: str, problem_text: str) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text(content)
     with pytest.raises(reading.FileError, match=problem_text):

@@ -88,7 +88,7 @@ async def test_unknown_daemon_setting_fails_by_name() -> None:
     assert "key stalled_timeuot: is not a setting" in why
 
 
-async def test_settings_reach_the_daemon_over_its_defaults() -> None:
+async def test_scenario_settings_override_defaults_of_the_daemon() -> None:
     scenario = reading.scenario(
         {
             "name": "it",
@@ -100,7 +100,7 @@ async def test_settings_reach_the_daemon_over_its_defaults() -> None:
     await run_scenario(scenario, "project", Sandboxes())
 
 
-def test_scenarios_are_chosen_by_letters_of_their_name_and_by_mode() -> None:
+def test_scenarios_are_selected_by_substring_of_name_and_by_mode() -> None:
     scenarios = [
         reading.scenario({"name": "early-bird", "steps": [{"expect": []}]}),
         reading.scenario({"name": "night-owl", "modes": ["project"], "steps": [{"expect": []}]}),
@@ -114,7 +114,9 @@ def test_scenarios_are_chosen_by_letters_of_their_name_and_by_mode() -> None:
     assert chosen(scenarios, name="owl", mode="project-control-plane") == []
 
 
-def test_result_line_per_scenario_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenario_results_are_printed_per_line_with_a_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "scenarios.yaml"
     file.write_text(
         """
@@ -144,6 +146,6 @@ def test_result_line_per_scenario_and_summary(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("arguments", [["none.yaml"], ["-k", "no-such-name"]])
-def test_empty_selection_is_no_success(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_scenario_selection_exits_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("scenarios: ")

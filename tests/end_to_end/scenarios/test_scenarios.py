@@ -13,7 +13,7 @@ PARTS = chosen(scenario for file in OWN for scenario in reading.load(file))
 
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize(PARAMETER, PARTS, ids=lambda part: f"{part[0].name}-{part[1]}")
-async def test_scenario(scenario_runs: ScenarioRuns, scenario_and_mode: Part) -> None:
+async def test_scenario_passes_on_the_sandbox(scenario_runs: ScenarioRuns, scenario_and_mode: Part) -> None:
     try:
         await scenario_runs.outcome(scenario_and_mode)
     except ScenarioFailedError as failed:

@@ -46,7 +46,7 @@ def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
     return gauges
 
 
-def test_metrics_page_is_parsed_into_a_sample() -> None:
+def test_soak_sample_is_parsed_from_the_metrics_page() -> None:
     gauges = Gauges()
     gauges.take(PAGE, STATUS, 7.0)
     assert gauges.samples == [Sample(7.0, 61.0, 100.0, 22, 31)]
@@ -54,11 +54,11 @@ def test_metrics_page_is_parsed_into_a_sample() -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -3.5])
-def test_growth_is_measured_after_warm_up(slope: float) -> None:
+def test_memory_growth_is_measured_after_warm_up(slope: float) -> None:
     assert growing(slope).slope("memory_mib") == pytest.approx(slope, abs=1e-6)
 
 
-def test_sample_reports_start_and_end() -> None:
+def test_soak_sample_reports_start_and_end() -> None:
     first, last, most = growing(6.0).ends("memory_mib")
     assert (round(first), round(last), round(most)) == (83, 86, 86)
 
@@ -84,7 +84,7 @@ def report(**changes: Any) -> Report:
     return replace(plain, **changes)
 
 
-def test_report_counts_and_lists_failures() -> None:
+def test_soak_report_counts_and_lists_failures() -> None:
     text = report().markdown()
     assert "60 minutes against the sandbox, seed 1: 3 faults of 2 kinds" in text
     assert "Validated: 150 events on 3 streams" in text
@@ -97,7 +97,7 @@ def test_report_counts_and_lists_failures() -> None:
     assert found["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
 
 
-def test_pieces_add_up_in_one_report() -> None:
+def test_soak_reports_of_pieces_are_merged() -> None:
     pieces = [report(minutes=480.0), report(minutes=960.0, slopes=growing(3.0).slopes(), failures=[], restored=1)]
     whole = merged(pieces)
     text = whole.markdown()
@@ -115,7 +115,7 @@ def test_saved_state_keeps_the_reports_of_pieces(tmp_path: Path) -> None:
     assert SavedState(tmp_path / "state").reports() == [report(), report(minutes=2.0)]
 
 
-def test_state_that_was_not_saved_completely_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_state_restores_the_last_complete_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, work = SavedState(tmp_path / "state"), tmp_path / "work"
     for daemon in DAEMONS:
         (work / f"{daemon}.state").mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_state_that_was_not_saved_completely_is_not_restored(tmp_path: Path, mon
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["state-0002"]
 
 
-async def test_piece_continues_with_objects_and_state_of_the_one_before(tmp_path: Path) -> None:
+async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece(tmp_path: Path) -> None:
     saved = SavedState(tmp_path / "state")
     names: list[set[str]] = []
     for piece in range(2):

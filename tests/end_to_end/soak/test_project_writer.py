@@ -86,13 +86,13 @@ def noted(writer: ProjectWriter) -> dict[str, State]:
     return {name: writer.upstream[name] for name in writer.upstream.names()}
 
 
-async def test_initial_objects_are_recorded(server: Lossy, writer: ProjectWriter) -> None:
+async def test_project_writer_records_initial_objects(server: Lossy, writer: ProjectWriter) -> None:
     assert noted(writer) == truth(server)
     assert writer.upstream[MARK].ready
 
 
 @pytest.mark.parametrize("loses", ["before", "after"])
-async def test_write_with_unknown_outcome_is_resolved_before_the_next(
+async def test_project_writer_resolves_unknown_write_outcome_before_the_next_write(
     server: Lossy, writer: ProjectWriter, loses: str
 ) -> None:
     for turn in range(200):
@@ -104,7 +104,7 @@ async def test_write_with_unknown_outcome_is_resolved_before_the_next(
     assert writer.lost > 30
 
 
-async def test_mark_is_written_until_it_is_visible(server: Lossy, writer: ProjectWriter) -> None:
+async def test_project_writer_repeats_its_mark_until_it_is_visible(server: Lossy, writer: ProjectWriter) -> None:
     server.loses = "after"
     mark = await writer.mark()
     assert server.objects[MARK]["metadata"]["labels"]["mark"] == mark

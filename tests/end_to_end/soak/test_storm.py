@@ -25,7 +25,7 @@ REPORT = StormReport(
 
 
 @pytest.mark.parametrize("keeps_state", [True, False])
-async def test_subscribers_match_truth_after_overlapping_kills(keeps_state: bool) -> None:
+async def test_subscribers_match_api_server_after_overlapping_kills(keeps_state: bool) -> None:
     with TemporaryDirectory(prefix="milo-") as name:
         report = await Storm(Path(name), "70", keeps_state=keeps_state).run(10.0)
     assert report.failures == []
@@ -34,7 +34,7 @@ async def test_subscribers_match_truth_after_overlapping_kills(keeps_state: bool
     assert all(each.streams >= 2 for each in report.subscribers)
 
 
-def test_report_adds_up_storms_and_lists_failures() -> None:
+def test_storm_report_sums_faults_and_lists_failures() -> None:
     text = markdown([REPORT, replace(REPORT, seed="7-1", recovery_s=9.0, failures=["resuming: lost"])], 100.0)
     assert "2 storms of 100 s: 14 faults with 10 kills, 600 writes upstream." in text
     assert "Validated: 280 events on 12 streams, and 18 credentials." in text

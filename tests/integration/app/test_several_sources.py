@@ -105,7 +105,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert "<h2>Sources</h2>" in page
 
 
-async def test_source_that_never_answered_does_not_keep_the_daemon_from_being_ready(workspace: Workspace) -> None:
+async def test_daemon_is_ready_although_a_source_never_answered(workspace: Workspace) -> None:
     await workspace.us.stop()
     await workspace.eu.stop()
     daemon = workspace.daemon()

@@ -22,7 +22,7 @@ def user(name: str) -> bytes:
     return body(status={"userInfo": {"username": name, "groups": ["x"]}})
 
 
-def test_finding_prints_a_line_and_its_fix_on_the_next() -> None:
+def test_finding_prints_its_fix_on_a_second_line() -> None:
     assert list(Finding("ok", "list", "10 projects").lines()) == ["ok    list: 10 projects"]
     assert list(Finding("fail", "list", "403", "do this").lines()) == ["fail  list: 403", "      -> do this"]
 
@@ -83,7 +83,7 @@ def test_identity_review_with_a_foreign_body_raises() -> None:
         api_responses.identity("identity", 200, b"<html>", "x")
 
 
-def test_resource_of_one_namespace_needs_a_role_there() -> None:
+def test_namespaced_resource_is_reviewed_in_its_namespace_and_suggests_a_role() -> None:
     secrets = Resource("", "v1", "secrets", namespaced=True, namespace="fleet")
     review = msgspec.json.decode(api_responses.access_review(secrets, "list"))
     assert review["spec"]["resourceAttributes"] == {

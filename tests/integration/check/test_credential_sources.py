@@ -40,7 +40,7 @@ async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbo
     assert line.startswith("ok    kubeconfigs own: minted a credential of type project-kubeconfig")
 
 
-async def test_sources_are_checked_by_a_mint_unless_it_leaves_state_behind(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_mints_from_credential_sources_without_creating_secrets(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     sandbox.add_service_account("milo", "operators")
     (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))

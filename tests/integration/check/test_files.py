@@ -7,13 +7,13 @@ import pytest
 from milo_discoveryd.check import files
 
 
-def test_state_directory_that_is_missing_will_be_created(tmp_path: Path) -> None:
+def test_missing_state_directory_will_be_created(tmp_path: Path) -> None:
     assert files.state_directory(tmp_path).level == "ok"
     assert files.state_directory(tmp_path / "new" / "state").level == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_state_directory_that_everyone_may_write_to_fails(tmp_path: Path) -> None:
+def test_world_writable_state_directory_fails(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert files.state_directory(tmp_path).level == "fail"
 

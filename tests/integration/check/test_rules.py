@@ -23,7 +23,7 @@ def rule(name: str, who: object, clusters: object = "all", **others: object) -> 
     return {"name": name, "who": who, "clusters": clusters, **others}
 
 
-def test_no_rules_give_no_findings(tmp_path: Path) -> None:
+def test_check_without_rules_reports_no_findings(tmp_path: Path) -> None:
     assert found(tmp_path) == []
 
 

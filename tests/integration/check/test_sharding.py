@@ -24,18 +24,18 @@ def settings(tmp_path: Path, server: ApiServer) -> Settings:
     return Settings(sharding=ShardingSettings(group="dns", kubeconfig=kubeconfig))
 
 
-async def test_daemon_without_a_group_has_no_leases_to_check() -> None:
+async def test_check_without_shard_group_skips_leases() -> None:
     assert await sharding.check_leases(Settings(), {}) is None
 
 
-async def test_leases_that_can_be_read_are_found(tmp_path: Path) -> None:
+async def test_check_reports_that_leases_can_be_read(tmp_path: Path) -> None:
     async with ApiServer(answering(b'{"items": []}')) as server:
         found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns, which has 0 members")
 
 
-async def test_missing_right_on_leases_is_named(tmp_path: Path) -> None:
+async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:
     async with ApiServer(answering(b"{}", status=403)) as server:
         found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
@@ -44,7 +44,7 @@ async def test_missing_right_on_leases_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["view", "Upper"])
-async def test_invalid_name_of_a_member_is_found(tmp_path: Path, name: str) -> None:
+async def test_check_reports_invalid_name_of_a_shard_member(tmp_path: Path, name: str) -> None:
     async with ApiServer(answering(b"{}")) as server:
         found = await sharding.check_leases(settings(tmp_path, server), {**ENVIRON, "POD_NAME": name})
     assert found is not None

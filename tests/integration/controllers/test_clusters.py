@@ -83,7 +83,9 @@ async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> 
         assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
 
 
-async def test_cluster_that_does_not_answer_costs_the_others_nothing(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+async def test_unresponsive_cluster_does_not_delay_reconciles_of_others(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
     silent = with_widgets(sandbox)
     opened: list[asyncio.StreamWriter] = []
     plane.create(widget("one"))
@@ -102,7 +104,7 @@ async def test_cluster_that_does_not_answer_costs_the_others_nothing(sandbox: Mi
             writer.close()
 
 
-async def test_reconciles_begin_after_the_kinds_that_are_only_read_have_synced(
+async def test_reconciles_start_after_read_only_caches_have_synced(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_list, follow = asyncio.Event(), Informer.run
@@ -130,7 +132,9 @@ async def test_reconciles_begin_after_the_kinds_that_are_only_read_have_synced(
     assert found[0] is not None
 
 
-async def test_cache_without_a_complete_list_is_not_read(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+async def test_cache_read_before_its_first_complete_list_raises_not_synced(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
     [bare] = sandbox.create_control_planes(next(names))
     plane.create(widget("here"))
     outcomes: list[str] = []
@@ -156,7 +160,7 @@ async def test_cache_without_a_complete_list_is_not_read(sandbox: MiloSandbox, p
     assert outcomes[0] == "not synced"
 
 
-async def test_kind_that_is_only_read_and_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
+async def test_read_only_cache_of_a_kind_that_is_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     outcomes: list[str] = []
 
@@ -172,7 +176,7 @@ async def test_kind_that_is_only_read_and_not_served_delays_no_reconcile(plane: 
         await eventually(lambda: outcomes == ["not synced"])
 
 
-async def test_kind_that_is_not_served_yet_is_awaited(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+async def test_informer_waits_until_its_kind_is_served(sandbox: MiloSandbox, plane: ControlPlane) -> None:
     [bare] = sandbox.create_control_planes(next(names))
     plane.create(widget("here"))
     log = Log()

@@ -53,7 +53,7 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
 
 
 @pytest.mark.parametrize(("header", "asked"), [("7", 7.0), ("soon", None), (None, None)])
-async def test_refused_write_says_when_to_retry(header: str | None, asked: float | None) -> None:
+async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | None, asked: float | None) -> None:
     authority = Authority()
 
     def refuse(accepted: Accepted, stream: int) -> None:
@@ -71,5 +71,5 @@ async def test_refused_write_says_when_to_retry(header: str | None, asked: float
 
 
 @pytest.mark.parametrize("module", ["milo_discovery.publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])
-def test_image_of_the_daemon_needs_no_h2(module: str) -> None:
+def test_modules_of_the_daemon_image_are_imported_without_h2(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import sys; sys.modules['h2'] = None; import {module}"], check=True)

@@ -46,7 +46,7 @@ async def test_objects_are_reconciled_when_listed_changed_and_deleted(plane: Con
         await eventually(lambda: log.seen[2:] == [(plane.project, "one", None)])
 
 
-async def test_owned_object_is_restored(plane: ControlPlane) -> None:
+async def test_owned_object_is_restored_after_deletion_or_change(plane: ControlPlane) -> None:
     async def reconcile(request: Request) -> None:
         if await request.get() is not None:
             body = {"kind": "ConfigMap", "metadata": {"name": request.name}, "data": {"a": "b"}}
@@ -62,7 +62,7 @@ async def test_owned_object_is_restored(plane: ControlPlane) -> None:
         await eventually(lambda: plane.get("v1/configmaps", "one")["data"] == {"a": "b"})
 
 
-async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
+async def test_request_sets_finalizer_condition_and_status_and_records_event(plane: ControlPlane) -> None:
     cleaned: list[bool] = []
 
     async def reconcile(request: Request) -> None:
@@ -98,7 +98,7 @@ async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
         assert not any(cleaned[1:])
 
 
-async def test_reconciled_kind_may_be_cached_by_its_metadata(plane: ControlPlane) -> None:
+async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plane: ControlPlane) -> None:
     cached: list[dict[str, Any]] = []
 
     async def reconcile(request: Request) -> None:
@@ -121,7 +121,7 @@ async def test_reconciled_kind_may_be_cached_by_its_metadata(plane: ControlPlane
         assert [each["type"] for each in found["status"]["conditions"]] == ["Other", "Ready"]
 
 
-async def test_writes_and_reads_of_other_objects(plane: ControlPlane) -> None:
+async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> None:
     done: list[str] = []
 
     async def reconcile(request: Request) -> None:
@@ -158,7 +158,7 @@ async def test_writes_and_reads_of_other_objects(plane: ControlPlane) -> None:
         await eventually(lambda: done == ["one"])
 
 
-async def test_failure_is_retried_and_permanent_failure_waits_for_a_change(plane: ControlPlane) -> None:
+async def test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_change(plane: ControlPlane) -> None:
     attempts: list[int] = []
 
     async def reconcile(request: Request) -> None:
@@ -189,7 +189,7 @@ async def test_failure_is_retried_and_permanent_failure_waits_for_a_change(plane
         assert running.metric("milo_controllers_clusters") == 1
 
 
-async def test_retry_waits_as_long_as_the_server_asks(plane: ControlPlane) -> None:
+async def test_reconcile_retry_honors_retry_after_of_the_server(plane: ControlPlane) -> None:
     attempts: list[int] = []
 
     async def reconcile(request: Request) -> None:
@@ -249,7 +249,7 @@ async def test_reconcile_over_its_time_limit_is_retried(plane: ControlPlane) -> 
         await eventually(lambda: attempts == [0, 1])
 
 
-async def test_health_says_how_long_the_oldest_object_has_been_queued(plane: ControlPlane) -> None:
+async def test_health_reports_how_long_the_oldest_object_has_been_queued(plane: ControlPlane) -> None:
     free = asyncio.Event()
 
     async def reconcile(_request: Request) -> None:
@@ -265,7 +265,7 @@ async def test_health_says_how_long_the_oldest_object_has_been_queued(plane: Con
         await eventually(lambda: health().oldest_queued == timedelta())
 
 
-async def test_selector_restricts_the_objects(plane: ControlPlane) -> None:
+async def test_label_selector_restricts_reconciled_objects(plane: ControlPlane) -> None:
     for name, labels in (("inside", {"env": "prod"}), ("outside", {})):
         plane.create({**widget(name), "metadata": {"name": name, "labels": labels}})
     log = Log()
@@ -288,7 +288,7 @@ async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) 
         await eventually(lambda: records == [(plane.project, "default/one")])
 
 
-async def test_registration_ends_when_the_controllers_run(plane: ControlPlane) -> None:
+async def test_controllers_reject_registration_after_their_start(plane: ControlPlane) -> None:
     running = Running(plane)
     running.controllers.reconcile(WIDGETS)(Log())
     with pytest.raises(ValueError, match="name="):

@@ -33,7 +33,7 @@ async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Pat
         await eventually(lambda: log.seen == [("here", "one", {})])
 
 
-async def test_kubeconfig_of_a_single_cluster_may_name_a_proxy(plane: ControlPlane, tmp_path: Path) -> None:
+async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: ControlPlane, tmp_path: Path) -> None:
     plane.create(widget("one"))
     async with tunnel() as (proxy, asked):
         kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
@@ -53,7 +53,7 @@ async def test_kubeconfig_of_a_single_cluster_may_name_a_proxy(plane: ControlPla
 
 
 @pytest.mark.parametrize(("excepted", "is_used"), [("", True), ("api.example.com", False)])
-def test_environment_names_the_proxy_for_other_kubeconfigs(excepted: str, is_used: bool) -> None:
+def test_connections_use_the_environment_proxy_unless_no_proxy_matches(excepted: str, is_used: bool) -> None:
     connections = Connections(environ={"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
     assert connections.proxy("https://api.example.com:6443/apis") == ("http://proxy:3128" if is_used else None)
 

@@ -34,7 +34,7 @@ def test_demo_prints_events_and_what_to_try_next() -> None:
     assert any("  ENGAGED" in line for line in shown)
 
 
-def test_demo_stops_when_its_time_is_up() -> None:
+def test_demo_stops_after_the_given_seconds() -> None:
     done = subprocess.run([*DEMO, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("Events received: ")
@@ -59,7 +59,7 @@ async def test_demo_gives_operators_kubeconfigs() -> None:
     assert demo.returncode == 0
 
 
-async def test_demo_watches_an_existing_api(tmp_path: Path) -> None:
+async def test_demo_watches_the_api_server_of_a_given_kubeconfig(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         sandbox.projects.create("alpha", ready=True)
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
@@ -99,7 +99,7 @@ def test_demo_prints_lines_on_a_dumb_terminal() -> None:
     assert b"\x1b" not in shown
 
 
-def test_demo_ends_without_a_traceback_when_its_reader_goes_away(tmp_path: Path) -> None:
+def test_demo_exits_without_a_traceback_when_its_stdout_pipe_closes(tmp_path: Path) -> None:
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [*DEMO, "--churn", "50"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as demo:
@@ -120,7 +120,7 @@ def test_demo_reports_a_full_disk_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("command", ["demo", "sandbox"])
-def test_folder_is_removed_when_the_terminal_closes(tmp_path: Path, command: str) -> None:
+def test_temporary_directory_is_removed_on_sighup(tmp_path: Path, command: str) -> None:
     with started(command, tmp_path, subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -132,7 +132,7 @@ def test_folder_is_removed_when_the_terminal_closes(tmp_path: Path, command: str
 
 @pytest.mark.parametrize("command", ["demo", "sandbox"])
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
-async def test_folder_is_removed_by_a_signal_during_the_start(
+async def test_temporary_directory_is_removed_by_a_signal_during_startup(
     tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     with started(command, tmp_path, subprocess.DEVNULL) as process:

@@ -31,7 +31,7 @@ def rendered(width: int, height: int) -> str:
 
 
 @pytest.mark.parametrize(("width", "height"), [(160, 50), (100, 30), (80, 24), (60, 24)])
-def test_screen_shows_names_and_states_uncut(width: int, height: int) -> None:
+def test_screen_shows_names_and_states_untruncated(width: int, height: int) -> None:
     text = rendered(width, height)
     assert all(len(line) <= width for line in text.splitlines())
     for name in NAMES:
@@ -41,7 +41,7 @@ def test_screen_shows_names_and_states_uncut(width: int, height: int) -> None:
     assert "Ctrl-C ends the demo." in text
 
 
-def test_screen_leaves_out_columns_by_importance() -> None:
+def test_narrow_screen_omits_less_important_columns() -> None:
     assert "LABELS" in rendered(160, 50)
     assert "ORGANIZATION" in rendered(160, 50)
     assert "recent events" in rendered(80, 24)

@@ -32,7 +32,7 @@ def problems(files: KubeconfigFiles) -> dict[str, str]:
     return {each.key: each.problem for each in files.scan().objects}
 
 
-def test_hidden_and_unfinished_files_and_folders_are_skipped(folder: Path) -> None:
+def test_hidden_and_temporary_files_and_subdirectories_are_skipped(folder: Path) -> None:
     for name in ("alpha", ".hidden", "beta~", "beta.tmp", "beta.swp", "config.lock", "beta.part"):
         (folder / name).write_bytes(content("any"))
     (folder / "subfolder").mkdir()
@@ -40,7 +40,7 @@ def test_hidden_and_unfinished_files_and_folders_are_skipped(folder: Path) -> No
     assert problems(of_folder(folder)) == {"alpha": ""}
 
 
-def test_link_within_the_folder_is_followed(folder: Path) -> None:
+def test_symlink_within_directory_is_followed(folder: Path) -> None:
     (folder / "..1").mkdir()
     (folder / "..1" / "alpha").write_bytes(content("any"))
     (folder / "..data").symlink_to("..1")
@@ -48,7 +48,7 @@ def test_link_within_the_folder_is_followed(folder: Path) -> None:
     assert problems(of_folder(folder)) == {"alpha": ""}
 
 
-def test_link_to_a_file_elsewhere_is_refused(folder: Path) -> None:
+def test_symlink_outside_directory_is_rejected(folder: Path) -> None:
     (folder.parent / "own.kubeconfig").write_bytes(content("any"))
     (folder / "alpha").symlink_to("../own.kubeconfig")
     files = of_folder(folder)
@@ -57,7 +57,7 @@ def test_link_to_a_file_elsewhere_is_refused(folder: Path) -> None:
         files.kubeconfig("alpha")
 
 
-def test_dangling_link_is_unusable_and_not_deleted(folder: Path) -> None:
+def test_dangling_symlink_is_unreadable_and_not_deleted(folder: Path) -> None:
     (folder / "alpha").symlink_to("nothing")
     files = of_folder(folder)
     assert "cannot be read" in problems(files)["alpha"]
@@ -73,25 +73,25 @@ def test_named_pipe_and_socket_do_not_block(folder: Path) -> None:
     assert found["socket"].startswith("socket cannot be read")
 
 
-def test_file_that_everyone_can_write_is_refused(folder: Path) -> None:
+def test_world_writable_file_is_rejected(folder: Path) -> None:
     (folder / "alpha").write_bytes(content("any"))
     (folder / "alpha").chmod(0o666)
     assert "chmod o-w" in problems(of_folder(folder))["alpha"]
 
 
-def test_large_file_is_refused(folder: Path) -> None:
+def test_file_over_the_size_limit_is_rejected(folder: Path) -> None:
     (folder / "alpha").write_bytes(content("any") + b"#" * MAX_BYTES)
     assert problems(of_folder(folder))["alpha"] == f"alpha is larger than {MAX_BYTES >> 10} KiB"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
-def test_unreadable_file_is_refused(folder: Path) -> None:
+def test_file_without_read_permission_is_rejected(folder: Path) -> None:
     (folder / "alpha").write_bytes(content("any"))
     (folder / "alpha").chmod(0)
     assert "Permission denied" in problems(of_folder(folder))["alpha"]
 
 
-def test_missing_folder_says_nothing_of_a_file(folder: Path) -> None:
+def test_missing_directory_raises_instead_of_reporting_deleted_files(folder: Path) -> None:
     (folder / "alpha").write_bytes(content("any"))
     files = of_folder(folder)
     folder.rename(folder.parent / "moved")
@@ -110,7 +110,7 @@ def test_deleted_file_is_not_found(folder: Path) -> None:
     assert files.scan().objects == ()
 
 
-def test_missing_context_is_not_found_and_missing_file_is_not_known(tmp_path: Path) -> None:
+def test_missing_context_is_not_found_and_missing_kubeconfig_raises(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_bytes(content("kind-alpha"))
     files = of_kind(file)
@@ -122,7 +122,7 @@ def test_missing_context_is_not_found_and_missing_file_is_not_known(tmp_path: Pa
         files.find("kind-alpha")
 
 
-def test_scan_reports_files_with_other_content(folder: Path) -> None:
+def test_scan_reports_files_with_changed_content(folder: Path) -> None:
     for name in ("alpha", "beta"):
         (folder / name).write_bytes(content("any"))
     files = of_folder(folder)
@@ -139,7 +139,7 @@ def test_scan_reports_files_with_other_content(folder: Path) -> None:
     assert reported == [{"alpha"}]
 
 
-def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:
+def test_recently_written_file_is_not_settled(folder: Path) -> None:
     (folder / "alpha").write_bytes(content("any"))
     written = (folder / "alpha").stat().st_mtime
     assert not of_folder(folder, written + SETTLED_S / 2).scan().is_settled
@@ -147,7 +147,7 @@ def test_file_that_was_just_written_is_not_settled(folder: Path) -> None:
     assert of_folder(folder, written - 1).scan().is_settled, "a time in the future counts as settled"
 
 
-def test_links_that_lead_to_each_other_are_unreadable(tmp_path: Path) -> None:
+def test_symlink_loop_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     files = of_kind(tmp_path / "one")
@@ -158,7 +158,7 @@ def test_links_that_lead_to_each_other_are_unreadable(tmp_path: Path) -> None:
         of_folder(tmp_path / "one").scan()
 
 
-def test_unusable_content_is_parsed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_kubeconfig_is_parsed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "alpha").write_bytes(b"a: [")
     files = of_folder(folder)
     first = files.scan()
@@ -166,7 +166,7 @@ def test_unusable_content_is_parsed_once(folder: Path, monkeypatch: pytest.Monke
     assert files.scan().objects == first.objects
 
 
-def test_folders_of_a_linked_file_are_watched(tmp_path: Path) -> None:
+def test_directories_of_a_symlink_and_of_its_target_are_watched(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "config").write_bytes(content("kind-alpha"))
     (tmp_path / "config").symlink_to("real/config")
@@ -179,7 +179,7 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "replace", "cut", "delete
 
 @settings(deadline=None)
 @given(ACTIONS)
-def test_scan_always_shows_what_is_on_disk(
+def test_scan_matches_the_directory_after_any_changes(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("clusters")

@@ -88,7 +88,9 @@ async def test_watch_resumes_from_list_revision(harness: Harness) -> None:
         (pb.ListClustersRequest(filter=pb.ClusterFilter(names=[""])), "filter.names"),
     ],
 )
-async def test_bad_input_is_named(harness: Harness, request_: pb.ListClustersRequest, field: str) -> None:
+async def test_list_clusters_names_invalid_request_field(
+    harness: Harness, request_: pb.ListClustersRequest, field: str
+) -> None:
     harness.listed()
     async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

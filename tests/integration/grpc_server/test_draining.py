@@ -78,7 +78,7 @@ async def quiet(subscriber: Subscriber, harness: Harness) -> None:
 # --- what subscribers receive ---
 
 
-async def test_subscriber_is_sent_the_end_after_its_release(draining_harness: Harness) -> None:
+async def test_draining_cluster_is_disengaged_after_its_subscriber_released(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness) as mine, harness.subscriber() as other:
         await mine.until_synced()
@@ -98,7 +98,7 @@ async def test_subscriber_is_sent_the_end_after_its_release(draining_harness: Ha
         assert event_texts([await other.batch()]) == ["ENGAGED probe"]
 
 
-async def test_end_waits_for_every_subscriber(draining_harness: Harness) -> None:
+async def test_drain_waits_for_every_subscriber(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness, "one") as one, confirming(harness, "two") as two:
         await one.until_synced()
@@ -111,7 +111,7 @@ async def test_end_waits_for_every_subscriber(draining_harness: Harness) -> None
         assert await two.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_cluster_is_disengaged_at_the_deadline(tmp_path: Path) -> None:
+async def test_draining_cluster_is_disengaged_at_its_deadline(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
         harness.listed(ready("alpha"))
         await mine.until_synced()
@@ -122,7 +122,7 @@ async def test_cluster_is_disengaged_at_the_deadline(tmp_path: Path) -> None:
         await release(harness)  # too late, so it is a no-op
 
 
-async def test_deadline_passes_while_the_source_is_lost(tmp_path: Path) -> None:
+async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
         harness.listed(ready("alpha"))
         await mine.until_synced()
@@ -228,7 +228,7 @@ async def test_subscriber_that_released_does_not_receive_the_drain_again(drainin
             assert event_texts([await again.batch()]) == []
 
 
-async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_harness: Harness) -> None:
+async def test_drain_waits_for_a_disconnected_subscriber(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness) as mine:
         synced = (await mine.until_synced())[-1].revision
@@ -242,7 +242,7 @@ async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_harn
         assert await again.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_ended_subscription_is_not_waited_for(draining_harness: Harness) -> None:
+async def test_drain_does_not_wait_for_an_ended_subscription(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness, "leaves") as leaves, confirming(harness) as mine:
         await leaves.until_synced()
@@ -258,7 +258,7 @@ async def test_ended_subscription_is_not_waited_for(draining_harness: Harness) -
         assert harness.fleet.registry.releases.awaited("beta")[0].key.name == "operator"
 
 
-async def test_resume_token_of_another_kind_of_stream_gives_a_snapshot(draining_harness: Harness) -> None:
+async def test_resume_revision_of_a_stream_without_releases_gets_snapshot(draining_harness: Harness) -> None:
     harness = draining_harness
     async with harness.subscriber() as plain:
         revision = (await plain.until_synced())[-1].revision
@@ -287,7 +287,7 @@ async def test_release_is_refused_unless_the_cluster_drains(draining_harness: Ha
 
 
 @pytest.mark.parametrize("name", ["", "white space", "x" * 254, "line\nbreak", "é"])
-async def test_unusable_name_of_a_subscriber_is_refused(draining_harness: Harness, name: str) -> None:
+async def test_invalid_subscriber_name_is_rejected(draining_harness: Harness, name: str) -> None:
     harness = draining_harness
     invalid = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     async with confirming(harness, name) as mine:
@@ -373,7 +373,7 @@ async def test_release_of_cluster_out_of_scope_is_answered_like_unknown_cluster(
         assert rules_harness.denials() == [("shop", "NEVER_SEEN")] * 2
 
 
-async def test_revoked_subscriber_does_not_delay_the_end(tmp_path: Path) -> None:
+async def test_revoked_subscriber_does_not_delay_a_drain(tmp_path: Path) -> None:
     async with open_rules_harness(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as rules_harness:
         rules_harness.harness.listed(ready("alpha", env="dev"))
         watching = {"confirm_releases": True, "subscriber": "s"}
@@ -487,7 +487,7 @@ async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path)
 # --- the client library ---
 
 
-async def test_end_waits_for_the_handler_of_a_fleet(draining_harness: Harness) -> None:
+async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harness: Harness) -> None:
     harness = draining_harness
     cleans_up, may_end = asyncio.Event(), asyncio.Event()
     address = f"unix://{harness.address.removeprefix('unix:')}"

@@ -76,7 +76,9 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
         assert proxy.swallowed < MOST_BETWEEN
 
 
-async def test_client_leaves_half_open_daemon_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_client_abandons_half_open_connection_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", twentieth(client_library.CHANNEL_OPTIONS))
     async with a_harness(tmp_path) as harness, TcpProxy(harness.address.removeprefix("unix:")) as proxy:
         harness.listed(ready("alpha"))

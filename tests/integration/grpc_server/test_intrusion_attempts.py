@@ -101,7 +101,7 @@ async def intruder(harness: Harness, tls_files: TlsFiles, pair: Pair) -> AsyncIt
 
 
 @pytest.mark.parametrize("wrong", ["another CA", "expired"])
-async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: str) -> None:
+async def test_connection_with_invalid_client_certificate_receives_no_bytes(tmp_path: Path, wrong: str) -> None:
     async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (harness, tls_files):
         san = x509.UniformResourceIdentifier(FRIEND)
         pair, why = {
@@ -144,7 +144,7 @@ WRONG_SANS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_SANS)
-async def test_certificate_with_other_name_is_denied(tmp_path: Path, wrong: str) -> None:
+async def test_client_certificate_with_unmatched_san_is_denied(tmp_path: Path, wrong: str) -> None:
     friends = for_san("friends", f"uri:{FRIEND}", "uri:spiffe://example.com/ns/shop/*", "dns:operator.example.com")
     async with at_the_network(tmp_path, friends) as (harness, tls_files):
         pair = tls_files.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
@@ -182,7 +182,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_other_uid_is_denied(open_folder: Path) -> None:
+async def test_peer_with_unmatched_uid_is_denied(open_folder: Path) -> None:
     us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixSocket(open_folder / "d.sock", 0o666), peer_credentials=True)
     async with a_harness(open_folder, listeners=[listener], rights=Rights((us,))) as harness:

@@ -168,7 +168,9 @@ async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) ->
         ({"cluster": "alpha", "format": 7}, "format"),
     ],
 )
-async def test_bad_input_is_named(harness: Harness, request_: dict[str, object], field: str) -> None:
+async def test_issue_kubeconfig_names_invalid_request_field(
+    harness: Harness, request_: dict[str, object], field: str
+) -> None:
     harness.listed(ready("alpha"))
     code, reason, message = await refused(harness, **request_)
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")

@@ -38,7 +38,7 @@ def annotated(name: str, size: int) -> Ready:
     return msgspec.structs.replace(seen, target=target)
 
 
-async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
+async def test_health_and_reflection_require_an_authorization_rule(tmp_path: Path) -> None:
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place:
         await place.harness.server.set_ready({"": True})
         found = []
@@ -119,7 +119,7 @@ async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_
             await channel.unary_unary("/milo.discovery.v1.DiscoveryService/GetServerInfo")(b"")
 
 
-async def test_pages_are_limited_in_bytes(harness: Harness) -> None:
+async def test_list_pages_fit_the_default_grpc_message_size(harness: Harness) -> None:
     """Clients with gRPC's default limit of 4 MiB read every page, whatever the size of annotations."""
     count = 600
     harness.listed(*(annotated(f"p-{number:03}", 10 * 1024) for number in range(count)))

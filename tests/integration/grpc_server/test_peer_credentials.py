@@ -146,7 +146,7 @@ async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_socket_mode_keeps_other_users_out(callers: list[Caller], folder: Path) -> None:
+async def test_socket_mode_denies_other_users(callers: list[Caller], folder: Path) -> None:
     async with guarded(folder, mode=0o660) as harness:
         _, event_texts = await as_another(harness.address, 1001)
     assert "Permission denied" in event_texts
@@ -173,7 +173,7 @@ async def test_peer_credentials_stay_with_inherited_connection(callers: list[Cal
     assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}
 
 
-async def test_inner_socket_is_unreachable_for_others(tmp_path: Path) -> None:
+async def test_inner_socket_rejects_direct_connections(tmp_path: Path) -> None:
     """The inner socket has no path; a connection through its descriptor is unauthenticated."""
     async with guarded(tmp_path) as harness:
         place = f"unix:/proc/self/fd/{acceptor(harness)._inner_socket._descriptor}"
@@ -236,7 +236,7 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
         await eventually(lambda: not acceptor(harness)._peers)
 
 
-async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
+async def test_one_user_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
     async with guarded(tmp_path, connections=6) as harness:
         with ExitStack() as stack:
             for _ in range(3):

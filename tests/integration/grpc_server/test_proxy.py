@@ -81,7 +81,7 @@ async def test_proxy_reports_which_side_closed_first() -> None:
     client.close()
 
 
-async def test_cancelled_proxy_closes_both_sides() -> None:
+async def test_canceled_proxy_closes_both_sides() -> None:
     client, server, passing = await two_ends()
     await asyncio.sleep(0)
     passing.cancel()

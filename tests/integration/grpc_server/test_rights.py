@@ -141,7 +141,7 @@ async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules
     assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
 
 
-async def test_limited_caller_does_not_learn_what_else_was_read_to_confirm_a_deletion(
+async def test_limited_caller_gets_no_details_of_an_inconclusive_deletion_confirmation(
     rules_harness: RulesHarness,
 ) -> None:
     harness = rules_harness.harness
@@ -203,7 +203,7 @@ async def test_invisible_cluster_takes_as_long_as_unknown_name(
     assert max(fastest, other) < 1.5 * min(fastest, other)
 
 
-async def test_name_enumeration_is_slowed_down_without_effect_on_others(
+async def test_name_enumeration_is_throttled_without_effect_on_others(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 5)
@@ -219,7 +219,7 @@ async def test_name_enumeration_is_slowed_down_without_effect_on_others(
         assert time.monotonic() - began > 0.4
 
 
-async def test_foreign_revisions_and_denied_calls_are_slowed_down(
+async def test_foreign_revisions_and_denied_calls_are_throttled(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first call is delayed already, by a tenth of a second

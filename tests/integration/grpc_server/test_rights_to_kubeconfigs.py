@@ -40,7 +40,7 @@ def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
     return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
 
 
-async def test_rule_without_kubeconfigs_denies_them(tmp_path: Path) -> None:
+async def test_rule_without_kubeconfigs_denies_kubeconfig_requests(tmp_path: Path) -> None:
     async with (
         open_rules_harness(tmp_path, READER, sources=[SourceAssignment(Backend())]) as rules_harness,
         rules_harness.caller("bank") as reader,

@@ -35,7 +35,7 @@ class Shard(msgspec.Struct):
         return STATUS
 
 
-async def test_ownership_of_a_daemon_without_a_group_does_not_end(harness: Harness) -> None:
+async def test_renew_ownership_without_shard_group_has_no_time_limit(harness: Harness) -> None:
     async with harness.client() as stub:
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
@@ -43,7 +43,7 @@ async def test_ownership_of_a_daemon_without_a_group_does_not_end(harness: Harne
     assert not info.HasField("sharding")
 
 
-async def test_ownership_of_a_member_holds_for_a_while(harness: Harness) -> None:
+async def test_renew_ownership_of_a_shard_member_has_a_time_limit(harness: Harness) -> None:
     harness.service.shard = shard = Shard()
     async with harness.client() as stub:
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())
@@ -53,7 +53,7 @@ async def test_ownership_of_a_member_holds_for_a_while(harness: Harness) -> None
         assert (answer.sharded, answer.HasField("valid_for")) == (True, False)
 
 
-async def test_server_info_describes_the_group(harness: Harness) -> None:
+async def test_server_info_describes_the_shard_group(harness: Harness) -> None:
     harness.service.shard = shard = Shard()
     harness.listed(*(ready(f"project-{number}") for number in range(20)))
     async with harness.client() as stub:
@@ -68,7 +68,7 @@ async def test_server_info_describes_the_group(harness: Harness) -> None:
     assert not lost.HasField("valid_for")
 
 
-async def test_engaged_cluster_is_explained_with_the_member_that_owns_it(harness: Harness) -> None:
+async def test_get_cluster_names_the_shard_member_that_owns_the_cluster(harness: Harness) -> None:
     harness.service.shard = Shard()
     harness.listed(ready("alpha"))
     async with harness.client() as stub:
@@ -76,7 +76,7 @@ async def test_engaged_cluster_is_explained_with_the_member_that_owns_it(harness
     assert found.engagement.message.endswith("member a of the shard group, this daemon, owns it (view 3)")
 
 
-async def test_stream_of_a_member_is_marked(harness: Harness) -> None:
+async def test_stream_of_a_shard_member_is_marked_sharded(harness: Harness) -> None:
     harness.service.shard = Shard()
     harness.listed(ready("alpha"))
     async with harness.subscriber() as subscriber:
@@ -84,7 +84,7 @@ async def test_stream_of_a_member_is_marked(harness: Harness) -> None:
     assert batch.sharded
 
 
-async def test_stream_of_a_daemon_without_a_group_is_not_marked(harness: Harness) -> None:
+async def test_stream_without_shard_group_is_not_marked_sharded(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     async with harness.subscriber() as subscriber:
         assert not (await subscriber.batch()).sharded
@@ -95,7 +95,7 @@ def claims(subscriber: str, state: str = "WAITING", name: str = "cleanup") -> pb
     return pb.ClaimSingletonsRequest(subscriber=subscriber, claims=[wanted])
 
 
-async def test_daemon_without_a_group_grants_singleton_work_to_one_subscriber(harness: Harness) -> None:
+async def test_daemon_without_shard_group_grants_singleton_work_to_one_subscriber(harness: Harness) -> None:
     async with harness.client() as stub:
         first = await stub.ClaimSingletons(claims("a", "WORKING"))
         second = await stub.ClaimSingletons(claims("b"))
@@ -106,7 +106,7 @@ async def test_daemon_without_a_group_grants_singleton_work_to_one_subscriber(ha
     assert list(third.granted) == ["cleanup"]
 
 
-async def test_member_grants_the_singleton_work_that_it_owns(harness: Harness) -> None:
+async def test_shard_member_grants_the_singleton_work_that_it_owns(harness: Harness) -> None:
     harness.service.shard = shard = Shard(valid=4.0)
     async with harness.client() as stub:
         owned = await stub.ClaimSingletons(claims("a", "WORKING"))
@@ -127,7 +127,7 @@ async def test_member_grants_the_singleton_work_that_it_owns(harness: Harness) -
         (pb.ClaimSingletonsRequest(subscriber="a", claims=101 * [pb.SingletonClaim(name="x")]), "claims"),
     ],
 )
-async def test_claim_that_is_not_valid_is_refused(
+async def test_claim_singletons_rejects_invalid_request(
     harness: Harness, request_: pb.ClaimSingletonsRequest, field: str
 ) -> None:
     async with harness.client() as stub:

@@ -49,7 +49,7 @@ async def test_socket_has_configured_group(bound: Bind, server: grpc.aio.Server,
     assert (tmp_path / "d.sock").stat().st_gid == os.getgid()
 
 
-async def test_socket_folder_is_created_for_owner_and_group(
+async def test_socket_directory_is_created_for_owner_and_group(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path
 ) -> None:
     umask = os.umask(0o077)  # as the daemon sets it
@@ -75,7 +75,9 @@ async def test_stale_socket_is_replaced(bound: Bind, server: grpc.aio.Server, tm
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-async def test_non_socket_file_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path, kind: str) -> None:
+async def test_regular_file_or_symlink_at_socket_path_is_rejected(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, kind: str
+) -> None:
     path, other = tmp_path / "d.sock", tmp_path / "other"
     other.write_text("precious")
     if kind == "link":
@@ -111,7 +113,7 @@ async def test_socket_mode_is_independent_of_umask(
 @pytest.mark.parametrize(
     ("mode", "fix"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
 )
-async def test_writable_socket_folder_is_refused(
+async def test_socket_directory_writable_by_others_is_rejected(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, fix: str
 ) -> None:
     tmp_path.chmod(mode)
@@ -120,7 +122,7 @@ async def test_writable_socket_folder_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_symlinked_socket_folder_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+async def test_symlinked_socket_directory_is_rejected(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(StartError, match=f"is a symbolic link: listen in {tmp_path / 'real'} itself"):
@@ -128,7 +130,9 @@ async def test_symlinked_socket_folder_is_refused(bound: Bind, server: grpc.aio.
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
-async def test_foreign_socket_folder_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+async def test_socket_directory_of_another_user_is_rejected(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
     os.chown(tmp_path, 12345, -1)
     with pytest.raises(StartError, match="belongs to user 12345, which could replace the socket"):
         bound(server, tmp_path / "d.sock")

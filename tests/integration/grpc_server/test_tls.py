@@ -103,7 +103,7 @@ async def refusal(harness: Harness, credentials: grpc.ChannelCredentials) -> grp
     ],
     ids=["certificate", "key", "encrypted", "mismatch", "client CA"],
 )
-def test_unfit_tls_file_is_named(tls_files: TlsFiles, file: str, content: bytes | None, words: str) -> None:
+def test_invalid_tls_file_is_named(tls_files: TlsFiles, file: str, content: bytes | None, words: str) -> None:
     path = tls_files.folder / file
     path.write_bytes(tls_files.serving.server().key if content is None else content)
     with pytest.raises(StartError, match=re.escape(words.format(tls_files.folder))):
@@ -241,7 +241,9 @@ async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> 
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(tls_files: TlsFiles) -> None:
+async def test_connections_without_tls_handshake_take_at_most_half_and_the_oldest_is_evicted(
+    tls_files: TlsFiles,
+) -> None:
     async with tcp(tls_files, connections=4) as harness:
         with ExitStack() as stack:
             silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port(harness)))) for _ in range(3)]
@@ -310,7 +312,7 @@ async def test_port_in_use_is_refused(tls_files: TlsFiles) -> None:
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
-async def test_tls_listener_needs_its_files(tls_files: TlsFiles, missing: str) -> None:
+async def test_missing_tls_file_is_named(tls_files: TlsFiles, missing: str) -> None:
     (tls_files.folder / missing).unlink()
     with pytest.raises(StartError, match=rf"{missing} cannot be read"):
         tls_files.tls.context()

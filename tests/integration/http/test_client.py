@@ -96,7 +96,7 @@ def connections_of(peer: Peer) -> int:
     return peer._connections
 
 
-async def test_connection_is_kept_for_the_next_request() -> None:
+async def test_connection_is_reused_for_the_next_request() -> None:
     async with serving(OK) as peer, aclosing(client()) as using:
         assert [await got(using, f"{peer.url}/a?b=c") for _ in range(3)] == [(200, b"ok")] * 3
         await using.aclose()
@@ -104,13 +104,13 @@ async def test_connection_is_kept_for_the_next_request() -> None:
     assert peer.heads[0].startswith("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:")
 
 
-async def test_idle_connection_is_closed_after_a_while() -> None:
+async def test_idle_connection_is_closed_after_a_timeout() -> None:
     async with serving(OK) as peer, aclosing(client(idle_s=0.0)) as using:
         await got(using, peer.url)
         await peer.ended()
 
 
-async def test_get_is_repeated_when_the_kept_connection_was_closed_by_the_server() -> None:
+async def test_get_is_retried_when_the_server_closed_the_reused_connection() -> None:
     async with (
         serving(lambda connection, number: OK if number == 1 else None) as peer,
         aclosing(client()) as using,
@@ -120,7 +120,7 @@ async def test_get_is_repeated_when_the_kept_connection_was_closed_by_the_server
     assert connections_of(peer) == 2
 
 
-async def test_post_is_not_repeated() -> None:
+async def test_post_is_not_retried_when_the_server_closed_the_reused_connection() -> None:
     async with (
         serving(lambda connection, number: OK if number == 1 else None) as peer,
         aclosing(client()) as using,
@@ -132,7 +132,7 @@ async def test_post_is_not_repeated() -> None:
     assert peer.bodies == [b"one", b"two"]
 
 
-async def test_request_on_a_fresh_connection_is_not_repeated() -> None:
+async def test_request_on_a_new_connection_is_not_retried() -> None:
     async with serving(lambda connection, number: None) as peer, aclosing(client()) as using:
         with pytest.raises(TransportError):
             await got(using, peer.url)
@@ -150,14 +150,14 @@ async def test_request_on_a_fresh_connection_is_not_repeated() -> None:
     ],
     ids=["continue", "early hints", "chunks with extension and trailer", "gzip in chunks"],
 )
-async def test_response_is_parsed(answer: bytes) -> None:
+async def test_http1_response_is_parsed(answer: bytes) -> None:
     async with serving(answer) as peer, aclosing(client()) as using:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
         await using.aclose()
     assert connections_of(peer) == 1
 
 
-async def test_body_without_length_ends_with_the_connection() -> None:
+async def test_body_without_content_length_ends_with_the_connection() -> None:
     async with serving(b"HTTP/1.1 200 OK\r\n\r\nok", ends=True) as peer, aclosing(client()) as using:
         assert await got(using, peer.url) == (200, b"ok")
 
@@ -171,7 +171,7 @@ async def test_body_without_length_ends_with_the_connection() -> None:
     ],
     ids=["length", "chunks", "head"],
 )
-async def test_response_that_is_cut_off_is_an_error(answer: bytes) -> None:
+async def test_truncated_response_is_an_error(answer: bytes) -> None:
     assert (await failure(answer, ends=True)).cause == "closed"
 
 
@@ -207,7 +207,7 @@ async def test_response_that_is_not_http_is_an_error(answer: bytes, problem: str
     assert problem in str(error)
 
 
-async def test_unrequested_bytes_close_the_connection() -> None:
+async def test_unsolicited_bytes_after_a_response_close_the_connection() -> None:
     async with serving(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") as peer, aclosing(client()) as using:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
         await using.aclose()
@@ -221,7 +221,7 @@ async def test_connection_is_closed_when_the_body_is_not_read() -> None:
         await peer.ended()
 
 
-async def test_reader_that_stops_causes_backpressure() -> None:
+async def test_unread_response_causes_backpressure() -> None:
     body = b"x" * (32 << 20)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with serving(head + body) as peer, aclosing(client()) as using:
@@ -255,7 +255,7 @@ async def test_line_break_in_a_header_is_refused() -> None:
     assert not peer.heads
 
 
-async def test_end_of_tls_closes_the_connection() -> None:
+async def test_tls_close_notify_closes_the_connection() -> None:
     """A server may send close_notify, and wait for that of the client before it closes the socket."""
     authority = trustme.CA()
     server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
@@ -270,7 +270,7 @@ async def test_end_of_tls_closes_the_connection() -> None:
         await peer.ended()
 
 
-async def test_few_connections_to_one_server_are_made_at_the_same_time() -> None:
+async def test_concurrent_connection_attempts_to_one_server_are_limited() -> None:
     """Each connection waits for the TLS handshake, which the server does not answer."""
     accepted: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0) as server:
@@ -291,7 +291,7 @@ async def test_few_connections_to_one_server_are_made_at_the_same_time() -> None
 # --- proxies ---
 
 
-async def test_plain_http_goes_through_a_proxy_by_its_whole_url() -> None:
+async def test_plain_http_request_sends_its_absolute_url_to_the_proxy() -> None:
     async with serving(OK) as peer, aclosing(client()) as using:
         proxy = peer.url.replace("http://", "http://user:p%40ss@")
         assert await got(using, "http://api.test/version", proxy=proxy) == (200, b"ok")
@@ -300,7 +300,7 @@ async def test_plain_http_goes_through_a_proxy_by_its_whole_url() -> None:
     assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in peer.heads[0]
 
 
-async def test_https_goes_through_a_tunnel_of_an_https_proxy() -> None:
+async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy() -> None:
     authority = trustme.CA()
     server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1", "api.test").configure_cert(server)

@@ -21,7 +21,7 @@ from tests.support.eventually import eventually
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_body_is_decoded(authority: Authority, using: Client, encoding: str) -> None:
+async def test_http2_response_body_is_decompressed(authority: Authority, using: Client, encoding: str) -> None:
     body = b"x" * 100_000
     sent = gzip.compress(body) if encoding == "gzip" else body
     pieces = [sent[start : start + 10_000] for start in range(0, len(sent), 10_000)]
@@ -40,7 +40,7 @@ async def test_body_is_decoded(authority: Authority, using: Client, encoding: st
     ],
     ids=["unknown", "invalid", "cut off"],
 )
-async def test_body_that_cannot_be_decoded_is_an_error(
+async def test_http2_response_body_that_cannot_be_decompressed_is_an_error(
     authority: Authority, using: Client, encoding: str, body: bytes, problem: str
 ) -> None:
     async with serving(
@@ -49,7 +49,7 @@ async def test_body_that_cannot_be_decoded_is_an_error(
         assert problem in str(await failed(using, peer.url))
 
 
-async def test_body_of_a_request_is_sent_as_windows_open(authority: Authority, using: Client) -> None:
+async def test_request_body_is_sent_as_flow_control_windows_open(authority: Authority, using: Client) -> None:
     body = bytes(range(256)) * 4_000  # far more than the window of 64 KiB
     async with serving(authority, ok) as peer:
         assert await got(using, peer.url, "POST", body=body) == (200, b"ok")
@@ -71,7 +71,7 @@ async def test_response_before_the_end_of_the_request_is_read(authority: Authori
 
 
 @pytest.mark.parametrize("widened", ["window", "settings"])
-async def test_reset_that_comes_with_a_larger_window_fails_its_request_alone(
+async def test_rst_stream_after_a_window_update_fails_its_request_only(
     authority: Authority, using: Client, widened: str
 ) -> None:
     larger: Frame = (
@@ -100,7 +100,7 @@ async def test_reset_that_comes_with_a_larger_window_fails_its_request_alone(
         assert await rest(other) == b"begun!"
 
 
-async def test_window_that_never_opens_delays_its_request_alone(authority: Authority, using: Client) -> None:
+async def test_closed_flow_control_window_delays_its_request_only(authority: Authority, using: Client) -> None:
     async with serving(authority, ok, acknowledges=False, settings={SettingCodes.INITIAL_WINDOW_SIZE: 10}) as peer:
         with pytest.raises(TransportError) as raised:
             await got(using, peer.url, "POST", body=b"more than ten bytes", silence_s=0.01)
@@ -110,7 +110,7 @@ async def test_window_that_never_opens_delays_its_request_alone(authority: Autho
     assert len(peer.accepted) == 1
 
 
-async def test_reader_that_stops_causes_backpressure_on_its_stream_alone(authority: Authority, using: Client) -> None:
+async def test_unread_response_causes_backpressure_on_its_stream_only(authority: Authority, using: Client) -> None:
     sent: dict[int, int] = {}
 
     def script(accepted: Accepted, stream: int) -> None:

@@ -48,7 +48,7 @@ async def test_burst_opens_few_connections(authority: Authority, using: Client) 
     assert len(peer.accepted) <= 4
 
 
-async def test_request_has_the_fields_of_http2(authority: Authority, using: Client) -> None:
+async def test_request_has_http2_pseudo_headers_and_lowercase_names(authority: Authority, using: Client) -> None:
     async with serving(authority, ok) as peer:
         assert await got(using, f"{peer.url}/a?b=c", "POST", body=b"body") == (200, b"ok")
     assert peer.requests == [
@@ -65,9 +65,7 @@ async def test_request_has_the_fields_of_http2(authority: Authority, using: Clie
     assert peer.accepted[0].bodies == {1: b"body"}
 
 
-async def test_connection_with_all_its_streams_in_use_is_joined_by_another_one(
-    authority: Authority, using: Client
-) -> None:
+async def test_another_connection_is_opened_when_all_streams_are_in_use(authority: Authority, using: Client) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         accepted.answer(stream, b"begun", end=False)
 
@@ -88,13 +86,13 @@ async def test_server_that_allows_no_streams_is_an_error(authority: Authority, u
         assert (await failed(using, peer.url)).cause == "connect"
 
 
-async def test_idle_connection_is_closed_after_a_while(authority: Authority) -> None:
+async def test_idle_connection_is_closed_after_a_timeout(authority: Authority) -> None:
     async with aclosing(client(authority, idle_s=0.0)) as using, serving(authority, ok) as peer:
         await got(using, peer.url)
         await eventually(lambda: peer.accepted[0].is_closed)
 
 
-async def test_closed_client_ends_exchanges(authority: Authority, using: Client) -> None:
+async def test_closed_client_fails_requests_in_flight(authority: Authority, using: Client) -> None:
     async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"ok", end=False)) as peer:
         async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
             assert await response.read(10) == b"ok"
@@ -104,7 +102,7 @@ async def test_closed_client_ends_exchanges(authority: Authority, using: Client)
         await eventually(lambda: peer.accepted[0].is_closed)
 
 
-async def test_response_that_is_closed_early_resets_its_stream_alone(authority: Authority, using: Client) -> None:
+async def test_response_that_is_closed_early_resets_its_stream_only(authority: Authority, using: Client) -> None:
     async with (
         serving(authority, lambda accepted, stream: accepted.answer(stream, b"ok", end=False)) as peer,
         using.request("GET", peer.url, headers={}, connect_timeout_s=10) as other,
@@ -126,7 +124,7 @@ async def test_canceled_request_resets_its_stream(authority: Authority, using: C
         await eventually(lambda: peer.accepted[0].resets == {1: ErrorCodes.CANCEL})
 
 
-async def test_answer_to_a_canceled_request_is_ignored(authority: Authority, using: Client) -> None:
+async def test_response_to_a_canceled_request_is_ignored(authority: Authority, using: Client) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         if stream == 3:
             late = HeadersFrame(1, OK_HEAD, flags=["END_HEADERS"]), DataFrame(1, b"late", flags=["END_STREAM"])
@@ -154,7 +152,7 @@ async def test_requests_to_a_server_without_http2_use_http1(
     assert len(peer.accepted) > 4
 
 
-async def test_client_offers_http1_alone_unless_it_is_made_for_http2(authority: Authority) -> None:
+async def test_alpn_offers_only_http1_unless_http2_is_enabled(authority: Authority) -> None:
     async with (
         serving(authority, ok) as peer,
         aclosing(Client(authority.trusting(), user_agent="tests")) as using,
@@ -172,7 +170,7 @@ async def test_client_offers_http1_alone_unless_it_is_made_for_http2(authority: 
     ],
     ids=["stream", "connection"],
 )
-async def test_request_is_repeated_over_http1_if_the_server_requires_it(
+async def test_request_is_retried_over_http1_if_the_server_requires_it(
     authority: Authority, using: Client, frame: Frame
 ) -> None:
     async with serving(authority, framed(frame)) as peer:
@@ -182,7 +180,7 @@ async def test_request_is_repeated_over_http1_if_the_server_requires_it(
     assert [request.get(":method") for request in peer.requests] == ["POST", None, None]
 
 
-async def test_tunnel_of_a_proxy_carries_http2(authority: Authority, using: Client) -> None:
+async def test_proxy_tunnel_carries_http2(authority: Authority, using: Client) -> None:
     async with serving(authority, ok) as peer:
         port = int(peer.url.rpartition(":")[2])
         async with tunneling(authority.server(("h2", "http/1.1")), port) as tunnel:

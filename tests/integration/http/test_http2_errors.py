@@ -26,9 +26,7 @@ from tests.support.eventually import eventually
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("refusal", ["stream", "connection"])
-async def test_request_that_was_not_processed_is_repeated(
-    authority: Authority, using: Client, method: str, refusal: str
-) -> None:
+async def test_unprocessed_request_is_retried(authority: Authority, using: Client, method: str, refusal: str) -> None:
     refuse = framed(
         RstStreamFrame(1, error_code=ErrorCodes.REFUSED_STREAM)
         if refusal == "stream"
@@ -44,9 +42,7 @@ async def test_request_that_was_not_processed_is_repeated(
     assert len(peer.accepted) == (1 if refusal == "stream" else 2)
 
 
-async def test_requests_to_a_server_that_refuses_each_are_repeated_a_few_times(
-    authority: Authority, using: Client
-) -> None:
+async def test_refused_streams_are_retried_a_limited_number_of_times(authority: Authority, using: Client) -> None:
     async with serving(authority, framed(RstStreamFrame(1, error_code=ErrorCodes.REFUSED_STREAM))) as peer:
         assert (await failed(using, peer.url)).cause == "closed"
     assert len(peer.requests) == 4
@@ -70,7 +66,7 @@ async def test_accepted_stream_continues_after_goaway(authority: Authority, usin
         await eventually(lambda: first.is_closed)
 
 
-async def test_reset_of_a_stream_fails_its_request_alone(authority: Authority, using: Client) -> None:
+async def test_rst_stream_fails_its_request_only(authority: Authority, using: Client) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         accepted.answer(stream, b"begun", end=False)
         if stream == 3:
@@ -90,7 +86,7 @@ async def test_reset_of_a_stream_fails_its_request_alone(authority: Authority, u
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-async def test_get_alone_is_repeated_when_the_kept_connection_is_lost(
+async def test_only_get_is_retried_when_the_reused_connection_is_lost(
     authority: Authority, using: Client, method: str
 ) -> None:
     def script(accepted: Accepted, stream: int) -> None:
@@ -108,7 +104,7 @@ async def test_get_alone_is_repeated_when_the_kept_connection_is_lost(
     assert len(peer.requests) == (3 if method == "GET" else 2)
 
 
-async def test_lost_connection_fails_all_its_exchanges(authority: Authority, using: Client) -> None:
+async def test_lost_connection_fails_all_its_requests(authority: Authority, using: Client) -> None:
     async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"ok", end=False)) as peer:
         exchanges = [using.request("GET", peer.url, headers={}, connect_timeout_s=10) for _ in range(3)]
         responses = [await exchange.__aenter__() for exchange in exchanges]
@@ -123,7 +119,7 @@ async def test_lost_connection_fails_all_its_exchanges(authority: Authority, usi
     assert len(peer.accepted) == 1
 
 
-async def test_server_without_settings_is_an_error(authority: Authority, using: Client) -> None:
+async def test_missing_http2_settings_frame_times_out(authority: Authority, using: Client) -> None:
     async with serving(authority, ok, greeting=b"") as peer:
         with pytest.raises(TransportError) as raised:
             async with using.request("GET", peer.url, headers={}, connect_timeout_s=0.5):
@@ -131,7 +127,7 @@ async def test_server_without_settings_is_an_error(authority: Authority, using: 
     assert raised.value.cause == "timeout"
 
 
-async def test_connection_that_does_not_answer_a_ping_is_dead(
+async def test_unanswered_http2_ping_times_out_the_request(
     authority: Authority, using: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2, "PING_AFTER_S", 0.01)
@@ -145,7 +141,7 @@ async def test_connection_that_does_not_answer_a_ping_is_dead(
     assert (error.cause, "PING" in str(error)) == ("timeout", True)
 
 
-async def test_quiet_connection_that_answers_pings_stays(
+async def test_quiet_connection_stays_open_while_pings_are_answered(
     authority: Authority, using: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2, "PING_AFTER_S", 0.01)
@@ -190,18 +186,18 @@ async def test_invalid_frames_end_the_connection(authority: Authority, using: Cl
         assert await got(using, peer.url) == (200, b"ok")
 
 
-async def test_body_after_the_end_is_ignored(authority: Authority, using: Client) -> None:
+async def test_data_frame_after_end_stream_is_ignored(authority: Authority, using: Client) -> None:
     head = HeadersFrame(1, OK_HEAD, flags=["END_HEADERS", "END_STREAM"])
     async with serving(authority, framed(head, DataFrame(1, b"more"))) as peer:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"")] * 2
 
 
-async def test_bytes_that_are_no_frames_end_the_connection(authority: Authority, using: Client) -> None:
+async def test_invalid_http2_framing_closes_the_connection(authority: Authority, using: Client) -> None:
     async with serving(authority, lambda accepted, stream: accepted.send(bytes(9))) as peer:
         assert (await failed(using, peer.url)).cause == "closed"
 
 
-async def test_status_that_is_not_a_number_is_an_error(authority: Authority, using: Client) -> None:
+async def test_non_numeric_http2_status_is_an_error(authority: Authority, using: Client) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         accepted.h2.send_headers(stream, [(":status", "2OO")], end_stream=True)
 
@@ -209,7 +205,7 @@ async def test_status_that_is_not_a_number_is_an_error(authority: Authority, usi
         assert "invalid status" in str(await failed(using, peer.url))
 
 
-async def test_server_that_ends_each_connection_at_once_is_an_error(authority: Authority, using: Client) -> None:
+async def test_goaway_on_every_new_connection_is_a_connect_error(authority: Authority, using: Client) -> None:
     goaway = SettingsFrame(0).serialize() + GoAwayFrame(0).serialize()
     async with serving(authority, ok, greeting=goaway) as peer:
         assert (await failed(using, peer.url)).cause == "connect"
@@ -217,7 +213,7 @@ async def test_server_that_ends_each_connection_at_once_is_an_error(authority: A
 
 
 @pytest.mark.parametrize("where", ["in one block", "in interim responses", "in trailers"])
-async def test_headers_are_limited(authority: Authority, using: Client, where: str) -> None:
+async def test_http2_header_size_is_limited(authority: Authority, using: Client, where: str) -> None:
     def script(accepted: Accepted, stream: int) -> None:
         if where == "in interim responses":
             for _ in range(20):

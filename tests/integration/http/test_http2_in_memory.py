@@ -20,7 +20,7 @@ from milo_kube.http.http2 import Http2Connection
 from tests.integration.http.http2_requests import rest
 
 
-async def test_server_that_sends_pings_without_reading_is_cut_off() -> None:
+async def test_ping_flood_of_a_server_that_does_not_read_closes_the_connection() -> None:
     connection, transport = connected()
     response = connection.send("GET", "/", {"Host": "api.test"})
     pings = PingFrame(0, bytes(8)).serialize() * 1_000
@@ -41,7 +41,7 @@ def connected() -> tuple[Http2Connection, "MemoryTransport"]:
     return connection, transport
 
 
-async def test_acknowledgement_before_goaway_is_sent() -> None:
+async def test_ping_ack_is_sent_before_goaway_closes_the_connection() -> None:
     connection, transport = connected()
     connection.send("GET", "/", {"Host": "api.test"})
     frames = PingFrame(0, b"goodbye!"), GoAwayFrame(0, last_stream_id=1)
@@ -49,7 +49,7 @@ async def test_acknowledgement_before_goaway_is_sent() -> None:
     assert PingFrame(0, b"goodbye!", flags=["ACK"]).serialize() in transport.written
 
 
-async def test_streams_are_limited_where_the_server_sets_no_limit() -> None:
+async def test_concurrent_streams_are_limited_if_the_server_sets_no_limit() -> None:
     connection, _ = connected()
     for _ in range(1000):
         assert connection.has_room

@@ -42,7 +42,7 @@ async def received(host: str, port: int, sent: bytes) -> bytes:
     return answer
 
 
-async def test_request_is_answered_and_the_connection_kept_until_the_client_ends_it() -> None:
+async def test_connection_serves_requests_until_the_client_closes_it() -> None:
     async with serving() as (host, port, seen):
         reader, writer = await asyncio.open_connection(host, port)
         for _ in range(2):
@@ -57,7 +57,7 @@ async def test_request_is_answered_and_the_connection_kept_until_the_client_ends
     assert (seen[0].peer, seen[0].headers["HOST"]) == ("127.0.0.1", "x")
 
 
-async def test_head_has_no_body() -> None:
+async def test_head_response_has_no_body() -> None:
     async with serving() as (host, port, _):
         answer = await received(host, port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert b"Content-Length: 4\r\n" in answer

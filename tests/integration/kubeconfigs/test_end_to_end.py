@@ -147,7 +147,7 @@ async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: 
         await eventually(lambda: not sandbox.infrastructure.secret_names())
 
 
-async def test_replica_that_is_cut_off_keeps_its_token_until_it_follows_again(tmp_path: Path) -> None:
+async def test_disconnected_replica_keeps_its_token_until_it_reconnects(tmp_path: Path) -> None:
     """Two replicas with one service account; a cluster ends while one of them cannot reach the API server."""
     async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
         source = requested_tokens(tmp_path, sandbox)

@@ -73,7 +73,7 @@ async def renewed_at(api: ApiClient) -> datetime:
     return renewed
 
 
-async def test_result_of_the_work_is_returned_and_the_lease_released(api: ApiClient) -> None:
+async def test_leader_election_returns_the_result_and_releases_the_lease(api: ApiClient) -> None:
     async def work() -> str:
         lease = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
         return str(lease.spec.holder_identity)
@@ -85,7 +85,7 @@ async def test_result_of_the_work_is_returned_and_the_lease_released(api: ApiCli
     assert not released.spec.holder_identity
 
 
-async def test_error_of_the_work_is_raised(api: ApiClient) -> None:
+async def test_leader_election_raises_the_error_of_the_work(api: ApiClient) -> None:
     async def work() -> None:
         raise ZeroDivisionError
 
@@ -107,9 +107,7 @@ async def test_second_replica_leads_after_the_first_has_ended(api: ApiClient) ->
     await stop(second)
 
 
-async def test_work_stops_before_another_replica_leads_when_the_api_server_is_gone(
-    api: ApiClient, sandbox: Sandbox
-) -> None:
+async def test_leader_stops_work_when_the_api_server_is_unreachable(api: ApiClient, sandbox: Sandbox) -> None:
     work = Work()
     running = asyncio.create_task(replica(api, timing=QUICK).run(work))
     await within(work.began.wait())
@@ -132,7 +130,7 @@ async def test_leadership_survives_a_short_outage(api: ApiClient, sandbox: Sandb
     await stop(running)
 
 
-async def test_work_stops_when_another_replica_holds_the_lease(api: ApiClient) -> None:
+async def test_leader_stops_work_when_another_replica_holds_the_lease(api: ApiClient) -> None:
     work = Work()
     running = asyncio.create_task(replica(api).run(work))
     await within(work.began.wait())

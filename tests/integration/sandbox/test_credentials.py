@@ -28,7 +28,7 @@ def test_token_identifies_user_until_expiry() -> None:
         tokens.subject(token)
 
 
-def test_token_is_unique() -> None:
+def test_issued_tokens_are_unique() -> None:
     tokens = Tokens(life=600, clock=Clock())
     assert tokens.issue("somebody") != tokens.issue("somebody")
 

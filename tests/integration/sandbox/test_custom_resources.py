@@ -22,13 +22,13 @@ def project(sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
 
 
-async def test_custom_resource_is_not_found_before_its_definition(client: Client) -> None:
+async def test_custom_resource_is_not_found_before_its_crd(client: Client) -> None:
     missing = await client.get(behind(WIDGETS))
     assert (missing.status, missing.body) == (404, b"404 page not found\n")
     assert (await client.get(behind("/apis/example.com/v1"))).status == 404
 
 
-async def test_definition_is_established_and_discovered(client: Client, sandbox: Sandbox) -> None:
+async def test_crd_is_established_and_discovered(client: Client, sandbox: Sandbox) -> None:
     assert (await define(client)).status == 201
     defined = (await client.get(behind(f"{DEFINITIONS}/widgets.example.com"))).json
     assert {each["type"]: each["status"] for each in defined["status"]["conditions"]} == {
@@ -78,13 +78,13 @@ async def test_custom_object_without_status_subresource_stores_its_status(client
         ({"size": 1, "tags": ["a", "b", "c", "d"]}, "spec.tags"),
     ],
 )
-async def test_custom_object_is_validated(client: Client, spec: dict[str, object], field: str) -> None:
+async def test_custom_object_is_validated_by_its_schema(client: Client, spec: dict[str, object], field: str) -> None:
     await define(client)
     refused = await client.call("POST", behind(WIDGETS), widget() | {"spec": spec})
     assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, field)
 
 
-async def test_custom_object_keeps_unknown_fields_where_its_schema_says_so(client: Client) -> None:
+async def test_custom_object_keeps_unknown_fields_where_its_schema_preserves_them(client: Client) -> None:
     await define(client)
     created = await create(client, WIDGETS, widget(spec={"size": 1, "port": "http", "free": {"a": {"b": [1]}}}))
     assert (created["spec"]["free"], created["spec"]["port"]) == ({"a": {"b": [1]}}, "http")
@@ -109,7 +109,7 @@ async def test_finalizer_keeps_a_custom_object(client: Client) -> None:
     assert (await client.get(one)).status == 404
 
 
-async def test_deleted_definition_deletes_its_objects_and_ends_their_watches(client: Client) -> None:
+async def test_crd_deletion_deletes_objects_and_ends_watches(client: Client) -> None:
     await define(client)
     await create(client, WIDGETS, widget("held", finalizers=["example.com/hold"]))
     await create(client, WIDGETS, widget("one"))
@@ -125,7 +125,7 @@ async def test_deleted_definition_deletes_its_objects_and_ends_their_watches(cli
     assert (await client.get(behind(WIDGETS))).status == 404
 
 
-async def test_changed_definition_ends_watches_and_validates_by_the_new_schema(client: Client) -> None:
+async def test_crd_change_ends_watches_and_validates_by_the_new_schema(client: Client) -> None:
     await define(client)
     await create(client, WIDGETS, widget())
     version = (await client.get(behind(WIDGETS))).version
@@ -141,7 +141,7 @@ async def test_changed_definition_ends_watches_and_validates_by_the_new_schema(c
     assert "spec" not in await create(client, WIDGETS, widget("two"))
 
 
-async def test_invalid_definition_is_refused(client: Client) -> None:
+async def test_invalid_crd_is_rejected(client: Client) -> None:
     wrong = definition() | {"metadata": {"name": "gadgets.example.com"}}
     refused = await client.call("POST", behind(DEFINITIONS), wrong)
     assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, "metadata.name")
@@ -151,7 +151,7 @@ async def test_invalid_definition_is_refused(client: Client) -> None:
     assert refused.json["details"]["causes"][0]["field"] == "spec.versions[0].schema.openAPIV3Schema"
 
 
-async def test_table_has_the_columns_of_the_definition(client: Client) -> None:
+async def test_table_has_the_printer_columns_of_the_crd(client: Client) -> None:
     await define(client)
     await create(client, WIDGETS, widget(spec={"size": 7}))
     accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
@@ -174,7 +174,7 @@ async def test_terminating_namespace_waits_for_its_objects(client: Client) -> No
     assert (await client.get(behind("/api/v1/namespaces/team"))).status == 404
 
 
-async def test_secret_encodes_its_string_data(client: Client) -> None:
+async def test_secret_string_data_is_base64_encoded(client: Client) -> None:
     path = "/api/v1/namespaces/default/secrets"
     created = await create(client, path, {"metadata": {"name": "one"}, "stringData": {"key": "value"}})
     assert (created["data"], created["type"], "stringData" in created) == ({"key": "dmFsdWU="}, "Opaque", False)
@@ -186,7 +186,7 @@ async def test_event_is_stored(client: Client, path: str) -> None:
     assert (await create(client, path, event))["reason"] == "Greeted"
 
 
-async def test_lease_is_updated_at_its_version_only(client: Client) -> None:
+async def test_lease_update_requires_its_current_resource_version(client: Client) -> None:
     path = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
     created = await create(client, path, {"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}})
     taken = created | {"spec": {"holderIdentity": "b", "leaseDurationSeconds": 15}}

@@ -42,7 +42,7 @@ def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
     return 0, None
 
 
-def test_api_answers_without_faults(faults: Faults) -> None:
+def test_requests_succeed_without_faults(faults: Faults) -> None:
     assert {answer(faults, each) for each in (WATCH, LIST, PAGE, GET, AT_THE_DOOR)} == {(0, None)}
 
 
@@ -71,7 +71,7 @@ def test_fault_counts_matching_requests_only(faults: Faults) -> None:
     assert answers == [0, 429, 0, 429, 0]
 
 
-def test_first_matching_fault_answers(faults: Faults) -> None:
+def test_first_matching_fault_applies(faults: Faults) -> None:
     faults.failing(502, times=1)
     faults.forbidden()
     assert [answer(faults, LIST)[0] for _ in range(3)] == [502, 403, 403]

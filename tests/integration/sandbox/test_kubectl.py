@@ -109,7 +109,7 @@ async def test_kubectl_creates_watches_and_deletes_a_project(kubectl: Kubectl, s
     assert "hello" not in sandbox.projects
 
 
-async def test_labels_annotations_and_selectors(kubectl: Kubectl, sandbox: Sandbox) -> None:
+async def test_kubectl_labels_annotates_and_selects_projects(kubectl: Kubectl, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", labels={"env": "dev"})
     await kubectl("label", "project", "alpha", "env=prod", "--overwrite")
     await kubectl("annotate", "project", "alpha", "example.com/note=hello")
@@ -140,12 +140,14 @@ async def test_kubectl_reports_errors(kubectl: Kubectl) -> None:
     assert 'projects.resourcemanager.miloapis.com "nobody" not found' in missing.err
 
 
-async def test_explain_and_api_resources(kubectl: Kubectl) -> None:
+async def test_kubectl_explain_and_api_resources_describe_projects(kubectl: Kubectl) -> None:
     assert "ownerRef" in await kubectl("explain", "project.spec")
     assert "projectcontrolplanes" in await kubectl("api-resources")
 
 
-async def test_kubectl_auth_can_i(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_kubectl_auth_can_i_reports_allowed_and_denied_verbs(
+    kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path
+) -> None:
     assert await kubectl("auth", "can-i", "list", "projects.resourcemanager.miloapis.com") == "yes\n"
     rule = Rule(verbs=frozenset({"list"}), resources=frozenset({"projects"}))
     limited = tmp_path / "limited"
@@ -157,7 +159,9 @@ async def test_kubectl_auth_can_i(kubectl: Kubectl, sandbox: Sandbox, tmp_path: 
     assert 'User "reader" cannot delete resource "projects"' in forbidden.err
 
 
-async def test_kubectl_in_a_project_control_plane(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_kubectl_writes_in_a_project_control_plane_until_it_is_suspended(
+    kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path
+) -> None:
     sandbox.projects.create("alpha", ready=True)
     inside = kubectl.on(tmp_path / "inside")
     kubeconfigs.write(tmp_path / "inside", sandbox.kubeconfig(project="alpha"))

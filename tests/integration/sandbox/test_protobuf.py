@@ -47,7 +47,7 @@ def test_unknown_fields_of_any_type_are_skipped() -> None:
         message("Namespace", b"\x08" + b"\xff" * 11),
     ],
 )
-def test_garbage_is_a_bad_request(body: bytes) -> None:
+def test_invalid_protobuf_is_a_bad_request(body: bytes) -> None:
     with pytest.raises(RefusedError) as error:
         protobuf.read(body)
     assert error.value.code == 400

@@ -79,7 +79,7 @@ async def test_collection_is_deleted_by_selector(client: Client, sandbox: Sandbo
     assert sandbox.projects.names() == ["a"]
 
 
-async def test_patch_types_are_supported(client: Client, sandbox: Sandbox) -> None:
+async def test_json_patch_is_applied_and_strategic_merge_patch_rejected(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     operations = [{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}]
     patched = await client.call(
@@ -120,7 +120,7 @@ async def test_list_is_ordered_and_filtered_by_selector(client: Client, sandbox:
     assert reason(await client.get(PROJECTS, labelSelector="env in")) == (400, "BadRequest")
 
 
-async def test_empty_list_is_a_list(client: Client) -> None:
+async def test_empty_collection_lists_no_items(client: Client) -> None:
     assert (await client.get(CONTROL_PLANES)).names == []
 
 

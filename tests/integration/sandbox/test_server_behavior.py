@@ -40,14 +40,14 @@ class TestTooManyRequests:
         assert (await client.get(CONTROL_PLANES)).status == 429
         assert (await client.get(PROJECTS)).status == 200
 
-    async def test_started_server_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_server_that_installs_its_paths_answers_503_in_text(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.installing()
         for path in (PROJECTS, "/readyz", "/apis"):
             refused = await client.get(path)
             assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
             assert b"before all known HTTP paths have been installed" in refused.body
 
-    async def test_priority_and_fairness_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_priority_and_fairness_answers_429_in_text(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(times=1)
         refused = await client.get(PROJECTS)
         assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
@@ -55,7 +55,7 @@ class TestTooManyRequests:
         assert (await client.get(PROJECTS)).status == 200
 
 
-class TestGone:
+class TestExpiredVersions:
     async def test_watch_from_a_compacted_version_is_200_with_one_error_line(
         self, client: Client, sandbox: Sandbox
     ) -> None:
@@ -98,7 +98,7 @@ class TestGone:
         assert (await client.get(PROJECTS, watch="1", resourceVersion="abc")).status == 500
 
 
-class TestAVersionFromTheFuture:
+class TestFutureVersions:
     async def test_watch_from_a_future_version_is_silent(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         backup = sandbox.snapshot()
@@ -169,7 +169,7 @@ async def refusing(client: Client) -> None:
             return
 
 
-class TestTheDefinitions:
+class TestCrdChanges:
     async def test_schema_change_ends_watches_then_answers_429_then_410(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         version = str(sandbox.store.version)
@@ -192,7 +192,7 @@ class TestTheDefinitions:
         assert (await client.get(CONTROL_PLANES)).status == 200
 
 
-class TestBookmarksAndTime:
+class TestBookmarksAndTimeouts:
     async def test_bookmarks_are_sent_on_request(self, connect: Callable[[Sandbox], Client]) -> None:
         async with Sandbox(features=Features(pace=Pace(bookmark_interval=0.01))) as sandbox:
             client = connect(sandbox)
@@ -265,7 +265,7 @@ class TestSelectors:
             assert await stream.take(1) == [("ADDED", "beta")]
 
 
-class TestDeletedAndAddedAgain:
+class TestReportRecreatedFault:
     async def test_report_recreated_fault_reports_live_objects_as_deleted_and_added(
         self, client: Client, sandbox: Sandbox
     ) -> None:

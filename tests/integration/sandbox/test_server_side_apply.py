@@ -40,7 +40,7 @@ async def test_apply_creates_then_changes_only_what_it_names(client: Client) -> 
     assert owners(applied)["editor", "Update"] == {"f:data": {"f:c": {}}}
 
 
-async def test_object_without_fields_has_no_owner(client: Client) -> None:
+async def test_object_without_fields_has_no_managed_fields(client: Client) -> None:
     created = await client.call("POST", behind(CONFIG_MAPS), {"metadata": {"name": "one"}})
     assert (created.status, "managedFields" in created.json["metadata"]) == (201, False)
 

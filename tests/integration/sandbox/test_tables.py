@@ -47,7 +47,7 @@ def aged(**ago: float) -> str:
         (lambda: str(cells({})[-1]), "<unknown>"),
     ],
 )
-def test_age_column_gets_coarser(age: Callable[[], str], expected: str) -> None:
+def test_age_column_uses_coarser_units_for_higher_ages(age: Callable[[], str], expected: str) -> None:
     assert age() == expected
 
 

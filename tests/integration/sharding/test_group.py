@@ -121,7 +121,7 @@ async def pair(daemons: list[Daemon]) -> tuple[Daemon, Daemon, LeaseApi]:
     return first, second, api
 
 
-async def test_daemons_of_a_group_share_the_clusters(daemons: list[Daemon]) -> None:
+async def test_shard_members_divide_the_clusters(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons)
     assert not first.engaged & second.engaged
     assert first.group.members == 2
@@ -131,7 +131,7 @@ async def test_daemons_of_a_group_share_the_clusters(daemons: list[Daemon]) -> N
     assert first.group.unowned() == 0
 
 
-async def test_leaving_daemon_hands_over_after_its_operator_released(daemons: list[Daemon]) -> None:
+async def test_leaving_shard_member_hands_over_after_its_operator_released(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons)
     before = set(second.engaged)
     first.operator.holds = True
@@ -145,7 +145,7 @@ async def test_leaving_daemon_hands_over_after_its_operator_released(daemons: li
     await eventually(lambda: second.engaged == set(KEYS))
 
 
-async def test_stopped_daemon_disengages_nothing_and_is_continued(daemons: list[Daemon]) -> None:
+async def test_stopped_shard_member_is_succeeded_without_disengagements(daemons: list[Daemon]) -> None:
     first, second, api = await pair(daemons)
     before = set(first.engaged)
     await first.group.leave(keeps_term=True)
@@ -157,7 +157,7 @@ async def test_stopped_daemon_disengages_nothing_and_is_continued(daemons: list[
     assert not second.engaged & successor.engaged
 
 
-async def test_daemon_without_the_lease_api_loses_its_clusters_and_gets_them_back(daemons: list[Daemon]) -> None:
+async def test_shard_member_without_lease_api_loses_its_clusters_and_gets_them_back(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons)
     before = set(first.engaged)
     first.leases.is_down = second.leases.is_down = True
@@ -170,7 +170,7 @@ async def test_daemon_without_the_lease_api_loses_its_clusters_and_gets_them_bac
     assert first.group.status().problem == ""
 
 
-async def test_killed_daemon_is_evicted(daemons: list[Daemon]) -> None:
+async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons)
     first.running.cancel()
     await eventually(lambda: second.engaged == set(KEYS))

@@ -61,7 +61,7 @@ async def world() -> AsyncIterator[World]:
     await asyncio.wait([world.running])
 
 
-async def test_clusters_are_cleared_after_the_token_cache_has_expired(world: World) -> None:
+async def test_fence_clears_clusters_after_revocation_and_token_cache_expiry(world: World) -> None:
     world.fence.follow(SETTLED)
     world.revocation.wake()
     await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
@@ -71,7 +71,7 @@ async def test_clusters_are_cleared_after_the_token_cache_has_expired(world: Wor
     assert world.fence.clears("key")
 
 
-async def test_failed_revocation_is_repeated(world: World) -> None:
+async def test_failed_credential_revocation_is_retried(world: World) -> None:
     world.source.failures = 1
     world.fence.follow(SETTLED)
     world.revocation.wake()
@@ -82,7 +82,7 @@ async def test_failed_revocation_is_repeated(world: World) -> None:
     await eventually(lambda: world.cleared == 1)
 
 
-async def test_interrupted_ownership_is_not_cleared(world: World) -> None:
+async def test_fence_does_not_clear_interrupted_ownership(world: World) -> None:
     world.fence.follow(SETTLED)
     world.revocation.wake()
     await eventually(lambda: world.clock.slept)

@@ -78,7 +78,7 @@ async def test_final_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: p
     assert names() == ["beta"]
 
 
-async def test_run_without_complete_list_keeps_previous_state(tmp_path: Path) -> None:
+async def test_run_without_complete_list_keeps_previous_state_file(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -88,7 +88,7 @@ async def test_run_without_complete_list_keeps_previous_state(tmp_path: Path) ->
     assert names() == ["alpha"]
 
 
-async def test_state_file_is_private_without_leftovers(tmp_path: Path) -> None:
+async def test_state_file_has_mode_0600_and_leaves_no_temporary_files(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -115,7 +115,7 @@ async def test_state_of_another_source_is_ignored_and_replaced(tmp_path: Path) -
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_unwritable_state_directory_stops_nothing(tmp_path: Path) -> None:
+async def test_state_file_is_written_once_its_directory_exists(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     fleet, names = Fleet(), recalled(missing)
     async with running(StateFile(missing, ORIGIN), fleet):
@@ -154,12 +154,12 @@ async def written(directory: Path) -> Path:
     return directory / FILE
 
 
-async def test_state_file_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
+async def test_world_writable_state_file_is_rejected(tmp_path: Path) -> None:
     (await written(tmp_path)).chmod(0o646)
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_that_a_foreign_group_may_write_is_refused(
+async def test_state_file_writable_by_a_foreign_group_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await written(tmp_path)
@@ -186,7 +186,7 @@ def test_state_directory_that_cannot_be_created_is_logged(tmp_path: Path) -> Non
     assert [entry["event"] for entry in logs] == ["state directory not created"]
 
 
-async def test_state_file_in_a_folder_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
+async def test_state_file_in_a_world_writable_directory_is_rejected(tmp_path: Path) -> None:
     await written(tmp_path)
     tmp_path.chmod(0o777)
     assert StateFile(tmp_path, ORIGIN).load() is None
@@ -204,7 +204,7 @@ async def test_state_file_of_another_user_is_refused(tmp_path: Path, monkeypatch
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+async def test_state_file_that_is_a_symlink_or_a_pipe_is_rejected(tmp_path: Path) -> None:
     file = await written(tmp_path)
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
@@ -214,7 +214,7 @@ async def test_state_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) ->
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_highest_version_is_kept_in_the_state_file(tmp_path: Path) -> None:
+async def test_highest_resource_version_is_kept_in_the_state_file(tmp_path: Path) -> None:
     fleet = Fleet()
     fleet.now_holds(kept("alpha"))
     saving = StateFile(tmp_path, ORIGIN).save_changes(lambda: fleet.stored(ORIGIN, "120"), fleet.changed)

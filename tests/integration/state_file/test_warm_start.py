@@ -52,7 +52,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
         yield Setting(tmp_path, sandbox)
 
 
-async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setting) -> None:
+async def test_restored_clusters_are_served_as_stale_and_compared_with_the_next_list(setting: Setting) -> None:
     async with setting.daemon() as client, client.watch() as watch:
         await watch.synced()
         before = {name: cluster.engaged_at for name, cluster in watch.clusters.items()}
@@ -118,7 +118,7 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
     assert event_types == [EventType.ENGAGED, EventType.ENGAGED]
 
 
-async def test_resuming_subscriber_is_served_from_a_state_file_that_has_all_that_it_knows(setting: Setting) -> None:
+async def test_resuming_subscriber_is_served_from_a_state_file_of_its_revision(setting: Setting) -> None:
     """Also after another restart during the outage, and at once, whatever the source does."""
     async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
         items: list[str] = []

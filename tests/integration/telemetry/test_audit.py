@@ -67,7 +67,9 @@ def test_moved_audit_file_is_created_again_on_reopen(tmp_path: Path) -> None:
     assert (moved.read_bytes(), path.read_bytes()) == (b"one\ntwo\n", b"three\n")
 
 
-def test_line_cut_by_a_full_disk_does_not_swallow_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_line_truncated_by_a_full_disk_does_not_corrupt_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "audit"
     file = AuditFile(path)
     write = os.write
@@ -81,7 +83,7 @@ def test_line_cut_by_a_full_disk_does_not_swallow_the_next(tmp_path: Path, monke
     assert path.read_bytes() == b"firs\nsecond\nthird\n"
 
 
-def test_line_cut_by_the_end_of_an_earlier_process_does_not_swallow_the_next(tmp_path: Path) -> None:
+def test_audit_line_truncated_by_an_earlier_process_does_not_corrupt_the_next(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     path.write_bytes(b"one\ntw")
     file = AuditFile(path)
@@ -98,7 +100,7 @@ def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_audit_file_that_cannot_be_reopened_keeps_the_old_one(tmp_path: Path) -> None:
+def test_failed_audit_file_reopen_keeps_writing_to_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     file = AuditFile(path)
     path.rename(tmp_path / "audit.1")

@@ -94,7 +94,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/metrics"])
-async def test_names_are_shown_to_those_that_http_names_allows(
+async def test_http_names_setting_hides_cluster_names_from_other_clients(
     path: str, names_for: str, peer: str, shown: bool
 ) -> None:
     response = await a_port(names_for)._answer(request(path, peer=peer))
@@ -131,7 +131,7 @@ async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) 
         assert (await port._answer(request(path, host=host))).status == 200
 
 
-async def test_events_name_clusters_only_to_those_that_http_names_allows() -> None:
+async def test_http_names_setting_applies_to_the_event_stream() -> None:
     for names_for, is_shown in (("everyone", True), ("nobody", False)):
         reply = await a_port(names_for)._answer(request("/events"))
         assert isinstance(reply, StreamedReply)
@@ -145,7 +145,7 @@ async def test_events_name_clusters_only_to_those_that_http_names_allows() -> No
         assert (b"shop" in event) == is_shown
 
 
-async def test_viewers_are_limited_and_free_their_slots() -> None:
+async def test_event_streams_are_limited_and_free_their_slots_when_closed() -> None:
     port = a_port()
     open_ones = [await port._answer(request("/events")) for _ in range(VIEWERS)]
     for each in open_ones:

@@ -54,7 +54,7 @@ def output(tmp_path: Path) -> Output:
     return Output(tmp_path / "log")
 
 
-def test_json_line_has_timestamp_level_event_and_fields(output: Output) -> None:
+def test_json_log_line_has_timestamp_level_event_and_fields(output: Output) -> None:
     output.configure()
     log.info("engaged", cluster="alpha\nbeta")
     [line] = output.text().splitlines()
@@ -91,14 +91,14 @@ def _raise(token: str) -> None:
     raise RuntimeError(f"something of {len(token)} characters is broken".replace(" ", "_").replace("_is_", " is "))
 
 
-def test_library_records_have_the_same_form(output: Output) -> None:
+def test_log_records_of_libraries_have_the_same_form(output: Output) -> None:
     output.configure(form="json")
     logging.getLogger("library").warning("%s is odd", "this")
     found = json.loads(output.text())
     assert (found["message"], found["level"]) == ("this is odd", "warning")
 
 
-def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output: Output) -> None:
+def test_log_record_with_mismatched_arguments_is_dropped_and_counted(output: Output) -> None:
     logging_ = output.configure(form="json")
     logging.getLogger("library").warning("%d", "this")
     log.info("next")
@@ -115,14 +115,14 @@ def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output
         ("error", ["error"]),
     ],
 )
-def test_lines_below_the_level_are_left_out(output: Output, level: str, expected: list[str]) -> None:
+def test_log_lines_below_the_level_are_omitted(output: Output, level: str, expected: list[str]) -> None:
     output.configure(level)
     for each in ("debug", "info", "warning", "error"):
         getattr(log, each)(each)
     assert output.events() == expected
 
 
-def test_level_toggles_to_debug_and_back(output: Output) -> None:
+def test_log_level_toggles_to_debug_and_back(output: Output) -> None:
     logging_ = output.configure("warning")
     log.debug("before")
     logging_.toggle()
@@ -132,13 +132,13 @@ def test_level_toggles_to_debug_and_back(output: Output) -> None:
     assert output.events() == ["log level", "meanwhile", "log level"]
 
 
-def test_level_debug_toggles_to_itself(output: Output) -> None:
+def test_log_level_debug_is_unchanged_by_a_toggle(output: Output) -> None:
     logging_ = output.configure("debug")
     logging_.toggle()
     assert logging_.current == "debug"
 
 
-async def test_sigusr1_toggles_the_level_of_a_running_daemon(workspace: Workspace) -> None:
+async def test_sigusr1_toggles_the_log_level_of_a_running_daemon(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon(connectivity={"interval": "off"}) as daemon:
         await daemon.start()
@@ -182,7 +182,7 @@ def record(message: str) -> logging.LogRecord:
     return logging.LogRecord("x", logging.INFO, "", 0, message, None, None)
 
 
-def test_full_disk_drops_lines_and_reports_their_number_afterwards(tmp_path: Path) -> None:
+def test_full_disk_drops_log_lines_and_reports_their_number_afterwards(tmp_path: Path) -> None:
     target = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     full = os.open("/dev/full", os.O_WRONLY)
     descriptor = os.dup(full)
@@ -200,7 +200,7 @@ def test_full_disk_drops_lines_and_reports_their_number_afterwards(tmp_path: Pat
         os.close(each)
 
 
-def test_closed_pipe_drops_lines(writer: tuple[LogWriter, int]) -> None:
+def test_closed_pipe_drops_log_lines(writer: tuple[LogWriter, int]) -> None:
     made, reading = writer
     os.close(reading)
     made.handle(record("nobody reads this"))
@@ -208,7 +208,7 @@ def test_closed_pipe_drops_lines(writer: tuple[LogWriter, int]) -> None:
     assert made.dropped == 1
 
 
-def test_stalled_pipe_blocks_no_caller_and_bounds_the_queue(writer: tuple[LogWriter, int]) -> None:
+def test_stalled_log_pipe_blocks_no_caller_and_bounds_the_queue(writer: tuple[LogWriter, int]) -> None:
     made, reading = writer
     line = "x" * 65_535
     logged = threading.Event()
@@ -228,7 +228,7 @@ def test_stalled_pipe_blocks_no_caller_and_bounds_the_queue(writer: tuple[LogWri
     assert seen.count(line.encode()) == 3 * QUEUE_LIMIT // len(line) - dropped
 
 
-def test_line_written_in_part_does_not_swallow_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partially_written_log_line_does_not_corrupt_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     writer = LogWriter(target)
     writer.setFormatter(logging.Formatter("%(message)s"))

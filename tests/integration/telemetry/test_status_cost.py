@@ -87,7 +87,7 @@ async def test_live_status_of_2000_projects_blocks_the_event_loop_briefly(
     assert min(longest) < LONGEST_S
 
 
-async def test_listings_take_a_small_share_of_the_time(board: StatusBoard) -> None:
+async def test_status_board_caches_the_result_of_a_search(board: StatusBoard) -> None:
     question = ClusterQuery(search="org-7")
     began = time.thread_time()
     first = await board._matching(question)

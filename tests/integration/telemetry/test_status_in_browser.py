@@ -36,7 +36,7 @@ def shows(words: str) -> str:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280 px", "390 px"])
-async def test_page_is_kept_up_to_date_at_each_width(
+async def test_status_page_updates_live_at_each_width(
     workspace: Workspace, browser: Browser, size: tuple[int, int]
 ) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
@@ -65,7 +65,9 @@ async def test_page_is_kept_up_to_date_at_each_width(
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_page_has_readable_contrast_in_each_theme(workspace: Workspace, browser: Browser, theme: str) -> None:
+async def test_status_page_has_readable_contrast_in_each_theme(
+    workspace: Workspace, browser: Browser, theme: str
+) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
     workspace.sandbox.projects.create("waiting", ready=False)
     settings = {"kubeconfigs": {"sources": [OWN_IDENTITY]}}
@@ -98,7 +100,7 @@ async def test_page_has_readable_contrast_in_each_theme(workspace: Workspace, br
             await has_readable_text(path, "STALE")
 
 
-async def test_search_lands_on_results_that_lead_to_an_explanation(workspace: Workspace, browser: Browser) -> None:
+async def test_status_page_search_results_link_to_explanations(workspace: Workspace, browser: Browser) -> None:
     for number in range(120):
         workspace.sandbox.projects.create(f"p-{number:03}", ready=True, organization=f"org-{number % 7}")
     workspace.sandbox.projects.create("shop-prod", ready=True, organization="shop", labels={"env": "prod"})
@@ -125,7 +127,9 @@ async def test_search_lands_on_results_that_lead_to_an_explanation(workspace: Wo
         assert browser.complaints == []
 
 
-async def test_page_beyond_the_limit_of_viewers_reloads(workspace: Workspace, browser: Browser) -> None:
+async def test_status_page_reloads_itself_when_event_streams_are_exhausted(
+    workspace: Workspace, browser: Browser
+) -> None:
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, aiohttp.ClientSession() as session:
         url = await page_of(daemon)
         viewers = [await session.get(f"{url}/events") for _ in range(16)]
@@ -137,7 +141,7 @@ async def test_page_beyond_the_limit_of_viewers_reloads(workspace: Workspace, br
             viewer.close()
 
 
-async def test_search_and_state_choose_among_the_clusters(workspace: Workspace) -> None:
+async def test_status_page_filters_clusters_by_search_and_state(workspace: Workspace) -> None:
     for name in ("alpha", "beta"):
         workspace.sandbox.projects.create(name, ready=True, labels={"env": "prod"}, organization=f"org-of-{name}")
     workspace.sandbox.projects.create("alphabet", ready=False, labels={"env": "dev"})
@@ -158,7 +162,7 @@ async def test_search_and_state_choose_among_the_clusters(workspace: Workspace) 
         assert await shown("state=unreachable") == []
 
 
-async def test_explanation_names_what_a_deletion_waits_for(workspace: Workspace) -> None:
+async def test_explanation_names_what_delays_a_deletion(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, finalizers=["example.com/cleanup"])
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)

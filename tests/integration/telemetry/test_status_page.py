@@ -132,7 +132,7 @@ def test_status_page_links_each_cluster_to_its_explanation() -> None:
     assert {"/?cluster=a%26b", "/?cluster=beta"} <= links
 
 
-def test_explanation_shows_why_history_credential_and_subscribers() -> None:
+def test_explanation_shows_reason_history_credential_and_subscribers() -> None:
     found = explained(
         row=cluster(endpoint="https://alpha.test", organization="acme", notes=("being deleted",)),
         uid="u1",
@@ -173,7 +173,9 @@ def test_explanation_shows_why_history_credential_and_subscribers() -> None:
         (None, "Names are not shown to this client: see the setting http_names."),
     ],
 )
-def test_explanation_without_cluster_or_history_says_so(found: ClusterExplanation | None, words: str) -> None:
+def test_explanation_of_unknown_cluster_or_empty_history_shows_a_message(
+    found: ClusterExplanation | None, words: str
+) -> None:
     assert words in read(status(explanation=found), ClusterQuery(cluster="alpha")).words
 
 
@@ -327,7 +329,7 @@ def sharded(**changes: Any) -> DaemonStatus:
     return status(sharding=found, counts={"unassigned": 5}, **changes)
 
 
-def test_page_shows_the_members_of_the_shard_group_and_the_own_share() -> None:
+def test_status_page_shows_shard_members_and_the_own_share() -> None:
     read = Reader(status_page.render(sharded(engaged=9), EVERYTHING))
     share = "This daemon: 9 clusters engaged, 2 of them draining; 3 not engaged yet."
     assert f"Shard group dns View 7, changing. {share}" in read.words
@@ -335,13 +337,13 @@ def test_page_shows_the_members_of_the_shard_group_and_the_own_share() -> None:
     assert "5 of other members" in read.words
 
 
-def test_page_shows_a_member_that_owns_nothing_and_why() -> None:
+def test_status_page_explains_a_shard_member_without_clusters() -> None:
     read = Reader(status_page.render(sharded(owns=False, problem=HOSTILE), EVERYTHING))
     assert "owns nothing at present" in read.words
     assert HOSTILE in read.words
 
 
-def test_page_of_a_daemon_without_a_group_has_no_section_for_it() -> None:
+def test_status_page_without_shard_group_has_no_shard_section() -> None:
     assert "Shard group" not in Reader(status_page.render(status(), EVERYTHING)).words
 
 
@@ -349,7 +351,7 @@ def test_page_of_a_daemon_without_a_group_has_no_section_for_it() -> None:
     ("changes", "words"),
     [({"is_alive": False}, "not running"), ({"is_leaving": True}, "leaving"), ({"is_in_view": False}, "joining")],
 )
-def test_page_shows_the_state_of_a_member(changes: dict[str, bool], words: str) -> None:
+def test_status_page_shows_the_state_of_a_shard_member(changes: dict[str, bool], words: str) -> None:
     of = sharded()
     assert of.sharding is not None
     member = msgspec.structs.replace(of.sharding.group.members[0], **changes)

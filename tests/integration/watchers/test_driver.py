@@ -391,7 +391,7 @@ async def test_deletion_is_confirmed_by_server_with_other_objects() -> None:
         await run.expect_events("ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma", "DISENGAGED alpha DELETED")
 
 
-async def test_deletion_is_not_confirmed_by_unknown_server() -> None:
+async def test_deletion_is_not_confirmed_before_the_new_watch_answers() -> None:
     server_script = ScriptedServer()
     first, second, read = (
         ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)),
@@ -474,7 +474,7 @@ async def test_malformed_object_does_not_affect_others() -> None:
 
 
 @pytest.mark.parametrize("where", ["head of the list", "list", "watch", "look", "back-off"])
-async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
+async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
     server_script = ScriptedServer()
     reached, gone = asyncio.Event(), asyncio.Event()
 
@@ -551,7 +551,7 @@ async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
         assert run.fleet.pending_deletions.take_due(float("inf")) == []
 
 
-async def test_watch_that_is_always_expired_lets_deletions_be_confirmed() -> None:
+async def test_deletion_is_confirmed_while_every_watch_expires() -> None:
     server_script = ScriptedServer()
     first = ScriptedResponse(
         *(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True)

@@ -94,7 +94,7 @@ async def test_hung_list_is_abandoned() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 403, 500])
-async def test_any_answer_proves_liveness(status: int) -> None:
+async def test_liveness_probe_accepts_any_http_status(status: int) -> None:
     server_script = ScriptedServer()
     server_script.alive = answering(lambda: web.Response(status=status))
     watch = ScriptedResponse(bookmark(5, ends_list=True))

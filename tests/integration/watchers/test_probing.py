@@ -106,7 +106,7 @@ async def test_probe_does_not_follow_redirect() -> None:
     assert len(server.requests) == 1
 
 
-async def test_probe_of_closed_port_blames_host() -> None:
+async def test_probe_of_closed_port_is_a_failure_of_the_host() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -153,7 +153,7 @@ async def test_probe_of_closing_peer_is_closed_error() -> None:
     assert (outcome.cause, outcome.is_of_host) == ("closed", True)
 
 
-async def test_probe_credential_failure_does_not_blame_host() -> None:
+async def test_probe_credential_failure_is_not_a_failure_of_the_host() -> None:
     class Broken:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
             raise BackendError("the plugin failed")

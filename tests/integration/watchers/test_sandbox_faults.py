@@ -115,7 +115,7 @@ async def streaming(follower: Follower) -> Follower:
     return follower
 
 
-async def test_first_view_comes_from_pages_while_watch_cache_is_built(sandbox: Sandbox, follower: Follower) -> None:
+async def test_paged_list_engages_clusters_while_watch_cache_initializes(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.initializing(seconds=30.0)  # its task has not run yet, so it has sent no request
     await eventually(lambda: follower.fleet.synced)
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
@@ -147,7 +147,7 @@ async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sa
     await streaming.engages("delta")
 
 
-async def test_watch_survives_its_servers_listener(sandbox: Sandbox, streaming: Follower) -> None:
+async def test_watch_of_terminating_server_survives_its_closed_listener(sandbox: Sandbox, streaming: Follower) -> None:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
     # By then more liveness probes were refused than a hung server is allowed.
     await eventually(lambda: streaming.ledger.reads.count("connect") > POLICY.liveness.misses)
@@ -191,7 +191,9 @@ async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, strea
 
 
 @pytest.mark.parametrize("fault", ["overloaded", "failing", "unauthorized", "forbidden"])
-async def test_rejected_requests_keep_the_view(sandbox: Sandbox, streaming: Follower, fault: str) -> None:
+async def test_rejected_requests_make_source_stale_and_disengage_nothing(
+    sandbox: Sandbox, streaming: Follower, fault: str
+) -> None:
     with streaming.without_events():
         getattr(sandbox.faults, fault)()
         sandbox.drop_watches()

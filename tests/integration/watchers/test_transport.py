@@ -38,7 +38,7 @@ async def test_get_sends_token_query_and_user_agent() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 429, 500, 503])
-async def test_http_error_status_is_a_response(status: int) -> None:
+async def test_http_error_status_is_returned_as_response(status: int) -> None:
     async with ApiServer(answering(b"why", status, {"Retry-After": "3"})) as server:
         transport = Transport(upstream(server))
         answer = await get(transport)
@@ -87,7 +87,7 @@ async def test_post_sends_json_and_returns_body() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_redirect_is_a_response_and_not_followed(status: int) -> None:
+async def test_redirect_is_returned_and_not_followed(status: int) -> None:
     async with ApiServer(answering(b"over there", status, {"Location": "/elsewhere"})) as server:
         transport = Transport(upstream(server))
         answer = await get(transport)
@@ -102,7 +102,7 @@ async def test_redirect_is_a_response_and_not_followed(status: int) -> None:
 @pytest.mark.parametrize(
     "path", ["/a/../secrets", "/a/..", "/a/%2e%2e/b", "/a?b", "/a#b", "//evil", "a", "", "/a b", "/a\n", "/a/./b", "/ä"]
 )
-async def test_ambiguous_path_is_never_sent(path: str) -> None:
+async def test_request_with_unsafe_path_is_rejected_before_sending(path: str) -> None:
     async with ApiServer(answering()) as server:
         transport = Transport(upstream(server))
         with pytest.raises(ValueError, match="unsafe path"):
@@ -155,7 +155,7 @@ async def test_rejected_token_is_renewed_and_request_repeated_once() -> None:
     assert server.headers("Authorization") == ["Bearer t0", "Bearer t1", "Bearer t1"]
 
 
-async def test_token_rejected_twice_is_a_response() -> None:
+async def test_token_rejected_twice_returns_the_response() -> None:
     async with accepting("none") as server:
         transport = Transport(upstream(server, credentials=Renewing()))
         assert (await get(transport)).status == 401
@@ -185,7 +185,7 @@ async def test_client_certificate_is_presented() -> None:
         await transport.aclose()
 
 
-async def test_renewed_files_of_a_client_certificate_are_used_and_an_open_stream_is_left_to_end(tmp_path: Path) -> None:
+async def test_renewed_client_certificate_is_used_while_open_streams_continue(tmp_path: Path) -> None:
     release = asyncio.Event()
     serials: list[str] = []
 

@@ -74,7 +74,7 @@ async def test_stream_line_of_many_mebibytes_is_read_in_chunks() -> None:
     assert b"".join(received) == line
 
 
-async def test_stream_cut_is_not_mistaken_for_end() -> None:
+async def test_truncated_stream_is_a_closed_error() -> None:
     script = Script()
     script.send(b'{"type":"ADD')
     script.cut()
@@ -88,7 +88,7 @@ async def test_stream_cut_is_not_mistaken_for_end() -> None:
     assert raised.value.cause == "closed"
 
 
-async def test_silence_past_its_limit_ends_the_stream() -> None:
+async def test_stream_without_bytes_times_out() -> None:
     script = Script()
     script.send(b"then nothing")
     async with ApiServer(script) as server:
@@ -102,7 +102,7 @@ async def test_silence_past_its_limit_ends_the_stream() -> None:
     assert raised.value.cause == "timeout"
 
 
-async def test_leaving_a_stream_closes_its_connection() -> None:
+async def test_stream_closes_connection_when_its_context_exits() -> None:
     script = Script()
     script.send(b"on and on")
     async with ApiServer(script) as server:
@@ -113,7 +113,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
         await transport.aclose()
 
 
-async def test_cancelling_the_reader_closes_its_connection() -> None:
+async def test_stream_closes_connection_when_its_reader_is_canceled() -> None:
     script = Script()
     script.send(b"on and on")
     reading = asyncio.Event()

@@ -49,7 +49,9 @@ RESET = TransportError("closed", "reset")
         pytest.param((b"<html>\n",), 0, id="F28-junk"),
     ],
 )
-def test_faulty_watch_is_followed_by_next(said: tuple[bytes | TransportError | None, ...], lists: int) -> None:
+def test_failed_watch_is_resumed_or_relisted_within_seconds(
+    said: tuple[bytes | TransportError | None, ...], lists: int
+) -> None:
     async def steps(harness: Harness) -> None:
         harness.api.requests.clear()
         harness.watch.say(*said)
@@ -407,7 +409,7 @@ def test_f61_burst_is_complete_and_ordered() -> None:
     run_steps(steps)
 
 
-def test_f5_dripping_event_is_abandoned() -> None:
+def test_f5_watch_event_received_byte_by_byte_is_abandoned() -> None:
     async def steps(harness: Harness) -> None:
         opened = harness.watch
         whole = line("MODIFIED", harness.server.objects["a"].encoded("a"))
@@ -423,7 +425,7 @@ def test_f5_dripping_event_is_abandoned() -> None:
     run_steps(steps)
 
 
-def test_f30_list_may_take_minutes() -> None:
+def test_f30_list_that_takes_minutes_completes() -> None:
     async def steps(harness: Harness) -> None:
         for number in range(30):
             harness.put(f"p-{number}")

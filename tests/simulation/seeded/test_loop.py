@@ -26,7 +26,7 @@ async def order_of_five() -> list[int]:
     return ran
 
 
-def test_virtual_hour_takes_no_time() -> None:
+def test_virtual_loop_hour_takes_no_real_time() -> None:
     async def main() -> float:
         await asyncio.sleep(3600)
         return asyncio.get_running_loop().time()
@@ -34,7 +34,7 @@ def test_virtual_hour_takes_no_time() -> None:
     assert run(main()) == 3600.0
 
 
-def test_deadlines_come_in_their_order() -> None:
+def test_virtual_loop_runs_timers_in_order_of_their_deadlines() -> None:
     async def main() -> list[str]:
         came: list[str] = []
         loop = asyncio.get_running_loop()

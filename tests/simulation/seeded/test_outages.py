@@ -16,7 +16,7 @@ ALSO = [each for each in REQUEST_FAULTS if each.name in ("a watch that ends at o
 
 
 @pytest.mark.parametrize("fault", [*LASTING, *ALSO], ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
-def test_outage_of_an_hour_costs_few_requests_and_no_cluster(fault: RequestFault) -> None:
+def test_outage_of_an_hour_causes_few_requests_and_disengages_nothing(fault: RequestFault) -> None:
     async def outage(harness: Harness) -> None:
         harness.api.only = fault
         harness.api.cut()
@@ -53,7 +53,7 @@ READS = [
 
 
 @pytest.mark.parametrize(("fault", "budget"), READS)
-def test_single_reads_that_fail_have_a_budget(
+def test_failed_confirmation_reads_are_limited_by_a_budget(
     fault: RequestFault | None, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many objects are deleted while reads of single objects are refused, hang, or still find the objects."""
@@ -84,7 +84,7 @@ def test_single_reads_that_fail_have_a_budget(
 
 
 @pytest.mark.parametrize(("hanging", "within_s"), [(20, 6.0), (60, 16.0)])
-def test_f75_reads_that_hang_delay_a_quick_one_by_seconds(
+def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
     hanging: int, within_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]

@@ -199,7 +199,7 @@ def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("failing", ["objects", "secrets", "both"])
-def test_faults_of_either_watch_end_no_cluster_whose_object_and_secret_stay(failing: str, restarts: bool) -> None:
+def test_faults_of_object_or_secret_watch_disengage_no_existing_cluster(failing: str, restarts: bool) -> None:
     struck = set[str]()
 
     async def steps(simulation: Simulation) -> None:
@@ -218,7 +218,7 @@ def test_faults_of_either_watch_end_no_cluster_whose_object_and_secret_stay(fail
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_order_of_the_first_lists_does_not_matter(seed: int) -> None:
+def test_clusters_are_engaged_once_both_first_lists_are_complete(seed: int) -> None:
     async def steps(simulation: Simulation) -> None:
         late = Random(seed).choice(simulation.upstreams)
         late.api.down_until = asyncio.get_running_loop().time() + 20.0

@@ -43,7 +43,7 @@ def _results(figures: dict[str, float | None], spread: dict[str, tuple[float, fl
     return Results(figures=figures, spread=spread, missed=[], scale="full", upstream="sandbox", at="", machine={})
 
 
-def test_runs_agree_if_their_widened_ranges_overlap() -> None:
+def test_bench_runs_agree_if_their_widened_ranges_overlap() -> None:
     one = _results({"met": 1.0, "near": 1.0, "far": 1.0, "unknown": None}, {"met": (0.5, 2.0), "far": (0.9, 1.1)})
     other = _results({"met": 1.9, "near": 1.15, "far": 1.6, "unknown": 1.0}, {"far": (1.5, 1.7)})
     text = "<!-- twice: one other -->\n<!-- end -->\n"

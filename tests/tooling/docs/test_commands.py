@@ -48,7 +48,7 @@ def test_commands_that_need_a_cluster_are_listed() -> None:
 
 
 @pytest.mark.parametrize("each", Way, ids=lambda each: each.name)
-def test_way_names_an_existing_test(each: Way) -> None:
+def test_command_verification_names_an_existing_test(each: Way) -> None:
     path, _, name = each.value.partition("::")
     found = ROOT / path
     assert found.exists()
@@ -150,7 +150,7 @@ def test_documented_kustomizations_are_built_by_tests(words: Sequence[str]) -> N
 
 
 @pytest.mark.parametrize("words", documented_commands(Way.IN_A_CLUSTER), ids=joined)
-async def test_kubectl_knows_the_command_and_its_flags(words: Sequence[str]) -> None:
+async def test_documented_kubectl_commands_and_flags_exist(words: Sequence[str]) -> None:
     given = [*words, "--", "true"] if "exec" in words else words
     process = await asyncio.create_subprocess_exec(
         kubectl(), "--server=http://127.0.0.1:1", *given[1:], stdout=PIPE, stderr=STDOUT
@@ -215,7 +215,7 @@ def test_documented_log_events_exist(words: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("words", documented_commands(Way.CALLED), ids=joined)
-def test_documented_calls_exist(words: Sequence[str]) -> None:
+def test_documented_grpc_methods_exist(words: Sequence[str]) -> None:
     service, _, method = words[-1].rpartition("/")
     described = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
     assert words[-1] == "list" or (service == described.full_name and method in described.methods_by_name)

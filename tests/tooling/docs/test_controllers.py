@@ -15,7 +15,7 @@ _PAGE = Path(__file__).resolve().parents[3] / "docs" / "controllers.md"
 _SAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def test_page_lists_every_metric() -> None:
+def test_controllers_page_lists_every_metric() -> None:
     registry = CollectorRegistry()
     ControllerMetrics(registry, max_clusters=1)
     registry.register(StateCollector(lambda: (), lambda: (), lambda: 0, lambda: 0.0))
@@ -24,7 +24,7 @@ def test_page_lists_every_metric() -> None:
     assert set(listed) == exported
 
 
-def test_spans_name_the_cluster_and_the_object() -> None:
+def test_controller_spans_name_the_cluster_and_the_object() -> None:
     [sample] = (each for each in _SAMPLE.findall(_PAGE.read_text()) if "SpanProcessor" in each)
     defined: dict[str, Any] = {}
     exec(sample, defined)

@@ -91,7 +91,7 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_chain_engages_and_disengages(mode: chain.Mode, streaming: bool) -> None:
+def test_fuzz_chain_engages_and_disengages(mode: chain.Mode, streaming: bool) -> None:
     """Without invalid data everything is served, so that the other tests are meaningful."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})

@@ -55,13 +55,13 @@ def unwrapped(report: str) -> str:
     return " ".join(report.split())
 
 
-def test_contracts_hold(tmp_path: Path) -> None:
+def test_import_contracts_hold(tmp_path: Path) -> None:
     report = lint(copied(tmp_path))
     assert report.returncode == 0, report.stdout
     assert "0 broken" in report.stdout
 
 
-def test_contracts_fail_on_a_forbidden_import_each(tmp_path: Path) -> None:
+def test_each_import_contract_fails_on_a_forbidden_import(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     for module, line in FORBIDDEN.values():
         path = folder / module

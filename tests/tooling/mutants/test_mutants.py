@@ -31,7 +31,7 @@ def test_mutant_says_that_its_tests_are_async(name: str) -> None:
         assert BY_NAME[name].is_async
 
 
-def test_run_tells_a_caught_mutant_from_one_that_survives_and_from_broken_tests() -> None:
+def test_run_distinguishes_caught_and_surviving_mutants_from_broken_tests() -> None:
     tests = ("tests/unit/reflect/test_backoff.py",)
     outcomes = {
         "(1.0 + jitter())": Outcome.SURVIVED,
