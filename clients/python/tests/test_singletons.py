@@ -65,9 +65,11 @@ async def fleet(client: DiscoveryClient, daemon: ScriptedDaemon, work: Work) -> 
 
 
 async def test_granted_singleton_work_runs_once(fleet, daemon, work):
-    await eventually(lambda: len(daemon.claims) > 3)
-    assert daemon.claims[0] == {"cleanup": "WAITING"}
-    assert daemon.claims[1:4] == 3 * [{"cleanup": "WORKING"}]
+    waiting, working = {"cleanup": "WAITING"}, {"cleanup": "WORKING"}
+    await eventually(lambda: daemon.claims.count(working) > 2)
+    granted = daemon.claims.index(working)  # on a busy machine the first claims can time out
+    assert daemon.claims == granted * [waiting] + (len(daemon.claims) - granted) * [working]
+    assert granted > 0
     assert (work.begun, work.ended) == (1, 0)
 
 
