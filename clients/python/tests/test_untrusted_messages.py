@@ -86,6 +86,7 @@ def test_any_parsed_watch_response_is_applied_or_rejected(content: bytes):
 
 
 @given(st.builds(Duration, seconds=INT64, nanos=INT32), STAMPS, INT32)
+@example(Duration(seconds=315_576_000_001), None, 0)
 def test_any_server_info_message_is_converted(duration: Duration, stamp: Timestamp | None, count: int):
     info = _convert.server_info(
         pb.GetServerInfoResponse(

@@ -297,5 +297,6 @@ def _duration(message: Message, name: str) -> timedelta | None:
         return None
     duration: Duration = getattr(message, name)
     with suppress(ValueError, OverflowError):
+        duration.ToJsonString()  # raises outside of protobuf's range, which is narrower than that of a timedelta
         return duration.ToTimedelta()
     return None
