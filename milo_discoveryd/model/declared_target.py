@@ -4,7 +4,7 @@ from milo_discoveryd.model.cluster import Target
 
 
 class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
-    """A cluster, with what its credentials and connections need of its object."""
+    """A cluster, with the fields of its object that credentials and connections need."""
 
     object_namespace: str
     """Empty for an object without a namespace, and for one in a file."""

@@ -1,4 +1,4 @@
-"""Time, as callers pass it to packages that read no clock."""
+"""Time as an argument, for packages that do not read a clock."""
 
 import msgspec
 

@@ -6,7 +6,7 @@ from milo_discoveryd.model.cluster import Pairs, Target
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
-    """An object whose cluster is to be engaged."""
+    """An object whose cluster must be engaged."""
 
     uid: str
     """The object's own UID, which distinguishes a re-created object; `target.uid` is the project's."""

@@ -28,7 +28,7 @@ class AuditMetrics(Protocol):
 
 
 class AuditFile:
-    """A file with a line of JSON for each event, which is only ever appended to."""
+    """An append-only file with one line of JSON per event."""
 
     def __init__(self, path: Path) -> None:
         """Raises StartError."""
@@ -38,7 +38,7 @@ class AuditFile:
 
     def write(self, line: bytes) -> None:
         """Append a line. Raises OSError."""
-        # What a full disk left of an earlier line must not swallow this one.
+        # A full disk may have cut off an earlier line: begin a new one.
         content = b"\n" + line if self._is_torn else line
         written = os.write(self._descriptor, content)
         if written < len(content):
@@ -47,7 +47,7 @@ class AuditFile:
         self._is_torn = False
 
     def reopen(self) -> None:
-        """Open the file that has the path now, after a log rotation. Raises StartError; the old one is kept then."""
+        """Reopen the path after a log rotation. Raises StartError, and then keeps the old file open."""
         before, self._descriptor = self._descriptor, self._open()
         self._is_torn = _ends_within_a_line(self._descriptor)
         os.close(before)

@@ -41,7 +41,7 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 RECENT_CHANGES_KEPT = 50
 SLICE = 250
-"""Records that are searched before other tasks get a turn."""
+"""The number of records that are searched in one step of the event loop."""
 LISTING_SHARE = 0.02
 """The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3
@@ -119,7 +119,7 @@ class StatusBoard:
         credential_of: Callable[[Cluster], CredentialDescription | None],
         shard: ShardStatus | None = None,
     ) -> None:
-        """`shard`: set if the daemon shares the clusters with others."""
+        """`shard` is set if the clusters are distributed among several daemons."""
         self._identity = identity
         self._fleet = fleet
         self._recent = recent
@@ -218,7 +218,7 @@ class StatusBoard:
         return explained if cluster is None else self._about(explained, cluster)
 
     def _about(self, explained: ClusterExplanation, cluster: Cluster) -> ClusterExplanation:
-        """Add what is known of engaged clusters alone."""
+        """Add the fields that only engaged clusters have."""
         target, held = cluster.target, self._credential_of(cluster)
         return msgspec.structs.replace(
             explained,
@@ -278,7 +278,7 @@ def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[Subsc
 
 
 def _identity(caller: Caller) -> str:
-    """Return what identifies the caller best. The address of its connection proves nothing."""
+    """Return the strongest verified identity of the caller. The address of a connection is no identity."""
     fields = dict(verified_fields(caller))
     if caller.user:
         return caller.user

@@ -1,4 +1,4 @@
-"""The metrics of what exists, which are read at each scrape: the fleet, streams, the log and credentials."""
+"""Metrics that are computed at each scrape: of the fleet, streams, the log and credentials."""
 
 import time
 from collections import Counter

@@ -30,7 +30,7 @@ _NAMED = frozenset(
 """Metrics whose labels are names."""
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
-"""Names that nobody can register and rebind to this port."""
+"""Host names that an attacker cannot register for DNS rebinding."""
 
 Checks = Callable[[], Mapping[str, str | None]]
 """By name: the problem, or None."""
@@ -46,7 +46,7 @@ class HttpEndpoint:
         names_for: str = "loopback",
         hosts: Sequence[str] = (),
     ) -> None:
-        """`hosts`: further names in the Host header of requests to this port."""
+        """`hosts` are additional names accepted in the Host header of requests to this port."""
         self._metrics = metrics
         self._board = board
         self._ready = ready
@@ -159,7 +159,7 @@ def _question(query: Mapping[str, str]) -> ClusterQuery:
 def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     if not any(found.values()) and not is_verbose:
         return HttpReply(b"ok\n")
-    is_ready = None in found.values()  # a source that fails must not keep the others from their users
+    is_ready = None in found.values()  # a failing source must not make the others unavailable
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_ready else "failed")
     return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)

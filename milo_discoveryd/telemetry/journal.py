@@ -17,7 +17,7 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 
 class Journal:
-    """Receives the fleet's notifications."""
+    """The receiver of the fleet's notifications."""
 
     def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics

@@ -6,12 +6,12 @@ import threading
 from collections import deque
 
 QUEUE_LIMIT = 4 << 20
-"""Bytes. More are dropped, and counted."""
+"""The size of the queue in bytes. Lines beyond it are dropped and counted."""
 _FLUSH_WITHIN_S = 1.0
 
 
 class LogWriter(logging.Handler):
-    """Whatever becomes of the descriptor (a full disk, a closed pipe, a reader that stalls) costs lines, never time."""
+    """A log handler that never blocks: a full disk, a closed pipe or a slow reader only loses lines."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class LogWriter(logging.Handler):
         self._is_started = False
         self._unreported = 0
         self._is_torn = False
-        """The last line was written in part."""
+        """Whether the last line was only partly written."""
         self.dropped = 0
         """Lines, since the process began."""
 
@@ -77,7 +77,7 @@ class LogWriter(logging.Handler):
         return self.format(record).encode() + b"\n"
 
     def _write(self, line: bytes) -> bool:
-        # What was written of a line before the disk was full must not swallow the next one.
+        # If the last line was only partly written, begin a new one.
         rest = b"\n" + line if self._is_torn else line
         try:
             while rest:

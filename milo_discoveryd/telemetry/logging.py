@@ -40,7 +40,7 @@ class Logging:
         self._writer.flush()
 
     def toggle(self) -> None:
-        """Log everything, or again from the configured level on."""
+        """Switch between logging everything and the configured level."""
         self.current = self.configured if self.current == "debug" else "debug"
         logging.getLogger(NAME).setLevel(_NUMBERS[self.current])
         log.error("log level", is_now=self.current)  # at the highest level, so that it is seen at each

@@ -1,4 +1,4 @@
-"""Metrics of a daemon that shares the clusters with others."""
+"""Metrics of a daemon in a shard group."""
 
 from collections.abc import Iterator
 from typing import Protocol

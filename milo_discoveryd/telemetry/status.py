@@ -60,7 +60,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     engaged: bool
     since: float
     unreachable: bool = False
-    """It does not answer connectivity probes, engaged or disengaged for it."""
+    """The cluster does not answer connectivity probes; it is engaged, or was disengaged for that reason."""
     organization: str = ""
     endpoint: str = ""
     notes: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     type: str
     expires_at: float | None = None
-    """None: none is held."""
+    """When the credential expires; None if none is held."""
     problem: str = ""
 
 
@@ -116,7 +116,7 @@ class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True):
     transitions: tuple[ClusterTransition, ...] = ()
     """Newest first."""
     subscribers: tuple[SubscriberRow, ...] = ()
-    """Those whose filter and rights cover it."""
+    """The subscribers whose filter and rights cover the cluster."""
 
 
 class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -186,7 +186,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     """Known objects, by state."""
     unreachable: int
-    """Clusters that do not answer connectivity probes, engaged or disengaged for it."""
+    """Clusters that do not answer connectivity probes: engaged ones, and those disengaged for that reason."""
     deletions_unconfirmed: int
     revision: int
     clusters: tuple[ClusterRow, ...]

@@ -75,7 +75,7 @@ class Confirmations:
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     def applied(self) -> None:
-        """Note that source events were applied, after which something may be due."""
+        """Wake the timers: source events were applied, so confirmations or ticks may be due."""
         if not self._pending_deletions.is_idle or self._sink.due_at is not None:
             self._has_timers.set()
 

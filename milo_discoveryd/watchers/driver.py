@@ -27,7 +27,7 @@ from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
-"""A read of one object is quick. One that hangs must not keep its slot for as long as a list may take."""
+"""Shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
 
 
 class SourceApi(CollectionApi, Protocol):

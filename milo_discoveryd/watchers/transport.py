@@ -50,7 +50,7 @@ class Transport:
         response_limit: int = RESPONSE_LIMIT,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """Does not connect: the first request does."""
+        """Create the transport. The first request opens a connection."""
         self.host = upstream.server
         self._upstream = upstream
         self._response_limit = response_limit

@@ -47,7 +47,7 @@ class CallMetrics(Protocol):
 
 
 _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError)
-"""Status codes of calls that cannot succeed when they are repeated."""
+"""Errors that a caller would get again if it repeated the call at once."""
 
 
 class Refusals:
