@@ -204,14 +204,14 @@ def _declaration_of(
     """Yield the problems of one source's declaration. `sources` are the credential sources of its clusters; `place` is
     the source's place in `sources`, if it is there."""
     declared = settings.declarative
-    in_list = f"{settings.sources[0].name}: " if settings.sources else ""
+    in_list, kind = (f"{settings.sources[0].name}: ", "kind") if settings.sources else ("", "mode")
     if declared is None:
         if settings.mode == "declarative":
             complaint = f"{in_list}needs the setting declarative, which describes the watched objects"
             yield Problem(place or given[("mode",)].place, complaint)
         for source in sources:
             if isinstance(source, KubeconfigRequest):
-                yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs mode: declarative")
+                yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs {kind}: declarative")
         return
     for source in sources:
         named = (source.secret, source.namespace_template) if isinstance(source, KubeconfigSecret) else ()
@@ -219,7 +219,7 @@ def _declaration_of(
             complaint = f"{source.name}: {{secret}} and {{secret_namespace}} need declarative.secret"
             yield Problem(given[("kubeconfigs", "sources")].place, complaint)
     if settings.mode != "declarative":
-        yield Problem(place or given[("declarative",)].place, f"{in_list}needs mode: declarative")
+        yield Problem(place or given[("declarative",)].place, f"{in_list}needs {kind}: declarative")
     elif not declared.endpoint.has_fixed_host:
         for source in sources:
             if source.hand_out and not isinstance(source, KubeconfigSecret | KubeconfigRequest):

@@ -26,7 +26,10 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def claims(token: str) -> Claims | None:
-    """Return the claims, or None if the token is not a JWT. Raises ValueError, without content, if they are invalid."""
+    """Return the claims, or None if the token is not a JWT.
+
+    Raises ValueError if they are malformed. The message does not quote the token.
+    """
     parts = token.split(".")
     if len(parts) != 3 or len(token) > MAX_LENGTH:
         return None

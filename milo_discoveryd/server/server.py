@@ -204,7 +204,7 @@ def _listen(address: TcpEndpoint) -> socket.socket:
 
 
 def _unavailable(address: TcpEndpoint) -> StartError:
-    return StartError(f"can't listen on {address}: is the port in use, or the address not one of this machine?")
+    return StartError(f"can't listen on {address}: the port is in use, or the address is not one of this machine")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

@@ -22,7 +22,7 @@ _AGE = re.compile(r"(<time [^>]*>)[^<]*(?=</time>)")
 
 
 async def live_status(board: StatusBoard, question: ClusterQuery, *, with_names: bool) -> AsyncGenerator[bytes, None]:
-    """Yield events for as long as the viewer stays."""
+    """Yield server-sent events that update the status page, until the client disconnects."""
     yield f"retry: {RETRY_MS}\n\n".encode()
     seen: DaemonStatus | None = None
     shown: dict[str, str] = {}

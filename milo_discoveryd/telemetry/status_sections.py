@@ -30,7 +30,7 @@ _STATE_WORDS = {
     "malformed": "malformed",
     "disengaged_unreachable": "disengaged: unreachable",
     "deleted": "deleted",
-    "unassigned": "of another member",
+    "unassigned": "owned by another member",
 }
 _FACTS = ("not_ready", "malformed", "outside_selector", "deleted")
 """States of objects with a count of their own, besides engaged and unreachable clusters."""
@@ -78,7 +78,7 @@ def facts(status: DaemonStatus, question: ClusterQuery) -> str:
         state(ENGAGED, status.engaged, "engaged"),
         state(UNREACHABLE, status.unreachable, "unreachable"),
         *(state(name, status.counts.get(name, 0), _STATE_WORDS[name]) for name in _FACTS),
-        *([] if status.sharding is None else [state(UNASSIGNED, status.counts[UNASSIGNED], "of other members")]),
+        *([] if status.sharding is None else [state(UNASSIGNED, status.counts[UNASSIGNED], "owned by other members")]),
         plain(unconfirmed, "deletions to confirm", warn=unconfirmed > 0),
         plain(len(status.subscribers), "subscribers"),
     )

@@ -51,7 +51,7 @@ class FencingSource(Protocol):
     """A source that can revoke what other members of the shard group minted."""
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke what others minted for the clusters with these names. Raises CredentialError."""
+        """Revoke what others minted for the clusters whose names `covers` accepts. Raises CredentialError."""
 
 
 @runtime_checkable

@@ -153,7 +153,7 @@ class TokenRequestSource:
             await self._delete_secrets(uid)
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke what other members of the shard group minted for the clusters with these names."""
+        """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts."""
         found = await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items()))
         await self._delete(
             each

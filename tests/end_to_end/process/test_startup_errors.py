@@ -37,7 +37,7 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-async def test_invalid_setting_is_named(workspace: Workspace, settings: dict[str, Any], words: str) -> None:
+async def test_startup_error_names_invalid_setting(workspace: Workspace, settings: dict[str, Any], words: str) -> None:
     [line] = await refusal(workspace.daemon(**settings))
     assert words in line
 
@@ -48,12 +48,12 @@ async def test_invalid_settings_are_named_together(workspace: Workspace) -> None
     assert [next(word for word in ("mode", "label_selector", "heartbeat_interval") if word in line) for line in lines]
 
 
-async def test_invalid_environment_variable_is_named(workspace: Workspace) -> None:
+async def test_startup_error_names_invalid_environment_variable(workspace: Workspace) -> None:
     [line] = await refusal(workspace.daemon(environ={"MILO_DISCOVERYD_MODES": "project"}))
     assert "MILO_DISCOVERYD_MODES: is not a setting" in line
 
 
-async def test_missing_settings_file_is_named(folder: Path) -> None:
+async def test_startup_error_names_missing_settings_file(folder: Path) -> None:
     [line] = await refusal(DaemonProcess("", "--config", str(folder / "none.yaml")))
     assert f"{folder / 'none.yaml'}" in line
     assert "No such file" in line
@@ -91,7 +91,7 @@ async def test_regular_file_at_socket_path_is_rejected_and_kept(workspace: Works
     ],
     ids=["missing", "not-yaml", "text", "no-context"],
 )
-async def test_unusable_kubeconfig_is_named(workspace: Workspace, content: str | None, words: str) -> None:
+async def test_startup_error_names_unusable_kubeconfig(workspace: Workspace, content: str | None, words: str) -> None:
     path = workspace.folder / "other"
     if content is not None:
         path.write_text(content)
@@ -100,17 +100,17 @@ async def test_unusable_kubeconfig_is_named(workspace: Workspace, content: str |
     assert words in line
 
 
-async def test_directory_as_kubeconfig_is_named(workspace: Workspace) -> None:
+async def test_startup_error_names_directory_as_kubeconfig(workspace: Workspace) -> None:
     [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(workspace.folder)))
     assert str(workspace.folder) in line
 
 
-async def test_missing_kubeconfig_outside_a_cluster_is_named(workspace: Workspace) -> None:
+async def test_startup_error_names_missing_kubeconfig_outside_a_cluster(workspace: Workspace) -> None:
     [line] = await refusal(workspace.daemon(discovery_kubeconfig=None))
     assert "kubeconfig" in line
 
 
-async def test_metrics_port_in_use_is_named(workspace: Workspace) -> None:
+async def test_startup_error_names_metrics_port_in_use(workspace: Workspace) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -120,11 +120,12 @@ async def test_metrics_port_in_use_is_named(workspace: Workspace) -> None:
     assert not workspace.socket.exists()
 
 
-async def test_listen_port_in_use_is_named(workspace: Workspace) -> None:
+async def test_startup_error_names_listen_port_in_use(workspace: Workspace) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         [line] = await refusal(workspace.daemon(listen=[workspace.address, f"insecure://127.0.0.1:{port}"]))
-    assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not one of this machine?"
+    problem = "the port is in use, or the address is not one of this machine"
+    assert line == f"can't listen on 127.0.0.1:{port}: {problem}"
     assert not workspace.socket.exists()

@@ -103,7 +103,9 @@ async def refusal(harness: Harness, credentials: grpc.ChannelCredentials) -> grp
     ],
     ids=["certificate", "key", "encrypted", "mismatch", "client CA"],
 )
-def test_invalid_tls_file_is_named(tls_files: TlsFiles, file: str, content: bytes | None, words: str) -> None:
+def test_startup_error_names_invalid_tls_file(
+    tls_files: TlsFiles, file: str, content: bytes | None, words: str
+) -> None:
     path = tls_files.folder / file
     path.write_bytes(tls_files.serving.server().key if content is None else content)
     with pytest.raises(StartError, match=re.escape(words.format(tls_files.folder))):
@@ -306,13 +308,13 @@ async def test_port_in_use_is_refused(tls_files: TlsFiles) -> None:
     async with tcp(tls_files) as harness:
         taken = TlsFiles(tls_files.folder)
         listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(harness)), tls=taken.tls)
-        with pytest.raises(StartError, match="is the port in use"):
+        with pytest.raises(StartError, match="the port is in use"):
             async with a_harness(tls_files.folder, listeners=[listener]):
                 pass
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
-async def test_missing_tls_file_is_named(tls_files: TlsFiles, missing: str) -> None:
+async def test_startup_error_names_missing_tls_file(tls_files: TlsFiles, missing: str) -> None:
     (tls_files.folder / missing).unlink()
     with pytest.raises(StartError, match=rf"{missing} cannot be read"):
         tls_files.tls.context()

@@ -334,7 +334,7 @@ def test_status_page_shows_shard_members_and_the_own_share() -> None:
     share = "This daemon: 9 clusters engaged, 2 of them draining; 3 not engaged yet."
     assert f"Shard group dns View 7, changing. {share}" in read.words
     assert "operator-0 (this daemon) 1 in the view 7 operator-1 1 in the view 6" in read.words
-    assert "5 of other members" in read.words
+    assert "5 owned by other members" in read.words
 
 
 def test_status_page_explains_a_shard_member_without_clusters() -> None:

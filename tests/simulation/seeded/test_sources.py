@@ -61,7 +61,7 @@ ALWAYS_ENGAGED = "e"
 STORM_S = 600.0
 PROMPT_S = 5.0
 RECOVERY_S = 400.0
-CHUNK = 10
+CHUNK = 15
 EVERY_FAULT = {f"{fault.row} {fault.name}" for fault in REQUEST_FAULTS} | {
     f"{row} {name}" for row, name, _ in WATCH_FAULTS
 }

@@ -11,7 +11,8 @@ T = TypeVar("T")
 Document = dict[str, Any]
 """An object as JSON."""
 
-# With a default, `Request` alone means `Request[dict[str, Any]]` to type checkers, which bring typing_extensions.
+# With a default, `Request` alone means `Request[dict[str, Any]]` to type checkers. They bundle
+# typing_extensions, so it is not needed at run time.
 if TYPE_CHECKING:
     import typing_extensions
 
