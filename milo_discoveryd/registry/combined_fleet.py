@@ -1,10 +1,10 @@
 """Combination of the fleets of several sources. A cluster's key begins with the name of its source."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
-from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, Cluster, DisengageReason
+from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, Cluster
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import EventType
@@ -61,10 +61,6 @@ class CombinedFleet(Fleet):
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
         self._fleets[_source(change.name)].connectivity_changed(change)
-
-    def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
-        for name in names:
-            self._fleets[_source(name)].drain((name,), reason, message, timeout_s)
 
     def releases_of(self, cluster: str) -> PendingReleases:
         fleet = self.source_of(cluster)

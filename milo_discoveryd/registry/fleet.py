@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
-from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.registry.cluster_records import ClusterRecords
@@ -103,10 +103,6 @@ class Fleet(ABC):
 
     @abstractmethod
     def connectivity_changed(self, change: ConnectivityChange) -> None: ...
-
-    @abstractmethod
-    def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
-        """Drain clusters, and then disengage them: see `Registry.drain`."""
 
     @abstractmethod
     def releases_of(self, cluster: str) -> PendingReleases:
@@ -258,11 +254,6 @@ class SourceFleet(Fleet):
     def keeps_lost(self) -> bool:
         """Return whether clusters that this daemon no longer owns are still draining."""
         return any(self.registry.assigned_elsewhere(name) is not None for name in self.registry.releases)
-
-    def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
-        now = at(_steady())
-        events = [event for name in names for event in self.registry.drain(name, reason, message, timeout_s, now)]
-        self._publish(events, now.steady)
 
     def releases_of(self, cluster: str) -> PendingReleases:
         return self.registry.releases

@@ -145,14 +145,6 @@ class Registry(ObjectRecords):
             assert until is not None, "a postponed cluster has a time"
             self._grace_until[name] = now.wall + until - now.steady
 
-    def drain(self, name: str, reason: DisengageReason, message: str, timeout_s: float, now: Moment) -> Iterable[Event]:
-        """Disengage a cluster after the subscribers that confirm releases have released it, or after `timeout_s`.
-
-        Without such subscribers, disengage it at once. It is engaged again afterwards if its object is then READY.
-        """
-        record = self._records.get(name)
-        return () if record is None else self._plan_end(record, reason, message, now, timeout_s)
-
     def end_drain(self, name: str, now: Moment) -> list[Event]:
         """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
         record = self._records[name]

@@ -203,7 +203,8 @@ class Sources:
     def _infrastructure(
         self, of: sources.TokenRequest | sources.KubeconfigSecret | sources.KubeconfigRequest
     ) -> tuple[KubernetesApi, str]:
-        return open_upstream(of.kubeconfig, self._served(of), self._environ, self._closing)
+        served = self._served(of)
+        return open_upstream(of.kubeconfig or served.discovery_kubeconfig, served, self._environ, self._closing)
 
     def _served(self, of: sources.CredentialSource) -> Settings:
         """Return the settings of the source of clusters that a credential source serves: the first one, if there are

@@ -73,5 +73,6 @@ def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: Asyn
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review
-    transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
+    kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
+    transport, origin = open_upstream(kubeconfig, settings, environ, closing)
     return TokenReviewer(transport, origin=origin, audiences=wanted.audiences)

@@ -4,11 +4,10 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
 from milo_discoveryd.credentials.sources.source import FencingSource
 from milo_discoveryd.daemon_errors import StartError
@@ -22,9 +21,8 @@ from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.singletons import Singletons
-from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.open_upstream import RESPONSE_LIMIT
+from milo_discoveryd.wiring.open_upstream import open_upstream
 
 LEAVE_S = 20.0
 """The time to leave the group, within the grace period of a pod, which is 30 s by default."""
@@ -81,12 +79,8 @@ def shard_group(
 def lease_client(settings: Settings, group: str, environ: Mapping[str, str], closing: AsyncExitStack) -> LeaseClient:
     """Return a client for the Leases of a group. `closing` closes its connections. Raises DiscoveryError."""
     wanted = settings.sharding
-    upstream = load_discovery_upstream(wanted.kubeconfig, environ, settings.exec_plugins)
-    connect_timeout_s = settings.source.connect_timeout.total_seconds()
-    transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=connect_timeout_s, environ=environ)
-    closing.push_async_exit(aclosing(transport))
-    names = LeaseNames(wanted.namespace or _own_namespace(environ), group)
-    return LeaseClient(transport, names, origin=upstream.origin)
+    transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
+    return LeaseClient(transport, LeaseNames(wanted.namespace or _own_namespace(environ), group), origin=origin)
 
 
 def _own_namespace(environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:

@@ -12,7 +12,6 @@ import pytest
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
-from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
@@ -132,11 +131,11 @@ async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_drain_can_have_a_reason_and_a_timeout_of_its_own(tmp_path: Path) -> None:
+async def test_drain_of_moved_cluster_has_the_reason_and_the_timeout_of_the_move(tmp_path: Path) -> None:
     async with a_harness(tmp_path) as harness, confirming(harness) as mine:
         harness.listed(ready("alpha"))
         await mine.until_synced()
-        harness.fleet.drain(["alpha"], DisengageReason.MOVED, "another member owns it", LONG_S)
+        [*harness.fleet.assign(lambda _: "another member owns it", LONG_S, is_decided=True)]
         draining = (await mine.batch()).events[0].cluster.draining
         assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_MOVED, "another member owns it")
 

@@ -59,6 +59,12 @@ def drained(fleet: Registry | None = None) -> Registry:
     return fleet
 
 
+def moved(fleet: Registry, now: float = 10) -> list[Event]:
+    """Give the cluster to another member of the shard group."""
+    fleet.assigned_elsewhere = lambda _: "another member owns it"
+    return fleet.reassign("a", 30.0, at(now))
+
+
 def current(fleet: Registry) -> Cluster | None:
     record = fleet["a"]
     assert record is not None
@@ -143,7 +149,7 @@ def test_deletion_and_replacement_disengage_at_once_without_drain(
 
 def test_unreachable_cluster_ends_its_drain() -> None:
     fleet = with_subscriber()
-    fleet.drain("a", DisengageReason.MOVED, "", 30.0, at(10))
+    moved(fleet)
     (ended,) = fleet.disengage_unreachable("a", 1, "not reached", at(20))
     assert ended.reason is DisengageReason.UNREACHABLE
     assert len(fleet.releases) == 0
@@ -164,10 +170,8 @@ def test_drain_keeps_its_reason_and_deadline() -> None:
 
 def test_drain_can_begin_with_reason_moved() -> None:
     fleet = with_subscriber()
-    moved = draining("another member owns it", reason=DisengageReason.MOVED)
-    assert fleet.drain("a", DisengageReason.MOVED, "another member owns it", 30.0, at(10)) == [updated(moved)]
-    assert fleet.drain("a", DisengageReason.MOVED, "", 30.0, at(11)) == ()
-    assert fleet.drain("unknown", DisengageReason.MOVED, "", 30.0, at(11)) == ()
+    assert moved(fleet) == [updated(draining("another member owns it", reason=DisengageReason.MOVED))]
+    assert moved(fleet, 11) == []
 
 
 # --- labels ---
@@ -263,5 +267,5 @@ def test_drain_of_moved_cluster_does_not_wait_for_subscribers_of_an_earlier_run(
         fleet = registry(drain_s=30.0)
         fleet.commit([ready()], at(0))
         fleet.releases.expect_return(0.0)
-        events = [*fleet.drain("a", reason, "elsewhere", 30.0, at(10))]
+        events = moved(fleet) if reason is DisengageReason.MOVED else fleet.commit([outside()], at(10))
         assert (events[0].type is EventType.UPDATED) is drains

@@ -154,8 +154,8 @@ def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
     ][-count:]
     opened: list[str] = []
 
-    def opens(kubeconfig: Path | None, of: Settings, *_: Any) -> tuple[None, str]:
-        opened.append(str(kubeconfig or of.discovery_kubeconfig))
+    def opens(kubeconfig: Path | None, *_: Any) -> tuple[None, str]:
+        opened.append(str(kubeconfig))
         return None, ""
 
     monkeypatch.setattr("milo_discoveryd.wiring.credential_sources.open_upstream", opens)

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
@@ -58,7 +57,8 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     lists(of, ready("a", "1"))
     key = SubscriberKey("caller", "name")
     of.registry.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
-    of.registry.drain("a", DisengageReason.REMOVED, "", 60.0, Moment(0.0, 0.0))
+    of.registry.assigned_elsewhere = lambda _: "another member owns it"
+    of.registry.reassign("a", 60.0, Moment(0.0, 0.0))
     assert positions(of, "this") == {}
 
 

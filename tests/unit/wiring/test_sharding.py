@@ -14,7 +14,7 @@ from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring.credential_sources import Sources
-from milo_discoveryd.wiring.sharding import is_stable, shard_group
+from milo_discoveryd.wiring.sharding import is_stable, lease_client, shard_group
 from tests.unit.sharding.fleets import new_fleet
 
 KUBECONFIG = """
@@ -51,6 +51,16 @@ async def test_member_name_setting_takes_precedence_over_pod_name(tmp_path: Path
     group = await built(tmp_path, {"POD_NAME": "dns-1"}, group="dns", member="other", namespace="operators")
     assert group is not None
     assert group.member.name == "other"
+
+
+async def test_leases_can_be_reached_through_a_plain_proxy_on_loopback(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG.replace("https://leases.example.com", "http://127.0.0.1:8001"))
+    sharding = ShardingSettings(kubeconfig=kubeconfig, namespace="operators")
+    async with AsyncExitStack() as stack:
+        lease_client(Settings(sharding=sharding, plain_loopback=True), "dns", {}, stack)
+        with pytest.raises(ConfigError, match="plain_loopback"):
+            lease_client(Settings(sharding=sharding), "dns", {}, stack)
 
 
 @pytest.mark.parametrize("name", ["view", "Upper", "-a", "a_b"])
