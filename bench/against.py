@@ -33,7 +33,7 @@ def figures(tree: Path, names: Sequence[str], options: Sequence[str]) -> Figures
 
 
 def checkout(ref: str) -> Path:
-    """Return the tree of a commit, in the cache folder, where its environment is kept for the next time."""
+    """Return the tree of a commit, in the cache directory, where its environment is kept for the next time."""
     asked = ["git", "rev-parse", "--verify", f"{ref}^{{commit}}"]
     commit = subprocess.check_output(asked, cwd=ROOT, text=True).strip()
     tree = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "against" / commit

@@ -1,6 +1,6 @@
-"""`python -m bench.hostile_clients ADDRESS FOLDER`: hostile clients, at a sustainable rate.
+"""`python -m bench.hostile_clients ADDRESS DIRECTORY`: hostile clients, at a sustainable rate.
 
-The folder has their certificates: of a caller with a narrow rule, of one without a rule, of an untrusted CA, and an
+The directory has their certificates: of a caller with a narrow rule, of one without a rule, of an untrusted CA, and an
 expired one. A line on standard input names the kinds to run; the program prints `begun` once each was refused once,
 and at the next line how often each was refused since.
 """
@@ -42,22 +42,22 @@ _METHOD = "/milo.discovery.v1.DiscoveryService/"
 class Target(NamedTuple):
     host: str
     port: int
-    folder: Path
+    directory: Path
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
     def credentials(self, who: str) -> ClientCredentials:
-        certificate, key = _pair(self.folder, who)
-        return ClientCredentials(ca_file=self.folder / "ca.pem", certificate_file=certificate, key_file=key)
+        certificate, key = _pair(self.directory, who)
+        return ClientCredentials(ca_file=self.directory / "ca.pem", certificate_file=certificate, key_file=key)
 
     @asynccontextmanager
     async def connected(self, who: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """Open a TLS connection with the certificate of that name."""
-        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
+        context = ssl.create_default_context(cafile=self.directory / "ca.pem")
         context.set_alpn_protocols(["h2"])
-        context.load_cert_chain(*_pair(self.folder, who))
+        context.load_cert_chain(*_pair(self.directory, who))
         reader, writer = await asyncio.open_connection(
             self.host, self.port, ssl=context, local_addr=(_ELSEWHERE, 0), server_hostname=self.host
         )
@@ -85,10 +85,10 @@ async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
 
 async def revisions(target: Target, turned_away: Callable[[], None]) -> None:
     """Open streams from forged revisions, and from one issued to another caller."""
-    stolen = (target.folder / "stolen-revision").read_text()
-    certificate, key = _pair(target.folder, "guest")
+    stolen = (target.directory / "stolen-revision").read_text()
+    certificate, key = _pair(target.directory, "guest")
     shown = grpc.ssl_channel_credentials(
-        (target.folder / "ca.pem").read_bytes(), key.read_bytes(), certificate.read_bytes()
+        (target.directory / "ca.pem").read_bytes(), key.read_bytes(), certificate.read_bytes()
     )
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with grpc.aio.secure_channel(target.address, shown, options) as channel:
@@ -186,8 +186,8 @@ def _noise() -> bytes:
     return connection.data_to_send() + os.urandom(4_000)
 
 
-def _pair(folder: Path, who: str) -> tuple[Path, Path]:
-    return folder / f"{who}.crt", folder / f"{who}.key"
+def _pair(directory: Path, who: str) -> tuple[Path, Path]:
+    return directory / f"{who}.crt", directory / f"{who}.key"
 
 
 class HostileClients:
@@ -215,10 +215,10 @@ class HostileClients:
 
 
 @asynccontextmanager
-async def hostile_clients(address: str, folder: Path) -> AsyncIterator[HostileClients]:
+async def hostile_clients(address: str, directory: Path) -> AsyncIterator[HostileClients]:
     async with AsyncExitStack() as stack:
-        command = [sys.executable, "-m", "bench.hostile_clients", address, str(folder)]
-        process = Process(command, folder / f"hostile-clients-of-{address}.log")
+        command = [sys.executable, "-m", "bench.hostile_clients", address, str(directory)]
+        process = Process(command, directory / f"hostile-clients-of-{address}.log")
         stack.push_async_callback(process.end)
         yield HostileClients(process)
 

@@ -90,9 +90,9 @@ def operator() -> Path | None:
     if go is None:
         sys.stderr.write("bench: bench/operator does not run: there is no go command on PATH\n")
         return None
-    from tests.end_to_end.real.builds import cache_folder  # noqa: PLC0415 - see `_obtained`
+    from tests.end_to_end.real.builds import cache_directory  # noqa: PLC0415 - see `_obtained`
 
-    binary = cache_folder() / "bench-operator" / "operator"
+    binary = cache_directory() / "bench-operator" / "operator"
     binary.parent.mkdir(parents=True, exist_ok=True)
     built = subprocess.run([go, "build", "-o", binary, "."], cwd=_HERE / "operator", check=False)
     return None if built.returncode else binary

@@ -1,4 +1,4 @@
-"""The context of a measurement: its size, a folder, and API servers."""
+"""The context of a measurement: its size, a directory, and API servers."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

@@ -1,3 +1,17 @@
-from milo_discoveryd.cli import main
+"""The command `milo-discoveryd`, also run by `python -m milo_discoveryd`."""
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from milo_discoveryd.cli import main as run  # noqa: PLC0415 - an interrupt during the import is no error
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

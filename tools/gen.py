@@ -72,15 +72,15 @@ def generate_go(go: str) -> Files:
 
 
 def go_plugins(go: str) -> list[Path]:
-    """Return the generators, built once into the user's cache folder."""
+    """Return the generators, built once into the user's cache directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "protoc-gen-go"
     plugins = []
     for package, version in GO_PLUGINS.items():
-        folder = cache / version
-        plugin = folder / package.rpartition("/")[2]
+        directory = cache / version
+        plugin = directory / package.rpartition("/")[2]
         if not plugin.exists():
             subprocess.run(
-                [go, "install", f"{package}@{version}"], env={**os.environ, "GOBIN": str(folder)}, check=True
+                [go, "install", f"{package}@{version}"], env={**os.environ, "GOBIN": str(directory)}, check=True
             )
         plugins.append(plugin)
     return plugins

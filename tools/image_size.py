@@ -29,37 +29,37 @@ class _Counter(io.RawIOBase):
         return len(data)
 
 
-def compressed_size(folder: Path) -> int:
+def compressed_size(directory: Path) -> int:
     counter = _Counter()
     with (
         gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|") as archive,
     ):
-        archive.add(folder, arcname="opt/venv")
+        archive.add(directory, arcname="opt/venv")
     return counter.length
 
 
-def installed_size(package: Distribution, folder: Path) -> int:
+def installed_size(package: Distribution, directory: Path) -> int:
     """Return the size of a package's files, with their bytecode."""
     paths = [Path(str(package.locate_file(file))).resolve() for file in package.files or ()]
     compiled = [
         found for path in paths if path.suffix == ".py" for found in path.parent.glob(f"__pycache__/{path.stem}.*.pyc")
     ]
-    inside = {path for path in (*paths, *compiled) if path.is_relative_to(folder) and path.is_file()}
+    inside = {path for path in (*paths, *compiled) if path.is_relative_to(directory) and path.is_file()}
     return sum(path.stat().st_size for path in inside)
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    folder = Path(sys.argv[1]).resolve()
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    [library] = folder.glob("lib/python*/site-packages")
+    directory = Path(sys.argv[1]).resolve()
+    total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    [library] = directory.glob("lib/python*/site-packages")
     sizes = {
-        f"{package.metadata['Name']} {package.version}": installed_size(package, folder)
+        f"{package.metadata['Name']} {package.version}": installed_size(package, directory)
         for package in distributions(path=[str(library)])
     }
-    print(f"layer: {total / MIB:.1f} MiB, {compressed_size(folder) / MIB:.1f} MiB compressed, {len(sizes)} packages")
+    print(f"layer: {total / MIB:.1f} MiB, {compressed_size(directory) / MIB:.1f} MiB compressed, {len(sizes)} packages")
     ordered = sorted(sizes.items(), key=lambda item: -item[1])
     for name, size in ordered[:LARGEST]:
         print(f"{size / MIB:8.1f} MiB  {name}")

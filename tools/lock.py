@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "requirements"
+DIRECTORY = ROOT / "requirements"
 
 DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
@@ -46,23 +46,23 @@ def pip_environment() -> dict[str, str]:
     return found
 
 
-def resolve(uv: str, folder: Path) -> None:
+def resolve(uv: str, directory: Path) -> None:
     """Write every file; the versions in a file that is already there are kept while they satisfy its inputs."""
     environment = pip_environment()
     for name, inputs in LOCKS.items():
         subprocess.run(
-            [uv, "pip", "compile", *inputs, *OPTIONS, "--output-file", folder / f"{name}.txt"],
+            [uv, "pip", "compile", *inputs, *OPTIONS, "--output-file", directory / f"{name}.txt"],
             cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
 
 def stale(uv: str) -> Iterator[str]:
     with TemporaryDirectory() as name:
-        folder = Path(shutil.copytree(FOLDER, name, dirs_exist_ok=True))
-        resolve(uv, folder)
+        directory = Path(shutil.copytree(DIRECTORY, name, dirs_exist_ok=True))
+        resolve(uv, directory)
         for lock in LOCKS:
             file = f"{lock}.txt"
-            if not (FOLDER / file).exists() or not filecmp.cmp(FOLDER / file, folder / file, shallow=False):
+            if not (DIRECTORY / file).exists() or not filecmp.cmp(DIRECTORY / file, directory / file, shallow=False):
                 yield file
 
 
@@ -78,8 +78,8 @@ def main() -> None:
         return
     if given.upgrade:
         for name in LOCKS:
-            (FOLDER / f"{name}.txt").unlink(missing_ok=True)
-    resolve(uv, FOLDER)
+            (DIRECTORY / f"{name}.txt").unlink(missing_ok=True)
+    resolve(uv, DIRECTORY)
 
 
 if __name__ == "__main__":

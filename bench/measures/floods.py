@@ -53,13 +53,13 @@ async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool
     `identified`: at a listener that tells callers apart, and so can end their connections.
     """
     name = f"identified_{kind}" if identified else kind
-    async with _place(setting, name) as (daemon, folder):
-        address = f"unix:{folder}/{'users' if identified else 'nobody'}.sock"
+    async with _place(setting, name) as (daemon, directory):
+        address = f"unix:{directory}/{'users' if identified else 'nobody'}.sock"
         late_ms: list[float] = []
         before = daemon.rss_mib
-        async with flood(kind, address, folder, wanted) as running:
+        async with flood(kind, address, directory, wanted) as running:
             answers, began, spent = await running.figures(), time.perf_counter(), daemon.cpu_s
-            audit = folder / "audit.jsonl"
+            audit = directory / "audit.jsonl"
             written = audit.stat().st_size
             while (took_s := time.perf_counter() - began) < setting.scale.flood_s:
                 late_ms.append(1000 * await _answered(daemon.address))
@@ -79,9 +79,9 @@ async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool
 
 async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
     """Measure streams with large filters, of a caller that may have streams."""
-    async with _place(setting, "filters") as (daemon, folder):
+    async with _place(setting, "filters") as (daemon, directory):
         before = daemon.rss_mib
-        async with flood("filters", daemon.address, folder, wanted) as running:
+        async with flood("filters", daemon.address, directory, wanted) as running:
             figures = await running.figures()
         return {
             "filters.open_streams": figures[OPEN],
@@ -93,8 +93,8 @@ async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
 async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
     """Measure idle connections at a Unix listener with default settings."""
     async with (
-        _place(setting, "idle_connections") as (daemon, folder),
-        flood("idle_connections", daemon.address, folder, wanted),
+        _place(setting, "idle_connections") as (daemon, directory),
+        flood("idle_connections", daemon.address, directory, wanted),
     ):
         began = time.perf_counter()
         async with asyncio.timeout(_SERVED_WITHIN_S):
@@ -108,13 +108,13 @@ async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
 
 async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
     """Measure silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
-    async with _place(setting, "silent_connections") as (_, folder):
-        port = int((folder / "port").read_text())
-        context = ssl.create_default_context(cafile=folder / "ca.pem")
+    async with _place(setting, "silent_connections") as (_, directory):
+        port = int((directory / "port").read_text())
+        context = ssl.create_default_context(cafile=directory / "ca.pem")
         context.set_alpn_protocols(["h2"])
-        context.load_cert_chain(folder / "friend.crt", folder / "friend.key")
+        context.load_cert_chain(directory / "friend.crt", directory / "friend.key")
         source = f"[::1]:{port}" if socket.has_dualstack_ipv6() else f"127.0.0.2:{port}"
-        async with flood("silent_connections", source, folder, wanted) as running:
+        async with flood("silent_connections", source, directory, wanted) as running:
             before, began = await running.figures(), time.perf_counter()
             succeeded = 0
             for _ in range(handshakes):
@@ -130,17 +130,17 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 @asynccontextmanager
 async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Path]]:
     """Run a daemon with rules; callers at two of its Unix sockets match none."""
-    folder = setting.directory / kind
-    folder.mkdir()
-    certificates(folder)
+    directory = setting.directory / kind
+    directory.mkdir()
+    certificates(directory)
     port = free_port()
-    (folder / "port").write_text(str(port))
-    tls = {name: str(folder / file) for name, file in _TLS_FILES.items()}
+    (directory / "port").write_text(str(port))
+    tls = {name: str(directory / file) for name, file in _TLS_FILES.items()}
     config = {
         "listen": [
             {"name": "network", "address": f":{port}", "tls": tls},
-            {"name": "nobody", "address": f"unix://{folder}/nobody.sock"},
-            {"name": "users", "address": f"unix://{folder}/users.sock", "peer_credentials": True},
+            {"name": "nobody", "address": f"unix://{directory}/nobody.sock"},
+            {"name": "users", "address": f"unix://{directory}/users.sock", "peer_credentials": True},
             # The last socket is awaited by the start; then the others exist too.
             {"name": "local", "address": f"unix://{setting.directory}/daemon.sock"},
         ],
@@ -148,12 +148,12 @@ async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Pat
             {"name": "friends", "who": {"san": "dns:friend.example.com"}, "clusters": "all"},
             {"name": "local", "who": {"listener": "local"}, "clusters": "all"},
         ],
-        "audit": {"file": str(folder / "audit.jsonl")},
+        "audit": {"file": str(directory / "audit.jsonl")},
     }
-    (folder / "config.yaml").write_bytes(msgspec.json.encode(config))  # JSON is YAML
-    async with setting.daemon(_PROJECTS, config=folder / "config.yaml", listens=False) as (_, daemon):
+    (directory / "config.yaml").write_bytes(msgspec.json.encode(config))  # JSON is YAML
+    async with setting.daemon(_PROJECTS, config=directory / "config.yaml", listens=False) as (_, daemon):
         await _answered(daemon.address)
-        yield daemon, folder
+        yield daemon, directory
 
 
 _TLS_FILES = {"certificate": "server.crt", "key": "server.key", "client_ca": "ca.pem"}

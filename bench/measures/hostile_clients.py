@@ -36,24 +36,24 @@ _CUTS = (("p50", 50), ("p99", 99))
 
 
 async def measure(setting: Setting) -> Samples:
-    scale, folder = setting.scale, setting.directory
+    scale, directory = setting.scale, setting.directory
     refused = tuple(kind for kind in ATTACKS if kind != "junk")
     company = {**{kind: (kind,) for kind in ATTACKS}, REFUSED: refused, ALL: tuple(ATTACKS)}
     samples: dict[str, list[float]] = defaultdict(list)
-    certificates(folder)
+    certificates(directory)
     async with AsyncExitStack() as stack:
         here = f"127.0.0.1:{free_port()}"
         milo, daemon = await stack.enter_async_context(
-            setting.daemon(scale.clusters, config=_config(folder, folder, here), listens=False)
+            setting.daemon(scale.clusters, config=_config(directory, directory, here), listens=False)
         )
-        elsewhere, another = folder / "elsewhere", f"127.0.0.1:{free_port()}"
+        elsewhere, another = directory / "elsewhere", f"127.0.0.1:{free_port()}"
         elsewhere.mkdir()
-        config = _config(folder, elsewhere, another)
+        config = _config(directory, elsewhere, another)
         await stack.enter_async_context(daemons.daemon(milo.access.kubeconfig, elsewhere, config=config, listens=False))
         measured = MeasuredSubscriber(milo, daemon, setting, here)
         await measured.take_foreign_revision()
-        bad = await stack.enter_async_context(hostile_clients(here, folder))
-        bad_elsewhere = await stack.enter_async_context(hostile_clients(another, folder))
+        bad = await stack.enter_async_context(hostile_clients(here, directory))
+        bad_elsewhere = await stack.enter_async_context(hostile_clients(another, directory))
         for _ in range(scale.rounds):
             for figure, value in (await measured.beside(bad, ())).items():
                 samples[f"hostile_clients.{ALONE}.{figure}"].append(value)
@@ -79,19 +79,19 @@ class MeasuredSubscriber:
         self._milo = milo
         self._daemon = daemon
         self._scale = setting.scale
-        self._folder = setting.directory
+        self._directory = setting.directory
         self._address = address
         self._marks = count(step=setting.scale.latency_writes)
         self._credentials = ClientCredentials(
-            ca_file=self._folder / "ca.pem",
-            certificate_file=self._folder / "friend.crt",
-            key_file=self._folder / "friend.key",
+            ca_file=self._directory / "ca.pem",
+            certificate_file=self._directory / "friend.crt",
+            key_file=self._directory / "friend.key",
         )
 
     async def take_foreign_revision(self) -> None:
         """Issue a valid revision to another caller."""
         async with synced(self._daemon.address, 1) as [each]:
-            (self._folder / "stolen-revision").write_text(each.revision)
+            (self._directory / "stolen-revision").write_text(each.revision)
 
     async def beside(self, bad: HostileClients, kinds: tuple[str, ...]) -> dict[str, float]:
         async with bad.beside(kinds) as turned_away:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Copies the command milo-discovery into a folder, with all that it takes to run there: copy-client FOLDER
+"""Copies the command milo-discovery into a directory, with all that it takes to run there: copy-client DIRECTORY
 
-In a pod the folder is a volume that the operator's container mounts too. That one needs /bin/sh and a C library like
+In a pod the directory is a volume that the operator's container mounts too. That one needs /bin/sh and a C library like
 this image's (glibc), and no Python.
 """
 
@@ -23,7 +23,7 @@ LAUNCHER = """\
 #!/bin/sh
 # Runs from wherever it lies.
 here=${0%/*}
-LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -c 'from milo_discovery.cli import main; main()' "$@"
+LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
 """
 # So that the first call finds them compiled.
 LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"

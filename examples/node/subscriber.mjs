@@ -20,7 +20,7 @@ const BACKOFF_MS = { first: 200, longest: 10_000 };
 const { INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION } = grpc.status;
 const PERMANENT = new Set([INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION]);
 
-// A copy of this folder needs a copy of the proto file, and its path here.
+// A copy of this directory needs a copy of the proto file, and its path here.
 const PROTO = fileURLToPath(new URL("../../proto", import.meta.url));
 const definition = loader.loadSync("milo/discovery/v1/discovery.proto", {
   includeDirs: [PROTO],

@@ -12,14 +12,14 @@ from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.connections.socket_file import folder_problem
+from milo_discoveryd.server.connections.socket_file import directory_problem
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 
 
 def unix_socket(address: UnixAddress) -> Finding:
     subject, path = f"listen {address}", address.path
     return (
-        _folder(subject, path.parent)
+        _directory(subject, path.parent)
         or _in_use(subject, path)
         or _not_a_socket(subject, path)
         or ok(subject, "free" if path.parent.is_dir() else f"free; {path.parent} will be created")
@@ -65,17 +65,17 @@ def group(subject: str, name: str) -> Finding:
     return ok(subject, f"group {number} can connect")
 
 
-def _folder(subject: str, folder: Path) -> Finding | None:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+def _directory(subject: str, directory: Path) -> Finding | None:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not existing.is_dir():
         return fail(subject, f"{existing} is not a directory", "remove it, or listen elsewhere")
     if not os.access(existing, os.W_OK | os.X_OK):
         return fail(
             subject,
             f"{existing} is not writable by user {os.geteuid()}",
-            f"mount a volume at {folder} (in a pod: an emptyDir, with securityContext.fsGroup), or listen elsewhere",
+            f"mount a volume at {directory} (in a pod: an emptyDir, with securityContext.fsGroup), or listen elsewhere",
         )
-    if existing == folder and (problem := folder_problem(folder)) is not None:
+    if existing == directory and (problem := directory_problem(directory)) is not None:
         return fail(subject, *problem)
     return None
 

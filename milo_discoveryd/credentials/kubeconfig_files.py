@@ -74,7 +74,7 @@ class KubeconfigFiles:
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     @property
-    def folders(self) -> tuple[Path, ...]:
+    def directories(self) -> tuple[Path, ...]:
         """The directories to watch for changes of the files."""
         if self._mode.is_directory:
             return (self.path,)
@@ -166,7 +166,7 @@ class KubeconfigFiles:
             # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued. The opened
             # file is checked, because a link can be replaced after a check of the path.
             if self._mode.is_directory and not _opened(descriptor, path).is_relative_to(self.path.resolve()):
-                raise _RefusedFileError("is a link to a file outside of the folder")
+                raise _RefusedFileError("is a link to a file outside of the directory")
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise _RefusedFileError("is not a regular file")

@@ -22,7 +22,7 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEve
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 POLL_S = 5.0
-"""Interval of scans without a notification: network file systems send none, nor do links to other folders."""
+"""Interval of scans without a notification: network file systems send none, nor do links to other directories."""
 POLL_WITHOUT_INOTIFY_S = 1.0
 UNSETTLED_S = 0.1
 """Interval of scans while a file is being written."""
@@ -68,7 +68,7 @@ class FileDriver:
         try:
             while True:
                 # Before the scan, so that no change between them is missed.
-                is_notified = await asyncio.to_thread(inotify.watch, self._files.folders)
+                is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
                 inotify.changed.clear()
                 await self._apply(await self._settled_scan())
                 await self._wait(inotify.changed, POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S)
@@ -95,7 +95,7 @@ class FileDriver:
             else:
                 changed |= scan.changed
                 found, is_settled = Scan(scan.objects, changed, scan.is_settled), scan.is_settled
-            # A file that is replaced without a rename is empty for a moment, and a folder may be missing for one.
+            # A file that is replaced without a rename is empty for a moment, and a directory may be missing for one.
             if is_settled or self._clock() >= deadline:
                 return found
             await asyncio.sleep(UNSETTLED_S)

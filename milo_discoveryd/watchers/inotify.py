@@ -1,4 +1,4 @@
-"""Notifications of changes in folders, from Linux. Elsewhere, and above the kernel's limit, there are none."""
+"""Notifications of changes in directories, from Linux. Elsewhere, and above the kernel's limit, there are none."""
 
 import asyncio
 import ctypes
@@ -15,7 +15,7 @@ _READ_BYTES = 64 << 10
 
 
 class Inotify:
-    """Sets `changed` when something changes in one of the watched folders."""
+    """Sets `changed` when something changes in one of the watched directories."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
@@ -31,12 +31,12 @@ class Inotify:
     def is_available(self) -> bool:
         return self._descriptor >= 0
 
-    def watch(self, folders: Iterable[Path]) -> bool:
-        """Watch these folders, as far as they exist. Return whether all of them are watched."""
+    def watch(self, directories: Iterable[Path]) -> bool:
+        """Watch these directories, as far as they exist. Return whether all of them are watched."""
         if not self.is_available:
             return False
-        # A folder that is watched already keeps its watch; one that was replaced gets another.
-        results = [self._library.inotify_add_watch(self._descriptor, os.fsencode(each), _MASK) for each in folders]
+        # A directory that is watched already keeps its watch; one that was replaced gets another.
+        results = [self._library.inotify_add_watch(self._descriptor, os.fsencode(each), _MASK) for each in directories]
         return all(each >= 0 for each in results)
 
     def close(self) -> None:

@@ -98,14 +98,14 @@ class Browser:
 @asynccontextmanager
 async def browsing() -> AsyncIterator[Browser]:
     program = chromium()
-    with TemporaryDirectory(prefix="milo-chromium-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="milo-chromium-", ignore_cleanup_errors=True) as directory:
         process = await asyncio.create_subprocess_exec(
             program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank",
+            "--remote-debugging-port=0", f"--user-data-dir={directory}", "about:blank",
             stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
         )  # fmt: skip
         try:
-            port_file = Path(folder) / "DevToolsActivePort"
+            port_file = Path(directory) / "DevToolsActivePort"
             async with asyncio.timeout(_STARTED_WITHIN_S):
                 await eventually(lambda: port_file.exists() and "\n" in port_file.read_text())
             port = port_file.read_text().splitlines()[0]

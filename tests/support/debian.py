@@ -1,4 +1,4 @@
-"""Programs of Debian packages, unpacked into the user's cache folder without an installation."""
+"""Programs of Debian packages, unpacked into the user's cache directory without an installation."""
 
 import fcntl
 import os
@@ -20,32 +20,32 @@ def program(name: str, package: str) -> Path:
 
 
 def unpacked(*packages: str) -> Path:
-    """Return a folder with the files of packages; skip the test if they cannot be downloaded."""
-    folder = _cache() / packages[0]
+    """Return a directory with the files of packages; skip the test if they cannot be downloaded."""
+    directory = _cache() / packages[0]
     for tool in ("apt-get", "dpkg-deb"):
-        if not (folder / "usr").exists() and shutil.which(tool) is None:
+        if not (directory / "usr").exists() and shutil.which(tool) is None:
             pytest.skip(f"without {tool}, Debian's package {packages[0]} can't be had")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may do the same
-        if not (folder / "usr").exists():
-            _unpack(packages, folder)
-    return folder
+        if not (directory / "usr").exists():
+            _unpack(packages, directory)
+    return directory
 
 
-def _unpack(packages: Sequence[str], folder: Path) -> None:
+def _unpack(packages: Sequence[str], directory: Path) -> None:
     got = subprocess.run(
         ["apt-get", "download", "--quiet", *packages],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_WITHIN_S,
+        cwd=directory, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_WITHIN_S,
     )  # fmt: skip
     if got.returncode:
         pytest.skip(f"Debian's packages {' '.join(packages)} can't be downloaded: {got.stderr.strip()}")
-    unfinished = folder / "unfinished"
-    for archive in folder.glob("*.deb"):
+    unfinished = directory / "unfinished"
+    for archive in directory.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", archive, unfinished], check=True)
         archive.unlink()
     for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "usr"):  # last: it says that all are there
-        part.rename(folder / part.name)
+        part.rename(directory / part.name)
 
 
 def _cache() -> Path:

@@ -18,8 +18,8 @@ AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(mil
 @pytest.fixture
 async def daemon() -> AsyncIterator[ScriptedDaemon]:
     # Not tmp_path, whose path can exceed the limit for socket paths.
-    with tempfile.TemporaryDirectory(prefix="milo-") as folder:
-        scripted = ScriptedDaemon(Path(folder) / "d.sock")
+    with tempfile.TemporaryDirectory(prefix="milo-") as directory:
+        scripted = ScriptedDaemon(Path(directory) / "d.sock")
         await scripted.start()
         yield scripted
         await scripted.stop()

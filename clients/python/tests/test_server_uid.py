@@ -50,22 +50,22 @@ async def test_socket_directory_writable_by_others_is_rejected(daemon):
 
 async def test_channel_connects_only_through_the_verified_socket_directory(daemon):
     """Another server under the same path, put there after the check, receives nothing."""
-    folder = daemon.socket.parent
+    directory = daemon.socket.parent
     with tempfile.TemporaryDirectory(prefix="milo-") as elsewhere:
         other = ScriptedDaemon(Path(elsewhere) / "d.sock")
         await other.start()
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="real")]
         with_channel = DiscoveryClient(daemon.address, credentials=OWN)
         with_channel._shared_channel.acquire()  # opened, but gRPC has not connected yet
-        moved = folder.rename(folder.with_name(folder.name + "-moved"))
+        moved = directory.rename(directory.with_name(directory.name + "-moved"))
         try:
-            folder.symlink_to(elsewhere)
+            directory.symlink_to(elsewhere)
             assert (await with_channel.server_info()).mode == "real"
             assert other.requests == []
         finally:
             await with_channel.close()
-            folder.unlink()
-            moved.rename(folder)
+            directory.unlink()
+            moved.rename(directory)
             await other.stop()
 
 

@@ -268,7 +268,7 @@ class _Reader(msgspec.Struct):
             self._wrong("names a file whose path contains a NUL character")
             self._give_up()
         if ".." in Path(file).parts:
-            self._wrong(f"names {file}: relative paths must not leave the kubeconfig's folder; use an absolute path")
+            self._wrong(f"names {file}: relative paths must not leave the kubeconfig's directory; use an absolute path")
             self._give_up()
         return self.path.absolute().parent / file
 

@@ -26,16 +26,16 @@ class InnerSocket:
 
     def bind(self, server: grpc.aio.Server) -> None:
         """Bind the socket. Raises StartError."""
-        folder = _private_folder()
-        path = folder / "s"
+        directory = _private_directory()
+        path = directory / "s"
         try:
             server.add_insecure_port(f"unix:{path}")
             self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except (RuntimeError, OSError) as error:
-            raise StartError(f"can't create a socket in {folder}: {error}") from error
+            raise StartError(f"can't create a socket in {directory}: {error}") from error
         finally:
             path.unlink(missing_ok=True)
-            folder.rmdir()
+            directory.rmdir()
 
     async def connect(self) -> tuple[str, socket.socket]:
         """Return the peer address that gRPC's handlers will see, and the connection. Raises OSError."""
@@ -65,7 +65,7 @@ class InnerSocket:
             self._descriptor = None
 
 
-def _private_folder() -> Path:
+def _private_directory() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="milo-discoveryd-", dir=_MEMORY))
     except OSError:

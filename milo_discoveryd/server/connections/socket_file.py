@@ -45,7 +45,7 @@ class SocketFile:
         Raises StartError. `bind` may raise OSError or RuntimeError.
         """
         path = self._address.path
-        self._prepare_folder(path.parent)
+        self._prepare_directory(path.parent)
         self._take_lock(path)
         self._refuse_foreign(path)
         made = _unused(path)
@@ -108,16 +108,16 @@ class SocketFile:
             return f"belongs to user {found.owner} and group {found.group} instead of the configured ones"
         return None if found.links == 1 else f"has {found.links} hard links"
 
-    def _prepare_folder(self, folder: Path) -> None:
+    def _prepare_directory(self, directory: Path) -> None:
         try:
-            if not folder.exists():
-                folder.mkdir(parents=True)
+            if not directory.exists():
+                directory.mkdir(parents=True)
                 # With the umask, the socket's group could not access the directory.
-                os.chown(folder, -1, -1 if self._address.group is None else self._address.group)
-                folder.chmod(0o750)
+                os.chown(directory, -1, -1 if self._address.group is None else self._address.group)
+                directory.chmod(0o750)
         except OSError as error:
-            raise StartError(f"can't create the socket's directory {folder}: {error.strerror}") from error
-        if (problem := folder_problem(folder)) is not None:
+            raise StartError(f"can't create the socket's directory {directory}: {error.strerror}") from error
+        if (problem := directory_problem(directory)) is not None:
             raise StartError(": ".join(problem))
 
     def _take_lock(self, path: Path) -> None:
@@ -153,22 +153,22 @@ class SocketFile:
             raise StartError(f"{path} exists and is {kind}: remove it, or listen on another path")
 
 
-def folder_problem(folder: Path) -> tuple[str, str] | None:
+def directory_problem(directory: Path) -> tuple[str, str] | None:
     """Return why another user could replace a socket in this directory, and the fix; None if nobody could."""
-    found = folder.lstat()
+    found = directory.lstat()
     how = None
     if stat.S_ISLNK(found.st_mode):
-        return f"the socket's directory {folder} is a symbolic link", f"listen in {folder.resolve()} itself"
+        return f"the socket's directory {directory} is a symbolic link", f"listen in {directory.resolve()} itself"
     if not stat.S_ISDIR(found.st_mode):
-        return f"the socket's directory {folder} is not a directory", "remove it, or listen on another path"
+        return f"the socket's directory {directory} is not a directory", "remove it, or listen on another path"
     if found.st_uid not in (0, os.geteuid()):
         how, fix = f"belongs to user {found.st_uid}, which", "listen in a directory of the daemon's user or of root"
     elif found.st_mode & stat.S_IWOTH:
-        how, fix = "is world-writable, so any user", f"chmod o-w {folder}, or listen in a subdirectory"
+        how, fix = "is world-writable, so any user", f"chmod o-w {directory}, or listen in a subdirectory"
     elif found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX:
         how = f"is writable by group {found.st_gid}, so its members"
-        fix = f"chmod g-w {folder}, or listen in a subdirectory"
-    return None if how is None else (f"the socket's directory {folder} {how} could replace the socket", fix)
+        fix = f"chmod g-w {directory}, or listen in a subdirectory"
+    return None if how is None else (f"the socket's directory {directory} {how} could replace the socket", fix)
 
 
 def _unused(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """Builds of the subscribers under `examples/` and of a program on the Go provider, where their toolchains exist.
 
-Binaries are kept in the user's cache folder.
+Binaries are kept in the user's cache directory.
 """
 
 import fcntl

@@ -22,7 +22,7 @@ def command(request: pytest.FixtureRequest) -> Command:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A temporary folder with a short path, since a socket's path has 107 bytes at most."""
+    """A temporary directory with a short path, since a socket's path has 107 bytes at most."""
     with tempfile.TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 

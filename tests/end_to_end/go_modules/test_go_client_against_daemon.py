@@ -20,8 +20,8 @@ async def test_go_client_test_passes_against_the_daemon(module: str, pytestconfi
     if "multicluster" in module and not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     go = tool("go")
-    with tempfile.TemporaryDirectory(prefix="milo-") as folder:  # short, since a socket's path has 107 bytes at most
-        async with open_workspace(Path(folder)) as workspace:
+    with tempfile.TemporaryDirectory(prefix="milo-") as directory:  # short, since a socket's path has 107 bytes at most
+        async with open_workspace(Path(directory)) as workspace:
             process = await asyncio.create_subprocess_exec(
                 *(go, "test", "-count=1", "-v", "-run", f"^{TEST}$", "."),
                 cwd=ROOT / module,

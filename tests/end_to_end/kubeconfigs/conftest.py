@@ -19,16 +19,16 @@ class Start(Protocol):
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A temporary folder with a short path, since a socket's path has 107 bytes at most."""
+def directory() -> Iterator[Path]:
+    """A temporary directory with a short path, since a socket's path has 107 bytes at most."""
     with tempfile.TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest.fixture
-def start(folder: Path) -> Start:
+def start(directory: Path) -> Start:
     """A function that starts a workspace in which the project alpha is engaged: `async with start(token_life=…)`."""
-    return partial(open_workspace, folder)
+    return partial(open_workspace, directory)
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ async def _run(life_s: float, for_s: float) -> int:
     else:
         click.echo("lifetimes: there is no go command here, so the operators are all in Python", err=True)
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
-        workspace = await stack.enter_async_context(open_workspace(folder, token_life=life_s))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
+        workspace = await stack.enter_async_context(open_workspace(directory, token_life=life_s))
         ends_at = time.time() + for_s
         click.echo(f"lifetimes: at work for {for_s:g} s, with tokens that live for {life_s:g} s")
         fed, asking = Operator("fed", ends_at), Operator("asking", ends_at)

@@ -1,4 +1,4 @@
-"""Programs in other languages that read a kubeconfig, built in the user's cache folder where their toolchains exist."""
+"""Programs in other languages that read a kubeconfig, built in the cache directory where their toolchains exist."""
 
 import hashlib
 import os

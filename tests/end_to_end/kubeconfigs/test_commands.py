@@ -44,7 +44,7 @@ async def test_concurrent_credential_commands_return_the_same_token(start: Start
 async def test_synced_kubeconfig_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
     async with start(token_life=8) as workspace:
         workspace.sandbox.projects.create("beta", ready=True)
-        path = workspace.folder / "clusters"
+        path = workspace.directory / "clusters"
         async with workspace.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)):
             alpha, beta = path / "alpha.kubeconfig", path / "beta.kubeconfig"
             await eventually(lambda: alpha.exists() and beta.exists())
@@ -64,14 +64,14 @@ async def test_synced_kubeconfig_files_are_renewed_and_removed_with_their_cluste
 
 async def test_cli_prints_tokens_only_on_request(start: Start) -> None:
     async with start() as workspace:
-        path = workspace.folder / "clusters"
+        path = workspace.directory / "clusters"
         outputs: list[str] = []
         token = json.loads((await workspace.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
         for arguments in (
             ("kubeconfig", "alpha"),
-            ("kubeconfig", "alpha", "-w", str(workspace.folder / "exec")),
-            ("kubeconfig", "alpha", "--token", "-w", str(workspace.folder / "token")),
-            ("kubeconfig", "alpha", "--merge", "-w", str(workspace.folder / "merged")),
+            ("kubeconfig", "alpha", "-w", str(workspace.directory / "exec")),
+            ("kubeconfig", "alpha", "--token", "-w", str(workspace.directory / "token")),
+            ("kubeconfig", "alpha", "--merge", "-w", str(workspace.directory / "merged")),
             ("sync", "--dir", str(path), "--once"),
             ("list", "-o", "json"),
             ("get", "alpha", "-o", "yaml"),
@@ -83,7 +83,7 @@ async def test_cli_prints_tokens_only_on_request(start: Start) -> None:
             outputs += [outcome.out, outcome.err]
         outputs += [(await workspace.discovery("credential", "--cluster", "alpha")).err, workspace.daemon.output]
         outputs += [(path / "index.json").read_text(), (path / ".milo-discovery.json").read_text()]
-        outputs += [(workspace.folder / name).read_text() for name in ("exec", "merged")]
+        outputs += [(workspace.directory / name).read_text() for name in ("exec", "merged")]
         async with workspace.running(str(COMMANDS / "milo-discovery"), "sync", "--dir", str(path)) as process:
             await eventually((path / "alpha.kubeconfig").exists)
             outputs += _of(workspace, process.pid)

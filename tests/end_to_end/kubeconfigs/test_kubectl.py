@@ -36,7 +36,7 @@ async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_n
 
 async def test_kubeconfig_merge_adds_a_working_context_beside_existing_ones(start: Start, kubectl: str) -> None:
     async with start() as workspace:
-        path = workspace.folder / "config"
+        path = workspace.directory / "config"
         path.write_text("apiVersion: v1\nkind: Config\nclusters:\n- {name: other, cluster: {server: 'https://o'}}\n")
         await workspace.discovery("kubeconfig", "alpha", "--merge", "-w", str(path))
         flags = (f"--kubeconfig={path}", "--context=milo-alpha")
@@ -45,6 +45,6 @@ async def test_kubeconfig_merge_adds_a_working_context_beside_existing_ones(star
 
 async def test_synced_kubeconfig_file_opens_its_control_plane(start: Start, kubectl: str) -> None:
     async with start() as workspace:
-        await workspace.discovery("sync", "--dir", str(workspace.folder / "clusters"), "--once")
-        path = workspace.folder / "clusters" / "alpha.kubeconfig"
+        await workspace.discovery("sync", "--dir", str(workspace.directory / "clusters"), "--once")
+        path = workspace.directory / "clusters" / "alpha.kubeconfig"
         assert (await workspace.run(kubectl, f"--kubeconfig={path}", "get", "namespaces")).status == 0

@@ -28,9 +28,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A running sandbox and daemon, and the folder of their files."""
+    """A running sandbox and daemon, and the directory of their files."""
 
-    folder: Path
+    directory: Path
     sandbox: Sandbox
     daemon: DaemonProcess
     refused: list[str]
@@ -46,7 +46,7 @@ class Workspace:
     @asynccontextmanager
     async def running(self, program: str, *arguments: str) -> AsyncIterator[Process]:
         environ = {
-            "HOME": str(self.folder),
+            "HOME": str(self.directory),
             "PATH": f"{COMMANDS}:{os.environ['PATH']}",
             "MILO_DISCOVERY_ADDRESS": self.address,
         }
@@ -76,20 +76,20 @@ class Workspace:
         return self.sandbox.tokens.claims(token).exp <= time.time()
 
     async def kubeconfig(self, *arguments: str, name: str = "alpha") -> Path:
-        path = self.folder / "-".join(["kubeconfig", name, *arguments])
+        path = self.directory / "-".join(["kubeconfig", name, *arguments])
         await self.discovery("kubeconfig", name, *arguments, "-w", str(path))
         return path
 
 
 @asynccontextmanager
-async def open_workspace(folder: Path, *, token_life: float = 600.0, **settings: object) -> AsyncIterator[Workspace]:
+async def open_workspace(directory: Path, *, token_life: float = 600.0, **settings: object) -> AsyncIterator[Workspace]:
     """Start a sandbox and a daemon with these settings; the project alpha is engaged."""
     async with Sandbox(seed=1, token_life=token_life) as sandbox:
         refused = _watched(sandbox)
         sandbox.projects.create("alpha", ready=True)
-        address, upstream = f"unix://{folder}/d.sock", sandbox.write_kubeconfig(folder / "upstream")
+        address, upstream = f"unix://{directory}/d.sock", sandbox.write_kubeconfig(directory / "upstream")
         source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-        config = folder / "config.yaml"
+        config = directory / "config.yaml"
         config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}, **settings}))
         arguments = (
             "--config",
@@ -106,7 +106,7 @@ async def open_workspace(folder: Path, *, token_life: float = 600.0, **settings:
             async with DiscoveryClient(address) as client, client.watch() as watch:
                 await watch.synced()
                 assert "alpha" in watch.clusters
-            yield Workspace(folder, sandbox, daemon, refused)
+            yield Workspace(directory, sandbox, daemon, refused)
 
 
 def _watched(sandbox: Sandbox) -> list[str]:

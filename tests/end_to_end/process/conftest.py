@@ -16,13 +16,13 @@ from tests.end_to_end.process.streams import Stream
 
 
 class Workspace:
-    """A folder with a sandbox's kubeconfig, in which daemons are started."""
+    """A directory with a sandbox's kubeconfig, in which daemons are started."""
 
-    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, sandbox: Sandbox) -> None:
+        self.directory = directory
         self.sandbox = sandbox
-        self.kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
-        self.socket = folder / "discovery.sock"
+        self.kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
+        self.socket = directory / "discovery.sock"
         self.address = f"unix://{self.socket}"
 
     def daemon(
@@ -40,7 +40,7 @@ class Workspace:
             "connectivity": {"interval": "off"},  # probe results would come between the events of a test
             **settings,
         }
-        config = self.folder / "config.yaml"
+        config = self.directory / "config.yaml"
         config.write_text(yaml.safe_dump(given))
         arguments = ("--config", str(config), *flags)
         return DaemonProcess(given["listen"][0], *arguments, environ=environ, descriptors=descriptors)
@@ -58,13 +58,13 @@ class Workspace:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A temporary folder with a short path, since a socket's path has 107 characters at most."""
+def directory() -> Iterator[Path]:
+    """A temporary directory with a short path, since a socket's path has 107 characters at most."""
     with TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest.fixture
-async def workspace(folder: Path) -> AsyncIterator[Workspace]:
+async def workspace(directory: Path) -> AsyncIterator[Workspace]:
     async with Sandbox() as sandbox:
-        yield Workspace(folder, sandbox)
+        yield Workspace(directory, sandbox)

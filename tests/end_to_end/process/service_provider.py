@@ -25,25 +25,25 @@ class ServiceProvider:
 
     def daemon(self, drain_s: int = 300, **settings: Any) -> DaemonProcess:
         """Return a daemon for the service, whose kubeconfigs have a token of the sandbox's administrator."""
-        folder, sandbox = self.workspace.folder, self.workspace.sandbox
-        (folder / "provider").write_bytes(self.kubeconfig)
-        (folder / "token").write_text(sandbox.token())
+        directory, sandbox = self.workspace.directory, self.workspace.sandbox
+        (directory / "provider").write_bytes(self.kubeconfig)
+        (directory / "token").write_text(sandbox.token())
         source = {
             "name": "dns",
             "kind": "service-consumer",
-            "discovery_kubeconfig": str(folder / "provider"),
+            "discovery_kubeconfig": str(directory / "provider"),
             "project_kubeconfig": str(self.workspace.kubeconfig),
             "settings": {"services": [SERVICE], "drain": drain_s},
         }
         config = {
             "sources": [source],
-            "kubeconfigs": {"sources": [{"name": "token", "type": "token-file", "path": str(folder / "token")}]},
+            "kubeconfigs": {"sources": [{"name": "token", "type": "token-file", "path": str(directory / "token")}]},
             "listen": [self.workspace.address],
             "http_listen": "off",
             "connectivity": {"interval": "off"},
             **settings,
         }
-        file = folder / "config.yaml"
+        file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         return DaemonProcess(self.workspace.address, "--config", str(file))
 

@@ -11,10 +11,10 @@ from subprocess import run
 
 import pytest
 
-from tests.end_to_end.process.conftest import folder
+from tests.end_to_end.process.conftest import directory
 from tests.support.eventually import LIMIT_S
 
-__all__ = ["folder"]
+__all__ = ["directory"]
 
 KUBECONFIG = """\
 apiVersion: v1
@@ -71,22 +71,24 @@ def line(prefix: str) -> str:
     ],
     ids=lambda text: re.sub(r"\W+", "-", text).strip("-")[-40:] if isinstance(text, str) else None,
 )  # fmt: skip
-async def test_invalid_input_prints_a_one_line_error(folder: Path, command: str, settings: str, printed: str) -> None:
-    (folder / "kubeconfig").write_text(KUBECONFIG)
-    (folder / "settings.yaml").write_text(settings)
+async def test_invalid_input_prints_a_one_line_error(
+    directory: Path, command: str, settings: str, printed: str
+) -> None:
+    (directory / "kubeconfig").write_text(KUBECONFIG)
+    (directory / "settings.yaml").write_text(settings)
     environ = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": "kubeconfig",
         "MILO_DISCOVERYD_HTTP_LISTEN": "off",
     }
     if "--listen" not in command and "listen:" not in settings:
-        environ["MILO_DISCOVERYD_LISTEN"] = f"unix://{folder}/daemon/d.sock"
+        environ["MILO_DISCOVERYD_LISTEN"] = f"unix://{directory}/daemon/d.sock"
     if command.startswith("MILO_"):
         name, _, value = command.partition("=")
         environ[name], command = value, f"{DAEMON} run"
     process = await asyncio.create_subprocess_exec(
         *(word.replace("+", " ") for word in command.split()),
-        cwd=folder,
+        cwd=directory,
         env=environ,
         stdin=DEVNULL,
         stdout=PIPE,

@@ -195,7 +195,7 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
 
 def token_source(workspace: Workspace) -> dict[str, Any]:
     workspace.sandbox.add_service_account("milo", ACCOUNT)
-    kubeconfig = workspace.folder / "infrastructure"
+    kubeconfig = workspace.directory / "infrastructure"
     kubeconfig.write_text(json.dumps(workspace.sandbox.infrastructure_kubeconfig()))
     source = {"name": "tokens", "type": "token-request", "kubeconfig": str(kubeconfig)}
     return source | {"namespace": "milo", "service_account": ACCOUNT, "audiences": ["milo"]}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.debian import unpacked
 from tests.support.eventually import LIMIT_S
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]
 
 PROMPT = "ready> "
 

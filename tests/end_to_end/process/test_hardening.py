@@ -63,7 +63,7 @@ def test_process_memory_is_unreadable_for_other_processes_of_its_user() -> None:
 
 
 async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables(workspace: Workspace) -> None:
-    keys = workspace.folder / "keys"
+    keys = workspace.directory / "keys"
     misleading = {"SSLKEYLOGFILE": str(keys), "GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug", "PYTHONINSPECT": "1"}
     async with workspace.daemon(environ=misleading) as daemon:
         await daemon.start()
@@ -76,7 +76,7 @@ async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables
     assert "Max core file size        0                    0" in limits
     assert not keys.exists()
     assert "handshake" not in daemon.output
-    assert [path.name for path in workspace.folder.iterdir() if path.name.startswith("core")] == []
+    assert [path.name for path in workspace.directory.iterdir() if path.name.startswith("core")] == []
 
 
 def test_process_hardening_does_not_report_variables_set_by_the_image() -> None:

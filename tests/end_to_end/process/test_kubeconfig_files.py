@@ -21,12 +21,12 @@ _WITHIN_S = 60.0
 
 
 class Files:
-    """A folder of kubeconfigs, and a daemon that follows it."""
+    """A directory of kubeconfigs, and a daemon that follows it."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.folder = workspace.folder / "clusters"
-        self.folder.mkdir()
+        self.directory = workspace.directory / "clusters"
+        self.directory.mkdir()
 
     def config(self, project: str, subject: str = "operator") -> dict[str, Any]:
         sandbox = self.workspace.sandbox
@@ -35,7 +35,7 @@ class Files:
         return sandbox.kubeconfig(project=project, token=sandbox.token(subject))
 
     def put(self, name: str, project: str = "", subject: str = "operator") -> None:
-        write(self.folder / name, self.config(project or name.partition(".")[0], subject))
+        write(self.directory / name, self.config(project or name.partition(".")[0], subject))
 
     def daemon(self, kind: str, path: Path, **settings: Any) -> DaemonProcess:
         source = {"name": "files", "kind": kind, "settings": {"path": str(path)}}
@@ -47,7 +47,7 @@ class Files:
             "connectivity": {"interval": "off"},
             **settings,
         }
-        file = self.workspace.folder / "config.yaml"
+        file = self.workspace.directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         return DaemonProcess(self.workspace.address, "--config", str(file))
 
@@ -87,14 +87,14 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
     files.put("beta", "beta")
     files.put(".hidden", "hidden")
     files.put("gamma.tmp", "gamma")
-    (files.folder / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
+    (files.directory / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
+    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
         assert set(watch.clusters) == {"alpha", "beta"}
         assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
         assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
         files.put("broken.yaml", "broken")
         await until(watch, lambda seen: "broken" in seen.clusters)
-        (files.folder / "beta").unlink()
+        (files.directory / "beta").unlink()
         await until(watch, lambda seen: "beta" not in seen.clusters)
         report = await client.get("beta")
         assert report.engagement.reason.name == "DELETED"
@@ -103,7 +103,7 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
 async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files: Files) -> None:
     files.put("alpha")
     async with (
-        following(files, "kubeconfig-directory", files.folder) as watch,
+        following(files, "kubeconfig-directory", files.directory) as watch,
         files.workspace.client() as client,
         client.watch(include_kubeconfigs=True) as kubeconfigs,
     ):
@@ -121,7 +121,7 @@ async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files:
 
 async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Files) -> None:
     files.put("alpha", "shop")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
+    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
         before = watch.clusters["alpha"]
         files.put("alpha", "bank")
         await until(watch, lambda seen: seen.clusters["alpha"].incarnation != before.incarnation)
@@ -134,8 +134,8 @@ async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Fi
 async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(files: Files, content: bytes) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
-        (files.folder / "alpha").write_bytes(content)
+    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+        (files.directory / "alpha").write_bytes(content)
         files.put("later")
         await until(watch, lambda seen: "later" in seen.clusters)
         report = await client.get("alpha")
@@ -146,11 +146,11 @@ async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(f
 async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
-        moved = files.folder.rename(files.workspace.folder / "moved")
+    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+        moved = files.directory.rename(files.workspace.directory / "moved")
         await source_is(client, SourceState.STALE, "FileNotFound")
         assert set(watch.clusters) == {"alpha", "beta"}
-        moved.rename(files.folder)
+        moved.rename(files.directory)
         await source_is(client, SourceState.STREAMING, "")
         files.put("gamma")
         await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
@@ -160,8 +160,8 @@ async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None
     names = {f"cluster-{number}" for number in range(30)}
     for name in names:
         files.put(name, "shop")
-    async with following(files, "kubeconfig-directory", files.folder) as watch, files.workspace.client() as client:
-        for each in files.folder.iterdir():
+    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+        for each in files.directory.iterdir():
             each.unlink()
         await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
         assert set(watch.clusters) == names
@@ -171,49 +171,49 @@ async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -
     """A Secret volume: files are links into `..data`, which is a link that is replaced by a rename."""
 
     def publish(version: str, *names: str) -> None:
-        data = files.folder / f"..{version}"
+        data = files.directory / f"..{version}"
         data.mkdir()
         for name in names:
             write(data / name, files.config(name))
-            link = files.folder / name
+            link = files.directory / name
             if not link.is_symlink():
                 link.symlink_to(f"..data/{name}")
-        new = files.folder / "..data_tmp"
+        new = files.directory / "..data_tmp"
         new.symlink_to(data.name)
-        new.rename(files.folder / "..data")
+        new.rename(files.directory / "..data")
 
     publish("1", "alpha", "beta")
-    async with following(files, "kubeconfig-directory", files.folder) as watch:
+    async with following(files, "kubeconfig-directory", files.directory) as watch:
         assert set(watch.clusters) == {"alpha", "beta"}
         publish("2", "alpha", "beta", "gamma")
-        shutil.rmtree(files.folder / "..1")
+        shutil.rmtree(files.directory / "..1")
         await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
 
 
 async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory_is_missing(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    stored = files.workspace.folder / "state"
+    stored = files.workspace.directory / "state"
     state = {"state_directory": str(stored)}
-    async with following(files, "kubeconfig-directory", files.folder, **state) as watch:
+    async with following(files, "kubeconfig-directory", files.directory, **state) as watch:
         before = dict(watch.clusters)
         await eventually(lambda: list(stored.glob("*.state")), within_s=_WITHIN_S)
-    moved = files.folder.rename(files.workspace.folder / "moved")
+    moved = files.directory.rename(files.workspace.directory / "moved")
     async with (
-        following(files, "kubeconfig-directory", files.folder, **state) as watch,
+        following(files, "kubeconfig-directory", files.directory, **state) as watch,
         files.workspace.client() as client,
     ):
         assert {name: each.uid for name, each in watch.clusters.items()} == {
             name: each.uid for name, each in before.items()
         }
         await source_is(client, SourceState.STALE, "FileNotFound")
-        moved.rename(files.folder)
+        moved.rename(files.directory)
         await source_is(client, SourceState.STREAMING, "")
         assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
 
 
 async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(files: Files) -> None:
-    kubeconfig = files.workspace.folder / "config"
+    kubeconfig = files.workspace.directory / "config"
     merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "production"}
 
     def save(*names: str) -> None:

@@ -19,18 +19,18 @@ RULES = [
 
 async def test_listeners_identify_their_callers_and_apply_their_rules(workspace: Workspace) -> None:
     authority = Authority()
-    certificate, key = authority.server().write(workspace.folder, "server")
-    ours, our_key = authority.issue(SPIFFE).write(workspace.folder, "operator")
-    nobodys, nobodys_key = authority.issue(*LOOPBACK).write(workspace.folder, "nobody")
-    ca = workspace.folder / "ca.crt"
+    certificate, key = authority.server().write(workspace.directory, "server")
+    ours, our_key = authority.issue(SPIFFE).write(workspace.directory, "operator")
+    nobodys, nobodys_key = authority.issue(*LOOPBACK).write(workspace.directory, "nobody")
+    ca = workspace.directory / "ca.crt"
     ca.write_bytes(authority.pem)
-    token = workspace.folder / "token"
+    token = workspace.directory / "token"
     token.write_text(workspace.sandbox.token(OPERATOR, audiences=["milo-discovery"]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         network = f"127.0.0.1:{free.getsockname()[1]}"
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(ca)}
     listen = [
-        {"name": "peers", "address": f"unix://{workspace.folder}/peers.sock", "peer_credentials": True},
+        {"name": "peers", "address": f"unix://{workspace.directory}/peers.sock", "peer_credentials": True},
         {"name": "net", "address": network, "tls": tls, "tokens": True},
         {"name": "tokens", "address": workspace.address, "tokens": True},
     ]
@@ -45,7 +45,7 @@ async def test_listeners_identify_their_callers_and_apply_their_rules(workspace:
             async with DiscoveryClient(address, credentials=ClientCredentials(**files)) as client:  # type: ignore[arg-type]
                 return [cluster.name for cluster in await client.list()]
 
-        assert await seen(f"unix://{workspace.folder}/peers.sock") == ["alpha"]
+        assert await seen(f"unix://{workspace.directory}/peers.sock") == ["alpha"]
         assert await seen(network, ca_file=ca, certificate_file=ours, key_file=our_key) == ["beta"]
         nobody = {"ca_file": ca, "certificate_file": nobodys, "key_file": nobodys_key}
         assert await refused(seen(network, **nobody)) is PermissionDenied

@@ -22,7 +22,7 @@ CHANGES = 1_500
 @asynccontextmanager
 async def running(workspace: Workspace, stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:
     workspace.daemon(log={"level": "debug", "format": "json"})  # write the configuration
-    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.folder / "config.yaml"))
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.directory / "config.yaml"))
     process = await asyncio.create_subprocess_exec(*command, stdout=stderr, stderr=stderr)
     try:
         async with asyncio.timeout(STARTED_WITHIN_S):
@@ -74,7 +74,7 @@ def catches_sigterm(pid: int) -> bool:
 async def test_sigterm_during_startup_ends_the_daemon(workspace: Workspace) -> None:
     """As process 1 of a container, it would ignore a signal without a handler."""
     workspace.daemon()
-    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.folder / "config.yaml"))
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.directory / "config.yaml"))
     process = await asyncio.create_subprocess_exec(*command)
     try:
         await eventually(lambda: catches_sigterm(process.pid), within_s=STARTED_WITHIN_S)
@@ -91,7 +91,7 @@ async def test_sigterm_during_startup_ends_the_daemon(workspace: Workspace) -> N
 @pytest.mark.parametrize("lines", range(1, 9))
 async def test_check_exits_without_a_traceback_when_its_stdout_pipe_closes(workspace: Workspace, lines: int) -> None:
     workspace.daemon()  # write the configuration
-    command = (sys.executable, "-m", "milo_discoveryd", "check", "--config", str(workspace.folder / "config.yaml"))
+    command = (sys.executable, "-m", "milo_discoveryd", "check", "--config", str(workspace.directory / "config.yaml"))
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(*command, stdout=writing, stderr=asyncio.subprocess.PIPE)
     os.close(writing)
@@ -108,7 +108,7 @@ async def test_check_exits_without_a_traceback_when_its_stdout_pipe_closes(works
 async def test_full_disk_on_stdout_prints_a_one_line_error(workspace: Workspace, command: str) -> None:
     workspace.daemon()  # write the configuration
     program, *words = command.split()
-    environ = {**os.environ, "MILO_DISCOVERYD_CONFIG": str(workspace.folder / "config.yaml")}
+    environ = {**os.environ, "MILO_DISCOVERYD_CONFIG": str(workspace.directory / "config.yaml")}
     full = os.open("/dev/full", os.O_WRONLY)
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name(program), *words, stdout=full, stderr=asyncio.subprocess.PIPE, env=environ
@@ -117,3 +117,17 @@ async def test_full_disk_on_stdout_prints_a_one_line_error(workspace: Workspace,
     _, errors = await process.communicate()
     assert errors.decode() == f"{program}: cannot write to stdout: No space left on device\n"
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("program", ["milo_discovery", "milo_discoveryd"])
+async def test_interrupt_during_the_imports_prints_nothing(program: str, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", program, "--help"),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(ENDED_WITHIN_S):
+        assert await process.communicate() == (b"", b"")
+    assert process.returncode == 130

@@ -33,7 +33,7 @@ async def following(
             inside = inside[int(step) if step.isdecimal() else step]
         inside[last] = value
     workspace.kubeconfig.write_text(json.dumps(kubeconfig))
-    file = workspace.folder / "config.yaml"
+    file = workspace.directory / "config.yaml"
     given = {"discovery_kubeconfig": str(workspace.kubeconfig), "listen": [workspace.address], "http_listen": "off"}
     file.write_text(yaml.safe_dump({**config, **given, "connectivity": {"interval": "1s"}}))
     async with DaemonProcess(workspace.address, "--config", str(file)) as daemon:
@@ -80,9 +80,9 @@ async def test_kcp_workspaces_are_clusters_at_paths_of_one_host(workspace: Works
     sandbox.kcp.create("alpha")
     sandbox.kcp.create("beta")
     sandbox.kcp.create("gamma", phase="Initializing")
-    token = workspace.folder / "token"
+    token = workspace.directory / "token"
     token.write_text(sandbox.token())
-    authorities = workspace.folder / "ca.pem"
+    authorities = workspace.directory / "ca.pem"
     authorities.write_bytes(sandbox.ca_pem)
     changes: dict[str, Any] = {
         "declarative__ca_file": str(authorities),

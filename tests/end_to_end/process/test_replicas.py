@@ -26,7 +26,7 @@ class Replica:
     def __init__(self, workspace: Workspace, source: Mapping[str, Any], name: str, **settings: Any) -> None:
         self._workspace = workspace
         self._source = source
-        self._folder = workspace.folder / name
+        self._directory = workspace.directory / name
         self._settings = settings
         self.proxy = TcpProxy(workspace.sandbox.port)
 
@@ -34,8 +34,8 @@ class Replica:
     async def running(self) -> AsyncIterator["Replica"]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.proxy)
-            self._folder.mkdir()
-            address = f"unix://{self._folder}/discovery.sock"
+            self._directory.mkdir()
+            address = f"unix://{self._directory}/discovery.sock"
             source = {**self._source, "kubeconfig": str(self._rerouted(Path(self._source["kubeconfig"])))}
             settings = {
                 "discovery_kubeconfig": str(self._rerouted(self._workspace.kubeconfig)),
@@ -46,11 +46,11 @@ class Replica:
                 "removals": {"hold_not_ready": False},
                 **self._settings,
             }
-            config = self._folder / "config.yaml"
+            config = self._directory / "config.yaml"
             config.write_text(yaml.safe_dump(settings))
             self.daemon = await stack.enter_async_context(DaemonProcess(address, "--config", str(config)))
             await self.daemon.start()
-            self.recorder = Recorder(self._folder.name, address, with_kubeconfigs=True)
+            self.recorder = Recorder(self._directory.name, address, with_kubeconfigs=True)
             task = asyncio.create_task(self.recorder.run())
             stack.callback(task.cancel)
             yield self
@@ -58,7 +58,7 @@ class Replica:
     def _rerouted(self, kubeconfig: Path) -> Path:
         """Return a copy of a kubeconfig with the address of the replica's own connection."""
         text = kubeconfig.read_text()
-        path = self._folder / kubeconfig.name
+        path = self._directory / kubeconfig.name
         path.write_text(text.replace(f":{self._workspace.sandbox.port}", f":{self.proxy.port}"))
         return path
 

@@ -52,7 +52,7 @@ async def end(daemon: DaemonProcess, how: signal.Signals) -> None:
 async def test_resuming_subscriber_is_served_while_removals_are_held_after_a_restore(
     workspace: Workspace, how: signal.Signals
 ) -> None:
-    projects, state = workspace.sandbox.projects, workspace.folder / "state"
+    projects, state = workspace.sandbox.projects, workspace.directory / "state"
     for name in ("alpha", "beta"):
         projects.create(name, ready=True)
     backup = workspace.sandbox.snapshot()

@@ -25,7 +25,7 @@ async def events(stream: Stream) -> list[str]:
 @pytest.mark.parametrize("mode", ["project", "project-control-plane"])
 async def test_rules_identify_process_users_and_are_reloaded_during_streams(workspace: Workspace, mode: str) -> None:
     first, second, third = workspace.sandbox.populate(3)
-    audit = workspace.folder / "audit.jsonl"
+    audit = workspace.directory / "audit.jsonl"
     ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}
     settings = {
         "mode": mode,
@@ -34,7 +34,7 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
     }
     daemon = workspace.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])
     daemon.address = workspace.address
-    config = workspace.folder / "config.yaml"
+    config = workspace.directory / "config.yaml"
 
     def says(*rules: object) -> None:
         written = yaml.safe_load(config.read_text()) | {"rights": list(rules)}
@@ -52,7 +52,7 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
 
             says({**ours, "clusters": "som"})
             await daemon.wait_for_output("configuration rejected")
-            moved = audit.rename(workspace.folder / "audit.1")
+            moved = audit.rename(workspace.directory / "audit.1")
             says({**ours, "clusters": {"names": [first]}})
             daemon.signal(signal.SIGHUP)
             assert sorted(await events(stream)) == sorted(

@@ -51,7 +51,7 @@ class Fleet:
         self.workspace = workspace
         self.sandbox = workspace.sandbox
         self.store = self.sandbox.garden.api.store
-        self.kubeconfig = workspace.folder / "garden.kubeconfig"
+        self.kubeconfig = workspace.directory / "garden.kubeconfig"
         self.may(EVERYTHING)
 
     def may(self, *rules: Rule) -> None:
@@ -158,7 +158,7 @@ async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(flee
 
 
 async def test_secret_that_changed_while_the_daemon_was_down_updates_its_cluster(fleet: Fleet) -> None:
-    stored = fleet.workspace.folder / "state"
+    stored = fleet.workspace.directory / "state"
     state = {"state_directory": str(stored)}
     async with following(fleet, **state) as (_, watch):
         before = dict(watch.clusters)
@@ -204,7 +204,7 @@ async def test_check_verifies_rights_on_cluster_objects_and_referenced_secrets(f
             "milo_discoveryd",
             "check",
             "--config",
-            f"{fleet.workspace.folder}/config.yaml",
+            f"{fleet.workspace.directory}/config.yaml",
         )
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         async with asyncio.timeout(_WITHIN_S):

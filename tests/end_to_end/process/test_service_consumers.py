@@ -99,7 +99,7 @@ async def test_operator_cleans_up_after_a_deactivation_while_the_pod_was_down(
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")
-    async with provider.daemon(state_directory=str(workspace.folder / "state")) as daemon:
+    async with provider.daemon(state_directory=str(workspace.directory / "state")) as daemon:
         await daemon.start()
         async with workspace.client() as client, client.watch(confirm_releases=True) as watch:
             await next_event(watch, EventType.ENGAGED)

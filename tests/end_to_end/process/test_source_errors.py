@@ -27,16 +27,16 @@ async def first_status(stream: Stream, state: "pb.SourceStatus.State.ValueType")
 
 
 def written(workspace: Workspace, document: dict[str, Any]) -> str:
-    path: Path = workspace.folder / "other-kubeconfig"
+    path: Path = workspace.directory / "other-kubeconfig"
     path.write_text(yaml.safe_dump(document))
     return str(path)
 
 
 async def test_untrusted_ca_is_reported_as_tls_failed(workspace: Workspace) -> None:
-    (workspace.folder / "ca.pem").write_bytes(issue_identity("127.0.0.1").ca_pem)
+    (workspace.directory / "ca.pem").write_bytes(issue_identity("127.0.0.1").ca_pem)
     document = workspace.sandbox.kubeconfig()
     del document["clusters"][0]["cluster"]["certificate-authority-data"]
-    document["clusters"][0]["cluster"]["certificate-authority"] = str(workspace.folder / "ca.pem")
+    document["clusters"][0]["cluster"]["certificate-authority"] = str(workspace.directory / "ca.pem")
     async with workspace.daemon(discovery_kubeconfig=written(workspace, document)) as daemon:
         await daemon.start()
         async with workspace.stream() as stream:

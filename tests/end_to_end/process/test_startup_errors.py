@@ -53,25 +53,25 @@ async def test_startup_error_names_invalid_environment_variable(workspace: Works
     assert "MILO_DISCOVERYD_MODES: is not a setting" in line
 
 
-async def test_startup_error_names_missing_settings_file(folder: Path) -> None:
-    [line] = await refusal(DaemonProcess("", "--config", str(folder / "none.yaml")))
-    assert f"{folder / 'none.yaml'}" in line
+async def test_startup_error_names_missing_settings_file(directory: Path) -> None:
+    [line] = await refusal(DaemonProcess("", "--config", str(directory / "none.yaml")))
+    assert f"{directory / 'none.yaml'}" in line
     assert "No such file" in line
 
 
 async def test_too_long_socket_path_is_rejected(workspace: Workspace) -> None:
-    long = workspace.folder / ("s" * 120)
+    long = workspace.directory / ("s" * 120)
     [line] = await refusal(workspace.daemon(listen=[f"unix://{long}"]))
     assert "107" in line
     assert "key listen" in line
 
 
 async def test_world_writable_socket_directory_is_rejected(workspace: Workspace) -> None:
-    folder = workspace.folder / "open"
-    folder.mkdir()
-    folder.chmod(0o777)
-    [line] = await refusal(workspace.daemon(listen=[f"unix://{folder}/d.sock"]))
-    assert f"chmod o-w {folder}" in line
+    directory = workspace.directory / "open"
+    directory.mkdir()
+    directory.chmod(0o777)
+    [line] = await refusal(workspace.daemon(listen=[f"unix://{directory}/d.sock"]))
+    assert f"chmod o-w {directory}" in line
 
 
 async def test_regular_file_at_socket_path_is_rejected_and_kept(workspace: Workspace) -> None:
@@ -92,7 +92,7 @@ async def test_regular_file_at_socket_path_is_rejected_and_kept(workspace: Works
     ids=["missing", "not-yaml", "text", "no-context"],
 )
 async def test_startup_error_names_unusable_kubeconfig(workspace: Workspace, content: str | None, words: str) -> None:
-    path = workspace.folder / "other"
+    path = workspace.directory / "other"
     if content is not None:
         path.write_text(content)
     [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(path)))
@@ -101,8 +101,8 @@ async def test_startup_error_names_unusable_kubeconfig(workspace: Workspace, con
 
 
 async def test_startup_error_names_directory_as_kubeconfig(workspace: Workspace) -> None:
-    [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(workspace.folder)))
-    assert str(workspace.folder) in line
+    [line] = await refusal(workspace.daemon(discovery_kubeconfig=str(workspace.directory)))
+    assert str(workspace.directory) in line
 
 
 async def test_startup_error_names_missing_kubeconfig_outside_a_cluster(workspace: Workspace) -> None:

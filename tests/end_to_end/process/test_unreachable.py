@@ -52,7 +52,7 @@ async def test_unreachable_cluster_is_engaged_after_restart_until_its_timeout_ex
     for name in ("alpha", "beta", "gamma"):
         workspace.sandbox.projects.create(name, ready=True)
     workspace.sandbox.faults.unreachable("beta")
-    state = workspace.folder / "state"
+    state = workspace.directory / "state"
     state.mkdir(mode=0o700)
     probing = {"interval": "1s", "unreachable_after": "0s", "disengage_unreachable_after": "1s"}
     async with (

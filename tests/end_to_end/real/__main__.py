@@ -85,10 +85,10 @@ async def _parity() -> int:
 async def _record() -> None:
     found = await asyncio.to_thread(programs, say_to_stderr)
     with TemporaryDirectory(prefix="milo-record-") as name:
-        folder = Path(name)
-        async with RealServers(found, folder) as servers:
+        directory = Path(name)
+        async with RealServers(found, directory) as servers:
             for mode in MODES:
-                recorded = {each: await record(each, mode, servers, folder) for each in CONVERSATIONS}
+                recorded = {each: await record(each, mode, servers, directory) for each in CONVERSATIONS}
                 say_to_stderr(f"{mode}: {len(recorded)} conversations in {transcripts.write(mode, recorded)}")
 
 

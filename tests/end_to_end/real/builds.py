@@ -1,7 +1,7 @@
-"""Builds of the servers from published Go modules, into the user's cache folder.
+"""Builds of the servers from published Go modules, into the user's cache directory.
 
 This repository has none of their code: a go.mod names modules and versions, and the go command downloads them. The
-cache folder of a program is named by its version and its definition, so that a change of either builds it again.
+cache directory of a program is named by its version and its definition, so that a change of either builds it again.
 """
 
 import contextlib
@@ -43,21 +43,21 @@ class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     module: str
     package: str
-    definition: Path  # the folder of its go.mod
+    definition: Path  # the directory of its go.mod
     link: str = "-s -w"
 
     @property
     def title(self) -> str:
         return f"{self.name} {self.version}"
 
-    def folder(self) -> Path:
+    def directory(self) -> Path:
         digest = hashlib.sha256(self.link.encode())
         for path in sorted(self.definition.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        return cache_folder() / f"{self.name}-{self.version}-{digest.hexdigest()[:8]}"
+        return cache_directory() / f"{self.name}-{self.version}-{digest.hexdigest()[:8]}"
 
     def binary(self) -> Path:
-        return self.folder() / self.name
+        return self.directory() / self.name
 
 
 ETCD = GoProgram(
@@ -106,7 +106,7 @@ PEER = GoProgram(
 )
 
 
-def cache_folder() -> Path:
+def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "real"
 
 
@@ -125,14 +125,14 @@ def obtain(program: GoProgram, say: Say) -> Path:
     if binary.exists():
         return binary
     go = go_command()
-    with _alone(program.folder()):
+    with _alone(program.directory()):
         if not binary.exists():  # another process may have built it meanwhile
             _build(go, program, say)
     return binary
 
 
-def source_folder(program: GoProgram) -> Path:
-    """Return the folder of a module's sources in the module cache, downloading them if they are missing."""
+def source_directory(program: GoProgram) -> Path:
+    """Return the directory of a module's sources in the module cache, downloading them if they are missing."""
     download = subprocess.run(
         [go_command(), "mod", "download", "-json", f"{program.module}@{program.version}"],
         cwd=program.definition.parent,  # outside of any module
@@ -155,7 +155,7 @@ def module_version(binary: Path, module: str) -> str | None:
 
 def _build(go: str, program: GoProgram, say: Say) -> None:
     # The build uses a copy, since the go command changes go.mod and go.sum.
-    module = program.folder() / "module"
+    module = program.directory() / "module"
     shutil.copytree(program.definition, module, dirs_exist_ok=True)
     begun = time.monotonic()
     say(f"{program.title}: building from {program.module} (cold: minutes)")
@@ -210,10 +210,10 @@ def _spell(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(directory: Path) -> Iterator[None]:
     """Hold a lock across processes, so that one builds at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -88,8 +88,8 @@ async def runs_on_real_servers(
     request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ScenarioRuns]:
     """Run scenarios on real servers; those of one mode have no streaming lists, so the daemon uses pages there."""
-    folder = tmp_path_factory.mktemp("servers-of-scenario-runs")
-    async with RealServers(built, folder, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
+    directory = tmp_path_factory.mktemp("servers-of-scenario-runs")
+    async with RealServers(built, directory, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
         made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
         yield made
         await made.close()
@@ -102,32 +102,32 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A temporary folder with a short path, since a socket's path has 107 characters at most."""
+def directory() -> Iterator[Path]:
+    """A temporary directory with a short path, since a socket's path has 107 characters at most."""
     with TemporaryDirectory(prefix="milo-") as name:
         yield Path(name)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+async def server(servers: RealServers, mode: Mode, directory: Path) -> AsyncIterator[RealApi]:
     """A running server without objects."""
-    async with servers.acquire(mode, folder) as server:
+    async with servers.acquire(mode, directory) as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+async def platform(servers: RealServers, directory: Path) -> AsyncIterator[RealApi]:
     """An API server whose objects are clusters, in NAMESPACE."""
-    (folder / "platform").mkdir()
-    async with servers.acquire("project-control-plane", folder / "platform") as server:
+    (directory / "platform").mkdir()
+    async with servers.acquire("project-control-plane", directory / "platform") as server:
         async with server.api() as api:
             await api.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def workload(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+async def workload(servers: RealServers, directory: Path) -> AsyncIterator[RealApi]:
     """The API server of such a cluster."""
-    (folder / "workload").mkdir()
-    async with servers.acquire("project", folder / "workload") as server:
+    (directory / "workload").mkdir()
+    async with servers.acquire("project", directory / "workload") as server:
         yield server

@@ -30,11 +30,11 @@ def disengaged(name: str, reason: Reason) -> Expected:
 
 
 class DaemonObserver:
-    def __init__(self, server: RealApi, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
+    def __init__(self, server: RealApi, directory: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
         self._server = server
-        self._folder = folder
-        socket = f"unix://{folder / 'discovery.sock'}"
-        config = folder / "config.yaml"
+        self._directory = directory
+        socket = f"unix://{directory / 'discovery.sock'}"
+        config = directory / "config.yaml"
         given = {
             "mode": server.mode,
             "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),
@@ -91,7 +91,7 @@ class DaemonObserver:
 
     async def kubeconfig_of(self, name: str) -> Path:
         """Return an issued kubeconfig as a file."""
-        return await kubeconfig_of(self._client, name, self._folder)
+        return await kubeconfig_of(self._client, name, self._directory)
 
     async def explains(self, name: str, reason: EngagementReason, words: str) -> None:
         """Wait until the explanation of a name has this reason and these words."""

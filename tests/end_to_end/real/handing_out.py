@@ -18,7 +18,7 @@ SOURCE = "tested"
 @asynccontextmanager
 async def handing_out(
     server: RealApi,
-    folder: Path,
+    directory: Path,
     source: dict[str, Any],
     *,
     kubeconfig: Path | None = None,
@@ -38,14 +38,14 @@ async def handing_out(
         "source": {"credentials": SOURCE} if authenticates else {},
         "kubeconfigs": {"sources": [{"name": SOURCE, **source}], **kubeconfigs},
     }
-    file = folder / "config.yaml"
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    async with a_daemon(folder, file), DiscoveryClient(f"unix://{folder}/d.sock") as client:
+    async with a_daemon(directory, file), DiscoveryClient(f"unix://{directory}/d.sock") as client:
         yield client
 
 
-async def kubeconfig_of(client: DiscoveryClient, name: str, folder: Path) -> Path:
-    path = folder / f"{name}.kubeconfig"
+async def kubeconfig_of(client: DiscoveryClient, name: str, directory: Path) -> Path:
+    path = directory / f"{name}.kubeconfig"
     path.touch(mode=0o600)
     path.write_bytes((await client.issue_kubeconfig(name)).kubeconfig)
     return path

@@ -29,12 +29,12 @@ _KEY_ID = "the-only-one"
 
 
 class Issuer:
-    def __init__(self, folder: Path, *, life_s: int = 600) -> None:
+    def __init__(self, directory: Path, *, life_s: int = 600) -> None:
         self.life_s = life_s
         self.given = 0
         """The number of access tokens issued at the token endpoint."""
         self.url = ""
-        self._authority = Authority(folder)
+        self._authority = Authority(directory)
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._tls.load_cert_chain(*self._authority.server("issuer"))
         self._key = _new_key()

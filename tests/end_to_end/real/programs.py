@@ -16,7 +16,7 @@ from tests.end_to_end.real.builds import (
     UnobtainableError,
     module_version,
     obtain,
-    source_folder,
+    source_directory,
 )
 
 # Existing binaries to use, such as those built from a working copy.
@@ -57,7 +57,7 @@ def programs(say: Say) -> Programs:
     title = _title_of_kubernetes(kubernetes)
     missing, has_milo = [], True
     try:
-        control_planes = source_folder(MILO) / _CONTROL_PLANES
+        control_planes = source_directory(MILO) / _CONTROL_PLANES
     except UnobtainableError as error:
         control_planes = _OWN_DEFINITIONS / "projectcontrolplanes.yaml"
         missing.append(f"Milo's definition of projectcontrolplanes, so one of our own stands for it ({error})")

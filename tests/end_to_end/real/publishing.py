@@ -13,7 +13,7 @@ import yaml
 
 from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace
 from tests.end_to_end.real.api import RefusedError
-from tests.end_to_end.real.builds import GoProgram, source_folder
+from tests.end_to_end.real.builds import GoProgram, source_directory
 from tests.end_to_end.real.servers import RealApi
 
 INVENTORY = Path(__file__).parent / "inventory"
@@ -76,7 +76,7 @@ async def publication_namespace(server: RealApi, kind: str) -> AsyncIterator[Pub
     """Create a namespace in which the publishing user has the shipped rights."""
     namespace = f"publishing-{kind}"
     async with server.api() as api:
-        definition = (await asyncio.to_thread(source_folder, INVENTORY_API)) / _PROFILES_DEFINITION
+        definition = (await asyncio.to_thread(source_directory, INVENTORY_API)) / _PROFILES_DEFINITION
         await api.define(yaml.safe_load(await asyncio.to_thread(definition.read_text)))
         await _create(api.call, "/api/v1/namespaces", {"metadata": {"name": namespace}})
         role, binding = yaml.safe_load_all((_COMPONENTS / f"publish-{kind}" / "role.yaml").read_text())
@@ -126,7 +126,7 @@ class Publishing:
         process = await asyncio.create_subprocess_exec(
             COMMANDS / "milo-discovery",
             *command,
-            env={"HOME": str(workspace.folder), "MILO_DISCOVERY_ADDRESS": workspace.address},
+            env={"HOME": str(workspace.directory), "MILO_DISCOVERY_ADDRESS": workspace.address},
             stderr=PIPE,
         )
         publishing = cls(process)
@@ -183,9 +183,9 @@ def condition(profile: Document) -> tuple[str, str]:
     return found["type"], found["status"]
 
 
-def assembled(folder: Path, provider: str) -> Path:
+def assembled(directory: Path, provider: str) -> Path:
     """Return the sources of the ClusterProfile operator with one of its providers."""
-    target = folder / provider
+    target = directory / provider
     target.mkdir(parents=True, exist_ok=True)
     sources: Iterable[Path] = (INVENTORY / "main.go", *(INVENTORY / provider).iterdir())
     for each in sources:

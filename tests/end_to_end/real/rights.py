@@ -48,9 +48,9 @@ def shipped_role_of_tokens() -> dict[str, Any]:
 
 def shipped_bound_tokens() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the namespace of bound tokens, with its admission policy and binding."""
-    folder = _ROLES_SHIPPED / "token-request"
-    policy, binding = yaml.safe_load_all((folder / "admission-policy.yaml").read_text())
-    return yaml.safe_load((folder / "namespace.yaml").read_text()), policy, binding
+    directory = _ROLES_SHIPPED / "token-request"
+    policy, binding = yaml.safe_load_all((directory / "admission-policy.yaml").read_text())
+    return yaml.safe_load((directory / "namespace.yaml").read_text()), policy, binding
 
 
 def shipped_role_of_secrets() -> dict[str, Any]:
@@ -72,8 +72,8 @@ def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any
     return {**role, "rules": [rule for rule in rules if rule["verbs"]]}
 
 
-def _shipped(folder: str, file: str) -> dict[str, Any]:
-    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / folder / file).read_text())
+def _shipped(directory: str, file: str) -> dict[str, Any]:
+    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / directory / file).read_text())
     role["metadata"].pop("namespace", None)  # the tests use another namespace
     return role
 

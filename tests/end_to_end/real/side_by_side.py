@@ -58,8 +58,8 @@ class SideBySide:
         self.daemon = EventRecorder()
 
     @asynccontextmanager
-    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
-        async with self._servers.acquire(mode, folder) as server:
+    async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[RealApi]:
+        async with self._servers.acquire(mode, directory) as server:
             peer = await asyncio.create_subprocess_exec(
                 str(self._peer),
                 f"--kubeconfig={server.kubeconfig}",
@@ -70,7 +70,7 @@ class SideBySide:
             assert peer.stdout is not None
             listening = [
                 asyncio.create_task(self._listen_to_provider(peer.stdout)),
-                asyncio.create_task(self._listen_to_daemon(folder / "discovery.sock")),
+                asyncio.create_task(self._listen_to_daemon(directory / "discovery.sock")),
             ]
             try:
                 await self._provider_watches(server)

@@ -84,15 +84,15 @@ def test_unavailable_go_module_is_named_with_the_reason(hello: GoProgram) -> Non
 
 
 def test_changed_go_definition_gets_another_build_directory(hello: GoProgram) -> None:
-    before = hello.folder()
+    before = hello.directory()
 
     (hello.definition / "go.mod").write_text("module hello\n\ngo 1.21\n")
 
-    assert hello.folder() != before
+    assert hello.directory() != before
 
 
 def test_changed_go_program_version_gets_another_build_directory(hello: GoProgram) -> None:
-    assert msgspec.structs.replace(hello, version="v1.0.1").folder() != hello.folder()
+    assert msgspec.structs.replace(hello, version="v1.0.1").directory() != hello.directory()
 
 
 def test_missing_go_command_suggests_its_installation(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_missing_go_command_suggests_its_installation(hello: GoProgram, monkeypa
 
 
 def test_cached_go_build_needs_no_go_command(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
-    hello.folder().mkdir(parents=True)
+    hello.directory().mkdir(parents=True)
     hello.binary().touch()
     monkeypatch.setenv("PATH", "/nowhere")
 

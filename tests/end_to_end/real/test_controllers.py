@@ -100,9 +100,11 @@ async def planes(
 
 
 @asynccontextmanager
-async def configured(server: RealApi, planes: dict[str, RealApi], folder: Path, issuer: Issuer) -> AsyncIterator[Path]:
+async def configured(
+    server: RealApi, planes: dict[str, RealApi], directory: Path, issuer: Issuer
+) -> AsyncIterator[Path]:
     """Write the daemon's settings, and serve what these lead to."""
-    key = folder / "key.json"
+    key = directory / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))
     source = {
         "name": "accounts", "type": "datum-service-account", "key_file": str(key), "ca_file": str(issuer.ca_file),
@@ -112,16 +114,16 @@ async def configured(server: RealApi, planes: dict[str, RealApi], folder: Path, 
         "mode": server.mode,
         "discovery_kubeconfig": str(server.kubeconfig),
         "connectivity": {"interval": "off"},
-        "listen": [f"unix://{folder}/d.sock"],
+        "listen": [f"unix://{directory}/d.sock"],
         "http_listen": "off",
         "kubeconfigs": {"sources": [source]},
     }
-    file = folder / "config.yaml"
+    file = directory / "config.yaml"
     async with AsyncExitStack() as stack:
         if server.mode == "project":
             url = await stack.enter_async_context(serving_projects(planes, server.authority))
             path = kubeconfig.write(
-                folder / "projects.kubeconfig", server=url, authority=server.authority.pem, user={"token": "unused"}
+                directory / "projects.kubeconfig", server=url, authority=server.authority.pem, user={"token": "unused"}
             )
             settings["project_kubeconfig"] = str(path)
         else:
@@ -192,18 +194,18 @@ async def admit(plane: RealApi, issuer: Issuer) -> None:
 
 @pytest.mark.usefixtures("names_inside")
 async def test_controllers_repair_drift_after_restarts_of_daemon_and_api_servers(
-    server: RealApi, planes: dict[str, RealApi], folder: Path
+    server: RealApi, planes: dict[str, RealApi], directory: Path
 ) -> None:
     greeter = Greeter()
     alpha, beta = (planes[cluster] for cluster in CLUSTERS)
-    async with Issuer(folder, life_s=LIFE_S) as issuer:
+    async with Issuer(directory, life_s=LIFE_S) as issuer:
         for plane in set(planes.values()):
             await admit(plane, issuer)
         await put_everywhere(planes, "first", "one")
         await create_ready(server, *CLUSTERS)
-        address = f"unix://{folder}/d.sock"
+        address = f"unix://{directory}/d.sock"
         async with (
-            configured(server, planes, folder, issuer) as file,
+            configured(server, planes, directory, issuer) as file,
             DaemonProcess(address, "--config", str(file)) as daemon,
             DiscoveryClient(address) as client,
         ):
@@ -253,7 +255,7 @@ WATCHES = 300
 
 
 async def test_informer_watches_share_connections_and_resume_after_connection_resets(
-    server: RealApi, folder: Path
+    server: RealApi, directory: Path
 ) -> None:
     found: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text())
     cluster = found["clusters"][0]["cluster"]
@@ -261,7 +263,7 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
     try:
         await proxy.open(int(cluster["server"].rpartition(":")[2]))
         cluster["server"] = f"https://127.0.0.1:{proxy.port}"
-        path = folder / "proxied.kubeconfig"
+        path = directory / "proxied.kubeconfig"
         path.write_text(yaml.safe_dump(found))
         controllers = Controllers(SingleCluster(path), registry=CollectorRegistry())
         reconciled: set[tuple[str, str]] = set()

@@ -85,12 +85,12 @@ def token_in(kubeconfig: Path) -> str:
 @on_the_infrastructure
 @pytest.mark.usefixtures("operators")
 async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
-    server: RealApi, folder: Path, inside: Inside
+    server: RealApi, directory: Path, inside: Inside
 ) -> None:
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
     await create_ready(server, "alpha", "beta")
-    async with handing_out(server, folder, TOKENS, kubeconfig=server.kubeconfig_as("discovery")) as client:
-        alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
+    async with handing_out(server, directory, TOKENS, kubeconfig=server.kubeconfig_as("discovery")) as client:
+        alpha, beta = [await kubeconfig_of(client, name, directory) for name in ("alpha", "beta")]
         for kubeconfig in (alpha, beta):
             assert await user_of(kubeconfig, proxy=inside.proxy) == "system:serviceaccount:default:operators"
         assert len(await secrets_in(server)) == 2
@@ -161,7 +161,7 @@ async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_to
 
 @on_the_infrastructure
 @pytest.mark.usefixtures("operators")
-async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folder: Path) -> None:
+async def test_replicas_without_sharding_do_not_interfere(server: RealApi, directory: Path) -> None:
     """Two daemons with the same settings and service account, as beside an operator with leader election."""
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
     await create_ready(server, "alpha", "beta")
@@ -174,8 +174,8 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, folde
         replicas: list[DaemonObserver] = []
         kubeconfig = server.kubeconfig_as("discovery")  # once: it is written in place, and the first one reads it
         for name in ("0", "1"):
-            (folder / name).mkdir()
-            replica = DaemonObserver(server, folder / name, kubeconfig=kubeconfig, **settings)
+            (directory / name).mkdir()
+            replica = DaemonObserver(server, directory / name, kubeconfig=kubeconfig, **settings)
             replicas.append(await stack.enter_async_context(replica))
         first, second = replicas
         for each in replicas:
@@ -240,7 +240,7 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
 
 @on_the_infrastructure
 async def test_certificate_is_renewed_before_expiry_without_failed_requests(
-    server: RealApi, folder: Path, inside: Inside
+    server: RealApi, directory: Path, inside: Inside
 ) -> None:
     source = {
         "type": "client-certificate",
@@ -250,8 +250,8 @@ async def test_certificate_is_renewed_before_expiry_without_failed_requests(
         "organizations": ["operators"],
     }
     await create_ready(server, "alpha")
-    async with handing_out(server, folder, source, max_ttl=f"{LIFE_S}s", default_ttl=f"{LIFE_S}s") as client:
-        kubeconfig = await kubeconfig_of(client, "alpha", folder)
+    async with handing_out(server, directory, source, max_ttl=f"{LIFE_S}s", default_ttl=f"{LIFE_S}s") as client:
+        kubeconfig = await kubeconfig_of(client, "alpha", directory)
         assert await user_of(kubeconfig, proxy=inside.proxy) == "operator-of-alpha"
         shown = set()
         async for holder in holders(client, inside.proxy):
@@ -275,23 +275,23 @@ async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str
 async def test_service_account_tokens_are_accepted_by_structured_authentication(servers: RealServers) -> None:
     """A server trusts a new issuer after ten seconds, so both modes are tested concurrently."""
 
-    async def in_mode(mode: Mode, folder: Path) -> None:
-        async with servers.acquire(mode, folder) as server, Issuer(folder) as issuer:
+    async def in_mode(mode: Mode, directory: Path) -> None:
+        async with servers.acquire(mode, directory) as server, Issuer(directory) as issuer:
             server.trust(issuer.trusted())
             await await_bearer(server, issuer.token("operator"), "account:operator")
-            await by_service_account(server, folder, issuer)
+            await by_service_account(server, directory, issuer)
             server.trust()
 
     with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
         async with asyncio.TaskGroup() as both:
-            for mode, folder in zip(MODES, (one, other), strict=True):
-                both.create_task(in_mode(mode, Path(folder)))
+            for mode, directory in zip(MODES, (one, other), strict=True):
+                both.create_task(in_mode(mode, Path(directory)))
 
 
-async def by_service_account(server: RealApi, folder: Path, issuer: Issuer) -> None:
+async def by_service_account(server: RealApi, directory: Path, issuer: Issuer) -> None:
     """Return a kubeconfig by which the daemon authenticates as the service account of the issued kubeconfigs."""
     await Rights(server, user("account:operator")).give(shipped_role(server.mode))
-    key = folder / "key.json"
+    key = directory / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))
     source = {
         "type": "datum-service-account",
@@ -301,8 +301,8 @@ async def by_service_account(server: RealApi, folder: Path, issuer: Issuer) -> N
     }
     await create_ready(server, "alpha", "beta")
     nobody = server.kubeconfig_with({"token": "nobody's"}, "nobody")
-    async with handing_out(server, folder, source, kubeconfig=nobody, authenticates=True) as client:
-        alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
+    async with handing_out(server, directory, source, kubeconfig=nobody, authenticates=True) as client:
+        alpha, beta = [await kubeconfig_of(client, name, directory) for name in ("alpha", "beta")]
     assert token_in(alpha) == token_in(beta)
     assert issuer.given == 2, "one token for the daemon, one for all issued kubeconfigs"
     assert await bearer_of(server, token_in(alpha)) == "account:operator"

@@ -18,7 +18,7 @@ import yaml
 from milo_discovery import DiscoveryClient, Watch
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.api import Api
-from tests.end_to_end.real.builds import GoProgram, source_folder
+from tests.end_to_end.real.builds import GoProgram, source_directory
 from tests.end_to_end.real.conftest import NAMESPACE
 from tests.end_to_end.real.handing_out import kubeconfig_of
 from tests.end_to_end.real.kubectl import user_of
@@ -39,11 +39,11 @@ async def define(api: Api, module: tuple[str, str, str]) -> None:
     """Install a definition from a published Go module."""
     name, version, file = module
     program = GoProgram(name=name, version=version, module=name, package=".", definition=Path(__file__))
-    await api.define(yaml.safe_load((source_folder(program) / "config/crd/bases" / file).read_text()))
+    await api.define(yaml.safe_load((source_directory(program) / "config/crd/bases" / file).read_text()))
 
 
 @asynccontextmanager
-async def following(platform: RealApi | None, definition: str, folder: Path, **changes: Any) -> AsyncIterator[Watch]:
+async def following(platform: RealApi | None, definition: str, directory: Path, **changes: Any) -> AsyncIterator[Watch]:
     """Watch a daemon with a shipped definition, adapted where it says `yours`."""
     config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
     for path, value in changes.items():
@@ -54,9 +54,9 @@ async def following(platform: RealApi | None, definition: str, folder: Path, **c
         inside[last] = value
     if "sources" in changes:
         del config["mode"]
-    file = folder / "config.yaml"
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump({**config, "http_listen": "off", "connectivity": {"interval": "1s"}}))
-    address = f"unix://{folder}/d.sock"
+    address = f"unix://{directory}/d.sock"
     watched = () if platform is None else ("--discovery-kubeconfig", str(platform.kubeconfig))
     arguments = ("--config", str(file), *watched, "--listen", address)
     async with DaemonProcess(address, *arguments) as daemon:
@@ -71,13 +71,13 @@ async def until(watch: Watch, holds: Callable[[Watch], bool]) -> None:
             await anext(watch)
 
 
-async def expect_usable(watch: Watch, folder: Path, name: str, user: str) -> None:
+async def expect_usable(watch: Watch, directory: Path, name: str, user: str) -> None:
     """Check that the cluster is engaged and reachable, and that kubectl works with its kubeconfig."""
     await until(
         watch, lambda seen: name in seen.clusters and seen.clusters[name].connectivity.state.name == "REACHABLE"
     )
-    async with DiscoveryClient(f"unix://{folder}/d.sock") as client:
-        assert await user_of(await kubeconfig_of(client, name, folder)) == user
+    async with DiscoveryClient(f"unix://{directory}/d.sock") as client:
+        assert await user_of(await kubeconfig_of(client, name, directory)) == user
 
 
 def encoded(path: Path) -> str:
@@ -85,7 +85,7 @@ def encoded(path: Path) -> str:
 
 
 async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
     host, port = workload.url.removeprefix("https://").split(":")
@@ -99,11 +99,11 @@ async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets
     async with platform.api() as api:
         await define(api, CLUSTER_API)
         await api.ensure(f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
-        async with following(platform, "cluster-api", folder) as watch:
+        async with following(platform, "cluster-api", directory) as watch:
             await watch.synced()
             await api.ensure(clusters, cluster)
             await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": True}})
-            await expect_usable(watch, folder, f"{NAMESPACE}.alpha", "capi")
+            await expect_usable(watch, directory, f"{NAMESPACE}.alpha", "capi")
             assert watch.clusters[f"{NAMESPACE}.alpha"].labels == {"env": "prod"}
             await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": False}})
             await until(watch, lambda seen: not seen.clusters)
@@ -111,7 +111,7 @@ async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets
 
 
 async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     """Join the Clusters with their Secrets: whichever comes first, renamed servers, lost Secrets, and a restart."""
     clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
@@ -123,7 +123,7 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
             "label_selector": "cluster.x-k8s.io/cluster-name",
             "field_selector": "type=cluster.x-k8s.io/secret",
         },
-        "state_directory": str(folder / "state"),
+        "state_directory": str(directory / "state"),
         "not_ready_grace": "0s",
     }
     north, south = f"{NAMESPACE}.north", f"{NAMESPACE}.south"
@@ -147,60 +147,60 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
                 metadata = {"name": f"{name}-{purpose}", "labels": labels}
                 await api.ensure(secrets, {"metadata": metadata, "type": "cluster.x-k8s.io/secret", "data": data})
 
-        async with following(platform, "cluster-api", folder, **changes) as watch:
+        async with following(platform, "cluster-api", directory, **changes) as watch:
             await watch.synced()
             await put("north")
             await put_secret("south", workload, "of-south")
             await put("south")
-            await expect_usable(watch, folder, south, "of-south")
+            await expect_usable(watch, directory, south, "of-south")
             assert set(watch.clusters) == {south}
-            async with DiscoveryClient(f"unix://{folder}/d.sock") as client:
+            async with DiscoveryClient(f"unix://{directory}/d.sock") as client:
                 waiting = (await client.get(north)).engagement.message
                 assert f"no kubeconfig under the key 'value' of Secret {NAMESPACE}/north-kubeconfig" in waiting
             await put_secret("north", workload, "of-north")
-            await expect_usable(watch, folder, north, "of-north")
+            await expect_usable(watch, directory, north, "of-north")
             before = watch.clusters[north]
             assert before.endpoint == workload.url
             moved = {"data": {"value": encoded(platform.kubeconfig_as("moved"))}}
             await api.call("PATCH", f"{secrets}/north-kubeconfig", moved)
             await until(watch, lambda seen: seen.clusters[north].endpoint == platform.url)
             assert watch.clusters[north].incarnation == before.incarnation
-            await expect_usable(watch, folder, north, "moved")
+            await expect_usable(watch, directory, north, "moved")
             await api.call("DELETE", f"{secrets}/south-kubeconfig")
             await until(watch, lambda seen: set(seen.clusters) == {north})
         await api.call(
             "PATCH", f"{secrets}/north-kubeconfig", {"data": {"value": encoded(workload.kubeconfig_as("back"))}}
         )
-        async with following(platform, "cluster-api", folder, **changes) as watch:
+        async with following(platform, "cluster-api", directory, **changes) as watch:
             await until(watch, lambda seen: north in seen.clusters and seen.clusters[north].endpoint == workload.url)
-            await expect_usable(watch, folder, north, "back")
+            await expect_usable(watch, directory, north, "back")
             await put_secret("south", workload, "of-south")
-            await expect_usable(watch, folder, south, "of-south")
+            await expect_usable(watch, directory, south, "of-south")
             for name in ("north", "south"):
                 await api.call("DELETE", f"{clusters}/{name}")
             await until(watch, lambda seen: not seen.clusters)
 
 
 async def test_kubeconfig_secrets_source_engages_a_cluster_per_labeled_secret(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     secret = {
         "metadata": {"name": "beta", "labels": {"sigs.k8s.io/multicluster-runtime-kubeconfig": "true"}},
         "data": {"kubeconfig": encoded(workload.kubeconfig_as("by-secret"))},
     }
-    async with platform.api() as api, following(platform, "kubeconfig-secrets", folder) as watch:
+    async with platform.api() as api, following(platform, "kubeconfig-secrets", directory) as watch:
         await watch.synced()
         await api.ensure(secrets, {**secret, "metadata": {"name": "no-cluster"}})
         await api.ensure(secrets, secret)
-        await expect_usable(watch, folder, "beta", "by-secret")
+        await expect_usable(watch, directory, "beta", "by-secret")
         assert list(watch.clusters) == ["beta"]
         await api.call("DELETE", f"{secrets}/beta")
         await until(watch, lambda seen: not seen.clusters)
 
 
 async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credentials(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     profiles = f"/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{NAMESPACE}/clusterprofiles"
     profile = {
@@ -218,7 +218,7 @@ async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credent
     }
     access = {"server": workload.url, "certificate-authority-data": base64.b64encode(workload.authority.pem).decode()}
     status = {"conditions": [condition], "accessProviders": [{"name": "fleet", "cluster": access}]}
-    plugin = folder / "plugin"
+    plugin = directory / "plugin"
     user = yaml.safe_load(workload.kubeconfig.read_text())["users"][0]["user"]
     ends = datetime.now(UTC) + timedelta(minutes=30)
     answer = {"token": user["token"], "expirationTimestamp": f"{ends:%Y-%m-%dT%H:%M:%SZ}"}
@@ -231,11 +231,11 @@ async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credent
     }
     async with platform.api() as api:
         await define(api, INVENTORY_API)
-        async with following(platform, "cluster-profile", folder, **changes) as watch:
+        async with following(platform, "cluster-profile", directory, **changes) as watch:
             await watch.synced()
             await api.ensure(profiles, profile)
             await api.call("PATCH", f"{profiles}/gamma/status", {"status": status})
-            await expect_usable(watch, folder, f"{NAMESPACE}.gamma", "admin")
+            await expect_usable(watch, directory, f"{NAMESPACE}.gamma", "admin")
             assert watch.clusters[f"{NAMESPACE}.gamma"].endpoint == workload.url
             condition["status"] = "False"
             await api.call("PATCH", f"{profiles}/gamma/status", {"status": {"conditions": [condition]}})
@@ -244,7 +244,7 @@ async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credent
 
 
 async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_reference(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     members = "/apis/fleet.example.com/v1/members"
     first = {"name": "first", "namespace": NAMESPACE}
@@ -269,7 +269,7 @@ async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_refer
         "connectivity": {"interval": "1s"},
         "http_listen": "off",
     }
-    file, address = folder / "config.yaml", f"unix://{folder}/d.sock"
+    file, address = directory / "config.yaml", f"unix://{directory}/d.sock"
     file.write_text(yaml.safe_dump(settings))
     arguments = ("--config", str(file), "--discovery-kubeconfig", str(platform.kubeconfig), "--listen", address)
     async with platform.api() as api:
@@ -283,42 +283,42 @@ async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_refer
         async with DaemonProcess(address, *arguments) as daemon:
             await daemon.start()
             async with DiscoveryClient(address) as client, client.watch() as watch:
-                await expect_usable(watch, folder, "alpha", "by-first")
+                await expect_usable(watch, directory, "alpha", "by-first")
                 await api.call("PATCH", f"{members}/alpha", {"spec": {"secretRef": {"name": "second"}}})
                 users = {"by-first"}
                 async with asyncio.timeout(_WITHIN_S):
                     while "by-second" not in users:
-                        users.add(await user_of(await kubeconfig_of(client, "alpha", folder)))
+                        users.add(await user_of(await kubeconfig_of(client, "alpha", directory)))
                 assert users == {"by-first", "by-second"}
                 assert watch.clusters["alpha"].endpoint == workload.url
         await api.call("DELETE", f"{members}/alpha")
 
 
 async def test_kubeconfig_directory_source_follows_added_renewed_and_deleted_files(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
-    clusters = folder / "clusters"
+    clusters = directory / "clusters"
     clusters.mkdir()
     (clusters / "one.kubeconfig").write_bytes(platform.kubeconfig_as("of-one").read_bytes())
-    async with following(None, "kubeconfig-directory", folder, sources__0__settings__path=str(clusters)) as watch:
+    async with following(None, "kubeconfig-directory", directory, sources__0__settings__path=str(clusters)) as watch:
         await watch.synced()
-        await expect_usable(watch, folder, "one", "of-one")
+        await expect_usable(watch, directory, "one", "of-one")
         (clusters / "two").write_bytes(workload.kubeconfig_as("of-two").read_bytes())
-        await expect_usable(watch, folder, "two", "of-two")
+        await expect_usable(watch, directory, "two", "of-two")
         assert watch.clusters["two"].endpoint == workload.url
         (clusters / "two").write_bytes(workload.kubeconfig_as("renewed").read_bytes())
-        async with asyncio.timeout(_WITHIN_S), DiscoveryClient(f"unix://{folder}/d.sock") as client:
-            while await user_of(await kubeconfig_of(client, "two", folder)) != "renewed":
+        async with asyncio.timeout(_WITHIN_S), DiscoveryClient(f"unix://{directory}/d.sock") as client:
+            while await user_of(await kubeconfig_of(client, "two", directory)) != "renewed":
                 pass
         (clusters / "one.kubeconfig").unlink()
         await until(watch, lambda seen: set(seen.clusters) == {"two"})
 
 
 async def test_kind_source_follows_added_and_deleted_clusters(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     merged: Document = {"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "users": []}
-    file = folder / "kind.kubeconfig"
+    file = directory / "kind.kubeconfig"
 
     def add(name: str, server: RealApi) -> None:
         config = yaml.safe_load(server.kubeconfig_as(f"admin-of-{name}").read_text())
@@ -330,18 +330,18 @@ async def test_kind_source_follows_added_and_deleted_clusters(
 
     add("one", platform)
     source = [{"name": "kind", "kind": "kind", "settings": {"path": str(file)}}]
-    async with following(None, "kind", folder, sources=source) as watch:
+    async with following(None, "kind", directory, sources=source) as watch:
         await watch.synced()
-        await expect_usable(watch, folder, "one", "admin-of-one")
+        await expect_usable(watch, directory, "one", "admin-of-one")
         add("two", workload)
-        await expect_usable(watch, folder, "two", "admin-of-two")
+        await expect_usable(watch, directory, "two", "admin-of-two")
         merged["contexts"].pop(0)
         file.write_text(yaml.safe_dump(merged))
         await until(watch, lambda seen: set(seen.clusters) == {"two"})
 
 
 async def test_service_consumer_source_engages_suspends_and_drains_projects(
-    platform: RealApi, workload: RealApi, folder: Path
+    platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     consumers = "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     source = {
@@ -351,7 +351,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
         "project_kubeconfig": str(workload.kubeconfig),
         "settings": {"services": ["dns.example.com"], "drain": 300},
     }
-    file, address = folder / "config.yaml", f"unix://{folder}/d.sock"
+    file, address = directory / "config.yaml", f"unix://{directory}/d.sock"
     settings = {"sources": [source], "http_listen": "off", "connectivity": {"interval": "off"}, "listen": [address]}
     file.write_text(yaml.safe_dump(settings))
 

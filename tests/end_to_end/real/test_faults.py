@@ -28,9 +28,9 @@ ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 SECRETS = "/api/v1/namespaces/default/secrets"
 
 
-async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path) -> None:
+async def test_f1_killed_server_disengages_nothing(server: RealApi, directory: Path) -> None:
     await create_ready(server, *NAMES)
-    async with DaemonObserver(server, folder) as observer:
+    async with DaemonObserver(server, directory) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await server.stop()
@@ -45,11 +45,11 @@ async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path
 async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> None:
     """Open watches are served for a minute, so both modes are tested concurrently."""
 
-    async def in_mode(mode: Mode, folder: Path) -> None:
+    async def in_mode(mode: Mode, directory: Path) -> None:
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(servers.acquire(mode, folder))
+            server = await stack.enter_async_context(servers.acquire(mode, directory))
             await create_ready(server, *NAMES)
-            observer = await stack.enter_async_context(DaemonObserver(server, folder))
+            observer = await stack.enter_async_context(DaemonObserver(server, directory))
             await observer.expect(*map(engaged, NAMES))
 
             await server.terminate()
@@ -61,13 +61,13 @@ async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> 
 
     with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
         async with asyncio.TaskGroup() as both:
-            for mode, folder in zip(MODES, (one, other), strict=True):
-                both.create_task(in_mode(mode, Path(folder)))
+            for mode, directory in zip(MODES, (one, other), strict=True):
+                both.create_task(in_mode(mode, Path(directory)))
 
 
-async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi, folder: Path) -> None:
+async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi, directory: Path) -> None:
     await create_ready(server, *NAMES)
-    async with DaemonObserver(server, folder) as observer:
+    async with DaemonObserver(server, directory) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await server.cut_off()
@@ -88,18 +88,18 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
 
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
-async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder: Path) -> None:
+async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, directory: Path) -> None:
     """The token is bound to a Secret, as with TokenRequest, and ends with it."""
     async with server.api() as api:
         for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
             await api.forget(path)
         await api.call("POST", ACCOUNTS, {"metadata": {"name": "discovery"}})
     await Rights(server, service_account("default", "discovery")).give(shipped_role(server.mode))
-    file = folder / "token"
+    file = directory / "token"
     file.write_text(token := await bound_token(server, "first"))
     kubeconfig = server.kubeconfig_with({"tokenFile": str(file)}, "by-token-file")
     await create_ready(server, *NAMES)
-    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         async with server.api() as api:
@@ -116,11 +116,11 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder:
         assert token not in observer.daemon.output
 
 
-async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, folder: Path) -> None:
+async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, directory: Path) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(shipped_role(server.mode))
     await create_ready(server, *NAMES)
-    async with DaemonObserver(server, folder, kubeconfig=server.kubeconfig_as("discovery")) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=server.kubeconfig_as("discovery")) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await rights.withdraw()
@@ -135,9 +135,9 @@ async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, fo
         await observer.expect_last(disengaged("alpha", "DELETED"))
 
 
-async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, folder: Path) -> None:
+async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, directory: Path) -> None:
     await create_ready(server, *NAMES)
-    async with DaemonObserver(server, folder, removals={"verify_after": "2s"}) as observer:
+    async with DaemonObserver(server, directory, removals={"verify_after": "2s"}) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await server.cut_off()  # otherwise it would observe the deletion of each object
@@ -159,18 +159,18 @@ async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server:
 
 @pytest.mark.parametrize("backup", ["none", "from-before"])
 async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
-    server: RealApi, folder: Path, backup: str
+    server: RealApi, directory: Path, backup: str
 ) -> None:
     """An empty or restored etcd behind the same address: its responses are consistent, and all wrong."""
     await create_ready(server, "alpha")
-    saved = await server.snapshot(folder.name)
+    saved = await server.snapshot(directory.name)
     await create_ready(server, "beta", "gamma")
     for _ in range(ADVANCE):
         await server.etcd.tick()
     await set_ready(server, "gamma", False)
     await set_ready(server, "gamma", True)
     settings = {"source": {"silence_limit": "5s"}, "removals": {"verify_after": "2s"}}
-    async with DaemonObserver(server, folder, **settings) as observer:
+    async with DaemonObserver(server, directory, **settings) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await server.restore(saved if backup == "from-before" else None)
@@ -181,11 +181,11 @@ async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
         assert await observer.engaged_names() == [*NAMES, "the-last"]
 
 
-async def test_f20_deleted_fleet_is_disengaged_after_second_list(server: RealApi, folder: Path) -> None:
+async def test_f20_deleted_fleet_is_disengaged_after_second_list(server: RealApi, directory: Path) -> None:
     """All objects are deleted while the daemon is cut off; the server's versions increase."""
     await create_ready(server, *NAMES)
     removals = {"verify_after": "2s"}
-    async with DaemonObserver(server, folder, removals=removals) as observer:
+    async with DaemonObserver(server, directory, removals=removals) as observer:
         await observer.expect(*map(engaged, NAMES))
 
         await server.cut_off()

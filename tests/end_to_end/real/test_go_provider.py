@@ -34,13 +34,13 @@ CASES = (
 )
 
 
-async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workload: RealApi, folder: Path) -> None:
+async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workload: RealApi, directory: Path) -> None:
     definition = yaml.safe_load((ROOT / "deploy/sources/kubeconfig-secrets.yaml").read_text())
     settings = {"http_listen": "off", "label_selector": "drain!=yes", "drain_timeout": "1h"}
-    config = folder / "config.yaml"
+    config = directory / "config.yaml"
     config.write_text(yaml.safe_dump({**definition, **settings, "connectivity": {"interval": "off"}}))
     label, _, value = definition["declarative"]["resource"]["label_selector"].partition("=")
-    address = f"unix://{folder}/d.sock"
+    address = f"unix://{directory}/d.sock"
     servers = {
         "address": address,
         "platform": str(platform.kubeconfig),
@@ -48,7 +48,7 @@ async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workloa
         "labels": {label: value},
         "servers": [str(server.kubeconfig_as("operator", "system:masters")) for server in (platform, workload)],
     }
-    described = folder / "servers.json"
+    described = directory / "servers.json"
     described.write_text(json.dumps(servers))
     async with workload.api() as api:
         await api.ensure("/api/v1/namespaces", {"metadata": {"name": "default"}})

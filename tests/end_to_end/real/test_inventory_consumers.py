@@ -45,13 +45,13 @@ def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
-    operator: Path, servers: RealServers, folder: Path
+    operator: Path, servers: RealServers, directory: Path
 ) -> None:
-    (folder / "inventory").mkdir()
+    (directory / "inventory").mkdir()
     async with (
-        servers.acquire("project-control-plane", folder / "inventory") as inventory,
+        servers.acquire("project-control-plane", directory / "inventory") as inventory,
         publication_namespace(inventory, "cluster-profiles") as profiles,
-        open_workspace(folder, token_life=20.0, connectivity={"interval": "1s"}) as workspace,
+        open_workspace(directory, token_life=20.0, connectivity={"interval": "1s"}) as workspace,
         Publishing.running(workspace, profiles),
         operating(operator, workspace, profiles),
     ):
@@ -78,13 +78,13 @@ async def operating(operator: Path, workspace: Workspace, profiles: Publication)
         "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": workspace.address}],
         "provideClusterInfo": True,
     }
-    providers = workspace.folder / "providers.json"
+    providers = workspace.directory / "providers.json"
     providers.write_text(json.dumps({"providers": [{"name": "milo", "execConfig": plugin}]}))
     arguments = (f"--inventory={profiles.server.kubeconfig}", f"--clusterprofile-provider-file={providers}")
-    log = workspace.folder / "operator.log"
+    log = workspace.directory / "operator.log"
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            operator, *arguments, env={"HOME": str(workspace.folder)}, stdout=output, stderr=output
+            operator, *arguments, env={"HOME": str(workspace.directory)}, stdout=output, stderr=output
         )
     try:
         yield

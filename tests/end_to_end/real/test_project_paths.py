@@ -24,7 +24,7 @@ def _of_milo(built: Programs) -> None:
 
 @pytest.mark.usefixtures("_of_milo")
 @pytest.mark.parametrize("mode", CORE)
-async def test_project_path_isolates_objects(server: RealApi, folder: Path) -> None:
+async def test_project_path_isolates_objects(server: RealApi, directory: Path) -> None:
     source = {
         "type": "client-certificate",
         "ca_certificate": str(server.authority.file),
@@ -33,8 +33,8 @@ async def test_project_path_isolates_objects(server: RealApi, folder: Path) -> N
         "organizations": ["system:masters"],
     }
     await create_ready(server, "alpha", "beta")
-    async with handing_out(server, folder, source) as client:
-        alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
+    async with handing_out(server, directory, source) as client:
+        alpha, beta = [await kubeconfig_of(client, name, directory) for name in ("alpha", "beta")]
     for kubeconfig in (alpha, beta):
         await kubectl(kubeconfig, "create", "namespace", "tenant")
         assert "namespace/tenant" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")

@@ -35,18 +35,18 @@ PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfig
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def inventory(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+async def inventory(servers: RealServers, directory: Path) -> AsyncIterator[RealApi]:
     """The API server of published objects."""
-    (folder / "inventory").mkdir()
-    async with servers.acquire("project-control-plane", folder / "inventory") as server:
+    (directory / "inventory").mkdir()
+    async with servers.acquire("project-control-plane", directory / "inventory") as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def workspace(folder: Path) -> AsyncIterator[Workspace]:
-    (folder / "state").mkdir(mode=0o700)
+async def workspace(directory: Path) -> AsyncIterator[Workspace]:
+    (directory / "state").mkdir(mode=0o700)
     async with open_workspace(
-        folder, connectivity={"interval": "1s"}, state_directory=str(folder / "state")
+        directory, connectivity={"interval": "1s"}, state_directory=str(directory / "state")
     ) as workspace:
         yield workspace
 
@@ -176,9 +176,9 @@ async def test_publisher_deletes_nothing_while_the_daemon_restarts_or_is_stale(
     workspace: Workspace, profiles: Publication
 ) -> None:
     """A daemon that starts without Milo serves the clusters of its state file, which may be older than the objects."""
-    state = workspace.folder / "state"
+    state = workspace.directory / "state"
     await workspace.daemon.terminate()
-    shutil.copytree(state, older := workspace.folder / "older")
+    shutil.copytree(state, older := workspace.directory / "older")
     await workspace.daemon.start()
     workspace.sandbox.projects.create("beta", ready=True)
     async with Publishing.running(workspace, profiles) as publishing:
@@ -217,15 +217,15 @@ async def test_publishers_share_a_namespace_and_adopt_objects_of_their_clusters(
 
 
 async def test_replicas_of_a_shard_group_publish_their_own_shares(
-    folder: Path, inventory: RealApi, profiles: Publication
+    directory: Path, inventory: RealApi, profiles: Publication
 ) -> None:
     names = {f"p-{number:02}" for number in range(12)}
     async with AsyncExitStack() as stack:
         sandbox = await stack.enter_async_context(Sandbox(seed=1))
-        sandbox.write_kubeconfig(folder / "upstream")
+        sandbox.write_kubeconfig(directory / "upstream")
         for name in names:
             sandbox.projects.create(name, ready=True)
-        one, two = [await stack.enter_async_context(replica(name, folder, sandbox, inventory)) for name in "12"]
+        one, two = [await stack.enter_async_context(replica(name, directory, sandbox, inventory)) for name in "12"]
         first, second = [
             await stack.enter_async_context(Publishing.running(each, profiles, "--publisher", name))
             for name, each in (("one", one), ("two", two))
@@ -250,11 +250,11 @@ async def test_replicas_of_a_shard_group_publish_their_own_shares(
 
 
 @asynccontextmanager
-async def replica(name: str, folder: Path, sandbox: Sandbox, leases: RealApi) -> AsyncIterator[Workspace]:
+async def replica(name: str, directory: Path, sandbox: Sandbox, leases: RealApi) -> AsyncIterator[Workspace]:
     """Run a daemon of a shard group."""
-    address, config = f"unix://{folder}/{name}.sock", folder / f"{name}.json"
+    address, config = f"unix://{directory}/{name}.sock", directory / f"{name}.json"
     settings = {
-        "discovery_kubeconfig": str(folder / "upstream"),
+        "discovery_kubeconfig": str(directory / "upstream"),
         "sharding": {"group": "publishers", "kubeconfig": str(leases.kubeconfig)},
         "connectivity": {"interval": "1s"},
         "listen": [address],
@@ -264,7 +264,7 @@ async def replica(name: str, folder: Path, sandbox: Sandbox, leases: RealApi) ->
     environ = {"POD_NAME": f"replica-{name}", "POD_NAMESPACE": "default", "POD_UID": f"uid-{name}"}
     async with DaemonProcess(address, "--config", str(config), environ=environ) as daemon:
         await daemon.start()
-        yield Workspace(folder, sandbox, daemon, refused=[])
+        yield Workspace(directory, sandbox, daemon, refused=[])
 
 
 async def share_of_settled_group(of: Workspace, *, members: int) -> set[str]:
@@ -298,20 +298,23 @@ async def test_argocd_cluster_secret_connects_as_argocd_does(workspace: Workspac
         "env": [{"name": name, "value": value} for name, value in plugin_config["env"].items()],
     }
     cluster = {"server": data["server"], "certificate-authority-data": tls["caData"]}
-    kubeconfig = _kubeconfig(workspace.folder / "argocd", cluster, {"exec": user})
+    kubeconfig = _kubeconfig(workspace.directory / "argocd", cluster, {"exec": user})
     assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
 
 
 async def test_flux_kubeconfig_secret_is_renewed_before_its_credential_expires(
-    folder: Path, inventory: RealApi
+    directory: Path, inventory: RealApi
 ) -> None:
-    async with open_workspace(folder, token_life=8.0) as workspace, publication_namespace(inventory, FLUX) as secrets:
+    async with (
+        open_workspace(directory, token_life=8.0) as workspace,
+        publication_namespace(inventory, FLUX) as secrets,
+    ):
         async with Publishing.running(workspace, secrets):
             seen: list[str] = []
             for _ in range(3):
                 found = await secrets.until(lambda found: _value(found) not in ("", *seen))
                 seen.append(_value(found))
-                kubeconfig = folder / "flux"
+                kubeconfig = directory / "flux"
                 kubeconfig.write_text(seen[-1])
                 assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
             workspace.sandbox.projects.delete("alpha")

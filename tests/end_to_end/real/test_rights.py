@@ -25,12 +25,12 @@ def rights(server: RealApi) -> Rights:
 
 @pytest.mark.parametrize("streaming_lists", ["auto", "off"])
 async def test_shipped_role_is_sufficient(
-    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights, streaming_lists: str
+    server: RealApi, directory: Path, kubeconfig: Path, rights: Rights, streaming_lists: str
 ) -> None:
     await rights.give(shipped_role(server.mode))
     await create_ready(server, "alpha", "beta")
     source = {"streaming_lists": streaming_lists, "page_size": 1}
-    async with DaemonObserver(server, folder, kubeconfig=kubeconfig, source=source) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, source=source) as observer:
         await observer.expect(engaged("alpha"), engaged("beta"))
 
         await server.cut_off()
@@ -41,11 +41,11 @@ async def test_shipped_role_is_sufficient(
 
 
 async def test_missing_watch_right_makes_source_stale(
-    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+    server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["watch"])
     await create_ready(server, "alpha")
-    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig) as observer:
         await observer.expect(engaged("alpha"))  # a paged list is allowed
 
         status = await observer.source("STALE", "Forbidden")
@@ -54,22 +54,22 @@ async def test_missing_watch_right_makes_source_stale(
 
 
 async def test_missing_list_right_prevents_paged_lists(
-    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+    server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["list"])
     await create_ready(server, "alpha")
-    async with DaemonObserver(server, folder, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as observer:
         status = await observer.source("STALE", "Forbidden")
 
         assert "cannot list resource" in status.message
 
 
 async def test_missing_get_right_leaves_deletions_unconfirmed(
-    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+    server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["get"])
     await create_ready(server, "alpha", "beta")
-    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig) as observer:
         await observer.expect(engaged("alpha"), engaged("beta"))
 
         await delete(server, "alpha")

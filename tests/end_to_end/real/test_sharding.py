@@ -19,8 +19,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 QUIET_S = 30.0
 
 
-async def test_projects_have_one_writer_at_a_time(built: Programs, folder: Path) -> None:
-    async with sharding_run(built, folder, interval_s=2.0) as run:
+async def test_projects_have_one_writer_at_a_time(built: Programs, directory: Path) -> None:
+    async with sharding_run(built, directory, interval_s=2.0) as run:
         await run.populate(40)
         async with run.step([0, 1, 2]):
             await run.start(0, 1, 2)
@@ -49,9 +49,9 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, folder: Path)
 
 
 async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_writes(
-    built: Programs, folder: Path
+    built: Programs, directory: Path
 ) -> None:
-    async with sharding_run(built, folder, interval_s=1.0, fenced=True) as run:
+    async with sharding_run(built, directory, interval_s=1.0, fenced=True) as run:
         await run.populate(8)
         async with run.step([0, 1]):
             await run.start(0, 1)

@@ -44,12 +44,12 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
     async with AsyncExitStack() as stack:
         acquired, observers = [], []
         for mode in MODES:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
-            server = await stack.enter_async_context(servers.acquire(mode, folder))
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
+            server = await stack.enter_async_context(servers.acquire(mode, directory))
             await Rights(server, user("operator")).give(shipped_role(mode), shipped_role_of_secrets())
             observer = DaemonObserver(
                 server,
-                folder,
+                directory,
                 kubeconfig=server.kubeconfig_as("operator"),
                 internal_address_template=ADDRESSES,
                 kubeconfigs={"sources": [SECRETS]},

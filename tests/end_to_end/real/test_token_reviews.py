@@ -50,11 +50,11 @@ OURS = [
 class Callers:
     """Calls to a daemon with a listener for tokens."""
 
-    def __init__(self, server: RealApi, folder: Path) -> None:
+    def __init__(self, server: RealApi, directory: Path) -> None:
         self.server = server
-        self._address = f"unix://{folder}/t.sock"
-        self._token = folder / "token"
-        self._audit = folder / "audit.jsonl"
+        self._address = f"unix://{directory}/t.sock"
+        self._token = directory / "token"
+        self._audit = directory / "audit.jsonl"
         self.shown: list[str] = []
 
     async def sees(self, token: str) -> list[str]:
@@ -82,24 +82,24 @@ class Callers:
 
 
 @asynccontextmanager
-async def token_daemon(server: RealApi, folder: Path) -> AsyncIterator[Callers]:
+async def token_daemon(server: RealApi, directory: Path) -> AsyncIterator[Callers]:
     """Run a daemon with a listener for tokens, whose kubeconfig is that of `reviewer`."""
     config = {
         "mode": server.mode,
         "discovery_kubeconfig": str(server.kubeconfig),
         "connectivity": {"interval": "off"},
         "listen": [
-            {"name": "local", "address": f"unix://{folder}/d.sock"},
-            {"name": "tokens", "address": f"unix://{folder}/t.sock", "tokens": True},
+            {"name": "local", "address": f"unix://{directory}/d.sock"},
+            {"name": "tokens", "address": f"unix://{directory}/t.sock", "tokens": True},
         ],
         "token_review": {"kubeconfig": str(server.kubeconfig_as("reviewer")), "audiences": [AUDIENCE]},
         "rights": OURS,
-        "audit": {"file": str(folder / "audit.jsonl")},
+        "audit": {"file": str(directory / "audit.jsonl")},
     }
-    file = folder / "config.yaml"
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    async with a_daemon(folder, file, listen=()):
-        yield Callers(server, folder)
+    async with a_daemon(directory, file, listen=()):
+        yield Callers(server, directory)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -138,8 +138,8 @@ async def is_good(server: RealApi, token: str) -> bool:
     return bool(response["status"].get("authenticated"))
 
 
-async def test_service_account_is_identified_with_shipped_right(server: RealApi, folder: Path) -> None:
-    async with token_daemon(server, folder) as callers:
+async def test_service_account_is_identified_with_shipped_right(server: RealApi, directory: Path) -> None:
+    async with token_daemon(server, directory) as callers:
         assert await callers.sees(await token_of(server, "operators")) == ["alpha"]
         assert await callers.sees(await token_of(server, "others")) == ["beta"]
         assert callers.refused() == []
@@ -154,7 +154,7 @@ async def test_service_account_is_identified_with_shipped_right(server: RealApi,
             assert await api.refusal(method, path, body) == 403
 
 
-async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: RealApi, folder: Path) -> None:
+async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: RealApi, directory: Path) -> None:
     good = await token_of(server, "operators")
     key = server.signing_key()
     now = int(time.time())
@@ -166,7 +166,7 @@ async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: Rea
         (signed(claims_of(good), ec.generate_private_key(ec.SECP256R1())), "the API server rejected the token"),
         (signed(claims_of(good) | of_account("nobody"), key), "the API server rejected the token"),
     ]
-    async with token_daemon(server, folder) as callers:
+    async with token_daemon(server, directory) as callers:
         for token, why in wrong:
             assert not await is_good(server, token)
             assert why in await callers.rejection_of(token)
@@ -176,9 +176,9 @@ async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: Rea
         )
 
 
-async def test_tokens_of_a_deleted_service_account_are_rejected(server: RealApi, folder: Path) -> None:
+async def test_tokens_of_a_deleted_service_account_are_rejected(server: RealApi, directory: Path) -> None:
     shown, kept = [await token_of(server, "operators") for _ in range(2)]
-    async with token_daemon(server, folder) as callers:
+    async with token_daemon(server, directory) as callers:
         assert await callers.sees(shown) == ["alpha"]
 
         async with server.api() as api:
@@ -193,11 +193,11 @@ async def test_tokens_of_a_deleted_service_account_are_rejected(server: RealApi,
 
 
 async def test_missing_token_review_right_denies_callers_and_is_named(
-    server: RealApi, folder: Path, rights: Rights
+    server: RealApi, directory: Path, rights: Rights
 ) -> None:
     await rights.give(withheld(shipped_role_of_reviews(), "tokenreviews", "create"))
     token = await token_of(server, "operators")
-    async with token_daemon(server, folder) as callers:
+    async with token_daemon(server, directory) as callers:
         with capture_logs() as logs, pytest.raises(Unavailable) as refusal:
             await callers.sees(token)
         assert refusal.value.reason == "TOKEN_NOT_REVIEWED"

@@ -64,8 +64,8 @@ async def _run(runs: list[tuple[Scenario | Malformed, Mode]], *, real: bool, str
             found = await asyncio.to_thread(programs, say_to_stderr)
             for missing in found.missing:
                 say_to_stderr(f"MISSING: {missing}")
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-real-")))
-            servers = await stack.enter_async_context(RealServers(found, folder, streaming_lists=streaming_lists))
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="milo-real-")))
+            servers = await stack.enter_async_context(RealServers(found, directory, streaming_lists=streaming_lists))
         results = await stack.enter_async_context(aclosing(run(runs, servers)))
         async for result in results:
             click.echo(line(result))

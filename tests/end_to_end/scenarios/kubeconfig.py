@@ -45,8 +45,8 @@ def _pem(holder: Mapping[str, str], what: str, path: Path) -> bytes | None:
 
 def _present(tls: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     # The ssl module loads client certificates from files only.
-    with TemporaryDirectory() as folder:
-        pair = Path(folder) / "pair.pem"
+    with TemporaryDirectory() as directory:
+        pair = Path(directory) / "pair.pem"
         pair.touch(mode=0o600)
         pair.write_bytes(key + b"\n" + certificate)
         tls.load_cert_chain(pair)

@@ -49,10 +49,10 @@ async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, pati
             await run.execute(scenario)
 
 
-def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: Path) -> dict[str, Any]:
+def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, directory: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "discovery_kubeconfig": str(server.kubeconfig),
-        "listen": [f"unix://{folder / 'discovery.sock'}"],
+        "listen": [f"unix://{directory / 'discovery.sock'}"],
         "http_listen": "off",
         # The endpoints of a scenario's clusters do not exist, so probes are off.
         "connectivity": {"interval": "off"},

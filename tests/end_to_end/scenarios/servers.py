@@ -41,8 +41,8 @@ class ApiServer(Protocol):
 class Servers(Protocol):
     """A provider of API servers for scenario runs."""
 
-    def acquire(self, mode: Mode, folder: Path) -> AbstractAsyncContextManager[ApiServer]:
-        """Provide a running server without objects; `folder` is for its files."""
+    def acquire(self, mode: Mode, directory: Path) -> AbstractAsyncContextManager[ApiServer]:
+        """Provide a running server without objects; `directory` is for its files."""
 
 
 class SandboxApi:
@@ -76,26 +76,26 @@ class Sandboxes:
     """Provides a new sandbox for each run."""
 
     @asynccontextmanager
-    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
+    async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[ApiServer]:
         async with Sandbox() as sandbox:
-            yield SandboxApi(sandbox, sandbox.write_kubeconfig(folder / "kubeconfig"))
+            yield SandboxApi(sandbox, sandbox.write_kubeconfig(directory / "kubeconfig"))
 
 
 class RealServers:
     """Provides real servers from a pool for each mode, which are started on demand and reused."""
 
     def __init__(
-        self, found: Programs, folder: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES
+        self, found: Programs, directory: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES
     ) -> None:
         """Set up; `streaming_lists` has the modes whose servers support streaming lists."""
         self._all: list[RealApi] = []
         self._free: dict[Mode, asyncio.LifoQueue[RealApi]] = {mode: asyncio.LifoQueue() for mode in MODES}
         for number in range(of_each):
             for server in (
-                MiloApi(found, folder / f"milo-{number}", streaming_lists=MiloApi.mode in streaming_lists),
+                MiloApi(found, directory / f"milo-{number}", streaming_lists=MiloApi.mode in streaming_lists),
                 InfrastructureApi(
                     found,
-                    folder / f"infrastructure-{number}",
+                    directory / f"infrastructure-{number}",
                     streaming_lists=InfrastructureApi.mode in streaming_lists,
                 ),
             ):
@@ -112,7 +112,7 @@ class RealServers:
             await server.close()
 
     @asynccontextmanager
-    async def acquire(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+    async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[RealApi]:
         server = await self._free[mode].get()
         try:
             await server.start()

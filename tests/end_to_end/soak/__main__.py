@@ -1,10 +1,10 @@
-"""`./dev soak --minutes N [--state FOLDER] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
+"""`./dev soak --minutes N [--state DIRECTORY] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
 
 `./dev soak --storms N [--seconds S] [--at-once M]`: storms, each with processes of its own. Every second one has a
 state directory.
 
 With `--state` a soak runs in pieces: each begins with the objects and the daemons' state files that the previous
-one left in the folder, and the report covers all of them. Ctrl-C ends a piece after the current fault; the piece
+one left in the directory, and the report covers all of them. Ctrl-C ends a piece after the current fault; the piece
 counts.
 
 Exit status: 0 if every history was correct and every subscriber recovered, 1 if not, 3 if real servers were
@@ -38,7 +38,9 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="against a real API server (needs Go)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path, help="a file for the report; printed in any case")
-    parser.add_argument("--state", type=Path, metavar="FOLDER", help="continue the soak of this folder, or begin one")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIRECTORY", help="continue the soak of this directory, or begin one"
+    )
     parser.add_argument("--storms", type=int, metavar="N", help="storms of overlapping faults and kills instead")
     parser.add_argument("--seconds", type=float, default=100.0, help="the length of each storm")
     parser.add_argument("--at-once", type=int, default=1, metavar="M", help="storms at the same time")
@@ -94,12 +96,12 @@ def _say(words: str) -> None:
 
 async def _soak(minutes: float, seed: int, piece: int, saved: SavedState | None, *, is_real: bool) -> Report:
     with TemporaryDirectory(prefix="milo-soak-") as name:
-        folder = Path(name)
-        server: Server = SandboxServer(folder)
+        directory = Path(name)
+        server: Server = SandboxServer(directory)
         if is_real:
-            server = RealServer(await asyncio.to_thread(programs, say_of_builds), folder)
-        ports = None if saved is None else saved.restore(folder)
-        soak = Soak(server, folder, seed, _say, ports, piece=piece)
+            server = RealServer(await asyncio.to_thread(programs, say_of_builds), directory)
+        ports = None if saved is None else saved.restore(directory)
+        soak = Soak(server, directory, seed, _say, ports, piece=piece)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, soak.end)
         return await soak.run(minutes, saved)

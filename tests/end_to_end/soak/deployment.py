@@ -46,16 +46,16 @@ time.sleep(100_000)
 class Daemon:
     """One of the two daemons, and its connection to the API server."""
 
-    def __init__(self, name: str, folder: Path, server: Server, port: int = 0, *, keeps_state: bool = True) -> None:
+    def __init__(self, name: str, directory: Path, server: Server, port: int = 0, *, keeps_state: bool = True) -> None:
         """Set up; `port` is that of its proxy to the API server, 0 for any. `keeps_state`: in a state directory."""
         self.name = name
-        self.folder = folder
+        self.directory = directory
         self.server = server
         self.proxy = TcpProxy(server.port, port)
-        self.socket = folder / f"{name}.sock"
-        self.state = folder / f"{name}.state"
+        self.socket = directory / f"{name}.sock"
+        self.state = directory / f"{name}.state"
         self._keeps_state = keeps_state
-        self._config = folder / f"{name}.yaml"
+        self._config = directory / f"{name}.yaml"
 
     async def __aenter__(self) -> Self:
         self.state.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ class Daemon:
         return str(self.process.events("started")[-1]["http"])
 
     def _configure(self) -> None:
-        kubeconfig = self.folder / f"{self.name}.kubeconfig"
+        kubeconfig = self.directory / f"{self.name}.kubeconfig"
         cluster = {
             "server": f"https://127.0.0.1:{self.proxy.port}",
             "certificate-authority": str(self.server.authority),

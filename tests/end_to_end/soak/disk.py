@@ -11,31 +11,31 @@ from milo_discoveryd.state_file.state_file import FILE
 
 
 class Disk:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._is_mounted = False
 
     async def __aenter__(self) -> Self:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        restored = {path.name: path.read_bytes() for path in self._folder.iterdir()}
-        self._is_mounted = await _run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self._folder))
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        restored = {path.name: path.read_bytes() for path in self._directory.iterdir()}
+        self._is_mounted = await _run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self._directory))
         for name, content in restored.items() if self._is_mounted else ():
-            (self._folder / name).write_bytes(content)
-            (self._folder / name).chmod(0o600)
+            (self._directory / name).write_bytes(content)
+            (self._directory / name).chmod(0o600)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._is_mounted:
-            await _run("umount", str(self._folder))
+            await _run("umount", str(self._directory))
 
     @property
     def title(self) -> str:
-        return "a full tmpfs" if self._is_mounted else "a folder in the file's place"
+        return "a full tmpfs" if self._is_mounted else "a directory in the file's place"
 
     @asynccontextmanager
     async def full(self) -> AsyncIterator[None]:
         if not self._is_mounted:
-            beside = self._folder / f"{FILE}.new"
+            beside = self._directory / f"{FILE}.new"
             beside.unlink(missing_ok=True)
             beside.mkdir()
             try:
@@ -43,7 +43,7 @@ class Disk:
             finally:
                 beside.rmdir()
             return
-        ballast = self._folder / "ballast"
+        ballast = self._directory / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass

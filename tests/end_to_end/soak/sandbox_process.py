@@ -53,16 +53,16 @@ def remember(store: Store, path: Path) -> None:
     store.listen(write)
 
 
-async def serve(folder: Path, port: int) -> None:
+async def serve(directory: Path, port: int) -> None:
     sandbox = Sandbox(
         port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
     )
-    remember(sandbox.store, folder / DATA)
+    remember(sandbox.store, directory / DATA)
     # The CA is new each time, so clients have to read the kubeconfig again.
-    write_secret(folder / AUTHORITY, sandbox.ca_pem.decode())
+    write_secret(directory / AUTHORITY, sandbox.ca_pem.decode())
     loop = asyncio.get_running_loop()
     async with sandbox:
-        sandbox.write_kubeconfig(folder / TOKEN.removesuffix(".token"))
+        sandbox.write_kubeconfig(directory / TOKEN.removesuffix(".token"))
         obeying = loop.create_task(_obey(sandbox), name="obey")
         loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
         sys.stdout.write(f"{READY}\n")

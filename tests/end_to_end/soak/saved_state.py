@@ -24,19 +24,19 @@ class Ports(msgspec.Struct):
 
 
 class SavedState:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
 
     def reports(self) -> list[Report]:
         """Return the reports of all pieces so far."""
-        return [msgspec.json.decode(path.read_bytes(), type=Report) for path in sorted(self._folder.glob(_PIECES))]
+        return [msgspec.json.decode(path.read_bytes(), type=Report) for path in sorted(self._directory.glob(_PIECES))]
 
     def add(self, report: Report) -> None:
-        number = len(list(self._folder.glob(_PIECES))) + 1
-        beside = self._folder / "piece.new"
+        number = len(list(self._directory.glob(_PIECES))) + 1
+        beside = self._directory / "piece.new"
         beside.write_bytes(report.json())
-        beside.replace(self._folder / f"piece-{number:04}.json")
+        beside.replace(self._directory / f"piece-{number:04}.json")
 
     def upstream(self) -> States:
         """Return the record of upstream changes.
@@ -47,7 +47,7 @@ class SavedState:
         return {} if latest is None else msgspec.msgpack.decode((latest / _UPSTREAM).read_bytes(), type=States)
 
     def restore(self, work: Path) -> Ports:
-        """Copy the saved files into the folder of a piece; do nothing for the first one."""
+        """Copy the saved files into the directory of a piece; do nothing for the first one."""
         latest = self._latest()
         if latest is None:
             return Ports()
@@ -58,7 +58,7 @@ class SavedState:
 
     def save(self, work: Path, ports: Ports, upstream: States) -> None:
         """Save what the next piece begins with; if this is killed meanwhile, the next one begins as this one did."""
-        unfinished, latest = self._folder / "unfinished", self._latest()
+        unfinished, latest = self._directory / "unfinished", self._latest()
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         (unfinished / _UPSTREAM).write_bytes(msgspec.msgpack.encode(upstream))
@@ -67,9 +67,9 @@ class SavedState:
         shutil.copy(work / DATA, unfinished / DATA)
         (unfinished / _PORTS).write_bytes(msgspec.json.encode(ports))
         number = 1 if latest is None else int(latest.name.rpartition("-")[2]) + 1
-        unfinished.rename(self._folder / f"state-{number:04}")
+        unfinished.rename(self._directory / f"state-{number:04}")
         if latest is not None:
             shutil.rmtree(latest)
 
     def _latest(self) -> Path | None:
-        return max(self._folder.glob(_STATES), default=None)
+        return max(self._directory.glob(_STATES), default=None)

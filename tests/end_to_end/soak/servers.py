@@ -60,25 +60,25 @@ class SandboxServer:
     is_sandbox = True
     title = "the sandbox"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._process: Process | None = None
         self.port = free_port()
 
     @property
     def authority(self) -> Path:
-        return self._folder / AUTHORITY
+        return self._directory / AUTHORITY
 
     @property
     def user(self) -> User:
-        return {"tokenFile": str(self._folder / TOKEN)}
+        return {"tokenFile": str(self._directory / TOKEN)}
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "tests.end_to_end.soak.sandbox_process",
-            str(self._folder),
+            str(self._directory),
             str(self.port),
             stdin=PIPE,
             stdout=PIPE,
@@ -114,7 +114,7 @@ class SandboxServer:
             await self.kill()
 
     def api(self) -> Api:
-        return Api(f"https://127.0.0.1:{self.port}", self.authority, (self._folder / TOKEN).read_text())
+        return Api(f"https://127.0.0.1:{self.port}", self.authority, (self._directory / TOKEN).read_text())
 
     async def _line(self) -> str | None:
         assert self._process is not None
@@ -132,8 +132,8 @@ class RealServer:
 
     is_sandbox = False
 
-    def __init__(self, programs: Programs, folder: Path) -> None:
-        self._api = MiloApi(programs, folder / "milo", proxied=False)
+    def __init__(self, programs: Programs, directory: Path) -> None:
+        self._api = MiloApi(programs, directory / "milo", proxied=False)
         self.title = self._api.title
 
     @property

@@ -32,12 +32,12 @@ Say = Callable[[str], None]
 
 class Soak:
     def __init__(
-        self, server: Server, folder: Path, seed: int, say: Say, ports: Ports | None = None, *, piece: int = 0
+        self, server: Server, directory: Path, seed: int, say: Say, ports: Ports | None = None, *, piece: int = 0
     ) -> None:
         """Set up; `ports` are those of the piece that this one continues, `piece` is the number of pieces before it."""
         self.ports = ports or Ports()
         self._server = server
-        self._folder = folder
+        self._directory = directory
         self._seed = seed
         self._say = say
         self._random = Random(f"{seed}-{piece}") if piece else Random(seed)
@@ -51,7 +51,7 @@ class Soak:
 
     async def run(self, minutes: float, saved: SavedState | None = None) -> Report:
         """Run; `saved` is where to leave what the next piece begins with."""
-        server, folder = self._server, self._folder
+        server, directory = self._server, self._directory
         began = time.monotonic()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.close)
@@ -60,9 +60,9 @@ class Soak:
             if saved is not None:
                 writer.upstream.continue_from(saved.upstream())
             continues = await writer.load_or_create()
-            disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
-            faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
-            steady = await stack.enter_async_context(Daemon("steady", folder, server, self.ports.steady))
+            disk = await stack.enter_async_context(Disk(directory / "faulted.state"))
+            faulted = await stack.enter_async_context(Daemon("faulted", directory, server, self.ports.faulted))
+            steady = await stack.enter_async_context(Daemon("steady", directory, server, self.ports.steady))
             self.ports = Ports(faulted.proxy.port, steady.proxy.port)
             self._deployment = deployment = Deployment(faulted, steady)
             faults = Faults(server, deployment, disk, self._random)
@@ -78,7 +78,7 @@ class Soak:
                 await asyncio.wait((churning,))
                 await self._end(faulted, steady)
             if saved is not None:
-                saved.save(folder, self.ports, writer.upstream.states)
+                saved.save(directory, self.ports, writer.upstream.states)
         histories = [recorder.history for recorder in deployment.recorders]
         self._failures += breaches(histories, writer.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]

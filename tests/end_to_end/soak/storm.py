@@ -51,13 +51,13 @@ class Target:
 
 
 class Storm:
-    def __init__(self, folder: Path, seed: str, *, keeps_state: bool) -> None:
+    def __init__(self, directory: Path, seed: str, *, keeps_state: bool) -> None:
         """Set up; `keeps_state`: the daemon has a state directory."""
         self._seed = seed
         self._random = Random(seed)
-        self._server = server = SandboxServer(folder)
+        self._server = server = SandboxServer(directory)
         self._writer = ProjectWriter(server, Random(seed))
-        self._daemon = daemon = Daemon("daemon", folder, server, keeps_state=keeps_state)
+        self._daemon = daemon = Daemon("daemon", directory, server, keeps_state=keeps_state)
         self._keeps_state = keeps_state
         address = f"unix://{daemon.socket}"
         self.subscribers = [

@@ -21,17 +21,17 @@ from tests.support.eventually import LIMIT_S, eventually
 
 
 class Workspace:
-    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+    def __init__(self, directory: Path, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
-        self._folder = folder
+        self._directory = directory
         self._flags: dict[str, Any] = {
-            "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
-            "listen": (f"unix://{folder}/d.sock",),
+            "discovery_kubeconfig": str(sandbox.write_kubeconfig(directory / "kubeconfig")),
+            "listen": (f"unix://{directory}/d.sock",),
             "http_listen": "127.0.0.1:0",
         }
 
     def daemon(self, **settings: Any) -> Daemon:
-        file = self._folder / "settings.yaml"
+        file = self._directory / "settings.yaml"
         file.write_text(json.dumps(settings))
         return Daemon(load(self._flags, {}, file))
 

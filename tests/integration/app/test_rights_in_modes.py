@@ -77,14 +77,14 @@ MODES = [
 
 
 class Workspace:
-    def __init__(self, folder: Path, sandbox: Sandbox, mode: Mode) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, sandbox: Sandbox, mode: Mode) -> None:
+        self._directory = directory
         self.sandbox = sandbox
         self.mode = mode
 
     def daemon(self) -> Daemon:
-        (self._folder / "milo").write_text(json.dumps(self.sandbox.kubeconfig()))
-        (self._folder / "token").write_text(self.sandbox.token(life=600))
+        (self._directory / "milo").write_text(json.dumps(self.sandbox.kubeconfig()))
+        (self._directory / "token").write_text(self.sandbox.token(life=600))
         scopes = {"all": "all", "prod": {"label_selector": "env=prod"}, "shop": {"organizations": ["shop"]}}
         settings = {
             **self._source(),
@@ -93,25 +93,27 @@ class Workspace:
                 {"name": name, "who": {"listener": name}, "clusters": scope, "kubeconfigs": True}
                 for name, scope in scopes.items()
             ],
-            "kubeconfigs": {"sources": [{"name": "file", "type": "token-file", "path": str(self._folder / "token")}]},
+            "kubeconfigs": {
+                "sources": [{"name": "file", "type": "token-file", "path": str(self._directory / "token")}]
+            },
             "connectivity": {"interval": "off"},
             "http_listen": "off",
         }
-        file = self._folder / "settings.json"
+        file = self._directory / "settings.json"
         file.write_text(json.dumps(settings))
         return Daemon(load({}, {}, file))
 
     def _source(self) -> dict[str, Any]:
-        kubeconfigs = {f"{of}_kubeconfig": str(self._folder / "milo") for of in ("discovery", "project")}
+        kubeconfigs = {f"{of}_kubeconfig": str(self._directory / "milo") for of in ("discovery", "project")}
         if self.mode.name != "service-consumer":
             return {**self.mode.settings, **kubeconfigs}
-        provider = self._folder / PROVIDER
+        provider = self._directory / PROVIDER
         provider.write_text(json.dumps(self.sandbox.kubeconfig(project=PROVIDER)))
         source = {"name": "dns", "kind": self.mode.name, **self.mode.settings, **kubeconfigs}
         return {"sources": [{**source, "discovery_kubeconfig": str(provider)}]}
 
     def address(self, name: str) -> str:
-        return f"unix://{self._folder}/{name}.sock"
+        return f"unix://{self._directory}/{name}.sock"
 
     def client(self, name: str) -> DiscoveryClient:
         return DiscoveryClient(self.address(name))

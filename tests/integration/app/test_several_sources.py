@@ -24,16 +24,17 @@ from tests.support.eventually import LIMIT_S, eventually
 
 
 class Workspace:
-    def __init__(self, folder: Path, eu: Sandbox, us: Sandbox) -> None:
+    def __init__(self, directory: Path, eu: Sandbox, us: Sandbox) -> None:
         self.eu, self.us = eu, us
-        self.address = f"unix://{folder}/d.sock"
-        self._folder = folder
+        self.address = f"unix://{directory}/d.sock"
+        self._directory = directory
 
     def daemon(self, **settings: Any) -> Daemon:
         sources = [
-            {"name": name, "kind": "project", "discovery_kubeconfig": str(self._folder / name)} for name in ("eu", "us")
+            {"name": name, "kind": "project", "discovery_kubeconfig": str(self._directory / name)}
+            for name in ("eu", "us")
         ]
-        file = self._folder / "settings.json"
+        file = self._directory / "settings.json"
         file.write_text(json.dumps({"sources": sources, **settings}))
         return Daemon(load({"listen": (self.address,), "http_listen": "127.0.0.1:0"}, {}, file))
 

@@ -31,10 +31,10 @@ RIGHTS: list[dict[str, Any]] = [
 
 
 async def check_as(
-    folder: Path, identity: str, rights: list[Any] = RIGHTS, **others: object
+    directory: Path, identity: str, rights: list[Any] = RIGHTS, **others: object
 ) -> tuple[int, dict[str, str]]:
-    file = folder / "config.yaml"
-    listen = [{"address": f"unix://{folder}/d.sock", "name": "api"}]
+    file = directory / "config.yaml"
+    listen = [{"address": f"unix://{directory}/d.sock", "name": "api"}]
     file.write_text(yaml.safe_dump({"listen": listen, "rights": rights, **others}))
     out = io.StringIO()
     status = await print_effective_rights(load({}, {}, file), parse_caller(identity), out, {})

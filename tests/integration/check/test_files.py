@@ -31,11 +31,11 @@ def test_state_directory_that_is_read_only_fails(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("path", "level"),
-    [("new.log", "ok"), ("file", "ok"), ("missing/audit.log", "fail"), ("folder", "fail"), ("link", "fail")],
+    [("new.log", "ok"), ("file", "ok"), ("missing/audit.log", "fail"), ("directory", "fail"), ("link", "fail")],
 )
 def test_audit_file_must_be_a_regular_file_that_can_be_created(path: str, level: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "file")
     finding = files.audit_file(tmp_path / path)
     assert finding.level == level

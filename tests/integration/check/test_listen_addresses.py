@@ -77,7 +77,7 @@ def test_socket_directory_that_is_a_file_fails(path: Path) -> None:
 
 
 def test_unwritable_socket_directory_suggests_fs_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to every folder
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to every directory
     finding = check(path)
     assert "is not writable by us" in finding.message
     assert "emptyDir" in finding.fix

@@ -13,8 +13,8 @@ API = {"address": "unix:///tmp/a.sock", "name": "api"}
 PROVING = {"address": "unix:///tmp/b.sock", "name": "proving", "peer_credentials": True, "tokens": True}
 
 
-def found(folder: Path, *rights: dict[str, Any], **others: object) -> list[Finding]:
-    file = folder / "config.yaml"
+def found(directory: Path, *rights: dict[str, Any], **others: object) -> list[Finding]:
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump({"listen": [API, PROVING], "rights": list(rights), **others}))
     return list(check_rules(load({}, {}, file)))
 

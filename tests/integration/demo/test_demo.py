@@ -142,7 +142,7 @@ async def test_temporary_directory_is_removed_by_a_signal_during_startup(
     assert list(tmp_path.iterdir()) == []
 
 
-def started(command: str, folder: Path, stdout: int) -> subprocess.Popen[bytes]:
-    """Start a command whose temporary files are in `folder`, and that SIGHUP ends even in a session under nohup."""
+def started(command: str, directory: Path, stdout: int) -> subprocess.Popen[bytes]:
+    """Start a command whose temporary files are in `directory`, and that SIGHUP ends even in a session under nohup."""
     words = ("env", "--default-signal=HUP", sys.executable, "-m", "milo_discoveryd", command)
-    return subprocess.Popen(words, stdout=stdout, env={**os.environ, "TMPDIR": str(folder)})
+    return subprocess.Popen(words, stdout=stdout, env={**os.environ, "TMPDIR": str(directory)})

@@ -14,14 +14,14 @@ from tests.unit.modes.test_kubeconfig_files import a_mode, content
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     made = tmp_path / "clusters"
     made.mkdir()
     return made
 
 
-def of_folder(folder: Path, wall: float = 4e9) -> KubeconfigFiles:
-    return KubeconfigFiles(a_mode("kubeconfig-directory", path=str(folder)), wall=lambda: wall)
+def of_directory(directory: Path, wall: float = 4e9) -> KubeconfigFiles:
+    return KubeconfigFiles(a_mode("kubeconfig-directory", path=str(directory)), wall=lambda: wall)
 
 
 def of_kind(file: Path) -> KubeconfigFiles:
@@ -32,80 +32,80 @@ def problems(files: KubeconfigFiles) -> dict[str, str]:
     return {each.key: each.problem for each in files.scan().objects}
 
 
-def test_hidden_and_temporary_files_and_subdirectories_are_skipped(folder: Path) -> None:
+def test_hidden_and_temporary_files_and_subdirectories_are_skipped(directory: Path) -> None:
     for name in ("alpha", ".hidden", "beta~", "beta.tmp", "beta.swp", "config.lock", "beta.part"):
-        (folder / name).write_bytes(content("any"))
-    (folder / "subfolder").mkdir()
-    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff")).write_bytes(content("any"))
-    assert problems(of_folder(folder)) == {"alpha": ""}
+        (directory / name).write_bytes(content("any"))
+    (directory / "subdirectory").mkdir()
+    Path(os.fsdecode(os.fsencode(directory) + b"/not-utf-8-\xff")).write_bytes(content("any"))
+    assert problems(of_directory(directory)) == {"alpha": ""}
 
 
-def test_symlink_within_directory_is_followed(folder: Path) -> None:
-    (folder / "..1").mkdir()
-    (folder / "..1" / "alpha").write_bytes(content("any"))
-    (folder / "..data").symlink_to("..1")
-    (folder / "alpha").symlink_to("..data/alpha")
-    assert problems(of_folder(folder)) == {"alpha": ""}
+def test_symlink_within_directory_is_followed(directory: Path) -> None:
+    (directory / "..1").mkdir()
+    (directory / "..1" / "alpha").write_bytes(content("any"))
+    (directory / "..data").symlink_to("..1")
+    (directory / "alpha").symlink_to("..data/alpha")
+    assert problems(of_directory(directory)) == {"alpha": ""}
 
 
-def test_symlink_outside_directory_is_rejected(folder: Path) -> None:
-    (folder.parent / "own.kubeconfig").write_bytes(content("any"))
-    (folder / "alpha").symlink_to("../own.kubeconfig")
-    files = of_folder(folder)
-    assert "outside of the folder" in problems(files)["alpha"]
-    with pytest.raises(FilesError, match="outside of the folder"):
+def test_symlink_outside_directory_is_rejected(directory: Path) -> None:
+    (directory.parent / "own.kubeconfig").write_bytes(content("any"))
+    (directory / "alpha").symlink_to("../own.kubeconfig")
+    files = of_directory(directory)
+    assert "outside of the directory" in problems(files)["alpha"]
+    with pytest.raises(FilesError, match="outside of the directory"):
         files.kubeconfig("alpha")
 
 
-def test_dangling_symlink_is_unreadable_and_not_deleted(folder: Path) -> None:
-    (folder / "alpha").symlink_to("nothing")
-    files = of_folder(folder)
+def test_dangling_symlink_is_unreadable_and_not_deleted(directory: Path) -> None:
+    (directory / "alpha").symlink_to("nothing")
+    files = of_directory(directory)
     assert "cannot be read" in problems(files)["alpha"]
     assert files.find("alpha") == FileObject("alpha", problem=problems(files)["alpha"])
 
 
-def test_named_pipe_and_socket_do_not_block(folder: Path) -> None:
-    os.mkfifo(folder / "pipe")
+def test_named_pipe_and_socket_do_not_block(directory: Path) -> None:
+    os.mkfifo(directory / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "socket"))
-        found = problems(of_folder(folder))
+        listener.bind(str(directory / "socket"))
+        found = problems(of_directory(directory))
     assert found["pipe"] == "pipe is not a regular file"
     assert found["socket"].startswith("socket cannot be read")
 
 
-def test_world_writable_file_is_rejected(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any"))
-    (folder / "alpha").chmod(0o666)
-    assert "chmod o-w" in problems(of_folder(folder))["alpha"]
+def test_world_writable_file_is_rejected(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    (directory / "alpha").chmod(0o666)
+    assert "chmod o-w" in problems(of_directory(directory))["alpha"]
 
 
-def test_file_over_the_size_limit_is_rejected(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any") + b"#" * MAX_BYTES)
-    assert problems(of_folder(folder))["alpha"] == f"alpha is larger than {MAX_BYTES >> 10} KiB"
+def test_file_over_the_size_limit_is_rejected(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any") + b"#" * MAX_BYTES)
+    assert problems(of_directory(directory))["alpha"] == f"alpha is larger than {MAX_BYTES >> 10} KiB"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
-def test_file_without_read_permission_is_rejected(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any"))
-    (folder / "alpha").chmod(0)
-    assert "Permission denied" in problems(of_folder(folder))["alpha"]
+def test_file_without_read_permission_is_rejected(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    (directory / "alpha").chmod(0)
+    assert "Permission denied" in problems(of_directory(directory))["alpha"]
 
 
-def test_missing_directory_raises_instead_of_reporting_deleted_files(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any"))
-    files = of_folder(folder)
-    folder.rename(folder.parent / "moved")
+def test_missing_directory_raises_instead_of_reporting_deleted_files(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    files = of_directory(directory)
+    directory.rename(directory.parent / "moved")
     for attempt in (files.scan, lambda: files.find("alpha")):
         with pytest.raises(FilesError) as raised:
             attempt()
         assert raised.value.reason == "FileNotFound"
 
 
-def test_deleted_file_is_not_found(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any"))
-    files = of_folder(folder)
+def test_deleted_file_is_not_found(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    files = of_directory(directory)
     assert files.find("alpha") is not None
-    (folder / "alpha").unlink()
+    (directory / "alpha").unlink()
     assert files.find("alpha") is None
     assert files.scan().objects == ()
 
@@ -122,16 +122,16 @@ def test_missing_context_is_not_found_and_missing_kubeconfig_raises(tmp_path: Pa
         files.find("kind-alpha")
 
 
-def test_scan_reports_files_with_changed_content(folder: Path) -> None:
+def test_scan_reports_files_with_changed_content(directory: Path) -> None:
     for name in ("alpha", "beta"):
-        (folder / name).write_bytes(content("any"))
-    files = of_folder(folder)
+        (directory / name).write_bytes(content("any"))
+    files = of_directory(directory)
     reported: list[frozenset[str]] = []
     files.subscribe(reported.append)
     assert files.scan().changed == {"alpha", "beta"}
     assert files.scan().changed == frozenset()
-    (folder / "alpha").write_bytes(content("any", user={"token": "renewed"}))
-    (folder / "beta").touch()
+    (directory / "alpha").write_bytes(content("any", user={"token": "renewed"}))
+    (directory / "beta").touch()
     changed = files.scan().changed
     assert changed == {"alpha"}
     files.announce(changed)
@@ -139,28 +139,28 @@ def test_scan_reports_files_with_changed_content(folder: Path) -> None:
     assert reported == [{"alpha"}]
 
 
-def test_recently_written_file_is_not_settled(folder: Path) -> None:
-    (folder / "alpha").write_bytes(content("any"))
-    written = (folder / "alpha").stat().st_mtime
-    assert not of_folder(folder, written + SETTLED_S / 2).scan().is_settled
-    assert of_folder(folder, written + 2 * SETTLED_S).scan().is_settled
-    assert of_folder(folder, written - 1).scan().is_settled, "a time in the future counts as settled"
+def test_recently_written_file_is_not_settled(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    written = (directory / "alpha").stat().st_mtime
+    assert not of_directory(directory, written + SETTLED_S / 2).scan().is_settled
+    assert of_directory(directory, written + 2 * SETTLED_S).scan().is_settled
+    assert of_directory(directory, written - 1).scan().is_settled, "a time in the future counts as settled"
 
 
 def test_symlink_loop_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     files = of_kind(tmp_path / "one")
-    assert files.folders == (tmp_path,)
+    assert files.directories == (tmp_path,)
     with pytest.raises(FilesError, match="symbolic links"):
         files.scan()
     with pytest.raises(FilesError, match="symbolic links"):
-        of_folder(tmp_path / "one").scan()
+        of_directory(tmp_path / "one").scan()
 
 
-def test_unusable_kubeconfig_is_parsed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "alpha").write_bytes(b"a: [")
-    files = of_folder(folder)
+def test_unusable_kubeconfig_is_parsed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "alpha").write_bytes(b"a: [")
+    files = of_directory(directory)
     first = files.scan()
     monkeypatch.setattr("milo_discoveryd.modes.kubeconfig_files.parse", lambda *_: pytest.fail("parsed again"))
     assert files.scan().objects == first.objects
@@ -170,7 +170,7 @@ def test_directories_of_a_symlink_and_of_its_target_are_watched(tmp_path: Path) 
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "config").write_bytes(content("kind-alpha"))
     (tmp_path / "config").symlink_to("real/config")
-    assert of_kind(tmp_path / "config").folders == (tmp_path, tmp_path / "real")
+    assert of_kind(tmp_path / "config").directories == (tmp_path, tmp_path / "real")
 
 
 NAMES = st.sampled_from(["alpha", "beta", "gamma"])
@@ -182,20 +182,20 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "replace", "cut", "delete
 def test_scan_matches_the_directory_after_any_changes(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, str]]
 ) -> None:
-    folder = tmp_path_factory.mktemp("clusters")
-    files = of_folder(folder)
+    directory = tmp_path_factory.mktemp("clusters")
+    files = of_directory(directory)
     for number, (action, name) in enumerate(actions):
-        file, body = folder / name, content("any", server=f"https://127.0.0.1:{1000 + number}")
+        file, body = directory / name, content("any", server=f"https://127.0.0.1:{1000 + number}")
         match action:
             case "write":
                 file.write_bytes(body)
             case "replace":
-                (folder / ".new").write_bytes(body)
-                (folder / ".new").rename(file)
+                (directory / ".new").write_bytes(body)
+                (directory / ".new").rename(file)
             case "cut":
                 file.write_bytes(body[: len(body) // 2])
             case "delete":
                 file.unlink(missing_ok=True)
             case _:
                 files.scan()
-    assert set(files.scan().objects) == set(of_folder(folder).scan().objects)
+    assert set(files.scan().objects) == set(of_directory(directory).scan().objects)

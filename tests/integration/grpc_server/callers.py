@@ -49,13 +49,13 @@ class CallerStub:
 
 
 class RulesHarness:
-    def __init__(self, harness: Harness, folder: Path) -> None:
+    def __init__(self, harness: Harness, directory: Path) -> None:
         self.harness = harness
-        self._folder = folder
+        self._directory = directory
 
     @asynccontextmanager
     async def caller(self, name: str) -> AsyncIterator[CallerStub]:
-        address = f"unix:{self._folder / name}.sock"
+        address = f"unix:{self._directory / name}.sock"
         async with grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             yield CallerStub(self.harness, DiscoveryServiceStub(channel))
 
@@ -74,10 +74,10 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @asynccontextmanager
-async def open_rules_harness(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesHarness]:
-    listeners = [Listener(name=name, address=UnixSocket(folder / f"{name}.sock")) for name in NAMES]
-    async with a_harness(folder, rights=rules(*those), listeners=listeners, **others) as harness:
-        yield RulesHarness(harness, folder)
+async def open_rules_harness(directory: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesHarness]:
+    listeners = [Listener(name=name, address=UnixSocket(directory / f"{name}.sock")) for name in NAMES]
+    async with a_harness(directory, rights=rules(*those), listeners=listeners, **others) as harness:
+        yield RulesHarness(harness, directory)
 
 
 def error_fields(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:

@@ -204,7 +204,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 
 @asynccontextmanager
 async def a_harness(
-    folder: Path,
+    directory: Path,
     *,
     heartbeat_s: float = 30.0,
     stalled_s: float = 300.0,
@@ -219,7 +219,7 @@ async def a_harness(
     reviewer: Reviewer | None = None,
 ) -> AsyncIterator[Harness]:
     made = Harness(
-        folder / "d.sock",
+        directory / "d.sock",
         heartbeat_s=heartbeat_s,
         stalled_s=stalled_s,
         retention=retention or Retention(),

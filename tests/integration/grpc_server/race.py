@@ -67,10 +67,10 @@ class Race:
             await asyncio.sleep(0)
 
 
-async def race(folder: Path, *, rounds: int, seed: int) -> int:
+async def race(directory: Path, *, rounds: int, seed: int) -> int:
     """Run the rounds and return the number of kubeconfigs that were issued."""
     backend = Backend(Scope.CLUSTER)
-    async with a_harness(folder, sources=[SourceAssignment(backend)], per_second=1e6) as harness:
+    async with a_harness(directory, sources=[SourceAssignment(backend)], per_second=1e6) as harness:
         made = Race(harness, backend, Random(seed))
         await made.run(rounds)
     return made.handed
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     asked = parser.parse_args(argv)
     logging.getLogger(NAME).setLevel(logging.WARNING)  # each kubeconfig is logged
-    with tempfile.TemporaryDirectory(prefix="milo-") as folder:
-        handed = asyncio.run(race(Path(folder), rounds=asked.rounds, seed=asked.seed))
+    with tempfile.TemporaryDirectory(prefix="milo-") as directory:
+        handed = asyncio.run(race(Path(directory), rounds=asked.rounds, seed=asked.seed))
     click.echo(
         f"{asked.rounds} disengagements, {asked.rounds * _ASKING} requests beside them: {handed} were handed a "
         "kubeconfig, and none after the disengagement"

@@ -35,21 +35,21 @@ class Target:
 
 
 @asynccontextmanager
-async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
-    path = folder / "d.sock"
+async def unix(directory: Path, *, peers: bool) -> AsyncIterator[Target]:
+    path = directory / "d.sock"
     listener = Listener(name="here", address=UnixSocket(path), peer_credentials=peers)
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with a_harness(folder, listeners=[listener]) as harness:
+    async with a_harness(directory, listeners=[listener]) as harness:
         yield Target(harness, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
 
 
 @asynccontextmanager
-async def tls(folder: Path) -> AsyncIterator[Target]:
-    tls_files = TlsFiles(folder)
+async def tls(directory: Path) -> AsyncIterator[Target]:
+    tls_files = TlsFiles(directory)
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
     good, context = tls_files.credentials(tls_files.ca.issue(SPIFFE)), client_context(tls_files)
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with a_harness(folder, listeners=[listener]) as harness:
+    async with a_harness(directory, listeners=[listener]) as harness:
         [address] = harness.server.addresses
         host, _, port = address.partition(":")
         yield Target(
@@ -60,8 +60,8 @@ async def tls(folder: Path) -> AsyncIterator[Target]:
 
 
 LISTENERS = {
-    "unix": lambda folder: unix(folder, peers=False),
-    "peers": lambda folder: unix(folder, peers=True),
+    "unix": lambda directory: unix(directory, peers=False),
+    "peers": lambda directory: unix(directory, peers=True),
     "tls": tls,
 }
 

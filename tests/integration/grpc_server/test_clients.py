@@ -20,9 +20,9 @@ __all__ = ["callers", "tls_files"]
 
 
 def credentials(tls_files: TlsFiles) -> ClientCredentials:
-    certificate, key = tls_files.ca.issue(SPIFFE).write(tls_files.folder, "client")
-    (tls_files.folder / "serving.crt").write_bytes(tls_files.serving.pem)
-    return ClientCredentials(ca_file=tls_files.folder / "serving.crt", certificate_file=certificate, key_file=key)
+    certificate, key = tls_files.ca.issue(SPIFFE).write(tls_files.directory, "client")
+    (tls_files.directory / "serving.crt").write_bytes(tls_files.serving.pem)
+    return ClientCredentials(ca_file=tls_files.directory / "serving.crt", certificate_file=certificate, key_file=key)
 
 
 async def command(*arguments: str) -> str:

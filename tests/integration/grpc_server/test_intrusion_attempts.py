@@ -81,10 +81,10 @@ def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
 
 
 @asynccontextmanager
-async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[Harness, TlsFiles]]:
-    tls_files = TlsFiles(folder)
+async def at_the_network(directory: Path, *rules: Rule) -> AsyncIterator[tuple[Harness, TlsFiles]]:
+    tls_files = TlsFiles(directory)
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
-    async with a_harness(folder, listeners=[listener], rights=Rights(rules)) as harness:
+    async with a_harness(directory, listeners=[listener], rights=Rights(rules)) as harness:
         [harness.address] = harness.server.addresses
         ours_and_theirs(harness)
         yield harness, tls_files
@@ -121,7 +121,7 @@ async def test_connection_with_invalid_client_certificate_receives_no_bytes(tmp_
 def bytes_received_with(harness: Harness, tls_files: TlsFiles, pair: Pair) -> bytes:
     """Return all responses to a client with this certificate."""
     context = ssl.create_default_context(cadata=tls_files.serving.pem.decode())
-    context.load_cert_chain(*pair.write(tls_files.folder, "intruder"))
+    context.load_cert_chain(*pair.write(tls_files.directory, "intruder"))
     host, _, port = harness.address.partition(":")
     plain = socket.create_connection((host, int(port)), timeout=20)
     with closing(context.wrap_socket(plain, server_hostname="localhost")) as connected:
@@ -134,7 +134,7 @@ def bytes_received_with(harness: Harness, tls_files: TlsFiles, pair: Pair) -> by
 WRONG_SANS = {
     "another": x509.UniformResourceIdentifier("spiffe://example.com/ns/evil/sa/operator"),
     "a longer one": x509.UniformResourceIdentifier(f"{FRIEND}-2"),
-    "a folder above": x509.UniformResourceIdentifier("spiffe://example.com/ns/milo"),
+    "a directory above": x509.UniformResourceIdentifier("spiffe://example.com/ns/milo"),
     "another case": x509.UniformResourceIdentifier(FRIEND.upper()),
     "escaped": x509.UniformResourceIdentifier(FRIEND.replace("/ns/", "/%6Es/")),
     "up and down": x509.UniformResourceIdentifier("spiffe://example.com/ns/other/../milo/sa/operator"),
@@ -174,18 +174,18 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's temporary ones."""
+def open_directory() -> Iterator[Path]:
+    """A directory that every user can enter, unlike pytest's temporary ones."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_peer_with_unmatched_uid_is_denied(open_folder: Path) -> None:
+async def test_peer_with_unmatched_uid_is_denied(open_directory: Path) -> None:
     us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
-    listener = Listener(name="local", address=UnixSocket(open_folder / "d.sock", 0o666), peer_credentials=True)
-    async with a_harness(open_folder, listeners=[listener], rights=Rights((us,))) as harness:
+    listener = Listener(name="local", address=UnixSocket(open_directory / "d.sock", 0o666), peer_credentials=True)
+    async with a_harness(open_directory, listeners=[listener], rights=Rights((us,))) as harness:
         ours_and_theirs(harness)
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", AS_ANOTHER, harness.address, "1001", stdout=PIPE

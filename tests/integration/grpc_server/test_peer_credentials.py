@@ -81,8 +81,8 @@ def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's temporary ones."""
+def directory() -> Iterator[Path]:
+    """A directory that every user can enter, unlike pytest's temporary ones."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -90,11 +90,11 @@ def folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def guarded(
-    folder: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
+    directory: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
 ) -> AsyncIterator[Harness]:
-    address = UnixSocket(folder / "d.sock", mode)
+    address = UnixSocket(directory / "d.sock", mode)
     listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
-    async with a_harness(folder, listeners=[listener], rights=rights) as harness:
+    async with a_harness(directory, listeners=[listener], rights=rights) as harness:
         harness.listed(ready("alpha"))
         yield harness
 
@@ -122,8 +122,8 @@ async def test_peer_credentials_identify_connecting_process(callers: list[Caller
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: Path) -> None:
-    async with guarded(folder) as harness:
+async def test_peer_credentials_tell_users_apart(callers: list[Caller], directory: Path) -> None:
+    async with guarded(directory) as harness:
         clients = await asyncio.gather(*(as_another(harness.address, uid) for uid in (1001, 1002)))
     assert [event_texts for _, event_texts in clients] == ["OK", "OK"]
     seen = sorted((caller.uid, caller.gid, caller.pid) for caller in callers)
@@ -131,9 +131,9 @@ async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
+async def test_group_rule_matches_supplementary_groups(directory: Path) -> None:
     rule = Rule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
-    async with guarded(folder, rights=Rights((rule,))) as harness:
+    async with guarded(directory, rights=Rights((rule,))) as harness:
         (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
             as_another(harness.address, 1001, 27, 1001, 4242),
             as_another(harness.address, 1002, 27),
@@ -146,8 +146,8 @@ async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_socket_mode_denies_other_users(callers: list[Caller], folder: Path) -> None:
-    async with guarded(folder, mode=0o660) as harness:
+async def test_socket_mode_denies_other_users(callers: list[Caller], directory: Path) -> None:
+    async with guarded(directory, mode=0o660) as harness:
         _, event_texts = await as_another(harness.address, 1001)
     assert "Permission denied" in event_texts
     assert callers == []
@@ -251,7 +251,7 @@ async def test_one_user_gets_at_most_half_of_the_connections(tmp_path: Path) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
-    monkeypatch: pytest.MonkeyPatch, folder: Path
+    monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=0.001, burst=20.0))
     rule = Rule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
@@ -261,7 +261,7 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
             calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(count)]
             return [await call.code() for call in calls]
 
-    async with guarded(folder, rights=Rights((rule,))) as harness:
+    async with guarded(directory, rights=Rights((rule,))) as harness:
         found = await codes(harness, 60)
         assert found.count(grpc.StatusCode.UNAVAILABLE) + found.count(grpc.StatusCode.PERMISSION_DENIED) == 60
         await eventually(lambda: len(acceptor(harness)) == 0)
@@ -276,10 +276,10 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
     assert "connect again in" in problems[-1]
 
 
-async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
-    async with guarded(folder, rights=Rights((NOBODY,))) as harness, harness.client() as stub:
+    async with guarded(directory, rights=Rights((NOBODY,))) as harness, harness.client() as stub:
         calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
         assert [await call.code() for call in calls].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 4
         lines = [line for line in harness.audited if line["reason"] == "TOO_MANY_CALLS"]
@@ -311,10 +311,10 @@ def descriptors() -> list[int]:
     return [int(each.name) for each in Path("/proc/self/fd").iterdir()]
 
 
-def connected(folder: Path) -> socket.socket:
+def connected(directory: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
     made.settimeout(20)
-    made.connect(str(folder / "d.sock"))
+    made.connect(str(directory / "d.sock"))
     return made
 
 

@@ -57,8 +57,8 @@ async def test_socket_directory_is_created_for_owner_and_group(
         bound(server, tmp_path / "run" / "d.sock", group=os.getgid())
     finally:
         os.umask(umask)
-    folder = (tmp_path / "run").stat()
-    assert (stat.S_IMODE(folder.st_mode), folder.st_gid) == (0o750, os.getgid())
+    directory = (tmp_path / "run").stat()
+    assert (stat.S_IMODE(directory.st_mode), directory.st_gid) == (0o750, os.getgid())
 
 
 async def test_socket_in_use_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ async def test_symlinked_lock_file_is_refused(bound: Bind, server: grpc.aio.Serv
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077, 0o117, 0o177, 0o222, 0o777])
-@pytest.mark.parametrize("folder_mode", [0o700, 0o750, 0o755, 0o711, 0o1770])
+@pytest.mark.parametrize("directory_mode", [0o700, 0o750, 0o755, 0o711, 0o1770])
 async def test_socket_mode_is_independent_of_umask(
-    bound: Bind, server: grpc.aio.Server, tmp_path: Path, umask: int, folder_mode: int
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, umask: int, directory_mode: int
 ) -> None:
-    tmp_path.chmod(folder_mode)
+    tmp_path.chmod(directory_mode)
     before = os.umask(umask)
     try:
         bound(server, tmp_path / "d.sock", mode=0o660)
@@ -129,7 +129,7 @@ async def test_symlinked_socket_directory_is_rejected(bound: Bind, server: grpc.
         bound(server, tmp_path / "link" / "d.sock")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
 async def test_socket_directory_of_another_user_is_rejected(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path
 ) -> None:

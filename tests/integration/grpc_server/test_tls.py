@@ -36,26 +36,26 @@ SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operato
 class TlsFiles:
     """The certificates of a daemon and of its clients."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.ca = Authority("clients")
         self.serving = Authority("servers")
         self.renew()
 
     def renew(self) -> None:
         """Replace the files one by one: in between, certificate and key do not match."""
-        certificate, key = self.serving.server().write(self.folder, "new")
-        certificate.rename(self.folder / "tls.crt")
-        key.rename(self.folder / "tls.key")
+        certificate, key = self.serving.server().write(self.directory, "new")
+        certificate.rename(self.directory / "tls.crt")
+        key.rename(self.directory / "tls.key")
         self.trust(self.ca)
 
     def trust(self, ca: Authority) -> None:
-        (self.folder / "ca.new").write_bytes(ca.pem)
-        (self.folder / "ca.new").rename(self.folder / "ca.crt")
+        (self.directory / "ca.new").write_bytes(ca.pem)
+        (self.directory / "ca.new").rename(self.directory / "ca.crt")
 
     @property
     def tls(self) -> ServerTls:
-        paths = (self.folder / name for name in ("tls.crt", "tls.key", "ca.crt"))
+        paths = (self.directory / name for name in ("tls.crt", "tls.key", "ca.crt"))
         return ServerTls(**dict(zip(("certificate", "key", "client_ca"), paths, strict=True)))
 
     def credentials(self, pair: Pair | None) -> grpc.ChannelCredentials:
@@ -72,7 +72,7 @@ def tls_files(tmp_path: Path) -> TlsFiles:
 @asynccontextmanager
 async def tcp(tls_files: TlsFiles, *, connections: int = 100) -> AsyncIterator[Harness]:
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls, connections=connections)
-    async with a_harness(tls_files.folder, listeners=[listener]) as harness:
+    async with a_harness(tls_files.directory, listeners=[listener]) as harness:
         [harness.address] = harness.server.addresses
         harness.listed(ready("alpha"))
         yield harness
@@ -106,9 +106,9 @@ async def refusal(harness: Harness, credentials: grpc.ChannelCredentials) -> grp
 def test_startup_error_names_invalid_tls_file(
     tls_files: TlsFiles, file: str, content: bytes | None, words: str
 ) -> None:
-    path = tls_files.folder / file
+    path = tls_files.directory / file
     path.write_bytes(tls_files.serving.server().key if content is None else content)
-    with pytest.raises(StartError, match=re.escape(words.format(tls_files.folder))):
+    with pytest.raises(StartError, match=re.escape(words.format(tls_files.directory))):
         tls_files.tls.context()
 
 
@@ -160,7 +160,7 @@ def client_context(tls_files: TlsFiles, version: ssl.TLSVersion = ssl.TLSVersion
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = context.maximum_version = version
     context.load_verify_locations(cadata=tls_files.serving.pem.decode())
-    context.load_cert_chain(*tls_files.ca.issue(SPIFFE).write(tls_files.folder, "client"))
+    context.load_cert_chain(*tls_files.ca.issue(SPIFFE).write(tls_files.directory, "client"))
     context.set_alpn_protocols(["h2"])
     return context
 
@@ -210,11 +210,11 @@ async def test_server_certificate_is_renewed_without_interruption(tls_files: Tls
 async def test_partial_certificate_renewal_is_ignored(tls_files: TlsFiles) -> None:
     pair = tls_files.ca.issue(SPIFFE)
     async with tcp(tls_files) as harness:
-        certificate, key = tls_files.serving.server().write(tls_files.folder, "half")
-        certificate.rename(tls_files.folder / "tls.crt")
+        certificate, key = tls_files.serving.server().write(tls_files.directory, "half")
+        certificate.rename(tls_files.directory / "tls.crt")
         async with client(harness, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
-        key.rename(tls_files.folder / "tls.key")
+        key.rename(tls_files.directory / "tls.key")
         async with client(harness, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
 
@@ -306,16 +306,16 @@ async def test_tls_listener_has_no_reflection(tls_files: TlsFiles) -> None:
 
 async def test_port_in_use_is_refused(tls_files: TlsFiles) -> None:
     async with tcp(tls_files) as harness:
-        taken = TlsFiles(tls_files.folder)
+        taken = TlsFiles(tls_files.directory)
         listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(harness)), tls=taken.tls)
         with pytest.raises(StartError, match="the port is in use"):
-            async with a_harness(tls_files.folder, listeners=[listener]):
+            async with a_harness(tls_files.directory, listeners=[listener]):
                 pass
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
 async def test_startup_error_names_missing_tls_file(tls_files: TlsFiles, missing: str) -> None:
-    (tls_files.folder / missing).unlink()
+    (tls_files.directory / missing).unlink()
     with pytest.raises(StartError, match=rf"{missing} cannot be read"):
         tls_files.tls.context()
 

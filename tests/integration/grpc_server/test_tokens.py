@@ -33,13 +33,13 @@ OPERATOR = "system:serviceaccount:milo:operator"
 
 
 @asynccontextmanager
-async def taking_tokens(folder: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[Harness]:
-    api = Transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
+async def taking_tokens(directory: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[Harness]:
+    api = Transport(load_kubeconfig(sandbox.write_kubeconfig(directory / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
-    listener = Listener(name="tokens", address=UnixSocket(folder / "d.sock"), peer_credentials=True, tokens=True)
+    listener = Listener(name="tokens", address=UnixSocket(directory / "d.sock"), peer_credentials=True, tokens=True)
     try:
         async with a_harness(
-            folder, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]
+            directory, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]
         ) as harness:
             harness.listed(ready("alpha"))
             yield harness

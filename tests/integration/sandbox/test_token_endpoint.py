@@ -20,9 +20,9 @@ GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
 class Account:
-    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+    def __init__(self, sandbox: Sandbox, directory: Path) -> None:
         self._url = sandbox.url
-        self.file = json.loads(sandbox.write_service_account_key(folder / "key.json").read_text())
+        self.file = json.loads(sandbox.write_service_account_key(directory / "key.json").read_text())
 
     def assertion(self, **differing: Any) -> str:
         key = load_pem_private_key(self.file["private_key"].encode(), None)

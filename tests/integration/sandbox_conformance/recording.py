@@ -9,8 +9,8 @@ from tests.integration.sandbox_conformance.speaker import Speaker
 from tests.integration.sandbox_conformance.transcripts import Transcript
 
 
-async def record(name: str, mode: Mode, servers: Servers, folder: Path) -> Transcript:
+async def record(name: str, mode: Mode, servers: Servers, directory: Path) -> Transcript:
     """Hold one conversation; return its transcript."""
-    async with servers.acquire(mode, folder) as server, Speaker(server, mode) as speaker:
+    async with servers.acquire(mode, directory) as server, Speaker(server, mode) as speaker:
         await CONVERSATIONS[name](speaker)
     return speaker.transcript

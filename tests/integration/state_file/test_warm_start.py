@@ -18,14 +18,14 @@ from tests.support.eventually import LIMIT_S, eventually
 
 
 class Setting:
-    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
-        self.state = folder / "state"
+    def __init__(self, directory: Path, sandbox: Sandbox) -> None:
+        self.state = directory / "state"
         self.state.mkdir()
         self.sandbox = sandbox
-        self.address = f"unix://{folder}/d.sock"
+        self.address = f"unix://{directory}/d.sock"
         self.origin = StateOrigin(sandbox.url, "project")
         self._flags = {
-            "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
+            "discovery_kubeconfig": str(sandbox.write_kubeconfig(directory / "kubeconfig")),
             "listen": (self.address,),
             "http_listen": "off",
             "state_directory": str(self.state),

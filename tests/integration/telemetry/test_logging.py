@@ -15,9 +15,9 @@ import pytest
 from milo_discoveryd.log import NAME, log
 from milo_discoveryd.telemetry.log_writer import QUEUE_LIMIT, LogWriter
 from milo_discoveryd.telemetry.logging import Logging, configure
-from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]
 
 
 @pytest.fixture(autouse=True)

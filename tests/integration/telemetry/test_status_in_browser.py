@@ -7,13 +7,13 @@ import aiohttp
 import pytest
 
 from milo_discovery import DiscoveryClient
-from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.browser import Browser, browsing
 from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]
 
 WIDE, NARROW = (1280, 900), (390, 844)
 OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}

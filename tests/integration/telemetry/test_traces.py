@@ -59,9 +59,9 @@ async def receiver() -> AsyncIterator[Receiver]:
     await runner.cleanup()
 
 
-def own_identity(folder: Path) -> Path:
+def own_identity(directory: Path) -> Path:
     """Return a configuration in which the daemon's own credential is issued."""
-    return sources(folder, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
+    return sources(directory, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
 
 
 def attributes(span: Span) -> dict[str, str | int]:

@@ -1,5 +1,5 @@
 """Fixtures of daemon processes."""
 
-from tests.end_to_end.process.conftest import folder, workspace
+from tests.end_to_end.process.conftest import directory, workspace
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]

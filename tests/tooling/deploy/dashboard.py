@@ -50,10 +50,10 @@ async def _recorded() -> Recorded:
     # Short, so that two minutes show probes and renewals of tokens.
     probes = {"interval": "5s", "unreachable_after": "5s"}
     async with contextlib.AsyncExitStack() as stack:
-        folder, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))
+        directory, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))
         sandbox = await stack.enter_async_context(Sandbox(seed=4, token_life=60))
         sandbox.populate(_FLEET)
-        workspace = Workspace(folder, sandbox)
+        workspace = Workspace(directory, sandbox)
         daemon = await stack.enter_async_context(
             workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"sources": [_OWN_IDENTITY]})
         )

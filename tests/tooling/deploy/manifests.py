@@ -15,44 +15,44 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 OPERATOR = ROOT / "examples" / "go-operator" / "config"
 BUILT = (*sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))), OPERATOR)
-WITH_DAEMON = tuple(folder for folder in BUILT if "control-plane" not in folder.name)
+WITH_DAEMON = tuple(directory for directory in BUILT if "control-plane" not in directory.name)
 
 Manifest = Mapping[str, Any]
 
 
 @cache
-def built(folder: Path) -> str:
-    done = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)
+def built(directory: Path) -> str:
+    done = subprocess.run([kubectl(), "kustomize", directory], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def manifests(folder: Path) -> list[Manifest]:
-    return list(yaml.safe_load_all(built(folder)))
+def manifests(directory: Path) -> list[Manifest]:
+    return list(yaml.safe_load_all(built(directory)))
 
 
-def of_kind(folder: Path, kind: str) -> list[Manifest]:
-    return [each for each in manifests(folder) if each["kind"] == kind]
+def of_kind(directory: Path, kind: str) -> list[Manifest]:
+    return [each for each in manifests(directory) if each["kind"] == kind]
 
 
-def pod(folder: Path) -> Manifest:
-    [deployment] = of_kind(folder, "Deployment")
+def pod(directory: Path) -> Manifest:
+    [deployment] = of_kind(directory, "Deployment")
     spec: Manifest = deployment["spec"]["template"]["spec"]
     return spec
 
 
-def containers(folder: Path) -> list[Manifest]:
-    return [*pod(folder).get("initContainers", ()), *pod(folder)["containers"]]
+def containers(directory: Path) -> list[Manifest]:
+    return [*pod(directory).get("initContainers", ()), *pod(directory)["containers"]]
 
 
-def daemon(folder: Path) -> Manifest:
-    [found] = [each for each in containers(folder) if each["name"] == "milo-discoveryd"]
+def daemon(directory: Path) -> Manifest:
+    [found] = [each for each in containers(directory) if each["name"] == "milo-discoveryd"]
     return found
 
 
-def environment(folder: Path, container: Manifest) -> dict[str, str]:
+def environment(directory: Path, container: Manifest) -> dict[str, str]:
     """Return the environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
-    maps = {each["metadata"]["name"]: each["data"] for each in of_kind(folder, "ConfigMap")}
+    maps = {each["metadata"]["name"]: each["data"] for each in of_kind(directory, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         reference = source["configMapRef"]
@@ -63,9 +63,9 @@ def environment(folder: Path, container: Manifest) -> dict[str, str]:
     return found
 
 
-def arguments(folder: Path, container: Manifest) -> list[str]:
+def arguments(directory: Path, container: Manifest) -> list[str]:
     """Return the arguments of a container, with $(NAME) expanded as the kubelet does."""
-    variables = environment(folder, container)
+    variables = environment(directory, container)
     return [_expanded(each, variables) for each in container.get("args", ())]
 
 

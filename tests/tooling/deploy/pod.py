@@ -3,7 +3,7 @@
     unshare --mount --net --pid --fork --kill-child python pod.py < POD
 
 POD is JSON: `spec` is the pod's, with variables expanded; `tree` lists paths of this machine that are in the image;
-`root` is an empty folder. Each container is chrooted into a read-only tree, as its user and without capabilities;
+`root` is an empty directory. Each container is chrooted into a read-only tree, as its user and without capabilities;
 only its volumes are writable, for everybody and with the pod's group. Sidecars start one after the other, each after
 the startup probe of the one before. Output is printed with the container's name before each line; the pod ends when
 standard input does.
@@ -60,9 +60,9 @@ def mount_volumes(root: Path, spec: dict[str, Any]) -> None:
         for each in container["volumeMounts"]:
             if each["name"] not in made:
                 made.add(each["name"])
-                folder = root / each["mountPath"].lstrip("/")
-                folder.mkdir(parents=True)
-                mount("-t", "tmpfs", "-o", f"mode=2777,gid={group}", "tmpfs", folder)
+                directory = root / each["mountPath"].lstrip("/")
+                directory.mkdir(parents=True)
+                mount("-t", "tmpfs", "-o", f"mode=2777,gid={group}", "tmpfs", directory)
     mount("-o", "remount,ro", root)
 
 

@@ -70,7 +70,7 @@ def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dic
 
 @asynccontextmanager
 async def prometheus(
-    folder: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
+    directory: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
 ) -> AsyncIterator[Prometheus]:
     """Durations in the rules are divided by `speed`: five minutes take three seconds."""
     with socket.socket() as unused:
@@ -85,20 +85,20 @@ async def prometheus(
             {"job_name": "milo-discoveryd", "static_configs": [{"targets": [target], "labels": labels}]}
         ],
     }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every, speed)}))
-    log = (folder / "prometheus.log").open("w")
+    (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every, speed)}))
+    log = (directory / "prometheus.log").open("w")
     process = await asyncio.create_subprocess_exec(
         program("prometheus", "prometheus"),
-        f"--config.file={folder}/prometheus.yaml",
-        f"--storage.tsdb.path={folder}/data",
+        f"--config.file={directory}/prometheus.yaml",
+        f"--storage.tsdb.path={directory}/data",
         f"--web.listen-address={listen}",
         stdout=log,
         stderr=log,
     )
     try:
         server = Prometheus(f"http://{listen}")
-        await until(server.is_ready, folder)
+        await until(server.is_ready, directory)
         yield server
     finally:
         process.terminate()
@@ -106,10 +106,10 @@ async def prometheus(
         log.close()
 
 
-async def until(holds: Any, folder: Path, within_s: float = 60.0) -> None:
+async def until(holds: Any, directory: Path, within_s: float = 60.0) -> None:
     try:
         async with asyncio.timeout(within_s):
             while not await holds():  # noqa: ASYNC110 - Prometheus tells nobody
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        pytest.fail((folder / "prometheus.log").read_text()[-3000:])
+        pytest.fail((directory / "prometheus.log").read_text()[-3000:])

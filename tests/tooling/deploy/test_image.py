@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from milo_discoveryd import __version__
-from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.eventually import LIMIT_S
 from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
 from tests.tooling.deploy.validators import validator
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 
@@ -37,9 +37,9 @@ NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 class Installed:
     """The contents of one image."""
 
-    def __init__(self, folder: Path, what: str) -> None:
-        self.venv = folder / "venv"
-        self.wheels = folder / "wheels"
+    def __init__(self, directory: Path, what: str) -> None:
+        self.venv = directory / "venv"
+        self.wheels = directory / "wheels"
         subprocess.run(
             ["sh", ROOT / "deploy" / "image" / "install.sh", ROOT, self.venv, what, self.wheels],
             env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=INSTALLED_WITHIN_S,
@@ -196,12 +196,12 @@ def test_image_contains_the_bytecode_of_every_module(installed: Installed) -> No
 
 
 @asynccontextmanager
-async def running(installed: Installed, root: Path, folder: Path) -> AsyncIterator["Pod"]:
+async def running(installed: Installed, root: Path, directory: Path) -> AsyncIterator["Pod"]:
     """Start the pod of these manifests, with every container from one installation."""
-    spec: dict[str, Any] = json.loads(json.dumps(pod(folder)))
+    spec: dict[str, Any] = json.loads(json.dumps(pod(directory)))
     for container in (*spec["initContainers"], *spec["containers"]):
-        variables = environment(folder, container)
-        container["args"] = arguments(folder, container)
+        variables = environment(directory, container)
+        container["args"] = arguments(directory, container)
         container["env"] = [{"name": name, "value": value} for name, value in variables.items()]
     # From this machine: the C library and tools, and the Python that the environment was made with.
     tree = [each for each in ("/usr", "/bin", "/lib", "/lib64", "/etc") if Path(each).exists()]

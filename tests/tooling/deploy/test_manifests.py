@@ -36,15 +36,15 @@ OLDEST, NEWEST = "1.29", "1.37"
 # Kinds of the Prometheus operator, which the schemas of Kubernetes don't have.
 FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
 
-every_build = pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
-every_pod = pytest.mark.parametrize("folder", WITH_DAEMON, ids=lambda folder: folder.name)
+every_build = pytest.mark.parametrize("directory", BUILT, ids=lambda directory: directory.name)
+every_pod = pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda directory: directory.name)
 
 
 @every_build
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_manifests_are_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
-    judged = strictly_valid(build(folder), version, tmp_path / "built.yaml")
-    assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(folder))
+def test_manifests_are_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
+    judged = strictly_valid(build(directory), version, tmp_path / "built.yaml")
+    assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(directory))
 
 
 def strictly_valid(manifests: str, version: str, path: Path) -> int:
@@ -62,7 +62,7 @@ def strictly_valid(manifests: str, version: str, path: Path) -> int:
 
 def test_prometheus_operator_resources_have_only_known_fields() -> None:
     judge = go_program(Path(__file__).parent / "operator_kinds", "operator-kinds")
-    manifests = "\n---\n".join(build(folder) for folder in BUILT)
+    manifests = "\n---\n".join(build(directory) for directory in BUILT)
     done = subprocess.run(judge, input=manifests, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {line.removesuffix(": valid") for line in done.stdout.splitlines()} == FOREIGN_KINDS
@@ -102,12 +102,12 @@ def test_rbac_of_token_review_allows_creating_reviews_only() -> None:
 
 
 @every_build
-def test_bindings_refer_to_existing_roles_and_accounts(folder: Path) -> None:
+def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
     accounts = {
-        (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(folder, "ServiceAccount")
+        (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(directory, "ServiceAccount")
     }
-    roles = {each["metadata"]["name"] for each in of_kind(folder, "ClusterRole")}
-    for binding in of_kind(folder, "ClusterRoleBinding"):
+    roles = {each["metadata"]["name"] for each in of_kind(directory, "ClusterRole")}
+    for binding in of_kind(directory, "ClusterRoleBinding"):
         assert binding["roleRef"]["name"] in roles
         for subject in binding["subjects"]:
             assert subject["kind"] == "User" or (subject["namespace"], subject["name"]) in accounts
@@ -115,21 +115,21 @@ def test_bindings_refer_to_existing_roles_and_accounts(folder: Path) -> None:
 
 @every_pod
 def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: dict[str, Any] = {}
-    container = daemon(folder)
+    container = daemon(directory)
 
     def note(**flags: Any) -> None:
         taken.update(flags)
 
     monkeypatch.setattr(cli.run, "callback", note)
-    [command, *rest] = arguments(folder, container)
+    [command, *rest] = arguments(directory, container)
     done = CliRunner().invoke(cli.command, [command, *rest])
     assert done.exit_code == 0, done.output
 
     given = {name: value for name, value in taken.items() if value not in (None, ())}
-    variables = environment(folder, container)
+    variables = environment(directory, container)
     settings = load(given, variables, None)
     assert settings.mode == variables["MILO_DISCOVERYD_MODE"]
     assert load({}, variables, None) == settings, "the checks in the container use these settings"
@@ -138,9 +138,9 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
 
 
 @every_pod
-def test_sidecar_starts_before_the_operator_and_has_probes(folder: Path) -> None:
-    container = daemon(folder)
-    assert container in pod(folder)["initContainers"]
+def test_sidecar_starts_before_the_operator_and_has_probes(directory: Path) -> None:
+    container = daemon(directory)
+    assert container in pod(directory)["initContainers"]
     assert container["restartPolicy"] == "Always"
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "discovery-http"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "discovery-http"}
@@ -148,15 +148,15 @@ def test_sidecar_starts_before_the_operator_and_has_probes(folder: Path) -> None
 
 
 @every_pod
-def test_subscribers_use_the_address_that_the_daemon_listens_on(folder: Path) -> None:
-    volumes = {each["name"]: each for each in pod(folder)["volumes"]}
+def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path) -> None:
+    volumes = {each["name"]: each for each in pod(directory)["volumes"]}
     assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
-    addresses = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
+    addresses = {environment(directory, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(directory)} - {None}
     [address] = addresses
     [listener] = load({"listen": (address,)}, {}, None).listen
     listen = listener.address
     assert isinstance(listen, UnixAddress)
-    for container in containers(folder):
+    for container in containers(directory):
         mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
         if "milo-discovery" in mounts:
             # Not in the volume's root, which is writable for everybody and which the daemon refuses.
@@ -164,27 +164,27 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(folder: Path) ->
 
 
 @every_pod
-def test_socket_volume_is_writable_for_the_daemon_only(folder: Path) -> None:
-    for container in containers(folder):
+def test_socket_volume_is_writable_for_the_daemon_only(directory: Path) -> None:
+    for container in containers(directory):
         for mount in container.get("volumeMounts", ()):
             if mount["name"] == "milo-discovery":
                 assert mount.get("readOnly", False) is (container["name"] != "milo-discoveryd"), container["name"]
 
 
-@pytest.mark.parametrize("folder", [DEPLOY / "overlays" / "demo", DEPLOY / "examples" / "operator"], ids=str)
-def test_state_directory_is_a_subdirectory_of_its_volume(folder: Path) -> None:
+@pytest.mark.parametrize("directory", [DEPLOY / "overlays" / "demo", DEPLOY / "examples" / "operator"], ids=str)
+def test_state_directory_is_a_subdirectory_of_its_volume(directory: Path) -> None:
     """Every user may write to the root of an emptyDir, and a state file there would be refused."""
-    [mount] = [each for each in daemon(folder)["volumeMounts"] if each["name"] == "milo-discovery-state"]
-    directory = Path(environment(folder, daemon(folder))["MILO_DISCOVERYD_STATE_DIRECTORY"])
-    assert Path(mount["mountPath"]) in directory.parents
+    [mount] = [each for each in daemon(directory)["volumeMounts"] if each["name"] == "milo-discovery-state"]
+    state = Path(environment(directory, daemon(directory))["MILO_DISCOVERYD_STATE_DIRECTORY"])
+    assert Path(mount["mountPath"]) in state.parents
 
 
 @every_build
-def test_disruption_budget_never_blocks_a_node_drain(folder: Path) -> None:
-    for budget in of_kind(folder, "PodDisruptionBudget"):
+def test_disruption_budget_never_blocks_a_node_drain(directory: Path) -> None:
+    for budget in of_kind(directory, "PodDisruptionBudget"):
         assert budget["spec"]["maxUnavailable"] == 1
         assert "minAvailable" not in budget["spec"]
-        [deployment] = of_kind(folder, "Deployment")
+        [deployment] = of_kind(directory, "Deployment")
         assert budget["spec"]["selector"] == deployment["spec"]["selector"]
 
 
@@ -195,12 +195,12 @@ def test_demo_pod_accepts_and_opens_no_connection() -> None:
 
 
 @every_pod
-def test_containers_have_a_restricted_security_context(folder: Path) -> None:
-    restricted(folder)
+def test_containers_have_a_restricted_security_context(directory: Path) -> None:
+    restricted(directory)
 
 
-def restricted(folder: Path) -> None:
-    for container in containers(folder):
+def restricted(directory: Path) -> None:
+    for container in containers(directory):
         if "milo-discoveryd" not in container["image"]:
             continue
         assert container["securityContext"] == {
@@ -214,13 +214,13 @@ def restricted(folder: Path) -> None:
         }
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
         assert set(container["resources"]["limits"]) == {"memory"}, "a limit on CPU would throttle its first list"
-    assert pod(folder)["securityContext"]["fsGroup"] == 65532
+    assert pod(directory)["securityContext"]["fsGroup"] == 65532
 
 
 @every_pod
-def test_daemon_resources_exceed_the_measured_usage(folder: Path) -> None:
+def test_daemon_resources_exceed_the_measured_usage(directory: Path) -> None:
     usual = {**measured("sandbox"), **measured("churn")}
-    given = daemon(folder)["resources"]
+    given = daemon(directory)["resources"]
     assert quantity(given["requests"]["memory"]) > max(usual["churn.rss_mib"], usual["idle.probed.rss_mib"])
     assert quantity(given["requests"]["cpu"]) > usual["idle.probed.cpu_percent"] / 100
     assert quantity(given["limits"]["memory"]) > 2 * usual["sync_100k.peak_mib"]
@@ -238,20 +238,20 @@ def quantity(text: str) -> float:
 
 
 @every_pod
-def test_images_have_the_package_version(folder: Path) -> None:
-    ours = {each["image"] for each in containers(folder) if "milo-discoveryd" in each["image"]}
+def test_images_have_the_package_version(directory: Path) -> None:
+    ours = {each["image"] for each in containers(directory) if "milo-discoveryd" in each["image"]}
     assert {image.rpartition(":")[2] for image in ours} == {__version__}
 
 
 @every_pod
-def test_selectors_match_the_daemon_pods(folder: Path) -> None:
-    [deployment] = of_kind(folder, "Deployment")
+def test_selectors_match_the_daemon_pods(directory: Path) -> None:
+    [deployment] = of_kind(directory, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
-    for monitor in of_kind(folder, "PodMonitor"):
+    for monitor in of_kind(directory, "PodMonitor"):
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels
         [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-        assert endpoint["port"] in {port["name"] for port in daemon(folder)["ports"]}
-    for policy in of_kind(folder, "NetworkPolicy"):
+        assert endpoint["port"] in {port["name"] for port in daemon(directory)["ports"]}
+    for policy in of_kind(directory, "NetworkPolicy"):
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
 
 
@@ -260,23 +260,23 @@ def overlay(tmp_path: Path) -> Callable[..., Path]:
     """A factory of kustomizations of an operator with given components."""
 
     def made(*components: str) -> Path:
-        folder = tmp_path / "overlay"
-        folder.mkdir()
-        (folder / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
-        relative = [os.path.relpath(DEPLOY / "components" / name, folder.resolve()) for name in components]
-        (folder / "kustomization.yaml").write_text(
+        directory = tmp_path / "overlay"
+        directory.mkdir()
+        (directory / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+        relative = [os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in components]
+        (directory / "kustomization.yaml").write_text(
             yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
         )
-        return folder
+        return directory
 
     return made
 
 
 def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., Path]) -> None:
-    folder = overlay("sidecar", "core-kubeconfig")
-    variables = environment(folder, daemon(folder))
+    directory = overlay("sidecar", "core-kubeconfig")
+    variables = environment(directory, daemon(directory))
     assert variables["MILO_DISCOVERYD_MODE"] == "project"
-    mounts = {each["name"]: each["mountPath"] for each in daemon(folder)["volumeMounts"]}
+    mounts = {each["name"]: each["mountPath"] for each in daemon(directory)["volumeMounts"]}
     assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
 
@@ -284,11 +284,11 @@ def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., P
 def test_client_component_copies_the_client_before_the_operator_starts(
     overlay: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = overlay("sidecar", "client")
-    [copying] = [each for each in pod(folder)["initContainers"] if each["name"] == "milo-discovery-client"]
+    directory = overlay("sidecar", "client")
+    [copying] = [each for each in pod(directory)["initContainers"] if each["name"] == "milo-discovery-client"]
     assert "restartPolicy" not in copying
     [mount] = copying["volumeMounts"]
     assert copying["command"] == ["copy-client", mount["mountPath"]]
-    assert mount["name"] in {each["name"] for each in pod(folder)["volumes"]}
-    strictly_valid(build(folder), OLDEST, tmp_path / "built.yaml")
-    restricted(folder)
+    assert mount["name"] in {each["name"] for each in pod(directory)["volumes"]}
+    strictly_valid(build(directory), OLDEST, tmp_path / "built.yaml")
+    restricted(directory)

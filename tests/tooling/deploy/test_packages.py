@@ -23,7 +23,7 @@ PACKAGES = {
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables with which Python finds the build backend."""
-    folder = tmp_path_factory.mktemp("builder")
+    directory = tmp_path_factory.mktemp("builder")
     lock = str(ROOT / "requirements" / "build.txt")
     run(
         "pip",
@@ -31,20 +31,20 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "--quiet",
         "--disable-pip-version-check",
         "--target",
-        str(folder),
+        str(directory),
         "--require-hashes",
         "-r",
         lock,
     )
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**os.environ, "PYTHONPATH": str(directory)}
 
 
 def run(module: str, *arguments: str, cwd: Path | None = None, environ: dict[str, str] | None = None) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environ, check=True, timeout=100)
 
 
-def contents(folder: Path) -> set[str]:
-    [wheel] = folder.glob("*.whl")
+def contents(directory: Path) -> set[str]:
+    [wheel] = directory.glob("*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
 
 
@@ -65,7 +65,7 @@ def test_wheel_from_the_sdist_equals_the_wheel_from_the_tree(
 
 
 def test_packages_have_one_version() -> None:
-    projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in PACKAGES.values()]
+    projects = [tomllib.loads((directory / "pyproject.toml").read_text())["project"] for directory in PACKAGES.values()]
     assert not any("test" in project.get("optional-dependencies", ()) for project in projects)
     assert {project.get("version", __version__) for project in projects} == {__version__}
     assert f"milo-discovery-client=={__version__}" in projects[0]["dependencies"]

@@ -51,7 +51,7 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             assert [each["metric"]["alertname"] for each in fired] == ["MiloDiscoverydSourceStale"]
 
 
-async def eventually_answers(server: Prometheus, name: str, folder: Path) -> None:
+async def eventually_answers(server: Prometheus, name: str, directory: Path) -> None:
     # Metrics have no samples before their first event.
     if name in {
         "namespace_pod_type_reason:milo_discoveryd_transitions:rate5m",
@@ -62,7 +62,7 @@ async def eventually_answers(server: Prometheus, name: str, folder: Path) -> Non
     async def answers() -> bool:
         return bool(await server.query(name))
 
-    await until(answers, folder)
+    await until(answers, directory)
 
 
 async def test_prometheus_alert_fires_for_an_absent_daemon(workspace: Workspace, tmp_path: Path) -> None:

@@ -23,33 +23,35 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def folder(kind: str, tmp_path: Path) -> Path:
+def directory(kind: str, tmp_path: Path) -> Path:
     """A kustomization of an operator of that kind, with a daemon beside it and the component."""
-    folder = tmp_path / "overlay"
-    folder.mkdir()
+    directory = tmp_path / "overlay"
+    directory.mkdir()
     account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
     operator["kind"] = kind
     operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
-    (folder / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
-    components = [os.path.relpath(DEPLOY / "components" / name, folder.resolve()) for name in ("sidecar", "sharding")]
-    (folder / "kustomization.yaml").write_text(
+    (directory / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
+    components = [
+        os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in ("sidecar", "sharding")
+    ]
+    (directory / "kustomization.yaml").write_text(
         yaml.safe_dump({"namespace": "operators", "resources": ["operator.yaml"], "components": components})
     )
-    return folder
+    return directory
 
 
-def workload(folder: Path, kind: str) -> Manifest:
-    [found] = of_kind(folder, kind)
+def workload(directory: Path, kind: str) -> Manifest:
+    [found] = of_kind(directory, kind)
     return found
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_rendered_component_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
-    assert strictly_valid(built(folder), version, tmp_path / "built.yaml") == 5
+def test_rendered_component_is_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
+    assert strictly_valid(built(directory), version, tmp_path / "built.yaml") == 5
 
 
-def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(folder: Path, kind: str) -> None:
-    spec = workload(folder, kind)["spec"]
+def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(directory: Path, kind: str) -> None:
+    spec = workload(directory, kind)["spec"]
     assert spec["replicas"] == 3
     [daemon] = [each for each in spec["template"]["spec"]["initContainers"] if each["name"] == "milo-discoveryd"]
     fields = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in daemon["env"] if "valueFrom" in each}
@@ -66,28 +68,28 @@ def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(folde
     assert is_stable(pod_name) is (kind == "StatefulSet")
 
 
-def test_rollout_replaces_one_replica_at_a_time(folder: Path, kind: str) -> None:
-    spec = workload(folder, kind)["spec"]
+def test_rollout_replaces_one_replica_at_a_time(directory: Path, kind: str) -> None:
+    spec = workload(directory, kind)["spec"]
     if kind == "Deployment":
         assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     else:
         assert "strategy" not in spec, "a StatefulSet has none, and replaces one pod at a time by default"
 
 
-def test_disruption_budget_selects_the_replicas(folder: Path, kind: str) -> None:
-    [budget] = of_kind(folder, "PodDisruptionBudget")
-    labels = workload(folder, kind)["spec"]["template"]["metadata"]["labels"]
+def test_disruption_budget_selects_the_replicas(directory: Path, kind: str) -> None:
+    [budget] = of_kind(directory, "PodDisruptionBudget")
+    labels = workload(directory, kind)["spec"]["template"]["metadata"]["labels"]
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert budget["spec"]["maxUnavailable"] == 1
     assert "minAvailable" not in budget["spec"]
 
 
-def test_role_allows_what_the_daemon_requires_on_leases_of_its_namespace(folder: Path) -> None:
-    [role] = of_kind(folder, "Role")
-    [binding] = of_kind(folder, "RoleBinding")
+def test_role_allows_what_the_daemon_requires_on_leases_of_its_namespace(directory: Path) -> None:
+    [role] = of_kind(directory, "Role")
+    [binding] = of_kind(directory, "RoleBinding")
     [rule] = role["rules"]
     verbs = " and ".join([", ".join(rule["verbs"][:-1]), rule["verbs"][-1]])
     assert f"{verbs} on {rule['resources'][0]}.{rule['apiGroups'][0]} in this namespace" == REQUIRED_RULE
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "operators"
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
-    assert not of_kind(folder, "ClusterRole")
+    assert not of_kind(directory, "ClusterRole")

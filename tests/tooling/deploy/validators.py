@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[3]
-_FOLDERS = (_ROOT / ".venv-manifests" / "bin", Path(sys.executable).parent)
+_DIRECTORIES = (_ROOT / ".venv-manifests" / "bin", Path(sys.executable).parent)
 
 
 def validator(name: str) -> Path:
     """Return the path of a validator; skip the test if it is not installed."""
-    for folder in _FOLDERS:
-        if (folder / name).exists():
-            return folder / name
+    for directory in _DIRECTORIES:
+        if (directory / name).exists():
+            return directory / name
     pytest.skip(f"{name} is not installed: ./dev check installs it into .venv-manifests")
 
 

@@ -19,8 +19,8 @@ _END = 12
 
 def digest() -> bytes:
     """Return a digest of the code that makes the page."""
-    folder = ROOT / "milo_discoveryd" / "telemetry"
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _SOURCES)).hexdigest().encode()
+    directory = ROOT / "milo_discoveryd" / "telemetry"
+    return hashlib.sha256(b"".join((directory / name).read_bytes() for name in _SOURCES)).hexdigest().encode()
 
 
 def digest_of(picture: Path) -> bytes:
@@ -29,10 +29,10 @@ def digest_of(picture: Path) -> bytes:
     return rest[:64]
 
 
-async def take(folder: Path, picture: Path) -> None:
+async def take(directory: Path, picture: Path) -> None:
     """Take the picture of a daemon beside a sandbox with a few projects in several states."""
     async with Sandbox(seed=7) as sandbox:
-        workspace = Workspace(folder, sandbox)
+        workspace = Workspace(directory, sandbox)
         sandbox.populate(8)
         sandbox.projects.create("brisk-orchard", ready=False, organization="fernweh")
         sandbox.projects.create("quiet-harbor", ready=True, organization="acme", finalizers=["example.com/cleanup"])

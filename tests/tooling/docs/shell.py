@@ -44,7 +44,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Block:
-    """Commands that are run in sequence, in one folder."""
+    """Commands that are run in sequence, in one directory."""
 
     document: Path
     commands: tuple[Command, ...]

@@ -64,12 +64,12 @@ class Terminal:
 class Stranger:
     """Follows the README.
 
-    `folder` replaces /tmp, so that several can run concurrently.
+    `directory` replaces /tmp, so that several can run concurrently.
     """
 
-    def __init__(self, clone: Path, folder: Path, environ: dict[str, str]) -> None:
+    def __init__(self, clone: Path, directory: Path, environ: dict[str, str]) -> None:
         self._clone = clone
-        self._folder = folder
+        self._directory = directory
         # The default port may be in use.
         self._environ = environ | {"MILO_DISCOVERYD_HTTP_LISTEN": "127.0.0.1:0"}
         self._see, *self._use = blocks(clone / "README.md", "sh")
@@ -102,13 +102,13 @@ class Stranger:
             asking.until(rf"^ENGAGED +{name} ")
             yield "watch tells of it"
             entering, _ = subscriber.split("milo-discovery ", 1)
-            (self._folder / "my_operator.py").write_text(self._operator)
+            (self._directory / "my_operator.py").write_text(self._operator)
             opened(f"{entering} python -u /tmp/my_operator.py").until(r"^start working in ")
             yield "the operator of the page works in one"
 
     @contextmanager
     def _terminal(self, typed: str) -> Iterator[Terminal]:
-        terminal = Terminal(self._clone, self._environ, typed.replace("/tmp/", f"{self._folder}/"))
+        terminal = Terminal(self._clone, self._environ, typed.replace("/tmp/", f"{self._directory}/"))
         try:
             yield terminal
         finally:
@@ -130,13 +130,13 @@ def main() -> int:
 
     # Short, since socket paths are limited to 107 characters.
     with TemporaryDirectory(prefix="readme-") as name:
-        folder = Path(name)
-        clone, home = folder / "clone", folder / "home"
+        directory = Path(name)
+        clone, home = directory / "clone", directory / "home"
         home.mkdir()
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         report_step("a fresh clone, as of the last commit")
         environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-        stranger = Stranger(clone, folder, environ)
+        stranger = Stranger(clone, directory, environ)
         steps: tuple[Callable[[], Iterator[str]], ...] = (stranger.sees, stranger.uses)
         for step in steps:
             for what in step():

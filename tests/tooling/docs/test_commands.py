@@ -20,7 +20,7 @@ import yaml
 from milo_discovery import cli as client
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox.resources import CONFIG_MAPS
-from tests.end_to_end.process.conftest import Workspace, folder, workspace
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.eventually import LIMIT_S
 from tests.tooling.deploy.manifests import BUILT
 from tests.tooling.deploy.validators import kubectl
@@ -28,7 +28,7 @@ from tests.tooling.docs.shell import BLOCKS, DOCUMENTS, ROOT, Block
 from tests.tooling.docs.stranger import blocks
 from tests.tooling.docs.ways import NEED_A_CLUSTER, Way, way
 
-__all__ = ["folder", "workspace"]
+__all__ = ["directory", "workspace"]
 
 
 def documented_commands(wanted: Way) -> list[tuple[str, ...]]:
@@ -79,17 +79,17 @@ def alike(text: str) -> list[str]:
 
 
 class CommandShell:
-    """A shell in a folder with the files that the documents mention."""
+    """A shell in a directory with the files that the documents mention."""
 
     def __init__(self, workspace: Workspace, **environ: str) -> None:
-        self.folder = workspace.folder / "desk"
-        self.folder.mkdir()
+        self.directory = workspace.directory / "desk"
+        self.directory.mkdir()
         for name in ("kubeconfig", "DISCOVERY_KUBECONFIG"):
-            (self.folder / name).write_text(workspace.kubeconfig.read_text())
+            (self.directory / name).write_text(workspace.kubeconfig.read_text())
         self._done: set[str] = set()
         self._environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self.folder),
+            "HOME": str(self.directory),
             "MILO_DISCOVERY_ADDRESS": workspace.address,
             "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": str(workspace.kubeconfig),
             **environ,
@@ -109,7 +109,7 @@ class CommandShell:
 
     async def _typed(self, text: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
-            "sh", "-c", text, cwd=self.folder, env=self._environ, stdout=PIPE, stderr=STDOUT
+            "sh", "-c", text, cwd=self.directory, env=self._environ, stdout=PIPE, stderr=STDOUT
         )
         async with asyncio.timeout(LIMIT_S):
             said, _ = await process.communicate()
@@ -139,7 +139,7 @@ async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -
     sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
     desk = CommandShell(workspace)
     config = {**yaml.safe_load(rules), "kubeconfigs": {"sources": sources}}
-    (desk.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (desk.directory / "config.yaml").write_text(yaml.safe_dump(config))
     wrong = [each async for each in desk.type(RULES)]
     assert wrong == [], "\n\n".join(wrong)
 
@@ -237,7 +237,7 @@ async def test_documented_programs_report_an_engaged_cluster(document: Path, num
     workspace.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
     greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for programs that wait for one
     workspace.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
-    own_cluster = workspace.folder / "own-cluster.kubeconfig"
+    own_cluster = workspace.directory / "own-cluster.kubeconfig"
     own_cluster.write_text(json.dumps(workspace.sandbox.kubeconfig(project="alpha")))
     environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": workspace.address, "KUBECONFIG": str(own_cluster)}
     async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:

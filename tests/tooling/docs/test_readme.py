@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from tests.end_to_end.process.conftest import folder
+from tests.end_to_end.process.conftest import directory
 from tests.tooling.docs.stranger import ROOT, Stranger
 
-__all__ = ["folder"]
+__all__ = ["directory"]
 
 
-def test_readme_commands_lead_to_a_working_operator(folder: Path) -> None:
+def test_readme_commands_lead_to_a_working_operator(directory: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
-    *_, last = Stranger(ROOT, folder, clean).uses()
+    *_, last = Stranger(ROOT, directory, clean).uses()
     assert last == "the operator of the page works in one"

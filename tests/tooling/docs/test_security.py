@@ -58,8 +58,8 @@ def test_security_attack_table_is_complete() -> None:
 def dependencies() -> set[str]:
     """Return the dependencies of both packages, with the optional ones for running them."""
     found: set[str] = set()
-    for folder in (ROOT, ROOT / "clients" / "python"):
-        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    for directory in (ROOT, ROOT / "clients" / "python"):
+        project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
         optional = [each for extra in ("traces", "kubernetes", "controllers") for each in extras.get(extra, ())]
         found |= {re.split(r"[^\w-]", requirement)[0] for requirement in (*project["dependencies"], *optional)}

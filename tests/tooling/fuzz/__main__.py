@@ -57,8 +57,8 @@ def main() -> int:
 
 def fuzz(target: str, executions: int) -> Outcome:
     with TemporaryDirectory(prefix=f"milo-fuzz-{target}-") as name:
-        folder = Path(name)
-        corpus, broken = folder / "corpus", folder / "broken"
+        directory = Path(name)
+        corpus, broken = directory / "corpus", directory / "broken"
         for each in (corpus, broken):
             each.mkdir()
         for number, seed in enumerate(begun_with(target)):

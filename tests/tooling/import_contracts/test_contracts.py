@@ -33,22 +33,22 @@ START_UP = {"__init__", "__main__", "app", "check", "cli", "config", "wiring"}
 """The parts of the daemon that may read settings."""
 
 
-def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Return the report of lint-imports on the packages in a folder."""
+def lint(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Return the report of lint-imports on the packages in a directory."""
     return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--config", CONFIG, "--no-cache"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(directory), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def copied(folder: Path) -> Path:
+def copied(directory: Path) -> Path:
     for package in PACKAGES:
-        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+        shutil.copytree(package, directory / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return directory
 
 
 def unwrapped(report: str) -> str:
@@ -62,21 +62,21 @@ def test_import_contracts_hold(tmp_path: Path) -> None:
 
 
 def test_each_import_contract_fails_on_a_forbidden_import(tmp_path: Path) -> None:
-    folder = copied(tmp_path)
+    directory = copied(tmp_path)
     for module, line in FORBIDDEN.values():
-        path = folder / module
+        path = directory / module
         path.write_text(f"{path.read_text()}\n{line}\n")
-    report = unwrapped(lint(folder).stdout)
+    report = unwrapped(lint(directory).stdout)
     assert FORBIDDEN.keys() == contracts().keys()
     for name in contracts().values():
         assert f"{name} BROKEN" in report
 
 
 def test_layers_contract_fails_on_a_package_without_a_layer(tmp_path: Path) -> None:
-    folder = copied(tmp_path)
-    (folder / "milo_discoveryd" / "unlisted").mkdir()
-    (folder / "milo_discoveryd" / "unlisted" / "__init__.py").touch()
-    report = unwrapped(lint(folder).stdout)
+    directory = copied(tmp_path)
+    (directory / "milo_discoveryd" / "unlisted").mkdir()
+    (directory / "milo_discoveryd" / "unlisted" / "__init__.py").touch()
+    report = unwrapped(lint(directory).stdout)
     assert "- milo_discoveryd.unlisted" in report
 
 

@@ -8,7 +8,7 @@ from tests.tooling.import_contracts.contracts import ROOT, modules
 
 
 def own_tests(module: str) -> list[Path]:
-    """Return the tests of a module: the folder of its package in tests/unit, or the files there with the module's
+    """Return the tests of a module: the directory of its package in tests/unit, or the files there with the module's
     name."""
     place = ROOT.joinpath("tests", "unit", *module.split(".")[1:])
     return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))

@@ -19,7 +19,7 @@ def changed_since(reference: str) -> set[str]:
 
 
 def affected(mutant: Mutant, changed: set[str]) -> bool:
-    """Return whether a change touches the mutant's module, its tests, or a file in the same folder as the module."""
+    """Return whether a change touches the mutant's module, its tests, or a file in the same directory as the module."""
     module = f"{mutant.source}/{mutant.module}"
     package = module.rpartition("/")[0]
     return any(

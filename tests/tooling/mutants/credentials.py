@@ -119,14 +119,14 @@ MUTANTS = (
         ("tests/unit/wiring/test_credential_sources.py",),
     ),
     Mutant(
-        "a link may lead out of the folder",
+        "a link may lead out of the directory",
         "credentials/kubeconfig_files.py",
         "if self._mode.is_directory and not _opened",
         "if False and not _opened",
         READ_FILES,
     ),
     Mutant(
-        "a file of a missing folder counts as deleted",
+        "a file of a missing directory counts as deleted",
         "credentials/kubeconfig_files.py",
         "            self._files()  # raises if the whole directory is missing: its objects do not count as deleted\n",
         "",

@@ -18,4 +18,4 @@ class Mutant:
     is_async: bool = False
     """Whether the tests are async."""
     source: str = "milo_discoveryd"
-    """The folder of the package that the module is in."""
+    """The directory of the package that the module is in."""

@@ -38,17 +38,17 @@ class Result(NamedTuple):
 def run(tests: Iterable[str], mutant: Mutant | None, *, is_async: bool = False) -> Result:
     """Run tests against a copy of the package with the bug in it, or against an unchanged copy."""
     with TemporaryDirectory(prefix="mutant-") as name:
-        folder = Path(name)
+        directory = Path(name)
         source = ROOT / ("milo_discoveryd" if mutant is None else mutant.source)
-        package = shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        package = shutil.copytree(source, directory / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             path = package / mutant.module
             path.write_text(f"{path.read_text().replace(mutant.was, mutant.becomes)}\n{mutant.imports}\n")
         places = [str(ROOT / test) for test in tests]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *_OPTIONS, *(_ASYNC if is_async else ()), *places],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": f"{directory}:{ROOT}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     if "async def functions are not natively supported" in done.stdout:

@@ -20,8 +20,8 @@ sources:
 """
 
 
-def problems(folder: Path, text: str) -> list[str]:
-    file = folder / "config.yaml"
+def problems(directory: Path, text: str) -> list[str]:
+    file = directory / "config.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as raised:
         load({}, {}, file)

@@ -12,15 +12,15 @@ from milo_discoveryd.daemon_errors import ConfigError
 BASE: dict[str, Any] = {"name": "shop", "who": {"uid": 1000}, "clusters": "all"}
 
 
-def loaded(folder: Path, *rules: object, **others: object) -> Settings:
-    file = folder / "config.yaml"
+def loaded(directory: Path, *rules: object, **others: object) -> Settings:
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump({"rights": list(rules), **others}))
     return load({}, {}, file)
 
 
-def refusal(folder: Path, *rules: object, **others: object) -> list[str]:
+def refusal(directory: Path, *rules: object, **others: object) -> list[str]:
     with pytest.raises(ConfigError) as raised:
-        loaded(folder, *rules, **others)
+        loaded(directory, *rules, **others)
     return [problem.partition("key rights")[2] for problem in raised.value.problems]
 
 

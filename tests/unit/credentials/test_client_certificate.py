@@ -22,14 +22,14 @@ from tests.unit.credentials.backend import engaged
 WANTED = MintRequest(ttl_s=300, cluster=engaged())
 
 
-def mounted(folder: Path, ca: trustme.CA, **differing: object) -> ClientCertificateSource:
-    (folder / "ca.pem").write_bytes(ca.cert_pem.bytes())
-    (folder / "ca.key").write_bytes(ca.private_key_pem.bytes())
+def mounted(directory: Path, ca: trustme.CA, **differing: object) -> ClientCertificateSource:
+    (directory / "ca.pem").write_bytes(ca.cert_pem.bytes())
+    (directory / "ca.key").write_bytes(ca.private_key_pem.bytes())
     given = {"common_name": "operator:{name}", "organizations": ["milo", "{uid}"]} | differing
     return ClientCertificateSource(
         "signed",
-        authority=FileContent(folder / "ca.pem"),
-        key=FileContent(folder / "ca.key"),
+        authority=FileContent(directory / "ca.pem"),
+        key=FileContent(directory / "ca.key"),
         **given,  # type: ignore[arg-type]
     )
 

@@ -23,24 +23,24 @@ from tests.unit.credentials.tokens import CANARY, jwt
 WANTED = MintRequest(ttl_s=600)
 
 
-def a_source(folder: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccountSource:
+def a_source(directory: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccountSource:
     authorities = None
     if ca is not None:
-        (folder / "ca.pem").write_bytes(ca)
-        authorities = FileContent(folder / "ca.pem")
+        (directory / "ca.pem").write_bytes(ca)
+        authorities = FileContent(directory / "ca.pem")
     return DatumServiceAccountSource("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def endpoint_and_source(
-    folder: Path, answer: Handler
+    directory: Path, answer: Handler
 ) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountSource]]:
     """Run a token endpoint, and yield it with a source whose key file names it."""
     async with Sandbox() as sandbox, ApiServer(answer) as server:
-        key_file = sandbox.write_service_account_key(folder / "key.json")
+        key_file = sandbox.write_service_account_key(directory / "key.json")
         key = json.loads(key_file.read_text()) | {"token_uri": f"{server.url}/token"}
         key_file.write_text(json.dumps(key))
-        yield server, a_source(folder, key_file, server.pem)
+        yield server, a_source(directory, key_file, server.pem)
 
 
 async def complaint(source: DatumServiceAccountSource) -> CredentialError:

@@ -29,9 +29,9 @@ class Clock:
 class Script:
     """A plugin that logs its runs to a file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "login"
-        self.log = folder / "runs"
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "login"
+        self.log = directory / "runs"
         self.clock = Clock()
         self.does("true")
 

@@ -28,8 +28,8 @@ WANTED = MintRequest(ttl_s=600)
 V1 = "client.authentication.k8s.io/v1"
 
 
-def saved(folder: Path, user: dict[str, Any]) -> Path:
-    path = folder / "kubeconfig"
+def saved(directory: Path, user: dict[str, Any]) -> Path:
+    path = directory / "kubeconfig"
     config = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
@@ -46,13 +46,13 @@ def own_user(path: Path) -> PassthroughSource:
     )
 
 
-def plugin(folder: Path, status: dict[str, Any]) -> str:
-    path = folder / "login"
+def plugin(directory: Path, status: dict[str, Any]) -> str:
+    path = directory / "login"
     answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
     # A new file moved into place, since a file that is open for writing cannot be executed.
-    (folder / "login.new").write_text(f"#!/bin/sh\ncat <<'JSON'\n{json.dumps(answer)}\nJSON\n")
-    (folder / "login.new").chmod(0o700)
-    (folder / "login.new").replace(path)
+    (directory / "login.new").write_text(f"#!/bin/sh\ncat <<'JSON'\n{json.dumps(answer)}\nJSON\n")
+    (directory / "login.new").chmod(0o700)
+    (directory / "login.new").replace(path)
     return str(path)
 
 

@@ -96,14 +96,14 @@ async def test_changed_config_file_is_reloaded(reloaded_file: ReloadedFile) -> N
 
 
 async def test_config_file_behind_swapped_symlink_is_reloaded(reloaded_file: ReloadedFile) -> None:
-    folder = reloaded_file.file.parent
-    one, other = folder / "one.yaml", folder / "other.yaml"
+    directory = reloaded_file.file.parent
+    one, other = directory / "one.yaml", directory / "other.yaml"
     reloaded_file.file.rename(one)
     reloaded_file.file.symlink_to(one)
     async with reloaded_file.followed():
         other.write_text(one.read_text().replace("name: two", "name: three"))
-        (folder / "link").symlink_to(other)
-        (folder / "link").rename(reloaded_file.file)
+        (directory / "link").symlink_to(other)
+        (directory / "link").rename(reloaded_file.file)
         await eventually(lambda: reloaded_file.count("applied") == 1)
     assert reloaded_file.applied[-1] == ("one", "three")
 

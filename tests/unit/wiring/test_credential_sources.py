@@ -38,8 +38,8 @@ def files(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def settings(folder: Path, issuing: dict[str, Any], **others: Any) -> Settings:
-    config = folder / "config.yaml"
+def settings(directory: Path, issuing: dict[str, Any], **others: Any) -> Settings:
+    config = directory / "config.yaml"
     given = {"exec_plugins": ["*"], "kubeconfigs": {"sources": [issuing]}, "http_listen": "off", **others}
     config.write_text(json.dumps(given))
     return load({}, {}, config)

@@ -39,24 +39,24 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
     """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
     # Signals must not end the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
-        folder = Path(name)
+        directory = Path(name)
         # To a file, since log lines would disturb the screen.
-        with (folder / "daemon.log").open("w") as log:
+        with (directory / "daemon.log").open("w") as log:
             logging.configure("info", "json", log)
             if existing is not None:
-                await _show(folder, stopping, existing)
+                await _show(directory, stopping, existing)
                 return
             async with Sandbox() as sandbox:
                 sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
-                kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
-                config = folder / "daemon.yaml"
+                kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
+                config = directory / "daemon.yaml"
                 config.write_text(DAEMON_CONFIG)
                 changes = churn.run(sandbox.churn(), changes_per_s)
-                await _show(folder, stopping, kubeconfig, changes, config)
+                await _show(directory, stopping, kubeconfig, changes, config)
 
 
 async def _show(
-    folder: Path,
+    directory: Path,
     stopping: asyncio.Event,
     kubeconfig: Path,
     changes: Coroutine[Any, Any, None] | None = None,
@@ -64,7 +64,7 @@ async def _show(
 ) -> None:
     scene = Scene()
     async with AsyncExitStack() as stack:
-        socket = f"unix://{folder}/discovery.sock"
+        socket = f"unix://{directory}/discovery.sock"
         flags = {"discovery_kubeconfig": str(kubeconfig), "listen": (socket,), "http_listen": "127.0.0.1:0"}
         daemon = Daemon(load(flags, {}, config))
         client = await stack.enter_async_context(DiscoveryClient(socket))
@@ -74,7 +74,7 @@ async def _show(
                 running.append(tasks.create_task(changes, name="changes"))
             await daemon.started.wait()
             watch = client.watch()
-            introduction = _introduction(folder, socket, kubeconfig, str(daemon.http_address))
+            introduction = _introduction(directory, socket, kubeconfig, str(daemon.http_address))
             with open_screen(scene, introduction) as screen:
                 running.append(tasks.create_task(_follow(watch, scene, screen), name="subscriber"))
                 running.append(tasks.create_task(_draw(watch, screen), name="screen"))
@@ -111,7 +111,7 @@ def _stop_after(seconds: float | None) -> Iterator[asyncio.Event]:
                 timer.cancel()
 
 
-def _introduction(folder: Path, socket: str, kubeconfig: Path, http: str) -> str:
+def _introduction(directory: Path, socket: str, kubeconfig: Path, http: str) -> str:
     client = shlex.quote(str(Path(sys.executable).with_name("milo-discovery")))
     kubectl = f"kubectl --kubeconfig {shlex.quote(str(kubeconfig))}"
     return f"""\
@@ -122,6 +122,6 @@ export MILO_DISCOVERY_ADDRESS={socket}
 {client} explain NAME
 {kubectl} get projects -w
 {kubectl} delete project NAME
-tail -f {folder}/daemon.log
+tail -f {directory}/daemon.log
 Ctrl-C ends the demo.
 """

@@ -1,5 +1,5 @@
 // An operator that finds its clusters in ClusterProfiles: it answers each ConfigMap named "question" in any of them, by
-// the key "answered-by". The provider is in the folder that this file is built with.
+// the key "answered-by". The provider is in the directory that this file is built with.
 package main
 
 import (

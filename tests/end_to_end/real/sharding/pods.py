@@ -23,18 +23,26 @@ class Pod:
     """A pod of a StatefulSet: its name stays, and its processes are others after each start."""
 
     def __init__(
-        self, name: str, folder: Path, *, projects: Path, leases: Path, objects: Path, interval_s: float, fenced: bool
+        self,
+        name: str,
+        directory: Path,
+        *,
+        projects: Path,
+        leases: Path,
+        objects: Path,
+        interval_s: float,
+        fenced: bool,
     ) -> None:
         """Set up with the kubeconfigs `projects`, `leases` and `objects`.
 
         The operator writes to the objects every `interval_s`. `fenced`: credentials are revoked before clusters move.
         """
         self.name = name
-        self._log = folder / f"{name}.operator.log"
-        self._address = f"unix://{folder}/{name}.sock"
+        self._log = directory / f"{name}.operator.log"
+        self._address = f"unix://{directory}/{name}.sock"
         self._objects = objects
         self._interval_s = interval_s
-        self._config = folder / f"{name}.json"
+        self._config = directory / f"{name}.json"
         self._config.write_text(
             json.dumps(
                 {

@@ -53,10 +53,10 @@ class Moved(msgspec.Struct, frozen=True):
 
 class ShardingRun:
     def __init__(
-        self, folder: Path, milo: MiloApi, infrastructure: AuditedApi, *, interval_s: float, fenced: bool = False
+        self, directory: Path, milo: MiloApi, infrastructure: AuditedApi, *, interval_s: float, fenced: bool = False
     ) -> None:
         """`interval_s`: between writes to one project. `fenced`: credentials are revoked before projects move."""
-        self._folder = folder
+        self._directory = directory
         self._milo = milo
         self._infrastructure = infrastructure
         self._interval_s = interval_s
@@ -73,7 +73,7 @@ class ShardingRun:
             if name not in self._pods:
                 self._pods[name] = Pod(
                     name,
-                    self._folder,
+                    self._directory,
                     projects=self._milo.kubeconfig,
                     leases=self._infrastructure.kubeconfig_as(name, MEMBERS),
                     objects=self._infrastructure.kubeconfig,
@@ -220,10 +220,13 @@ class ShardingRun:
 
 
 @asynccontextmanager
-async def sharding_run(programs: Programs, folder: Path, **options: Any) -> AsyncIterator[ShardingRun]:
+async def sharding_run(programs: Programs, directory: Path, **options: Any) -> AsyncIterator[ShardingRun]:
     """`options`: as for `ShardingRun`."""
-    milo, infrastructure = MiloApi(programs, folder / "milo", proxied=False), AuditedApi(programs, folder / "leases")
-    run = ShardingRun(folder, milo, infrastructure, **options)
+    milo, infrastructure = (
+        MiloApi(programs, directory / "milo", proxied=False),
+        AuditedApi(programs, directory / "leases"),
+    )
+    run = ShardingRun(directory, milo, infrastructure, **options)
     following: asyncio.Task[None] | None = None
     try:
         await asyncio.gather(milo.start(), infrastructure.start())

@@ -40,7 +40,7 @@ class Plugin:
     """An exec credential plugin."""
 
     entry: Mapping[str, Any]
-    folder: Path
+    directory: Path
     """The directory that a relative path of the command is resolved in."""
 
 
@@ -60,9 +60,9 @@ class LocalAccess:
 class ServiceAccount:
     """The service account of the pod that this process runs in."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ, folder: Path = _SERVICE_ACCOUNT) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, directory: Path = _SERVICE_ACCOUNT) -> None:
         self._environment = environment
-        self._folder = folder
+        self._directory = directory
 
     def read(self) -> LocalAccess:
         """Read the files. Raises UnusableKubeconfig."""
@@ -71,10 +71,10 @@ class ServiceAccount:
             raise UnusableKubeconfig("not running in a pod: name a kubeconfig instead")
         access = KubeconfigAccess(
             server=f"https://{addresses.bracketed(host)}:{port}",
-            authorities=_text(self._folder / "ca.crt"),
-            token=_text(self._folder / "token").strip(),
+            authorities=_text(self._directory / "ca.crt"),
+            token=_text(self._directory / "token").strip(),
         )
-        return LocalAccess(access=access, namespace=_text(self._folder / "namespace").strip())
+        return LocalAccess(access=access, namespace=_text(self._directory / "namespace").strip())
 
 
 class KubeconfigFile:
@@ -182,7 +182,7 @@ async def _with_plugin(access: KubeconfigAccess, plugin: Plugin) -> tuple[Kubeco
     """Run the plugin, without a terminal, and return the access with its credential."""
     entry = plugin.entry
     command = str(entry.get("command", ""))
-    program = str(plugin.folder / command) if os.sep in command else command
+    program = str(plugin.directory / command) if os.sep in command else command
     asked = {"apiVersion": entry.get("apiVersion"), "kind": "ExecCredential", "spec": {"interactive": False}}
     try:
         environment = {**os.environ, **{each["name"]: each["value"] for each in entry.get("env") or ()}}

@@ -68,14 +68,14 @@ kubeconfigs:
 class MiloSandbox:
     """A running sandbox and daemon. Both end with the `with` block."""
 
-    def __init__(self, folder: Path, mode: Mode) -> None:
+    def __init__(self, directory: Path, mode: Mode) -> None:
         self.mode: Mode = mode
-        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig = directory / "kubeconfig"
         """A kubeconfig for the sandbox's API, which kubectl accepts too."""
-        self.address = f"unix://{folder}/discovery.sock"
+        self.address = f"unix://{directory}/discovery.sock"
         """The daemon's address, for DiscoveryClient or MILO_DISCOVERY_ADDRESS."""
         self._resource = _RESOURCES[mode]
-        self._folder = folder
+        self._directory = directory
         self._http = SandboxHttp(self.kubeconfig)
         self._daemon: _Process | None = None
 
@@ -90,11 +90,11 @@ class MiloSandbox:
                 f"{sys.executable} -m pip install ./clients/python . ./sandbox"
             )
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
-            milo = cls(folder, mode)
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
+            milo = cls(directory, mode)
             command = ["sandbox", "--listen", "127.0.0.1:0", "--projects", "0"]
             command += ["--kubeconfig-out", str(milo.kubeconfig)]
-            api = _Process(command, folder / "sandbox.log")
+            api = _Process(command, directory / "sandbox.log")
             stack.callback(api.end)
             api.wait_for(milo.kubeconfig.exists, "wrote its kubeconfig")
             stack.callback(milo.stop_daemon)
@@ -105,12 +105,12 @@ class MiloSandbox:
         """Start the daemon again after `stop_daemon`, and wait until it is synced."""
         if self._daemon is not None:
             raise SandboxError("the daemon is already running")
-        config = self._folder / "daemon.yaml"
+        config = self._directory / "daemon.yaml"
         config.write_text(_DAEMON_CONFIG)
         command = ["run", "--config", str(config), "--mode", self.mode]
         command += ["--listen", self.address, "--http-listen", "127.0.0.1:0"]
         command += ["--discovery-kubeconfig", str(self.kubeconfig), "--project-kubeconfig", str(self.kubeconfig)]
-        self._daemon = _Process(command, self._folder / "daemon.log")
+        self._daemon = _Process(command, self._directory / "daemon.log")
         self._daemon.wait_for(self._is_synced, "was synced")
 
     def stop_daemon(self, *, kill: bool = False) -> None:

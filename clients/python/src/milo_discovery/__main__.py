@@ -1,0 +1,17 @@
+"""The command `milo-discovery`, also run by `python -m milo_discovery`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from milo_discovery.cli import main as run  # noqa: PLC0415 - an interrupt during the import is no error
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
