@@ -30,8 +30,8 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 
-_PORTION = 250
-"""The number of clusters that are assigned in one step of the event loop."""
+PORTION = 250
+"""The number of clusters that are changed in one step of the event loop."""
 
 
 class PendingReports(Protocol):
@@ -233,7 +233,7 @@ class SourceFleet(Fleet):
         """
         self.registry.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.registry.items()])
-        while portion := [*islice(names, _PORTION)]:
+        while portion := [*islice(names, PORTION)]:
             now = at(_steady())
             found = (self.registry.reassign(name, timeout_s, now) for name in portion if self.registry[name])
             self._publish([event for events in found for event in events], now.steady)

@@ -8,7 +8,7 @@ from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.fleet import PendingReports, SourceFleet, worst
+from milo_discoveryd.registry.fleet import PORTION, PendingReports, SourceFleet, worst
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
@@ -48,15 +48,15 @@ class ObjectFeed(IntakeSink):
         order = self._fleet.next_order()
         was_complete = self._fleet.is_complete
         for events in self._intake.take(self._observed(source_events), at(read_at)):
-            self._fleet.apply(self._watch, events, order, read_at)
-            yield
+            yield from self._fleet.apply(self._watch, events, order, read_at)
         if self._fleet.is_complete != was_complete:
             self._fleet.completed(read_at)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None:
         """Apply the result of a confirmation read."""
         events = self._resolved(request, result, read_at)
-        self._fleet.apply(self._watch, events, self._fleet.next_order(), read_at)
+        for _ in self._fleet.apply(self._watch, events, self._fleet.next_order(), read_at):
+            pass
 
     def source(self, status: SourceStatus) -> None:
         self.status = self._believed(status)
@@ -154,10 +154,12 @@ class ReducedFleet(SourceFleet):
         self._order += self._is_listed
         return self._order
 
-    def apply(self, watch: int, events: list[Event], order: int, read_at: float) -> None:
-        """Apply changes of objects."""
-        if events:
-            self._publish(self._reduction.apply(watch, events, order, at(read_at)), read_at)
+    def apply(self, watch: int, events: list[Event], order: int, read_at: float) -> Iterator[None]:
+        """Apply changes of objects. Thousands of clusters may need one object, so they are committed in portions."""
+        names = self._reduction.apply(watch, events, order)
+        for begin in range(0, max(len(names), 1), PORTION):
+            self._publish(self._reduction.commit(names[begin : begin + PORTION], at(read_at)), read_at)
+            yield
 
     def completed(self, read_at: float) -> None:
         """Record that every resource was listed."""

@@ -57,8 +57,8 @@ class Reduction:
         self._is_listed = False
         """Whether every resource was listed, so that unknown objects do not exist."""
 
-    def apply(self, watch: int, changes: Iterable[Event], order: int, now: Moment) -> list[Event]:
-        """Apply changes of one resource's objects; return the resulting changes of clusters.
+    def apply(self, watch: int, changes: Iterable[Event], order: int) -> list[str]:
+        """Apply changes of one resource's objects; return the names of the clusters to commit.
 
         `order` increases from call to call; it is equal for calls whose order in time is unknown.
         """
@@ -77,7 +77,15 @@ class Reduction:
             if target.content is not None:
                 self._contents[member] = ObjectClaim(*member, target.uid, version, order, target.content)
             concerned |= dict.fromkeys(self._claim(member, target, version, order))
-        return self._commit(concerned, now)
+        return [*concerned]
+
+    def commit(self, names: Sequence[str], now: Moment) -> list[Event]:
+        """Commit the present result of all claims on these clusters; return the resulting changes of clusters."""
+        found = [each for name in names for each in self._observations(name)]
+        events = self._clusters.commit(found, now, consistent=True)
+        for name in names:
+            self._settle(name)
+        return events
 
     def listed(self, now: Moment) -> list[Event]:
         """Record that every resource was listed, so that unknown objects do not exist.
@@ -87,7 +95,7 @@ class Reduction:
         self._is_listed = True
         unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._groups]
         lacking = [name for needed, names in self._dependents.items() if self._is_absent(needed) for name in names]
-        return self._commit(dict.fromkeys([*unclaimed, *lacking]), now)
+        return self.commit([*dict.fromkeys([*unclaimed, *lacking])], now)
 
     def restore(self, watch: int, objects: Iterable[tuple[str, str, tuple[str, ...]]]) -> None:
         """Start with the objects (key, UID, names of clusters) of an earlier run. Their content is not known yet."""
@@ -106,13 +114,6 @@ class Reduction:
     def names(self, member: ObjectReference) -> tuple[str, ...]:
         """Return the clusters that an object names."""
         return self._named.get(member, ())
-
-    def _commit(self, concerned: Iterable[str], now: Moment) -> list[Event]:
-        found = [each for name in concerned for each in self._observations(name)]
-        events = self._clusters.commit(found, now, consistent=True)
-        for name in concerned:
-            self._settle(name)
-        return events
 
     def _claim(self, member: ObjectReference, found: ClaimingObject, version: str, order: int) -> list[str]:
         names = self._named.pop(member, ())

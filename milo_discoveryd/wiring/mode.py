@@ -107,7 +107,7 @@ def engaged(
     reduction = Reduction(reduce_of(mode, source), registry)
     for watch, observations in enumerate(listed):
         objects = [_present(seen) for seen in observations if isinstance(seen, Ready)]
-        reduction.apply(watch, objects, 0, Moment(0.0, 0.0))
+        reduction.commit(reduction.apply(watch, objects, 0), Moment(0.0, 0.0))
     return [cluster.target for cluster in registry.clusters()]
 
 

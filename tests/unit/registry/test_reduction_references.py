@@ -13,6 +13,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.fleet import PORTION
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.reduction import Reduction
@@ -101,6 +102,20 @@ def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: J
     changed = fleet.take(ObjectChanged(a_secret("k", "s2", 3)), watch=SECRETS)
     assert sorted(changed) == [("UPDATED", "mall"), ("UPDATED", "shop")]
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
+
+
+def test_secret_of_many_clusters_is_applied_in_portions_between_which_other_changes_are_applied() -> None:
+    fleet = JoinedFleet()
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * PORTION + 1)))
+    fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
+    steps = fleet.feed(SECRETS).take([ObjectChanged(a_secret("k", "s2", 3))], 0.0)
+    for done in (1, 2):
+        next(steps)
+        assert [*fleet.servers.values()].count("s2") == done * PORTION
+    last = f"c{2 * PORTION}"
+    fleet.take(ObjectChanged(an_object(last, "m", 4)))
+    assert [*steps] == [None]
+    assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
 
 
 def test_cluster_stays_engaged_when_its_secret_is_created_again(fleet: JoinedFleet) -> None:
@@ -223,7 +238,7 @@ NAMES, KEYS = ("a", "b", "c"), ("k", "m")
 
 
 class ReductionOfReferences(RuleBasedStateMachine):
-    """Changes of both resources in any order, and restarts, against a computation of the result from scratch."""
+    """Changes of both resources in any order and in portions, and restarts, against a computation from scratch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,12 +250,14 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.should_stay: set[str] = set()
         self.known: dict[int, set[str]] = {OBJECTS: set(), SECRETS: set()}
         """The objects in the state file."""
+        self.commits_later = False
         self.began((), ())
 
     def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, Ready]]) -> None:
         self.clusters = Registry(ChangeLog(lambda _: b"", Retention()))
         self.reduction = Reduction(at_secret, self.clusters)
         self.ended: set[str] = set()
+        self.uncommitted: list[str] = []
         for each in engaged:
             self.clusters.restore(Ready(each.target.uid, "", each.target), 0.0, Moment(0.0, 0.0))
         for watch, seen in known:
@@ -250,7 +267,21 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def apply(self, watch: int, *changes: Event) -> None:
         self.version += 1
-        self.note(self.reduction.apply(watch, changes, self.version, Moment(0.0, 0.0)))
+        self.uncommitted += self.reduction.apply(watch, changes, self.version)
+        if not self.commits_later:
+            self.commit(len(self.uncommitted))
+
+    @rule(size=st.integers(1, 3))
+    def commit(self, size: int) -> None:
+        portion, self.uncommitted = self.uncommitted[:size], self.uncommitted[size:]
+        self.note(self.reduction.commit([*dict.fromkeys(portion)], Moment(0.0, 0.0)))
+
+    @rule(later=st.booleans())
+    def commit_later(self, later: bool) -> None:
+        """Let other changes come before the portions of a change that concerns many clusters."""
+        self.commits_later = later
+        if not later:
+            self.commit(len(self.uncommitted))
 
     def note(self, events: Iterable[Event]) -> None:
         self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
@@ -309,12 +340,12 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     @invariant()
     def equals_a_computation_from_scratch(self) -> None:
-        if self.must_list:
+        if self.must_list or self.uncommitted:
             return
         scratch = Registry(ChangeLog(lambda _: b"", Retention()))
         reduction = Reduction(at_secret, scratch)
-        reduction.apply(SECRETS, map(changed, self.secrets.values()), 0, Moment(0.0, 0.0))
-        reduction.apply(OBJECTS, map(changed, self.objects.values()), 0, Moment(0.0, 0.0))
+        for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
+            reduction.commit(reduction.apply(watch, map(changed, present.values()), 0), Moment(0.0, 0.0))
         found, expected = map(servers, (self.clusters, scratch))
         assert found == expected == self.truth
         for name in NAMES:
