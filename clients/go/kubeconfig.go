@@ -15,6 +15,15 @@ var ErrUnusableKubeconfig = errors.New("kubeconfig refused")
 
 const execCommand = "milo-discovery"
 
+// kubeconfigNames are the names of all fields that the daemon writes. The decoder ignores the case of names and takes the
+// last of several; other programs do neither, and would find another command in the same kubeconfig.
+var kubeconfigNames = []string{
+	"apiVersion", "kind", "current-context", "contexts", "context", "clusters", "cluster", "users", "user", "name",
+	"server", "certificate-authority-data", "tls-server-name",
+	"token", "client-certificate-data", "client-key-data",
+	"exec", "command", "args", "env", "value", "installHint", "interactiveMode", "provideClusterInfo",
+}
+
 // kubeconfigFile has the fields that the daemon writes, as JSON with all data inline. All others are refused: whatever
 // answers at the address of the daemon could name a program to run, a file to read, or a proxy.
 type kubeconfigFile[User any] struct {
@@ -101,6 +110,9 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: there is data after its end", ErrUnusableKubeconfig)
 	}
+	if !hasExactNames(json.NewDecoder(bytes.NewReader(content))) {
+		return nil, fmt.Errorf("%w: it has fields that are repeated, or not named as the daemon does", ErrUnusableKubeconfig)
+	}
 	if len(file.Contexts) != 1 || len(file.Clusters) != 1 || len(file.Users) != 1 {
 		return nil, fmt.Errorf("%w: it does not have exactly one cluster, one user and one context", ErrUnusableKubeconfig)
 	}
@@ -113,4 +125,31 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 		return nil, fmt.Errorf("%w: it has no server", ErrUnusableKubeconfig)
 	}
 	return &file.Users[0].User, nil
+}
+
+// hasExactNames reports whether each object in the next value has fields of the daemon only, and each of them once.
+func hasExactNames(decoder *json.Decoder) bool {
+	opening, err := decoder.Token()
+	if err != nil {
+		return false
+	}
+	if _, ok := opening.(json.Delim); !ok {
+		return true
+	}
+	var names []string
+	for decoder.More() {
+		if opening == json.Delim('{') {
+			token, err := decoder.Token()
+			name, ok := token.(string)
+			if err != nil || !ok || !slices.Contains(kubeconfigNames, name) || slices.Contains(names, name) {
+				return false
+			}
+			names = append(names, name)
+		}
+		if !hasExactNames(decoder) {
+			return false
+		}
+	}
+	_, err = decoder.Token() // the closing delimiter
+	return err == nil
 }
