@@ -194,9 +194,11 @@ func (p *Provider) run(e *entry) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if taken, err = p.slots.take(ctx); err != nil {
+		again, err := p.slots.take(ctx)
+		if err != nil {
 			return err
 		}
+		taken = again
 	}
 	if err := p.hand(ctx, cancel, e, i); err != nil {
 		return err

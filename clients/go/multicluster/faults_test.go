@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -327,4 +328,54 @@ func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {
 	held.free()
 	env.animal("alpha", "dog")
 	env.untilFed("alpha", "dog")
+}
+
+func TestDisengagementWhileTheClusterWaitsForTheLeaderAffectsNoOther(t *testing.T) {
+	env := newEnvironment(t)
+	env.engage("alpha", "beta", "gamma")
+	provider := env.provider(func(o *multicluster.Options) { o.MaxConcurrent = 1 })
+	held := newLock()
+	held.take("another replica")
+	mgr, aware := env.manager(provider, elected(held, "this one")), newBlocking()
+	defer aware.end()
+	if err := errors.Join(mgr.Add(aware), provider.OnAllReplicas(mgr)); err != nil {
+		t.Fatal(err)
+	}
+	env.start(mgr)
+	waiting := map[mc.ClusterName]bool{"alpha": true, "beta": true, "gamma": true}
+	for name := range waiting {
+		env.untilGot(provider, name)
+	}
+	held.free()
+	for range 2 { // two calls of Engage occupy both sets of slots
+		delete(waiting, <-aware.began)
+	}
+	for name := range waiting {
+		env.daemon.Disengage(name.String(), discovery.ReasonDeleted)
+		env.untilGone(provider, name)
+		env.engage(name.String())
+	}
+	aware.end()
+	env.untilEngaged(&aware.engagements, "alpha", "beta", "gamma")
+}
+
+// blocking is an Aware whose calls do not return before its end.
+type blocking struct {
+	engagements
+
+	began chan mc.ClusterName
+	may   chan struct{}
+	end   func()
+}
+
+func newBlocking() *blocking {
+	b := &blocking{began: make(chan mc.ClusterName, 10), may: make(chan struct{})}
+	b.end = sync.OnceFunc(func() { close(b.may) })
+	return b
+}
+
+func (b *blocking) Engage(ctx context.Context, name mc.ClusterName, cl cluster.Cluster) error {
+	b.began <- name
+	<-b.may
+	return b.engagements.Engage(ctx, name, cl)
 }
