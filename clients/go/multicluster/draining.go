@@ -128,6 +128,12 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	d.pending <- event.Cluster
 }
 
+// drainsProject reports whether the project that drains under a name has that UID. It is called with the lock held.
+func (p *Provider) drainsProject(name multicluster.ClusterName, uid string) bool {
+	d := p.drains[name]
+	return d != nil && d.entry != nil && d.entry.info().UID == uid
+}
+
 // endDrain is called with the lock held.
 func (p *Provider) endDrain(name multicluster.ClusterName, cause *Disengaged) {
 	d := p.drains[name]

@@ -164,6 +164,28 @@ func TestFailedReleaseIsRepeated(t *testing.T) {
 	env.untilReleased("alpha")
 }
 
+func TestDrainRepeatedByRestartedWatchWaitsForReconciles(t *testing.T) {
+	env, provider, _, _ := draining(t)
+	ctx, end, _ := reconciling(provider, "alpha")
+	defer end()
+	env.daemon.Drain("alpha", discovery.ReasonMoved)
+	env.untilGone(provider, "alpha")
+	env.daemon.WaitForStreams(1)
+	env.daemon.BreakStreams(discoverytest.Error(codes.Unauthenticated, "UNAUTHENTICATED", "the token has expired"))
+	env.daemon.WaitForStreams(0)
+	env.daemon.WaitForStreams(1)
+	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
+	env.untilGot(provider, "beta") // by then a release would have been sent
+	if env.daemon.Released("alpha", subscriber) {
+		t.Fatal("released while a reconcile is in flight")
+	}
+	if ctx.Err() != nil {
+		t.Fatalf("a restarted watch ended the context of a reconcile: %v", context.Cause(ctx))
+	}
+	end()
+	env.untilReleased("alpha")
+}
+
 func TestDrainRepeatedByRestartedDaemonIsReleasedAgain(t *testing.T) {
 	env, _, _, _ := draining(t)
 	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.FailedPrecondition, "OTHER_INCARNATION", "no"))

@@ -311,7 +311,10 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 			p.disengage(e, ended)
 			continue
 		case discovery.EventEngaged:
-			p.endDrain(name, &Disengaged{Message: "the cluster was engaged again"})
+			// A restarted watch repeats the engagement of a cluster that drains, whose reconciles may be in flight.
+			if event.Cluster.Draining == nil || !p.drainsProject(name, event.Cluster.UID) {
+				p.endDrain(name, &Disengaged{Message: "the cluster was engaged again"})
+			}
 			if e != nil && e.info().UID != event.Cluster.UID {
 				p.disengage(e, &Disengaged{Reason: discovery.ReasonReplaced})
 				e = nil
