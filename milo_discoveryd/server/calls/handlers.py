@@ -37,7 +37,9 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
 
     async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
         with in_flight.slot(authenticator.origin(context).owners) as slot:
-            caller = await authenticator.identify(context)
+            # The verification counts the age of the review from here on.
+            max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
+            caller = await authenticator.identify(context, max_age_s=max_age_s)
             async with _verified(caller, context) as freshness:
                 await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)
 

@@ -143,6 +143,22 @@ async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch,
     assert reason(caught.value) == "TOKEN_REJECTED"
 
 
+async def test_revoked_token_gets_no_kubeconfig_on_a_new_stream(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(handlers, "HANDOUT_MAX_AGE_S", 0.0)
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox, Backend()) as harness, harness.client() as stub:
+        metadata = (("authorization", f"Bearer {sandbox.token(OPERATOR, audiences=['milo-discovery'])}"),)
+        await stub.ListClusters(pb.ListClustersRequest(), metadata=metadata)
+        sandbox.revoke_tokens()
+        assert (await stub.WatchClusters(pb.WatchClustersRequest(), metadata=metadata).read()).synced
+        call = stub.WatchClusters(pb.WatchClustersRequest(include_kubeconfigs=True), metadata=metadata)
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
+
+
 async def test_stream_outlives_review_outage_without_kubeconfigs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
