@@ -16,6 +16,8 @@ VALID_S = 10.0
 END_S = 5.0
 """How long the work of a silent subscriber may take to end after its grant expired."""
 HELD_AT_MOST = 1_000
+HELD_BY_CALLER = HELD_AT_MOST // 2
+"""So that one caller cannot keep the others from their work."""
 
 
 class WorkState(enum.Enum):
@@ -60,9 +62,9 @@ class Singletons:
             return False
         is_new = holder is None and state is WorkState.WAITING
         if is_owned and state is not WorkState.ENDING and not (is_new and now < self._known_from):
-            return self._hold(key, subscriber, now + valid_s + END_S)
+            return self._hold(key, subscriber, valid_s, now)
         if state is not WorkState.WAITING:
-            self._hold(key, subscriber, now + VALID_S + END_S)
+            self._hold(key, subscriber, VALID_S, now)
         return False
 
     def end(self, caller: str, subscriber: str) -> None:
@@ -82,15 +84,23 @@ class Singletons:
             is_kept |= now < holder.ends_by
         return is_kept
 
-    def _hold(self, key: SingletonKey, subscriber: str, until: float) -> bool:
+    def _hold(self, key: SingletonKey, subscriber: str, valid_s: float, now: float) -> bool:
+        until = now + valid_s + END_S
         holder = self._holders.get(key)
         if holder is not None:
             holder.until = until
-        elif len(self._holders) < HELD_AT_MOST:
+        elif self._admits(key.caller, now):
             self._holders[key] = _Holder(subscriber, until)
         else:
             return False
         return True
+
+    def _admits(self, caller: str, now: float) -> bool:
+        """Return whether another holder may be added for the caller. Removes those whose work has ended."""
+        if len(self._holders) >= HELD_BY_CALLER:
+            self._holders = {key: holder for key, holder in self._holders.items() if holder.until > now}
+        held = sum(key.caller == caller for key in self._holders)
+        return held < HELD_BY_CALLER and len(self._holders) < HELD_AT_MOST
 
     def _present(self, key: SingletonKey, now: float) -> _Holder | None:
         """Return the holder whose work may not have ended yet, if there is one."""

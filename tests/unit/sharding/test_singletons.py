@@ -2,7 +2,15 @@
 
 import pytest
 
-from milo_discoveryd.sharding.singletons import END_S, HELD_AT_MOST, VALID_S, SingletonKey, Singletons, WorkState
+from milo_discoveryd.sharding.singletons import (
+    END_S,
+    HELD_AT_MOST,
+    HELD_BY_CALLER,
+    VALID_S,
+    SingletonKey,
+    Singletons,
+    WorkState,
+)
 
 KEY = SingletonKey("caller", "cleanup")
 RELEASE_S = 30.0
@@ -111,7 +119,25 @@ def test_restarted_daemon_grants_no_singleton_work_until_former_grants_expire() 
     assert not claim(singletons, "b", at=START + VALID_S + END_S)
 
 
-def test_number_of_held_singleton_grants_is_limited(singletons: Singletons) -> None:
+def hold_all(singletons: Singletons) -> None:
     for number in range(HELD_AT_MOST):
-        assert claim(singletons, "a", key=SingletonKey("caller", f"{number}"))
+        assert claim(singletons, "a", key=SingletonKey(f"caller-{number % 2}", f"{number}"))
+
+
+def test_number_of_held_singleton_grants_is_limited(singletons: Singletons) -> None:
+    hold_all(singletons)
     assert not claim(singletons, "a")
+
+
+def test_one_caller_holds_at_most_half_of_the_singleton_grants(singletons: Singletons) -> None:
+    for number in range(HELD_BY_CALLER):
+        assert claim(singletons, "a", key=SingletonKey("hostile", f"{number}"))
+    assert not claim(singletons, "a", key=SingletonKey("hostile", "another"))
+    assert claim(singletons, "a")
+
+
+def test_expired_singleton_grants_do_not_count_against_the_limit(singletons: Singletons) -> None:
+    hold_all(singletons)
+    at = START + VALID_S + END_S
+    assert claim(singletons, "b", at=at)
+    assert not claim(singletons, "c", at=at)
