@@ -42,6 +42,8 @@ class _Delivery(msgspec.Struct):
 
     incarnation: int
     place: tuple[str, ...]
+    source: str
+    """The credential source that covers the cluster; empty if none does."""
     credential: IssuedCredential | None
     due_at: float
     is_charged: bool = False
@@ -122,7 +124,7 @@ class KubeconfigRotation:
             if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
                 self._forget(event.cluster.name)
             elif event.type == pb.ClusterEvent.TYPE_UPDATED:
-                self._follow_endpoint(event.cluster.name)
+                self._follow_update(event.cluster.name)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
                 cluster = self._engaged(event.cluster.name)
                 if (
@@ -199,10 +201,12 @@ class KubeconfigRotation:
         cluster = None if record is None else record.cluster
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
-    def _follow_endpoint(self, name: str) -> None:
-        """Schedule a kubeconfig for a cluster whose endpoint changed: the former kubeconfig names the old server."""
+    def _follow_update(self, name: str) -> None:
+        """Schedule a kubeconfig for a cluster with another endpoint, or whose labels select another source."""
         delivery, cluster = self._deliveries.get(name), self._engaged(name)
-        if delivery is not None and cluster is not None and delivery.place != cluster.target.place:
+        if delivery is None or cluster is None:
+            return
+        if (delivery.place, delivery.source) != (cluster.target.place, self._source(cluster)):
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> None:
@@ -229,6 +233,10 @@ class KubeconfigRotation:
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
         return None if self._to is None else self._issuer.find(cluster, self._ttl_s, self._to.terms)
+
+    def _source(self, cluster: Cluster) -> str:
+        lease = self._lease(cluster)
+        return "" if lease is None else lease.key.source
 
     def _issue(self, cluster: Cluster, lease: LeaseHandle) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
@@ -257,7 +265,9 @@ class KubeconfigRotation:
     def _schedule(self, cluster: Cluster, credential: IssuedCredential | None, at: float) -> None:
         name = cluster.target.name
         self._stop_waiting(name)
-        self._deliveries[name] = _Delivery(cluster.incarnation, cluster.target.place, credential, at)
+        self._deliveries[name] = _Delivery(
+            cluster.incarnation, cluster.target.place, self._source(cluster), credential, at
+        )
         heapq.heappush(self._due, (at, name))
 
     def _forget(self, name: str) -> None:

@@ -38,7 +38,7 @@ class Lease:
     """A lease that always holds a new credential."""
 
     def __init__(self, world: "World", cluster: Cluster) -> None:
-        self.key = LeaseKey("source", cluster.incarnation, LIFE_S)
+        self.key = LeaseKey(world.source_of(cluster), cluster.incarnation, LIFE_S)
         self._world = world
         self._name = cluster.target.name
 
@@ -77,10 +77,13 @@ class World:
         self.taken += not self.wait_s
         return self.wait_s
 
-    # The issuer: it always has a credential for each cluster
+    # The issuer: it always has a credential for each cluster that a source covers
 
-    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease":
-        return Lease(self, cluster)
+    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease | None":
+        return Lease(self, cluster) if self.source_of(cluster) else None
+
+    def source_of(self, cluster: Cluster) -> str:
+        return dict(cluster.target.labels).get("source", "source")
 
     def rotation(self) -> KubeconfigRotation:
         made: Any = KubeconfigRotation(
@@ -136,6 +139,28 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == ["alpha"]
     assert given(rotation.take_due()) == []
+
+
+def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source(world: World) -> None:
+    rotation = world.rotation()
+    change_labels(world, "2", source="")
+    assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["beta"]
+    assert rotation.take_due() == ()
+    cursor = Cursor(world.fleet.log, EVERYTHING, None)
+    assert cursor.take() is not None
+    for version, labels, expected in (
+        ("3", {"source": "other"}, ["alpha"]),
+        ("4", {"source": "other", "env": "prod"}, []),
+        ("5", {"source": ""}, []),
+        ("6", {"source": "source"}, ["alpha"]),
+    ):
+        change_labels(world, version, **labels)
+        rotation.attach_kubeconfigs(updates(cursor))
+        assert given(rotation.take_due()) == expected
+
+
+def change_labels(world: World, version: str, **labels: str) -> None:
+    world.fleet.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
 
 
 def updates(cursor: Cursor) -> list[bytes]:
