@@ -23,6 +23,7 @@ from milo_discoveryd.credentials.sources.source import (
     NotifyingSource,
     RevokingSource,
     Scope,
+    TimedSource,
 )
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
@@ -33,6 +34,8 @@ from milo_discoveryd.model.moment import Moment
 from milo_kube.rate_limit import Rate, TokenBucket
 
 MINT_TIMEOUT_S = 30.0
+TIMEOUT_MARGIN_S = 5.0
+"""The time in which a source with a timeout of its own must end after it, so that its own error is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
@@ -342,11 +345,13 @@ class Minter:
             cluster=entry.cluster,
             held=None if held is None else held.credential,
         )
+        source = self.source
+        timeout_s = source.timeout_s + TIMEOUT_MARGIN_S if isinstance(source, TimedSource) else MINT_TIMEOUT_S
         try:
-            async with asyncio.timeout(MINT_TIMEOUT_S):
-                return await self.source.mint(request)
+            async with asyncio.timeout(timeout_s):
+                return await source.mint(request)
         except TimeoutError:
-            message = f"{self.source.name} did not answer within {MINT_TIMEOUT_S:g} s"
+            message = f"{source.name} did not answer within {timeout_s:g} s"
             raise BackendError(message, of_cluster=entry.cluster is not None) from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:

@@ -32,13 +32,13 @@ class ExecSource:
         self.scope = Scope.CLUSTER if per_cluster else Scope.IDENTITY
         self._command = command
         self._project = project
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.cluster is None else request.cluster.target.endpoint
         command = msgspec.structs.replace(self._command, cluster=lambda: self._cluster_info(server))
         # A new plugin each time: the lease caches the result.
-        plugin = ExecPlugin(command, timeout_s=self._timeout_s)
+        plugin = ExecPlugin(command, timeout_s=self.timeout_s)
         try:
             return await self._minted(plugin)
         except UnfitError:

@@ -66,6 +66,14 @@ class RevokingSource(Protocol):
 
 
 @runtime_checkable
+class TimedSource(Protocol):
+    """A source that has a timeout of its own."""
+
+    @property
+    def timeout_s(self) -> float: ...
+
+
+@runtime_checkable
 class NotifyingSource(Protocol):
     """A source that knows when a credential was replaced."""
 

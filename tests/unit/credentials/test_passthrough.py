@@ -19,7 +19,7 @@ from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.exec_source import ExecSource
 from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
 from milo_discoveryd.credentials.sources.renewing_credential import RETRY_AFTER_S, RenewingCredential
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope, TimedSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -157,6 +157,13 @@ async def test_exec_source_without_expiry_is_rejected(tmp_path: Path) -> None:
     command = ExecCommand(api_version=V1, argv=(plugin(tmp_path, {"token": "opaque"}),), environment={})
     with pytest.raises(UnfitError, match="without an expiry"):
         await ExecSource("exec", command, project=PROJECT).mint(WANTED)
+
+
+def test_exec_source_has_the_timeout_of_its_command() -> None:
+    command = ExecCommand(api_version=V1, argv=("/bin/login",), environment={})
+    source: MintingSource = ExecSource("exec", command, project=PROJECT, timeout_s=120.0)
+    assert isinstance(source, TimedSource)
+    assert source.timeout_s == 120.0
 
 
 class Script:

@@ -26,7 +26,7 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
 
@@ -200,6 +200,19 @@ async def test_hanging_credential_backend_times_out(monkeypatch: pytest.MonkeyPa
     async with issuing(backend) as issuer:
         with pytest.raises(CredentialUnavailableError, match=r"backend did not answer within 0\.05 s"):
             await got(issuer)
+
+
+class Timed(Backend):
+    """A source that limits its own time."""
+
+    timeout_s = LIMIT_S
+
+
+async def test_credential_backend_with_its_own_timeout_is_not_ended_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.0)
+    backend = Timed()
+    async with issuing(backend) as issuer:
+        assert await got(issuer) in backend.given
 
 
 async def test_credential_source_not_allowed_by_rule_is_not_used() -> None:
