@@ -7,10 +7,19 @@ import time
 from collections.abc import Iterator
 from math import inf
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery import DisengageReason, EngagedCluster, EventType, Fleet, SyncDiscoveryClient
+from milo_discovery import (
+    DiscoveryClient,
+    DisengageReason,
+    EngagedCluster,
+    EventType,
+    Fleet,
+    SyncDiscoveryClient,
+    Unavailable,
+)
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._ownership import Ownership, boottime
 
@@ -27,6 +36,24 @@ NONE = pb.RenewOwnershipResponse(sharded=True)
 def sharded(batch: pb.WatchClustersResponse) -> pb.WatchClustersResponse:
     batch.sharded = True
     return batch
+
+
+UNREADABLE = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=2**62))
+
+
+class Connector:
+    """Opens channels unless they are refused, as for a server that does not run as the expected user."""
+
+    def __init__(self, connect) -> None:
+        self._connect = connect
+        self.is_refused = False
+        self.refused = 0
+
+    def __call__(self, target: str):
+        if self.is_refused:
+            self.refused += 1
+            raise Unavailable("cannot connect", code="UNAVAILABLE")
+        return self._connect(target)
 
 
 class TestDeadline:
@@ -46,6 +73,12 @@ class TestDeadline:
         assert not ownership.is_held(50.0)
         ownership.renewed(LONG, 100.0)
         ownership.renewed(NONE, 200.0)
+        assert ownership.until == 700.0
+
+    def test_ownership_response_with_a_time_out_of_range_keeps_previous_deadline(self):
+        ownership = Ownership()
+        ownership.renewed(LONG, 100.0)
+        ownership.renewed(UNREADABLE, 200.0)
         assert ownership.until == 700.0
 
     def test_delayed_renewal_response_does_not_shorten_ownership(self):
@@ -113,6 +146,41 @@ class TestWatch:
             assert (await anext(watch)).type is EventType.ENGAGED
             await daemon.stop()
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+
+    async def test_ownership_ends_and_is_renewed_after_a_renewal_that_cannot_connect(self, daemon):
+        daemon.ownership = SHORT
+        connect = Connector(grpc.aio.insecure_channel)
+        async with DiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client, client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            connect.is_refused = True
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+            assert connect.refused
+            connect.is_refused, daemon.ownership = False, LONG
+            reading = asyncio.create_task(anext(watch))
+            await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+            assert (await reading).type is EventType.ENGAGED
+
+    async def test_clusters_are_disengaged_when_the_daemon_becomes_sharded_and_owns_nothing(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await daemon_stream(daemon, snapshot("1", engaged("a")))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            daemon.ownership = NONE
+            stream.end()
+            await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+
+    async def test_canceled_close_ends_the_renewals(self, client, daemon):
+        daemon.ownership = LONG
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            closing = asyncio.create_task(watch.close())
+            await asyncio.sleep(0)
+            assert closing.cancel()
+            await eventually(
+                lambda: "milo-discovery ownership" not in {each.get_name() for each in asyncio.all_tasks()}
+            )
 
     async def test_lost_clusters_are_engaged_again_from_a_snapshot(self, client, daemon):
         daemon.ownership = SHORT
@@ -203,6 +271,33 @@ class TestSyncWatch:
         stream = await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
         assert stream.request.resume_revision == ""
         assert (await reading).type is EventType.ENGAGED
+
+    async def test_ownership_ends_and_is_renewed_after_a_renewal_that_cannot_connect(self, daemon):
+        daemon.ownership = SHORT
+        connect = Connector(grpc.insecure_channel)
+        with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client:
+            watch = client.watch()
+            reading = asyncio.create_task(asyncio.to_thread(next, watch))
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await reading).type is EventType.ENGAGED
+            connect.is_refused = True
+            assert (await asyncio.to_thread(next, watch)).reason is DisengageReason.OWNERSHIP_LOST
+            await eventually(lambda: connect.refused > 0)
+            connect.is_refused, daemon.ownership = False, LONG
+            reading = asyncio.create_task(asyncio.to_thread(next, watch))
+            await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+            assert (await reading).type is EventType.ENGAGED
+
+    async def test_clusters_are_disengaged_when_the_daemon_becomes_sharded_and_owns_nothing(self, sync_client, daemon):
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        stream = await daemon_stream(daemon, snapshot("1", engaged("a")))
+        assert (await reading).type is EventType.ENGAGED
+        daemon.ownership = NONE
+        stream.end()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
+        assert (await reading).reason is DisengageReason.OWNERSHIP_LOST
 
     async def test_close_ends_a_renewal_that_is_not_answered(self, sync_client, daemon):
         daemon.ownership = None

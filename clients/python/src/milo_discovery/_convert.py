@@ -202,7 +202,9 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
 
 
 def singleton_grants(message: pb.ClaimSingletonsResponse) -> model.SingletonGrants:
-    return model.SingletonGrants(granted=frozenset(message.granted), valid_for=message.valid_for.ToTimedelta())
+    return model.SingletonGrants(
+        granted=frozenset(message.granted), valid_for=duration(message, "valid_for") or timedelta()
+    )
 
 
 def _sharding(message: pb.Sharding) -> model.Sharding:
@@ -223,7 +225,7 @@ def _sharding(message: pb.Sharding) -> model.Sharding:
             )
             for each in message.members
         ),
-        valid_for=_duration(message, "valid_for"),
+        valid_for=duration(message, "valid_for"),
         problem=message.problem,
         draining=tuple(message.draining),
     )
@@ -260,9 +262,9 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             for each in message.credential_sources
         ),
         limits=model.Limits(
-            default_heartbeat_interval=_duration(limits, "default_heartbeat_interval"),
-            stalled_timeout=_duration(limits, "stalled_timeout"),
-            max_kubeconfig_ttl=_duration(limits, "max_kubeconfig_ttl"),
+            default_heartbeat_interval=duration(limits, "default_heartbeat_interval"),
+            stalled_timeout=duration(limits, "stalled_timeout"),
+            max_kubeconfig_ttl=duration(limits, "max_kubeconfig_ttl"),
             max_page_size=limits.max_page_size,
             max_filter_bytes=limits.max_filter_bytes,
         ),
@@ -292,11 +294,11 @@ def _time(message: Message, name: str) -> datetime | None:
     return None
 
 
-def _duration(message: Message, name: str) -> timedelta | None:
+def duration(message: Message, name: str) -> timedelta | None:
     if not message.HasField(name):
         return None
-    duration: Duration = getattr(message, name)
+    value: Duration = getattr(message, name)
     with suppress(ValueError, OverflowError):
-        duration.ToJsonString()  # raises outside of protobuf's range, which is narrower than that of a timedelta
-        return duration.ToTimedelta()
+        value.ToJsonString()  # raises outside of protobuf's range, which is narrower than that of a timedelta
+        return value.ToTimedelta()
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from math import inf
 
+from milo_discovery import _convert
 from milo_discovery._gen import discovery_pb2 as pb
 
 RENEWAL_INTERVAL_S = 3.0
@@ -41,8 +42,9 @@ class Ownership:
     def renewed(self, response: pb.RenewOwnershipResponse, asked_at: float) -> None:
         """Apply a response. Its duration counts from the request, because the response may have been delayed."""
         self.sharded = response.sharded
-        if response.HasField("valid_for"):
-            self._until = max(self._until, asked_at + response.valid_for.ToTimedelta().total_seconds())
+        valid_for = _convert.duration(response, "valid_for")
+        if valid_for is not None:
+            self._until = max(self._until, asked_at + valid_for.total_seconds())
 
     def next_renewal_s(self, now: float) -> float:
         """Return how long to wait before the next request.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._ownership import Ownership, boottime
+from milo_discovery.errors import DiscoveryError
 
 
 class OwnershipKeeper:
@@ -52,19 +54,17 @@ class OwnershipKeeper:
 
     def _renew(self) -> None:
         """Request how long the daemon owns its clusters. A failure leaves the last response to expire."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            # A new channel per call, because one that lost its daemon waits long before it reconnects.
-            self._channel = channel = self._connect()
-        asked_at = boottime()
-        try:
-            response = DiscoveryServiceStub(channel).RenewOwnership(
-                pb.RenewOwnershipRequest(), timeout=self._ownership.timeout_s(asked_at), metadata=self._metadata()
-            )
-        except (grpc.RpcError, ValueError):  # ValueError: the channel was closed
-            pass
-        else:
+        with suppress(DiscoveryError, grpc.RpcError, ValueError):  # ValueError: the channel was closed
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                # A new channel per call, because one that lost its daemon waits long before it reconnects.
+                self._channel = channel = self._connect()
+            asked_at = boottime()
+            try:
+                response = DiscoveryServiceStub(channel).RenewOwnership(
+                    pb.RenewOwnershipRequest(), timeout=self._ownership.timeout_s(asked_at), metadata=self._metadata()
+                )
+            finally:
+                channel.close()
             self._ownership.renewed(response, asked_at)
-        finally:
-            channel.close()

@@ -81,10 +81,11 @@ class Watch(WatchState):
             self._closed = True
             self._on_close(self)
             self._signal.notify()
-        await self._stop_reading()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()
+            keeper.cancel()  # before the first wait: a canceled close() must not leave it running
+        await self._stop_reading()
+        if keeper is not None:
             await asyncio.wait([keeper])
 
     async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
@@ -183,6 +184,8 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel)
+                        if not self.is_owner:
+                            subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         self._keeper = asyncio.create_task(self._keep_ownership(), name="milo-discovery ownership")
                     if batch.events and not self.is_owner:
                         raise StreamBroken("the daemon does not own its clusters at present")
@@ -211,9 +214,10 @@ class Watch(WatchState):
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
             if not was_owner or self.is_owner:
-                # A new channel per call, because one that lost its daemon waits long before it reconnects.
-                async with self._connect() as channel:
-                    await self._renew_ownership(channel)
+                with suppress(DiscoveryError):  # it cannot connect: the last response expires
+                    # A new channel per call, because one that lost its daemon waits long before it reconnects.
+                    async with self._connect() as channel:
+                        await self._renew_ownership(channel)
             is_owner = self.is_owner
             if was_owner and not is_owner:
                 self._subscription.ownership_ended()
