@@ -38,7 +38,7 @@ from milo_kube.reflect.versions import is_older
 PORTION = 250
 """Source events that are applied in one step of the event loop, which takes a few milliseconds."""
 REFERENCE_OBJECTS = 3
-OLDER_READ = "the read returned an older version than the watch or a list"
+OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
 
 
 class Intake:
@@ -128,25 +128,33 @@ class Intake:
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Event]:
         if (guard := self._guard) is not None and isinstance(result, Found):
-            pending = self._pending_deletions.explain(request.name)
+            since = self._pending_deletions.older_since(request.name)
+            since = now.steady if since is None else since
             if self._registry.is_older_than_known(result.observation):
-                self._pending_deletions.resolve(request, Inconclusive(OLDER_READ), now.steady)
-                if pending is not None and (held := guard.older_read(pending[0], now.steady)) is not None:
+                is_pending = self._pending_deletions.explain(request.name) is not None
+                self._pending_deletions.resolve(request, OLDER_READ, now.steady)
+                if is_pending and (held := guard.older_read(since, now.steady)) is not None:
                     self._hold(result.observation, held, now.steady)
                 return []
-            may_lag = pending is not None and guard.is_catching_up(pending[0], now.steady)
-            if may_lag and self._contradicts_list(result.observation):
-                result = Inconclusive(OLDER_READ)
+            if guard.is_catching_up(since, now.steady) and self._contradicts_list(result.observation):
+                result = OLDER_READ
         settled = self._pending_deletions.resolve(request, result, now.steady)
         if request.name in self._released and self._still_exists(settled):
             self._hold_again(now.steady)
         return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
 
     def _contradicts_list(self, seen: Observation) -> bool:
-        """Return whether the last list should have shown a new object or state in the selector, and did not."""
+        """Return whether a state that is older than the last list is news, although the list did not show it.
+
+        No list shows an object outside of the selector. If that is another object than the known one, whose version
+        is not known after a restart, then either may be the later one.
+        """
         record = self._registry[seen.name]
-        is_known = record is not None and (seen.uid, seen.version) == (record.uid, record.version)
-        return not is_known and not isinstance(seen, Outside) and is_older(seen.version, self._listed_version)
+        if record is not None and seen.uid == record.uid:
+            is_expected = isinstance(seen, Outside) or seen.version == record.version
+        else:
+            is_expected = isinstance(seen, Outside) and (record is None or record.version != "")
+        return not is_expected and is_older(seen.version, self._listed_version)
 
     def _hold(self, seen: Observation, held: HeldRemovals, now: float) -> None:
         record = self._registry[seen.name]

@@ -41,6 +41,8 @@ class Inconclusive(msgspec.Struct, frozen=True):
     problem: str
     is_refusal: bool = False
     """The server refused the read. It would refuse other reads too, so all of them wait."""
+    is_older: bool = False
+    """The read returned an older state than the watch or a list: a replica lags behind, or the server was restored."""
     retry_after_s: float | None = None
 
 
@@ -61,6 +63,8 @@ class _PendingDeletion(msgspec.Struct):
     requested_at: float = 0.0
     failures: int = 0
     problem: str = ""
+    older_since: float | None = None
+    """When a read first returned an older state."""
     is_held: bool = False
 
 
@@ -161,6 +165,11 @@ class PendingDeletions:
         pending = self._pending.get(name)
         return None if pending is None else (pending.since, pending.problem)
 
+    def older_since(self, name: str) -> float | None:
+        """Return when a read of the object first returned an older state than the watch or a list."""
+        pending = self._pending.get(name) or self._refuted.get(name)
+        return None if pending is None else pending.older_since
+
     def take_due(self, now: float) -> list[ConfirmationRequest]:
         """Return the requests to send now. The result of each must be passed to `resolve`."""
         due: list[ConfirmationRequest] = []
@@ -214,6 +223,8 @@ class PendingDeletions:
             result = Inconclusive("the object can't be decoded")
         if isinstance(result, Inconclusive):
             pending.problem = result.problem
+            if result.is_older and pending.older_since is None:
+                pending.older_since = now
             self._try_again(request.name, pending, self._backoff, now)
             return None
         self.discard(request.name)
@@ -221,6 +232,7 @@ class PendingDeletions:
             return ConfirmedDeletion(request.name, pending.uid)
         found = result.observation
         if isinstance(found, Ready | NotReady) and found.uid == pending.uid:
+            pending.older_since = None
             self._refuted[request.name] = pending
             self._try_again(request.name, pending, _RECHECK, now)
         return found

@@ -187,7 +187,7 @@ class RemovalGuard:
         return self.held
 
     def is_catching_up(self, since: float, now: float) -> bool:
-        """Return whether reads that have contradicted the lists since `since` may come from a lagging replica."""
+        """Return whether reads that have returned older states since `since` may come from a lagging replica."""
         return now < since + self._limits.verify_after_s
 
     def older_read(self, since: float, now: float) -> HeldRemovals | None:

@@ -292,8 +292,22 @@ MUTANTS = (
     Mutant(
         "a read that is older than the list is believed",
         "registry/intake.py",
-        "if may_lag and self._contradicts_list(result.observation):",
+        "if guard.is_catching_up(since, now.steady) and self._contradicts_list(result.observation):",
         "if False:",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
+        "a replica has no time to catch up if its read follows a hold",
+        "registry/intake.py",
+        "since = self._pending_deletions.older_since(request.name)",
+        "since = (self._pending_deletions.explain(request.name) or (None,))[0]",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
+        "a restored cluster is replaced by its predecessor outside of the selector",
+        "registry/intake.py",
+        'is_expected = isinstance(seen, Outside) and (record is None or record.version != "")',
+        "is_expected = isinstance(seen, Outside)",
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
     Mutant(

@@ -260,6 +260,32 @@ class TestReadThatContradictsTheList:
     def test_read_consistent_with_the_list_is_applied(self, source: Source, newer: Observation) -> None:
         assert source.answers(Found(newer)) != []
 
+    def test_read_after_a_hold_gives_the_replica_time_to_catch_up(self, source: Source) -> None:
+        for source.now in (0.0, 30.0):
+            source.lists(*FLEET[3:], version="120")
+        source.pending_deletions.discard("b")
+        source.pending_deletions.discard("c")
+        assert source.answers(Found(ready("a", "110", "u2"))) == []
+        source.now = 35.0
+        assert source.answers(Found(not_ready("a", "0"))) == []
+        assert source.intake.held is None, "the replica may still catch up"
+        source.now = 60.0
+        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+
+    def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
+        source = Source.restored()
+        source.lists(*FLEET[1:], version="120")
+        assert source.answers(Found(outside("a", "110", "u0"))) == []
+        source.now = 5.0
+        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+
+    def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
+        source = Source.restored()
+        source.lists(*FLEET[1:], version="120")
+        source.answers(Found(outside("a", "110", "u2")))
+        source.now = 30.0
+        assert [each.reason for each in source.answers(Found(outside("a", "110", "u2")))] == [DisengageReason.REPLACED]
+
     def test_read_of_known_state_refutes_deletion(self, source: Source) -> None:
         assert source.answers(Found(FLEET[0])) == []
         assert source.pending_deletions.explain("a") is None

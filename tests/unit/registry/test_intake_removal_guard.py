@@ -30,6 +30,14 @@ class Source:
         self.now = 0.0
         self.lists(*FLEET, *more)
 
+    @classmethod
+    def restored(cls) -> "Source":
+        """Return a fleet that a state file had, which stores no versions."""
+        source = cls()
+        source.registry.clear()
+        source.intake.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
+        return source
+
     def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
