@@ -18,6 +18,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery._gen import discovery_pb2 as pb
 
+from .cli_process import COMMAND
 from .kubeconfigs import issued, text
 from .scripted_daemon import Refusal
 
@@ -249,6 +250,29 @@ class TestKubeconfig:
         assert (await command("kubeconfig", "alpha", "-w", str(path))).status == 3
         assert not path.exists()
 
+    @pytest.mark.parametrize("option", ["--force", "--merge"])
+    async def test_written_kubeconfig_does_not_replace_a_special_file(self, command, daemon, tmp_path, option):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        os.mkfifo(path := tmp_path / "fifo")
+        # Keeps the command from blocking where it reads.
+        writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            outcome = await command("kubeconfig", "alpha", "-w", str(path), option)
+        finally:
+            os.close(writer)
+        assert (outcome.status, outcome.err) == (1, f"milo-discovery: {path} is not a regular file\n")
+        assert path.is_fifo()
+
+    async def test_exec_kubeconfig_of_the_module_calls_the_installed_command(self, daemon):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "milo_discovery", "kubeconfig", "alpha", "--address", daemon.address),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PATH": "/nothing/here"},
+        )
+        out, _ = await process.communicate()
+        assert json.loads(out)["users"][0]["user"]["exec"]["command"] == COMMAND
+
 
 MINE = """\
 apiVersion: v1
@@ -319,3 +343,18 @@ class TestMerge:
         assert CANARY not in outcome.err
         assert path.read_text() == content
         assert not path.with_name("config.lock").exists()
+
+    async def test_merge_reads_utf8_whatever_the_locale_is(self, command, daemon, path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        path.write_text(MINE.replace("preferences: {}", "preferences: {note: schön}"), encoding="utf-8")
+        environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path), **environment)
+        assert outcome.status == 0, outcome.err
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))["preferences"] == {"note": "schön"}
+
+    async def test_merge_does_not_change_a_file_that_is_not_text(self, command, daemon, path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        path.write_bytes(b"apiVersion: \xff\xff")
+        outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
+        assert (outcome.status, outcome.err) == (1, f"milo-discovery: {path} is not valid YAML; it was not changed\n")
+        assert path.read_bytes() == b"apiVersion: \xff\xff"

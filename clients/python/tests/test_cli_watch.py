@@ -54,6 +54,14 @@ class TestWatch:
                 ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
             ]
 
+    async def test_watch_with_a_closed_stdout_fails_without_a_traceback(self, daemon):
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'exec "$0" watch --address "$1" >&-', COMMAND, daemon.address),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (1, "milo-discovery: cannot write to stdout: it is closed\n")
+
     async def test_watch_reports_a_reconnect_to_stderr(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
             stream = await daemon.stream()

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe
+from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
 from milo_discovery.cli.names import did_you_mean
 from milo_discovery.cli.options import address_option, credential_options, timeout_option
 
@@ -89,6 +89,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(ExitStatus.INTERRUPTED)
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise
+        print_message(f"{error.object!r} is not valid UTF-8")
+        sys.exit(ExitStatus.USAGE)
     except OSError as error:
         if error.filename is None and error.errno == errno.ENOSPC:
             exit_by_full_output(error)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,12 +55,14 @@ def kubeconfig(
         raise click.UsageError("--ttl needs --token: an exec kubeconfig does not expire")
     if force and (merge or path is None):
         raise click.UsageError("--force needs -w, and excludes --merge")
+    file, context = path or kubeconfig_merge.default_file(), f"milo-{name}"
+    if merge or path is not None:
+        _require_regular(file)
     if path is not None and not merge and not force:
         _require_replaceable(path)
     kubeconfig_format = KubeconfigFormat.EXEC if use_exec else KubeconfigFormat.EMBEDDED
     issued = connection.run(lambda client: client.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format))
     document = _exec_document(name, issued, connection) if use_exec else _token_document(name, issued, ttl)
-    file, context = path or kubeconfig_merge.default_file(), f"milo-{name}"
     try:
         if merge:
             kubeconfig_merge.merge_into(file, document, context)
@@ -77,8 +81,11 @@ def _exec_document(name: str, issued: Kubeconfig, connection: Connection) -> dic
 
     The exec entry is built here: one taken from the response could run any program.
     """
-    # The full path of this program if it is not on PATH.
-    command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(Path(sys.argv[0]).absolute())
+    # The full path of this program if it is not on PATH; `python -m` runs a module, which is not executable.
+    program = Path(sys.argv[0]).absolute()
+    if program.name == "__main__.py":
+        program = Path(sys.executable).with_name(EXEC_COMMAND)
+    command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(program)
     plugin = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": command,
@@ -97,6 +104,13 @@ def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) 
         note = "" if requested is None else f" ({format_duration(requested)} requested)"
         print_message(f"the credential is valid for {lifetime}{note}")
     return render_kubeconfig(name, read_token_access(issued.kubeconfig))
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse to replace a device such as /dev/null, and to wait for the writer of a pipe."""
+    with suppress(OSError):  # it does not exist, or an error follows that says why
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CommandFailure(f"{path} is not a regular file")
 
 
 def _require_replaceable(path: Path) -> None:

@@ -49,13 +49,13 @@ def merged(before: Document, one: Document, context: str) -> Document:
 
 def _read(path: Path) -> Document:
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return dict(_EMPTY)
     try:
-        document = json.loads(text)
+        document = json.loads(content)
     except ValueError:
-        document = _read_yaml(path, text)
+        document = _read_yaml(path, content)
     if document is None:
         return dict(_EMPTY)
     if not isinstance(document, dict) or not all(_is_named_list(document.get(kind)) for kind in _LISTS):
@@ -67,7 +67,7 @@ def _is_named_list(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
 
 
-def _read_yaml(path: Path, text: str) -> Any:
+def _read_yaml(path: Path, content: bytes) -> Any:
     try:
         import yaml  # noqa: PLC0415  (an optional dependency)
     except ModuleNotFoundError as error:
@@ -84,7 +84,7 @@ def _read_yaml(path: Path, text: str) -> Any:
         }
 
     try:
-        return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(content, Loader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError:
         # `from None`: the error quotes the file, which may hold secrets.
         raise CommandFailure(f"{path} is not valid YAML; it was not changed") from None

@@ -50,7 +50,10 @@ class Duration(click.ParamType[timedelta]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         match = _DURATION.fullmatch(str(value))
-        duration = float(match["count"]) * _UNITS[match["unit"] or "s"] if match else timedelta()
+        try:
+            duration = float(match["count"]) * _UNITS[match["unit"] or "s"] if match else timedelta()
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
         if not duration:
             self.fail(f"{value!r} is not a duration above zero, such as 500ms, 10s or 2m", param, ctx)
         return duration

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, assert_never
 import click
 
 from milo_discovery.cli import text_output
-from milo_discovery.cli.exit_status import describe, exit_by_sigpipe, print_message, printable, root_cause
+from milo_discovery.cli.exit_status import (
+    CommandFailure,
+    describe,
+    exit_by_sigpipe,
+    print_message,
+    printable,
+    root_cause,
+)
 from milo_discovery.cli.options import Connection, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
@@ -40,6 +47,8 @@ def watch(
 
     An event is printed for each cluster that is engaged, updated or disengaged.
     """
+    if sys.stdout is None:
+        raise CommandFailure("cannot write to stdout: it is closed")
     printer = EventPrinter(form, headers=headers, timestamps=timestamps)
     connection.run(lambda client: _print_events(client, connection, only, printer, once=once))
 
