@@ -81,6 +81,8 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             f"source.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
             "set it to 75s or more",
         )
+    if settings.declarative is not None and settings.declarative.ca_file is not None:
+        yield files.ca_file(_subject("declarative.ca_file", settings), settings.declarative.ca_file)
 
 
 def _subject(subject: str, settings: Settings) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
+from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.modes.mode import FileMode
 from milo_discoveryd.state_file.state_file import directory_problem
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
@@ -47,6 +50,15 @@ def audit_file(path: Path) -> Finding:
             "change its owner or mode, or set another audit.file",
         )
     return ok(subject, "writable")
+
+
+def ca_file(subject: str, path: Path) -> Finding:
+    subject = f"{subject} {path}"
+    try:
+        TlsIdentity(authorities=FileContent(path).read(), certificate=None).context()
+    except CredentialError as error:
+        return fail(subject, str(error), "correct the file, or set another declarative.ca_file")
+    return ok(subject, "has CA certificates")
 
 
 def trace_exporter() -> Finding:

@@ -34,6 +34,8 @@ FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for a source that has never answered, so that its first events carry credentials."""
+CA_RETRY_AFTER_S = 5.0
+"""How long callers wait if the file with the CA of a cluster cannot be read."""
 NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
 NO_SOURCE = "no credential source is configured, so this daemon issues no kubeconfigs"
 
@@ -283,9 +285,7 @@ class LeaseHandle:
         if issued is None:
             raise _unavailable(self._minter, entry)
         target = self._cluster.target
-        text = rendering.embedded(
-            target.name, target.endpoint, self._issuer.trust(target, issued.authorities), issued.credential
-        )
+        text = rendering.embedded(target.name, target.endpoint, self._trust(issued.authorities), issued.credential)
         entry.is_wanted = True
         self._issuer.metrics.kubeconfig_issued("ok")
         self._issuer.audit.issued(
@@ -321,8 +321,7 @@ class LeaseHandle:
             if held is None:
                 raise _unavailable(self._minter, entry)
             stated = held.authorities
-        trust = self._issuer.trust(target, stated)
-        text = rendering.exec_form(target.name, target.endpoint, trust, self._issuer.address())
+        text = rendering.exec_form(target.name, target.endpoint, self._trust(stated), self._issuer.address())
         self._issuer.metrics.kubeconfig_issued("ok")
         self._issuer.audit.issued(
             to,
@@ -332,6 +331,13 @@ class LeaseHandle:
             incarnation=incarnation,
         )
         return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._issuer.wall())
+
+    def _trust(self, stated: bytes | None) -> ClusterTrust:
+        """Return the trust settings of the cluster. Raises CredentialUnavailableError if its CA file cannot be read."""
+        try:
+            return self._issuer.trust(self._cluster.target, stated)
+        except CredentialError as error:
+            raise CredentialUnavailableError(str(error), CA_RETRY_AFTER_S) from error
 
 
 def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:

@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.issuer import Issuer, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
@@ -33,6 +33,8 @@ JITTER = 0.2
 """Kubeconfigs with a new credential are spread over this fraction of the old credential's remaining lifetime."""
 MAX_JITTER_S = 600.0
 """The maximum spread: a long-lived credential may be replaced because it leaked."""
+RETRY_S = 5.0
+"""How long to wait after a kubeconfig could not be issued although a credential is held."""
 REPLACED_SPREAD_S = 1.0
 """A credential that was replaced at its source is sent to all subscribers within this time."""
 
@@ -185,7 +187,7 @@ class KubeconfigRotation:
             delivery.waits_for = lease.key
             self._waiting[lease.key].add(name)
             return None
-        kubeconfig = self._issue(cluster, lease)
+        kubeconfig = self._issue(cluster, lease, retry_s=RETRY_S)
         if kubeconfig is None:
             return None
         return encode_frame(
@@ -227,8 +229,8 @@ class KubeconfigRotation:
             wait_s = self._call.take_kubeconfig()
             delivery.is_charged = not wait_s
             if wait_s:
-                self._paused_until = delivery.due_at = self._clock() + wait_s
-                heapq.heappush(self._due, (delivery.due_at, name))
+                self._paused_until = self._clock() + wait_s
+                self._postpone(name, wait_s)
         return delivery.is_charged
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
@@ -238,14 +240,17 @@ class KubeconfigRotation:
         lease = self._lease(cluster)
         return "" if lease is None else lease.key.source
 
-    def _issue(self, cluster: Cluster, lease: LeaseHandle) -> pb.Kubeconfig | None:
+    def _issue(self, cluster: Cluster, lease: LeaseHandle, *, retry_s: float = 0.0) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
         if self._to is None or not self._charge(cluster.target.name):
             return None
         try:
             made = lease.issue(incarnation, self._to)
+        except UnfitError:
+            return None  # until the endpoint or the source of the cluster changes
         except CredentialError:
-            return None  # the delivery stays due, and the minter has logged the failure
+            self._postpone(cluster.target.name, retry_s)
+            return None
         assert made.refresh_at is not None
         self._schedule(cluster, made.credential, self._clock() + made.refresh_at - made.issued_at)
         return convert.kubeconfig(made)
@@ -258,8 +263,11 @@ class KubeconfigRotation:
         self._schedule_within(name, min(JITTER * left_s, MAX_JITTER_S))
 
     def _schedule_within(self, name: str, most_s: float) -> None:
+        self._postpone(name, self._draw() * most_s)
+
+    def _postpone(self, name: str, wait_s: float) -> None:
         delivery = self._deliveries[name]
-        delivery.due_at = self._clock() + self._draw() * most_s
+        delivery.due_at = self._clock() + wait_s
         heapq.heappush(self._due, (delivery.due_at, name))
 
     def _schedule(self, cluster: Cluster, credential: IssuedCredential | None, at: float) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.check import files
+from tests.support.certificates import Authority
 
 
 def test_missing_state_directory_will_be_created(tmp_path: Path) -> None:
@@ -52,3 +53,12 @@ def test_trace_exporter_without_its_package_fails(monkeypatch: pytest.MonkeyPatc
     for missing in ("no_such_package", "no_such_package.exporter"):
         monkeypatch.setattr(files, "EXPORTER_PACKAGE", missing)
         assert files.trace_exporter().level == "fail"
+
+
+def test_ca_file_of_clusters_must_have_certificates(tmp_path: Path) -> None:
+    path = tmp_path / "ca.crt"
+    assert files.ca_file("ca", path).level == "fail"
+    path.write_text("a file")
+    assert files.ca_file("ca", path).level == "fail"
+    path.write_bytes(Authority().pem)
+    assert files.ca_file("ca", path).level == "ok"

@@ -12,8 +12,9 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.source import Scope
-from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_kube.reflect.messages import Listed, ListStarted
 from tests.integration.grpc_server.conftest import EPOCH, Harness, a_harness, not_ready, ready
 from tests.integration.grpc_server.race import race
@@ -146,6 +147,24 @@ async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Pa
         backend.failure = None
         await eventually(lambda: harness.issuer.health()[0].expires_at)
         assert (await issued(harness, cluster="alpha")).cluster == "alpha"
+
+
+@pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC])
+async def test_issue_kubeconfig_without_the_ca_of_the_cluster_is_unavailable(
+    form: pb.KubeconfigFormat.ValueType, tmp_path: Path
+) -> None:
+    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"))
+        harness.issuer.trust = no_trust
+        assert await refused(harness, cluster="alpha", format=form) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "CREDENTIALS_UNAVAILABLE",
+            "/ca.crt cannot be read",
+        )
+
+
+def no_trust(*_: object) -> ClusterTrust:
+    raise CredentialError("/ca.crt cannot be read")
 
 
 async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls.frames import decode_frame, encode_frame, encoder
-from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
+from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
 from tests.unit.registry.fleets import ready
 
@@ -260,6 +260,18 @@ def test_rotation_forgets_clusters_disengaged_while_the_source_failed(
         rotation.attach_kubeconfigs([ended(name)])
     assert not rotation._waiting
     assert not rotation._deliveries
+
+
+def test_rotation_repeats_a_kubeconfig_that_could_not_be_issued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotation = world.rotation()
+    with monkeypatch.context() as while_it_fails:
+        while_it_fails.setattr(Lease, "issue", refuse)
+        assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
+        assert rotation.take_due() == ()
+        assert rotation.due_in_s == RETRY_S
+    world.now += RETRY_S
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert world.taken == 2
 
 
 def test_rotation_issues_nothing_until_the_token_was_reviewed(world: World) -> None:
