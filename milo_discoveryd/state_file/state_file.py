@@ -68,7 +68,7 @@ class StateFile:
             return file.read()
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: WaitForChange) -> None:
-        """Save what `fleet` returns after each change, and once more when canceled.
+        """Save what `fleet` returns after each change and each failed write, and once more when canceled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
@@ -79,7 +79,8 @@ class StateFile:
                 started = time.monotonic()
                 succeeded = await asyncio.to_thread(self._write, fleet(), succeeded)
                 await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
-                await changed()
+                if succeeded:
+                    await changed()
         finally:
             self._write(fleet(), succeeded)
 

@@ -128,8 +128,11 @@ async def test_state_file_is_written_once_its_directory_exists(tmp_path: Path) -
 
 async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
+    attempts = 0
 
     def full(descriptor: int) -> None:
+        nonlocal attempts
+        attempts += 1
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with running(StateFile(tmp_path, ORIGIN), fleet):
@@ -138,12 +141,22 @@ async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytes
         with monkeypatch.context() as while_it_is_full:
             while_it_is_full.setattr(os, "fsync", full)
             fleet.now_holds(kept("beta"))
-            await eventually(lambda: not fleet._bell.is_set())
-            fleet.now_holds(kept("gamma"))
-            await eventually(lambda: not fleet._bell.is_set())
+            await eventually(lambda: attempts >= 2)
             assert names() == ["alpha"]
-        fleet.now_holds(kept("delta"))
-        await eventually(lambda: names() == ["delta"])
+        fleet.now_holds(kept("gamma"))
+        await eventually(lambda: names() == ["gamma"])
+
+
+async def test_failed_write_is_repeated_without_another_change(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    fleet, names = Fleet(), recalled(missing)
+    with capture_logs() as logs:
+        async with running(StateFile(missing, ORIGIN), fleet):
+            fleet.now_holds(kept("alpha"))
+            await eventually(lambda: any(line["event"] == "state not written" for line in logs))
+            missing.mkdir()
+            await eventually(lambda: names() == ["alpha"])
+    assert [line["event"] for line in logs] == ["state not written", "state written again"]
 
 
 async def written(directory: Path) -> Path:
