@@ -244,6 +244,8 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
             yield listen_addresses.certificate(f"listen {address}", each.tls)
         if each.group is not None:
             yield listen_addresses.group(f"listen {address} group", each.group)
+        if each.owner is not None:
+            yield listen_addresses.owner(f"listen {address} owner", each.owner)
     if settings.socket.group is not None:
         yield listen_addresses.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import grp
 import os
+import pwd
 import socket
 import stat
 from pathlib import Path
@@ -29,8 +30,8 @@ def unix_socket(address: UnixAddress) -> Finding:
 def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = False) -> Finding:
     """Check a port. If a daemon with these settings is running, the port is probably its own."""
     subject = f"{subject} {address}"
-    family = socket.AF_INET6 if ":" in address.host or not address.host else socket.AF_INET
     try:
+        family = _family(address)
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address.host, address.port))
@@ -63,6 +64,27 @@ def group(subject: str, name: str) -> Finding:
             f"in a pod: securityContext.fsGroup or supplementalGroups: [{number}]",
         )
     return ok(subject, f"group {number} can connect")
+
+
+def owner(subject: str, name: str) -> Finding:
+    try:
+        number = int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return fail(subject, f"this machine has no user {name!r}", "use its number, or create it")
+    if os.geteuid() not in (0, number):
+        return fail(
+            subject,
+            f"the daemon runs as user {os.geteuid()}, and only root can give the socket to user {number}",
+            "remove owner, or run the daemon as root",
+        )
+    return ok(subject, f"user {number} will own the socket")
+
+
+def _family(address: TcpAddress) -> socket.AddressFamily:
+    """Return the address family that the daemon listens with. Raises OSError."""
+    if not address.host:
+        return socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
 
 
 def _directory(subject: str, directory: Path) -> Finding | None:

@@ -276,6 +276,15 @@ async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Pat
     }
 
 
+async def test_unknown_owner_of_a_socket_fails(kubeconfig: Path, tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/d.sock"
+    output = await run_check(
+        tmp_path, discovery_kubeconfig=str(kubeconfig), listen=[{"address": address, "owner": "no-such-user"}]
+    )
+    assert output.levels()[f"listen {address} owner"] == "fail"
+    assert output.status == 1
+
+
 async def test_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
     token = sandbox.token()
     path = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(token=token))

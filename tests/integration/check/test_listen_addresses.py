@@ -1,5 +1,6 @@
 """Checks of listen addresses, which change nothing."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -93,6 +94,20 @@ def test_tcp_port_is_free_or_in_use() -> None:
     assert listen_addresses.tcp_port("http_listen", TcpAddress("", 0)).level == "ok"
 
 
+class WithoutIpv6(socket.socket):
+    """A socket on a machine whose kernel has no IPv6."""
+
+    def __init__(self, family: int = -1, *args: int, **more: int) -> None:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        super().__init__(family, *args, **more)
+
+
+def test_tcp_port_on_all_interfaces_is_free_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", WithoutIpv6)
+    assert listen_addresses.tcp_port("http_listen", TcpAddress("", 0)).level == "ok"
+
+
 def test_tcp_address_of_another_machine_fails() -> None:
     assert listen_addresses.tcp_port("http_listen", TcpAddress("192.0.2.1", 0)).level == "fail"
 
@@ -107,6 +122,16 @@ def test_socket_group_must_exist_and_be_a_group_of_the_daemon(monkeypatch: pytes
     assert finding.level == "fail"
     assert "fsGroup or supplementalGroups: [65499]" in finding.fix
     assert listen_addresses.group("socket.group", str(os.getegid())).level == "ok"
+
+
+def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = listen_addresses.owner("listen owner", "no-such-user")
+    assert (finding.level, finding.message) == ("fail", "this machine has no user 'no-such-user'")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert listen_addresses.owner("listen owner", "65499").level == "ok"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert listen_addresses.owner("listen owner", "65499").level == "fail"
+    assert listen_addresses.owner("listen owner", "1000").level == "ok"
 
 
 def test_server_certificate_and_key_must_match(tmp_path: Path) -> None:
