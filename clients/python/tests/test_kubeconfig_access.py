@@ -42,6 +42,12 @@ def test_kubeconfig_with_a_client_certificate_is_read():
         text(client_certificate_data=base64.b64encode(b"c").decode()),
         json.dumps({**json.loads(text(token=CANARY)), "current-context": "other"}).encode(),
         json.dumps({**json.loads(text(token=CANARY)), "users": CANARY}).encode(),
+        text("api.test:6443", token=CANARY),
+        text("ftp://api.test", token=CANARY),
+        text("https://", token=CANARY),
+        text("https://api.test:port", token=CANARY),
+        text(token=CANARY + "\n"),
+        text(token=CANARY + "\u00e9"),
         text(token=5),  # type: ignore[arg-type]  # that is what is wrong
         (b"[" * 100_000),
     ],

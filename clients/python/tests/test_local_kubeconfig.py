@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.controllers import local_kubeconfig
 from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, issue
 from milo_discovery.errors import UnusableKubeconfig
 
@@ -101,6 +103,34 @@ def test_credential_plugin_that_fails_is_named_without_its_output(tmp_path: Path
     path = kubeconfig(tmp_path, user={"exec": {"command": "echo", "args": ["secret"]}})
     with pytest.raises(UnusableKubeconfig, match="'echo'") as caught:
         asyncio.run(issue("here", KubeconfigFile(path)))
+    assert "secret" not in str(caught.value)
+
+
+def test_credential_plugin_that_waits_for_a_child_process_ends_at_its_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(local_kubeconfig, "_PLUGIN_TIMEOUT_S", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    # The child inherits the output, and ends when the test closes the pipe, which it holds open for writing.
+    call = {"command": "sh", "args": ["-c", f"cat <'{tmp_path / 'pipe'}' & wait"]}
+    source = KubeconfigFile(kubeconfig(tmp_path, user={"exec": call}))
+    with (tmp_path / "pipe").open("r+b", buffering=0), pytest.raises(UnusableKubeconfig, match="'sh'"):
+        asyncio.run(issue("here", source))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"token": "secret", "expirationTimestamp": "2999-01-01T00:00:00"},
+        {"token": "secret", "expirationTimestamp": 5},
+        {"clientCertificateData": 5, "clientKeyData": "secret"},
+    ],
+    ids=["expiry without time zone", "expiry of another type", "certificate of another type"],
+)
+def test_credential_plugin_with_invalid_output_is_named_without_it(tmp_path: Path, status: Any):
+    call = {"command": "echo", "args": [json.dumps({"status": status})]}
+    with pytest.raises(UnusableKubeconfig, match="'echo'") as caught:
+        asyncio.run(issue("here", KubeconfigFile(kubeconfig(tmp_path, user={"exec": call}))))
     assert "secret" not in str(caught.value)
 
 

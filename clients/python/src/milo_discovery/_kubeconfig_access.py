@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from milo_discovery.errors import UnusableKubeconfig
 
@@ -120,9 +121,19 @@ def _read(kubeconfig: bytes, user_fields: frozenset[str]) -> tuple[KubeconfigAcc
         raise UnusableKubeconfig(f"the kubeconfig has fields that the daemon does not write: {sorted(unknown)!a:.200}")
     if not is_consistent or document["current-context"] != context_entry["name"]:
         raise UnusableKubeconfig("the kubeconfig's current context does not name its cluster and user")
-    if not access.server:
-        raise UnusableKubeconfig("the kubeconfig has no server")
+    if not is_http_url(access.server):
+        raise UnusableKubeconfig("the kubeconfig has no server of the form https://HOST or https://HOST:PORT")
+    if access.token is not None and not (access.token.isascii() and access.token.isprintable()):
+        raise UnusableKubeconfig("the kubeconfig's token has characters that no HTTP header may contain")
     return access, user
+
+
+def is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _text(part: Mapping[str, Any], key: str) -> str | None:

@@ -10,14 +10,15 @@ import asyncio
 import base64
 import json
 import os
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
+from milo_discovery._kubeconfig_access import KubeconfigAccess, is_http_url, render_kubeconfig
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.model import Kubeconfig
 from milo_kube import addresses
@@ -134,12 +135,7 @@ class KubeconfigFile:
     def _proxy(self, url: str | None) -> str | None:
         if not url:
             return None
-        try:
-            parts = urlsplit(url)
-            is_supported = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        except ValueError:
-            is_supported = False
-        if not is_supported:
+        if not is_http_url(url):
             # The URL is not shown: it may contain a password.
             raise UnusableKubeconfig(
                 f"the kubeconfig {self._path} has a proxy-url other than http://HOST:PORT or https://HOST:PORT"
@@ -188,27 +184,32 @@ async def _with_plugin(access: KubeconfigAccess, plugin: Plugin) -> tuple[Kubeco
         environment = {**os.environ, **{each["name"]: each["value"] for each in entry.get("env") or ()}}
         process = await asyncio.create_subprocess_exec(
             program, *(entry.get("args") or ()), env={**environment, "KUBERNETES_EXEC_INFO": json.dumps(asked)},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         try:
             async with asyncio.timeout(_PLUGIN_TIMEOUT_S):
                 output, _ = await process.communicate()
         except BaseException:
-            process.kill()
+            # With its children, of which one that keeps the output open would delay `wait` until its own end.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             raise
-        status = json.loads(output)["status"]
-        expiry = status.get("expirationTimestamp")
-        found = replace(
-            access,
-            token=status.get("token"),
-            certificate=status.get("clientCertificateData"),
-            key=status.get("clientKeyData"),
-        )
-        return found, None if expiry is None else datetime.fromisoformat(expiry)
+        return _plugin_credential(access, json.loads(output)["status"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # `from None`: the error quotes the output, which may hold a token.
         raise UnusableKubeconfig(f"the credential plugin {command!r} of the kubeconfig failed") from None
+
+
+def _plugin_credential(access: KubeconfigAccess, status: Mapping[str, Any]) -> tuple[KubeconfigAccess, datetime | None]:
+    certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
+    expiry = status.get("expirationTimestamp")
+    expires_at = None if expiry is None else datetime.fromisoformat(expiry)
+    if not isinstance(certificate, str | None) or not isinstance(key, str | None):
+        raise TypeError("a certificate or key of another type")
+    if expires_at is not None and expires_at.tzinfo is None:
+        raise ValueError("an expiry without a time zone")
+    return replace(access, token=status.get("token"), certificate=certificate, key=key), expires_at
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
