@@ -150,6 +150,24 @@ def test_index_function_follows_changes() -> None:
         cache.indexed("unknown", "red")
 
 
+@pytest.mark.parametrize("is_used_before", [False, True])
+def test_object_whose_index_function_fails_is_missing_from_that_index_alone(is_used_before: bool) -> None:
+    failed: set[tuple[str, str, type[Exception]]] = set()
+    cache = ObjectCache(lambda index, found, error: failed.add((index, found.name, type(error))))
+    cache.add_index("color", lambda found: [found["data"]["colors"][found["metadata"]["name"]]])
+    if is_used_before:
+        assert names(cache.indexed("color", "red")) == []
+    for name in ("a", "b", "c"):
+        content = document(name)
+        content["data"] = {"colors": {"a": "red", "c": "red"}}
+        seen = msgspec.structs.replace(cached(name), raw=msgspec.json.encode(content))
+        assert len(applied(cache, ObjectChanged(seen))) == 1
+    for _ in range(2):
+        assert names(cache.indexed("color", "red")) == ["a", "c"]
+    assert failed == {("color", "b", KeyError)}
+    assert len(applied(cache, DeletionReported("b", "", "default"))) == 1
+
+
 def line(found: dict[str, Any]) -> bytes:
     return msgspec.json.encode({"type": "ADDED", "object": found})
 
@@ -197,3 +215,12 @@ def test_list_items_without_kind_get_that_of_their_list(has_types: bool) -> None
     first, second = objects
     assert msgspec.json.decode(first.raw) == found
     assert second.problem
+
+
+@pytest.mark.parametrize("kind", [5, None])
+def test_list_item_whose_kind_is_no_text_does_not_affect_others(kind: Any) -> None:
+    body = {"kind": kind, "metadata": {}, "items": [{**document("a"), "kind": kind}, document("b")]}
+    page = msgspec.json.encode(body)
+    first, second = object_decoder(metadata_only=False).page(page)[1]
+    assert (first.name, bool(first.problem)) == ("a", True)
+    assert msgspec.json.decode(second.raw) == document("b")

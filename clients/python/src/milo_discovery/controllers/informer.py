@@ -90,7 +90,7 @@ class Informer:
     ) -> None:
         self.spec = spec
         self.key = key
-        self.cache = ObjectCache()
+        self.cache = ObjectCache(self._index_failed)
         for name, function in spec.indexes.items():
             self.cache.add_index(name, function)
         self.status: SourceStatus | None = None
@@ -141,6 +141,9 @@ class Informer:
                 self._listener.synced(self)
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
+        log.warning("%s: index %s of %s lacks %s: %r", self._cluster, index, self.key, found.name, error)
 
     def _report(self, status: SourceStatus) -> None:
         before, self.status = self.status, status

@@ -103,19 +103,31 @@ class _TypeMeta(msgspec.Struct, gc=False):
 _TYPE_META = msgspec.json.Decoder(_TypeMeta)
 
 
+def _type_meta(raw: bytes) -> _TypeMeta | None:
+    try:
+        return _TYPE_META.decode(raw)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+
+
 class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
     """A decoder of objects that adds apiVersion and kind if a list omits them, as it does for built-in kinds."""
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject]]:
         page, objects = super().page(body)
-        meta = _TYPE_META.decode(body)
+        meta = _type_meta(body) or _TypeMeta()
         of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
         prefix = msgspec.json.encode(of_items)[:-1] + b","
         return page, (_typed(found, prefix) for found in objects)
 
 
 def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
-    if found.problem or _TYPE_META.decode(found.raw).kind:
+    if found.problem:
+        return found
+    meta = _type_meta(found.raw)
+    if meta is None:
+        return msgspec.structs.replace(found, raw=b"", problem="its kind or apiVersion is not a string")
+    if meta.kind:
         return found
     return msgspec.structs.replace(found, raw=prefix + found.raw.lstrip()[1:])
 
@@ -147,9 +159,11 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
-    __slots__ = ("_by_owner", "_functions", "_indexes", "_listed", "_objects", "synced")
+    __slots__ = ("_by_owner", "_functions", "_index_failed", "_indexes", "_listed", "_objects", "synced")
 
-    def __init__(self) -> None:
+    def __init__(self, index_failed: Callable[[str, CachedObject, Exception], None] = lambda *_: None) -> None:
+        """`index_failed` is called when an index function raises; the object is then missing from that index."""
+        self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
         self._listed: set[Place] | None = None
         """The objects that the list in progress has named so far."""
@@ -182,7 +196,7 @@ class ObjectCache:
             function = self._functions[name]
             index = self._indexes[name] = {}
             for found in self._objects.values():
-                _insert(index, _values(function, found), found.place)
+                _insert(index, self._values(name, function, found), found.place)
         return iter([self._objects[place] for place in index.get(value, ())])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
@@ -242,22 +256,25 @@ class ObjectCache:
         for name, index in self._indexes.items():
             function = self._functions[name]
             if old is not None:
-                _discard(index, _values(function, old), old.place)
+                _discard(index, self._values(name, function, old), old.place)
             if new is not None:
-                _insert(index, _values(function, new), new.place)
+                _insert(index, self._values(name, function, new), new.place)
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)
             if new is not None:
                 _insert(self._by_owner, _owner_uids(new), new.place)
 
+    def _values(self, name: str, function: IndexFunction, found: CachedObject) -> Iterable[Hashable]:
+        try:
+            return dict.fromkeys(function(msgspec.json.decode(found.raw)))
+        except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
+            self._index_failed(name, found, error)
+            return ()
+
 
 def _owner_uids(found: CachedObject) -> list[str]:
     return [owner.uid for owner in found.owners]
-
-
-def _values(function: IndexFunction, found: CachedObject) -> Iterable[Hashable]:
-    return function(msgspec.json.decode(found.raw))
 
 
 def _insert(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], place: Place) -> None:
