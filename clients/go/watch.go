@@ -106,12 +106,12 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 		handle:  handle,
 	}
 	retries := retries{policy: c.backoff, draw: rand.Float64}
+	owned, err := keeper.owned()
+	if err != nil {
+		return err
+	}
 	for {
-		owned, err := keeper.owned()
-		if err != nil {
-			return err
-		}
-		err = watch.stream(owned)
+		err := watch.stream(owned)
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
@@ -121,12 +121,15 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 			}
 			return err
 		}
-		delay := watch.lost(err, &retries)
+		sleep(owned, watch.lost(err, &retries))
 		if owned.Err() == nil {
-			sleep(owned, delay)
+			continue // an ownership that ends from here on ends the next stream, and is handled then
 		}
-		if owned.Err() != nil && ctx.Err() == nil {
+		if ctx.Err() == nil {
 			watch.disown()
+		}
+		if owned, err = keeper.owned(); err != nil {
+			return err
 		}
 	}
 }
