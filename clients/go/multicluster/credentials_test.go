@@ -230,3 +230,19 @@ func TestOptionsRequireExactlyOneIdentity(t *testing.T) {
 		t.Error("a negative timeout is accepted")
 	}
 }
+
+func TestConfigForMayNameAnotherHostThanTheDaemon(t *testing.T) {
+	env := newEnvironment(t)
+	env.daemon.Engage(discovery.Cluster{Name: "alpha"}) // its endpoint cannot be resolved
+	provider := env.provider(func(o *multicluster.Options) {
+		o.ProjectRestConfig = nil
+		o.ConfigFor = func(_ context.Context, cluster discovery.Cluster) (*rest.Config, error) {
+			config := env.config()
+			config.Host = env.api.Endpoint(cluster.Name)
+			return config, nil
+		}
+	})
+	env.startFeeding(provider)
+	env.animal("alpha", "dog")
+	env.untilFed("alpha", "dog")
+}

@@ -25,7 +25,7 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	first := func(o *cluster.Options) {
 		o.Logger = p.options.Logger
 		o.MapperProvider = func(config *rest.Config, httpClient *http.Client) (meta.RESTMapper, error) {
-			mapper, leave, err := p.mapper(ctx, info.Endpoint, config, httpClient)
+			mapper, leave, err := p.mapper(ctx, config, httpClient)
 			if err == nil {
 				i.leave = leave
 			}
@@ -52,9 +52,10 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	return i, nil
 }
 
-func (p *Provider) mapper(ctx context.Context, endpoint string, config *rest.Config, httpClient *http.Client) (meta.RESTMapper, func(), error) {
-	if server, ok := mapping.ServerOf(endpoint); ok && !p.options.OwnMappers {
-		return p.groups.Join(ctx, server, endpoint, httpClient.Transport)
+func (p *Provider) mapper(ctx context.Context, config *rest.Config, httpClient *http.Client) (meta.RESTMapper, func(), error) {
+	// With Options.ConfigFor the host is not always the endpoint that the daemon has.
+	if server, ok := mapping.ServerOf(config.Host); ok && !p.options.OwnMappers {
+		return p.groups.Join(ctx, server, config.Host, httpClient.Transport)
 	}
 	mapper, err := mapping.Own(ctx, config, httpClient.Transport)
 	return mapper, func() {}, err
