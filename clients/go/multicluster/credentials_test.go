@@ -246,3 +246,18 @@ func TestConfigForMayNameAnotherHostThanTheDaemon(t *testing.T) {
 	env.animal("alpha", "dog")
 	env.untilFed("alpha", "dog")
 }
+
+func TestProviderIsMadeAfterAnAttemptWithUnreadableFiles(t *testing.T) {
+	options := multicluster.Options{
+		Client:            discoverytest.New(t).Client(),
+		ProjectRestConfig: &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAFile: t.TempDir() + "/missing"}},
+		Registerer:        prometheus.NewRegistry(),
+	}
+	if _, err := multicluster.New(options); err == nil {
+		t.Fatal("a missing file is accepted")
+	}
+	options.ProjectRestConfig = &rest.Config{}
+	if _, err := multicluster.New(options); err != nil {
+		t.Errorf("the next attempt fails: %v", err)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 
 	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/multicluster/internal/credential"
 	"go.miloapis.com/discovery/multicluster/internal/mapping"
 )
 
@@ -92,10 +93,12 @@ func New(options Options) (*Provider, error) {
 	if given == nil {
 		p.closeClient = func() { _ = options.Client.Close() }
 	}
-	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
+	renewed := func(outcome credential.Outcome) { p.metrics.renewed(outcome) }
+	if p.configs, err = newConfigs(options, renewed); err != nil {
 		return nil, err
 	}
-	if p.configs, err = newConfigs(options, p.metrics.renewed); err != nil {
+	// Last, since the metrics stay registered: after an error, New can be called again.
+	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
 		return nil, err
 	}
 	return p, nil
