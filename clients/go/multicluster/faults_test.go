@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -118,6 +120,22 @@ func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
 	if noted.count() != 2 {
 		t.Errorf("%d Engage calls, want 2", noted.count())
 	}
+}
+
+func TestConnectedMetricIsZeroAfterARefusalEndsTheStream(t *testing.T) {
+	env := newEnvironment(t)
+	env.engage("alpha")
+	registry := prometheus.NewRegistry()
+	noted := env.startNoting(env.provider(func(o *multicluster.Options) { o.Registerer = registry }))
+	env.untilEngaged(noted, "alpha")
+	refusal := discoverytest.Error(codes.Unauthenticated, "TOKEN_REJECTED", "the token was revoked")
+	env.daemon.Fail("WatchClusters", refusal)
+	env.daemon.BreakStreams(refusal)
+	const metric = "milo_discovery_client_connected"
+	within(t, metric+" to be 0", func() error {
+		want := "# HELP " + metric + " Whether the stream from milo-discoveryd is open.\n# TYPE " + metric + " gauge\n" + metric + " 0\n"
+		return testutil.GatherAndCompare(registry, strings.NewReader(want), metric)
+	})
 }
 
 func TestClusterThatLeavesFilterIsDisengaged(t *testing.T) {

@@ -224,6 +224,7 @@ func (p *Provider) follow(ctx context.Context) error {
 		default:
 			return fmt.Errorf("follow milo-discoveryd: %w", err)
 		}
+		p.metrics.connected.Set(0) // a refusal also ends an open stream
 		// Work on the engaged clusters continues, whatever was misconfigured.
 		if time.Since(began) > retries.Cap {
 			retry = retries
