@@ -155,8 +155,11 @@ func (d *Daemon) Start() {
 		}
 	}
 	d.listener = bufconn.Listen(bufferBytes)
-	// As the real daemon does, it allows keepalive pings on quiet streams.
-	d.server = grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}))
+	d.server = grpc.NewServer(
+		// As the real daemon does, it allows keepalive pings on quiet streams.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}),
+		grpc.WaitForHandlers(true), // so that Streams and WaitForStreams count no stream from before Stop
+	)
 	pb.RegisterDiscoveryServiceServer(d.server, service{daemon: d})
 	go func(server *grpc.Server, listener net.Listener) { _ = server.Serve(listener) }(d.server, d.listener)
 	d.notify()

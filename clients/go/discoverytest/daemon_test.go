@@ -206,6 +206,21 @@ func (r *recorder) Fatalf(format string, arguments ...any) {
 	runtime.Goexit()
 }
 
+func TestStoppedDaemonHasNoStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		events(t, daemon, discovery.WatchOptions{})
+		for range 100 {
+			daemon.WaitForStreams(1)
+			daemon.Stop()
+			if open := daemon.Streams(); open != 0 {
+				t.Fatalf("%d streams are open after Stop", open)
+			}
+			daemon.Start()
+		}
+	})
+}
+
 func TestDaemonMisuseFailsTheTest(t *testing.T) {
 	for want, mistake := range map[string]func(*discoverytest.Daemon){
 		"the cluster has no Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
