@@ -45,8 +45,8 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     tokens: bool = False
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
-    """Maximum number of open connections, less if the limit of open files requires it. With `tls` or
-    `peer_credentials`, one client address or process gets at most half of it."""
+    """Maximum number of open connections, less if the limit of open files requires it. With `tls`, `peer_credentials`,
+    or `tokens` on a Unix socket, one user, or one name of client certificates, gets at most half of it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

@@ -133,9 +133,9 @@ class CallContext:
         finally:
             quotas.close_stream(self._quota_keys, filter_bytes)
 
-    @property
-    def open_streams(self) -> int:
-        return self._access.quotas.open_streams(self._quota_keys)
+    def shares_quotas(self, other: Caller) -> bool:
+        """Return whether quotas count the other caller as this one."""
+        return not frozenset(self._quota_keys).isdisjoint(quota_keys(other))
 
     def take_kubeconfig(self) -> float:
         """Count one kubeconfig against the quota and return 0, or return the seconds until the next is available."""

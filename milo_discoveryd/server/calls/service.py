@@ -257,7 +257,7 @@ class Service:
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
-        streams = len(self.streams) if scope.is_everything else call.open_streams
+        streams = sum(scope.is_everything or call.shares_quotas(each.caller) for each in self.streams)
         at = Moment(time.time(), self._clock())
         return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=at)
 

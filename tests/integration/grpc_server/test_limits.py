@@ -18,7 +18,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from tests.integration.grpc_server.callers import error_fields, open_rules_harness, rule
+from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
 from tests.support.eventually import eventually
@@ -71,6 +71,23 @@ async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> 
             await watch.read()
         refused = await error(health.Watch(health_pb2.HealthCheckRequest()).read())
     assert reason(refused) == "TOO_MANY_STREAMS"
+
+
+async def test_server_info_counts_only_watches_of_clusters_as_subscribers(tmp_path: Path) -> None:
+    async with (
+        open_rules_harness(tmp_path, rule("shop", PROD), rule("root", ALL_CLUSTERS)) as place,
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/shop.sock", options=CHANNEL) as channel,
+        place.caller("shop") as shop,
+        place.caller("root") as root,
+        shop.watching() as mine,
+        root.watching() as other,
+    ):
+        place.harness.listed()
+        await mine.until_synced()
+        await other.until_synced()
+        await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
+        counts = [(await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts for each in (shop, root)]
+    assert [each.subscribers for each in counts] == [1, 2]
 
 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
