@@ -29,6 +29,13 @@ def test_default_client_credentials_are_empty():
     assert credentials.channel_credentials() is None
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0\0", b"to\x7fken", b"to\tken", b"to\nken", b"\xff"])
+def test_token_that_cannot_be_sent_is_refused(token_file, content):
+    token_file.write_bytes(content)
+    with pytest.raises(InvalidCredentials, match="does not contain a token"):
+        ClientCredentials(token_file=token_file).metadata()
+
+
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [

@@ -55,6 +55,19 @@ def test_credential_cache_keeps_the_credential_that_expires_later():
     assert holding(SECOND_ONE, FIRST).current.access.token == "second"
 
 
+def test_credential_cache_keeps_a_credential_issued_later_with_a_shorter_lifetime():
+    shorter = value(text(token="shorter"), now=NOON + MINUTE, life=MINUTE)
+    assert holding(FIRST, shorter).current.access.token == "shorter"
+
+
+def test_requested_credential_is_not_replaced_by_the_one_that_was_pushed_before():
+    shorter = value(text(token="shorter"), now=NOON + MINUTE, life=MINUTE)
+    cache = holding(FIRST, pushed=True)
+    cache.offer(shorter)
+    cache.offer(FIRST, pushed=True)
+    assert cache.current.access.token == "shorter"
+
+
 def test_credential_without_expiry_never_expires():
     without_expiry = replace(FIRST, expires_at=None, refresh_after=None)
     assert holding(without_expiry).state(NOON + timedelta(days=999)) is CredentialState.FRESH

@@ -87,6 +87,14 @@ def test_candidate_waits_for_lease_duration_of_the_holder() -> None:
     assert take(b, server, 60.0)
 
 
+def test_holder_stops_before_the_lease_ends_whose_duration_is_not_a_whole_number() -> None:
+    server, _, b = candidates()
+    holder = LeaseLock("holder", LeaseTiming(lease_duration=1.9, renew_deadline=1.5, retry_period=0.5))
+    take(holder, server, 0.0)
+    take(b, server, 0.0)
+    assert not take(b, server, holder.stops_at())
+
+
 def test_lease_renewal_restarts_the_wait_of_other_candidates() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)

@@ -152,6 +152,14 @@ async def test_sync_singleton_work_may_close_its_singleton(scripted, singleton, 
     assert len(scripted.ended) == 1
 
 
+async def test_sync_singleton_may_be_closed_in_the_thread_that_runs_it(singleton, scripted, work):
+    scripted.claimed = singleton.close  # as a signal handler does
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(singleton.run)
+        await eventually(running.done)
+    assert (work.begun, len(scripted.ended)) == (0, 1)
+
+
 class TestClient:
     async def test_client_runs_granted_work_until_it_is_closed(self, daemon, work, monkeypatch):
         monkeypatch.setattr(singleton_grants, "CLAIM_INTERVAL_S", 0.02)

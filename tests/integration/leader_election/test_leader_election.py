@@ -93,6 +93,16 @@ async def test_leader_election_raises_the_error_of_the_work(api: ApiClient) -> N
         await replica(api).run(work)
 
 
+async def test_leader_election_releases_the_lease_if_the_work_does_not_begin(api: ApiClient) -> None:
+    def work() -> Awaitable[None]:
+        raise ZeroDivisionError
+
+    election = replica(api)
+    with pytest.raises(ZeroDivisionError):
+        await election.run(work)
+    assert not election.is_leader
+
+
 async def test_second_replica_leads_after_the_first_has_ended(api: ApiClient) -> None:
     works, elections = [Work(), Work()], [replica(api, "a"), replica(api, "b")]
     first = asyncio.create_task(elections[0].run(works[0]))

@@ -83,7 +83,7 @@ class ClientCredentials:
         if self.token_file is None:
             return ()
         token = _read(self.token_file).strip()
-        if not token.isascii() or b"\n" in token or b"\r" in token:
+        if not token.isascii() or not token.decode().isprintable():
             raise InvalidCredentials(f"{self.token_file} does not contain a token")
         return (("authorization", f"Bearer {token.decode()}"),)
 

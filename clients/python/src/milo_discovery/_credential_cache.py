@@ -37,6 +37,13 @@ class CachedCredential:
     access: KubeconfigAccess
     refresh_at: datetime | None
     expires_at: datetime | None
+    issued_at: datetime | None = None
+
+    def replaces(self, other: CachedCredential) -> bool:
+        """Return whether this is the newer one. The time of issue alone is no proof, because clocks are set back."""
+        if self.expires_at is None or other.expires_at is None or self.expires_at >= other.expires_at:
+            return True
+        return self.issued_at is not None and other.issued_at is not None and self.issued_at > other.issued_at
 
 
 class CredentialCache:
@@ -44,7 +51,7 @@ class CredentialCache:
 
     def __init__(self) -> None:
         self._current: CachedCredential | None = None
-        self._last_offered: Kubeconfig | None = None
+        self._last_pushed: Kubeconfig | None = None
         self._retry_at: datetime | None = None
 
     @property
@@ -53,21 +60,16 @@ class CredentialCache:
         return self._current
 
     def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:
-        """Store the credential of a kubeconfig, unless the cached one expires later.
+        """Store the credential of a kubeconfig, unless the cached one is newer.
 
         With `pushed`, the stream is expected to deliver the next one too, so the request for it is delayed.
         """
-        if kubeconfig is self._last_offered:
+        if kubeconfig is self._last_pushed:
             return
         offered = _parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0)
-        self._last_offered = kubeconfig
-        held = self._current
-        if (
-            held is None
-            or held.expires_at is None
-            or offered.expires_at is None
-            or offered.expires_at >= held.expires_at
-        ):
+        if pushed:
+            self._last_pushed = kubeconfig
+        if self._current is None or offered.replaces(self._current):
             self._current = offered
             self._retry_at = None
 
@@ -86,12 +88,14 @@ class CredentialCache:
 
 def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
     access = read_access(kubeconfig.kubeconfig)
-    expires_at, refresh_at = kubeconfig.expires_at, kubeconfig.refresh_after
+    expires_at, refresh_at, issued_at = kubeconfig.expires_at, kubeconfig.refresh_after, kubeconfig.issued_at
     if expires_at is None:
-        return CachedCredential(access, refresh_at=refresh_at, expires_at=None)
+        return CachedCredential(access, refresh_at=refresh_at, expires_at=None, issued_at=issued_at)
     if refresh_at is not None:
         refresh_at += push_wait_share * (expires_at - refresh_at)
-    return CachedCredential(access, refresh_at=refresh_at, expires_at=usable_until(expires_at, kubeconfig.issued_at))
+    return CachedCredential(
+        access, refresh_at=refresh_at, expires_at=usable_until(expires_at, issued_at), issued_at=issued_at
+    )
 
 
 def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:

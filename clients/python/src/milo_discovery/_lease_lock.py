@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from typing import Any
 
 from milo_discovery._rfc3339 import rfc3339
@@ -92,7 +93,7 @@ class LeaseLock:
         return {
             **spec,
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": int(self._timing.lease_duration),
+            "leaseDurationSeconds": ceil(self._timing.lease_duration),
             "acquireTime": spec.get("acquireTime", time) if is_own else time,
             "renewTime": time,
             "leaseTransitions": transitions if is_own or not self._seen else transitions + 1,

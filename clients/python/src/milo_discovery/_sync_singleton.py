@@ -59,8 +59,8 @@ class SyncSingleton:
         self._grants = HeldGrants()
         self._is_granted = False
         self._closed = threading.Event()
-        self._running = threading.Lock()
-        """Held by `run`."""
+        self._running = threading.RLock()
+        """Held by `run`, whose thread may call `close` in a signal handler."""
         self._ended = threading.Event()
         """Set when the work that was started last has to return."""
         self._thread: threading.Thread | None = None
@@ -78,7 +78,10 @@ class SyncSingleton:
                 self._finish()
 
     def close(self) -> None:
-        """End the work and wait until it has returned. May be called from any thread; the work itself does not wait."""
+        """End the work and wait until it has returned, unless the work or the thread of `run` calls this.
+
+        May be called from any thread.
+        """
         self._closed.set()
         self._ended.set()
         self._on_close(self)

@@ -87,7 +87,7 @@ class LeaderElection:
         """
         await self._acquire()
         log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
-        working = asyncio.ensure_future(_awaited(work()))
+        working = asyncio.ensure_future(_call(work))
         renewing = asyncio.create_task(self._renew_until_lost(), name="milo-discovery lease")
         try:
             await asyncio.wait([working, renewing], return_when=asyncio.FIRST_COMPLETED)
@@ -196,8 +196,8 @@ def _reason(status: int, document: Mapping[str, Any]) -> str:
     return f"{status} {document.get('message', '')}".strip()
 
 
-async def _awaited(work: Awaitable[ResultT]) -> ResultT:
-    return await work
+async def _call(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    return await work()
 
 
 async def _ended(task: asyncio.Future[Any]) -> bool:
