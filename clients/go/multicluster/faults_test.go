@@ -304,6 +304,7 @@ func TestFollowersHaveClustersAndEngageThemWhenElectedLeader(t *testing.T) {
 	env.start(mgr)
 	env.untilGot(provider, "alpha")
 	env.untilGot(provider, "beta")
+	within(t, "the follower to be ready", func() error { return provider.ReadyCheck()(nil) })
 	if following.count() != 0 {
 		t.Fatalf("a follower engaged %v", following.names())
 	}

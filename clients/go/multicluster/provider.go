@@ -146,7 +146,8 @@ func (p *Provider) snapshot() []*entry {
 }
 
 // ReadyCheck succeeds once the provider has had a complete view of the clusters. It stays ready while the daemon is
-// unreachable, since work on the clusters continues.
+// unreachable, since work on the clusters continues. With leader election, call OnAllReplicas as well: without
+// it a replica is not ready before it leads, so a rolling update waits for a replica that waits for the former leader.
 func (p *Provider) ReadyCheck() healthz.Checker {
 	return func(*http.Request) error {
 		select {

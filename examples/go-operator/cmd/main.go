@@ -69,6 +69,10 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 	if err != nil {
 		return err
 	}
+	// A replica that does not lead has to be ready too, or a rolling update would wait for it.
+	if err := provider.OnAllReplicas(mgr); err != nil {
+		return err
+	}
 	if err := mgr.AddHealthzCheck("healthz", healthz.Ping); err != nil {
 		return err
 	}
