@@ -36,6 +36,8 @@ class Listing(msgspec.Struct, frozen=True):
     revision: int
     owner: ListingOwner
     ends_at: float
+    pending: frozenset[str] = frozenset()
+    """The sources whose clusters it lacks."""
 
     @property
     def entries(self) -> int:
@@ -62,9 +64,18 @@ class Listings:
         self._listings: OrderedDict[str, Listing] = OrderedDict()
         self._entries: Counter[str] = Counter()
 
-    def first(self, view: ClusterView, size: int, now: float, owner: ListingOwner) -> Page:
+    def first(
+        self,
+        view: ClusterView,
+        size: int,
+        now: float,
+        owner: ListingOwner,
+        *,
+        pending: frozenset[str] = frozenset(),
+    ) -> Page:
+        """Return the first page. `pending` are the sources that the view leaves out."""
         clusters = tuple(sorted(filter(view.matches, self._log.clusters()), key=attrgetter("target.name")))
-        listing = Listing(clusters, self._log.head, owner, now + LIFE_S)
+        listing = Listing(clusters, self._log.head, owner, now + LIFE_S, pending)
         return Page(listing, "", 0, clusters[:size])
 
     def next(

@@ -112,7 +112,7 @@ class Service:
                 raise self._not_synced(call)
             now = self._clock()
             source, *sources = source_statuses(fleets, call.scope, Moment(time.time(), now))
-            shown = without_sources(scoped(parsed.wanted, call.scope), pending)
+            shown = scoped(parsed.wanted, call.scope)
             owner = ListingOwner(call.identity, call.holder(shown))
 
             def is_visible(cluster: Cluster) -> bool:
@@ -121,17 +121,22 @@ class Service:
             page = (
                 self._listings.next(parsed.page_token, parsed.page_size, now, owner, is_visible)
                 if parsed.page_token
-                else self._listings.first(shown, parsed.page_size, now, owner)
+                else self._listings.first(
+                    without_sources(shown, pending), parsed.page_size, now, owner, pending=pending
+                )
             )
         clusters, taken = await self._converted(page)
+        listing = page.listing
+        # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
+        position = Position(self._info.epoch, listing.revision, 1 if listing.pending else None)
         return pb.ListClustersResponse(
             clusters=clusters,
             next_page_token=self._listings.next_token(page, taken, now),
-            revision=self._signer.sign(str(Position(self._info.epoch, page.listing.revision)), owner.holder),
-            total_size=len(page.listing.clusters),
+            revision=self._signer.sign(str(position), owner.holder),
+            total_size=len(listing.clusters),
             source=source,
             sources=sources,
-            pending_sources=sorted(pending),
+            pending_sources=sorted(listing.pending),
         )
 
     @property

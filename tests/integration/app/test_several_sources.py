@@ -12,6 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClusterNotFound, DiscoveryClient, Event, EventType, InvalidRequest, SourceState
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
 from milo_discoveryd.server.calls.handlers import NAME
@@ -170,6 +172,27 @@ async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does
                 await workspace.us.start()
                 workspace.us.projects.create("farm", ready=True)
                 assert await engaged(events) == "us#farm"
+
+
+async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
+    await workspace.us.stop()
+    workspace.eu.projects.create("bank", ready=True)
+    daemon = workspace.daemon()
+    async with serving(daemon) as get, grpc.aio.insecure_channel(workspace.address) as channel:
+        stub: Any = DiscoveryServiceStub(channel)
+        await eventually(lambda: daemon._fleet.registry.engaged == 2)
+        first = await stub.ListClusters(pb.ListClustersRequest(page_size=1))
+        await workspace.us.start()
+        await eventually(lambda: daemon._fleet.synced)
+        second = await stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
+        assert [each.clusters[0].name for each in (first, second)] == ["eu#bank", "eu#shop"]
+        assert [[*each.pending_sources] for each in (first, second)] == [["us"], ["us"]]
+        assert first.revision == second.revision
+        async with asyncio.timeout(LIMIT_S):
+            started_over = await stub.WatchClusters(pb.WatchClustersRequest(resume_revision=first.revision)).read()
+        assert started_over.reset, "the listing lacks clusters of the pending source"
+        _, metrics = await get("/metrics")
+        assert '\nmilo_discoveryd_requests_denied_total{reason="revision_of_another"} 0.0' in metrics
 
 
 def consume(store: Store, name: str, service: str, project: str) -> None:
