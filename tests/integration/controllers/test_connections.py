@@ -10,6 +10,7 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.errors import ApiError
+from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
 from tests.integration.http.http2_peer import Accepted, Authority, serving
 from tests.support.eventually import LIMIT_S
@@ -68,6 +69,24 @@ async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | 
         await api.aclose()
     assert (refused.value.status, refused.value.retry_after_s) == (429, asked)
     assert len(peer.requests) == 1
+
+
+async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is_not_usable() -> None:
+    authority = Authority()
+
+    class Renewed(Fixed):
+        async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+            return KubeconfigAccess(server=peer.url, authorities="no PEM", token="second")
+
+    connections = Connections(environ={}, http2=Http2Connection)
+    async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"", status=401)) as peer:
+        first = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="first")
+        api = ClusterApi("alpha", Renewed(first), connections)
+        with pytest.raises(TransportError) as failed:
+            async with api.stream("/watch", connect_timeout_s=10, silence_s=10):
+                pass
+        await api.aclose()
+    assert failed.value.cause == "credential"
 
 
 @pytest.mark.parametrize("module", ["milo_discovery.publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])

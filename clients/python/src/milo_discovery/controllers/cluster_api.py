@@ -155,12 +155,12 @@ class ClusterApi:
             except BaseException:
                 await response.aclose()
                 raise
+            if renewed.token == access.token:
+                return response
+            await response.aclose()
+            return await self._opened(request, renewed, connect_timeout_s, silence_s)
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
-        if renewed.token == access.token:
-            return response
-        await response.aclose()
-        return await self._opened(request, renewed, connect_timeout_s, silence_s)
 
     async def _opened(
         self, request: _Request, access: KubeconfigAccess, connect_timeout_s: float, silence_s: float | None
