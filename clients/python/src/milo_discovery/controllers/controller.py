@@ -255,8 +255,13 @@ class Controller:
         now = self._clock()
         while self._active < self.spec.workers and (work := self.queue.take(now)) is not None:
             member = self._members[work.key.cluster]
+            process = self._process(member, work)
+            try:
+                task = member.tasks.create_task(process, name=f"reconcile {work.key.cluster}")
+            except RuntimeError:  # another task of the cluster has failed: it is about to be dropped
+                process.close()
+                continue
             self._active += 1
-            task = member.tasks.create_task(self._process(member, work), name=f"reconcile {work.key.cluster}")
             # A callback rather than the task's own code, of which nothing runs if it is canceled before it begins.
             task.add_done_callback(self._ended)
         self._active_metric.set(self._active)

@@ -1,0 +1,65 @@
+"""The workers of one reconciler."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from milo_discovery._failure_log import FailureLog
+from milo_discovery.controllers.controller import Controller, ControllerSpec
+from milo_discovery.controllers.event_log import EventLog
+from milo_discovery.controllers.fleet_view import FleetView
+from milo_discovery.controllers.kinds import Kind
+from milo_discovery.controllers.metrics import ControllerMetrics
+from milo_discovery.controllers.request import Request
+from milo_discovery.controllers.work_queue import ObjectKey, QueuePolicy
+
+
+def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
+    """Engage a cluster in which one object is ready."""
+    members[name] = SimpleNamespace(
+        cluster=SimpleNamespace(name=name), incarnation=1, tasks=tasks, api=None, view=None, informers={}
+    )
+    controller.engage(members[name])
+    controller.queue.open(name, 1)
+    controller.queue.add(ObjectKey(name, 1, "default", "one"), 0.0)
+    controller.pump_soon()
+
+
+async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_have_failed() -> None:
+    reconciled = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.set()
+
+    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), "", (), (), 1, QueuePolicy(), None)
+    members: dict[str, Any] = {}
+    controller = Controller(
+        spec,
+        reconcile,
+        members=members,
+        clusters=FleetView({}),
+        metrics=ControllerMetrics(CollectorRegistry(), max_clusters=1),
+        events=EventLog("controller", "instance"),
+        failures=FailureLog(),
+    )
+
+    async def fail() -> None:
+        raise RuntimeError("an informer has failed")
+
+    async def run_until_failure() -> None:
+        async with asyncio.TaskGroup() as failed:
+            failed.create_task(fail())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                engaged(controller, members, "alpha", failed)
+                engaged(controller, members, "beta", healthy)
+                await reconciled.wait()
+                assert controller.queue.take(0.0) is None
+
+    async with asyncio.TaskGroup() as healthy:
+        with pytest.raises(ExceptionGroup):
+            await run_until_failure()
