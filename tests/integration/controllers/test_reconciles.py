@@ -98,6 +98,22 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         assert not any(cleaned[1:])
 
 
+async def test_event_of_an_object_that_cannot_be_read_is_logged(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        await request.delete(WIDGETS, request.name)
+        await request.event("Deleted", "deleted it")
+        recorded.append(request.name)
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, metadata_only=True):
+        await eventually(lambda: recorded)
+    assert "event Deleted of one was not recorded" in caplog.text
+
+
 async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plane: ControlPlane) -> None:
     cached: list[dict[str, Any]] = []
 

@@ -256,16 +256,18 @@ class Request(Generic[ObjectT]):
 
     async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
         """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
-        regarding = await self._whole_document()
+        regarding: Document | None = None
         content = EventContent(type, reason, action, note)
         try:
+            regarding = await self._whole_document()
             match self._events.record(self.cluster.name, regarding, content, self._now()):
                 case CreateEvent(namespace, body):
                     await self._api.send("POST", _EVENTS.collection(namespace), (), body)
                 case PatchEvent(namespace, name, body):
                     await self._api.send("PATCH", _EVENTS.path(name, namespace), (), body, content_type=MERGE_PATCH)
         except (ControllerError, DiscoveryError) as error:
-            self._events.forget(self.cluster.name, regarding, content)
+            if regarding is not None:
+                self._events.forget(self.cluster.name, regarding, content)
             log.warning("%s: event %s of %s was not recorded: %s", self.cluster.name, reason, self.name, error)
 
     # --- internals ---
