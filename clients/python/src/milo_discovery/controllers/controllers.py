@@ -389,6 +389,6 @@ class Controllers(RunsInBackground):
         return (QueueState(each.spec.name, each.queue, each.running) for each in self._controllers)
 
     def _informer_states(self) -> Iterator[tuple[str, str]]:
-        for member in self._members.values():
+        for member in tuple(self._members.values()):  # a copy, since metrics are collected in another thread
             for informer in member.informers.values():
                 yield informer.key.resource, informer.state

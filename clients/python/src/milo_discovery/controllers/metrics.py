@@ -152,7 +152,7 @@ class StateCollector(Collector):
                 depth.add_metric((name, name, "0" if priority is Priority.LIVE else "-100"), queue.depth(priority))
             since = queue.oldest
             oldest.add_metric((name,), 0.0 if since is None else now - since)
-            ages = [now - began for began in running()]
+            ages = [now - began for began in tuple(running())]
             unfinished.add_metric((name, name), sum(ages))
             longest.add_metric((name, name), max(ages, default=0.0))
         yield from (depth, oldest, unfinished, longest)

@@ -223,19 +223,20 @@ class WorkQueue:
         return None
 
     # --- for metrics and health ---
+    # Metrics are collected in another thread, so only copies, which are made by one instruction, are iterated.
 
     def __len__(self) -> int:
         """Return the number of objects that are ready."""
-        return sum(len(ready) for queue in self._clusters.values() for ready in queue.ready)
+        return sum(len(ready) for queue in tuple(self._clusters.values()) for ready in queue.ready)
 
     def depth(self, priority: Priority) -> int:
-        return sum(len(queue.ready[priority]) for queue in self._clusters.values())
+        return sum(len(queue.ready[priority]) for queue in tuple(self._clusters.values()))
 
     @property
     def oldest(self) -> float | None:
         """When the object that has been ready for longest became so."""
-        firsts = [next(iter(ready.values())) for queue in self._clusters.values() for ready in queue.ready if ready]
-        return min(firsts, default=None)
+        times = (tuple(ready.values())[:1] for queue in tuple(self._clusters.values()) for ready in queue.ready)
+        return min((first for found in times for first in found), default=None)
 
     def stopped(self) -> Iterator[tuple[ObjectKey, str]]:
         """Return the objects that are not retried, with their errors."""
