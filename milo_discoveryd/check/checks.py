@@ -14,10 +14,10 @@ from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.token_review import check_token_reviews
-from milo_discoveryd.config import Settings, UnixAddress
+from milo_discoveryd.config import Settings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
-from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FileMode, FixedMode
@@ -178,6 +178,8 @@ def _sources(
             made.authenticated(projects[name], of.source.credentials)
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")
+    except StartError as error:
+        return fail(SUBJECT, str(error), "correct the settings in sharding")
     return made
 
 
@@ -234,12 +236,19 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
     }
     # When the check runs beside the daemon, ports in use are probably the daemon's own.
     daemon_is_running = any(finding.level == "warn" for finding in sockets.values())
+    ports: list[TcpAddress] = []
+
+    def port(subject: str, address: TcpAddress) -> Finding:
+        found = listen_addresses.used_twice(subject, address, ports)
+        ports.append(address)
+        return found or listen_addresses.tcp_port(subject, address, daemon_is_running=daemon_is_running)
+
     for each in settings.listen:
         address = each.address
         if isinstance(address, UnixAddress):
             yield sockets[address]
         else:
-            yield listen_addresses.tcp_port("listen", address, daemon_is_running=daemon_is_running)
+            yield port("listen", address)
         if each.tls is not None:
             yield listen_addresses.certificate(f"listen {address}", each.tls)
         if each.group is not None:
@@ -249,7 +258,7 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
     if settings.socket.group is not None:
         yield listen_addresses.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:
-        yield listen_addresses.tcp_port("http_listen", settings.http_listen, daemon_is_running=daemon_is_running)
+        yield port("http_listen", settings.http_listen)
 
 
 def _files(settings: Settings) -> Iterator[Finding]:

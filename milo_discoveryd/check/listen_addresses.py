@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
@@ -42,6 +43,22 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
             subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop what listens there"
         )
     return ok(subject, "free")
+
+
+def used_twice(subject: str, address: TcpAddress, others: Iterable[TcpAddress]) -> Finding | None:
+    """Check that none of the other addresses, to which the daemon binds before, has the port."""
+    for other in others:
+        is_included = _includes(address.host, other.host) or _includes(other.host, address.host)
+        if is_included and address.port == other.port != 0:
+            return fail(f"{subject} {address}", f"{other} uses the port already", "choose another port")
+    return None
+
+
+def _includes(host: str, other: str) -> bool:
+    """Return whether a listener at `host` also listens at `other`."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return (":" in host) == (":" in other)
+    return host in ("", other)
 
 
 def certificate(subject: str, tls: Tls) -> Finding:

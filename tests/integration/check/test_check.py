@@ -266,14 +266,37 @@ async def test_addresses_in_use_fail(tmp_path: Path) -> None:
 
 async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
-    with path.with_name("d.sock.lock").open("w") as lock, socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        path.with_name("d.sock.lock").open("w") as lock,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("127.0.0.1", 0)) as http,
+    ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        taken = f"127.0.0.1:{server.getsockname()[1]}"
-        output = await run_check(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=taken)
+        taken, http_taken = (f"127.0.0.1:{each.getsockname()[1]}" for each in (server, http))
+        output = await run_check(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=http_taken)
     levels = output.levels()
-    assert {levels[f"listen unix://{path}"], levels[f"listen insecure://{taken}"], levels[f"http_listen {taken}"]} == {
-        "warn"
-    }
+    subjects = (f"listen unix://{path}", f"listen insecure://{taken}", f"http_listen {http_taken}")
+    assert {levels[each] for each in subjects} == {"warn"}
+
+
+@pytest.mark.parametrize(("one", "other"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "")])
+async def test_port_that_two_settings_use_fails(one: str, other: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    output = await run_check(tmp_path, listen=(f"insecure://{one}:{port}",), http_listen=f"{other}:{port}")
+    assert output.levels()[f"listen insecure://{one}:{port}"] == "ok"
+    assert f"fail  http_listen {other}:{port}: insecure://{one}:{port} uses the port already" in output.lines
+
+
+async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    source = "{name: infra, type: token-request, namespace: n, service_account: s}"
+    config.write_text(f"sharding: {{group: g, member: BAD, namespace: n}}\nkubeconfigs: {{sources: [{source}]}}\n")
+    out = io.StringIO()
+    flags = {"listen": (f"unix://{tmp_path}/d.sock",), "discovery_kubeconfig": str(kubeconfig)}
+    assert await check(load(flags, {}, config), out, {}) == 1
+    levels = CheckOutput(1, out.getvalue()).levels()
+    assert (levels["sharding"], levels[f"listen unix://{tmp_path}/d.sock"]) == ("fail", "ok")
 
 
 async def test_unknown_owner_of_a_socket_fails(kubeconfig: Path, tmp_path: Path) -> None:

@@ -108,6 +108,27 @@ def test_tcp_port_on_all_interfaces_is_free_without_ipv6(monkeypatch: pytest.Mon
     assert listen_addresses.tcp_port("http_listen", TcpAddress("", 0)).level == "ok"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_used_twice"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("127.0.0.1", "", True),
+        ("::1", "", True),
+        ("127.0.0.1", "0.0.0.0", True),
+        ("::1", "::", True),
+        ("0.0.0.0", "::", False),
+        ("127.0.0.1", "::", False),
+    ],
+)
+def test_port_used_twice_fails_where_the_hosts_overlap(one: str, other: str, is_used_twice: bool) -> None:
+    for host, second in ((one, other), (other, one)):
+        found = listen_addresses.used_twice("listen", TcpAddress(host, 7070), [TcpAddress(second, 7070)])
+        assert (found is not None) == is_used_twice
+        assert listen_addresses.used_twice("listen", TcpAddress(host, 7070), [TcpAddress(second, 7071)]) is None
+    assert listen_addresses.used_twice("listen", TcpAddress(one, 0), [TcpAddress(one, 0)]) is None
+
+
 def test_tcp_address_of_another_machine_fails() -> None:
     assert listen_addresses.tcp_port("http_listen", TcpAddress("192.0.2.1", 0)).level == "fail"
 
