@@ -38,5 +38,6 @@ func (r *retries) failed(ran, retryAfter time.Duration) time.Duration {
 	}
 	ceiling := min(r.delay, r.policy.Max)
 	r.delay = min(2*ceiling, r.policy.Max)
-	return time.Duration(float64(ceiling)*(0.5+r.draw()/2)) + retryAfter
+	delay := time.Duration(float64(ceiling) * (0.5 + r.draw()/2))
+	return max(delay, delay+retryAfter) // a negative sum overflowed: as if the daemon requested no delay
 }

@@ -27,6 +27,9 @@ func TestBackoff(t *testing.T) {
 	if got := shortest.failed(10*time.Second, 3*time.Second); got != 3050*time.Millisecond {
 		t.Errorf("the delay after a healthy stream is %v, with what the daemon asks for", got)
 	}
+	if got := shortest.failed(10*time.Second, math.MaxInt64); got != 50*time.Millisecond {
+		t.Errorf("the delay is %v if the daemon asks for one that is too long for time.Duration", got)
+	}
 	own := retries{policy: Backoff{Initial: time.Minute, Max: time.Second}.withDefaults(), draw: always(0)}
 	for range 2 {
 		if got := own.failed(0, 0); got != time.Second/2 {
