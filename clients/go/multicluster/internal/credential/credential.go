@@ -214,7 +214,7 @@ func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	}
 	attempt := c.renewBeside(renewEvery)
 	if attempt == nil {
-		return nil
+		return c.heldOtherThan(refused) // an attempt may have ended meanwhile
 	}
 	select {
 	case <-attempt.done:
