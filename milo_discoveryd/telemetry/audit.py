@@ -56,7 +56,8 @@ class AuditFile:
         os.close(self._descriptor)
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        # A write to a pipe that nobody reads would block the event loop.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             return os.open(self._path, flags, 0o600)
         except OSError as error:

@@ -126,3 +126,13 @@ def test_full_disk_is_counted_and_does_not_block_callers() -> None:
         metrics.registry.get_sample_value("milo_discoveryd_requests_denied_total", {"reason": "too_many_streams"}) == 1
     )
     assert [line["event"] for line in logged] == ["refused", "audit event not written"]
+
+
+def test_audit_pipe_that_nobody_reads_does_not_block_callers(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit")
+    file = AuditFile(tmp_path / "audit")
+    audit = Audit(metrics := Metrics(), file.write)
+    for _ in range(1 << 10):  # more than a pipe holds
+        audit.rights_changed(rules="x" * 4096)
+    file.close()
+    assert metrics.registry.get_sample_value("milo_discoveryd_audit_events_lost_total")
