@@ -261,3 +261,9 @@ async def test_client_made_outside_of_an_event_loop_works(daemon):
     client = await asyncio.to_thread(DiscoveryClient, daemon.address)
     async with client:
         assert (await client.server_info()).mode == "single"
+
+
+async def test_longest_timeout_is_accepted(daemon):
+    daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
+    async with DiscoveryClient(daemon.address, timeout=timedelta.max) as client:
+        assert (await client.server_info()).mode == "single"

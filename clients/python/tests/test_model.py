@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import milo_discovery
 from milo_discovery import model
 from milo_discovery._gen import discovery_pb2 as pb
 
@@ -30,3 +31,8 @@ def test_enum_has_the_values_of_the_proto_file(enum):
 
 def test_unknown_enum_number_of_a_newer_daemon_is_unspecified():
     assert model.EngagementReason(99) is model.EngagementReason.UNSPECIFIED
+
+
+def test_every_public_type_of_the_model_is_exported():
+    public = {name for name, value in vars(model).items() if getattr(value, "__module__", "") == model.__name__}
+    assert {name for name in public if not name.startswith("_")} <= set(milo_discovery.__all__)

@@ -16,6 +16,8 @@ ChannelT = TypeVar("ChannelT")
 WatchT = TypeVar("WatchT")
 
 DEFAULT_TIMEOUT = timedelta(seconds=10)
+# gRPC fails calls at once whose timeout is longer than 292 years, such as timedelta.max.
+_LONGEST_S = timedelta(days=365).total_seconds()
 
 
 class ClientBase(Generic[ChannelT, WatchT]):
@@ -49,4 +51,4 @@ class ClientBase(Generic[ChannelT, WatchT]):
 
 def time_left(deadline: float | None) -> float | None:
     """Return the seconds until a deadline of `time.monotonic()`; None means no limit."""
-    return None if deadline is None else deadline - time.monotonic()
+    return None if deadline is None else min(deadline - time.monotonic(), _LONGEST_S)
