@@ -32,6 +32,14 @@ async def test_client_connects_to_server_with_expected_uid(daemon):
             assert (await anext(watch)).cluster.name == "a"
 
 
+@pytest.mark.parametrize("credentials", [ClientCredentials(), OWN])
+async def test_socket_path_is_taken_literally(daemon, credentials):
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(total_size=7)]
+    path = daemon.socket.rename(daemon.socket.with_name("d%41#?.sock"))
+    async with DiscoveryClient(f"unix://{path}", credentials=credentials) as client:
+        assert (await client.list()).total_size == 7
+
+
 async def test_client_rejects_server_with_another_uid(daemon):
     async with DiscoveryClient(daemon.address, credentials=OTHER) as client:
         with pytest.raises(UntrustedServer):

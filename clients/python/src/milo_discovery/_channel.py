@@ -51,7 +51,7 @@ def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | No
     keeps pointing to that directory if another one takes its path.
     """
     if server_uid is None:
-        return target, None
+        return _escaped(target), None
     path = Path(target.removeprefix("unix://"))
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -66,7 +66,14 @@ def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | No
     if problem is not None:
         os.close(directory)
         raise UntrustedServer(f"{path}: {problem}")
-    return f"unix://{pinned}", directory
+    return _escaped(f"unix://{pinned}"), directory
+
+
+def _escaped(target: str) -> str:
+    """Return the target for gRPC, which parses it as a URL."""
+    if not target.startswith("unix:"):
+        return target
+    return target.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
 
 
 def _directory_problem(directory: int, server_uid: int) -> str | None:
