@@ -33,6 +33,7 @@ from milo_discovery import (
 )
 from milo_discovery._gen import discovery_pb2 as pb
 
+from .eventually import eventually
 from .kubeconfigs import text
 from .messages import cluster
 from .scripted_daemon import SILENCE, Refusal
@@ -267,3 +268,13 @@ async def test_longest_timeout_is_accepted(daemon):
     daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
     async with DiscoveryClient(daemon.address, timeout=timedelta.max) as client:
         assert (await client.server_info()).mode == "single"
+
+
+async def test_call_in_flight_fails_when_the_client_is_closed(client, daemon):
+    daemon.answers["ListClusters"] = [SILENCE]
+    listing = asyncio.create_task(client.list())
+    await eventually(lambda: bool(daemon.requests))
+    await client.close()
+    with pytest.raises(CallFailed) as failed:
+        await listing
+    assert failed.value.code == "CANCELLED"

@@ -22,7 +22,8 @@ from milo_discovery._convert import FilterOptions, WatchOptions
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._subscription import Subscription
-from milo_discovery.errors import StatusError
+from milo_discovery._task_groups import cancelled_from_outside
+from milo_discovery.errors import CallFailed, StatusError
 from milo_discovery.model import (
     Cluster,
     ClusterReport,
@@ -194,6 +195,10 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
                 failure = status_error_of_call(error)
                 if not self._shared_channel.should_retry(connection, failure):
                     raise failure from error
+            except asyncio.CancelledError:
+                if cancelled_from_outside():
+                    raise
+                raise CallFailed("the client was closed during the call", code="CANCELLED") from None
             else:
                 connection.has_succeeded = True
                 return response
