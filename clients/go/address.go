@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -26,8 +27,7 @@ var ErrInvalidAddress = errors.New("invalid address")
 
 var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
 
-// target returns the gRPC target of an address. If it is empty, the address from the environment is used, or else the
-// default.
+// target returns a valid address. If it is empty, the address from the environment is used, or else the default.
 func target(address string) (string, error) {
 	address = cmp.Or(address, os.Getenv(AddressVariable), DefaultAddress)
 	if path, ok := strings.CutPrefix(address, socketScheme); ok {
@@ -47,4 +47,12 @@ func target(address string) (string, error) {
 		return "", fmt.Errorf("%w %q: the port must be between 1 and 65535", ErrInvalidAddress, address)
 	}
 	return address, nil
+}
+
+// grpcTarget returns the target for gRPC, which parses it as a URL, whereas the path of a socket is literal.
+func grpcTarget(address string) string {
+	if path, ok := strings.CutPrefix(address, socketScheme); ok {
+		return (&url.URL{Scheme: "unix", Path: path}).String()
+	}
+	return address
 }

@@ -275,7 +275,7 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 			return conn, err
 		}))
 	}
-	return grpc.NewClient(c.target, append(options, c.dialOptions...)...)
+	return grpc.NewClient(grpcTarget(c.target), append(options, c.dialOptions...)...)
 }
 
 // statusError converts the error of a gRPC call. The cause of a failed connection is kept separately, since gRPC reports

@@ -160,6 +160,38 @@ func TestServerUID(t *testing.T) {
 	}
 }
 
+func TestSocketPathIsTakenLiterally(t *testing.T) {
+	directory, err := os.MkdirTemp("", "milo-") // a short one: the path of a socket has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(directory) }()
+	own := os.Getuid()
+	for _, name := range []string{"a#b", "a?b", "a%41", "a%zz", "a b", "a;b", "ä"} {
+		path := filepath.Join(directory, name)
+		listener, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := grpc.NewServer()
+		pb.RegisterDiscoveryServiceServer(server, identifiedDaemon{})
+		go func() { _ = server.Serve(listener) }()
+		for _, credentials := range []Credentials{{}, {ServerUID: &own}} {
+			client, err := Dial(Options{Address: "unix://" + path, Credentials: &credentials})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Info(t.Context()); err != nil {
+				t.Errorf("%q with %+v fails with %v", name, credentials, err)
+			}
+			if err := client.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		server.Stop()
+	}
+}
+
 func TestInvalidCredentialFilesAreReported(t *testing.T) {
 	file := func(name, content string) string {
 		path := filepath.Join(t.TempDir(), name)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"go.miloapis.com/discovery/internal/session"
 	pb "go.miloapis.com/discovery/v1"
 )
 
@@ -101,7 +102,7 @@ func (s *singleton) claim(ctx context.Context) error {
 		return err
 	}
 	s.granted = slices.Contains(response.GetGranted(), s.name)
-	s.until = asked + response.GetValidFor().AsDuration()
+	s.until = session.Expiry(response.GetValidFor(), asked)
 	return nil
 }
 

@@ -3,10 +3,12 @@ package discovery_test
 import (
 	"context"
 	"errors"
+	"math"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/discoverytest"
@@ -97,6 +99,25 @@ func TestSingleton(t *testing.T) {
 			fail(daemon)
 			if took := (<-r.ended).Sub(lost); took < 6*time.Second || took > 11*time.Second {
 				t.Errorf("%s: the work ends after %v", name, took)
+			}
+			r.stop()
+			<-r.result
+		}
+	})
+
+	inBubble(t, "is not granted for a missing, negative or invalid time", func(t *testing.T) {
+		for _, validFor := range []*durationpb.Duration{
+			nil, {Seconds: -10}, {Seconds: math.MaxInt64}, {Seconds: math.MinInt64}, {Seconds: 10, Nanos: 2e9},
+		} {
+			daemon := newScriptedDaemon(t)
+			daemon.claim = func() (*pb.ClaimSingletonsResponse, error) {
+				return &pb.ClaimSingletonsResponse{Granted: []string{"cleanup"}, ValidFor: validFor}, nil
+			}
+			r := newReplica(t, daemon.client(t))
+			close(r.mayEnd)
+			time.Sleep(10 * time.Second)
+			if len(r.began) > 0 {
+				t.Errorf("the work was begun with %v", validFor)
 			}
 			r.stop()
 			<-r.result

@@ -1,7 +1,10 @@
 package session
 
 import (
+	"math"
 	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "go.miloapis.com/discovery/v1"
 )
@@ -35,9 +38,16 @@ func (o *Ownership) Held(now time.Duration) bool { return !o.sharded || now < o.
 // Renewed applies a response. Its duration counts from the request, because the response may have been delayed.
 func (o *Ownership) Renewed(response *pb.RenewOwnershipResponse, asked time.Duration) {
 	o.sharded = response.GetSharded()
-	if response.GetValidFor() != nil {
-		o.until = max(o.until, asked+response.GetValidFor().AsDuration())
+	o.until = max(o.until, Expiry(response.GetValidFor(), asked))
+}
+
+// Expiry returns when something expires that is valid for a duration from the request for it. A duration that is missing
+// or out of range of the protocol counts as zero.
+func Expiry(validFor *durationpb.Duration, asked time.Duration) time.Duration {
+	if !validFor.IsValid() {
+		return asked
 	}
+	return asked + min(validFor.AsDuration(), math.MaxInt64-asked)
 }
 
 // NextRenewal returns how long to wait before the next request. The interval gets shorter towards the deadline, because

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -46,6 +47,37 @@ func TestRenewalResponseDoesNotShortenOwnership(t *testing.T) {
 		ownership.Renewed(response, 105*time.Second)
 		if !ownership.Held(110*time.Second - 1) {
 			t.Errorf("%s: it did", name)
+		}
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	const asked = time.Hour
+	for name, each := range map[string]struct {
+		validFor *durationpb.Duration
+		want     time.Duration
+	}{
+		"counts from the request":          {durationpb.New(time.Minute), asked + time.Minute},
+		"is at once without a duration":    {nil, asked},
+		"is not after a negative duration": {durationpb.New(-time.Minute), asked - time.Minute},
+		"is at once if out of range":       {&durationpb.Duration{Seconds: math.MaxInt64}, asked},
+		"is at once with invalid nanos":    {&durationpb.Duration{Seconds: 60, Nanos: 2e9}, asked},
+		"is never after centuries":         {&durationpb.Duration{Seconds: 300 * 365 * 24 * 3600}, math.MaxInt64},
+	} {
+		if got := Expiry(each.validFor, asked); got != each.want {
+			t.Errorf("%s: it is %v", name, got)
+		}
+	}
+}
+
+func TestOwnershipIsNotExtendedByInvalidDuration(t *testing.T) {
+	for _, seconds := range []int64{math.MaxInt64, math.MinInt64} {
+		var ownership Ownership
+		ownership.Renewed(owned(10*time.Second), 0)
+		invalid := &durationpb.Duration{Seconds: seconds}
+		ownership.Renewed(&pb.RenewOwnershipResponse{Sharded: true, ValidFor: invalid}, 0)
+		if !ownership.Held(10*time.Second-1) || ownership.Held(10*time.Second) {
+			t.Errorf("it does not end after 10 s with %d s", seconds)
 		}
 	}
 }
