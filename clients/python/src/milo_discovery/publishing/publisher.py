@@ -59,6 +59,8 @@ class Publisher:
         self._notice = notice
         self._accesses = Accesses(client, self._render, report)
         self._clusters: dict[str, Cluster] = {}
+        self._without_object: dict[str, set[str]] = {}
+        """By object: the clusters whose object it would be if it did not belong to another cluster."""
         self._synced = False
         self._dirty: set[str] = set()
         self._held: set[str] = set()
@@ -116,17 +118,24 @@ class Publisher:
         try:
             self._accesses.set(name, read_access(kubeconfig))
         except UnusableKubeconfig as error:
-            self._report_once(name, str(error))
+            self._report_once(f"kubeconfig of {name}", str(error))
+        else:
+            self._clear_report(f"kubeconfig of {name}", "usable")
 
     def _withdraw(self, event: Event) -> None:
         name = event.cluster.name
         self._clusters.pop(name, None)
         self._accesses.forget(name)
+        for subject in (f"kubeconfig of {name}", f"cluster {name}"):
+            self._clear_report(subject, "disengaged")
         of_object = object_name(name, self._renderer.suffix)
         desired = None if of_object is None else self._publication.desired(of_object)
         if of_object is not None and (desired is None or desired.cluster == name):
             self._publication.withdraw(of_object, moved=event.reason is DisengageReason.MOVED)
             self._mark([of_object])
+            if event.reason is not DisengageReason.MOVED:
+                for other in self._without_object.pop(of_object, ()):
+                    self._render(other)
 
     def _render(self, name: str) -> None:
         """Make the desired object of a cluster from its current state."""
@@ -135,12 +144,14 @@ class Publisher:
             return
         of_object = object_name(name, self._renderer.suffix)
         if of_object is None:
-            self._report_once(name, "its name cannot be converted to a valid object name")
+            self._report_once(f"cluster {name}", "its name cannot be converted to a valid object name")
             return
         other = self._publication.desired(of_object)
         if other is not None and other.cluster != name:
-            self._report_once(name, f"the object {of_object} belongs to cluster {other.cluster!r}")
+            self._without_object.setdefault(of_object, set()).add(name)
+            self._report_once(f"cluster {name}", f"the object {of_object} belongs to cluster {other.cluster!r}")
             return
+        self._clear_report(f"cluster {name}", f"the object {of_object} belongs to it now")
         content = None
         if self._accesses.is_known(name):
             content = self._renderer.render(cluster, self._accesses.get(name))
