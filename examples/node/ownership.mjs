@@ -1,13 +1,10 @@
 // Until when the clusters of a sharded daemon are its own. A daemon that is killed can't say that it lost them, and another
 // one engages them: so ask every few seconds, and stop when the time of the last answer has passed.
 import { EventEmitter } from "node:events";
-import { uptime } from "node:os";
+import { expiry, now } from "./time.mjs";
 
 const INTERVAL_MS = 3000;
 const SHORTEST_MS = 200;
-
-// Unlike the clock of timers, this one also advances while the machine is suspended.
-const now = () => uptime() * 1000;
 
 export class Ownership extends EventEmitter {
   #until = Infinity;
@@ -48,10 +45,7 @@ export class Ownership extends EventEmitter {
     try {
       const { sharded, valid_for } = await this.ask(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);
       if (!sharded) this.#until = Infinity;
-      else if (valid_for) {
-        const until = asked + Number(valid_for.seconds) * 1000 + valid_for.nanos / 1e6;
-        this.#until = Math.max(this.#until, until);
-      }
+      else this.#until = Math.max(this.#until, expiry(valid_for, asked));
     } catch {
       // The last answer stands until its time has passed.
     }

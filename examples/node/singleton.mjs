@@ -1,11 +1,8 @@
 // Work that one replica does at a time, such as a cleanup: ask for it every few seconds, and do it while it is granted.
-import { uptime } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
+import { expiry, now } from "./time.mjs";
 
 const INTERVAL_MS = 3000;
-
-// Unlike the clock of timers, this one also advances while the machine is suspended.
-const now = () => uptime() * 1000;
 
 export class Singleton {
   #until = 0;
@@ -38,7 +35,7 @@ export class Singleton {
     try {
       const { granted, valid_for } = await this.claim(this.name, this.#state(), this.#pause());
       this.#granted = granted.includes(this.name);
-      this.#until = asked + (valid_for ? Number(valid_for.seconds) * 1000 + valid_for.nanos / 1e6 : 0);
+      this.#until = expiry(valid_for, asked);
     } catch {
       // The last grant holds until it expires.
     }
