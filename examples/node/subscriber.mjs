@@ -69,7 +69,7 @@ async function readStream(client, fleet, onBatch) {
       watchdog.refresh();
       onBatch();
       if (batch.sharded) await ownership.begin();
-      if (batch.events.length && !ownership.held) throw new Error("the daemon does not own its clusters at present");
+      if (!ownership.held) throw new Error("the daemon does not own its clusters at present");
       for (const event of fleet.apply(batch)) {
         print(event);
         release(event);
