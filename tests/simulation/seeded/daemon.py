@@ -413,6 +413,12 @@ class Daemon:
         return pending.defers_rechecks and not pending.is_idle
 
     @property
+    def has_older_reads(self) -> bool:
+        """Whether the confirmation of a deletion waits for a replica that may lag behind."""
+        names = (name for name, _ in self.fleet.registry.items())
+        return any(self.fleet.pending_deletions.older_since(name) is not None for name in names)
+
+    @property
     def has_settled(self) -> bool:
         """Whether it follows the source, perhaps with held removals."""
         return self.fleet.status.state is SourceState.STREAMING or self.holds_removals

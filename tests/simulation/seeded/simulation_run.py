@@ -430,6 +430,8 @@ class SimulationRun:
             self._waited_for.add("a grace")
         if self._daemon.defers_rechecks:
             self._waited_for.add("a bookmark")
+        if self._daemon.has_older_reads:
+            self._waited_for.add("a replica")
 
     def _has_recovered(self) -> bool:
         assert self._daemon is not None

@@ -150,6 +150,14 @@ def test_index_function_follows_changes() -> None:
         cache.indexed("unknown", "red")
 
 
+def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
+    cache, results = synced(cached("a")), iter(("red", "blue", "green"))
+    cache.add_index("color", lambda _: [next(results)])
+    assert names(cache.indexed("color", "red")) == ["a"]
+    applied(cache, ObjectChanged(cached("a", "2")))
+    assert names(cache.indexed("color", "green")) == ["a"]
+
+
 @pytest.mark.parametrize("is_used_before", [False, True])
 def test_object_whose_index_function_fails_is_missing_from_that_index_alone(is_used_before: bool) -> None:
     failed: set[tuple[str, str, type[Exception]]] = set()
