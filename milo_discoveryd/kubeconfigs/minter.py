@@ -35,7 +35,7 @@ from milo_kube.rate_limit import Rate, TokenBucket
 
 MINT_TIMEOUT_S = 30.0
 TIMEOUT_MARGIN_S = 5.0
-"""The time in which a source with a timeout of its own must end after it, so that its own error is reported."""
+"""How much longer than its own timeout a source may take, so that the error of the source is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0

@@ -60,7 +60,7 @@ class Publisher:
         self._accesses = Accesses(client, self._render, report)
         self._clusters: dict[str, Cluster] = {}
         self._without_object: dict[str, set[str]] = {}
-        """By object: the clusters whose object it would be if it did not belong to another cluster."""
+        """Clusters without an object, by the name of the object: it belongs to another cluster."""
         self._synced = False
         self._dirty: set[str] = set()
         self._held: set[str] = set()
