@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import faulthandler
 import gc
 import os
 import signal
@@ -128,6 +129,7 @@ def run(config: Path | None, **flags: Any) -> None:
     from milo_discoveryd import process_hardening
 
     process_hardening.open_standard_streams()
+    faulthandler.enable()  # a crash in native code leaves the stack of each thread on stderr
     ignored = process_hardening.clean(os.environ)
     # gRPC would write messages of its own to stderr, between the daemon's. It reads this variable when it is loaded.
     os.environ["GRPC_VERBOSITY"] = "NONE"

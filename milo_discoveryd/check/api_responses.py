@@ -37,6 +37,9 @@ class _Page(msgspec.Struct):
     items: list[msgspec.Raw] | None = None
 
 
+_PAGE = msgspec.json.Decoder(_Page)
+
+
 class _UserInfo(msgspec.Struct):
     username: str = ""
 
@@ -50,15 +53,24 @@ class _Review(msgspec.Struct):
     status: _ReviewStatus = msgspec.field(default_factory=_ReviewStatus)
 
 
+_REVIEW = msgspec.json.Decoder(_Review)
+
+
 class _StatusObject(msgspec.Struct):
     kind: str = ""
     code: int = 0
     message: str = ""
 
 
+_STATUS_OBJECT = msgspec.json.Decoder(_StatusObject)
+
+
 class _Event(msgspec.Struct):
     type: str
     object: msgspec.Raw
+
+
+_EVENT = msgspec.json.Decoder(_Event)
 
 
 def identity_review() -> bytes:
@@ -95,7 +107,7 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
     if status in _BUSY:
         return fail(subject, f"the server answers {status}: {_message(body)}", _BUSY_FIX)
     if status in (200, 201):
-        user = msgspec.json.decode(body, type=_Review).status.user_info.username
+        user = _REVIEW.decode(body).status.user_info.username
         if user == _ANONYMOUS:
             return fail(subject, "the API server treats this identity as system:anonymous", rejected)
         return ok(subject, f"authenticated as {user}" if user else "the server accepts the credential")
@@ -111,7 +123,7 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
 
 def allowed(status: int, body: bytes) -> bool | None:
     """Return the decision of an access review, or None if the server does not serve these reviews."""
-    return msgspec.json.decode(body, type=_Review).status.allowed if status in (200, 201) else None
+    return _REVIEW.decode(body).status.allowed if status in (200, 201) else None
 
 
 def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | None]) -> Finding:
@@ -126,7 +138,7 @@ def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | N
 def listing(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
     if status != 200:
         return _rejected(subject, resource, status, body)
-    page = msgspec.json.decode(body, type=_Page)
+    page = _PAGE.decode(body)
     count = len(page.items or ()) + page.metadata.remaining_item_count
     if not count:
         return warn(subject, f"no {resource.plural} match", "if some should match, check label_selector")
@@ -134,17 +146,17 @@ def listing(subject: str, resource: Resource, status: int, body: bytes) -> Findi
 
 
 def version_of(body: bytes) -> str:
-    return msgspec.json.decode(body, type=_Page).metadata.resource_version
+    return _PAGE.decode(body).metadata.resource_version
 
 
 def watching(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
     """Return the finding for a watch, by its status and events: some errors are sent as an event after status 200."""
     if status == 200:
-        lines = (msgspec.json.decode(line, type=_Event) for line in body.splitlines() if line.endswith(b"}"))
+        lines = (_EVENT.decode(line) for line in body.splitlines() if line.endswith(b"}"))
         error = next((event.object for event in lines if event.type == "ERROR"), None)
         if error is None:
             return ok(subject, f"watching {resource.plural}")
-        status, body = msgspec.json.decode(error, type=_StatusObject).code, bytes(error)
+        status, body = _STATUS_OBJECT.decode(error).code, bytes(error)
     return _rejected(subject, resource, status, body)
 
 
@@ -187,14 +199,14 @@ def _named(resource: Resource) -> str:
 
 def _is_status(body: bytes) -> bool:
     try:
-        return msgspec.json.decode(body, type=_StatusObject).kind == "Status"
+        return _STATUS_OBJECT.decode(body).kind == "Status"
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
 
 
 def _message(body: bytes) -> str:
     try:
-        text = msgspec.json.decode(body, type=_StatusObject).message
+        text = _STATUS_OBJECT.decode(body).message
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         text = body.decode(errors="replace")
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -21,8 +21,14 @@ class Claims(msgspec.Struct, frozen=True):
         return frozenset((self.aud,) if isinstance(self.aud, str) else self.aud) - {""}
 
 
+_CLAIMS = msgspec.json.Decoder(Claims)
+
+
 class _Header(msgspec.Struct, frozen=True):
     alg: str
+
+
+_HEADER = msgspec.json.Decoder(_Header)
 
 
 def claims(token: str) -> Claims | None:
@@ -34,11 +40,11 @@ def claims(token: str) -> Claims | None:
     if len(parts) != 3 or len(token) > MAX_LENGTH:
         return None
     try:
-        msgspec.json.decode(_decoded(parts[0]), type=_Header)
+        _HEADER.decode(_decoded(parts[0]))
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         return None
     try:
-        return msgspec.json.decode(_decoded(parts[1]), type=Claims)
+        return _CLAIMS.decode(_decoded(parts[1]))
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         # msgspec's message may contain what it read.
         raise ValueError("malformed claims: exp, nbf and iat must be numbers, aud and sub strings") from None

@@ -50,8 +50,8 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     )
 
 
-def read(origin: str, answer: ApiAnswer, form: type[T]) -> T:
+def read(origin: str, answer: ApiAnswer, decoder: msgspec.json.Decoder[T]) -> T:
     try:
-        return msgspec.json.decode(answer.body, type=form)
+        return decoder.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise BackendError(f"{origin} answered {answer.status} with a body that is not a Kubernetes object") from None

@@ -65,6 +65,9 @@ class _TokenReview(msgspec.Struct, frozen=True):
     status: _TokenReviewStatus = _TokenReviewStatus()
 
 
+_TOKEN_REVIEW = msgspec.json.Decoder(_TokenReview)
+
+
 class TokenReviewer:
     def __init__(
         self,
@@ -162,7 +165,7 @@ class TokenReviewer:
                 answer = await self._api.post(PATH, msgspec.json.encode(request), timeout_s=TIMEOUT_S)
             if answer.status != 201:
                 refuse(self.origin, answer, "review a token", _REQUIRED_RULE)
-            result = self._result(read(self.origin, answer, _TokenReview).status, expires_at)
+            result = self._result(read(self.origin, answer, _TOKEN_REVIEW).status, expires_at)
         except (TransportError, BackendError) as error:
             retry_after_s = max(RETRY_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
             failure = TokenReviewUnavailableError(

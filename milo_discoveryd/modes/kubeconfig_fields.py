@@ -129,6 +129,10 @@ class KubeconfigFields(msgspec.Struct, frozen=True, rename="kebab"):
         return found
 
 
+# `convert` runs in several threads at once, where the first use of a type crashes msgspec 0.22: see docs/upstream.md.
+msgspec.json.Decoder(KubeconfigFields)
+
+
 def parse(content: bytes, origin: str) -> KubeconfigFields:
     """Parse a kubeconfig. Raises MalformedError, which quotes nothing of the content, since that holds a secret."""
     try:

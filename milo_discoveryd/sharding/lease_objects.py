@@ -39,8 +39,14 @@ class _Lease(msgspec.Struct, frozen=True):
         return f"{self.metadata.uid}/{self.metadata.resource_version}"
 
 
+_LEASE = msgspec.json.Decoder(_Lease)
+
+
 class _LeaseList(msgspec.Struct, frozen=True):
     items: list[_Lease]
+
+
+_LEASE_LIST = msgspec.json.Decoder(_LeaseList)
 
 
 class _StoredView(msgspec.Struct, frozen=True):
@@ -48,6 +54,9 @@ class _StoredView(msgspec.Struct, frozen=True):
     id: str
     members: dict[str, ViewMember]
     previous: dict[str, ViewMember]
+
+
+_STORED_VIEW = msgspec.json.Decoder(_StoredView)
 
 
 class LeaseNames(msgspec.Struct, frozen=True):
@@ -101,7 +110,7 @@ def encode_precondition(version: str) -> bytes:
 def decode_list(body: bytes, names: LeaseNames) -> GroupState:
     """Decode a list of the group's Leases. Raises LeaseFormatError."""
     try:
-        leases = msgspec.json.decode(body, type=_LeaseList).items
+        leases = _LEASE_LIST.decode(body).items
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
     members: dict[str, MemberLease] = {}
@@ -124,7 +133,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
 def decode_version(body: bytes) -> str:
     """Return the version of a Lease that was written. Raises LeaseFormatError."""
     try:
-        return msgspec.json.decode(body, type=_Lease).version
+        return _LEASE.decode(body).version
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LeaseFormatError(f"the response to a write is not a Lease: {error}") from error
 
@@ -146,7 +155,7 @@ def _member(lease: _Lease) -> MemberLease:
 
 
 def _view(lease: _Lease) -> View:
-    stored = msgspec.json.decode(lease.metadata.annotations[f"{_PREFIX}view"], type=_StoredView)
+    stored = _STORED_VIEW.decode(lease.metadata.annotations[f"{_PREFIX}view"])
     return View(number=stored.number, id=stored.id, members=stored.members, previous=stored.previous)
 
 

@@ -82,6 +82,10 @@ class Kubeconfig(msgspec.Struct, frozen=True):
     contexts: list[NamedContext] | None = None
 
 
+# `convert` runs in several threads at once, where the first use of a type crashes msgspec 0.22: see docs/upstream.md.
+msgspec.json.Decoder(Kubeconfig)
+
+
 def parse(path: Path) -> Kubeconfig:
     def wrong(complaint: str) -> NoReturn:
         raise ConfigError([f"kubeconfig {path}: {complaint}"])

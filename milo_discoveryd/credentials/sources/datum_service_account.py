@@ -48,8 +48,14 @@ class _Answer(msgspec.Struct, frozen=True):
     token_type: str = "Bearer"  # noqa: S105 - the name of a type
 
 
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
 class _Refusal(msgspec.Struct, frozen=True):
     error: str = ""
+
+
+_REFUSAL = msgspec.json.Decoder(_Refusal)
 
 
 class DatumServiceAccountSource:
@@ -120,7 +126,7 @@ class DatumServiceAccountSource:
         if response.status != 200:
             raise _refused(key, response, body)
         try:
-            return msgspec.json.decode(body, type=_Answer)
+            return _ANSWER.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BackendError(f"{key.token_uri} answered 200 without an OAuth 2 token response") from None
 
@@ -136,7 +142,7 @@ async def _read(response: Response, url: str) -> bytes:
 
 def _refused(key: ServiceAccountKey, response: Response, body: bytes) -> BackendError:
     try:
-        word = msgspec.json.decode(body, type=_Refusal).error
+        word = _REFUSAL.decode(body).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         word = ""
     about = f"key {key.key_id[:40]!r} of {key.account[:80]!r}"

@@ -31,6 +31,9 @@ class _Response(msgspec.Struct, frozen=True):
     status: _Status = _Status()
 
 
+_RESPONSE = msgspec.json.Decoder(_Response)
+
+
 class KubeconfigRequestSource:
     type = "kubeconfig-request"
     scope = Scope.CLUSTER
@@ -75,7 +78,7 @@ class KubeconfigRequestSource:
         if answer.status != _CREATED:
             rule = f"create {self._resource.plural}/{self._subresource} in {self._resource.group or 'the core group'}"
             kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
-        status = kubernetes_api.read(self._origin, answer, _Response).status
+        status = kubernetes_api.read(self._origin, answer, _RESPONSE).status
         try:
             received = received_kubeconfig.read(status.kubeconfig, what)
             expires_at = None if status.expiration_timestamp is None else status.expiration_timestamp.timestamp()

@@ -26,6 +26,9 @@ class _SecretData(msgspec.Struct, frozen=True):
     data: dict[str, str] | None = None
 
 
+_SECRET_DATA = msgspec.json.Decoder(_SecretData)
+
+
 class KubeconfigSecretSource:
     type = "kubeconfig-secret"
     scope = Scope.CLUSTER
@@ -66,7 +69,7 @@ class KubeconfigSecretSource:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True)
             # Without the name: a failure of the source is shown to callers that may not know this project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
-        data = kubernetes_api.read(self._origin, answer, _SecretData).data or {}
+        data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
         if self._key not in data:
             raise BackendError(
                 f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`", of_cluster=True

@@ -30,6 +30,9 @@ class _File(msgspec.Struct, frozen=True):
     api_endpoint: str = ""
 
 
+_FILE = msgspec.json.Decoder(_File)
+
+
 class ServiceAccountKey:
     """A parsed key file. The private key is never shown."""
 
@@ -67,7 +70,7 @@ class ServiceAccountKey:
 def parse(content: bytes, origin: str) -> ServiceAccountKey:
     """Parse a key file. Raises CredentialError without its content."""
     try:
-        file = msgspec.json.decode(content, type=_File)
+        file = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # msgspec reports types and paths, and for malformed JSON a position, but no values.
         raise CredentialError(f"{origin} is not the key file of a Datum service account: {error}") from None

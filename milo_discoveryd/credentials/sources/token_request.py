@@ -51,6 +51,9 @@ class _TokenRequest(msgspec.Struct, frozen=True):
     status: _TokenStatus
 
 
+_TOKEN_REQUEST = msgspec.json.Decoder(_TokenRequest)
+
+
 class _SecretMetadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
@@ -63,6 +66,9 @@ class _SecretObject(msgspec.Struct, frozen=True):
     metadata: _SecretMetadata
 
 
+_SECRET_OBJECT = msgspec.json.Decoder(_SecretObject)
+
+
 class _ListMetadata(msgspec.Struct, frozen=True):
     continue_: str = msgspec.field(name="continue", default="")
 
@@ -70,6 +76,9 @@ class _ListMetadata(msgspec.Struct, frozen=True):
 class _SecretList(msgspec.Struct, frozen=True):
     items: list[_SecretObject]
     metadata: _ListMetadata = _ListMetadata()
+
+
+_SECRET_LIST = msgspec.json.Decoder(_SecretList)
 
 
 class _BoundSecret(msgspec.Struct, frozen=True):
@@ -190,7 +199,7 @@ class TokenRequestSource:
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
             kubernetes_api.refuse(self._origin, answer, what, rule)
-        status = kubernetes_api.read(self._origin, answer, _TokenRequest).status
+        status = kubernetes_api.read(self._origin, answer, _TOKEN_REQUEST).status
         return validate(
             Credential(token=token_of(status.token, f"the token of {self._origin}")),
             self._clock(),
@@ -224,7 +233,7 @@ class TokenRequestSource:
         )
         if answer.status != 201:
             self._refuse(answer, "create the Secret that tokens are bound to")
-        created = kubernetes_api.read(self._origin, answer, _SecretObject).metadata
+        created = kubernetes_api.read(self._origin, answer, _SECRET_OBJECT).metadata
         return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
     async def _delete_secrets(self, uid: str) -> None:
@@ -252,7 +261,7 @@ class TokenRequestSource:
             answer = await self._call(self._api.get(self._secrets, [*query, *more], timeout_s=TIMEOUT_S))
             if answer.status != 200:
                 self._refuse(answer, "list the Secrets that tokens are bound to")
-            page = kubernetes_api.read(self._origin, answer, _SecretList)
+            page = kubernetes_api.read(self._origin, answer, _SECRET_LIST)
             found += [each.metadata for each in page.items]
             continued = page.metadata.continue_
             if not continued:

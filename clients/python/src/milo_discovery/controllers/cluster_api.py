@@ -93,7 +93,7 @@ class ClusterApi:
         if answer.status >= 300:
             raise _refused(answer)
         try:
-            return msgspec.json.decode(answer.body, type=dict[str, Any])
+            return _MAPPING.decode(answer.body)
         except msgspec.DecodeError as error:
             raise Unreachable("closed", f"the API server of {self.name} sent no JSON object") from error
 
@@ -268,10 +268,14 @@ class _Refusal(msgspec.Struct):
     details: _Details | None = None
 
 
+_MAPPING = msgspec.json.Decoder(dict[str, Any])
+_REFUSAL = msgspec.json.Decoder(_Refusal)
+
+
 def _refused(answer: Answer) -> Exception:
     status = error_status(answer.body, answer.status)
     try:
-        details = msgspec.json.decode(answer.body, type=_Refusal).details
+        details = _REFUSAL.decode(answer.body).details
         causes = tuple(cause.reason for cause in (details and details.causes) or ())
     except msgspec.DecodeError:
         causes = ()

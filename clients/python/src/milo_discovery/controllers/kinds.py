@@ -47,6 +47,8 @@ class Kind(Generic[T]):
         self.version: str = match["version"]
         self.plural: str = match["plural"]
         self._model = model
+        is_type = model is not None and not hasattr(model, "from_dict")
+        self._decoder = msgspec.json.Decoder(cast(Any, model)) if is_type else None
 
     def __repr__(self) -> str:
         return f"Kind({self.resource!r})"
@@ -66,11 +68,10 @@ class Kind(Generic[T]):
         return f"{self.collection(namespace)}/{_segment(name)}{f'/{subresource}' if subresource else ''}"
 
     def decode(self, raw: bytes) -> T:
-        if self._model is None:
-            return cast(T, msgspec.json.decode(raw))
-        if hasattr(self._model, "from_dict"):
-            return cast(T, self._model.from_dict(msgspec.json.decode(raw)))
-        return cast(T, msgspec.json.decode(raw, type=self._model))
+        if self._decoder is not None:
+            return cast(T, self._decoder.decode(raw))
+        decoded = msgspec.json.decode(raw)
+        return cast(T, decoded if self._model is None else cast(Any, self._model).from_dict(decoded))
 
 
 AnyKind = Kind[Any] | str
