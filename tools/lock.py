@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / "requirements"
 
-DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "--extra", "traces")
+DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "kube/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
@@ -24,7 +24,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
 }
 """What each file is resolved from: the published dependencies of packages, and groups of pyproject.toml."""
 
-OURS = ("milo-discoveryd", "milo-discovery-client", "milo-sandbox")
+OURS = ("milo-discoveryd", "milo-discovery-client", "milo-kube", "milo-sandbox")
 OPTIONS = (
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),
     *("--no-header", "--no-annotate", "--no-emit-index-url"),

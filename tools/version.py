@@ -15,8 +15,9 @@ SOURCE = ROOT / "milo_discoveryd" / "__init__.py"
 DECLARED = r'(__version__ = ")([^"]+)'
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
-    "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
-    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
+    "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:discovery-client|kube)==)([^"]+)'),
+    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube\[http2\]==)([^"]+)'),
+    "kube/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
     "docs/deploying.md": (

@@ -5,7 +5,7 @@
 set -eu
 source=$1 target=$2 what=${3:-daemon} wheels=${4:-$(mktemp -d)}
 python=${PYTHON:-python3}
-packages="$source/clients/python $source"
+packages="$source/kube $source/clients/python $source"
 [ "$what" = daemon ] || packages="$packages $source/$what"
 
 pip() {

@@ -110,7 +110,7 @@ def test_dockerignore_admits_what_the_dockerfile_copies() -> None:
 
 def test_wheels_contain_their_package_and_nothing_else(installed: Installed) -> None:
     holds = {path.name.split("-")[0]: zipfile.ZipFile(path).namelist() for path in installed.wheels.iterdir()}
-    assert set(holds) == {"milo_discovery_client", "milo_discoveryd"}
+    assert set(holds) == {"milo_discovery_client", "milo_discoveryd", "milo_kube"}
     for names in holds.values():
         assert any(name.endswith("/py.typed") for name in names)
     assert {name.partition("/")[0] for name in holds["milo_discoveryd"]} == {
@@ -131,7 +131,7 @@ def test_daemon_image_has_neither_the_sandbox_nor_its_dependencies(installed: In
 
 def test_installed_versions_are_the_locked_ones(installed: Installed) -> None:
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "daemon.txt").read_text(), re.MULTILINE))
-    assert installed.packages - {"milo-discoveryd", "milo-discovery-client"} <= locked
+    assert installed.packages - {"milo-discoveryd", "milo-discovery-client", "milo-kube"} <= locked
 
 
 def test_image_size_reports_the_layer_and_its_largest_packages(installed: Installed) -> None:

@@ -15,6 +15,7 @@ DOCUMENTS = sorted(
         "deploy/**/*.md",
         "clients/python/*.md",
         "clients/go/**/*.md",
+        "kube/*.md",
         "examples/**/*.md",
         "sandbox/*.md",
     )

@@ -56,14 +56,16 @@ def test_security_attack_table_is_complete() -> None:
 
 
 def dependencies() -> set[str]:
-    """Return the dependencies of both packages, with the optional ones for running them."""
+    """Return the dependencies of the distributions, with the optional ones for running them."""
     found: set[str] = set()
-    for directory in (ROOT, ROOT / "clients" / "python"):
+    for directory in (ROOT, ROOT / "clients" / "python", ROOT / "kube"):
         project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
-        optional = [each for extra in ("traces", "kubernetes", "controllers") for each in extras.get(extra, ())]
+        optional = [
+            each for extra in ("traces", "kubernetes", "controllers", "http2") for each in extras.get(extra, ())
+        ]
         found |= {re.split(r"[^\w-]", requirement)[0] for requirement in (*project["dependencies"], *optional)}
-    return found - {"milo-discovery-client"}
+    return found - {"milo-discovery-client", "milo-kube"}
 
 
 def test_security_reviews_exactly_the_dependencies() -> None:

@@ -8,7 +8,7 @@ CONFIG = ROOT / ".importlinter"
 PACKAGES = (
     ROOT / "milo_discoveryd",
     ROOT / "clients/python/src/milo_discovery",
-    ROOT / "clients/python/src/milo_kube",
+    ROOT / "kube/src/milo_kube",
     ROOT / "sandbox/src/milo_sandbox",
 )
 

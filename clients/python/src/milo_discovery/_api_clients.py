@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from milo_discovery._calls import ClusterReference, UnaryCall
 from milo_discovery._connection_credential import ConnectionCredential, certificate_file
 from milo_discovery._credential_renewal import AsyncRenewer, BlockingAccess, LoopBridge, PushedKubeconfig, ThreadRenewer
+from milo_discovery._extras import needs_extra
 from milo_discovery._shared_transports import SharedTransports, transport_key
 from milo_discovery.model import Cluster, Kubeconfig
 
@@ -124,11 +125,5 @@ class ThreadApiClients:
 
 
 def _kubernetes_module(name: str) -> Any:
-    try:
+    with needs_extra("kubernetes"):
         return import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "kubernetes":
-            raise
-        raise ImportError(
-            "API clients need the kubernetes package: pip install './clients/python[kubernetes]'", name=error.name
-        ) from error

@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import aiohttp
-import kopf
-
 from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery._extras import needs_extra
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import Fleet
+
+with needs_extra("kopf"):
+    import aiohttp
+    import kopf
 
 _LOGIN_ID = "milo_discovery"
 _CLOSE_TIMEOUT_S = 5.0

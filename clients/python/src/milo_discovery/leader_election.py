@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-import aiohttp
-
+from milo_discovery._extras import needs_extra
 from milo_discovery._lease_lock import LeaseLock, LeaseTiming
 from milo_discovery.errors import DiscoveryError
+
+with needs_extra("kubernetes"):
+    import aiohttp
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient

@@ -11,6 +11,7 @@ from importlib import import_module
 
 import click
 
+from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
 from milo_discovery.cli.names import did_you_mean
 from milo_discovery.cli.options import address_option, credential_options, timeout_option
@@ -87,6 +88,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except MissingPackageError as error:
+        print_message(str(error))
+        sys.exit(ExitStatus.FAILED)
     except click.Abort:
         sys.exit(ExitStatus.INTERRUPTED)
     except UnicodeEncodeError as error:

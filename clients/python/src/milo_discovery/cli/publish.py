@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -241,10 +240,6 @@ def flux_kubeconfigs(
 
 
 def _run(connection: Connection, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
-    if find_spec("httptools") is None:
-        raise CommandFailure(
-            "publishing needs httptools: pip install './clients/python[controllers]' in a clone of the repository"
-        )
     try:
         source, namespace = destination.target()
     except UnusableKubeconfig as error:

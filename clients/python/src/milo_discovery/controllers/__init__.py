@@ -1,5 +1,12 @@
 """Controllers: reconcilers that run in every engaged cluster. Needs the extra `milo-discovery-client[controllers]`."""
 
+from milo_discovery._extras import needs_extra
+
+with needs_extra("controllers"):
+    import prometheus_client  # noqa: F401
+
+    import milo_kube.list_watch  # noqa: F401
+
 from milo_discovery.controllers.conditions import owner_reference, with_condition, with_owner
 from milo_discovery.controllers.controller import Target, Watched, WatchedKind
 from milo_discovery.controllers.controllers import Controllers, Health, InformerProblem, watches

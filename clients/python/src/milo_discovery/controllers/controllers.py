@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from milo_discovery._extras import needs_extra
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import RunsInBackground, unwrap_single_error
 from milo_discovery.controllers.cluster_api import ClusterApi
@@ -148,7 +149,8 @@ class Controllers(RunsInBackground):
         self._controllers: list[Controller] = []
         self._incarnations = itertools.count(1)
         # Imported here, because the daemon's image uses parts of this package to publish clusters, and has no h2.
-        from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
+        with needs_extra("controllers"):
+            from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
         self._connections = Connections(http2=Http2Connection)
         self._metrics = ControllerMetrics(registry, max_clusters=max_clusters_in_metrics)

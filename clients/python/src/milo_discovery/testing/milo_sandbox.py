@@ -87,7 +87,7 @@ class MiloSandbox:
         if missing:
             raise SandboxError(
                 f"the package {missing[0].replace('_', '-')} is not installed; in a clone of the repository, run "
-                f"{sys.executable} -m pip install ./clients/python . ./sandbox"
+                f"{sys.executable} -m pip install ./kube ./clients/python . ./sandbox"
             )
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))

@@ -1,0 +1,32 @@
+"""The error for a missing package of an extra, which names the command that installs it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_COMMANDS: Final = {
+    "controllers": "pip install ./kube './clients/python[controllers]'",
+    "kopf": "pip install './clients/python[kopf]'",
+    "kubernetes": "pip install './clients/python[kubernetes]'",
+}
+
+
+class MissingPackageError(ImportError):
+    """The import of a package that an extra installs, which is not installed."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Replace the error of an import for which the extra is not installed.
+
+    Raises MissingPackageError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingPackageError(
+            f"the package {package} of the extra milo-discovery-client[{extra}] is not installed; "
+            f"in a clone of the repository: {_COMMANDS[extra]}",
+            name=error.name,
+        ) from error
