@@ -28,7 +28,6 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.server import Server
-from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
@@ -186,8 +185,7 @@ class Daemon:
             sources = Sources(settings, projects, files_of(configured), self._environ, stack, run=run)
             issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
-            singletons = Singletons(settings.sharding.release_timeout.total_seconds(), time.monotonic())
-            self._group = self._shard = group = self._shard_group(singletons, sources, stack)
+            self._group = self._shard = group = self._shard_group(sources, stack)
             self._metrics.follow_group(group)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
@@ -202,7 +200,6 @@ class Daemon:
                 access=access,
                 signer=signer,
                 shard=group,
-                singletons=singletons,
             )
             self._reloading = reloading = ConfigReloader(
                 settings,
@@ -280,7 +277,7 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _shard_group(self, singletons: Singletons, sources: Sources, closing: AsyncExitStack) -> "ShardGroup | None":
+    def _shard_group(self, sources: Sources, closing: AsyncExitStack) -> "ShardGroup | None":
         if self._settings.sharding.group is None:
             return None
         from milo_discoveryd.wiring.sharding import shard_group  # noqa: PLC0415 - few daemons share their fleet
@@ -291,7 +288,6 @@ class Daemon:
             self._fleet,
             self._metrics,
             closing,
-            singletons=singletons,
             fencing=sources.fencing,
         )
 

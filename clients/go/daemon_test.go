@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,41 +85,6 @@ func TestAgainstDaemon(t *testing.T) {
 		if !plugin.ExpiresAt.IsZero() {
 			t.Errorf("the kubeconfig without a secret is %v", plugin)
 		}
-	})
-
-	t.Run("Singleton", func(t *testing.T) {
-		// The daemon grants nothing in the first 15 s after its start.
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		defer cancel()
-		working := make(chan context.CancelFunc)
-		var atWork atomic.Int32
-		var replicas sync.WaitGroup
-		for range 2 {
-			replicas.Go(func() {
-				ctx, stop := context.WithCancel(ctx)
-				defer stop()
-				_ = client.Singleton(ctx, "cleanup", func(ctx context.Context) {
-					if atWork.Add(1) > 1 {
-						t.Error("two replicas work at once")
-					}
-					defer atWork.Add(-1)
-					select {
-					case working <- stop:
-					case <-ctx.Done():
-					}
-					<-ctx.Done()
-				})
-			})
-		}
-		for range 2 {
-			select {
-			case stop := <-working:
-				stop()
-			case <-ctx.Done():
-				t.Error("the work is not granted")
-			}
-		}
-		replicas.Wait()
 	})
 
 	t.Run("Watch", func(t *testing.T) {

@@ -23,7 +23,6 @@ type scriptedDaemon struct {
 	streams  chan *scriptedStream
 	issue    func() (*pb.IssueKubeconfigResponse, error)
 	get      func() (*pb.GetClusterResponse, error)
-	claim    func() (*pb.ClaimSingletonsResponse, error)
 }
 
 // scriptedStream is one open stream, which ends with the error that is sent to end.
@@ -101,12 +100,6 @@ func (d *scriptedDaemon) IssueKubeconfig(
 
 func (d *scriptedDaemon) GetCluster(context.Context, *pb.GetClusterRequest) (*pb.GetClusterResponse, error) {
 	return d.get()
-}
-
-func (d *scriptedDaemon) ClaimSingletons(
-	context.Context, *pb.ClaimSingletonsRequest,
-) (*pb.ClaimSingletonsResponse, error) {
-	return d.claim()
 }
 
 // begin returns the next stream, after sending its first batches.

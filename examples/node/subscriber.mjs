@@ -1,8 +1,6 @@
 // Prints project clusters as they are engaged, updated and disengaged:
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node subscriber.mjs
-//
-// With SINGLETON=cleanup it also prints when it is this replica that may do the work of that name.
 import { once } from "node:events";
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -11,7 +9,6 @@ import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 import { Fleet } from "./fleet.mjs";
 import { Ownership } from "./ownership.mjs";
-import { Singleton } from "./singleton.mjs";
 
 const ADDRESS = process.env.MILO_DISCOVERY_ADDRESS || "unix:///run/milo-discovery/discovery.sock";
 const HEARTBEAT_S = Number(process.env.HEARTBEAT_S || 10);
@@ -101,17 +98,6 @@ const ownership = new Ownership((timeout) => call("RenewOwnership", {}, timeout)
 ownership.on("lost", () => {
   for (const event of fleet.loseOwnership()) print(event);
 });
-if (process.env.SINGLETON) {
-  const claim = (name, state, timeout) =>
-    call("ClaimSingletons", { subscriber: SUBSCRIBER, claims: [{ name, state }] }, timeout);
-  // Each await of your work has to end when the signal is aborted.
-  const work = async (signal) => {
-    console.log("WORKING   ", process.env.SINGLETON);
-    await once(signal, "abort");
-    console.log("ENDED     ", process.env.SINGLETON);
-  };
-  new Singleton(process.env.SINGLETON, claim, work).run();
-}
 let pause = BACKOFF_MS.first;
 for (;;) {
   if (!ownership.held) await once(ownership, "held");

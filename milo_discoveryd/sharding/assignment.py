@@ -1,14 +1,11 @@
 """The part of a member that makes the fleet engage the clusters that the member owns."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
-from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
 from milo_discoveryd.sharding.revocation import CredentialRevocation
-from milo_discoveryd.sharding.singletons import Singletons
 
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
@@ -44,15 +41,11 @@ class FleetAssignment:
         self,
         fleet: Fleet,
         release_timeout_s: float,
-        singletons: Singletons,
         revocation: CredentialRevocation | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`release_timeout_s`: how long subscribers have to release a cluster that moves. `clock` is for singletons."""
+        """`release_timeout_s`: how long subscribers have to release a cluster that moves."""
         self._fleet = fleet
-        self._singletons = singletons
         self._revocation = revocation
-        self._clock = clock
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
         for each in fleet.sources:
@@ -92,12 +85,7 @@ class FleetAssignment:
             each.lose_ownership(LOST)
 
     def keeps_lost(self) -> bool:
-        keeps_singletons = self._singletons.keeps_lost(self._owns_singleton, self._clock())
-        return keeps_singletons or any(each.keeps_lost() for each in self._fleet.sources)
-
-    def _owns_singleton(self, name: str) -> bool:
-        decisions = self._decisions
-        return decisions is not None and decisions[f"{SINGLETON_PREFIX}{name}"].state is KeyOwnership.OWNED
+        return any(each.keeps_lost() for each in self._fleet.sources)
 
     def unowned(self) -> int:
         decisions = self._decisions

@@ -11,7 +11,7 @@ from milo_discoveryd.sharding.actions import Evict, Read, Request, Wait, WriteVi
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
+from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
@@ -92,11 +92,6 @@ class ShardGroup:
 
     def status(self) -> GroupStatus:
         return group_status(self._name, self.member, self._problem)
-
-    def owns(self, key: str) -> bool:
-        """Return whether this member owns the key at present."""
-        ownership = self.member.ownership(self._clock())
-        return ownership is not None and ownership.decide(key).state is KeyOwnership.OWNED
 
     def valid_s(self) -> float | None:
         """Return the seconds for which the present ownership is valid; None while the member owns nothing."""

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from math import log
 
-SINGLETON_PREFIX = "singleton/"
-"""Keys of singleton work. No cluster's name contains a slash."""
-
 
 def uniform(key: str, member: str) -> float:
     """Return a number in (0, 1) that is determined by the key and the member."""

@@ -20,7 +20,6 @@ from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.revocation import CredentialRevocation
-from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import open_upstream
 
@@ -53,7 +52,6 @@ def shard_group(
     observer: GroupObserver,
     closing: AsyncExitStack,
     *,
-    singletons: Singletons,
     fencing: Callable[[], Sequence[FencingSource]],
 ) -> ShardGroup | None:
     """Return the group, or None without sharding. `closing` closes its connections. Raises StartError.
@@ -70,7 +68,7 @@ def shard_group(
         wanted.group,
         Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
         leases,
-        FleetAssignment(fleet, wanted.release_timeout.total_seconds(), singletons, revocation),
+        FleetAssignment(fleet, wanted.release_timeout.total_seconds(), revocation),
         observer=observer,
         revocation=revocation,
     )

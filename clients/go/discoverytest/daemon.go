@@ -68,8 +68,6 @@ type Daemon struct {
 	sharded    bool
 	ownedFor   time.Duration
 	renewals   int
-	grantedFor time.Duration
-	claim      *pb.SingletonClaim
 	breaks     int
 	breakError error
 	failures   map[string]error
@@ -295,21 +293,6 @@ func (d *Daemon) Renewals() int {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
 	return d.renewals
-}
-
-// GrantSingletons makes the daemon grant singleton work to each subscriber that claims it, for validFor after each
-// claim. With zero, the default, it grants none.
-func (d *Daemon) GrantSingletons(validFor time.Duration) {
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	d.grantedFor = validFor
-}
-
-// LastClaim returns the last claim of singleton work, or nil before the first.
-func (d *Daemon) LastClaim() *pb.SingletonClaim {
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	return d.claim
 }
 
 // Reset sends a snapshot to all open streams.

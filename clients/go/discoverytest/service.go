@@ -185,27 +185,6 @@ func (s service) RenewOwnership(
 	return response, nil
 }
 
-func (s service) ClaimSingletons(
-	_ context.Context, request *pb.ClaimSingletonsRequest,
-) (*pb.ClaimSingletonsResponse, error) {
-	d := s.daemon
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	if err := d.failure("ClaimSingletons"); err != nil {
-		return nil, err
-	}
-	response := &pb.ClaimSingletonsResponse{}
-	for _, each := range request.GetClaims() {
-		d.claim = each
-		// Work that has not ended is not granted again.
-		if d.grantedFor > 0 && each.GetState() != pb.SingletonClaim_STATE_ENDING {
-			response.Granted = append(response.Granted, each.GetName())
-			response.ValidFor = durationpb.New(d.grantedFor)
-		}
-	}
-	return response, nil
-}
-
 func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
 	d := s.daemon
 	d.mutex.Lock()

@@ -424,63 +424,6 @@ func (Engagement_Reason) EnumDescriptor() ([]byte, []int) {
 	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14, 0}
 }
 
-type SingletonClaim_State int32
-
-const (
-	// Counts as WAITING.
-	SingletonClaim_STATE_UNSPECIFIED SingletonClaim_State = 0
-	// No work goes on. A grant that the subscriber had is released.
-	SingletonClaim_STATE_WAITING SingletonClaim_State = 1
-	// It was granted, and the grant has not expired.
-	SingletonClaim_STATE_WORKING SingletonClaim_State = 2
-	// It is no longer granted, and has not ended yet. Until then it is granted to no other subscriber of the daemon, and, for
-	// at most the daemon's `sharding.release_timeout`, by no other daemon.
-	SingletonClaim_STATE_ENDING SingletonClaim_State = 3
-)
-
-// Enum value maps for SingletonClaim_State.
-var (
-	SingletonClaim_State_name = map[int32]string{
-		0: "STATE_UNSPECIFIED",
-		1: "STATE_WAITING",
-		2: "STATE_WORKING",
-		3: "STATE_ENDING",
-	}
-	SingletonClaim_State_value = map[string]int32{
-		"STATE_UNSPECIFIED": 0,
-		"STATE_WAITING":     1,
-		"STATE_WORKING":     2,
-		"STATE_ENDING":      3,
-	}
-)
-
-func (x SingletonClaim_State) Enum() *SingletonClaim_State {
-	p := new(SingletonClaim_State)
-	*p = x
-	return p
-}
-
-func (x SingletonClaim_State) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (SingletonClaim_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_milo_discovery_v1_discovery_proto_enumTypes[6].Descriptor()
-}
-
-func (SingletonClaim_State) Type() protoreflect.EnumType {
-	return &file_milo_discovery_v1_discovery_proto_enumTypes[6]
-}
-
-func (x SingletonClaim_State) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use SingletonClaim_State.Descriptor instead.
-func (SingletonClaim_State) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26, 0}
-}
-
 // WatchClustersRequest opens a stream.
 type WatchClustersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2333,170 +2276,6 @@ func (x *RenewOwnershipResponse) GetSharded() bool {
 	return false
 }
 
-// ClaimSingletonsRequest names the singleton work that a subscriber does, or would do.
-type ClaimSingletonsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// As in WatchClustersRequest.
-	Subscriber string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
-	// At most 100.
-	Claims        []*SingletonClaim `protobuf:"bytes,2,rep,name=claims,proto3" json:"claims,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClaimSingletonsRequest) Reset() {
-	*x = ClaimSingletonsRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClaimSingletonsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClaimSingletonsRequest) ProtoMessage() {}
-
-func (x *ClaimSingletonsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClaimSingletonsRequest.ProtoReflect.Descriptor instead.
-func (*ClaimSingletonsRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ClaimSingletonsRequest) GetSubscriber() string {
-	if x != nil {
-		return x.Subscriber
-	}
-	return ""
-}
-
-func (x *ClaimSingletonsRequest) GetClaims() []*SingletonClaim {
-	if x != nil {
-		return x.Claims
-	}
-	return nil
-}
-
-// SingletonClaim is a subscriber's claim to one piece of singleton work.
-type SingletonClaim struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The same in all replicas. Letters, digits and any of "-._", at most 100.
-	Name          string               `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	State         SingletonClaim_State `protobuf:"varint,2,opt,name=state,proto3,enum=milo.discovery.v1.SingletonClaim_State" json:"state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SingletonClaim) Reset() {
-	*x = SingletonClaim{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SingletonClaim) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SingletonClaim) ProtoMessage() {}
-
-func (x *SingletonClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SingletonClaim.ProtoReflect.Descriptor instead.
-func (*SingletonClaim) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *SingletonClaim) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *SingletonClaim) GetState() SingletonClaim_State {
-	if x != nil {
-		return x.State
-	}
-	return SingletonClaim_STATE_UNSPECIFIED
-}
-
-// ClaimSingletonsResponse says what the subscriber may do.
-type ClaimSingletonsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of the claimed names, those that are granted. Begin their work, or go on with it.
-	Granted []string `protobuf:"bytes,1,rep,name=granted,proto3" json:"granted,omitempty"`
-	// For how long. Unset if nothing is granted.
-	ValidFor      *durationpb.Duration `protobuf:"bytes,2,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ClaimSingletonsResponse) Reset() {
-	*x = ClaimSingletonsResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ClaimSingletonsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ClaimSingletonsResponse) ProtoMessage() {}
-
-func (x *ClaimSingletonsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ClaimSingletonsResponse.ProtoReflect.Descriptor instead.
-func (*ClaimSingletonsResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *ClaimSingletonsResponse) GetGranted() []string {
-	if x != nil {
-		return x.Granted
-	}
-	return nil
-}
-
-func (x *ClaimSingletonsResponse) GetValidFor() *durationpb.Duration {
-	if x != nil {
-		return x.ValidFor
-	}
-	return nil
-}
-
 // GetServerInfoRequest has no fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2506,7 +2285,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2297,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2310,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{28}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
 }
 
 // GetServerInfoResponse describes the daemon.
@@ -2561,7 +2340,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2352,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2365,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{29}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -2683,7 +2462,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2474,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2487,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{30}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Source) GetName() string {
@@ -2771,7 +2550,7 @@ type Sharding struct {
 
 func (x *Sharding) Reset() {
 	*x = Sharding{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2562,7 @@ func (x *Sharding) String() string {
 func (*Sharding) ProtoMessage() {}
 
 func (x *Sharding) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2575,7 @@ func (x *Sharding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sharding.ProtoReflect.Descriptor instead.
 func (*Sharding) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{31}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Sharding) GetGroup() string {
@@ -2876,7 +2655,7 @@ type ShardMember struct {
 
 func (x *ShardMember) Reset() {
 	*x = ShardMember{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +2667,7 @@ func (x *ShardMember) String() string {
 func (*ShardMember) ProtoMessage() {}
 
 func (x *ShardMember) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +2680,7 @@ func (x *ShardMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardMember.ProtoReflect.Descriptor instead.
 func (*ShardMember) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{32}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ShardMember) GetName() string {
@@ -2974,7 +2753,7 @@ type FleetCounts struct {
 
 func (x *FleetCounts) Reset() {
 	*x = FleetCounts{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[33]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +2765,7 @@ func (x *FleetCounts) String() string {
 func (*FleetCounts) ProtoMessage() {}
 
 func (x *FleetCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[33]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +2778,7 @@ func (x *FleetCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetCounts.ProtoReflect.Descriptor instead.
 func (*FleetCounts) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{33}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FleetCounts) GetEngaged() int32 {
@@ -3075,7 +2854,7 @@ type CredentialSource struct {
 
 func (x *CredentialSource) Reset() {
 	*x = CredentialSource{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[34]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +2866,7 @@ func (x *CredentialSource) String() string {
 func (*CredentialSource) ProtoMessage() {}
 
 func (x *CredentialSource) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[34]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +2879,7 @@ func (x *CredentialSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialSource.ProtoReflect.Descriptor instead.
 func (*CredentialSource) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{34}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CredentialSource) GetName() string {
@@ -3152,7 +2931,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[35]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +2943,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[35]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +2956,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{35}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Limits) GetDefaultHeartbeatInterval() *durationpb.Duration {
@@ -3406,23 +3185,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x15RenewOwnershipRequest\"j\n" +
 	"\x16RenewOwnershipResponse\x126\n" +
 	"\tvalid_for\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
-	"\asharded\x18\x02 \x01(\bR\asharded\"s\n" +
-	"\x16ClaimSingletonsRequest\x12\x1e\n" +
-	"\n" +
-	"subscriber\x18\x01 \x01(\tR\n" +
-	"subscriber\x129\n" +
-	"\x06claims\x18\x02 \x03(\v2!.milo.discovery.v1.SingletonClaimR\x06claims\"\xbb\x01\n" +
-	"\x0eSingletonClaim\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12=\n" +
-	"\x05state\x18\x02 \x01(\x0e2'.milo.discovery.v1.SingletonClaim.StateR\x05state\"V\n" +
-	"\x05State\x12\x15\n" +
-	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
-	"\rSTATE_WAITING\x10\x01\x12\x11\n" +
-	"\rSTATE_WORKING\x10\x02\x12\x10\n" +
-	"\fSTATE_ENDING\x10\x03\"k\n" +
-	"\x17ClaimSingletonsResponse\x12\x18\n" +
-	"\agranted\x18\x01 \x03(\tR\agranted\x126\n" +
-	"\tvalid_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\"\x16\n" +
+	"\asharded\x18\x02 \x01(\bR\asharded\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xa0\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
@@ -3499,7 +3262,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x10KubeconfigFormat\x12!\n" +
 	"\x1dKUBECONFIG_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aKUBECONFIG_FORMAT_EMBEDDED\x10\x01\x12\x1a\n" +
-	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\xa4\a\n" +
+	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\xba\x06\n" +
 	"\x10DiscoveryService\x12d\n" +
 	"\rWatchClusters\x12'.milo.discovery.v1.WatchClustersRequest\x1a(.milo.discovery.v1.WatchClustersResponse0\x01\x12_\n" +
 	"\fListClusters\x12&.milo.discovery.v1.ListClustersRequest\x1a'.milo.discovery.v1.ListClustersResponse\x12Y\n" +
@@ -3508,8 +3271,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x0fIssueKubeconfig\x12).milo.discovery.v1.IssueKubeconfigRequest\x1a*.milo.discovery.v1.IssueKubeconfigResponse\x12e\n" +
 	"\x0eReleaseCluster\x12(.milo.discovery.v1.ReleaseClusterRequest\x1a).milo.discovery.v1.ReleaseClusterResponse\x12h\n" +
 	"\x0fEndSubscription\x12).milo.discovery.v1.EndSubscriptionRequest\x1a*.milo.discovery.v1.EndSubscriptionResponse\x12e\n" +
-	"\x0eRenewOwnership\x12(.milo.discovery.v1.RenewOwnershipRequest\x1a).milo.discovery.v1.RenewOwnershipResponse\x12h\n" +
-	"\x0fClaimSingletons\x12).milo.discovery.v1.ClaimSingletonsRequest\x1a*.milo.discovery.v1.ClaimSingletonsResponse\x12b\n" +
+	"\x0eRenewOwnership\x12(.milo.discovery.v1.RenewOwnershipRequest\x1a).milo.discovery.v1.RenewOwnershipResponse\x12b\n" +
 	"\rGetServerInfo\x12'.milo.discovery.v1.GetServerInfoRequest\x1a(.milo.discovery.v1.GetServerInfoResponseBG\n" +
 	"\x19com.miloapis.discovery.v1P\x01Z(go.miloapis.com/discovery/v1;discoveryv1b\x06proto3"
 
@@ -3525,8 +3287,8 @@ func file_milo_discovery_v1_discovery_proto_rawDescGZIP() []byte {
 	return file_milo_discovery_v1_discovery_proto_rawDescData
 }
 
-var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(DisengageReason)(0),            // 0: milo.discovery.v1.DisengageReason
 	(KubeconfigFormat)(0),           // 1: milo.discovery.v1.KubeconfigFormat
@@ -3534,137 +3296,128 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(Connectivity_State)(0),         // 3: milo.discovery.v1.Connectivity.State
 	(SourceStatus_State)(0),         // 4: milo.discovery.v1.SourceStatus.State
 	(Engagement_Reason)(0),          // 5: milo.discovery.v1.Engagement.Reason
-	(SingletonClaim_State)(0),       // 6: milo.discovery.v1.SingletonClaim.State
-	(*WatchClustersRequest)(nil),    // 7: milo.discovery.v1.WatchClustersRequest
-	(*WatchClustersResponse)(nil),   // 8: milo.discovery.v1.WatchClustersResponse
-	(*ClusterEvent)(nil),            // 9: milo.discovery.v1.ClusterEvent
-	(*Cluster)(nil),                 // 10: milo.discovery.v1.Cluster
-	(*Draining)(nil),                // 11: milo.discovery.v1.Draining
-	(*Suspension)(nil),              // 12: milo.discovery.v1.Suspension
-	(*Connectivity)(nil),            // 13: milo.discovery.v1.Connectivity
-	(*SourceStatus)(nil),            // 14: milo.discovery.v1.SourceStatus
-	(*ClusterFilter)(nil),           // 15: milo.discovery.v1.ClusterFilter
-	(*ListClustersRequest)(nil),     // 16: milo.discovery.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),    // 17: milo.discovery.v1.ListClustersResponse
-	(*GetClusterRequest)(nil),       // 18: milo.discovery.v1.GetClusterRequest
-	(*GetClusterResponse)(nil),      // 19: milo.discovery.v1.GetClusterResponse
-	(*PendingRelease)(nil),          // 20: milo.discovery.v1.PendingRelease
-	(*Engagement)(nil),              // 21: milo.discovery.v1.Engagement
-	(*Transition)(nil),              // 22: milo.discovery.v1.Transition
-	(*IssueKubeconfigRequest)(nil),  // 23: milo.discovery.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil), // 24: milo.discovery.v1.IssueKubeconfigResponse
-	(*Kubeconfig)(nil),              // 25: milo.discovery.v1.Kubeconfig
-	(*ReleaseClusterRequest)(nil),   // 26: milo.discovery.v1.ReleaseClusterRequest
-	(*ReleaseClusterResponse)(nil),  // 27: milo.discovery.v1.ReleaseClusterResponse
-	(*EndSubscriptionRequest)(nil),  // 28: milo.discovery.v1.EndSubscriptionRequest
-	(*EndSubscriptionResponse)(nil), // 29: milo.discovery.v1.EndSubscriptionResponse
-	(*RenewOwnershipRequest)(nil),   // 30: milo.discovery.v1.RenewOwnershipRequest
-	(*RenewOwnershipResponse)(nil),  // 31: milo.discovery.v1.RenewOwnershipResponse
-	(*ClaimSingletonsRequest)(nil),  // 32: milo.discovery.v1.ClaimSingletonsRequest
-	(*SingletonClaim)(nil),          // 33: milo.discovery.v1.SingletonClaim
-	(*ClaimSingletonsResponse)(nil), // 34: milo.discovery.v1.ClaimSingletonsResponse
-	(*GetServerInfoRequest)(nil),    // 35: milo.discovery.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),   // 36: milo.discovery.v1.GetServerInfoResponse
-	(*Source)(nil),                  // 37: milo.discovery.v1.Source
-	(*Sharding)(nil),                // 38: milo.discovery.v1.Sharding
-	(*ShardMember)(nil),             // 39: milo.discovery.v1.ShardMember
-	(*FleetCounts)(nil),             // 40: milo.discovery.v1.FleetCounts
-	(*CredentialSource)(nil),        // 41: milo.discovery.v1.CredentialSource
-	(*Limits)(nil),                  // 42: milo.discovery.v1.Limits
-	nil,                             // 43: milo.discovery.v1.Cluster.LabelsEntry
-	nil,                             // 44: milo.discovery.v1.Cluster.AnnotationsEntry
-	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 46: google.protobuf.Timestamp
+	(*WatchClustersRequest)(nil),    // 6: milo.discovery.v1.WatchClustersRequest
+	(*WatchClustersResponse)(nil),   // 7: milo.discovery.v1.WatchClustersResponse
+	(*ClusterEvent)(nil),            // 8: milo.discovery.v1.ClusterEvent
+	(*Cluster)(nil),                 // 9: milo.discovery.v1.Cluster
+	(*Draining)(nil),                // 10: milo.discovery.v1.Draining
+	(*Suspension)(nil),              // 11: milo.discovery.v1.Suspension
+	(*Connectivity)(nil),            // 12: milo.discovery.v1.Connectivity
+	(*SourceStatus)(nil),            // 13: milo.discovery.v1.SourceStatus
+	(*ClusterFilter)(nil),           // 14: milo.discovery.v1.ClusterFilter
+	(*ListClustersRequest)(nil),     // 15: milo.discovery.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),    // 16: milo.discovery.v1.ListClustersResponse
+	(*GetClusterRequest)(nil),       // 17: milo.discovery.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),      // 18: milo.discovery.v1.GetClusterResponse
+	(*PendingRelease)(nil),          // 19: milo.discovery.v1.PendingRelease
+	(*Engagement)(nil),              // 20: milo.discovery.v1.Engagement
+	(*Transition)(nil),              // 21: milo.discovery.v1.Transition
+	(*IssueKubeconfigRequest)(nil),  // 22: milo.discovery.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil), // 23: milo.discovery.v1.IssueKubeconfigResponse
+	(*Kubeconfig)(nil),              // 24: milo.discovery.v1.Kubeconfig
+	(*ReleaseClusterRequest)(nil),   // 25: milo.discovery.v1.ReleaseClusterRequest
+	(*ReleaseClusterResponse)(nil),  // 26: milo.discovery.v1.ReleaseClusterResponse
+	(*EndSubscriptionRequest)(nil),  // 27: milo.discovery.v1.EndSubscriptionRequest
+	(*EndSubscriptionResponse)(nil), // 28: milo.discovery.v1.EndSubscriptionResponse
+	(*RenewOwnershipRequest)(nil),   // 29: milo.discovery.v1.RenewOwnershipRequest
+	(*RenewOwnershipResponse)(nil),  // 30: milo.discovery.v1.RenewOwnershipResponse
+	(*GetServerInfoRequest)(nil),    // 31: milo.discovery.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 32: milo.discovery.v1.GetServerInfoResponse
+	(*Source)(nil),                  // 33: milo.discovery.v1.Source
+	(*Sharding)(nil),                // 34: milo.discovery.v1.Sharding
+	(*ShardMember)(nil),             // 35: milo.discovery.v1.ShardMember
+	(*FleetCounts)(nil),             // 36: milo.discovery.v1.FleetCounts
+	(*CredentialSource)(nil),        // 37: milo.discovery.v1.CredentialSource
+	(*Limits)(nil),                  // 38: milo.discovery.v1.Limits
+	nil,                             // 39: milo.discovery.v1.Cluster.LabelsEntry
+	nil,                             // 40: milo.discovery.v1.Cluster.AnnotationsEntry
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
 }
 var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
-	15, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	45, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
-	45, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	9,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
-	14, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	14, // 5: milo.discovery.v1.WatchClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
+	14, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	41, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
+	41, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	8,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
+	13, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	13, // 5: milo.discovery.v1.WatchClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
 	2,  // 6: milo.discovery.v1.ClusterEvent.type:type_name -> milo.discovery.v1.ClusterEvent.Type
-	10, // 7: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
+	9,  // 7: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
 	0,  // 8: milo.discovery.v1.ClusterEvent.reason:type_name -> milo.discovery.v1.DisengageReason
-	25, // 9: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	43, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
-	44, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
-	46, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
-	46, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
-	13, // 14: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
-	11, // 15: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
-	12, // 16: milo.discovery.v1.Cluster.suspensions:type_name -> milo.discovery.v1.Suspension
+	24, // 9: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	39, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
+	40, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
+	42, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
+	42, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
+	12, // 14: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
+	10, // 15: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
+	11, // 16: milo.discovery.v1.Cluster.suspensions:type_name -> milo.discovery.v1.Suspension
 	0,  // 17: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
-	46, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
-	46, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
+	42, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
+	42, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
 	3,  // 20: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
-	46, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
+	42, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
 	4,  // 22: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
-	46, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
-	46, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
-	15, // 25: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	10, // 26: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
-	14, // 27: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	14, // 28: milo.discovery.v1.ListClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
-	10, // 29: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
-	21, // 30: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
-	22, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
-	20, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
-	14, // 33: milo.discovery.v1.GetClusterResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	46, // 34: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	42, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
+	42, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
+	14, // 25: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	9,  // 26: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
+	13, // 27: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	13, // 28: milo.discovery.v1.ListClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
+	9,  // 29: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
+	20, // 30: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
+	21, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
+	19, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
+	13, // 33: milo.discovery.v1.GetClusterResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	42, // 34: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
 	5,  // 35: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	46, // 36: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	42, // 36: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
 	2,  // 37: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
 	0,  // 38: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	46, // 39: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	45, // 40: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	42, // 39: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	41, // 40: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
 	1,  // 41: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
-	25, // 42: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	46, // 43: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 44: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	46, // 45: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	45, // 46: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
-	33, // 47: milo.discovery.v1.ClaimSingletonsRequest.claims:type_name -> milo.discovery.v1.SingletonClaim
-	6,  // 48: milo.discovery.v1.SingletonClaim.state:type_name -> milo.discovery.v1.SingletonClaim.State
-	45, // 49: milo.discovery.v1.ClaimSingletonsResponse.valid_for:type_name -> google.protobuf.Duration
-	46, // 50: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	14, // 51: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	40, // 52: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	41, // 53: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
-	42, // 54: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
-	37, // 55: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
-	38, // 56: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
-	14, // 57: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
-	40, // 58: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
-	39, // 59: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
-	45, // 60: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
-	46, // 61: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
-	45, // 62: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	45, // 63: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	45, // 64: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	7,  // 65: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	16, // 66: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	18, // 67: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	23, // 68: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	26, // 69: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
-	28, // 70: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
-	30, // 71: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
-	32, // 72: milo.discovery.v1.DiscoveryService.ClaimSingletons:input_type -> milo.discovery.v1.ClaimSingletonsRequest
-	35, // 73: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	8,  // 74: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	17, // 75: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	19, // 76: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	24, // 77: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	27, // 78: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
-	29, // 79: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
-	31, // 80: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
-	34, // 81: milo.discovery.v1.DiscoveryService.ClaimSingletons:output_type -> milo.discovery.v1.ClaimSingletonsResponse
-	36, // 82: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	74, // [74:83] is the sub-list for method output_type
-	65, // [65:74] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	24, // 42: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	42, // 43: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 44: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	42, // 45: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	41, // 46: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
+	42, // 47: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	13, // 48: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	36, // 49: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
+	37, // 50: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	38, // 51: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
+	33, // 52: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
+	34, // 53: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
+	13, // 54: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
+	36, // 55: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
+	35, // 56: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
+	41, // 57: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
+	42, // 58: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 59: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	41, // 60: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	41, // 61: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	6,  // 62: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	15, // 63: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	17, // 64: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	22, // 65: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	25, // 66: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	27, // 67: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	29, // 68: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
+	31, // 69: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	7,  // 70: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	16, // 71: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	18, // 72: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	23, // 73: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	26, // 74: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	28, // 75: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	30, // 76: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
+	32, // 77: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	70, // [70:78] is the sub-list for method output_type
+	62, // [62:70] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }
@@ -3677,8 +3430,8 @@ func file_milo_discovery_v1_discovery_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_milo_discovery_v1_discovery_proto_rawDesc), len(file_milo_discovery_v1_discovery_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   38,
+			NumEnums:      6,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

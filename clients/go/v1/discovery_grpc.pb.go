@@ -40,7 +40,6 @@ const (
 	DiscoveryService_ReleaseCluster_FullMethodName  = "/milo.discovery.v1.DiscoveryService/ReleaseCluster"
 	DiscoveryService_EndSubscription_FullMethodName = "/milo.discovery.v1.DiscoveryService/EndSubscription"
 	DiscoveryService_RenewOwnership_FullMethodName  = "/milo.discovery.v1.DiscoveryService/RenewOwnership"
-	DiscoveryService_ClaimSingletons_FullMethodName = "/milo.discovery.v1.DiscoveryService/ClaimSingletons"
 	DiscoveryService_GetServerInfo_FullMethodName   = "/milo.discovery.v1.DiscoveryService/GetServerInfo"
 )
 
@@ -104,12 +103,6 @@ type DiscoveryServiceClient interface {
 	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
 	// you sent its request, on a clock that also advances while the machine is suspended.
 	RenewOwnership(ctx context.Context, in *RenewOwnershipRequest, opts ...grpc.CallOption) (*RenewOwnershipResponse, error)
-	// ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-	// daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-	// all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-	// and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-	// machine is suspended.
-	ClaimSingletons(ctx context.Context, in *ClaimSingletonsRequest, opts ...grpc.CallOption) (*ClaimSingletonsResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -201,16 +194,6 @@ func (c *discoveryServiceClient) RenewOwnership(ctx context.Context, in *RenewOw
 	return out, nil
 }
 
-func (c *discoveryServiceClient) ClaimSingletons(ctx context.Context, in *ClaimSingletonsRequest, opts ...grpc.CallOption) (*ClaimSingletonsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ClaimSingletonsResponse)
-	err := c.cc.Invoke(ctx, DiscoveryService_ClaimSingletons_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -281,12 +264,6 @@ type DiscoveryServiceServer interface {
 	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
 	// you sent its request, on a clock that also advances while the machine is suspended.
 	RenewOwnership(context.Context, *RenewOwnershipRequest) (*RenewOwnershipResponse, error)
-	// ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-	// daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-	// all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-	// and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-	// machine is suspended.
-	ClaimSingletons(context.Context, *ClaimSingletonsRequest) (*ClaimSingletonsResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedDiscoveryServiceServer()
@@ -319,9 +296,6 @@ func (UnimplementedDiscoveryServiceServer) EndSubscription(context.Context, *End
 }
 func (UnimplementedDiscoveryServiceServer) RenewOwnership(context.Context, *RenewOwnershipRequest) (*RenewOwnershipResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method RenewOwnership not implemented")
-}
-func (UnimplementedDiscoveryServiceServer) ClaimSingletons(context.Context, *ClaimSingletonsRequest) (*ClaimSingletonsResponse, error) {
-	return nil, status.Errorf(codes.Unimplemented, "method ClaimSingletons not implemented")
 }
 func (UnimplementedDiscoveryServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -466,24 +440,6 @@ func _DiscoveryService_RenewOwnership_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
-func _DiscoveryService_ClaimSingletons_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ClaimSingletonsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(DiscoveryServiceServer).ClaimSingletons(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: DiscoveryService_ClaimSingletons_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(DiscoveryServiceServer).ClaimSingletons(ctx, req.(*ClaimSingletonsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _DiscoveryService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -532,10 +488,6 @@ var DiscoveryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewOwnership",
 			Handler:    _DiscoveryService_RenewOwnership_Handler,
-		},
-		{
-			MethodName: "ClaimSingletons",
-			Handler:    _DiscoveryService_ClaimSingletons_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",

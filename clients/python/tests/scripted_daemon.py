@@ -84,10 +84,6 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.ownership: pb.RenewOwnershipResponse | None = None
         """The response to each renewal of the ownership; with None there is no response."""
         self.renewals = 0
-        self.claims: list[dict[str, str]] = []
-        """The claims of singleton work, each as the states by name."""
-        self.grants: pb.ClaimSingletonsResponse | Refusal | None = None
-        """The response to each claim; with None there is no response."""
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -139,15 +135,6 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         if self.ownership is None:
             await asyncio.Event().wait()
         return self.ownership
-
-    async def ClaimSingletons(self, request, context):
-        state = pb.SingletonClaim.State
-        self.claims.append({each.name: state.Name(each.state).removeprefix("STATE_") for each in request.claims})
-        if self.grants is None:
-            await asyncio.Event().wait()
-        if isinstance(self.grants, Refusal):
-            await self.grants.abort(context)
-        return self.grants
 
     async def _answer(self, method, request, context):
         self.requests.append(request)

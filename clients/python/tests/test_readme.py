@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import pytest
 from milo_discovery.testing import MiloSandbox
 
 README = Path(__file__).parent.parent / "README.md"
-CONTROLLERS = Path(__file__).parents[3] / "docs" / "controllers.md"
+DOCS = Path(__file__).parents[3] / "docs"
+CONTROLLERS = DOCS / "controllers.md"
 
 
 def samples(page: Path) -> list[str]:
@@ -51,6 +54,35 @@ def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, tmp_path:
             assert (process.returncode, err.decode()) == (0, "")
         finally:
             process.kill()
+
+
+@contextmanager
+def replica(program: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_sharding_example_hands_the_cleanup_over(milo_sandbox: MiloSandbox, tmp_path: Path):
+    milo_sandbox.create_project("alpha")
+    own_cluster = milo_sandbox.control_plane("alpha").write_kubeconfig(tmp_path / "kubeconfig")
+    environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}
+    (program,) = samples(DOCS / "sharding.md")
+    with replica(program, environment) as leader, ExitStack() as stack:
+        assert {next_line(leader), next_line(leader)} == {"working in alpha\n", "cleaning up\n"}
+        follower = stack.enter_context(replica(program, environment))
+        assert next_line(follower) == "working in alpha\n"
+        leader.send_signal(signal.SIGINT)
+        assert leader.wait(timeout=60) == 0
+        assert next_line(follower) == "cleaning up\n"
 
 
 def test_readme_kopf_operator_runs_its_handler(milo_sandbox: MiloSandbox):

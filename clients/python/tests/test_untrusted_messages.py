@@ -97,10 +97,3 @@ def test_any_server_info_message_is_converted(duration: Duration, stamp: Timesta
         )
     )
     json_output.to_json(info)
-
-
-@given(st.builds(Duration, seconds=INT64, nanos=INT32))
-@example(Duration(seconds=2**62))
-def test_any_singleton_grant_is_converted(duration: Duration):
-    grants = _convert.singleton_grants(pb.ClaimSingletonsResponse(granted=["cleanup"], valid_for=duration))
-    assert grants.granted == {"cleanup"}

@@ -90,7 +90,6 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             "ReleaseCluster": unary(service.release_cluster, pb.ReleaseClusterRequest),
             "EndSubscription": unary(service.end_subscription, pb.EndSubscriptionRequest),
             "RenewOwnership": unary(service.renew_ownership, pb.RenewOwnershipRequest),
-            "ClaimSingletons": unary(service.claim_singletons, pb.ClaimSingletonsRequest),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

@@ -1,7 +1,7 @@
 """Validation of requests: each becomes a value, or an error that names the field. Pure."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -11,7 +11,6 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.selector import SelectorError, parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
-from milo_discoveryd.sharding.singletons import WorkState
 
 MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
@@ -28,14 +27,6 @@ _LONGEST_NAME = 253 + 64
 """The longest name of a cluster, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
 _LONGEST_SUBSCRIBER = 253
-_SINGLETON = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_MOST_SINGLETONS = 100
-_WORK_STATES: Mapping[int, WorkState] = {
-    pb.SingletonClaim.STATE_UNSPECIFIED: WorkState.WAITING,
-    pb.SingletonClaim.STATE_WAITING: WorkState.WAITING,
-    pb.SingletonClaim.STATE_WORKING: WorkState.WORKING,
-    pb.SingletonClaim.STATE_ENDING: WorkState.ENDING,
-}
 
 
 class WatchRequest(msgspec.Struct, frozen=True):
@@ -55,11 +46,6 @@ class IssueRequest(msgspec.Struct, frozen=True):
     incarnation: str
     as_command: bool
     """Whether to return the EXEC form, which contains no secret."""
-
-
-class SingletonsRequest(msgspec.Struct, frozen=True):
-    subscriber: str
-    claims: Mapping[str, WorkState]
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True):
@@ -103,18 +89,6 @@ def subscriber(text: str) -> str:
     if len(text) > _LONGEST_SUBSCRIBER or _SUBSCRIBER.fullmatch(text) is None:
         raise InvalidRequestError("subscriber", f'must be at most {_LONGEST_SUBSCRIBER} letters, digits and "-._:/@"')
     return text
-
-
-def singletons(request: pb.ClaimSingletonsRequest) -> SingletonsRequest:
-    if len(request.claims) > _MOST_SINGLETONS:
-        raise InvalidRequestError("claims", f"{len(request.claims)} claims; the limit is {_MOST_SINGLETONS}")
-    for each in request.claims:
-        if _SINGLETON.fullmatch(each.name) is None:
-            raise InvalidRequestError("claims.name", 'must be 1 to 100 letters, digits and "-._"')
-        if each.state not in _WORK_STATES:
-            raise InvalidRequestError("claims.state", f"{each.state} is not one of WAITING, WORKING and ENDING")
-    claims = {each.name: _WORK_STATES[each.state] for each in request.claims}
-    return SingletonsRequest(subscriber(request.subscriber), claims)
 
 
 def issue(request: pb.IssueKubeconfigRequest) -> IssueRequest:

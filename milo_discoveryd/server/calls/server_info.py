@@ -44,8 +44,6 @@ class ShardMembership(Protocol):
     def valid_s(self) -> float | None:
         """Return the seconds for which the present ownership is valid; None while the daemon owns nothing."""
 
-    def owns(self, key: str) -> bool: ...
-
     def status(self) -> GroupStatus: ...
 
 

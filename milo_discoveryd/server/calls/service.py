@@ -37,8 +37,6 @@ from milo_discoveryd.server.calls.server_info import (
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
-from milo_discoveryd.sharding.rendezvous import SINGLETON_PREFIX
-from milo_discoveryd.sharding.singletons import VALID_S, SingletonKey, Singletons
 
 PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of at most 4 MiB."""
@@ -55,13 +53,11 @@ class Service:
         access: AccessControl,
         signer: TokenSigner,
         draw: Draw = random.random,
-        singletons: Singletons | None = None,
         shard: ShardMembership | None = None,
     ) -> None:
         """`shard` is set if the clusters are distributed among several daemons."""
         self._fleet = fleet
         self.shard = shard
-        self._singletons = singletons or Singletons(0.0, time.monotonic())
         self._issuer = issuer
         self._info = info
         self._metrics = metrics
@@ -215,7 +211,6 @@ class Service:
     async def end_subscription(self, request: pb.EndSubscriptionRequest, caller: Caller) -> pb.EndSubscriptionResponse:
         async with self.access.authorize(caller, "EndSubscription") as call:
             key = SubscriberKey(call.identity, requests.subscriber(request.subscriber))
-            self._singletons.end(key.caller, key.name)
             if self._fleet.end_subscription(key):
                 call.noted_at_rate("subscription ended", subscriber=key.name)
         return pb.EndSubscriptionResponse()
@@ -239,25 +234,6 @@ class Service:
         return pb.RenewOwnershipResponse(
             sharded=self.shard is not None, valid_for=None if valid_s is None else convert.duration(valid_s)
         )
-
-    async def claim_singletons(self, request: pb.ClaimSingletonsRequest, caller: Caller) -> pb.ClaimSingletonsResponse:
-        async with self.access.authorize(caller, "ClaimSingletons") as call:
-            parsed = requests.singletons(request)
-            shard, now = self.shard, time.monotonic()
-            valid_s = VALID_S if shard is None else min(VALID_S, shard.valid_s() or 0.0)
-            granted = [
-                name
-                for name, state in parsed.claims.items()
-                if self._singletons.claim(
-                    SingletonKey(call.identity, name),
-                    parsed.subscriber,
-                    state,
-                    is_owned=valid_s > 0 and (shard is None or shard.owns(f"{SINGLETON_PREFIX}{name}")),
-                    valid_s=valid_s,
-                    now=now,
-                )
-            ]
-        return pb.ClaimSingletonsResponse(granted=granted, valid_for=convert.duration(valid_s) if granted else None)
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:

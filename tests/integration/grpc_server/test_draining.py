@@ -420,9 +420,6 @@ class Group:
     def valid_s(self) -> float | None:
         return None
 
-    def owns(self, key: str) -> bool:
-        return False
-
     def status(self) -> GroupStatus:
         return GroupStatus(group="dns", member="a", view=1, is_settled=False, members=())
 

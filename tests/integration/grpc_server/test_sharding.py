@@ -1,11 +1,8 @@
 """Responses of a daemon that is a member of a shard group."""
 
-import grpc
 import msgspec
-import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.sharding.singletons import VALID_S
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from tests.integration.grpc_server.conftest import Harness, ready
 
@@ -27,9 +24,6 @@ class Shard(msgspec.Struct):
 
     def valid_s(self) -> float | None:
         return self.valid
-
-    def owns(self, key: str) -> bool:
-        return key == "singleton/cleanup"
 
     def status(self) -> GroupStatus:
         return STATUS
@@ -88,50 +82,3 @@ async def test_stream_without_shard_group_is_not_marked_sharded(harness: Harness
     harness.listed(ready("alpha"))
     async with harness.subscriber() as subscriber:
         assert not (await subscriber.batch()).sharded
-
-
-def claims(subscriber: str, state: str = "WAITING", name: str = "cleanup") -> pb.ClaimSingletonsRequest:
-    wanted = pb.SingletonClaim(name=name, state=pb.SingletonClaim.State.Value(f"STATE_{state}"))
-    return pb.ClaimSingletonsRequest(subscriber=subscriber, claims=[wanted])
-
-
-async def test_daemon_without_shard_group_grants_singleton_work_to_one_subscriber(harness: Harness) -> None:
-    async with harness.client() as stub:
-        first = await stub.ClaimSingletons(claims("a", "WORKING"))
-        second = await stub.ClaimSingletons(claims("b"))
-        await stub.EndSubscription(pb.EndSubscriptionRequest(subscriber="a"))
-        third = await stub.ClaimSingletons(claims("b", "WORKING"))
-    assert (list(first.granted), first.valid_for.ToTimedelta().total_seconds()) == (["cleanup"], VALID_S)
-    assert (list(second.granted), second.HasField("valid_for")) == ([], False)
-    assert list(third.granted) == ["cleanup"]
-
-
-async def test_shard_member_grants_the_singleton_work_that_it_owns(harness: Harness) -> None:
-    harness.service.shard = shard = Shard(valid=4.0)
-    async with harness.client() as stub:
-        owned = await stub.ClaimSingletons(claims("a", "WORKING"))
-        other = await stub.ClaimSingletons(claims("a", "WORKING", "report"))
-        shard.valid = None
-        lost = await stub.ClaimSingletons(claims("a", "WORKING"))
-    assert (list(owned.granted), owned.valid_for.ToTimedelta().total_seconds()) == (["cleanup"], 4.0)
-    assert list(other.granted) == []
-    assert list(lost.granted) == []
-
-
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
-        (claims(""), "subscriber"),
-        (claims("a", name="no/name"), "claims.name"),
-        (pb.ClaimSingletonsRequest(subscriber="a", claims=[pb.SingletonClaim(name="x", state=9)]), "claims.state"),
-        (pb.ClaimSingletonsRequest(subscriber="a", claims=101 * [pb.SingletonClaim(name="x")]), "claims"),
-    ],
-)
-async def test_claim_singletons_rejects_invalid_request(
-    harness: Harness, request_: pb.ClaimSingletonsRequest, field: str
-) -> None:
-    async with harness.client() as stub:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.ClaimSingletons(request_)
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert (refused.value.details() or "").startswith(f"{field}: ")

@@ -13,7 +13,6 @@ from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_discoveryd.sharding.singletons import SingletonKey, Singletons, WorkState
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
 from tests.unit.sharding.fleets import new_fleet
@@ -37,7 +36,7 @@ STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 def listed(*names: str, revocation: Any = None) -> tuple[DirectFleet, FleetAssignment]:
     fleet = new_fleet()
-    assignment = FleetAssignment(fleet, 30.0, Singletons(30.0, 0.0), revocation)
+    assignment = FleetAssignment(fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
     for _ in fleet.take([ListStarted(), *found, ListEnded()], 0.0):
         pass
@@ -154,22 +153,3 @@ async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_anothe
     revocation.done()
     assign(assignment, CONTINUED)
     assert fleet.registry.engaged == 1
-
-
-async def test_moved_singleton_work_is_kept_until_it_has_ended() -> None:
-    singletons, now = Singletons(30.0, 0.0), 100.0
-    assignment = FleetAssignment(new_fleet(), 30.0, singletons, clock=lambda: now)
-
-    def claim(state: WorkState, *, is_owned: bool) -> bool:
-        key = SingletonKey("caller", "cleanup")
-        return singletons.claim(key, "operator", state, is_owned=is_owned, valid_s=10.0, now=now)
-
-    assign(assignment, ALONE)
-    assert claim(WorkState.WAITING, is_owned=True)
-    assert not assignment.keeps_lost()
-    assign(assignment, GONE)
-    assert assignment.keeps_lost()
-    assert not claim(WorkState.ENDING, is_owned=False)
-    assert assignment.keeps_lost()
-    assert not claim(WorkState.WAITING, is_owned=False)
-    assert not assignment.keeps_lost()

@@ -11,7 +11,6 @@ from milo_discoveryd.config.settings import Kubeconfigs, ShardingSettings
 from milo_discoveryd.config.sources import CredentialSource, TokenFile
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
-from milo_discoveryd.sharding.singletons import Singletons
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.sharding import is_stable, lease_client, shard_group
@@ -30,9 +29,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(
-            settings, environ, new_fleet(), Metrics(), stack, singletons=Singletons(30.0, 0.0), fencing=list
-        )
+        return shard_group(settings, environ, new_fleet(), Metrics(), stack, fencing=list)
 
 
 async def test_daemon_without_a_shard_group_has_no_member(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
     from milo_discovery._backoff import BackoffPolicy
     from milo_discovery._client_credentials import ClientCredentials
-    from milo_discovery._sync_singleton import SyncSingleton
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged_cluster import EngagedCluster
     from milo_discovery.errors import (
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
         ServerInfo,
         Sharding,
         ShardMember,
-        SingletonGrants,
-        SingletonState,
         Source,
         SourceState,
         SourceStatus,
@@ -108,8 +105,6 @@ _MODULE_OF = {
     "ServerInfo": "milo_discovery.model",
     "Sharding": "milo_discovery.model",
     "ShardMember": "milo_discovery.model",
-    "SingletonGrants": "milo_discovery.model",
-    "SingletonState": "milo_discovery.model",
     "Source": "milo_discovery.model",
     "SourceState": "milo_discovery.model",
     "SourceStatus": "milo_discovery.model",
@@ -117,7 +112,6 @@ _MODULE_OF = {
     "StreamBroken": "milo_discovery.errors",
     "Suspension": "milo_discovery.model",
     "SyncDiscoveryClient": "milo_discovery.sync",
-    "SyncSingleton": "milo_discovery._sync_singleton",
     "SyncWatch": "milo_discovery.sync",
     "Synced": "milo_discovery.events",
     "TimedOut": "milo_discovery.errors",
@@ -172,8 +166,6 @@ __all__ = [
     "ServerInfo",
     "ShardMember",
     "Sharding",
-    "SingletonGrants",
-    "SingletonState",
     "Source",
     "SourceState",
     "SourceStatus",
@@ -182,7 +174,6 @@ __all__ = [
     "StreamNotice",
     "Suspension",
     "SyncDiscoveryClient",
-    "SyncSingleton",
     "SyncWatch",
     "Synced",
     "TimedOut",

@@ -6,7 +6,7 @@ throws the error of a failed request into it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,8 +25,6 @@ from milo_discovery.model import (
     KubeconfigFormat,
     Listing,
     ServerInfo,
-    SingletonGrants,
-    SingletonState,
 )
 
 ResultT = TypeVar("ResultT")
@@ -90,17 +88,6 @@ def release_cluster(name: str, incarnation: str, subscriber: str) -> UnaryCall[N
 
 def end_subscription(subscriber: str) -> UnaryCall[None]:
     yield UnaryRequest("EndSubscription", pb.EndSubscriptionRequest(subscriber=subscriber))
-
-
-def claim_singletons(subscriber: str, claims: Mapping[str, SingletonState]) -> UnaryCall[SingletonGrants]:
-    request = pb.ClaimSingletonsRequest(
-        subscriber=subscriber,
-        claims=[
-            pb.SingletonClaim(name=name, state=pb.SingletonClaim.State.ValueType(state.value))
-            for name, state in claims.items()
-        ],
-    )
-    return _convert.singleton_grants((yield UnaryRequest("ClaimSingletons", request)))
 
 
 class ClusterReference:

@@ -201,12 +201,6 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
     )
 
 
-def singleton_grants(message: pb.ClaimSingletonsResponse) -> model.SingletonGrants:
-    return model.SingletonGrants(
-        granted=frozenset(message.granted), valid_for=duration(message, "valid_for") or timedelta()
-    )
-
-
 def _sharding(message: pb.Sharding) -> model.Sharding:
     return model.Sharding(
         group=message.group,

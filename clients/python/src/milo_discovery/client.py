@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
@@ -31,8 +31,6 @@ from milo_discovery.model import (
     KubeconfigFormat,
     Listing,
     ServerInfo,
-    SingletonGrants,
-    SingletonState,
 )
 from milo_discovery.watch import Watch
 
@@ -137,10 +135,6 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     async def end_subscription(self, subscriber: str) -> None:
         """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
         await self._run(_calls.end_subscription(subscriber))
-
-    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
-        """Claim work that one replica does at a time; `Fleet.singleton` does this every few seconds."""
-        return await self._run(_calls.claim_singletons(subscriber, claims))
 
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None

@@ -21,17 +21,15 @@ from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._grpc_status import NOT_RETRYABLE
-from milo_discovery._singletons import Singletons, SingletonWork
 from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import Cluster, EventType, SingletonGrants, SingletonState
+from milo_discovery.model import Cluster, EventType
 
 log = logging.getLogger("milo_discovery.fleet")
 
 HandlerT = TypeVar("HandlerT", bound=Callable[[EngagedCluster], Awaitable[None]])
-SingletonT = TypeVar("SingletonT", bound=SingletonWork)
 
 OnError = Literal["restart", "raise"] | Callable[[EngagedCluster, Exception], bool]
 """What happens when a handler raises. "restart": log the error and restart the handler after a backoff. "raise": end
@@ -53,7 +51,6 @@ class FleetClient(Protocol):
     @property
     def api_clients(self) -> AsyncApiClients: ...
     async def end_subscription(self, subscriber: str) -> None: ...
-    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants: ...
     def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[Feed]: ...
 
 
@@ -106,7 +103,6 @@ class Fleet(RunsInBackground):
         )
         self._options = options
         self._handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
-        self._singletons: dict[str, SingletonWork] = {}
         self._members: dict[str, _Member] = {}
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
         self._state: Literal["new", "running", "synced", "ended"] = "new"
@@ -120,22 +116,6 @@ class Fleet(RunsInBackground):
             raise RuntimeError("a Fleet has one handler, registered before it runs")
         self._handler = handler
         return handler
-
-    def singleton(self, name: str) -> Callable[[SingletonT], SingletonT]:
-        """Register work that one replica does at a time, such as a cleanup (a decorator).
-
-        The function is called each time that this replica is granted the work, and canceled when it no longer is. If
-        it raises, the error is logged and it is called again after a backoff; if it returns, it is not called again
-        under the same grant. The name is the same in all replicas.
-        """
-
-        def register(work: SingletonT) -> SingletonT:
-            if name in self._singletons or self._state != "new":
-                raise RuntimeError(f"singleton {name!r} has one function, registered before the Fleet runs")
-            self._singletons[name] = work
-            return work
-
-        return register
 
     @property
     def clusters(self) -> Mapping[str, EngagedCluster]:
@@ -163,25 +143,18 @@ class Fleet(RunsInBackground):
         if self._state != "new":
             raise RuntimeError("a Fleet can run only once: create another")
         options = self._options.copy()
-        options.setdefault("confirm_releases", self._handler is not None or bool(self._singletons))
-        if self._singletons and not options["confirm_releases"]:
-            raise ValueError("a Fleet with singletons confirms releases: leave out confirm_releases")
+        options.setdefault("confirm_releases", self._handler is not None)
         subscriber = ""
         self._state = "running"
         try:
             with unwrap_single_error():
                 async with self._client.watch(**options) as watch, asyncio.TaskGroup() as tasks:
                     subscriber = watch.subscriber
-                    if self._singletons:
-                        singletons = Singletons(self._client, self._singletons, self._backoff_policy)
-                        claiming = tasks.create_task(singletons.run(subscriber), name="singletons")
                     async with aclosing(watch.feed()) as feed:
                         async for item in feed:
                             self._apply(item, watch, tasks)
                     # The client was closed, so no more events will arrive.
                     subscriber = ""
-                    if self._singletons:
-                        claiming.cancel()
                     for name in tuple(self._members):
                         self._disengage(name)
         finally:

@@ -310,23 +310,6 @@ class Sharding:
     all."""
 
 
-class SingletonState(Enum):
-    """The state of singleton work at a subscriber."""
-
-    WAITING = 1
-    WORKING = 2
-    ENDING = 3
-    """The work is no longer granted, but has not ended yet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SingletonGrants:
-    """The work that a subscriber may do, and for how long since its request was sent."""
-
-    granted: frozenset[str] = frozenset()
-    valid_for: timedelta = timedelta()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """The daemon's version, state and limits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -27,7 +27,6 @@ from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery._sync_ownership import OwnershipKeeper
-from milo_discovery._sync_singleton import SyncSingleton, SyncSingletonWork
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import (
@@ -37,8 +36,6 @@ from milo_discovery.model import (
     KubeconfigFormat,
     Listing,
     ServerInfo,
-    SingletonGrants,
-    SingletonState,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +73,6 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
             open_channel=open_channel,
         )
         self._api_clients = ThreadApiClients(self._run)
-        self._singletons: set[SyncSingleton] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -87,9 +83,7 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         self.close()
 
     def close(self) -> None:
-        """End all singleton work, and close all watches and connections."""
-        for singleton in tuple(self._singletons):
-            singleton.close()
+        """Close all watches and connections."""
         for watch in tuple(self._watches):
             watch.close()
         channel = self._shared_channel.close()
@@ -144,26 +138,6 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
         self._run(_calls.end_subscription(subscriber))
 
-    def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
-        """Claim work that one replica does at a time; `singleton` does this every few seconds."""
-        return self._run(_calls.claim_singletons(subscriber, claims))
-
-    def singleton(self, name: str, work: SyncSingletonWork) -> SyncSingleton:
-        """Return work that one replica does at a time, such as a cleanup; its `run` claims the work and runs it.
-
-        `work` is called in a thread with an event, and returns after that is set. The name is the same in all replicas.
-        """
-        singleton = SyncSingleton(
-            name,
-            work,
-            lambda subscriber, claims, limit_s: self._run(_calls.claim_singletons(subscriber, claims), limit_s),
-            lambda subscriber, limit_s: self._run(_calls.end_subscription(subscriber), limit_s),
-            backoff=self._backoff,
-            on_close=self._singletons.discard,
-        )
-        self._singletons.add(singleton)
-        return singleton
-
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractContextManager[ApiClient]:
@@ -173,12 +147,12 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         """
         return self._api_clients.open(cluster, ttl=ttl, proxy=proxy)
 
-    def _run(self, call: UnaryCall[ResultT], limit_s: float | None = None) -> ResultT:
+    def _run(self, call: UnaryCall[ResultT]) -> ResultT:
         try:
             request = next(call)
             while True:
                 try:
-                    response = self._send(request, limit_s)
+                    response = self._send(request)
                 except StatusError as error:
                     request = call.throw(error)
                 else:
@@ -187,9 +161,9 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
             result: ResultT = returned.value
             return result
 
-    def _send(self, request: UnaryRequest, limit_s: float | None) -> Any:
+    def _send(self, request: UnaryRequest) -> Any:
         metadata = self._credentials.metadata()
-        deadline = self._deadline() if limit_s is None else time.monotonic() + limit_s
+        deadline = self._deadline()
         while True:
             connection = self._shared_channel.acquire()
             method = getattr(DiscoveryServiceStub(connection.channel), request.method)

@@ -12,7 +12,6 @@ from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 from milo_discoveryd.server.calls.requests import IssueRequest, ListRequest, WatchRequest
-from milo_discoveryd.sharding.singletons import WorkState
 
 DEFAULT_HEARTBEAT_S = 30.0
 
@@ -236,34 +235,3 @@ def test_filter_with_an_unknown_source_is_rejected() -> None:
         requests.known_sources(Filter(sources=frozenset({"asia"})), ["eu", "us"])
     with pytest.raises(InvalidRequestError, match="configured: none, because the daemon has one unnamed source"):
         requests.known_sources(Filter(sources=frozenset({"asia"})), [""])
-
-
-def singletons(*claims: pb.SingletonClaim, subscriber: str = "s") -> requests.SingletonsRequest:
-    return requests.singletons(pb.ClaimSingletonsRequest(subscriber=subscriber, claims=claims))
-
-
-def test_claims_of_singleton_work_are_parsed() -> None:
-    ending = pb.SingletonClaim(name="b", state=pb.SingletonClaim.STATE_ENDING)
-    found = singletons(pb.SingletonClaim(name="a"), ending)
-    assert found.subscriber == "s"
-    assert found.claims == {"a": WorkState.WAITING, "b": WorkState.ENDING}
-
-
-@pytest.mark.parametrize(
-    "claims",
-    [
-        101 * [pb.SingletonClaim(name="a")],
-        [pb.SingletonClaim(name="")],
-        [pb.SingletonClaim(name="a/b")],
-        [pb.SingletonClaim(name="a" * 101)],
-        [pb.SingletonClaim(name="a", state=9)],
-    ],
-)
-def test_invalid_claims_of_singleton_work_are_rejected(claims: list[pb.SingletonClaim]) -> None:
-    with pytest.raises(InvalidRequestError, match=r"^claims"):
-        singletons(*claims)
-
-
-def test_claim_of_singleton_work_without_subscriber_is_rejected() -> None:
-    with pytest.raises(InvalidRequestError, match=r"^subscriber"):
-        singletons(subscriber="")

@@ -73,11 +73,6 @@ class DiscoveryServiceStub(object):
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.SerializeToString,
                 response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.FromString,
                 _registered_method=True)
-        self.ClaimSingletons = channel.unary_unary(
-                '/milo.discovery.v1.DiscoveryService/ClaimSingletons',
-                request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsRequest.SerializeToString,
-                response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsResponse.FromString,
-                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/milo.discovery.v1.DiscoveryService/GetServerInfo',
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.GetServerInfoRequest.SerializeToString,
@@ -178,17 +173,6 @@ class DiscoveryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ClaimSingletons(self, request, context):
-        """ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-        daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-        all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-        and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-        machine is suspended.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def GetServerInfo(self, request, context):
         """GetServerInfo describes the daemon itself.
         """
@@ -233,11 +217,6 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
                     servicer.RenewOwnership,
                     request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.FromString,
                     response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.SerializeToString,
-            ),
-            'ClaimSingletons': grpc.unary_unary_rpc_method_handler(
-                    servicer.ClaimSingletons,
-                    request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsRequest.FromString,
-                    response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -438,33 +417,6 @@ class DiscoveryService(object):
             '/milo.discovery.v1.DiscoveryService/RenewOwnership',
             milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipRequest.SerializeToString,
             milo_dot_discovery_dot_v1_dot_discovery__pb2.RenewOwnershipResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ClaimSingletons(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/milo.discovery.v1.DiscoveryService/ClaimSingletons',
-            milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsRequest.SerializeToString,
-            milo_dot_discovery_dot_v1_dot_discovery__pb2.ClaimSingletonsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -108,13 +108,6 @@ class DiscoveryServiceStub:
     that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
     you sent its request, on a clock that also advances while the machine is suspended.
     """
-    ClaimSingletons: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ClaimSingletonsRequest, _discovery_pb2.ClaimSingletonsResponse]
-    """ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-    daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-    all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-    and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-    machine is suspended.
-    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]
     """GetServerInfo describes the daemon itself."""
 
@@ -184,13 +177,6 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
     that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
     you sent its request, on a clock that also advances while the machine is suspended.
-    """
-    ClaimSingletons: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ClaimSingletonsRequest, _discovery_pb2.ClaimSingletonsResponse]  # type: ignore[assignment]
-    """ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-    daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-    all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-    and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-    machine is suspended.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the daemon itself."""
@@ -300,19 +286,6 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
         that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
         you sent its request, on a clock that also advances while the machine is suspended.
-        """
-
-    @_abc_1.abstractmethod
-    def ClaimSingletons(
-        self,
-        request: _discovery_pb2.ClaimSingletonsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_discovery_pb2.ClaimSingletonsResponse, _abc.Awaitable[_discovery_pb2.ClaimSingletonsResponse]]:
-        """ClaimSingletons asks for singleton work: work that one replica of an operator does at a time, such as a cleanup. Where
-        daemons share the clusters, one of them grants it, by the rule that decides who owns a cluster; any other daemon grants
-        all. Among the subscribers of one caller, one has it at a time. Call it every few seconds, do the work that is granted,
-        and stop when `valid_for` has passed, counted from when you sent the request, on a clock that also advances while the
-        machine is suspended.
         """
 
     @_abc_1.abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,6 @@ from milo_discovery.model import (
     Draining,
     EventType,
     Kubeconfig,
-    SingletonGrants,
-    SingletonState,
 )
 from milo_discovery.testing.control_plane import ControlPlane
 
@@ -96,10 +94,6 @@ class FakeDiscovery:
 
     async def end_subscription(self, subscriber: str) -> None:
         """Do nothing: no other subscriber waits for the end of the Fleet."""
-
-    async def claim_singletons(self, subscriber: str, claims: Mapping[str, SingletonState]) -> SingletonGrants:
-        """Grant all singleton work: there is no other replica."""
-        return SingletonGrants(granted=frozenset(claims), valid_for=timedelta(hours=1))
 
     def _release(self, cluster: Cluster) -> None:
         known = self._engaged.get(cluster.name)
