@@ -7,15 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import pytest
 
-from milo_discovery import Cluster, DisengageReason, EventType, SourceState
-from milo_discovery.events import Event, Synced
-from milo_discovery.model import SourceStatus
+from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState
+from milo_discovery.events import Connected, Event, Synced
+from milo_discovery.model import ClusterReport, Engagement, EngagementReason, ServerInfo, Sharding, SourceStatus
+from milo_discovery.publishing import publisher, removals
 from milo_discovery.publishing.decisions import Publication
+from milo_discovery.publishing.errors import PublishedByAnother
 from milo_discovery.publishing.objects import Identity, ObservedObject
 from milo_discovery.publishing.publisher import Publisher
+from milo_discovery.publishing.removals import Removals
 from milo_discovery.publishing.rendering import FluxKubeconfigs
 
 from .eventually import eventually
@@ -33,6 +37,19 @@ class Daemon:
 
     def __init__(self) -> None:
         self.sent = asyncio.Queue()
+        self.sources: dict[str, SourceStatus] = {}
+        self.group = ""
+        self.infos = 0
+        self.reports: dict[str, ClusterReport] = {}
+
+    async def server_info(self) -> ServerInfo:
+        self.infos += 1
+        return ServerInfo(sharding=Sharding(group=self.group) if self.group else None)
+
+    async def get(self, name: str) -> ClusterReport:
+        if name not in self.reports:
+            raise ClusterNotFound(name, code="NOT_FOUND")
+        return self.reports[name]
 
     @asynccontextmanager
     async def watch(self):
@@ -46,6 +63,13 @@ class Daemon:
         issued = value(text(server, token="t"), now=datetime.now(UTC), age=timedelta(), life=timedelta(minutes=10))
         cluster = Cluster(name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC))
         self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=replace(issued, cluster=name)))
+
+    def snapshot(self, *names: str) -> None:
+        """Send what follows a reconnect: the view has only these clusters of those that were engaged, and new ones."""
+        self.sent.put_nowait(Connected(resumed=False))
+        for name in names:
+            self.engage(name)
+        self.sent.put_nowait(Synced(clusters=len(names)))
 
     def disengage(self, name: str, reason: DisengageReason = DisengageReason.DELETED) -> None:
         cluster = Cluster(name=name, uid=f"uid-{name}")
@@ -78,29 +102,55 @@ class Server(ModelServer):
 
 
 class Publishing:
-    def __init__(self) -> None:
-        self.daemon, self.server = Daemon(), Server()
+    """A publisher of Flux's Secrets. Several can write to one server."""
+
+    def __init__(self, server: Server | None = None, *, group: str = "", only: str = "", accepts: bool = False) -> None:
+        self.daemon, self.server = Daemon(), server or Server()
+        self.daemon.group = group
         self.reports: list[str] = []
-        publication = Publication(FLUX.resource, Identity(publication=FLUX.publication, publisher="milo"))
+        identity = Identity(publication=FLUX.publication, publisher="milo", filter=only)
+        publication = Publication(FLUX.resource, identity)
         self.publisher = Publisher(
             self.daemon,
             self.server,
             publication,
             FLUX,
-            resync=timedelta(hours=1),
+            resync=timedelta(milliseconds=50),
             report=self.reports.append,
             notice=lambda _: None,
+            removals=Removals(accepts=accepts),
         )
+
+    @asynccontextmanager
+    async def running(self, *engaged: str) -> AsyncIterator[Self]:
+        done = asyncio.Event()
+        self.task = asyncio.create_task(self.publisher.run({}, done, once=False))
+        for name in engaged:
+            self.daemon.engage(name)
+        self.daemon.sent.put_nowait(Synced(clusters=len(engaged)))
+        yield self
+        done.set()
+        await self.task
+
+    async def two_looks(self) -> None:
+        """Wait for far more reviews than a removal needs."""
+        seen = self.daemon.infos
+        await eventually(lambda: self.daemon.infos > seen + 10)
+
+    async def until_published(self, *names: str) -> None:
+        await eventually(lambda: set(self.server.objects) == {f"{each}-kubeconfig" for each in names})
 
 
 @pytest.fixture
 async def publishing() -> AsyncIterator[Publishing]:
-    made, done = Publishing(), asyncio.Event()
-    running = asyncio.create_task(made.publisher.run({}, done, once=False))
-    made.daemon.sent.put_nowait(Synced(clusters=0))
-    yield made
-    done.set()
-    await running
+    async with Publishing().running() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removals, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "_CHECK_INTERVAL_S", 0.02)
 
 
 async def test_usable_kubeconfig_clears_the_problem_of_an_unusable_one(publishing):
@@ -130,7 +180,110 @@ async def test_object_of_disengaged_cluster_goes_to_the_other_cluster_with_its_n
     assert publishing.publisher.problems == ()
 
 
-async def test_object_of_moved_cluster_is_left_to_its_new_publisher(publishing):
+async def test_publisher_deletes_the_objects_that_a_predecessor_left(publishing):
+    publishing.daemon.engage("alpha")
+    publishing.daemon.engage("beta")
+    await publishing.until_published("alpha", "beta")
+    async with Publishing(publishing.server).running("alpha"):
+        await publishing.until_published("alpha")
+
+
+async def test_publisher_of_another_fleet_writes_nothing(publishing):
+    for name in ("alpha", "beta"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("alpha", "beta")
+    async with Publishing(publishing.server).running("gamma", "delta") as other:
+        await eventually(lambda: other.publisher.problems)
+        await other.two_looks()
+        assert "nothing is written" in other.publisher.problems[0]
+        await publishing.until_published("alpha", "beta")
+    async with Publishing(publishing.server, accepts=True).running("gamma"):
+        await publishing.until_published("gamma")
+
+
+async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what_it_has(publishing):
+    names = [f"p-{number}" for number in range(6)]
+    for name in names:
+        publishing.daemon.engage(name)
+    await publishing.until_published(*names)
+    async with Publishing(publishing.server).running(*names[:2]) as other:
+        await eventually(lambda: "are kept" in "".join(other.publisher.problems))
+        other.daemon.engage("new")
+        await publishing.until_published(*names, "new")
+        await other.two_looks()
+        for name in names:
+            other.daemon.engage(name)
+        await eventually(lambda: other.publisher.problems == ())
+        await publishing.until_published(*names, "new")
+
+
+async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(publishing):
+    for name in ("alpha", "beta"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("alpha", "beta")
+    publishing.daemon.sent.put_nowait(Connected(resumed=False))
+    for name in ("alpha", "beta"):
+        publishing.daemon.disengage(name, DisengageReason.UNSPECIFIED)
+    publishing.daemon.engage("gamma")
+    publishing.daemon.sent.put_nowait(Synced(clusters=1))
+    await eventually(lambda: publishing.publisher.problems)
+    await publishing.two_looks()
+    await publishing.until_published("alpha", "beta")
+
+
+async def test_publisher_stops_at_objects_of_another_filter_or_group(publishing):
+    publishing.daemon.engage("alpha")
+    await publishing.until_published("alpha")
+    for other in (Publishing(publishing.server, only="-l env=prod"), Publishing(publishing.server, group="dns")):
+        with pytest.raises(PublishedByAnother, match="alpha-kubeconfig"):
+            async with other.running():
+                await other.task
+    await publishing.until_published("alpha")
+    async with Publishing(publishing.server, group="dns", accepts=True).running("alpha"):
+        await eventually(lambda: _group(publishing.server, "alpha") == "dns")
+
+
+async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
+    made = Publishing(group="dns")
+    with pytest.raises(PublishedByAnother, match="another one"):
+        async with made.running("alpha"):
+            await made.until_published("alpha")
+            made.daemon.group = "other"
+            made.daemon.snapshot("alpha")
+            await made.task
+
+
+async def test_replicas_of_a_group_keep_each_others_objects_and_delete_those_that_a_dead_one_left():
+    one = Publishing(group="dns")
+    two = Publishing(one.server, group="dns")
+    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
+    async with one.running("a", "b", "c"):
+        await one.until_published("a", "b", "c")
+    two.daemon.reports = {name: elsewhere for name in ("a", "b", "c")}
+    async with two.running("d"):
+        await one.until_published("a", "b", "c", "d")
+        await two.two_looks()
+        await one.until_published("a", "b", "c", "d")
+    three = Publishing(one.server, group="dns")
+    three.daemon.reports = {name: elsewhere for name in ("a", "b")}
+    async with three.running("d"):
+        await one.until_published("a", "b", "d")
+
+
+async def test_unfollowed_source_holds_only_its_own_deletions(publishing):
+    stale, streaming = SourceStatus(state=SourceState.STALE), SourceStatus(state=SourceState.STREAMING)
+    publishing.daemon.source, publishing.daemon.sources = stale, {"eu": stale, "us": streaming}
+    for name in ("eu#alpha", "us#alpha"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("eu.alpha", "us.alpha")
+    for name in ("eu#alpha", "us#alpha"):
+        publishing.daemon.disengage(name)
+    await publishing.until_published("eu.alpha")
+    publishing.daemon.sources = {"eu": streaming, "us": streaming}
+    await publishing.until_published()
+
+
+async def test_object_of_moved_cluster_is_left_to_the_other_replicas(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
     await eventually(lambda: publishing.publisher.problems and publishing.server.clusters)
@@ -138,3 +291,7 @@ async def test_object_of_moved_cluster_is_left_to_its_new_publisher(publishing):
     publishing.daemon.engage("beta")
     await eventually(lambda: "beta-kubeconfig" in publishing.server.clusters)
     assert publishing.server.clusters["eu.alpha-kubeconfig"] == "uid-eu#alpha"
+
+
+def _group(server: Server, cluster: str) -> str:
+    return server.objects[f"{cluster}-kubeconfig"]["metadata"]["annotations"]["discovery.miloapis.com/group"]

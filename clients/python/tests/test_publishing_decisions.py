@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from milo_discovery import Cluster, Connectivity, ConnectivityState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse
+from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse, Removal
 from milo_discovery.publishing.objects import DesiredObject, Document, Identity, ObservedObject, object_name
 from milo_discovery.publishing.rendering import ClusterProfiles
 
@@ -152,29 +153,73 @@ def test_published_object_deletion_is_held_until_it_is_allowed(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
-    of.withdraw("alpha", moved=False)
+    of.withdraw("alpha")
+    assert server.settle(of, "alpha") is None
+    assert "alpha" in server.objects, "the cluster is not engaged, and not known to have ended"
+    of.end("alpha", "1")
     assert server.settle(of, "alpha", may_delete=False) == Hold()
     assert "alpha" in server.objects
     assert server.settle(of, "alpha") is None
     assert not server.objects
 
 
-def test_published_object_of_a_moved_cluster_is_taken_over_by_other_publisher(server):
-    one, two = publication("one"), publication("two")
+def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server):
+    one, two = publication(), publication()
     one.desire(desired(cluster()))
     server.settle(one, "alpha")
-    one.withdraw("alpha", moved=True)
-    assert server.settle(one, "alpha") is None
-    assert "alpha" in server.objects
+    one.withdraw("alpha")
+    assert one.removals() == [Removal("alpha", "alpha", "1")]
+    uid = server.objects["alpha"]["metadata"]["uid"]
+    two.desire(desired(cluster(state="UNREACHABLE")))
     two.observe("alpha", server.observed("alpha"))
-    two.desire(desired(cluster()))
     assert server.settle(two, "alpha") is None
-    assert server.objects["alpha"]["metadata"]["labels"]["discovery.miloapis.com/publisher"] == "two"
-    one.observe_all([])
-    two.observe_all([found for each in server.objects if (found := server.observed(each))])
-    two.withdraw("alpha", moved=False)
-    server.settle(two, "alpha")
-    assert not server.objects
+    assert two.removals() == []
+    assert server.objects["alpha"]["metadata"]["uid"] == uid
+
+
+def test_removals_are_the_own_objects_without_their_cluster(server):
+    of = publication()
+    for name in ("alpha", "beta", "gamma", "delta"):
+        of.desire(desired(cluster(name)))
+        server.settle(of, name)
+    server.put({"metadata": {"name": "foreign"}, "spec": {}})
+    of.observe("foreign", server.observed("foreign"))
+    assert (of.removals(), of.published) == ([], 4)
+    of.withdraw("alpha")
+    of.desire(desired(cluster("beta", uid="2")))
+    of.withdraw("gamma")
+    of.end("gamma", "1")
+    assert of.removals() == [Removal("alpha", "alpha", "1"), Removal("beta", "beta", "1")]
+    assert server.settle(of, "beta") == Hold(), "the object of the former cluster is still there"
+
+
+def test_cluster_that_is_engaged_again_has_not_ended(server):
+    of = publication()
+    of.desire(desired(cluster()))
+    server.settle(of, "alpha")
+    of.withdraw("alpha")
+    of.end("alpha", "1")
+    of.desire(desired(cluster()))
+    of.withdraw("alpha")
+    assert server.settle(of, "alpha") is None
+    assert "alpha" in server.objects
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (identity(), ""),
+        (replace(identity(), group="dns"), "is of the shard group 'dns', and this daemon is of no shard group"),
+        (replace(identity(), filter="-l a=b"), "was published with the filter `-l a=b`, and this run has no filter"),
+    ],
+)
+def test_published_object_says_which_fleet_it_stands_for(server, other: Identity, difference: str):
+    of = Publication(PROFILES.resource, other)
+    of.desire(desired(cluster()))
+    server.settle(of, "alpha")
+    observed = server.observed("alpha")
+    assert observed is not None
+    assert observed.difference(identity()) == difference
 
 
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(server):
@@ -183,6 +228,7 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
     server.settle(of, "alpha")
     before = server.objects["alpha"]["metadata"]["uid"]
     of.desire(desired(cluster(uid="2"), is_known=False))
+    of.end("alpha", "1")
     assert server.settle(of, "alpha", may_delete=False) == Hold()
     assert server.settle(of, "alpha") is None
     assert not server.objects, "the former object is deleted, since its cached content is not valid for this cluster"
@@ -209,8 +255,20 @@ def test_objects_of_other_publishers_are_not_overwritten(server, labels: dict[st
     action = server.settle(of, "alpha")
     assert isinstance(action, Refuse)
     assert reason in action.reason
-    of.withdraw("alpha", moved=False)
+    of.withdraw("alpha")
+    of.end("alpha", "1")
     assert server.settle(of, "alpha") is None
+    assert server.objects == before
+
+
+def test_object_of_another_publisher_is_not_taken_over_by_its_cluster_uid(server):
+    of, other = publication(), publication("other")
+    other.desire(desired(cluster()))
+    server.settle(other, "alpha")
+    before = copy.deepcopy(server.objects)
+    of.observe("alpha", server.observed("alpha"))
+    of.desire(desired(cluster(organization="acme")))
+    assert isinstance(server.settle(of, "alpha"), Refuse)
     assert server.objects == before
 
 
@@ -251,12 +309,15 @@ def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[s
     perform: dict[str, Callable[[Any, bool], None]] = {}
 
     def desire(one: Cluster, is_known: bool) -> None:
+        if one.name in engaged and engaged[one.name].cluster_uid != one.uid:
+            withdraw(one.name, True)
         engaged[one.name] = desired(one, is_known=is_known)
         of.desire(engaged[one.name])
 
     def withdraw(name: str, _: bool) -> None:
-        engaged.pop(name, None)
-        of.withdraw(name, moved=False)
+        if name in engaged:
+            of.end(name, engaged.pop(name).cluster_uid)
+        of.withdraw(name)
 
     def settle(name: str, may_delete: bool) -> None:
         before = copy.deepcopy(server.objects.get(name))
@@ -301,6 +362,8 @@ def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[s
     for kind, what, flag in steps:
         perform[kind](what, flag)
     restart("", False)
+    for each in of.removals():
+        of.end(each.name, each.cluster_uid)
     for name in of.names():
         settle(name, True)
     for name, document in server.objects.items():

@@ -119,6 +119,11 @@ class WatchState:
         return self._subscription.session.source
 
     @property
+    def sources(self) -> Mapping[str, SourceStatus]:
+        """The freshness of each source by name, as last received. Empty unless the daemon has several."""
+        return self._subscription.session.sources
+
+    @property
     def revision(self) -> str:
         """The revision that the next stream would resume from."""
         return self._subscription.session.revision

@@ -65,6 +65,7 @@ class Destination:
     publisher: str
     resync: timedelta
     once: bool
+    accepts_removals: bool
 
     def target(self) -> tuple[LocalSource, str]:
         """Return how to reach the API server, and the namespace to write to. Raises UnusableKubeconfig."""
@@ -113,7 +114,16 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         show_default=True,
         help="How often objects that others changed or deleted are written again.",
     )
-    @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its object.")
+    @click.option(
+        "--once", is_flag=True, help="Exit when each engaged cluster has its object, and all others are deleted."
+    )
+    @click.option(
+        "--accept-removals",
+        "accepts_removals",
+        is_flag=True,
+        help="Delete the objects that the first complete view lacks, however many these are, and take over those of "
+        "another filter or shard group.",
+    )
     @functools.wraps(command)
     def with_destination(
         connection: Connection,
@@ -124,6 +134,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         publisher: str,
         resync: timedelta,
         once: bool,
+        accepts_removals: bool,
         **rest: Any,
     ) -> R:
         destination = Destination(
@@ -133,6 +144,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
             publisher=publisher,
             resync=resync,
             once=once,
+            accepts_removals=accepts_removals,
         )
         return command(connection, destination=destination, **rest)
 
@@ -144,8 +156,9 @@ def publish() -> None:
     """Publish the engaged clusters as objects in a Kubernetes API.
 
     There is one object per engaged cluster. It is written by server-side apply, only when something changed, and
-    deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. Objects of the
-    same name that this command did not create are left alone, and reported.
+    deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. If the daemon
+    lacks much of what is published, nothing is deleted until --accept-removals. Objects of the same name that this
+    command did not create are left alone, and reported.
     """
 
 
@@ -286,9 +299,14 @@ class _Run:
     def _publisher(self, client: DiscoveryClient, server: ApiServer, messages: StreamMessages) -> Publisher:
         from milo_discovery.publishing.decisions import Publication  # noqa: PLC0415
         from milo_discovery.publishing.objects import Identity  # noqa: PLC0415
-        from milo_discovery.publishing.publisher import Publisher  # noqa: PLC0415
+        from milo_discovery.publishing.publisher import Publisher, filter_text  # noqa: PLC0415
+        from milo_discovery.publishing.removals import Removals  # noqa: PLC0415
 
-        identity = Identity(publication=self.renderer.publication, publisher=self.destination.publisher)
+        identity = Identity(
+            publication=self.renderer.publication,
+            publisher=self.destination.publisher,
+            filter=filter_text(self.options),
+        )
         return Publisher(
             client,
             server,
@@ -297,4 +315,5 @@ class _Run:
             resync=self.destination.resync,
             report=print_message,
             notice=messages.print,
+            removals=Removals(accepts=self.destination.accepts_removals),
         )

@@ -61,35 +61,62 @@ class Refuse:
 Action = Create | Apply | Delete | Hold | Refuse
 
 
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """An object that stands for a cluster which is not engaged."""
+
+    name: str
+    cluster: str
+    cluster_uid: str
+
+
 class Publication:
-    """The objects of one publisher, as desired and as observed."""
+    """The objects of one publisher, as desired and as observed. Only objects of ended clusters are deleted."""
 
     def __init__(self, resource: Resource, identity: Identity) -> None:
         self.resource = resource
         self.identity = identity
         self._desired: dict[str, DesiredObject] = {}
         self._observed: dict[str, ObservedObject] = {}
-        self._moved: set[str] = set()
+        self._ended: dict[str, set[str]] = {}
+        """The UIDs of ended clusters, by the name of their object."""
 
     def desire(self, desired: DesiredObject) -> None:
         """Set the object of an engaged cluster."""
-        self._moved.discard(desired.name)
+        self._ended.get(desired.name, set()).discard(desired.cluster_uid)
         self._desired[desired.name] = desired
 
-    def withdraw(self, name: str, *, moved: bool) -> None:
-        """Remove the object of a disengaged cluster. That of a moved cluster belongs to another publisher now."""
+    def withdraw(self, name: str) -> None:
+        """Desire the object no longer."""
         self._desired.pop(name, None)
-        if moved:
-            self._moved.add(name)
+
+    def end(self, name: str, cluster_uid: str) -> None:
+        """Record that a cluster has ended, so that its object may be deleted."""
+        self._ended.setdefault(name, set()).add(cluster_uid)
+
+    def removals(self) -> list[Removal]:
+        """Return the own objects whose clusters are not engaged, and not known to have ended."""
+        return [
+            Removal(name, each.cluster, each.cluster_uid)
+            for name, each in self._observed.items()
+            if not self._is_desired(each) and not self._has_ended(each) and each.owner(self.identity) is Owner.SELF
+        ]
+
+    @property
+    def published(self) -> int:
+        """The number of own objects."""
+        return sum(each.owner(self.identity) is Owner.SELF for each in self._observed.values())
 
     def observe_all(self, objects: Iterable[ObservedObject]) -> None:
         """Replace what was observed by a complete list of the publisher's objects."""
         self._observed = {each.name: each for each in objects}
+        self._ended = {name: uids for name, uids in self._ended.items() if name in self._observed}
 
     def observe(self, name: str, observed: ObservedObject | None) -> None:
         """Record one object as returned by the API server; None if it does not exist."""
         if observed is None:
             self._observed.pop(name, None)
+            self._ended.pop(name, None)
         else:
             self._observed[name] = observed
 
@@ -99,6 +126,9 @@ class Publication:
 
     def desired(self, name: str) -> DesiredObject | None:
         return self._desired.get(name)
+
+    def observed(self, name: str) -> ObservedObject | None:
+        return self._observed.get(name)
 
     def is_complete(self) -> bool:
         """Return whether each desired object has its content."""
@@ -113,8 +143,8 @@ class Publication:
             case DesiredObject(content=Rendered() as content) as desired, None:
                 return Create(claim(self.resource, self.identity, desired, content))
             case None, ObservedObject() as observed:
-                is_own = observed.owner(self.identity) is Owner.SELF and name not in self._moved
-                return _delete(observed, may_delete=may_delete) if is_own else None
+                is_own = observed.owner(self.identity) is Owner.SELF
+                return _delete(observed, may_delete=may_delete) if is_own and self._has_ended(observed) else None
             case DesiredObject() as desired, ObservedObject() as observed:
                 return self._decide_existing(desired, observed, may_delete=may_delete)
         return None
@@ -123,14 +153,20 @@ class Publication:
         owner = observed.owner(self.identity)
         if owner is Owner.FOREIGN:
             return Refuse("an object of this name exists that milo-discovery publish did not create")
+        if owner is Owner.OTHER_PUBLISHER:
+            # Also if it has the UID of this cluster: tenants of another fleet may choose that.
+            return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")
         if observed.cluster_uid != desired.cluster_uid:
-            if owner is Owner.OTHER_PUBLISHER:
-                return Refuse(
-                    f"the object of this name is of another cluster, published by publisher {observed.publisher!r}"
-                )
             # The cluster was replaced: readers must not use what they stored about the former one for this one.
-            return _delete(observed, may_delete=may_delete)
+            return _delete(observed, may_delete=may_delete and self._has_ended(observed))
         return None if desired.content is None else self._update(desired, desired.content, observed)
+
+    def _is_desired(self, observed: ObservedObject) -> bool:
+        desired = self._desired.get(observed.name)
+        return desired is not None and desired.cluster_uid == observed.cluster_uid
+
+    def _has_ended(self, observed: ObservedObject) -> bool:
+        return observed.cluster_uid in self._ended.get(observed.name, ())
 
     def _update(self, desired: DesiredObject, content: Rendered, observed: ObservedObject) -> Apply | None:
         body = applied(self.resource, self.identity, desired, content)

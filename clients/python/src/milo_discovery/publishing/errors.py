@@ -23,3 +23,7 @@ class TargetRefused(DiscoveryError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class PublishedByAnother(DiscoveryError):
+    """The objects of this publisher stand for another fleet."""

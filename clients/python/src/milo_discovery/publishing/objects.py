@@ -21,6 +21,8 @@ PUBLICATION = f"{_DOMAIN}/publication"
 PUBLISHER = f"{_DOMAIN}/publisher"
 CLUSTER = f"{_DOMAIN}/cluster"
 CLUSTER_UID = f"{_DOMAIN}/cluster-uid"
+GROUP = f"{_DOMAIN}/group"
+FILTER = f"{_DOMAIN}/filter"
 FIELDS = f"{_DOMAIN}/fields"
 """An annotation with a digest of the names of all written fields. A field that is no longer written changes it."""
 
@@ -46,12 +48,16 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The objects that a publisher owns: those with its labels."""
+    """The objects that a publisher owns: those with its labels. The replicas of a shard group own them together."""
 
     publication: str
     """What is published, such as "cluster-profiles"."""
     publisher: str
     """The name of the publisher, which deletes only its own objects."""
+    group: str = ""
+    """The shard group of the daemon; empty without one."""
+    filter: str = ""
+    """The options that select the published clusters; empty for all."""
 
     def labels(self) -> dict[str, str]:
         return {MANAGED_BY: MANAGER, PUBLICATION: self.publication, PUBLISHER: self.publisher}
@@ -122,8 +128,12 @@ class ObservedObject:
         return str(self.metadata["resourceVersion"])
 
     @property
+    def cluster(self) -> str:
+        return str(self._annotations.get(CLUSTER, ""))
+
+    @property
     def cluster_uid(self) -> str:
-        return str((self.metadata.get("annotations") or {}).get(CLUSTER_UID, ""))
+        return str(self._annotations.get(CLUSTER_UID, ""))
 
     @property
     def publisher(self) -> str:
@@ -134,6 +144,27 @@ class ObservedObject:
         if labels.get(MANAGED_BY) != MANAGER or labels.get(PUBLICATION) != identity.publication:
             return Owner.FOREIGN
         return Owner.SELF if labels.get(PUBLISHER) == identity.publisher else Owner.OTHER_PUBLISHER
+
+    def difference(self, identity: Identity) -> str:
+        """Return which fleet an own object stands for, if that is another one; empty if it is the publisher's."""
+        group, only = (self._annotations.get(key) for key in (GROUP, FILTER))
+        if group is not None and group != identity.group:
+            return f"is of {_of_group(group)}, and this daemon is of {_of_group(identity.group)}"
+        if only is not None and only != identity.filter:
+            return f"was published with {_with_filter(only)}, and this run has {_with_filter(identity.filter)}"
+        return ""
+
+    @property
+    def _annotations(self) -> Mapping[str, Any]:
+        return self.metadata.get("annotations") or {}
+
+
+def _of_group(group: str) -> str:
+    return f"the shard group {group!r}" if group else "no shard group"
+
+
+def _with_filter(options: str) -> str:
+    return f"the filter `{options}`" if options else "no filter"
 
 
 def object_name(cluster: str, suffix: str = "") -> str | None:
@@ -154,7 +185,7 @@ def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
 
 def claim(resource: Resource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
     """Return the object to create: what marks it as the publisher's, and what the API server requires."""
-    metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(desired)}
+    metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(identity, desired)}
     return {**_type(resource), "metadata": metadata, **content.required}
 
 
@@ -165,7 +196,7 @@ def applied(resource: Resource, identity: Identity, desired: DesiredObject, cont
     metadata = {
         "name": desired.name,
         "labels": {**content.labels, **identity.labels()},
-        "annotations": {**_annotations(desired), FIELDS: digest},
+        "annotations": {**_annotations(identity, desired), FIELDS: digest},
     }
     return {**_type(resource), "metadata": metadata, **content.body}
 
@@ -206,8 +237,9 @@ def _type(resource: Resource) -> Document:
     return {"apiVersion": resource.api_version, "kind": resource.kind}
 
 
-def _annotations(desired: DesiredObject) -> dict[str, str]:
-    return {CLUSTER: desired.cluster, CLUSTER_UID: desired.cluster_uid}
+def _annotations(identity: Identity, desired: DesiredObject) -> dict[str, str]:
+    fleet = {GROUP: identity.group, FILTER: identity.filter}
+    return {CLUSTER: desired.cluster, CLUSTER_UID: desired.cluster_uid, **fleet}
 
 
 def _field_paths(value: Any, path: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -12,28 +13,51 @@ from typing import TYPE_CHECKING
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._task_groups import unwrap_single_error
-from milo_discovery.errors import UnusableKubeconfig
-from milo_discovery.events import Event, StreamNotice, Synced
-from milo_discovery.model import Cluster, DisengageReason, EventType, SourceState
+from milo_discovery.errors import ClusterNotFound, StatusError, UnusableKubeconfig
+from milo_discovery.events import Connected, Event, StreamNotice, Synced
+from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType, SourceState
 from milo_discovery.publishing.accesses import Accesses
 from milo_discovery.publishing.api_server import ApiServer
-from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse
-from milo_discovery.publishing.errors import TargetRefused, TargetUnavailable
-from milo_discovery.publishing.objects import DesiredObject, object_name
+from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse, Removal
+from milo_discovery.publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
+from milo_discovery.publishing.objects import DesiredObject, ObservedObject, Owner, object_name
+from milo_discovery.publishing.removals import Removals
 from milo_discovery.publishing.rendering import Renderer
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import WatchOptions
+    from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.watch import Watch
 
 _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(seconds=30))
-_HELD_CHECK_S = 1.0
-"""How often a held deletion is reconsidered: no event is sent when the source is followed again."""
+_CHECK_INTERVAL_S = 1.0
+"""How often held deletions and due reviews are reconsidered: no event is sent when the source is followed again."""
+_LOOKUPS = 8
+"""Maximum number of concurrent requests to the daemon about missing clusters."""
 _MAX_STEPS = 6
 """Maximum consecutive actions on one object, so that a server that changes each write is not written to forever."""
 
+_ENDS = frozenset(
+    {
+        DisengageReason.DELETED,
+        DisengageReason.NOT_READY,
+        DisengageReason.REPLACED,
+        DisengageReason.LABELS_CHANGED,
+        DisengageReason.UNREACHABLE,
+        DisengageReason.REMOVED,
+    }
+)
+"""Reasons with which the daemon ends a cluster for all subscribers. After others it may exist, also in this group."""
+
 Report = Callable[[str], None]
+
+
+def filter_text(options: FilterOptions) -> str:
+    """Return the options of the command line that select the same clusters."""
+    values = [("-l", options.get("label_selector", ""))]
+    values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
+    values += [("--source", each) for each in sorted(options.get("sources", ()))]
+    return " ".join(f"{option} {value}" for option, value in values if value)
 
 
 class Publisher:
@@ -49,6 +73,7 @@ class Publisher:
         resync: timedelta,
         report: Report,
         notice: Callable[[StreamNotice], None],
+        removals: Removals,
     ) -> None:
         self._client = client
         self._server = server
@@ -57,11 +82,17 @@ class Publisher:
         self._resync_s = resync.total_seconds()
         self._report = report
         self._notice = notice
+        self._removals = removals
         self._accesses = Accesses(client, self._render, report)
         self._clusters: dict[str, Cluster] = {}
         self._without_object: dict[str, set[str]] = {}
         """Clusters without an object, by the name of the object: it belongs to another cluster."""
-        self._synced = False
+        self._has_view = False
+        """Whether `_clusters` is a complete view, and not a snapshot that is arriving."""
+        self._review_at: float | None = None
+        self._elsewhere: set[Removal] = set()
+        """Objects of clusters that other members of the shard group own, as of the last list."""
+        self._has_identity = False
         self._dirty: set[str] = set()
         self._held: set[str] = set()
         self._changed = asyncio.Event()
@@ -95,8 +126,12 @@ class Publisher:
                         self._withdraw(item)
                     case Event():
                         self._engage(item)
+                    case Connected(resumed=False):
+                        self._has_view = False
+                        self._notice(item)
                     case Synced():
-                        self._synced = True
+                        self._has_view = True
+                        self._review_at = asyncio.get_running_loop().time()
                         self._notice(item)
                         self._mark(self._publication.names())
                     case _:
@@ -131,11 +166,12 @@ class Publisher:
         of_object = object_name(name, self._renderer.suffix)
         desired = None if of_object is None else self._publication.desired(of_object)
         if of_object is not None and (desired is None or desired.cluster == name):
-            self._publication.withdraw(of_object, moved=event.reason is DisengageReason.MOVED)
+            self._publication.withdraw(of_object)
+            if self._has_view and event.reason in _ENDS:
+                self._publication.end(of_object, event.cluster.uid)
             self._mark([of_object])
-            if event.reason is not DisengageReason.MOVED:
-                for other in self._without_object.pop(of_object, ()):
-                    self._render(other)
+            for other in self._without_object.pop(of_object, ()):
+                self._render(other)
 
     def _render(self, name: str) -> None:
         """Make the desired object of a cluster from its current state."""
@@ -169,9 +205,11 @@ class Publisher:
         resync_at = loop.time()
         while True:
             try:
-                if loop.time() >= resync_at:
+                if self._has_view and loop.time() >= resync_at:
                     await self._list()
                     resync_at = loop.time() + self._resync_s
+                if self._has_view and watch.connected and self._review_at is not None and loop.time() >= self._review_at:
+                    await self._review(watch, loop.time())
                 await self._write_dirty(watch)
             except TargetUnavailable as error:
                 delay = self._backoff.failed(ran=timedelta(), retry_after=error.retry_after)
@@ -180,17 +218,27 @@ class Publisher:
                 continue
             self._clear_report("", "writing again")
             self._backoff = Backoff(_RETRY)
-            if once and self._synced and not self._dirty and self._publication.is_complete():
+            if once and self._is_done:
                 done.set()
-            await self._wait_for_work(resync_at - loop.time())
+            await self._wait_for_work(resync_at - loop.time() if self._has_view else self._resync_s)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether each engaged cluster has its object, and all others are deleted or held."""
+        if not self._has_view or self._removals.is_foreign:
+            return self._has_view
+        has_reviewed = self._review_at is None or bool(self._removals.problem)
+        return has_reviewed and not self._dirty and self._publication.is_complete()
 
     async def _wait_for_work(self, until_resync_s: float) -> None:
-        limit = min(until_resync_s, _HELD_CHECK_S) if self._held else until_resync_s
+        is_waiting = self._held or self._review_at is not None
+        limit = min(until_resync_s, _CHECK_INTERVAL_S) if is_waiting else until_resync_s
         try:
             async with asyncio.timeout(max(limit, 0)):
                 await self._changed.wait()
         except TimeoutError:
             pass
+        self._changed.clear()
         self._dirty |= self._held
         self._held = set()
 
@@ -202,13 +250,83 @@ class Publisher:
             # Permissions, or the definition of the resource, may be added while this runs.
             raise TargetUnavailable(str(error)) from error
         self._publication.observe_all(objects)
+        self._elsewhere.clear()
+        self._review_at = asyncio.get_running_loop().time()
         self._mark(self._publication.names())
         self._accesses.request_all(self._clusters if not self._renderer.embeds_credentials else ())
 
+    async def _review(self, watch: Watch, now: float) -> None:
+        """Look for the clusters that the view lacks, and record the end of those that are confirmed."""
+        await self._identify()
+        for name in self._publication.names():
+            self._require_own(self._publication.observed(name))
+        candidates = [
+            each
+            for each in self._publication.removals()
+            if each not in self._elsewhere and _follows(watch, each.cluster)
+        ]
+        lookups = asyncio.Semaphore(_LOOKUPS)
+        missing = await asyncio.gather(*(self._is_missing(each, lookups) for each in candidates))
+        if not self._has_view:
+            return  # another snapshot arrives, and is reviewed
+        confirmed = self._removals.review(
+            [each for each, is_missing in zip(candidates, missing, strict=True) if is_missing],
+            self._publication.published,
+            now,
+        )
+        self._review_at = self._removals.next_look_at(now)
+        if self._removals.problem:
+            self._report_once("removals", self._removals.problem)
+        else:
+            self._clear_report("removals", "not held any more")
+        for each in confirmed:
+            self._publication.end(each.name, each.cluster_uid)
+        self._mark(self._publication.names())
+
+    async def _identify(self) -> None:
+        """Find out which group the daemon is of. Raises PublishedByAnother if it is not that of this run."""
+        try:
+            sharding = (await self._client.server_info()).sharding
+        except StatusError as error:
+            raise TargetUnavailable(f"the daemon does not describe itself: {error}", error.retry_after) from error
+        identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
+        if self._has_identity and identity != self._publication.identity:
+            raise PublishedByAnother(
+                f"the daemon is another one: of shard group {identity.group!r}, and not "
+                f"{self._publication.identity.group!r}"
+            )
+        self._publication.identity, self._has_identity = identity, True
+
+    def _require_own(self, observed: ObservedObject | None) -> None:
+        """Raise PublishedByAnother if an own object was written for another group or filter."""
+        identity = self._publication.identity
+        if observed is None or self._removals.accepts or observed.owner(identity) is not Owner.SELF:
+            return
+        if difference := observed.difference(identity):
+            raise PublishedByAnother(
+                f"{self._described(observed.name)} of publisher {identity.publisher!r} {difference}: check the daemon's "
+                "address and the filter, choose another --publisher, or take the objects over with --accept-removals"
+            )
+
+    async def _is_missing(self, removal: Removal, lookups: asyncio.Semaphore) -> bool:
+        """Return whether the daemon confirms that a cluster is not engaged."""
+        try:
+            async with lookups:
+                report = await self._client.get(removal.cluster)
+        except ClusterNotFound:
+            return True
+        except StatusError as error:
+            self._report_once(f"lookup of {removal.cluster}", f"cannot be looked up: {error}")
+            return False
+        self._clear_report(f"lookup of {removal.cluster}", "done")
+        if report.engagement.reason is EngagementReason.UNASSIGNED:
+            self._elsewhere.add(removal)
+            return False
+        return not _is_engaged(report, removal) or bool(self._publication.identity.filter)
+
     async def _write_dirty(self, watch: Watch) -> None:
-        self._changed.clear()
-        if not self._synced:
-            return  # objects of the former run are not touched before the first complete view
+        if not self._has_view or not self._has_identity or self._removals.is_foreign:
+            return
         names, self._dirty = self._dirty, set()
         outcomes = await asyncio.gather(*(self._write_object(watch, each) for each in names), return_exceptions=True)
         failure: TargetUnavailable | None = None
@@ -226,7 +344,12 @@ class Publisher:
 
     async def _write_object(self, watch: Watch, name: str) -> None:
         for _ in range(_MAX_STEPS):
-            match action := self._publication.decide(name, may_delete=_confirms_deletions(watch)):
+            if not self._has_view:
+                self._dirty.add(name)
+                return
+            observed = self._publication.observed(name)
+            may_delete = observed is not None and _follows(watch, observed.cluster)
+            match action := self._publication.decide(name, may_delete=may_delete):
                 case None:
                     self._clear_report(name, "published")
                     return
@@ -243,7 +366,8 @@ class Publisher:
                         if error.status != HTTPStatus.CONFLICT:
                             raise
                         # Another writer was first: the next decision is made from what is there now.
-                        self._publication.observe(name, await self._server.get(name))
+                        self._publication.observe(name, found := await self._server.get(name))
+                        self._require_own(found)
         self._report_once(
             name,
             "the object keeps being changed back after each write; look for another controller or a mutating webhook "
@@ -278,10 +402,15 @@ class Publisher:
             self._report(f"{subject}: {message}" if subject else message)
 
 
-def _confirms_deletions(watch: Watch) -> bool:
-    """Return whether a cluster that is not engaged is disengaged for certain.
+def _follows(watch: Watch, cluster: str) -> bool:
+    """Return whether a cluster that is not engaged is disengaged for certain, since its source is followed.
 
     A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
-    objects.
+    objects. Clusters of a source that the daemon does not have any more are judged by the least current one.
     """
-    return watch.connected and watch.source is not None and watch.source.state is SourceState.STREAMING
+    status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
+    return watch.connected and status is not None and status.state is SourceState.STREAMING
+
+
+def _is_engaged(report: ClusterReport, removal: Removal) -> bool:
+    return report.engagement.engaged and report.cluster is not None and report.cluster.uid == removal.cluster_uid

@@ -1,0 +1,60 @@
+"""The guard against mass removal: which objects without an engaged cluster may be deleted. No I/O.
+
+The daemon guards the ends that it reports. But a complete view that lacks published clusters may be the view of another
+daemon, of other rights or of another filter. So what it lacks is deleted at a second look, and what lacks much of the
+fleet is held until an administrator accepts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from milo_discovery.publishing.decisions import Removal
+
+COUNT = 10
+SHARE = 0.2
+"""Removals are held if they are more than `COUNT` and more than this share of the objects, or more than half of them."""
+SECOND_LOOK_S = 10.0
+"""The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
+
+
+class Removals:
+    """The objects that a complete view lacks."""
+
+    def __init__(self, *, accepts: bool = False) -> None:
+        """`accepts`: an administrator accepts what the first complete view lacks."""
+        self.accepts = accepts
+        self.problem = ""
+        """Why the removals are held; empty if they are not."""
+        self.is_foreign = False
+        """The view lacks all objects, so it may be another fleet: nothing is to be written."""
+        self._missing_since: dict[Removal, float] = {}
+
+    def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
+        """Return those that may be deleted, of the objects that a view lacks out of all `published` ones."""
+        self._missing_since = {each: self._missing_since.get(each, now) for each in missing}
+        is_held = _is_mass(len(missing), published) and not self.accepts
+        self.is_foreign = is_held and len(missing) == published
+        self.problem = ""
+        if is_held:
+            self.problem = (
+                f"the daemon has none of the {len(missing)} clusters that are published: nothing is written"
+                if self.is_foreign
+                else f"{len(missing)} of {published} published clusters are not engaged any more: their objects are kept"
+            ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
+            return []
+        if not missing:
+            self.accepts = False
+        return [each for each, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+
+    def next_look_at(self, now: float) -> float | None:
+        """Return the time of the next look at what is missing; None if nothing is."""
+        if self.problem:
+            return now + SECOND_LOOK_S
+        return min((each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None)
+
+
+def _is_mass(missing: int, published: int) -> bool:
+    if published < 2:
+        return False
+    return 2 * missing > published or missing > max(COUNT, SHARE * published)

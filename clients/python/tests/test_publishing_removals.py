@@ -1,0 +1,58 @@
+"""The guard against mass removal of published objects."""
+
+from __future__ import annotations
+
+import pytest
+
+from milo_discovery.publishing.decisions import Removal
+from milo_discovery.publishing.removals import SECOND_LOOK_S, Removals
+
+
+def missing(count: int) -> list[Removal]:
+    return [Removal(f"p-{number}", f"p-{number}", str(number)) for number in range(count)]
+
+
+def test_removal_is_confirmed_by_a_second_look():
+    removals = Removals()
+    assert removals.review(missing(1), 10, 0.0) == []
+    assert removals.next_look_at(0.0) == SECOND_LOOK_S
+    assert removals.review(missing(1), 10, SECOND_LOOK_S) == missing(1)
+    assert removals.problem == ""
+    assert removals.next_look_at(SECOND_LOOK_S) is None
+
+
+def test_removal_that_the_second_look_contradicts_begins_again():
+    removals = Removals()
+    removals.review(missing(1), 10, 0.0)
+    removals.review([], 10, SECOND_LOOK_S)
+    assert removals.review(missing(1), 10, SECOND_LOOK_S + 1) == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "published", "is_held"),
+    [(1, 1, False), (1, 2, False), (2, 2, True), (2, 3, True), (10, 30, False), (11, 30, True), (11, 55, False)],
+)
+def test_removals_of_much_of_the_fleet_are_held(lacks: int, published: int, is_held: bool):
+    removals = Removals()
+    removals.review(missing(lacks), published, 0.0)
+    confirmed = removals.review(missing(lacks), published, SECOND_LOOK_S)
+    assert (confirmed == [], bool(removals.problem)) == (is_held, is_held)
+    assert removals.is_foreign is (is_held and lacks == published)
+
+
+def test_held_removals_are_released_when_the_clusters_are_engaged_again():
+    removals = Removals()
+    removals.review(missing(8), 10, 0.0)
+    assert removals.next_look_at(0.0) == SECOND_LOOK_S
+    removals.review([], 10, 1.0)
+    assert (removals.problem, removals.next_look_at(1.0)) == ("", None)
+
+
+def test_accepted_removals_need_a_second_look_and_are_accepted_once():
+    removals = Removals(accepts=True)
+    assert removals.review(missing(3), 3, 0.0) == []
+    assert not removals.is_foreign
+    assert removals.review(missing(3), 3, SECOND_LOOK_S) == missing(3)
+    removals.review([], 0, SECOND_LOOK_S + 1)
+    removals.review(missing(3), 3, SECOND_LOOK_S + 2)
+    assert removals.is_foreign
