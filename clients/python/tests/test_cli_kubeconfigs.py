@@ -29,6 +29,10 @@ EXEC_INFO = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCrede
 NOT_ENGAGED = Refusal(grpc.StatusCode.NOT_FOUND, "alpha is not engaged", (ErrorInfo(reason="NOT_ENGAGED"),))
 
 
+def encoded(pem: str) -> str:
+    return base64.b64encode(pem.encode()).decode()
+
+
 def exec_form() -> pb.IssueKubeconfigResponse:
     call = {
         "apiVersion": "client.authentication.k8s.io/v1",
@@ -87,6 +91,30 @@ class TestCredential:
         there = {**EXEC_INFO, "spec": {"cluster": {"server": "https://alpha.test"}}}
         given = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(there))
         assert given.status == 0
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"certificate-authority-data": encoded("OTHER")}, "another CA"),
+            ({"certificate-authority-data": None}, "another CA"),
+            ({"certificate-authority-data": "?"}, "another CA"),
+            ({"insecure-skip-tls-verify": True}, "does not verify it"),
+            ({"tls-server-name": "other.test"}, "not for a server named other.test"),
+            ({"proxy-url": "http://proxy.test"}, "set HTTPS_PROXY"),
+            ({}, ""),
+            ({"certificate-authority-data": encoded("PEM\n\n")}, ""),
+            ({"tls-server-name": "alpha.internal"}, ""),
+        ],
+    )
+    async def test_credential_is_for_callers_with_the_same_trust(self, command, daemon, change, message):
+        daemon.answers["IssueKubeconfig"] = [
+            issued(text(token=CANARY, authorities=b"PEM\n", tls_server_name="alpha.internal"))
+        ]
+        cluster = {"server": "https://alpha.test", "certificate-authority-data": encoded("PEM\n"), **change}
+        exec_info = {**EXEC_INFO, "spec": {"cluster": cluster}}
+        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(exec_info))
+        assert message in outcome.err
+        assert (outcome.status, CANARY in outcome.out) == ((1, False) if message else (0, True))
 
     async def test_credential_takes_the_name_from_the_profile_of_a_cluster(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]

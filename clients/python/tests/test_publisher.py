@@ -245,12 +245,13 @@ async def test_publisher_stops_at_objects_of_another_filter_or_group(publishing)
 
 async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
     made = Publishing(group="dns")
+    running = asyncio.create_task(made.publisher.run({}, asyncio.Event(), once=False))
+    made.daemon.snapshot("alpha")
+    await made.until_published("alpha")
+    made.daemon.group = "other"
+    made.daemon.snapshot("alpha")
     with pytest.raises(PublishedByAnother, match="another one"):
-        async with made.running("alpha"):
-            await made.until_published("alpha")
-            made.daemon.group = "other"
-            made.daemon.snapshot("alpha")
-            await made.task
+        await running
 
 
 async def test_replicas_of_a_group_keep_each_others_objects_and_delete_those_that_a_dead_one_left():
@@ -259,13 +260,13 @@ async def test_replicas_of_a_group_keep_each_others_objects_and_delete_those_tha
     elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
     async with one.running("a", "b", "c"):
         await one.until_published("a", "b", "c")
-    two.daemon.reports = {name: elsewhere for name in ("a", "b", "c")}
+    two.daemon.reports = dict.fromkeys(("a", "b", "c"), elsewhere)
     async with two.running("d"):
         await one.until_published("a", "b", "c", "d")
         await two.two_looks()
         await one.until_published("a", "b", "c", "d")
     three = Publishing(one.server, group="dns")
-    three.daemon.reports = {name: elsewhere for name in ("a", "b")}
+    three.daemon.reports = dict.fromkeys(("a", "b"), elsewhere)
     async with three.running("d"):
         await one.until_published("a", "b", "d")
 

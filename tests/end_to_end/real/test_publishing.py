@@ -200,23 +200,41 @@ async def test_publisher_deletes_nothing_while_the_daemon_restarts_or_is_stale(
         await profiles.until_named("alpha", "gamma")
 
 
-async def test_publishers_share_a_namespace_and_adopt_objects_of_their_clusters(
+async def test_publishers_share_a_namespace_and_keep_their_own_objects(
     workspace: Workspace, profiles: Publication
 ) -> None:
     workspace.sandbox.projects.create("beta", ready=True)
     workspace.sandbox.projects.label("beta", {"shard": "two"})
     await publish_once(workspace, profiles, "--publisher", "two", "-l", "shard=two")
     await publish_once(workspace, profiles, "--publisher", "one", "-l", "shard!=two")
-    found = await profiles.until_named("alpha", "beta")
-    assert {name: each["metadata"]["labels"]["discovery.miloapis.com/publisher"] for name, each in found.items()} == {
-        "alpha": "one",
-        "beta": "two",
-    }
-    await publish_once(workspace, profiles, "--publisher", "one")
-    assert _label(await profiles.objects(), "beta", "publisher") == "one", "the object was adopted for its cluster"
+    expected = {"alpha": "one", "beta": "two"}
+    assert publishers(await profiles.until_named("alpha", "beta")) == expected
+    async with Publishing.running(workspace, profiles, "--publisher", "one") as publishing:
+        await publishing.says("ClusterProfile alpha of publisher 'one' was published with the filter `-l shard!=two`")
+        assert await publishing.process.wait() == 1
+    async with Publishing.running(workspace, profiles, "--publisher", "one", "--accept-removals") as publishing:
+        await publishing.says("beta: the object of this name belongs to publisher 'two'")
+        await profiles.until(lambda found: _annotation(found["alpha"], "filter") == "")
+    assert publishers(await profiles.objects()) == expected
 
 
-async def test_replicas_of_a_shard_group_publish_their_own_shares(
+async def test_publisher_keeps_the_objects_of_another_fleet(
+    directory: Path, workspace: Workspace, profiles: Publication
+) -> None:
+    workspace.sandbox.projects.create("beta", ready=True)
+    await publish_once(workspace, profiles)
+    before = versions(await profiles.until_named("alpha", "beta"))
+    (directory / "other").mkdir(mode=0o700)
+    async with (
+        open_workspace(directory / "other") as other,
+        Publishing.running(other, profiles, "--once") as publishing,
+    ):
+        await publishing.says("nothing is written")
+        assert await publishing.process.wait() == 1
+    assert versions(await profiles.objects()) == before
+
+
+async def test_replicas_of_a_shard_group_publish_as_one_owner(
     directory: Path, inventory: RealApi, profiles: Publication
 ) -> None:
     names = {f"p-{number:02}" for number in range(12)}
@@ -227,15 +245,12 @@ async def test_replicas_of_a_shard_group_publish_their_own_shares(
             sandbox.projects.create(name, ready=True)
         one, two = [await stack.enter_async_context(replica(name, directory, sandbox, inventory)) for name in "12"]
         first, second = [
-            await stack.enter_async_context(Publishing.running(each, profiles, "--publisher", name))
-            for name, each in (("one", one), ("two", two))
+            await stack.enter_async_context(Publishing.running(each, profiles)) for each in (one, two)
         ]
         share = await share_of_settled_group(two, members=2)
         assert set() < share < names
-
-        expected = {name: "two" if name in share else "one" for name in names}
         published = await profiles.until(
-            lambda found: publishers(found) == expected and all(healthy(name)(found) for name in found)
+            lambda found: set(found) == names and all(healthy(name)(found) for name in found)
         )
         sandbox.projects.create("new", ready=True)
         after = await profiles.until(healthy("new"))
@@ -244,8 +259,12 @@ async def test_replicas_of_a_shard_group_publish_their_own_shares(
 
         await second.kill()
         await two.daemon.terminate()
-        found = await profiles.until(lambda found: publishers(found) == dict.fromkeys(names | {"new"}, "one"))
-        assert {name: _uid(found[name]) for name in names} == {name: _uid(published[name]) for name in names}
+        left = min(share)
+        sandbox.projects.delete(left)
+        found = await profiles.until(lambda found: left not in found)
+        assert {name: _uid(found[name]) for name in names - {left}} == {
+            name: _uid(published[name]) for name in names - {left}
+        }
         assert first.process.returncode is None
 
 

@@ -6,6 +6,7 @@ credential source among concurrent callers.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from datetime import UTC
@@ -103,12 +104,32 @@ def _cluster_of(exec_info: dict[str, Any]) -> str | None:
 
 
 def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:
-    """Raise CommandFailure if the caller states its server and the credential is for another one."""
+    """Raise CommandFailure if the caller states its connection and the credential could reach another server by it."""
     spec = exec_info.get("spec")
     stated = spec.get("cluster") if isinstance(spec, dict) else None
-    server = stated.get("server") if isinstance(stated, dict) else None
-    if server and server != access.server:
-        raise CommandFailure(f"the credential of {cluster} is for {access.server}, but the caller connects to {server}")
+    if not isinstance(stated, dict):
+        return
+    refused = ""
+    if stated.get("server") != access.server:
+        refused = f"is for {access.server}, but the caller connects to {stated.get('server')}"
+    elif stated.get("insecure-skip-tls-verify"):
+        refused = "is for a verified server, but the caller does not verify it (insecure-skip-tls-verify)"
+    elif _certificates(stated.get("certificate-authority-data")) != (access.authorities or "").split():
+        refused = "is for a server with another CA than the caller trusts (certificate-authority-data)"
+    elif stated.get("tls-server-name") not in {None, "", access.tls_server_name}:
+        refused = f"is not for a server named {stated['tls-server-name']} (tls-server-name)"
+    elif stated.get("proxy-url"):
+        refused = "is not sent through the proxy of a kubeconfig (proxy-url): set HTTPS_PROXY instead"
+    if refused:
+        raise CommandFailure(f"the credential of {cluster} {refused}")
+
+
+def _certificates(data: Any) -> list[str] | None:
+    """Return the words of the CA's PEM; None if it cannot be decoded."""
+    try:
+        return base64.b64decode(data or "", validate=True).decode().split()
+    except (TypeError, ValueError):
+        return None
 
 
 def _exec_credential(exec_info: dict[str, Any], access: KubeconfigAccess, kubeconfig: pb.Kubeconfig) -> dict[str, Any]:

@@ -208,7 +208,12 @@ class Publisher:
                 if self._has_view and loop.time() >= resync_at:
                     await self._list()
                     resync_at = loop.time() + self._resync_s
-                if self._has_view and watch.connected and self._review_at is not None and loop.time() >= self._review_at:
+                if (
+                    self._has_view
+                    and watch.connected
+                    and self._review_at is not None
+                    and loop.time() >= self._review_at
+                ):
                     await self._review(watch, loop.time())
                 await self._write_dirty(watch)
             except TargetUnavailable as error:
@@ -304,8 +309,9 @@ class Publisher:
             return
         if difference := observed.difference(identity):
             raise PublishedByAnother(
-                f"{self._described(observed.name)} of publisher {identity.publisher!r} {difference}: check the daemon's "
-                "address and the filter, choose another --publisher, or take the objects over with --accept-removals"
+                f"{self._described(observed.name)} of publisher {identity.publisher!r} {difference}: check the "
+                "daemon's address and the filter, choose another --publisher, or take the objects over with "
+                "--accept-removals"
             )
 
     async def _is_missing(self, removal: Removal, lookups: asyncio.Semaphore) -> bool:

@@ -13,7 +13,7 @@ from milo_discovery.publishing.decisions import Removal
 
 COUNT = 10
 SHARE = 0.2
-"""Removals are held if they are more than `COUNT` and more than this share of the objects, or more than half of them."""
+"""Removals are held if they are more than `COUNT` and than this share of the objects, or more than half of these."""
 SECOND_LOOK_S = 10.0
 """The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
 
@@ -40,7 +40,7 @@ class Removals:
             self.problem = (
                 f"the daemon has none of the {len(missing)} clusters that are published: nothing is written"
                 if self.is_foreign
-                else f"{len(missing)} of {published} published clusters are not engaged any more: their objects are kept"
+                else f"{len(missing)} of {published} published clusters are not engaged: their objects are kept"
             ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
             return []
         if not missing:
@@ -51,7 +51,9 @@ class Removals:
         """Return the time of the next look at what is missing; None if nothing is."""
         if self.problem:
             return now + SECOND_LOOK_S
-        return min((each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None)
+        return min(
+            (each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None
+        )
 
 
 def _is_mass(missing: int, published: int) -> bool:
