@@ -244,9 +244,7 @@ async def test_replicas_of_a_shard_group_publish_as_one_owner(
         for name in names:
             sandbox.projects.create(name, ready=True)
         one, two = [await stack.enter_async_context(replica(name, directory, sandbox, inventory)) for name in "12"]
-        first, second = [
-            await stack.enter_async_context(Publishing.running(each, profiles)) for each in (one, two)
-        ]
+        first, second = [await stack.enter_async_context(Publishing.running(each, profiles)) for each in (one, two)]
         share = await share_of_settled_group(two, members=2)
         assert set() < share < names
         published = await profiles.until(

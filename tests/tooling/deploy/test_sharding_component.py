@@ -68,6 +68,17 @@ def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(direc
     assert is_stable(pod_name) is (kind == "StatefulSet")
 
 
+@pytest.mark.parametrize("publication", ["cluster-profiles", "argocd-clusters", "flux-kubeconfigs"])
+def test_replicas_of_a_group_publish_as_one_owner(directory: Path, kind: str, publication: str) -> None:
+    kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
+    added = os.path.relpath(DEPLOY / "components" / f"publish-{publication}", directory.resolve())
+    kustomization["components"].append(added)
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    containers = workload(directory, kind)["spec"]["template"]["spec"]["containers"]
+    [publisher] = [each for each in containers if each["name"] == f"publish-{publication}"]
+    assert publisher["command"] == ["milo-discovery", "publish", publication], "the same --publisher in all replicas"
+
+
 def test_rollout_replaces_one_replica_at_a_time(directory: Path, kind: str) -> None:
     spec = workload(directory, kind)["spec"]
     if kind == "Deployment":
