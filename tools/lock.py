@@ -19,6 +19,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
     "dev": (*SANDBOX, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
+    "mutants": (*SANDBOX, "--extra", "controllers", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release")},
 }

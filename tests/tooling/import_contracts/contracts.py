@@ -24,6 +24,12 @@ def modules(contract: str, option: str = "source_modules") -> list[str]:
     return _config()[f"importlinter:contract:{contract}"][option].split()
 
 
+def unit_tests(module: str) -> list[Path]:
+    """Return the tests of a pure module: the directory of its package in tests/unit, or the files with its name."""
+    place = ROOT.joinpath("tests", "unit", *module.split(".")[1:])
+    return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
+
+
 def _config() -> ConfigParser:
     config = ConfigParser()
     config.read(CONFIG)

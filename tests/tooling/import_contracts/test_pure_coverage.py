@@ -4,14 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tooling.import_contracts.contracts import ROOT, modules
-
-
-def own_tests(module: str) -> list[Path]:
-    """Return the tests of a module: the directory of its package in tests/unit, or the files there with the module's
-    name."""
-    place = ROOT.joinpath("tests", "unit", *module.split(".")[1:])
-    return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
+from tests.tooling.import_contracts.contracts import ROOT, modules, unit_tests
 
 
 def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +15,7 @@ def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     pure = modules("pure")
-    tests = sorted({str(path) for module in pure for path in own_tests(module)})
+    tests = sorted({str(path) for module in pure for path in unit_tests(module)})
     files = [f"**/{module.replace('.', '/')}{rest}" for module in pure for rest in (".py", "/*")]
     data = f"--data-file={tmp_path / 'data'}"
     # Whole packages as the source: for single modules coverage would import their parents first, and then again.

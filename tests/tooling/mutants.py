@@ -1,0 +1,92 @@
+"""`./dev mutants`: mutmut changes a copy of the pure modules, and their unit tests must detect the changes."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.tooling.import_contracts.contracts import PACKAGES, ROOT, modules, unit_tests
+
+MUTMUT = Path(sys.executable).with_name("mutmut")
+SURVIVED = (0, 5, 33)
+"""mutmut's exit codes of a mutant whose tests pass, and of one without tests."""
+SETTINGS = """
+[tool.mutmut]
+process_isolation = "forkserver"  # the tests start threads
+source_paths = {sources}
+only_mutate = {files}
+also_copy = {others}
+pytest_add_cli_args_test_selection = {tests}
+
+[tool.pytest.ini_options]
+asyncio_mode = "auto"
+asyncio_default_fixture_loop_scope = "function"
+addopts = ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "tests.support.hypothesis_settings"]
+"""
+
+
+def prepare(directory: Path, chosen: list[str]) -> None:
+    """Copy what the tests of these modules need, with mutmut's settings for them."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for package in PACKAGES:
+        shutil.copytree(package, directory / package.name, ignore=ignored)
+    shutil.copytree(ROOT / "tests", directory / "tests", ignore=ignored)
+    paths = [module.replace(".", "/") for module in chosen]
+    settings = SETTINGS.format(
+        sources=json.dumps(sorted({path.partition("/")[0] for path in paths})),
+        files=json.dumps([f"{path}{'/*' if (directory / path).is_dir() else '.py'}" for path in paths]),
+        others=json.dumps([package.name for package in PACKAGES]),
+        tests=json.dumps(sorted({str(test.relative_to(ROOT)) for module in chosen for test in unit_tests(module)})),
+    )
+    (directory / "pyproject.toml").write_text(settings)
+
+
+def outcomes(directory: Path) -> dict[str, dict[str, int | None]]:
+    """Return the exit codes of the tests of each mutant, by module."""
+    found = {}
+    for path in sorted((directory / "mutants").rglob("*.meta")):
+        module = path.relative_to(directory / "mutants").as_posix().removesuffix(".py.meta").replace("/", ".")
+        found[module] = json.loads(path.read_text())["exit_code_by_key"]
+    return found
+
+
+def mutmut(directory: Path, *arguments: str) -> str:
+    """Return what a command of mutmut prints."""
+    done = subprocess.run([MUTMUT, *arguments], cwd=directory, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="./dev mutants", description=__doc__)
+    parser.add_argument("package", nargs="*", help="only pure modules whose name contains one of these")
+    parser.add_argument("--at-least", type=float, metavar="PERCENT", help="fail if the tests detect fewer mutants")
+    parser.add_argument("--show", action="store_true", help="print the difference of each mutant that survived")
+    given = parser.parse_args()
+    chosen = [each for each in modules("pure") if not given.package or any(part in each for part in given.package)]
+    with TemporaryDirectory(prefix="mutants-") as name:
+        directory = Path(name)
+        prepare(directory, chosen)
+        report = mutmut(directory, "run", "--max-children", str(os.cpu_count()))
+        total: Counter[bool] = Counter()
+        for module, codes in outcomes(directory).items():
+            if None in codes.values():
+                sys.exit(report)
+            survivors = [mutant for mutant, code in codes.items() if code in SURVIVED]
+            total.update(mutant not in survivors for mutant in codes)
+            sys.stdout.write(f"{module}: {len(codes) - len(survivors)} of {len(codes)} detected\n")
+            for mutant in survivors:
+                sys.stdout.write(f"  survived: {mutant}\n" if not given.show else mutmut(directory, "show", mutant))
+    if not total:
+        sys.exit(report)
+    percent = 100 * total[True] / total.total()
+    sys.stdout.write(f"{percent:.1f} % of {total.total()} mutants detected\n")
+    sys.exit(given.at_least is not None and percent < given.at_least)
+
+
+if __name__ == "__main__":
+    main()
