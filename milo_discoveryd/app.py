@@ -14,7 +14,7 @@ from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Target
@@ -39,8 +39,8 @@ from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, files_of
-from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
+from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
@@ -182,12 +182,12 @@ class Daemon:
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
-            sources = Sources(settings, projects, files_of(configured), self._environ, stack, run=run)
-            issuer = self._issuer(sources, projects)
-            self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
-            self._group = self._shard = group = self._shard_group(sources, stack)
+            issuers = Issuers(settings, projects, files_of(configured), self._environ, stack, run=run)
+            kubeconfigs = self._kubeconfigs(issuers, projects)
+            self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
+            self._group = self._shard = group = self._shard_group(issuers, stack)
             self._metrics.follow_group(group)
-            self._metrics.follow_credentials(issuer.health)
+            self._metrics.follow_credentials(kubeconfigs.health)
             access = AccessControl(
                 rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
             )
@@ -196,7 +196,7 @@ class Daemon:
                 self._fleet,
                 self._info(),
                 self._metrics,
-                issuer,
+                kubeconfigs,
                 access=access,
                 signer=signer,
                 shard=group,
@@ -225,8 +225,8 @@ class Daemon:
                     self._fleet,
                     self._journal.recent,
                     subscribers=lambda: service.streams,
-                    credentials=issuer.health,
-                    credential_of=issuer.describe,
+                    credentials=kubeconfigs.health,
+                    credential_of=kubeconfigs.describe,
                     shard=group,
                 )
                 endpoint = HttpEndpoint(
@@ -243,7 +243,7 @@ class Daemon:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.watch(), name="check sockets")
                 tasks.create_task(self._tell_health(server), name="report health")
-                tasks.create_task(issuer.run(), name="keep credentials")
+                tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
@@ -254,7 +254,7 @@ class Daemon:
                             projects,
                             self._environ,
                             fleet=self._fleet,
-                            issuer=issuer,
+                            kubeconfigs=kubeconfigs,
                             metrics=self._metrics,
                         ),
                         name="probe clusters",
@@ -263,7 +263,7 @@ class Daemon:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(configured, self._fleet.sources, strict=True):
-                    tasks.create_task(each.follow(fleet, sources, self._epoch), name=f"discover {each.name}".rstrip())
+                    tasks.create_task(each.follow(fleet, issuers, self._epoch), name=f"discover {each.name}".rstrip())
 
     async def _evict_frames(self) -> None:
         while True:
@@ -277,7 +277,7 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _shard_group(self, sources: Sources, closing: AsyncExitStack) -> "ShardGroup | None":
+    def _shard_group(self, issuers: Issuers, closing: AsyncExitStack) -> "ShardGroup | None":
         if self._settings.sharding.group is None:
             return None
         from milo_discoveryd.wiring.sharding import shard_group  # noqa: PLC0415 - few daemons share their fleet
@@ -288,10 +288,10 @@ class Daemon:
             self._fleet,
             self._metrics,
             closing,
-            fencing=sources.fencing,
+            fencing=issuers.fencing,
         )
 
-    def _issuer(self, sources: Sources, projects: Mapping[str, Upstream]) -> Issuer:
+    def _kubeconfigs(self, issuers: Issuers, projects: Mapping[str, Upstream]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
 
         trusts = {name: cluster_trust(of, projects[name]) for name, of in self._settings.by_source.items()}
@@ -299,8 +299,8 @@ class Daemon:
         def trust(target: Target, stated: bytes | None) -> ClusterTrust:
             return trusts[target.source](target, stated)
 
-        return Issuer(
-            sources.assignments(),
+        return Kubeconfigs(
+            issuers.assignments(),
             trust=trust,
             metrics=self._metrics,
             audit=self._audit,

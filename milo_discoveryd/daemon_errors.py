@@ -32,7 +32,7 @@ class CredentialError(DiscoveryError):
 
 
 class BackendError(CredentialError):
-    """The backend of a credential source failed."""
+    """The backend of a credential issuer failed."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False) -> None:
         """`retry_after_s`: the delay before a retry, if the backend stated one."""

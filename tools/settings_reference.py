@@ -1,7 +1,7 @@
 """Writes the tables of settings into the documents, from the settings of the code.
 
 `<!-- settings: mode, source -->` and `<!-- end -->` in a document enclose the table of the named settings. A group
-includes all its settings; `listen[]` stands for the fields of a list item, `kubeconfigs.sources[exec]` for the
+includes all its settings; `listen[]` stands for the fields of a list item, `kubeconfigs.issuers[exec]` for the
 additional fields of that type. Every setting is in one table.
 """
 
@@ -28,7 +28,7 @@ _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 class Entry(NamedTuple):
     name: str
-    """The name in markers: `source.page_size`, `listen[].tls.key`, `kubeconfigs.sources[exec].command`."""
+    """The name in markers: `watch.page_size`, `listen[].tls.key`, `kubeconfigs.issuers[exec].command`."""
     takes: str
     default: str
     help: str

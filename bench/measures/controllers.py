@@ -35,7 +35,7 @@ _LIFE_S = 3600.0
 _SETTINGS = """\
 project_kubeconfig: {kubeconfig}
 kubeconfigs:
-  sources:
+  issuers:
     - {{name: bench, type: project-kubeconfig, share_discovery_identity: true}}
 """
 _CONFIG_MAPS = "control-plane/api/v1/namespaces/default/configmaps"

@@ -20,7 +20,7 @@ from milo_discovery import DiscoveryClient
 from milo_discovery._gen import discovery_pb2 as pb
 
 SOURCE = """kubeconfigs:
-  sources:
+  issuers:
     - {{name: bench, type: exec, command: {python}, args: [-m, bench.measures.rotation, {minted}, "{life_s}"]}}
 """
 _LONG_S = 3600.0

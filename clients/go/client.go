@@ -148,7 +148,7 @@ type IssueOptions struct {
 }
 
 // Issue returns a short-lived kubeconfig for an engaged cluster. It fails with [ErrNotFound] if the cluster is not
-// engaged, with [ErrPreconditionFailed] if the daemon has no credential source, and with [ErrUnavailable] while that
+// engaged, with [ErrPreconditionFailed] if the daemon has no credential issuer, and with [ErrUnavailable] while that
 // source does not answer and nothing valid is cached. A kubeconfig that the daemon would not write, such as one that
 // runs another program or reads a file, is refused with [ErrUnusableKubeconfig].
 func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions) (*Kubeconfig, error) {

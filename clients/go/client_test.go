@@ -139,7 +139,7 @@ func TestInfo(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !info.Synced || info.Counts != (discovery.FleetCounts{Engaged: 1, NotReady: 1}) ||
-			info.Limits.DefaultHeartbeatInterval != 30*time.Second || !info.CredentialSources[0].Healthy {
+			info.Limits.DefaultHeartbeatInterval != 30*time.Second || !info.CredentialIssuers[0].Healthy {
 			t.Errorf("the daemon is %+v", info)
 		}
 	})

@@ -31,7 +31,7 @@ func TestAgainstDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !info.Synced || info.Mode != "project" || info.Counts.Engaged != 1 || info.StartedAt.IsZero() ||
-			info.Limits.DefaultHeartbeatInterval <= 0 || len(info.CredentialSources) == 0 {
+			info.Limits.DefaultHeartbeatInterval <= 0 || len(info.CredentialIssuers) == 0 {
 			t.Errorf("the daemon is %+v", info)
 		}
 	})

@@ -319,8 +319,8 @@ type ServerInfo struct {
 	// Synced is set once the daemon has read a complete list of its source.
 	Synced bool
 	Counts FleetCounts
-	// CredentialSources of the kubeconfigs that the daemon issues; empty if it issues none.
-	CredentialSources []CredentialSource
+	// CredentialIssuers of the kubeconfigs that the daemon issues; empty if it issues none.
+	CredentialIssuers []CredentialIssuer
 	Limits            Limits
 	// Sources of clusters, in a daemon with several.
 	Sources []Source
@@ -389,8 +389,8 @@ type FleetCounts struct {
 	Unassigned int
 }
 
-// CredentialSource is a configured source of kubeconfigs.
-type CredentialSource struct {
+// CredentialIssuer is a configured issuer of the credentials in kubeconfigs.
+type CredentialIssuer struct {
 	Name string
 	// Type is "token-request", "exec", and so on.
 	Type    string

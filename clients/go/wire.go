@@ -184,8 +184,8 @@ func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
 		Source:      toSource(message.GetSource()),
 		Synced:      message.GetSynced(),
 		Counts:      toCounts(message.GetCounts()),
-		CredentialSources: convert(message.GetCredentialSources(), func(each *pb.CredentialSource) CredentialSource {
-			return CredentialSource{
+		CredentialIssuers: convert(message.GetCredentialIssuers(), func(each *pb.CredentialIssuer) CredentialIssuer {
+			return CredentialIssuer{
 				Name:      each.GetName(),
 				Type:      each.GetType(),
 				Healthy:   each.GetHealthy(),

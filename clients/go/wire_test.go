@@ -41,7 +41,7 @@ func TestEveryFieldIsConverted(t *testing.T) {
 	check(info.GetSource(), converted.Source)
 	check(info.GetCounts(), converted.Counts)
 	check(info.GetLimits(), converted.Limits)
-	check(info.GetCredentialSources()[0], converted.CredentialSources[0])
+	check(info.GetCredentialIssuers()[0], converted.CredentialIssuers[0])
 	check(info.GetSources()[0], converted.Sources[0])
 	check(info.GetSharding(), *converted.Sharding)
 	check(info.GetSharding().GetMembers()[0], converted.Sharding.Members[0])

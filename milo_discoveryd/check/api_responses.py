@@ -23,7 +23,7 @@ _TRANSPORT_FIXES = {
     "tls": "set the server certificate's CA, and a server name that the certificate contains, in the kubeconfig",
     "timeout": "packets are dropped (firewall, network policy, missing proxy), or the server hangs",
     "closed": "check that this is the address of an API server, not of a load balancer without a backend",
-    "credential": "fix the credential source that the kubeconfig names, and repeat the check",
+    "credential": "fix the credential issuer that the kubeconfig names, and repeat the check",
 }
 
 

@@ -9,8 +9,8 @@ from typing import TextIO
 
 from milo_discoveryd.check import files, listen_addresses
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
-from milo_discoveryd.check.credential_sources import check_sources
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
+from milo_discoveryd.check.issuers import check_issuers
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.token_review import check_token_reviews
@@ -22,7 +22,7 @@ from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.mode import collections_of, mode_of, project_of
 
@@ -74,11 +74,11 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     yield ok(subject, f"mode {settings.mode}{selected}")
     if is_fixed and settings.label_selector:
         yield warn(subject, f"mode {settings.mode} watches nothing", "label_selector has no effect: remove it")
-    silence = settings.source.silence_limit.total_seconds()
+    silence = settings.watch.silence_limit.total_seconds()
     if not is_fixed and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
             subject,
-            f"source.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
+            f"watch.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
             "set it to 75s or more",
         )
     if settings.declarative is not None and settings.declarative.ca_file is not None:
@@ -116,25 +116,25 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
         yield problem
     projects = {name: leading for name, (_, _, leading) in loaded.items() if leading is not None}
     async with AsyncExitStack() as closing:
-        sources = _sources(settings, projects, environ, closing) if len(projects) == len(loaded) else None
-        if isinstance(sources, Finding):
-            yield sources
+        issuers = _issuers(settings, projects, environ, closing) if len(projects) == len(loaded) else None
+        if isinstance(issuers, Finding):
+            yield issuers
             return
         for of, watched, leading in loaded.values():
-            async for finding in _source(of, watched, leading, sources):
+            async for finding in _source(of, watched, leading, issuers):
                 yield finding
-        if sources is None:
+        if issuers is None:
             return
         if settings.sharding.fence_credentials:
-            yield _fencing(sources)
-        assigned = [each.source for each in sources.assignments()]
+            yield _fencing(issuers)
+        assigned = [each.issuer for each in issuers.assignments()]
         ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
-        for finding in await check_sources(assigned, ttl_s):
+        for finding in await check_issuers(assigned, ttl_s):
             yield finding
 
 
 async def _source(
-    settings: Settings, watched: Upstream | None, leading: Upstream | None, sources: Sources | None
+    settings: Settings, watched: Upstream | None, leading: Upstream | None, issuers: Issuers | None
 ) -> AsyncIterator[Finding]:
     """Check the API servers, or the files, of one source."""
     if modes.reads_files(settings.mode):
@@ -145,11 +145,11 @@ async def _source(
             yield finding
         return
     if watched is not None:
-        followed = watched if sources is None else sources.authenticated(watched, settings.source.credentials)
+        followed = watched if issuers is None else issuers.authenticated(watched, settings.watch.credentials)
         resources = [] if leading is None else _resources(settings, leading)
         async for finding in _server(_subject("discovery", settings), followed, settings, resources):
             yield finding
-    if leading is not None and sources is not None:
+    if leading is not None and issuers is not None:
         async for finding in _project(settings, watched, leading):
             yield finding
 
@@ -167,30 +167,30 @@ async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> Asyn
             yield await check_token_reviews(reviewer)
 
 
-def _sources(
+def _issuers(
     settings: Settings, projects: Mapping[str, Upstream], environ: Mapping[str, str], closing: AsyncExitStack
-) -> Sources | Finding:
+) -> Issuers | Finding:
     try:
         modes_of = {name: mode_of(of, projects[name]) for name, of in settings.by_source.items()}
         in_files = {name: KubeconfigFiles(mode) for name, mode in modes_of.items() if isinstance(mode, FileMode)}
-        made = Sources(settings, projects, in_files, environ, closing, run="check")
+        made = Issuers(settings, projects, in_files, environ, closing, run="check")
         for name, of in settings.by_source.items():
-            made.authenticated(projects[name], of.source.credentials)
+            made.authenticated(projects[name], of.watch.credentials)
     except ConfigError as error:
-        return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")
+        return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
     except StartError as error:
         return fail(SUBJECT, str(error), "correct the settings in sharding")
     return made
 
 
-def _fencing(sources: Sources) -> Finding:
+def _fencing(issuers: Issuers) -> Finding:
     try:
-        sources.fencing()
+        issuers.fencing()
     except ConfigError as error:
         return fail(
             SUBJECT,
             str(error),
-            "use only sources of type token-request with bound: true, or disable sharding.fence_credentials",
+            "use only issuers of type token-request with bound: true, or disable sharding.fence_credentials",
         )
     return ok(SUBJECT, "all kubeconfigs can be revoked")
 
@@ -210,7 +210,7 @@ async def _project(settings: Settings, watched: Upstream | None, leading: Upstre
 async def _server(
     name: str, upstream: Upstream, settings: Settings, resources: Sequence[Resource]
 ) -> AsyncIterator[Finding]:
-    timeout_s = settings.source.connect_timeout.total_seconds()
+    timeout_s = settings.watch.connect_timeout.total_seconds()
     async with aclosing(Transport(upstream, connect_timeout_s=timeout_s)) as transport:
         checked = ApiServerCheck(name, upstream, transport)
         async for finding in checked.watchable(resources):

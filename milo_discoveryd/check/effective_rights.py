@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TextIO
 
-from milo_discoveryd.check.rules import sources_for_all_clusters
+from milo_discoveryd.check.rules import issuers_for_all_clusters
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
@@ -83,10 +83,10 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         yield "kubeconfigs  none"
     else:
         ttl = terms.ttl_s(settings.kubeconfigs.max_ttl.total_seconds())
-        sources = "any source" if terms.sources is None else f"source {' or '.join(sorted(terms.sources))}"
+        issuers = "any issuer" if terms.issuers is None else f"issuer {' or '.join(sorted(terms.issuers))}"
         each_minute = limits.kubeconfigs_per_minute if terms.per_minute is None else terms.per_minute
-        yield f"kubeconfigs  from {sources}, for at most {ttl:g} s, {each_minute} per minute"
-        if not grant.scope.is_everything and (wide := ", ".join(sources_for_all_clusters(settings, terms))):
+        yield f"kubeconfigs  from {issuers}, for at most {ttl:g} s, {each_minute} per minute"
+        if not grant.scope.is_everything and (wide := ", ".join(issuers_for_all_clusters(settings, terms))):
             yield f"             credentials of {wide} are valid for all clusters of their identity, visible or not"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} concurrent"
 
@@ -115,7 +115,7 @@ async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) 
     if isinstance(mode, FileMode):
         return engaged(mode, [list(map(observe_file(source), KubeconfigFiles(mode).scan().objects))], source)
     upstream = load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain)
-    transport = Transport(upstream, response_limit=settings.source.response_limit, environ=environ)
+    transport = Transport(upstream, response_limit=settings.watch.response_limit, environ=environ)
     async with aclosing(transport):
         listed = [
             [each async for each in _listed(transport, settings, collection)]
@@ -127,11 +127,11 @@ async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) 
 async def _listed(
     transport: Transport, settings: Settings, collection: FollowedCollection
 ) -> AsyncIterator[Observation]:
-    source, watched = settings.source, collection.watched
+    how, watched = settings.watch, collection.watched
     token = ""
     while True:
-        query = [*watched.query, ("limit", str(source.page_size)), *([("continue", token)] if token else [])]
-        answer = await transport.get(watched.path, query, timeout_s=source.request_timeout.total_seconds())
+        query = [*watched.query, ("limit", str(how.page_size)), *([("continue", token)] if token else [])]
+        answer = await transport.get(watched.path, query, timeout_s=how.request_timeout.total_seconds())
         if answer.status != 200:
             raise ListPageError(f"the API server answered the list with {answer.status}")
         page, observations = collection.decoder.page(answer.body)

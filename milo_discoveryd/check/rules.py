@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import RuleSettings, Settings
-from milo_discoveryd.config.sources import DatumServiceAccount, ExecSettings, ProjectKubeconfig, TokenFile, TokenRequest
+from milo_discoveryd.config.issuers import DatumServiceAccount, ExecSettings, ProjectKubeconfig, TokenFile, TokenRequest
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
@@ -26,21 +26,21 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
         grant = rule.grant
         if grant.terms is None or grant.scope.is_everything or grant.scope.is_empty:
             continue
-        if wide := ", ".join(sources_for_all_clusters(settings, grant.terms)):
+        if wide := ", ".join(issuers_for_all_clusters(settings, grant.terms)):
             message = f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for more"
             yield warn(
                 "rights",
                 message,
-                "list only sources in the rule whose identity has no more access than the rule grants",
+                "list only issuers in the rule whose identity has no more access than the rule grants",
             )
     if not problems:
         names = ", ".join(rule.name for rule in settings.rights)
         yield ok("rights", f"{names}; other callers are denied; `check --as` prints the access of an identity")
 
 
-def sources_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
-    """Yield the permitted credential sources with one credential for every cluster."""
-    for each in settings.kubeconfigs.sources:
+def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
+    """Yield the permitted credential issuers with one credential for every cluster."""
+    for each in settings.kubeconfigs.issuers:
         match each:
             case DatumServiceAccount() | TokenFile() | ProjectKubeconfig():
                 is_wide = True

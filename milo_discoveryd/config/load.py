@@ -6,17 +6,17 @@ from typing import Any
 
 from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
-from milo_discoveryd.config.layers import Given, Problem, SettingPath
-from milo_discoveryd.config.settings import Settings
-from milo_discoveryd.config.sources import (
+from milo_discoveryd.config.issuers import (
     MIN_TOKEN_TTL_S,
-    CredentialSource,
+    IssuerSettings,
     KubeconfigFile,
     KubeconfigRequest,
     KubeconfigSecret,
     ProjectKubeconfig,
     TokenRequest,
 )
+from milo_discoveryd.config.layers import Given, Problem, SettingPath
+from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.modes import mode as modes
 
@@ -81,7 +81,7 @@ def _field_path(steps: Iterable[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
 
-_ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",), ("sources",)})
+_ITEMS = frozenset({("listen",), ("kubeconfigs", "issuers"), ("rights",), ("sources",)})
 """Settings that are lists of mappings."""
 
 
@@ -89,7 +89,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> li
     """Return the problems of settings that contradict each other."""
     return [
         *_one_address_for_all(settings, given),
-        *_no_such_source(settings, given),
+        *_no_such_issuer(settings, given),
         *_too_short_for_tokens(settings, given),
         *_rules_about_nothing(settings, given),
         *_unreachable_hosts(settings, given),
@@ -107,7 +107,7 @@ _OF_ONE_SOURCE: tuple[SettingPath, ...] = (
     ("discovery_kubeconfig",),
     ("project_kubeconfig",),
     ("label_selector",),
-    ("source", "credentials"),
+    ("watch", "credentials"),
 )
 
 
@@ -145,38 +145,34 @@ def _kinds(settings: Settings) -> list[tuple[str, dict[str, object]]]:
 
 def _credentials_for_no_source(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     names = [each.name for each in settings.sources]
-    for position, each in enumerate(settings.kubeconfigs.sources):
-        place = given[("kubeconfigs", "sources")].place_of((position,))
-        for name in each.cluster_sources:
+    for position, each in enumerate(settings.kubeconfigs.issuers):
+        place = given[("kubeconfigs", "issuers")].place_of((position,))
+        for name in each.sources:
             if name not in names:
                 there_are = ", ".join(names) or "none"
                 yield Problem(
                     place, f"{each.name}: {layers.quoted(name)} is not one of sources; configured: {there_are}"
                 )
-        if len(names) > 1 and not each.cluster_sources:
-            yield Problem(place, f"{each.name}: set cluster_sources, because there are several sources")
+        if len(names) > 1 and not each.sources:
+            yield Problem(place, f"{each.name}: set sources, because there are several sources")
         yield from _different_servers(settings, each, place)
-        if len(each.cluster_sources) > 1 and isinstance(each, ProjectKubeconfig):
-            yield Problem(
-                place, f"{each.name}: a project-kubeconfig serves one source only; name one in cluster_sources"
-            )
+        if len(each.sources) > 1 and isinstance(each, ProjectKubeconfig):
+            yield Problem(place, f"{each.name}: a project-kubeconfig serves one source only; name one in sources")
 
 
-def _different_servers(settings: Settings, of: CredentialSource, place: str) -> Iterator[Problem]:
-    """Yield a problem if it is ambiguous to which API server a credential source sends its requests."""
-    served = [settings.by_source[name] for name in of.cluster_sources if name in settings.by_source]
+def _different_servers(settings: Settings, of: IssuerSettings, place: str) -> Iterator[Problem]:
+    """Yield a problem if it is ambiguous to which API server a credential issuer sends its requests."""
+    served = [settings.by_source[name] for name in of.sources if name in settings.by_source]
     servers = {each.discovery_kubeconfig for each in served}
     if (
         isinstance(of, TokenRequest | KubeconfigSecret | KubeconfigRequest)
         and of.kubeconfig is None
         and len(servers) > 1
     ):
-        yield Problem(
-            place, f"{of.name}: the sources in cluster_sources differ in discovery_kubeconfig: set kubeconfig"
-        )
+        yield Problem(place, f"{of.name}: the sources in sources differ in discovery_kubeconfig: set kubeconfig")
     resources = {each.declarative.definition().resource for each in served if each.declarative is not None}
     if isinstance(of, KubeconfigRequest) and len(resources) > 1:
-        complaint = "the sources in cluster_sources watch different resources: use one credential source for each"
+        complaint = "the sources in sources watch different resources: use one credential issuer for each"
         yield Problem(place, f"{of.name}: {complaint}")
 
 
@@ -192,16 +188,16 @@ def _declaration(settings: Settings, given: Mapping[SettingPath, Given]) -> Iter
         yield from _declaration_of(of, _serving(settings, name), given, place)
 
 
-def _serving(settings: Settings, name: str) -> list[CredentialSource]:
-    """Return the credential sources that serve the clusters of a source."""
+def _serving(settings: Settings, name: str) -> list[IssuerSettings]:
+    """Return the credential issuers that serve the clusters of a source."""
     several = len(settings.by_source) > 1
-    return [each for each in settings.kubeconfigs.sources if not several or name in each.cluster_sources]
+    return [each for each in settings.kubeconfigs.issuers if not several or name in each.sources]
 
 
 def _declaration_of(
-    settings: Settings, sources: list[CredentialSource], given: Mapping[SettingPath, Given], place: str
+    settings: Settings, issuers: list[IssuerSettings], given: Mapping[SettingPath, Given], place: str
 ) -> Iterator[Problem]:
-    """Yield the problems of one source's declaration. `sources` are the credential sources of its clusters; `place` is
+    """Yield the problems of one source's declaration. `issuers` are the credential issuers of its clusters; `place` is
     the source's place in `sources`, if it is there."""
     declared = settings.declarative
     in_list, kind = (f"{settings.sources[0].name}: ", "kind") if settings.sources else ("", "mode")
@@ -209,23 +205,23 @@ def _declaration_of(
         if settings.mode == "declarative":
             complaint = f"{in_list}needs the setting declarative, which describes the watched objects"
             yield Problem(place or given[("mode",)].place, complaint)
-        for source in sources:
-            if isinstance(source, KubeconfigRequest):
-                yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs {kind}: declarative")
+        for issuer in issuers:
+            if isinstance(issuer, KubeconfigRequest):
+                yield Problem(given[("kubeconfigs", "issuers")].place, f"{issuer.name} needs {kind}: declarative")
         return
-    for source in sources:
-        named = (source.secret, source.namespace_template) if isinstance(source, KubeconfigSecret) else ()
+    for issuer in issuers:
+        named = (issuer.secret, issuer.namespace_template) if isinstance(issuer, KubeconfigSecret) else ()
         if declared.secret is None and any("{secret" in each for each in named):
-            complaint = f"{source.name}: {{secret}} and {{secret_namespace}} need declarative.secret"
-            yield Problem(given[("kubeconfigs", "sources")].place, complaint)
+            complaint = f"{issuer.name}: {{secret}} and {{secret_namespace}} need declarative.secret"
+            yield Problem(given[("kubeconfigs", "issuers")].place, complaint)
     if settings.mode != "declarative":
         yield Problem(place or given[("declarative",)].place, f"{in_list}needs {kind}: declarative")
     elif not declared.endpoint.has_fixed_host:
-        for source in sources:
-            if source.hand_out and not isinstance(source, KubeconfigSecret | KubeconfigRequest):
+        for issuer in issuers:
+            if issuer.hand_out and not isinstance(issuer, KubeconfigSecret | KubeconfigRequest):
                 yield Problem(
                     place or given[("declarative",)].place_of(("endpoint",)),
-                    f"{in_list}endpoint: objects decide where the credential of {source.name} is sent, which other "
+                    f"{in_list}endpoint: objects decide where the credential of {issuer.name} is sent, which other "
                     "clusters accept too: name the hosts that may receive it in endpoint.hosts",
                 )
 
@@ -240,32 +236,32 @@ def _files(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[P
             ("discovery_kubeconfig", of.discovery_kubeconfig is not None),
             ("project_kubeconfig", of.project_kubeconfig is not None),
             ("label_selector", of.label_selector != ""),
-            ("source.credentials", of.source.credentials is not None),
+            ("watch.credentials", of.watch.credentials is not None),
         ):
             if is_of_files and is_set:
                 yield Problem(
                     place, f"{in_list}{setting}: kind {of.mode} reads files, and has no API server: remove it"
                 )
-        for source in _serving(settings, name):
-            if is_of_files and source.hand_out and not isinstance(source, KubeconfigFile):
+        for issuer in _serving(settings, name):
+            if is_of_files and issuer.hand_out and not isinstance(issuer, KubeconfigFile):
                 yield Problem(
                     place or given[("mode",)].place,
-                    f"{in_list}files decide where the credential of {source.name} is sent: use a credential source of "
+                    f"{in_list}files decide where the credential of {issuer.name} is sent: use a credential issuer of "
                     "type kubeconfig-file",
                 )
-            elif not is_of_files and isinstance(source, KubeconfigFile):
-                complaint = f"{source.name} reads the files of kinds such as kubeconfig-directory; {of.mode} has none"
-                item = settings.kubeconfigs.sources.index(source)
-                yield Problem(given[("kubeconfigs", "sources")].place_of((item,)), complaint)
+            elif not is_of_files and isinstance(issuer, KubeconfigFile):
+                complaint = f"{issuer.name} reads the files of kinds such as kubeconfig-directory; {of.mode} has none"
+                item = settings.kubeconfigs.issuers.index(issuer)
+                yield Problem(given[("kubeconfigs", "issuers")].place_of((item,)), complaint)
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     listeners = [each.title for each in settings.listen]
-    sources = [each.name for each in settings.kubeconfigs.sources if each.hand_out]
+    issuers = [each.name for each in settings.kubeconfigs.issuers if each.hand_out]
     for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
             ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
-            ("sources", rule.sources, sources, "the name of one of kubeconfigs.sources without hand_out: false"),
+            ("issuers", rule.issuers, issuers, "the name of one of kubeconfigs.issuers without hand_out: false"),
         ):
             for name in named:
                 if name not in there_are:
@@ -274,29 +270,29 @@ def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given])
 
 
 def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    for source in settings.kubeconfigs.sources:
-        if not isinstance(source, TokenRequest | KubeconfigRequest) or not source.hand_out:
+    for issuer in settings.kubeconfigs.issuers:
+        if not isinstance(issuer, TokenRequest | KubeconfigRequest) or not issuer.hand_out:
             continue
-        name = source.name
-        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} ({source.type}) can mint"
+        name = issuer.name
+        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} ({issuer.type}) can mint"
         if settings.kubeconfigs.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
             yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
         for number, rule in enumerate(settings.rights):
-            is_allowed = rule.kubeconfigs and (not rule.sources or name in rule.sources)
+            is_allowed = rule.kubeconfigs and (not rule.issuers or name in rule.issuers)
             if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
                 yield Problem(f"{given[('rights',)].place}[{number}].max_ttl", complaint)
 
 
-def _no_such_source(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    names = [source.name for source in settings.kubeconfigs.sources]
+def _no_such_issuer(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+    names = [each.name for each in settings.kubeconfigs.issuers]
     there_are = ", ".join(names) or "none"
     for of in settings.by_source.values():
-        wanted = of.source.credentials
+        wanted = of.watch.credentials
         if wanted is not None and wanted not in names:
             complaint = (
-                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; configured: {there_are}"
+                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.issuers; configured: {there_are}"
             )
-            key = ("sources",) if settings.sources else ("source", "credentials")
+            key = ("sources",) if settings.sources else ("watch", "credentials")
             yield Problem(given[key].place, complaint)
 
 

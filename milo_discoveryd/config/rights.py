@@ -124,11 +124,11 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     clusters: Annotated[Clusters | None, Nested(Clusters, _clusters)]
     """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
     kubeconfigs: bool = False
-    """`true` to issue kubeconfigs to these callers, as limited by `sources`, `max_ttl` and `kubeconfigs_per_minute`."""
-    sources: _Texts = ()
-    """Names of the permitted `kubeconfigs.sources`; the first that matches a cluster serves it. Default: all."""
+    """`true` to issue kubeconfigs to these callers, as limited by `issuers`, `max_ttl` and `kubeconfigs_per_minute`."""
+    issuers: _Texts = ()
+    """Names of the permitted `kubeconfigs.issuers`; the first that matches a cluster serves it. Default: all."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
-    """Maximum lifetime requested from a credential source; sources with a fixed lifetime ignore it. Default:
+    """Maximum lifetime requested from a credential issuer; issuers with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
     kubeconfigs_per_minute: Annotated[int | None, Whole(1, 1_000_000)] = None
     """Maximum kubeconfigs per minute and caller, and maximum burst. Default: `limits.kubeconfigs_per_minute`."""
@@ -137,7 +137,7 @@ class RuleSettings(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.kubeconfigs:
-            for setting in ("sources", "max_ttl", "kubeconfigs_per_minute"):
+            for setting in ("issuers", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
                     raise ValueError(f'has {setting} but issues no kubeconfigs: set "kubeconfigs: true", or remove it')
 

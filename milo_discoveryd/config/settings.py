@@ -23,9 +23,9 @@ from milo_discoveryd.config.fields import (
     span,
     span_or_off,
 )
+from milo_discoveryd.config.issuers import ISSUERS, IssuerSettings
 from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
 from milo_discoveryd.config.rights import RuleSettings, ordered
-from milo_discoveryd.config.sources import SOURCES, CredentialSource
 from milo_discoveryd.modes import mode
 
 
@@ -40,10 +40,10 @@ def _kind_settings(value: object) -> dict[str, object]:
     return dict(value)
 
 
-def _named_once(sources: "tuple[ClusterSource | CredentialSource, ...]") -> None:
-    names = [source.name for source in sources]
+def _named_once(items: "tuple[ClusterSource | IssuerSettings, ...]") -> None:
+    names = [each.name for each in items]
     if len(set(names)) < len(names):
-        raise ValueError("has sources with the same name")
+        raise ValueError("has items with the same name")
 
 
 def _http_listen(value: object) -> values.TcpAddress | None:
@@ -77,10 +77,10 @@ class ClusterSource(Group, frozen=True, kw_only=True):
     label_selector: Annotated[str, selector_text] = ""
     """Like the top-level setting `label_selector`, for this source."""
     credentials: Annotated[str | None, Text(most=63)] = None
-    """Like the setting `source.credentials`, for this source."""
+    """Like the setting `watch.credentials`, for this source."""
 
 
-class SourceSettings(Group, frozen=True, kw_only=True):
+class WatchSettings(Group, frozen=True, kw_only=True):
     """Settings of list and watch requests to the API server."""
 
     # With pages of 500, the usual size, a list of 100,000 objects takes the server minutes.
@@ -102,7 +102,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
     response_limit: Annotated[int, size(1 << 20, 4 << 30)] = 256 << 20
     """Maximum size of a response from the API server."""
     credentials: Annotated[str | None, Text(most=63)] = None
-    """Name of the credential source in `kubeconfigs.sources` that authenticates discovery. Default: the user of the
+    """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""
 
 
@@ -139,22 +139,22 @@ class MetricsSettings(Group, frozen=True, kw_only=True):
     """Maximum number of clusters, and of organizations, with time series of their own, if `http_names` allows any."""
 
 
-class Kubeconfigs(Group, frozen=True, kw_only=True):
+class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
-    sources: Annotated[tuple[CredentialSource, ...], ListOf(SOURCES, split=values.items, check=_named_once)] = ()
-    """Credential sources for issued kubeconfigs; the first that matches a cluster serves it. Without sources, no
+    issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=_named_once)] = ()
+    """Credential issuers for issued kubeconfigs; the first that matches a cluster serves it. Without issuers, no
     kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
-    """Maximum lifetime requested from a credential source."""
+    """Maximum lifetime requested from a credential issuer."""
     # Ten minutes is also the minimum of the Kubernetes TokenRequest API.
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
     """Lifetime of credentials if a subscriber requests none, at most `kubeconfigs.max_ttl`."""
     concurrent_mints: Annotated[int, Whole(1, 1_000)] = 10
-    """Maximum concurrent requests to a source with one credential per cluster."""
+    """Maximum concurrent requests to an issuer with one credential per cluster."""
     # Ten thousand clusters with a lifetime of ten minutes need 43 per second.
     mints_per_second: Annotated[float, Number(0.1, 10_000)] = 50.0
-    """Maximum requests per second to a source with one credential per cluster."""
+    """Maximum requests per second to an issuer with one credential per cluster."""
     address: Annotated[values.ListenAddress, values.client_address] | None = None
     """Address of this daemon in kubeconfigs of the EXEC form, which contain no secret. Default: the first address of
     `listen`."""
@@ -251,7 +251,7 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     daemon."""
     fence_credentials: bool = False
     """Before this daemon engages clusters of another member, it revokes the kubeconfigs that the member issued for
-    them, and waits until API servers no longer accept them. All `kubeconfigs.sources` must be of type `token-request`
+    them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be of type `token-request`
     and bound."""
 
 
@@ -307,7 +307,7 @@ class Settings(Group, frozen=True, kw_only=True):
     internal_namespace_template: Annotated[str, values.namespace_template] = "project-{name}"
     """Value of `{namespace}` in `internal_address_template`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleCluster = SingleCluster()
-    source: SourceSettings = SourceSettings()
+    watch: WatchSettings = WatchSettings()
     removals: Removals = Removals()
     state_directory: Annotated[Path | None, values.file_path] = None
     """Directory for the last known clusters (without credentials), which a daemon that restarts while Milo is
@@ -329,7 +329,7 @@ class Settings(Group, frozen=True, kw_only=True):
     """Interval of heartbeats on an idle stream, unless the subscriber requests another."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     """A stream is ended if its subscriber reads nothing for this time."""
-    kubeconfigs: Kubeconfigs = Kubeconfigs()
+    kubeconfigs: KubeconfigSettings = KubeconfigSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
     """Address of metrics, health checks and the status page, or `off`. All interfaces by default, because Prometheus
@@ -366,7 +366,7 @@ class Settings(Group, frozen=True, kw_only=True):
             discovery_kubeconfig=source.discovery_kubeconfig,
             project_kubeconfig=source.project_kubeconfig,
             label_selector=source.label_selector,
-            source=msgspec.structs.replace(self.source, credentials=source.credentials),
+            watch=msgspec.structs.replace(self.watch, credentials=source.credentials),
             sources=(source,),
         )
 

@@ -1,4 +1,4 @@
-"""Credentials: those that the daemon authenticates with (`authentication`), and those that it issues (`sources`).
+"""Credentials: those that the daemon authenticates with (`authentication`), and those that it issues (`issuers`).
 
 Secrets are kept in `Secret`, which masks itself. No error or log message of this package contains one.
 """

@@ -29,7 +29,7 @@ BACKOFF_SHARE = 0.025
 MAX_RENEWAL_S = 3600.0
 """A long-lived credential is renewed after this time as well, because it may have been replaced."""
 UNCHANGED_RETRY_SHARE = 0.1
-"""A source that returns the same credential is asked again after this share of the remaining life."""
+"""An issuer that returns the same credential is asked again after this share of the remaining life."""
 UNCHANGED_RETRY_S = (0.2, 60.0)
 
 Draw: TypeAlias = Callable[[], float]

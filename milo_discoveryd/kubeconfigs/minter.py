@@ -1,6 +1,6 @@
-"""Keeps the leases of one source: renews each in time, within a rate limit, with one mint in flight per lease.
+"""Keeps the leases of one issuer: renews each in time, within a rate limit, with one mint in flight per lease.
 
-Reading what a lease holds never waits, whatever state the source is in. While the source is down, one lease at a time
+Reading what a lease holds never waits, whatever state the issuer is in. While the issuer is down, one lease at a time
 probes it and the others wait.
 """
 
@@ -17,13 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import (
-    MintingSource,
+from milo_discoveryd.credentials.issuers.issuer import (
+    Issuer,
     MintRequest,
-    NotifyingSource,
-    RevokingSource,
+    NotifyingIssuer,
+    RevokingIssuer,
     Scope,
-    TimedSource,
+    TimedIssuer,
 )
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
@@ -35,7 +35,7 @@ from milo_kube.rate_limit import Rate, TokenBucket
 
 MINT_TIMEOUT_S = 30.0
 TIMEOUT_MARGIN_S = 5.0
-"""How much longer than its own timeout a source may take, so that the error of the source is reported."""
+"""How much longer than its own timeout an issuer may take, so that the error of the issuer is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
@@ -49,7 +49,7 @@ MAX_REVOCATIONS = 50_000
 
 
 class LeaseKey(msgspec.Struct, frozen=True):
-    source: str
+    issuer: str
     incarnation: int
     """0 if one credential serves every cluster."""
     ttl_s: float
@@ -59,7 +59,7 @@ class LeaseKey(msgspec.Struct, frozen=True):
 
 
 class MintMetrics(Protocol):
-    def mint_ended(self, source: str, result: str, seconds: float) -> None: ...
+    def mint_ended(self, issuer: str, result: str, seconds: float) -> None: ...
 
 
 class LeaseEntry:
@@ -74,11 +74,11 @@ class LeaseEntry:
         """The credential was used, or a newer one was requested. Without either, the lease is not renewed."""
         self.queued = False
         self.is_replaced = False
-        """The credential was replaced at its source."""
+        """The credential was replaced at its issuer."""
         self.is_outdated = False
         """The credential was replaced while a mint was in flight, which may return the former one."""
         self.failures = 0
-        """Consecutive failures that concern this cluster, and not the source."""
+        """Consecutive failures that concern this cluster, and not the issuer."""
         self._attempted = asyncio.Event()
 
     @property
@@ -107,7 +107,7 @@ replaced before its time; otherwise the name is empty."""
 class Minter:
     def __init__(
         self,
-        source: MintingSource,
+        issuer: Issuer,
         *,
         metrics: MintMetrics,
         changed: LeaseListener,
@@ -116,13 +116,13 @@ class Minter:
         per_second: float = 50.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.source = source
+        self.issuer = issuer
         self._metrics = metrics
         self._changed = changed
         self._draw = draw
         self._loop = asyncio.get_running_loop()
         self._wall = wall
-        self._workers = 1 if source.scope is Scope.IDENTITY else concurrency
+        self._workers = 1 if issuer.scope is Scope.IDENTITY else concurrency
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
@@ -139,8 +139,8 @@ class Minter:
         """Whether a credential was ever requested; a lease that `keep_ready` began may be unused."""
         self._is_warned = False
         self._probing = asyncio.Lock()
-        if isinstance(source, NotifyingSource):
-            source.subscribe(self._renew)
+        if isinstance(issuer, NotifyingIssuer):
+            issuer.subscribe(self._renew)
         self._attempted = asyncio.Event()
 
     def __len__(self) -> int:
@@ -150,22 +150,22 @@ class Minter:
         return Moment(self._wall(), self._loop.time())
 
     def key(self, cluster: Cluster, ttl_s: float) -> LeaseKey:
-        if self.source.scope is Scope.IDENTITY:
+        if self.issuer.scope is Scope.IDENTITY:
             return self._shared_key(ttl_s)
         return replace(self._shared_key(ttl_s), incarnation=cluster.incarnation, place=cluster.target.place)
 
     def _shared_key(self, ttl_s: float) -> LeaseKey:
-        return LeaseKey(self.source.name, 0, ttl_step(ttl_s) if self.source.takes_ttl else 0)
+        return LeaseKey(self.issuer.name, 0, ttl_step(ttl_s) if self.issuer.takes_ttl else 0)
 
     def keep_ready(self, ttl_s: float) -> None:
-        """Begin the lease that serves every cluster, if the source has such a lease, before the first request."""
-        if self.source.scope is Scope.IDENTITY:
+        """Begin the lease that serves every cluster, if the issuer has such a lease, before the first request."""
+        if self.issuer.scope is Scope.IDENTITY:
             self._requested(self._shared_key(ttl_s), None)
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
         """Return the lease of an engaged cluster, and queue a mint if its credential is missing or close to expiry."""
         self._is_requested = True
-        return self._requested(key, cluster if self.source.scope is Scope.CLUSTER else None)
+        return self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None)
 
     def _requested(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
         entry = self._entries.get(key)
@@ -194,8 +194,8 @@ class Minter:
         return entry.lease.useful(self.now()) is not None or not (entry.queued or entry.lease.is_renewing)
 
     async def first_attempt(self, within_s: float) -> None:
-        """Wait for the first answer of a source whose one credential serves all clusters."""
-        if self.source.scope is Scope.IDENTITY:
+        """Wait for the first answer of an issuer whose one credential serves all clusters."""
+        if self.issuer.scope is Scope.IDENTITY:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._attempted.wait()
@@ -205,7 +205,7 @@ class Minter:
         for key in self._of_cluster.pop(cluster.incarnation, ()):
             self._entries.pop(key).drop()
         # Even without a lease: an earlier run of the daemon may have minted for this cluster.
-        is_revoked = isinstance(self.source, RevokingSource) and self.source.scope is Scope.CLUSTER
+        is_revoked = isinstance(self.issuer, RevokingIssuer) and self.issuer.scope is Scope.CLUSTER
         if is_revoked and len(self._revocations) < MAX_REVOCATIONS:
             self._revocations[cluster.incarnation] = cluster
             self._revocation_added.set()
@@ -218,7 +218,7 @@ class Minter:
     def held_for(self, cluster: Cluster) -> IssuedCredential | None:
         """Return a valid credential for the cluster, if one was requested earlier."""
         now = self.now()
-        keys = self._entries if self.source.scope is Scope.IDENTITY else self._keys_of(cluster)
+        keys = self._entries if self.issuer.scope is Scope.IDENTITY else self._keys_of(cluster)
         found = (self._entries[key].lease.valid(now) for key in keys)
         return next((issued for issued in found if issued is not None), None)
 
@@ -229,11 +229,11 @@ class Minter:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._schedule(), name=f"schedule renewals of {self.source.name}")
+            tasks.create_task(self._schedule(), name=f"schedule renewals of {self.issuer.name}")
             for _ in range(self._workers):
-                tasks.create_task(self._work(), name=f"mint from {self.source.name}")
-            if isinstance(self.source, RevokingSource):
-                tasks.create_task(self._revoke(self.source), name=f"revoke at {self.source.name}")
+                tasks.create_task(self._work(), name=f"mint from {self.issuer.name}")
+            if isinstance(self.issuer, RevokingIssuer):
+                tasks.create_task(self._revoke(self.issuer), name=f"revoke at {self.issuer.name}")
 
     def _enqueue(self, entry: LeaseEntry) -> None:
         if not entry.queued and not entry.lease.is_renewing:
@@ -242,7 +242,7 @@ class Minter:
             self._work_available.set()
 
     def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
-        """Mint again for the clusters whose credentials were replaced at their source."""
+        """Mint again for the clusters whose credentials were replaced at their issuer."""
         for entry in self._entries.values():
             if entry.cluster is not None and is_replaced(entry.cluster.target):
                 entry.is_replaced, entry.is_outdated = True, entry.lease.is_renewing
@@ -278,7 +278,7 @@ class Minter:
     def _check(self, entry: LeaseEntry, now: Moment) -> None:
         if entry.is_dropped or not entry.lease.check(now):
             return
-        if entry.is_wanted or self.source.scope is Scope.IDENTITY:
+        if entry.is_wanted or self.issuer.scope is Scope.IDENTITY:
             self._enqueue(entry)
         elif entry.lease.valid(now) is None:
             self._of_cluster[entry.key.incarnation].pop(entry.key, None)
@@ -292,7 +292,7 @@ class Minter:
                 self._work_available.clear()
                 await self._work_available.wait()
             try:
-                # While the source is down, one attempt at a time probes it.
+                # While the issuer is down, one attempt at a time probes it.
                 async with nullcontext() if self.failure is None else self._probing:
                     await self._attempt(entry)
             finally:
@@ -323,7 +323,7 @@ class Minter:
             entry.is_wanted = entry.is_wanted and not is_new
         finally:
             self._attempted.set()
-            self._metrics.mint_ended(self.source.name, result, self._loop.time() - started_at)
+            self._metrics.mint_ended(self.issuer.name, result, self._loop.time() - started_at)
         self._ended(entry, is_new=is_new)
 
     def _ended(self, entry: LeaseEntry, *, is_new: bool) -> None:
@@ -345,13 +345,13 @@ class Minter:
             cluster=entry.cluster,
             held=None if held is None else held.credential,
         )
-        source = self.source
-        timeout_s = source.timeout_s + TIMEOUT_MARGIN_S if isinstance(source, TimedSource) else MINT_TIMEOUT_S
+        issuer = self.issuer
+        timeout_s = issuer.timeout_s + TIMEOUT_MARGIN_S if isinstance(issuer, TimedIssuer) else MINT_TIMEOUT_S
         try:
             async with asyncio.timeout(timeout_s):
-                return await source.mint(request)
+                return await issuer.mint(request)
         except TimeoutError:
-            message = f"{source.name} did not answer within {timeout_s:g} s"
+            message = f"{issuer.name} did not answer within {timeout_s:g} s"
             raise BackendError(message, of_cluster=entry.cluster is not None) from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
@@ -359,7 +359,7 @@ class Minter:
         if entry.cluster is not None and (isinstance(error, UnfitError) or _is_of_cluster(error)):
             if not entry.failures:
                 name = entry.cluster.target.name
-                log.warning("credential of a cluster failed", source=self.source.name, cluster=name, problem=str(error))
+                log.warning("credential of a cluster failed", issuer=self.issuer.name, cluster=name, problem=str(error))
             self._recovered()
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
@@ -367,23 +367,23 @@ class Minter:
         is_new = self.failure is None or str(self.failure) != str(error)
         if is_new or (self._is_requested and not self._is_warned):
             note = log.warning if self._is_requested else log.info
-            note("credential source failed", source=self.source.name, type=self.source.type, problem=str(error))
+            note("credential issuer failed", issuer=self.issuer.name, type=self.issuer.type, problem=str(error))
             self._is_warned = self._is_requested
         self.failure = error
         entry.lease.failed(error, self.now(), retry_after_s)
 
     def _recovered(self) -> None:
         if self.failure is not None:
-            log.info("credential source recovered", source=self.source.name)
+            log.info("credential issuer recovered", issuer=self.issuer.name)
         self.failure = None
         self._is_warned = False
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
-        """Return why the cluster gets no new credential: its own failure, or that of the source."""
+        """Return why the cluster gets no new credential: its own failure, or that of the issuer."""
         own = (self._entries[key].lease.failure for key in self._keys_of(cluster))
         return next((each for each in own if each is not None), self.failure)
 
-    async def _revoke(self, source: RevokingSource) -> None:
+    async def _revoke(self, issuer: RevokingIssuer) -> None:
         wait = REVOKE_BACKOFF_S[0]
         while True:
             await self._revocation_added.wait()
@@ -391,10 +391,10 @@ class Minter:
             target = cluster.target
             try:
                 async with asyncio.timeout(MINT_TIMEOUT_S):
-                    await source.revoke(cluster)
+                    await issuer.revoke(cluster)
             except (CredentialError, TimeoutError) as error:
                 log.warning(
-                    "credential revocation failed", source=self.source.name, cluster=target.name, problem=str(error)
+                    "credential revocation failed", issuer=self.issuer.name, cluster=target.name, problem=str(error)
                 )
                 self._revocations.move_to_end(incarnation)
                 await asyncio.sleep(wait)
@@ -402,7 +402,7 @@ class Minter:
             else:
                 wait = REVOKE_BACKOFF_S[0]
                 del self._revocations[incarnation]
-                log.info("credentials revoked", source=self.source.name, cluster=target.name, uid=target.uid)
+                log.info("credentials revoked", issuer=self.issuer.name, cluster=target.name, uid=target.uid)
                 if not self._revocations:
                     self._revocation_added.clear()
 

@@ -14,13 +14,13 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """The terms on which a caller is given kubeconfigs."""
 
-    sources: frozenset[str] | None = None
-    """Names of the credential sources that may serve the caller. None: all sources."""
+    issuers: frozenset[str] | None = None
+    """Names of the credential issuers that may serve the caller. None: all issuers."""
     max_ttl_s: float | None = None
     per_minute: int | None = None
 
-    def allow(self, source: str) -> bool:
-        return self.sources is None or source in self.sources
+    def allow(self, issuer: str) -> bool:
+        return self.issuers is None or issuer in self.issuers
 
     def ttl_s(self, wanted: float) -> float:
         return wanted if self.max_ttl_s is None else min(wanted, self.max_ttl_s)

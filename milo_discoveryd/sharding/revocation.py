@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from milo_discoveryd.credentials.sources.source import FencingSource
+from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.log import log
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
@@ -15,11 +15,11 @@ class CredentialRevocation:
     def __init__(
         self,
         fence: CredentialFence,
-        sources: Sequence[FencingSource],
+        issuers: Sequence[FencingIssuer],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.fence = fence
-        self._sources = sources
+        self._issuers = issuers
         self._sleep = sleep
         self._changed = asyncio.Event()
 
@@ -36,8 +36,8 @@ class CredentialRevocation:
                 await self._changed.wait()
                 continue
             try:
-                for source in self._sources:
-                    await source.revoke_others(due.covers)
+                for issuer in self._issuers:
+                    await issuer.revoke_others(due.covers)
             except CredentialError as error:
                 log.warning("credentials of former owners not revoked", problem=str(error))
                 await self._sleep(RETRY_S)

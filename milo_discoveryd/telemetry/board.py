@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import CredentialDescription
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
@@ -115,7 +115,7 @@ class StatusBoard:
         recent: RecentChanges,
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
-        credentials: Callable[[], Iterable[SourceHealth]],
+        credentials: Callable[[], Iterable[IssuerHealth]],
         credential_of: Callable[[Cluster], CredentialDescription | None],
         shard: ShardStatus | None = None,
     ) -> None:
@@ -288,7 +288,7 @@ def _identity(caller: Caller) -> str:
     return known or f"any caller of {caller.listener}"
 
 
-def _without_message(health: SourceHealth) -> SourceHealth:
+def _without_message(health: IssuerHealth) -> IssuerHealth:
     """Remove the message: a failure may be about one cluster, and name it."""
     return msgspec.structs.replace(health, problem="failing" if health.problem else "")
 

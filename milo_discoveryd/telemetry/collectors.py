@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet, SourceFleet
@@ -173,24 +173,24 @@ class LogCollector(Collector):
 
 
 class CredentialCollector(Collector):
-    def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
+    def __init__(self, health: Callable[[], Iterable[IssuerHealth]]) -> None:
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
-            "Earliest expiry of the credentials that a source holds; 0 if it holds none.",
-            labels=("credential_source",),
+            "Earliest expiry of the credentials that an issuer holds; 0 if it holds none.",
+            labels=("credential_issuer",),
         )
         healthy = GaugeMetricFamily(
-            "milo_discoveryd_credential_source_up",
-            "1 if the last request to the credential source succeeded.",
-            labels=("credential_source",),
+            "milo_discoveryd_credential_issuer_up",
+            "1 if the last request to the credential issuer succeeded.",
+            labels=("credential_issuer",),
         )
         leases = GaugeMetricFamily(
             "milo_discoveryd_credential_leases",
-            "Credentials that are kept valid by renewal, by source.",
-            labels=("credential_source",),
+            "Credentials that are kept valid by renewal, by issuer.",
+            labels=("credential_issuer",),
         )
         for each in self._health():
             expiry.add_metric((each.name,), each.expires_at or 0.0)

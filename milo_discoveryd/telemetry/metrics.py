@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
@@ -42,7 +42,7 @@ _ISSUE_RESULTS = (
     "ok",
     "not_engaged",
     "other_incarnation",
-    "no_credential_source",
+    "no_credential_issuer",
     "credentials_unavailable",
     "no_rule",
     "kubeconfigs_denied",
@@ -167,14 +167,14 @@ class Metrics:
         )
         self._mints = Counter(
             "milo_discoveryd_credential_requests",
-            "Requests for a credential to a credential source, by result.",
-            ("credential_source", "result"),
+            "Requests for a credential to a credential issuer, by result.",
+            ("credential_issuer", "result"),
             registry=self.registry,
         )
         self._mint_seconds = Histogram(
             "milo_discoveryd_credential_request_duration_seconds",
-            "Duration of requests to a credential source.",
-            ("credential_source",),
+            "Duration of requests to a credential issuer.",
+            ("credential_issuer",),
             buckets=_MINT_S,
             registry=self.registry,
         )
@@ -262,7 +262,7 @@ class Metrics:
         )
         build.labels(version, mode).set(1)
 
-    def follow_credentials(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
+    def follow_credentials(self, health: Callable[[], Iterable[IssuerHealth]]) -> None:
         self.registry.register(CredentialCollector(health))
 
     def kubeconfig_issued(self, result: str) -> None:
@@ -281,9 +281,9 @@ class Metrics:
     def rules_loaded(self, count: int) -> None:
         self._rules.set(count)
 
-    def mint_ended(self, source: str, result: str, seconds: float) -> None:
-        self._mints.labels(source, result).inc()
-        self._mint_seconds.labels(source).observe(seconds)
+    def mint_ended(self, issuer: str, result: str, seconds: float) -> None:
+        self._mints.labels(issuer, result).inc()
+        self._mint_seconds.labels(issuer).observe(seconds)
 
     def transition(self, done: Event, source: str = "") -> None:
         self._transitioned(done.type, done.reason, source).inc()

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import ConnectivityState, Pairs
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus
@@ -86,7 +86,7 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
 class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The credential that operators of one cluster have."""
 
-    source: str
+    issuer: str
     type: str
     expires_at: float | None = None
     """When the credential expires; None if none is held."""
@@ -196,7 +196,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
     """Those that are furthest behind first."""
-    credentials: tuple[SourceHealth, ...]
+    credentials: tuple[IssuerHealth, ...]
     explanation: ClusterExplanation | None = None
     sources: tuple[SourceRow, ...] = ()
     """Empty if there is one source."""

@@ -219,9 +219,9 @@ def credentials(status: DaemonStatus) -> str:
         )
 
     return _table(
-        ("source", "type", "held", "until", "state"),
+        ("issuer", "type", "held", "until", "state"),
         (row(each.name, each.type, each.leases, each.expires_at, each.problem) for each in status.credentials),
-        "No credential sources.",
+        "No credential issuers.",
     )
 
 
@@ -268,14 +268,14 @@ def _details(found: ClusterExplanation, row: ClusterRow, now: float) -> Iterable
 
 def _credential(held: CredentialSummary | None, now: float) -> str:
     if held is None:
-        return "no credential source covers it"
+        return "no credential issuer covers it"
     until = (
         "none is held: none was requested"
         if held.expires_at is None
         else f"one is held, it ends {ago(held.expires_at, now)}"
     )
     problem = f"; {_tag('failing', 'bad')} {escape(held.problem)}" if held.problem else ""
-    return f"{escape(held.source)} ({escape(held.type)}): {until}{problem}"
+    return f"{escape(held.issuer)} ({escape(held.type)}): {until}{problem}"
 
 
 def _state(row: ClusterRow) -> str:

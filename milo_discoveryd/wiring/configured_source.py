@@ -15,7 +15,7 @@ from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.mode import collections_of, keyed_target, mode_of, observe_file, place_of, project_of
 from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -34,7 +34,7 @@ class ConfiguredSource:
         self.files = KubeconfigFiles(self.mode) if isinstance(self.mode, FileMode) else None
         """The files of a source that has no API server."""
 
-    async def follow(self, fleet: SourceFleet, credentials: Sources, epoch: str) -> None:
+    async def follow(self, fleet: SourceFleet, credentials: Issuers, epoch: str) -> None:
         """Follow the source until canceled. `epoch` identifies the run of the daemon."""
         if isinstance(self.mode, FixedMode):
             assert isinstance(fleet, DirectFleet)
@@ -48,23 +48,23 @@ class ConfiguredSource:
             discovery_of_files = FileDiscovery(fleet, self._state_file(self.project), epoch)
             await discovery_of_files.run(self.files, observe_file(self.name), place_of(self.mode, self.name))
             return
-        source = self.settings.source
+        watch = self.settings.watch
         kubeconfig, plugins = self.settings.discovery_kubeconfig, self.settings.exec_plugins
         upstream = load_discovery_upstream(
             kubeconfig, self._environ, plugins, plain_loopback=self.settings.plain_loopback
         )
-        upstream = credentials.authenticated(upstream, source.credentials)
+        upstream = credentials.authenticated(upstream, watch.credentials)
         transport = Transport(
             upstream,
-            response_limit=source.response_limit,
-            connect_timeout_s=source.connect_timeout.total_seconds(),
+            response_limit=watch.response_limit,
+            connect_timeout_s=watch.connect_timeout.total_seconds(),
             environ=self._environ,
         )
         policy = ReflectorPolicy(
-            streaming_lists=source.streaming_lists == "auto",
-            page_size=source.page_size,
-            silence_s=source.silence_limit.total_seconds(),
-            liveness=LivenessPolicy(every_s=source.liveness_interval.total_seconds()),
+            streaming_lists=watch.streaming_lists == "auto",
+            page_size=watch.page_size,
+            silence_s=watch.silence_limit.total_seconds(),
+            liveness=LivenessPolicy(every_s=watch.liveness_interval.total_seconds()),
         )
         discovery = Discovery(
             fleet,
@@ -72,8 +72,8 @@ class ConfiguredSource:
             epoch=epoch,
             policy=policy,
             jitter=random.random,
-            connect_timeout_s=source.connect_timeout.total_seconds(),
-            request_timeout_s=source.request_timeout.total_seconds(),
+            connect_timeout_s=watch.connect_timeout.total_seconds(),
+            request_timeout_s=watch.request_timeout.total_seconds(),
         )
         async with aclosing(transport):
             await discovery.run(

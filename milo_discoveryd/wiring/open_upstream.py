@@ -21,7 +21,7 @@ def open_upstream(
     upstream = load_discovery_upstream(
         kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback
     )
-    timeout_s = settings.source.connect_timeout.total_seconds()
+    timeout_s = settings.watch.connect_timeout.total_seconds()
     transport = Transport(upstream, response_limit=_RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))
     return transport, upstream.origin

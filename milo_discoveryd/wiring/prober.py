@@ -9,7 +9,7 @@ from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.modes.mode import has_own_authorities
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
@@ -24,7 +24,7 @@ async def probe(
     environ: Mapping[str, str],
     *,
     fleet: Fleet,
-    issuer: Issuer,
+    kubeconfigs: Kubeconfigs,
     metrics: Metrics,
 ) -> None:
     """Probe the clusters of the fleet until canceled. `projects` has the upstream of each source."""
@@ -36,8 +36,10 @@ async def probe(
             asker = Asker(
                 project,
                 environ,
-                held=issuer.held,
-                authorities_of=issuer.authorities_of if has_own_authorities(settings.by_source[name].mode) else None,
+                held=kubeconfigs.held,
+                authorities_of=kubeconfigs.authorities_of
+                if has_own_authorities(settings.by_source[name].mode)
+                else None,
                 path=connectivity.path,
                 timeout_s=connectivity.timeout.total_seconds(),
                 of_hosts=of_hosts,

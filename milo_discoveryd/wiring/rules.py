@@ -46,7 +46,7 @@ def _scope(rule: RuleSettings) -> ClusterScope:
 
 def _terms(rule: RuleSettings) -> Terms:
     return Terms(
-        sources=frozenset(rule.sources) or None,
+        issuers=frozenset(rule.issuers) or None,
         max_ttl_s=None if rule.max_ttl is None else rule.max_ttl.total_seconds(),
         per_minute=rule.kubeconfigs_per_minute,
     )

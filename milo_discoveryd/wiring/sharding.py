@@ -9,7 +9,7 @@ from pathlib import Path
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
-from milo_discoveryd.credentials.sources.source import FencingSource
+from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.log import log
 from milo_discoveryd.registry.fleet import Fleet
@@ -52,7 +52,7 @@ def shard_group(
     observer: GroupObserver,
     closing: AsyncExitStack,
     *,
-    fencing: Callable[[], Sequence[FencingSource]],
+    fencing: Callable[[], Sequence[FencingIssuer]],
 ) -> ShardGroup | None:
     """Return the group, or None without sharding. `closing` closes its connections. Raises StartError.
 

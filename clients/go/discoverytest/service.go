@@ -205,7 +205,7 @@ func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 			NotReady:    int32(len(d.records) - engaged),
 			Subscribers: int32(len(d.streams)),
 		},
-		CredentialSources: []*pb.CredentialSource{{Name: "discoverytest", Type: "token-request", Healthy: true}},
+		CredentialIssuers: []*pb.CredentialIssuer{{Name: "discoverytest", Type: "token-request", Healthy: true}},
 		Limits: &pb.Limits{
 			DefaultHeartbeatInterval: durationpb.New(defaultHeartbeat),
 			MaxKubeconfigTtl:         durationpb.New(kubeconfigTTL),

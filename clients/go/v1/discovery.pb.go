@@ -436,7 +436,7 @@ type WatchClustersRequest struct {
 	ResumeRevision string `protobuf:"bytes,2,opt,name=resume_revision,json=resumeRevision,proto3" json:"resume_revision,omitempty"`
 	// Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.
 	IncludeKubeconfigs bool `protobuf:"varint,3,opt,name=include_kubeconfigs,json=includeKubeconfigs,proto3" json:"include_kubeconfigs,omitempty"`
-	// Requested lifetime of these kubeconfigs. The daemon may shorten it. It is longer only where the credential source
+	// Requested lifetime of these kubeconfigs. The daemon may shorten it. It is longer only where the credential issuer
 	// has a fixed lifetime: `expires_at` says when a kubeconfig expires. Unset: the daemon's default.
 	KubeconfigTtl *durationpb.Duration `protobuf:"bytes,4,opt,name=kubeconfig_ttl,json=kubeconfigTtl,proto3" json:"kubeconfig_ttl,omitempty"`
 	// How long the stream may be silent. Unset: the daemon's default, 30 s unless configured. Shorter than 1 s counts as
@@ -1804,7 +1804,7 @@ type IssueKubeconfigRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The cluster's name.
 	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	// Requested lifetime. The daemon may shorten it. It is longer only where the credential source has a fixed
+	// Requested lifetime. The daemon may shorten it. It is longer only where the credential issuer has a fixed
 	// lifetime: `expires_at` says when the kubeconfig expires. Unset: the daemon's default.
 	Ttl    *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	Format KubeconfigFormat     `protobuf:"varint,3,opt,name=format,proto3,enum=milo.discovery.v1.KubeconfigFormat" json:"format,omitempty"`
@@ -2327,8 +2327,8 @@ type GetServerInfoResponse struct {
 	// A complete list of the source has been seen.
 	Synced bool         `protobuf:"varint,6,opt,name=synced,proto3" json:"synced,omitempty"`
 	Counts *FleetCounts `protobuf:"bytes,7,opt,name=counts,proto3" json:"counts,omitempty"`
-	// The sources of the kubeconfigs that the daemon issues; empty where it issues none.
-	CredentialSources []*CredentialSource `protobuf:"bytes,8,rep,name=credential_sources,json=credentialSources,proto3" json:"credential_sources,omitempty"`
+	// The issuers of credentials for kubeconfigs; empty where it issues none.
+	CredentialIssuers []*CredentialIssuer `protobuf:"bytes,8,rep,name=credential_issuers,json=credentialIssuers,proto3" json:"credential_issuers,omitempty"`
 	Limits            *Limits             `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
 	// The sources of clusters, in a daemon with several. `source` is then that of the least current one.
 	Sources []*Source `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
@@ -2417,9 +2417,9 @@ func (x *GetServerInfoResponse) GetCounts() *FleetCounts {
 	return nil
 }
 
-func (x *GetServerInfoResponse) GetCredentialSources() []*CredentialSource {
+func (x *GetServerInfoResponse) GetCredentialIssuers() []*CredentialIssuer {
 	if x != nil {
-		return x.CredentialSources
+		return x.CredentialIssuers
 	}
 	return nil
 }
@@ -2837,8 +2837,8 @@ func (x *FleetCounts) GetUnassigned() int32 {
 	return 0
 }
 
-// CredentialSource is a configured source of the kubeconfigs that the daemon issues.
-type CredentialSource struct {
+// CredentialIssuer is a configured issuer of the credentials in the kubeconfigs that the daemon issues.
+type CredentialIssuer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "token-request", "exec", ...
@@ -2852,20 +2852,20 @@ type CredentialSource struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CredentialSource) Reset() {
-	*x = CredentialSource{}
+func (x *CredentialIssuer) Reset() {
+	*x = CredentialIssuer{}
 	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CredentialSource) String() string {
+func (x *CredentialIssuer) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CredentialSource) ProtoMessage() {}
+func (*CredentialIssuer) ProtoMessage() {}
 
-func (x *CredentialSource) ProtoReflect() protoreflect.Message {
+func (x *CredentialIssuer) ProtoReflect() protoreflect.Message {
 	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -2877,40 +2877,40 @@ func (x *CredentialSource) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CredentialSource.ProtoReflect.Descriptor instead.
-func (*CredentialSource) Descriptor() ([]byte, []int) {
+// Deprecated: Use CredentialIssuer.ProtoReflect.Descriptor instead.
+func (*CredentialIssuer) Descriptor() ([]byte, []int) {
 	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *CredentialSource) GetName() string {
+func (x *CredentialIssuer) GetName() string {
 	if x != nil {
 		return x.Name
 	}
 	return ""
 }
 
-func (x *CredentialSource) GetType() string {
+func (x *CredentialIssuer) GetType() string {
 	if x != nil {
 		return x.Type
 	}
 	return ""
 }
 
-func (x *CredentialSource) GetHealthy() bool {
+func (x *CredentialIssuer) GetHealthy() bool {
 	if x != nil {
 		return x.Healthy
 	}
 	return false
 }
 
-func (x *CredentialSource) GetMessage() string {
+func (x *CredentialIssuer) GetMessage() string {
 	if x != nil {
 		return x.Message
 	}
 	return ""
 }
 
-func (x *CredentialSource) GetExpiresAt() *timestamppb.Timestamp {
+func (x *CredentialIssuer) GetExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpiresAt
 	}
@@ -3196,7 +3196,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06source\x18\x05 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\x12\x16\n" +
 	"\x06synced\x18\x06 \x01(\bR\x06synced\x126\n" +
 	"\x06counts\x18\a \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\x12R\n" +
-	"\x12credential_sources\x18\b \x03(\v2#.milo.discovery.v1.CredentialSourceR\x11credentialSources\x121\n" +
+	"\x12credential_issuers\x18\b \x03(\v2#.milo.discovery.v1.CredentialIssuerR\x11credentialIssuers\x121\n" +
 	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\x123\n" +
 	"\asources\x18\n" +
 	" \x03(\v2\x19.milo.discovery.v1.SourceR\asources\x127\n" +
@@ -3235,7 +3235,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"unassigned\x18\b \x01(\x05R\n" +
 	"unassigned\"\xa9\x01\n" +
-	"\x10CredentialSource\x12\x12\n" +
+	"\x10CredentialIssuer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x18\n" +
@@ -3327,7 +3327,7 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(*Sharding)(nil),                // 34: milo.discovery.v1.Sharding
 	(*ShardMember)(nil),             // 35: milo.discovery.v1.ShardMember
 	(*FleetCounts)(nil),             // 36: milo.discovery.v1.FleetCounts
-	(*CredentialSource)(nil),        // 37: milo.discovery.v1.CredentialSource
+	(*CredentialIssuer)(nil),        // 37: milo.discovery.v1.CredentialIssuer
 	(*Limits)(nil),                  // 38: milo.discovery.v1.Limits
 	nil,                             // 39: milo.discovery.v1.Cluster.LabelsEntry
 	nil,                             // 40: milo.discovery.v1.Cluster.AnnotationsEntry
@@ -3385,7 +3385,7 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	42, // 47: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	13, // 48: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
 	36, // 49: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	37, // 50: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	37, // 50: milo.discovery.v1.GetServerInfoResponse.credential_issuers:type_name -> milo.discovery.v1.CredentialIssuer
 	38, // 51: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
 	33, // 52: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
 	34, // 53: milo.discovery.v1.GetServerInfoResponse.sharding:type_name -> milo.discovery.v1.Sharding
@@ -3393,7 +3393,7 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	36, // 55: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
 	35, // 56: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
 	41, // 57: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
-	42, // 58: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 58: milo.discovery.v1.CredentialIssuer.expires_at:type_name -> google.protobuf.Timestamp
 	41, // 59: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
 	41, // 60: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
 	41, // 61: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration

@@ -84,7 +84,7 @@ type DiscoveryServiceClient interface {
 	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
 	GetCluster(ctx context.Context, in *GetClusterRequest, opts ...grpc.CallOption) (*GetClusterResponse, error)
 	// IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
 	// UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
 	// credential backend is down and nothing still valid is cached.
 	IssueKubeconfig(ctx context.Context, in *IssueKubeconfigRequest, opts ...grpc.CallOption) (*IssueKubeconfigResponse, error)
@@ -245,7 +245,7 @@ type DiscoveryServiceServer interface {
 	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
 	GetCluster(context.Context, *GetClusterRequest) (*GetClusterResponse, error)
 	// IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
 	// UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
 	// credential backend is down and nothing still valid is cached.
 	IssueKubeconfig(context.Context, *IssueKubeconfigRequest) (*IssueKubeconfigResponse, error)

@@ -138,7 +138,7 @@ class TestCredential:
             (NOT_ENGAGED, 3),
             (Refusal(grpc.StatusCode.PERMISSION_DENIED, "no"), 4),
             (Refusal(grpc.StatusCode.UNAVAILABLE, "down", (ErrorInfo(reason="CREDENTIALS_UNAVAILABLE"),)), 7),
-            (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_SOURCE"),)), 1),
+            (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_ISSUER"),)), 1),
         ],
     )
     async def test_credential_exits_with_the_status_of_each_grpc_status(self, command, daemon, refusal, status):

@@ -45,7 +45,7 @@ ANSWERS = [
         started_at=STAMP,
         source=SOURCE,
         counts=pb.FleetCounts(engaged=1),
-        credential_sources=[pb.CredentialSource(name="main", healthy=True)],
+        credential_issuers=[pb.CredentialIssuer(name="main", healthy=True)],
         limits=pb.Limits(stalled_timeout=Duration(seconds=300), default_heartbeat_interval=Duration(nanos=500_000_000)),
     ),
 ]

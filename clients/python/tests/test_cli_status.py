@@ -31,9 +31,9 @@ class TestStatus:
                 started_at=ago(),
                 source=pb.SourceStatus(state=state, since=ago()),
                 counts=pb.FleetCounts(engaged=3, not_ready=2, unreachable=1, subscribers=4),
-                credential_sources=[
-                    pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=ago(-AGO)),
-                    pb.CredentialSource(name="spare", type="file", message="no such file"),
+                credential_issuers=[
+                    pb.CredentialIssuer(name="main", type="exec", healthy=True, expires_at=ago(-AGO)),
+                    pb.CredentialIssuer(name="spare", type="file", message="no such file"),
                 ],
             )
         ]

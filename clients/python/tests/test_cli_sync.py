@@ -122,7 +122,7 @@ async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
 
 async def test_sync_fails_if_the_daemon_issues_no_kubeconfigs(daemon, path):
     async with sync(daemon, path) as process:
-        reason = ErrorInfo(reason="NO_CREDENTIAL_SOURCE")
+        reason = ErrorInfo(reason="NO_CREDENTIAL_ISSUER")
         (await daemon.stream()).end(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no source", (reason,)))
         _, err = await process.communicate()
     assert (process.returncode, err.decode()) == (1, "milo-discovery: no source\n")

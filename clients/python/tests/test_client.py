@@ -125,14 +125,14 @@ async def test_server_info_has_all_fields(client, daemon):
             synced=True,
             started_at=STAMP,
             counts=pb.FleetCounts(engaged=3, subscribers=1),
-            credential_sources=[pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=STAMP)],
+            credential_issuers=[pb.CredentialIssuer(name="main", type="exec", healthy=True, expires_at=STAMP)],
             limits=pb.Limits(default_heartbeat_interval=Duration(seconds=30), max_page_size=5000),
         )
     ]
     info = await client.server_info()
     assert (info.version, info.mode, info.synced, info.started_at) == ("1.2", "project", True, MOMENT)
     assert (info.counts.engaged, info.counts.subscribers) == (3, 1)
-    assert info.credential_sources[0].expires_at == MOMENT
+    assert info.credential_issuers[0].expires_at == MOMENT
     assert info.limits.default_heartbeat_interval == timedelta(seconds=30)
     assert info.limits.max_kubeconfig_ttl is None
 

@@ -92,7 +92,7 @@ def test_any_server_info_message_is_converted(duration: Duration, stamp: Timesta
         pb.GetServerInfoResponse(
             started_at=stamp,
             counts=pb.FleetCounts(engaged=count),
-            credential_sources=[pb.CredentialSource(expires_at=stamp)],
+            credential_issuers=[pb.CredentialIssuer(expires_at=stamp)],
             limits=pb.Limits(stalled_timeout=duration, max_kubeconfig_ttl=duration),
         )
     )

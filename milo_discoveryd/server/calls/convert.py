@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
@@ -115,9 +115,9 @@ def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
     )
 
 
-def credential_source(of: SourceHealth, problem: str | None = None) -> pb.CredentialSource:
-    """Convert the health of a source. `problem` replaces the source's own message."""
-    return pb.CredentialSource(
+def credential_issuer(of: IssuerHealth, problem: str | None = None) -> pb.CredentialIssuer:
+    """Convert the health of an issuer. `problem` replaces the issuer's own message."""
+    return pb.CredentialIssuer(
         name=of.name,
         type=of.type,
         healthy=not of.problem,

@@ -15,7 +15,7 @@ import msgspec
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
-from milo_discoveryd.kubeconfigs.issuer import Issuer, LeaseHandle
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
 from milo_discoveryd.model.cluster import Cluster
@@ -36,7 +36,7 @@ MAX_JITTER_S = 600.0
 RETRY_S = 5.0
 """How long to wait after a kubeconfig could not be issued although a credential is held."""
 REPLACED_SPREAD_S = 1.0
-"""A credential that was replaced at its source is sent to all subscribers within this time."""
+"""A credential that was replaced at its issuer is sent to all subscribers within this time."""
 
 
 class _Delivery(msgspec.Struct):
@@ -44,8 +44,8 @@ class _Delivery(msgspec.Struct):
 
     incarnation: int
     place: tuple[str, ...]
-    source: str
-    """The credential source that covers the cluster; empty if none does."""
+    issuer: str
+    """The credential issuer that covers the cluster; empty if none does."""
     credential: IssuedCredential | None
     due_at: float
     is_charged: bool = False
@@ -58,7 +58,7 @@ class KubeconfigRotation:
     def __init__(
         self,
         fleet: Fleet,
-        issuer: Issuer,
+        kubeconfigs: Kubeconfigs,
         epoch: str,
         *,
         shown: ClusterView,
@@ -69,7 +69,7 @@ class KubeconfigRotation:
         draw: Draw,
     ) -> None:
         self._fleet = fleet
-        self._issuer = issuer
+        self._kubeconfigs = kubeconfigs
         self._epoch = epoch
         self._shown = shown
         self._ttl_s = ttl_s
@@ -100,7 +100,7 @@ class KubeconfigRotation:
                 self._schedule_within(replaced, REPLACED_SPREAD_S)
             wake()
 
-        unsubscribe = self._issuer.subscribe(lease_changed)
+        unsubscribe = self._kubeconfigs.subscribe(lease_changed)
         self._call.freshness.wake = wake
         try:
             yield
@@ -204,11 +204,11 @@ class KubeconfigRotation:
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _follow_update(self, name: str) -> None:
-        """Schedule a kubeconfig for a cluster with another endpoint, or whose labels select another source."""
+        """Schedule a kubeconfig for a cluster with another endpoint, or whose labels select another issuer."""
         delivery, cluster = self._deliveries.get(name), self._engaged(name)
         if delivery is None or cluster is None:
             return
-        if (delivery.place, delivery.source) != (cluster.target.place, self._source(cluster)):
+        if (delivery.place, delivery.issuer) != (cluster.target.place, self._issuer(cluster)):
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> None:
@@ -223,7 +223,7 @@ class KubeconfigRotation:
                 self._reschedule(name)
 
     def _charge(self, name: str) -> bool:
-        """Count a kubeconfig against the quota before the request to the source, so that this is limited too."""
+        """Count a kubeconfig against the quota before the request to the issuer, so that this is limited too."""
         delivery = self._deliveries[name]
         if not delivery.is_charged:
             wait_s = self._call.take_kubeconfig()
@@ -234,11 +234,11 @@ class KubeconfigRotation:
         return delivery.is_charged
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
-        return None if self._to is None else self._issuer.find(cluster, self._ttl_s, self._to.terms)
+        return None if self._to is None else self._kubeconfigs.find(cluster, self._ttl_s, self._to.terms)
 
-    def _source(self, cluster: Cluster) -> str:
+    def _issuer(self, cluster: Cluster) -> str:
         lease = self._lease(cluster)
-        return "" if lease is None else lease.key.source
+        return "" if lease is None else lease.key.issuer
 
     def _issue(self, cluster: Cluster, lease: LeaseHandle, *, retry_s: float = 0.0) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
@@ -247,7 +247,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(incarnation, self._to)
         except UnfitError:
-            return None  # until the endpoint or the source of the cluster changes
+            return None  # until the endpoint or the issuer of the cluster changes
         except CredentialError:
             self._postpone(cluster.target.name, retry_s)
             return None
@@ -274,7 +274,7 @@ class KubeconfigRotation:
         name = cluster.target.name
         self._stop_waiting(name)
         self._deliveries[name] = _Delivery(
-            cluster.incarnation, cluster.target.place, self._source(cluster), credential, at
+            cluster.incarnation, cluster.target.place, self._issuer(cluster), credential, at
         )
         heapq.heappush(self._due, (at, name))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecords
 from milo_discoveryd.registry.fleet import Fleet
@@ -24,7 +24,7 @@ CLUSTERS_PER_STEP = 250
 """The number of clusters that one step of the event loop converts or counts, in about two milliseconds."""
 DRAINING_NAMED = 100
 CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
-"""The message about a failing credential source for a caller with a limited scope: others may name clusters."""
+"""The message about a failing credential issuer for a caller with a limited scope: others may name clusters."""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +50,9 @@ class ShardMembership(Protocol):
 class ServerInfo:
     """Describes the daemon to a caller, within the caller's scope."""
 
-    def __init__(self, fleet: Fleet, issuer: Issuer, info: DaemonInfo) -> None:
+    def __init__(self, fleet: Fleet, kubeconfigs: Kubeconfigs, info: DaemonInfo) -> None:
         self._fleet = fleet
-        self._issuer = issuer
+        self._kubeconfigs = kubeconfigs
         self._info = info
 
     async def describe(
@@ -60,9 +60,9 @@ class ServerInfo:
     ) -> pb.GetServerInfoResponse:
         counts = await _counts(self._fleet.registry, scope)
         source, *statuses = source_statuses(self._fleet.sources, scope, at)
-        sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
+        issuers = [each for each in self._kubeconfigs.health() if to is not None and to.terms.allow(each.name)]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
-        max_ttl_s = self._issuer.max_ttl_s
+        max_ttl_s = self._kubeconfigs.max_ttl_s
         return pb.GetServerInfoResponse(
             version=self._info.version,
             mode=self._info.mode,
@@ -82,7 +82,7 @@ class ServerInfo:
             synced=self._fleet.synced,
             counts=_counted(counts, streams),
             sharding=await self._sharding(scope, shard),
-            credential_sources=[convert.credential_source(each, problem) for each in sources],
+            credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],
             limits=pb.Limits(
                 max_kubeconfig_ttl=convert.duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
                 default_heartbeat_interval=convert.duration(self._info.heartbeat_s),

@@ -10,7 +10,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialUnavailableError, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -48,7 +48,7 @@ class Service:
         fleet: Fleet,
         info: DaemonInfo,
         metrics: StreamMetrics,
-        issuer: Issuer,
+        kubeconfigs: Kubeconfigs,
         *,
         access: AccessControl,
         signer: TokenSigner,
@@ -58,14 +58,14 @@ class Service:
         """`shard` is set if the clusters are distributed among several daemons."""
         self._fleet = fleet
         self.shard = shard
-        self._issuer = issuer
+        self._kubeconfigs = kubeconfigs
         self._info = info
         self._metrics = metrics
         self.access = access
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
-        self._server_info = ServerInfo(fleet, issuer, info)
+        self._server_info = ServerInfo(fleet, kubeconfigs, info)
         self._stopping = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()
@@ -224,7 +224,7 @@ class Service:
                 with _credential_errors(call):
                     made = await self._issued(parsed, call)
         except CallError as error:
-            self._issuer.refused(error.reason.lower())
+            self._kubeconfigs.refused(error.reason.lower())
             raise
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
@@ -274,13 +274,13 @@ class Service:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
-        lease = self._issuer.lease(cluster, parsed.ttl_s, terms)
+        lease = self._kubeconfigs.lease(cluster, parsed.ttl_s, terms)
         is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
-        await (lease.wait_for_source() if is_without_secret else lease.wait())
+        await (lease.wait_for_issuer() if is_without_secret else lease.wait())
         # Check again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
-            lease = self._issuer.lease(now, parsed.ttl_s, to.terms)
+            lease = self._kubeconfigs.lease(now, parsed.ttl_s, to.terms)
         incarnation = convert.incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
@@ -302,17 +302,17 @@ class Service:
 
     def _credential_problem(self, record: ClusterRecord, call: CallContext) -> str | None:
         to = call.recipient
-        problem = None if record.cluster is None or to is None else self._issuer.problem(record.cluster, to.terms)
+        problem = None if record.cluster is None or to is None else self._kubeconfigs.problem(record.cluster, to.terms)
         return problem if problem is None or call.scope.is_everything else CREDENTIALS_FAILING
 
     async def _rotation(self, parsed: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
         with _credential_errors(call):
-            refusal = await self._issuer.refusal(call.require_kubeconfigs().terms)
+            refusal = await self._kubeconfigs.refusal(call.require_kubeconfigs().terms)
             if refusal is not None:
                 raise refusal
         return KubeconfigRotation(
             self._fleet,
-            self._issuer,
+            self._kubeconfigs,
             self._info.epoch,
             shown=scoped(parsed.wanted, call.scope),
             ttl_s=parsed.kubeconfig_ttl_s,
@@ -338,9 +338,9 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
     try:
         yield
     except UnfitError as error:
-        problem = "no credential source can serve it" if is_limited else str(error)
-        advice = "configure one of kubeconfigs.sources, or send the request without kubeconfigs"
-        raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{problem}: {advice}") from error
+        problem = "no credential issuer can serve it" if is_limited else str(error)
+        advice = "configure one of kubeconfigs.issuers, or send the request without kubeconfigs"
+        raise PreconditionError("NO_CREDENTIAL_ISSUER", f"{problem}: {advice}") from error
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)
         raise UnavailableError(CREDENTIALS_FAILING, message, retry_after_s=error.retry_after_s) from error

@@ -90,7 +90,7 @@ async def open_workspace(directory: Path, *, token_life: float = 600.0, **settin
         address, upstream = f"unix://{directory}/d.sock", sandbox.write_kubeconfig(directory / "upstream")
         source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
         config = directory / "config.yaml"
-        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}, **settings}))
+        config.write_text(json.dumps({"kubeconfigs": {"issuers": [source]}, **settings}))
         arguments = (
             "--config",
             str(config),

@@ -37,7 +37,7 @@ class ServiceProvider:
         }
         config = {
             "sources": [source],
-            "kubeconfigs": {"sources": [{"name": "token", "type": "token-file", "path": str(directory / "token")}]},
+            "kubeconfigs": {"issuers": [{"name": "token", "type": "token-file", "path": str(directory / "token")}]},
             "listen": [self.workspace.address],
             "http_listen": "off",
             "connectivity": {"interval": "off"},

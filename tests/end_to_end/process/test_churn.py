@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from milo_discovery import Event
-from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
+from milo_discoveryd.credentials.issuers.token_request import OBJECT_LABEL
 from milo_sandbox.resources import SECRETS
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -135,7 +135,7 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
     settings: dict[str, Any] = {
         "annotation_prefixes": ["example.com/"],
         "connectivity": {"interval": "1s"},
-        "kubeconfigs": {"sources": [token_source(workspace)]},
+        "kubeconfigs": {"issuers": [token_source(workspace)]},
         "removals": {"hold_not_ready": False},  # otherwise many changes to not ready would be held
     }
     digests = object_digests(workspace)

@@ -41,7 +41,7 @@ class Files:
         source = {"name": "files", "kind": kind, "settings": {"path": str(path)}}
         config = {
             "sources": [source],
-            "kubeconfigs": {"sources": [{"name": "files", "type": "kubeconfig-file"}]},
+            "kubeconfigs": {"issuers": [{"name": "files", "type": "kubeconfig-file"}]},
             "listen": [self.workspace.address],
             "http_listen": "off",
             "connectivity": {"interval": "off"},

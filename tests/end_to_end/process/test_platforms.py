@@ -87,7 +87,7 @@ async def test_kcp_workspaces_are_clusters_at_paths_of_one_host(workspace: Works
     changes: dict[str, Any] = {
         "declarative__ca_file": str(authorities),
         "declarative__endpoint__hosts": ["127.0.0.1"],
-        "kubeconfigs__sources__0__path": str(token),
+        "kubeconfigs__issuers__0__path": str(token),
     }
     async with following(workspace, "kcp", sandbox.kcp_kubeconfig(), **changes) as (client, watch):
         assert set(watch.clusters) == {"alpha", "beta"}

@@ -42,7 +42,7 @@ class Replica:
                 "listen": [address],
                 "http_listen": "off",
                 "connectivity": {"interval": "off"},
-                "kubeconfigs": {"sources": [source]},
+                "kubeconfigs": {"issuers": [source]},
                 "removals": {"hold_not_ready": False},
                 **self._settings,
             }

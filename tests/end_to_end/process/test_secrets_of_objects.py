@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
         "endpoint": {"secret_key": "value"},
     },
     "kubeconfigs": {
-        "sources": [
+        "issuers": [
             {
                 "name": "secrets",
                 "type": "kubeconfig-secret",

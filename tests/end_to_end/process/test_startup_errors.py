@@ -29,7 +29,7 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
         ({"heartbeat_interval": "-5s"}, 'key heartbeat_interval: "-5s" must be a duration'),
         ({"not_ready_grace": "2h"}, 'key not_ready_grace: "2h" must be'),
         ({"stalled_timeuot": "5s"}, "key stalled_timeuot: is not a setting; did you mean stalled_timeout?"),
-        ({"source": {"page_size": 0}}, 'key source.page_size: "0" must be at least 1'),
+        ({"watch": {"page_size": 0}}, 'key watch.page_size: "0" must be at least 1'),
         ({"internal_address_template": "milo.example.com:6443"}, "gives all projects the same address"),
         ({"listen": ["0.0.0.0:9000"]}, "0.0.0.0:9000"),
         ({"listen": ["somewhere"]}, '"somewhere" must be'),

@@ -25,7 +25,7 @@ async def handing_out(
     authenticates: bool = False,
     **kubeconfigs: str,
 ) -> AsyncIterator[DiscoveryClient]:
-    """Run a daemon with this credential source, and yield a client.
+    """Run a daemon with this credential issuer, and yield a client.
 
     The daemon reads the server's clusters with `kubeconfig`, and authenticates with the source as well if
     `authenticates` is set.
@@ -35,8 +35,8 @@ async def handing_out(
         "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),
         "internal_address_template": ADDRESSES,
         "connectivity": {"interval": "off"},
-        "source": {"credentials": SOURCE} if authenticates else {},
-        "kubeconfigs": {"sources": [{"name": SOURCE, **source}], **kubeconfigs},
+        "watch": {"credentials": SOURCE} if authenticates else {},
+        "kubeconfigs": {"issuers": [{"name": SOURCE, **source}], **kubeconfigs},
     }
     file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(config))

@@ -116,7 +116,7 @@ async def configured(
         "connectivity": {"interval": "off"},
         "listen": [f"unix://{directory}/d.sock"],
         "http_listen": "off",
-        "kubeconfigs": {"sources": [source]},
+        "kubeconfigs": {"issuers": [source]},
     }
     file = directory / "config.yaml"
     async with AsyncExitStack() as stack:

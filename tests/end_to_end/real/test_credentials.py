@@ -14,8 +14,8 @@ from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
 from milo_discovery import CertificateRenewed, DiscoveryClient
 from milo_discoveryd.credentials import load_discovery_upstream
-from milo_discoveryd.credentials.sources.source import MintRequest
-from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
+from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
@@ -135,8 +135,8 @@ async def a_life_of_tokens(server: RealApi) -> None:
         await second.revoke(ALPHA)
 
 
-def tokens_of(api: Transport, *, run: str, origin: str, namespace: str) -> TokenRequestSource:
-    return TokenRequestSource("tested", api, origin=origin, namespace=namespace, service_account="operators", run=run)
+def tokens_of(api: Transport, *, run: str, origin: str, namespace: str) -> TokenRequestIssuer:
+    return TokenRequestIssuer("tested", api, origin=origin, namespace=namespace, service_account="operators", run=run)
 
 
 @on_the_infrastructure
@@ -166,7 +166,7 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, direc
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
     await create_ready(server, "alpha", "beta")
     settings: dict[str, Any] = {
-        "kubeconfigs": {"sources": [{"name": "tokens", **TOKENS}]},
+        "kubeconfigs": {"issuers": [{"name": "tokens", **TOKENS}]},
         "internal_address_template": ADDRESSES,
         "connectivity": {"interval": "off"},
     }

@@ -227,7 +227,7 @@ async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credent
     plugin.chmod(0o755)
     changes = {
         "declarative__endpoint__hosts": ["127.0.0.1"],
-        "kubeconfigs__sources__0__command": str(plugin),
+        "kubeconfigs__issuers__0__command": str(plugin),
     }
     async with platform.api() as api:
         await define(api, INVENTORY_API)
@@ -256,7 +256,7 @@ async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_refer
             "secret": {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"},
         },
         "kubeconfigs": {
-            "sources": [
+            "issuers": [
                 {
                     "name": "members",
                     "type": "kubeconfig-secret",

@@ -169,7 +169,7 @@ async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
         await server.etcd.tick()
     await set_ready(server, "gamma", False)
     await set_ready(server, "gamma", True)
-    settings = {"source": {"silence_limit": "5s"}, "removals": {"verify_after": "2s"}}
+    settings = {"watch": {"silence_limit": "5s"}, "removals": {"verify_after": "2s"}}
     async with DaemonObserver(server, directory, **settings) as observer:
         await observer.expect(*map(engaged, NAMES))
 

@@ -58,7 +58,7 @@ async def test_missing_list_right_prevents_paged_lists(
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["list"])
     await create_ready(server, "alpha")
-    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, watch={"streaming_lists": "off"}) as observer:
         status = await observer.source("STALE", "Forbidden")
 
         assert "cannot list resource" in status.message

@@ -52,7 +52,7 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
                 directory,
                 kubeconfig=server.kubeconfig_as("operator"),
                 internal_address_template=ADDRESSES,
-                kubeconfigs={"sources": [SECRETS]},
+                kubeconfigs={"issuers": [SECRETS]},
             )
             observers.append(await stack.enter_async_context(observer))
             acquired.append(server)

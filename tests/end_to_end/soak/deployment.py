@@ -109,9 +109,9 @@ class Daemon:
         if self._keeps_state:
             settings["state_directory"] = str(self.state)
         if self.server.is_sandbox:
-            settings["source"] = {"silence_limit": "20s"}  # bookmarks every 5 s instead of every 60 s
-            source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-            settings["kubeconfigs"] = {"sources": [source]}
+            settings["watch"] = {"silence_limit": "20s"}  # bookmarks every 5 s instead of every 60 s
+            issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+            settings["kubeconfigs"] = {"issuers": [issuer]}
         return settings
 
 

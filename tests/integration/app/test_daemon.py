@@ -12,7 +12,7 @@ import pytest
 
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.source_status import SourceState
@@ -107,7 +107,7 @@ async def test_unreachable_clusters_are_counted_beyond_the_cap(workspace: Worksp
         assert json.loads((await get("/?json"))[1])["unreachable"] == 5
 
 
-@pytest.mark.parametrize("part", [Discovery, Issuer, Server])
+@pytest.mark.parametrize("part", [Discovery, Kubeconfigs, Server])
 async def test_o10_failed_task_ends_daemon(workspace: Workspace, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(*_: object) -> None:
         raise RuntimeError("a part died")

@@ -94,7 +94,7 @@ class Workspace:
                 for name, scope in scopes.items()
             ],
             "kubeconfigs": {
-                "sources": [{"name": "file", "type": "token-file", "path": str(self._directory / "token")}]
+                "issuers": [{"name": "file", "type": "token-file", "path": str(self._directory / "token")}]
             },
             "connectivity": {"interval": "off"},
             "http_listen": "off",

@@ -73,7 +73,7 @@ async def test_check_reports_each_step_in_order_and_a_summary(
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watching projects",
         f"ok    project: same as discovery ({kubeconfig})",
-        "ok    kubeconfigs: none are issued: kubeconfigs.sources is empty, or each source has hand_out: false",
+        "ok    kubeconfigs: none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
         "10 checks: 10 ok, 0 warnings, 0 failed",
@@ -252,8 +252,8 @@ async def test_mode_single_checks_only_its_cluster(kubeconfig: Path, tmp_path: P
 
 async def test_silence_limit_below_the_bookmark_interval_is_a_warning(tmp_path: Path) -> None:
     out = io.StringIO()
-    await check(load({"http_listen": "off"}, {"MILO_DISCOVERYD_SOURCE__SILENCE_LIMIT": "60s"}, None), out, {})
-    assert "warn  settings: source.silence_limit is 60 s" in out.getvalue()
+    await check(load({"http_listen": "off"}, {"MILO_DISCOVERYD_WATCH__SILENCE_LIMIT": "60s"}, None), out, {})
+    assert "warn  settings: watch.silence_limit is 60 s" in out.getvalue()
     assert "http_listen" not in out.getvalue()
 
 
@@ -291,7 +291,7 @@ async def test_port_that_two_settings_use_fails(one: str, other: str, tmp_path: 
 async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     source = "{name: infra, type: token-request, namespace: n, service_account: s}"
-    config.write_text(f"sharding: {{group: g, member: BAD, namespace: n}}\nkubeconfigs: {{sources: [{source}]}}\n")
+    config.write_text(f"sharding: {{group: g, member: BAD, namespace: n}}\nkubeconfigs: {{issuers: [{source}]}}\n")
     out = io.StringIO()
     flags = {"listen": (f"unix://{tmp_path}/d.sock",), "discovery_kubeconfig": str(kubeconfig)}
     assert await check(load(flags, {}, config), out, {}) == 1

@@ -55,7 +55,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
             few,
             mode=mode,
             discovery_kubeconfig=str(kubeconfig),
-            kubeconfigs={"sources": [{"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}]},
+            kubeconfigs={"issuers": [{"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}]},
         )
         _, everything = await check_as(
             tmp_path,
@@ -63,12 +63,12 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
             few,
             mode=mode,
             discovery_kubeconfig=str(kubeconfig),
-            source={"page_size": 5},
+            watch={"page_size": 5},
         )
     assert status == 0
     assert lines["rule"] == "few (item 1 of 2), the first that matches"
     assert lines["sees"] == f"names {names[0]}, *none*"
-    assert lines["kubeconfigs"] == "from any source, for at most 300 s, 60000 per minute"
+    assert lines["kubeconfigs"] == "from any issuer, for at most 300 s, 60000 per minute"
     assert lines["credentials"] == ("of own are valid for all clusters of their identity, visible or not")
     assert lines["streams"] == "2 concurrent"
     assert lines["clusters"] == f"1 of 12 ready clusters: {names[0]}"
@@ -84,9 +84,9 @@ async def test_check_as_names_sources_valid_beyond_the_scope(tmp_path: Path) -> 
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
     ]
     listener = "listener=api,group=system:serviceaccounts:shop"
-    _, lines = await check_as(tmp_path, listener, kubeconfigs={"sources": sources})
+    _, lines = await check_as(tmp_path, listener, kubeconfigs={"issuers": sources})
     assert lines["credentials"].startswith("of file are valid for all clusters")
-    _, lines = await check_as(tmp_path, listener, [{**RIGHTS[1], "sources": "each"}], kubeconfigs={"sources": sources})
+    _, lines = await check_as(tmp_path, listener, [{**RIGHTS[1], "issuers": "each"}], kubeconfigs={"issuers": sources})
     assert "credentials" not in lines
 
 

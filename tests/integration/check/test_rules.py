@@ -57,14 +57,14 @@ def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) 
         {"name": "each", "type": "exec", "command": "/bin/mint", "per_cluster": True},
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
     ]
-    wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True), kubeconfigs={"sources": sources})
+    wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True), kubeconfigs={"issuers": sources})
     assert wide.level == "warn"
     assert "credentials of file, loose" in wide.message
     (fine,) = found(
         tmp_path,
-        rule("few", {"uid": 1}, few, kubeconfigs=True, sources=["bound", "each"]),
+        rule("few", {"uid": 1}, few, kubeconfigs=True, issuers=["bound", "each"]),
         rule("none", {"uid": 2}, "none", kubeconfigs=True),
         rule("all", "everybody", kubeconfigs=True),
-        kubeconfigs={"sources": sources},
+        kubeconfigs={"issuers": sources},
     )
     assert fine.level == "ok"

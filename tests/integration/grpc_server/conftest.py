@@ -14,7 +14,7 @@ import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
@@ -57,7 +57,7 @@ def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) ->
 
 
 class Harness:
-    """The fleet, the issuer and the gRPC server; the test is their source."""
+    """The fleet, the kubeconfigs and the gRPC server; the test is their source."""
 
     object_uid: Callable[[str], str] = staticmethod(str)
     """Return the UID of the watched object for the UID of its project."""
@@ -69,7 +69,7 @@ class Harness:
         heartbeat_s: float,
         stalled_s: float,
         retention: Retention,
-        sources: Sequence[SourceAssignment],
+        sources: Sequence[IssuerAssignment],
         per_second: float,
         authorities: bytes,
         rights: Rights,
@@ -81,7 +81,7 @@ class Harness:
         self.metrics = Metrics()
         self.audited: list[dict[str, Any]] = []
         self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
-        self.issuer = Issuer(
+        self.kubeconfigs = Kubeconfigs(
             sources,
             trust=lambda *_: ClusterTrust(authorities),
             metrics=self.metrics,
@@ -108,9 +108,9 @@ class Harness:
         )
         self.access = AccessControl(rights, limits, self.audit, asyncio.get_running_loop().time)
         self.service = Service(
-            self.fleet, about, self.metrics, self.issuer, access=self.access, signer=TokenSigner(b"key")
+            self.fleet, about, self.metrics, self.kubeconfigs, access=self.access, signer=TokenSigner(b"key")
         )
-        self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
+        self.fleet.on(EventType.DISENGAGED, self.kubeconfigs.disengaged)
         self.server = Server(
             self.service,
             listeners or [Listener(name="here", address=UnixSocket(socket))],
@@ -209,7 +209,7 @@ async def a_harness(
     heartbeat_s: float = 30.0,
     stalled_s: float = 300.0,
     retention: Retention | None = None,
-    sources: Sequence[SourceAssignment] = (),
+    sources: Sequence[IssuerAssignment] = (),
     per_second: float = 1000.0,
     authorities: bytes = b"CA",
     rights: Rights = NO_RULES,
@@ -233,7 +233,7 @@ async def a_harness(
         reviewer=reviewer,
     )
     await made.server.start()
-    issuing = asyncio.create_task(made.issuer.run())
+    issuing = asyncio.create_task(made.kubeconfigs.run())
     try:
         yield made
     finally:

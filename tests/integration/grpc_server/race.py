@@ -15,9 +15,9 @@ from random import Random
 import click
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.source import Scope
+from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.log import NAME
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from tests.integration.grpc_server.conftest import Harness, a_harness, not_ready, ready
@@ -70,7 +70,7 @@ class Race:
 async def race(directory: Path, *, rounds: int, seed: int) -> int:
     """Run the rounds and return the number of kubeconfigs that were issued."""
     backend = Backend(Scope.CLUSTER)
-    async with a_harness(directory, sources=[SourceAssignment(backend)], per_second=1e6) as harness:
+    async with a_harness(directory, sources=[IssuerAssignment(backend)], per_second=1e6) as harness:
         made = Race(harness, backend, Random(seed))
         await made.run(rounds)
     return made.handed

@@ -11,7 +11,7 @@ import pytest
 
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
@@ -460,7 +460,7 @@ async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Pa
 
 
 async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path) -> None:
-    sources = [SourceAssignment(Backend(life_s=1.5))]
+    sources = [IssuerAssignment(Backend(life_s=1.5))]
     async with a_harness(tmp_path, drain_timeout_s=LONG_S, sources=sources) as harness, harness.client() as stub:
         harness.listed(ready("alpha"))
         async with confirming(harness, include_kubeconfigs=True) as mine:

@@ -11,9 +11,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.source import Scope
+from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_kube.reflect.messages import Listed, ListStarted
 from tests.integration.grpc_server.conftest import EPOCH, Harness, a_harness, not_ready, ready
@@ -41,7 +41,7 @@ async def refused(harness: Harness, **request: object) -> tuple[grpc.StatusCode,
 
 
 async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend(life_s=600))]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend(life_s=600))]) as harness:
         harness.listed(ready("alpha"))
         made = await issued(harness, cluster="alpha")
     config = json.loads(made.kubeconfig)
@@ -59,7 +59,7 @@ async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
 async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         made = await issued(harness, cluster="alpha", format=pb.KUBECONFIG_FORMAT_EXEC)
     assert not made.HasField("expires_at")
@@ -70,7 +70,7 @@ async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None
 
 
 async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
         harness.seen(not_ready("alpha"))
         for name in ("alpha", "nobody"):
@@ -81,7 +81,7 @@ async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Pat
 async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> None:
     """Before the first list is complete, a cluster must not be reported as not engaged."""
     backend = Backend(Scope.CLUSTER)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.found(ListStarted(), Listed(ready("alpha")))
         for name in ("alpha", "beta"):
             code, reason, _ = await refused(harness, cluster=name)
@@ -92,7 +92,7 @@ async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> No
 
 
 async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
         async with harness.client() as stub:
             incarnation = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).cluster.incarnation
@@ -107,14 +107,14 @@ async def test_issue_kubeconfig_without_source_fails_precondition(harness: Harne
     harness.listed(ready("alpha"))
     for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
         code, reason, message = await refused(harness, cluster="alpha", format=form)
-        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CREDENTIAL_SOURCE")
-        assert "kubeconfigs.sources" in message
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CREDENTIAL_ISSUER")
+        assert "kubeconfigs.issuers" in message
 
 
 async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = UnfitError("it stands in the kubeconfig")
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         code, _, message = await refused(harness, cluster="alpha")
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
@@ -126,7 +126,7 @@ async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_pat
 async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("the backend is down")
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         async with harness.client() as stub:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -141,11 +141,11 @@ async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Pa
         assert retry.retry_delay.ToMilliseconds() >= 1000
         assert got.engagement.engaged
         assert "the backend is down" in got.engagement.message
-        (source,) = info.credential_sources
+        (source,) = info.credential_issuers
         assert (source.name, source.type, source.healthy) == ("backend", "test", False)
         assert source.message == "the backend is down"
         backend.failure = None
-        await eventually(lambda: harness.issuer.health()[0].expires_at)
+        await eventually(lambda: harness.kubeconfigs.health()[0].expires_at)
         assert (await issued(harness, cluster="alpha")).cluster == "alpha"
 
 
@@ -153,9 +153,9 @@ async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Pa
 async def test_issue_kubeconfig_without_the_ca_of_the_cluster_is_unavailable(
     form: pb.KubeconfigFormat.ValueType, tmp_path: Path
 ) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
-        harness.issuer.trust = no_trust
+        harness.kubeconfigs.trust = no_trust
         assert await refused(harness, cluster="alpha", format=form) == (
             grpc.StatusCode.UNAVAILABLE,
             "CREDENTIALS_UNAVAILABLE",
@@ -167,13 +167,13 @@ def no_trust(*_: object) -> ClusterTrust:
     raise CredentialError("/ca.crt cannot be read")
 
 
-async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+async def test_server_info_has_credential_issuers_and_max_ttl(tmp_path: Path) -> None:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
         await issued(harness, cluster="alpha")
         async with harness.client() as stub:
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
-    (source,) = info.credential_sources
+    (source,) = info.credential_issuers
     assert (source.healthy, source.message, source.HasField("expires_at")) == (True, "", True)
     assert info.limits.max_kubeconfig_ttl.seconds == 900
 

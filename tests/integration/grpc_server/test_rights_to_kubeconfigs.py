@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.source import Scope as Kind
+from milo_discoveryd.credentials.issuers.issuer import Scope as Kind
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.rights.name_patterns import name_patterns as some
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
@@ -42,7 +42,7 @@ def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
 
 async def test_rule_without_kubeconfigs_denies_kubeconfig_requests(tmp_path: Path) -> None:
     async with (
-        open_rules_harness(tmp_path, READER, sources=[SourceAssignment(Backend())]) as rules_harness,
+        open_rules_harness(tmp_path, READER, sources=[IssuerAssignment(Backend())]) as rules_harness,
         rules_harness.caller("bank") as reader,
     ):
         rules_harness.harness.listed(ready("alpha"))
@@ -54,16 +54,16 @@ async def test_rule_without_kubeconfigs_denies_kubeconfig_requests(tmp_path: Pat
         async with reader.watching() as watching:
             assert names((await watching.until_synced())[-1]) == {"alpha": False}
         info = await reader.stub.GetServerInfo(pb.GetServerInfoRequest())
-        assert list(info.credential_sources) == []
+        assert list(info.credential_issuers) == []
     assert rules_harness.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
 
 
-async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
+async def test_rule_limits_credential_issuers(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
-    shop = rule("shop", ALL_CLUSTERS, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
+    shop = rule("shop", ALL_CLUSTERS, terms=Terms(issuers=frozenset({"viewer"}), max_ttl_s=60.0))
     async with open_rules_harness(
-        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(admin), SourceAssignment(viewer)]
+        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[IssuerAssignment(admin), IssuerAssignment(viewer)]
     ) as rules_harness:
         rules_harness.harness.listed(ready("alpha"))
         async with rules_harness.caller("shop") as less, rules_harness.caller("root") as more:
@@ -71,13 +71,13 @@ async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
                 kubeconfig = json.loads((await issue(guest)).kubeconfig.kubeconfig)
                 assert kubeconfig["users"][0]["user"]["token"] in backend.given
             info = await less.stub.GetServerInfo(pb.GetServerInfoRequest())
-            assert [each.name for each in info.credential_sources] == ["viewer"]
+            assert [each.name for each in info.credential_issuers] == ["viewer"]
             assert info.limits.max_kubeconfig_ttl.ToTimedelta().total_seconds() == 60
 
 
 async def test_issued_kubeconfig_is_audited(tmp_path: Path) -> None:
     async with (
-        open_rules_harness(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as rules_harness,
+        open_rules_harness(tmp_path, SHOP, sources=[IssuerAssignment(Backend())]) as rules_harness,
         rules_harness.caller("shop") as shop,
     ):
         rules_harness.harness.listed(ready("alpha", env="prod"))
@@ -97,7 +97,7 @@ async def test_kubeconfig_quota_is_charged_before_minting(
     backend = Backend(scope=Kind.CLUSTER)
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(per_minute=2))
     async with open_rules_harness(
-        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(backend)]
+        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[IssuerAssignment(backend)]
     ) as rules_harness:
         rules_harness.harness.listed(*(ready(f"p-{number}") for number in range(4)))
         async with rules_harness.caller("shop") as guest, rules_harness.caller("root") as other:
@@ -115,7 +115,7 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
     count = 303
     each = QuotaLimits(streams=9, streams_each=9, per_minute_each=300)
     async with (
-        open_rules_harness(tmp_path, SHOP, sources=[SourceAssignment(Backend())], limits=each) as rules_harness,
+        open_rules_harness(tmp_path, SHOP, sources=[IssuerAssignment(Backend())], limits=each) as rules_harness,
         rules_harness.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
@@ -136,7 +136,7 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
 
 async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
     async with (
-        open_rules_harness(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as rules_harness,
+        open_rules_harness(tmp_path, SHOP, sources=[IssuerAssignment(Backend())]) as rules_harness,
         rules_harness.caller("shop") as shop,
     ):
         rules_harness.harness.listed(ready("alpha", env="prod"))
@@ -159,19 +159,19 @@ async def kubeconfig_of(watching: Subscriber, name: str) -> str:
                 return token
 
 
-async def test_stream_follows_change_of_credential_sources(tmp_path: Path) -> None:
+async def test_stream_follows_change_of_credential_issuers(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     async with (
         open_rules_harness(
-            tmp_path, SHOP, sources=[SourceAssignment(admin), SourceAssignment(viewer)]
+            tmp_path, SHOP, sources=[IssuerAssignment(admin), IssuerAssignment(viewer)]
         ) as rules_harness,
         rules_harness.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
         rules_harness.harness.listed(ready("alpha", env="prod"))
         assert await kubeconfig_of(watching, "alpha") in admin.given
-        terms = Terms(sources=frozenset({"viewer"}))
+        terms = Terms(issuers=frozenset({"viewer"}))
         rules_harness.harness.service.change_rights(Rights((rule("shop", PROD, terms=terms),)))
         assert await kubeconfig_of(watching, "alpha") in viewer.given
 
@@ -179,7 +179,7 @@ async def test_stream_follows_change_of_credential_sources(tmp_path: Path) -> No
 async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5, scope=Kind.CLUSTER)
     async with (
-        open_rules_harness(tmp_path, SHOP, sources=[SourceAssignment(backend)]) as rules_harness,
+        open_rules_harness(tmp_path, SHOP, sources=[IssuerAssignment(backend)]) as rules_harness,
         rules_harness.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
@@ -195,19 +195,19 @@ async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> N
         assert handed.count("alpha") <= 1
 
 
-async def test_limited_caller_gets_reason_codes_of_failing_credential_sources(tmp_path: Path) -> None:
+async def test_limited_caller_gets_reason_codes_of_failing_credential_issuers(tmp_path: Path) -> None:
     """Messages of a source may name other clusters."""
     backend = Backend(scope=Kind.CLUSTER)
     backend.failure = BackendError("the source failed for zz-secret")
     root = rule("root", ALL_CLUSTERS)
-    async with open_rules_harness(tmp_path, SHOP, root, sources=[SourceAssignment(backend)]) as rules_harness:
+    async with open_rules_harness(tmp_path, SHOP, root, sources=[IssuerAssignment(backend)]) as rules_harness:
         rules_harness.harness.listed(ready("alpha", env="prod"))
         async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as other:
             errors = [await refused(issue(guest, "alpha")) for guest in (shop, other)]
             clusters = [await guest.stub.GetCluster(pb.GetClusterRequest(name="alpha")) for guest in (shop, other)]
             infos = [await guest.stub.GetServerInfo(pb.GetServerInfoRequest()) for guest in (shop, other)]
     assert {reason for _, reason, *_ in errors} == {"CREDENTIALS_UNAVAILABLE"}
-    (source,), _ = (info.credential_sources for info in infos)
+    (source,), _ = (info.credential_issuers for info in infos)
     assert (source.healthy, source.message) == (False, "CREDENTIALS_UNAVAILABLE")
     for limited, whole in ((errors[0][2], errors[1][2]), map(str, clusters)):
         assert "zz-secret" not in limited

@@ -10,9 +10,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.source import Scope
+from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
@@ -38,7 +38,7 @@ async def snapshot(subscriber: Subscriber) -> list[pb.ClusterEvent]:
 
 
 async def test_engaged_events_carry_kubeconfigs_on_request(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"), ready("beta"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber, harness.subscriber() as other:
             assert all(token(event) for event in await snapshot(subscriber))
@@ -52,7 +52,7 @@ async def test_engaged_events_carry_kubeconfigs_on_request(tmp_path: Path) -> No
 
 async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             (engaged,) = await snapshot(subscriber)
@@ -67,7 +67,7 @@ async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
 
 
 async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend(life_s=1.5))]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend(life_s=1.5))]) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             synced = (await subscriber.until_synced())[-1]
@@ -77,10 +77,10 @@ async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
             assert (renewed.synced, renewed.reset) == (True, False)
 
 
-async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None:
+async def test_failing_credential_issuer_delays_no_event(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"), ready("beta"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             assert not any(event.HasField("kubeconfig") for event in await snapshot(subscriber))
@@ -94,10 +94,10 @@ async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None
     assert all(token(event) for event in owed)
 
 
-async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path) -> None:
+async def test_hanging_credential_issuer_delays_first_event_only(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             async with asyncio.timeout(LIMIT_S):
@@ -109,7 +109,7 @@ async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path)
 
 async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(50)))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             found = [event for event in await snapshot(subscriber) if event.HasField("kubeconfig")]
@@ -120,7 +120,7 @@ async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path)
 
 
 async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
         wanted = pb.ClusterFilter(label_selector="!env")
         async with harness.subscriber(filter=wanted, include_kubeconfigs=True) as subscriber:
@@ -138,7 +138,7 @@ async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
 
 async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Path) -> None:
     backend = RevokingBackend(life_s=1.5)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"), ready("beta"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
@@ -154,7 +154,7 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Pa
 
 async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber(
             filter=pb.ClusterFilter(label_selector="!away"), include_kubeconfigs=True
@@ -182,7 +182,7 @@ async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) 
 
 async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path) -> None:
     backend = Backend()
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(10_000)))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             batches = await subscriber.until_synced()
@@ -196,7 +196,7 @@ async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path
 async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
     tmp_path: Path,
 ) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())], authorities=b"C" * 4096) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())], authorities=b"C" * 4096) as harness:
         harness.listed()
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
@@ -219,7 +219,7 @@ async def test_negative_kubeconfig_ttl_is_rejected(harness: Harness) -> None:
 @pytest.mark.parametrize("ttl_s", [60, 600])
 async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) -> None:
     backend = Backend(Scope.CLUSTER, takes_ttl=True)
-    async with a_harness(tmp_path, sources=[SourceAssignment(backend)]) as harness:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
             found = await snapshot(subscriber)
@@ -229,8 +229,8 @@ async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) ->
 
 
 async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with a_harness(tmp_path, sources=[SourceAssignment(Backend())]) as harness:
-        subscribe, subscribed = harness.issuer.subscribe, set[LeaseListener]()
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
+        subscribe, subscribed = harness.kubeconfigs.subscribe, set[LeaseListener]()
 
         def counted(listener: LeaseListener) -> Callable[[], None]:
             subscribed.add(listener)
@@ -242,7 +242,7 @@ async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, mon
 
             return ended
 
-        monkeypatch.setattr(harness.issuer, "subscribe", counted)
+        monkeypatch.setattr(harness.kubeconfigs, "subscribe", counted)
         harness.listed(ready("alpha"))
         async with harness.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)

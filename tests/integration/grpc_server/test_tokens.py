@@ -16,7 +16,7 @@ from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
-from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.server.calls import handlers, verification
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
@@ -39,7 +39,7 @@ async def taking_tokens(directory: Path, sandbox: Sandbox, *sources: Backend) ->
     listener = Listener(name="tokens", address=UnixSocket(directory / "d.sock"), peer_credentials=True, tokens=True)
     try:
         async with a_harness(
-            directory, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]
+            directory, listeners=[listener], reviewer=reviewer, sources=[IssuerAssignment(each) for each in sources]
         ) as harness:
             harness.listed(ready("alpha"))
             yield harness

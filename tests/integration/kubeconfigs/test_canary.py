@@ -80,7 +80,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             "discovery_kubeconfig": str(upstream),
             "listen": [f"unix://{state}/d.sock"],
             "http_listen": "127.0.0.1:0",
-            "kubeconfigs": {"sources": [source]},
+            "kubeconfigs": {"issuers": [source]},
             "log": {"level": "debug", "format": "json"},
         }
         config.write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""From a credential source to a project's control plane: the whole daemon, configured by a file, with the sandbox."""
+"""From a credential issuer to a project's control plane: the whole daemon, configured by a file, with the sandbox."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def a_sandbox(tmp_path: Path, *, token_life: float = 600.0) -> AsyncIterat
 
 def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(json.dumps({"kubeconfigs": {"sources": list(given)}, **more}))
+    path.write_text(json.dumps({"kubeconfigs": {"issuers": list(given)}, **more}))
     return path
 
 
@@ -66,7 +66,7 @@ async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(t
             "key_file": str(key),
             "ca_file": str(tmp_path / "ca.pem"),
         }
-        config = sources(tmp_path, source, source={"credentials": "datum"})
+        config = sources(tmp_path, source, watch={"credentials": "datum"})
         (tmp_path / "upstream.token").write_text("not this one")
         async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
             answers = [
@@ -192,10 +192,10 @@ async def test_static_token_is_never_issued(tmp_path: Path, form: pb.KubeconfigF
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
 
 
-async def test_daemon_without_credential_sources_issues_nothing(tmp_path: Path) -> None:
+async def test_daemon_without_credential_issuers_issues_nothing(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path), a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
         for form in (pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED):
-            with pytest.raises(Exception, match="no credential source is configured"):
+            with pytest.raises(Exception, match="no credential issuer is configured"):
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
 
 

@@ -33,7 +33,7 @@ async def test_embedded_kubeconfig_opens_control_plane_of_its_project(tmp_path: 
         upstream = sandbox.write_kubeconfig(tmp_path / "upstream")
         config = tmp_path / "config.yaml"
         source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}}))
+        config.write_text(json.dumps({"kubeconfigs": {"issuers": [source]}}))
         async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(upstream)) as stub:
             answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
         path = tmp_path / "alpha.yaml"

@@ -11,7 +11,7 @@ from typing import cast
 import aiohttp
 import pytest
 
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -69,7 +69,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     fleet.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
     metrics = Metrics()
     metrics.follow(fleet, 10)
-    health = SourceHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
+    health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
     identity = Identity(version="1", mode="single", epoch="e", started_at=0.0)
     board = StatusBoard(
         identity,

@@ -70,7 +70,7 @@ async def test_status_page_has_readable_contrast_in_each_theme(
 ) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
     workspace.sandbox.projects.create("waiting", ready=False)
-    settings = {"kubeconfigs": {"sources": [OWN_IDENTITY]}}
+    settings = {"kubeconfigs": {"issuers": [OWN_IDENTITY]}}
     async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon, workspace.client() as client:
         url = await page_of(daemon)
         await client.watch().synced()
@@ -104,7 +104,7 @@ async def test_status_page_search_results_link_to_explanations(workspace: Worksp
     for number in range(120):
         workspace.sandbox.projects.create(f"p-{number:03}", ready=True, organization=f"org-{number % 7}")
     workspace.sandbox.projects.create("shop-prod", ready=True, organization="shop", labels={"env": "prod"})
-    async with workspace.daemon(http_listen="127.0.0.1:0", kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+    async with workspace.daemon(http_listen="127.0.0.1:0", kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         url = await page_of(daemon)
         async with workspace.client() as client:
             await client.watch(label_selector="env=prod").synced()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.status import (
@@ -141,7 +141,7 @@ def test_explanation_shows_reason_history_credential_and_subscribers() -> None:
         connectivity_since=NOW - 60,
         deletion_requested_at=NOW - 120,
         deletion_waits_for="waiting for finalizers: example.com/cleanup",
-        credential=CredentialSummary(source="tokens", type="token-request", expires_at=NOW + 600, problem="refused"),
+        credential=CredentialSummary(issuer="tokens", type="token-request", expires_at=NOW + 600, problem="refused"),
         transitions=(ClusterTransition(at=NOW - 5, type="ENGAGED"),),
         subscribers=(SubscriberRow(since=NOW, lag=3, caller="uid 7", wants="everything"),),
     )
@@ -165,9 +165,9 @@ def test_explanation_shows_reason_history_credential_and_subscribers() -> None:
     ("found", "words"),
     [
         (explained(), "why its readiness condition is True"),
-        (explained(), "credential no credential source covers it"),
+        (explained(), "credential no credential issuer covers it"),
         (explained(), "No subscribers."),
-        (explained(credential=CredentialSummary(source="a", type="b")), "a (b): none is held: none was requested"),
+        (explained(credential=CredentialSummary(issuer="a", type="b")), "a (b): none is held: none was requested"),
         (explained(deletion_requested_at=NOW), "its finalizers; the object does not say which"),
         (ClusterExplanation(name="alpha"), "alpha is not known: no object of this name was seen"),
         (None, "Names are not shown to this client: see the setting http_names."),
@@ -211,13 +211,13 @@ def test_status_page_shows_slowest_subscribers() -> None:
     ],
 )
 def test_status_page_shows_age_and_failures_of_credentials(ends: float | None, trouble: str, words: str) -> None:
-    health = SourceHealth(name="minted", type="token", problem=trouble, expires_at=ends, leases=3)
+    health = IssuerHealth(name="minted", type="token", problem=trouble, expires_at=ends, leases=3)
     assert words in read(status(credentials=(health,))).words
 
 
 def test_status_page_shows_empty_sections() -> None:
     words = read(status()).words
-    for nothing in ("None since the first complete list.", "No subscribers.", "No credential sources."):
+    for nothing in ("None since the first complete list.", "No subscribers.", "No credential issuers."):
         assert nothing in words
 
 
@@ -265,7 +265,7 @@ def hostile(**changes: Any) -> DaemonStatus:
         clusters=(row,),
         recent_changes=(RecentChange(at=0, type=HOSTILE, cluster=HOSTILE, reason=HOSTILE, message=HOSTILE),),
         subscribers=(subscriber,),
-        credentials=(SourceHealth(name=HOSTILE, type=HOSTILE, problem=HOSTILE, expires_at=0, leases=0),),
+        credentials=(IssuerHealth(name=HOSTILE, type=HOSTILE, problem=HOSTILE, expires_at=0, leases=0),),
         explanation=ClusterExplanation(
             name=HOSTILE,
             row=row,
@@ -275,7 +275,7 @@ def hostile(**changes: Any) -> DaemonStatus:
             connectivity_since=0,
             deletion_requested_at=0,
             deletion_waits_for=HOSTILE,
-            credential=CredentialSummary(source=HOSTILE, type=HOSTILE, problem=HOSTILE),
+            credential=CredentialSummary(issuer=HOSTILE, type=HOSTILE, problem=HOSTILE),
             transitions=(ClusterTransition(at=0, type=HOSTILE, reason=HOSTILE, message=HOSTILE),),
             subscribers=(subscriber,),
         ),

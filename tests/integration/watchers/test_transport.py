@@ -127,7 +127,7 @@ async def test_netrc_and_foreign_environment_proxies_are_ignored(
 
 
 class Renewing:
-    """A credential source that issues a new token after each rejection."""
+    """A credential issuer that issues a new token after each rejection."""
 
     def __init__(self) -> None:
         self.refusals = 0

@@ -11,9 +11,9 @@ import msgspec
 
 from milo_discovery import model as client_model
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
+from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.objects import KubeObject
@@ -251,14 +251,14 @@ class Daemon:
             stalled_s=STALLED_S,
         )
         access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
-        issuer = self._issuer(tokens, random)
-        self.fleet.on(EventType.DISENGAGED, issuer.disengaged)
+        kubeconfigs = self._kubeconfigs(tokens, random)
+        self.fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
         self.fleet.on(EventType.DISENGAGED, ended)
         self._service = Service(
             self.fleet,
             about,
             self.ledger,
-            issuer,
+            kubeconfigs,
             access=access,
             signer=TokenSigner(b"the same for all"),
             draw=random.random,
@@ -275,11 +275,11 @@ class Daemon:
         )
         projects = FollowedCollection(WatchedCollection(RESOURCE), Decoder(KubeObject, observe, Malformed))
         self._discovering = asyncio.create_task(discovery.run(api, [projects], place_of), name=epoch)
-        self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
+        self._keeping = asyncio.create_task(kubeconfigs.run(), name=f"credentials of {epoch}")
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 
-    def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
-        source = TokenRequestSource(
+    def _kubeconfigs(self, tokens: TokenApi, random: Random) -> Kubeconfigs:
+        source = TokenRequestIssuer(
             "tokens",
             tokens,
             origin="tokens.test",
@@ -288,8 +288,8 @@ class Daemon:
             run="one disk",
             clock=_wall,
         )
-        return Issuer(
-            [SourceAssignment(source)],
+        return Kubeconfigs(
+            [IssuerAssignment(source)],
             trust=lambda *_: ClusterTrust(authorities=None),
             audit=self.ledger,
             metrics=self.ledger,

@@ -47,7 +47,7 @@ def _for_ever(*_: object) -> float:
 
 
 def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> LeaseKey:
-    return LeaseKey(minter.source.name, ord(cluster.target.name[0]), ttl_s)
+    return LeaseKey(minter.issuer.name, ord(cluster.target.name[0]), ttl_s)
 
 
 _INIT = Reflector.__init__

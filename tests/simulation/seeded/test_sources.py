@@ -13,7 +13,7 @@ from milo_discovery._session import Session
 from milo_discovery.events import Event
 from milo_discoveryd.config import Settings
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
@@ -168,11 +168,11 @@ class Simulation:
         about = DaemonInfo(
             version="0", mode="sources", epoch=EPOCH, started_at=WALL_AT_ZERO, heartbeat_s=30.0, stalled_s=60.0
         )
-        issuer = Issuer(
+        kubeconfigs = Kubeconfigs(
             [], trust=lambda _: ClusterTrust(None), audit=ledger, metrics=ledger, max_ttl_s=600.0, default_ttl_s=600.0
         )
         access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
-        self._service = Service(self.fleet, about, ledger, issuer, access=access, signer=TokenSigner(b"key"))
+        self._service = Service(self.fleet, about, ledger, kubeconfigs, access=access, signer=TokenSigner(b"key"))
 
     async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, mode: Any) -> None:
         policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)

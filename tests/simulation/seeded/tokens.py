@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
+from milo_discoveryd.credentials.issuers.token_request import OBJECT_LABEL
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
 from tests.end_to_end.process.issued_credentials import Token

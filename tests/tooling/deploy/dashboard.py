@@ -55,7 +55,7 @@ async def _recorded() -> Recorded:
         sandbox.populate(_FLEET)
         workspace = Workspace(directory, sandbox)
         daemon = await stack.enter_async_context(
-            workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"sources": [_OWN_IDENTITY]})
+            workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"issuers": [_OWN_IDENTITY]})
         )
         await daemon.start()
         await daemon.wait_for_output('"synced"')

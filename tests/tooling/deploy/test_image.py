@@ -178,7 +178,7 @@ def test_copied_client_loads_nothing_from_the_image(copied: Path) -> None:
 async def test_copied_client_returns_credentials(copied: Path, workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     own = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-    async with workspace.daemon(kubeconfigs={"sources": [own]}) as daemon:
+    async with workspace.daemon(kubeconfigs={"issuers": [own]}) as daemon:
         await daemon.start()
         await daemon.wait_for_output('"synced"')
         process = await asyncio.create_subprocess_exec(

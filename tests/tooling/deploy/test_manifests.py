@@ -85,7 +85,7 @@ def test_rbac_of_a_mode_allows_reading_its_resource_only(mode: str, group: str, 
 @pytest.mark.parametrize(
     ("source", "file"), [("token-request", "role.yaml"), ("kubeconfig-secret", "cluster-role.yaml")]
 )
-def test_rbac_of_a_credential_source_matches_its_documentation(source: str, file: str) -> None:
+def test_rbac_of_a_credential_issuer_matches_its_documentation(source: str, file: str) -> None:
     document = (ROOT / "docs" / "kubeconfigs.md").read_text()
     _, _, about = document.partition(f"### `{source}`")
     said = re.search(r"^```yaml\n(rules:\n.*?)^```", about, re.MULTILINE | re.DOTALL)

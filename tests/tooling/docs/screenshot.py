@@ -40,7 +40,7 @@ async def take(directory: Path, picture: Path) -> None:
         own = {"name": "core", "type": "project-kubeconfig", "share_discovery_identity": True}
         settings = {
             "listen": [{"address": workspace.address, "peer_credentials": True}],
-            "kubeconfigs": {"sources": [own]},
+            "kubeconfigs": {"issuers": [own]},
         }
         async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon, workspace.client() as client:
             daemon.address = workspace.address

@@ -124,7 +124,7 @@ async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> 
     workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = CommandShell(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
-    async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+    async with workspace.daemon(kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
     assert wrong == [], "\n\n".join(wrong)
@@ -138,7 +138,7 @@ async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -
     [rules] = (text for text in blocks(RULES.document, "yaml") if "rights:" in text)
     sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
     desk = CommandShell(workspace)
-    config = {**yaml.safe_load(rules), "kubeconfigs": {"sources": sources}}
+    config = {**yaml.safe_load(rules), "kubeconfigs": {"issuers": sources}}
     (desk.directory / "config.yaml").write_text(yaml.safe_dump(config))
     wrong = [each async for each in desk.type(RULES)]
     assert wrong == [], "\n\n".join(wrong)
@@ -240,7 +240,7 @@ async def test_documented_programs_report_an_engaged_cluster(document: Path, num
     own_cluster = workspace.directory / "own-cluster.kubeconfig"
     own_cluster.write_text(json.dumps(workspace.sandbox.kubeconfig(project="alpha")))
     environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": workspace.address, "KUBECONFIG": str(own_cluster)}
-    async with workspace.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+    async with workspace.daemon(kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-c", blocks(document, "python")[number], env=environ, stdout=PIPE

@@ -21,7 +21,7 @@ from milo_discovery.events import Event as ClientEvent
 from milo_discoveryd.config.declarative import Declaration
 from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.modes.declarative import DeclarativeMode
 from milo_discoveryd.modes.mode import ReducedMode, Setting, WatchedMode
@@ -234,11 +234,11 @@ async def _run(script: Script, mode: Mode, *, streaming: bool) -> Outcome:
     observer: Any = _Silent()
     fleet = _fleet(mode, observer)
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
-    issuer = Issuer(
+    kubeconfigs = Kubeconfigs(
         [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
     )
     access = AccessControl(Rights(), QUOTAS, observer, asyncio.get_running_loop().time)
-    service = Service(fleet, info, observer, issuer, access=access, signer=TokenSigner(b"key"))
+    service = Service(fleet, info, observer, kubeconfigs, access=access, signer=TokenSigner(b"key"))
     discovery = Discovery(
         fleet,
         _Store(),

@@ -17,9 +17,9 @@ from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_sc
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
+from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.source import MintRequest
-from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
@@ -214,7 +214,7 @@ def other_requests(data: bytes) -> None:
         requests.issue(pb.IssueKubeconfigRequest.FromString(data))
 
 
-# --- bytes from credential sources ---
+# --- bytes from credential issuers ---
 
 
 @target
@@ -240,7 +240,7 @@ def _good(minted: IssuedCredential, token: Secret) -> None:
 @target
 def token_requests(data: bytes) -> None:
     api = ScriptedApi(Answer(201, data))
-    source = TokenRequestSource(
+    source = TokenRequestIssuer(
         "requested",
         api,
         origin="test",

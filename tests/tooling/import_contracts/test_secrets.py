@@ -71,7 +71,7 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
         # Settings and states of credentials, which are no credentials.
         "WatchClustersRequest.include_kubeconfigs",
         "WatchClustersRequest.kubeconfig_ttl",
-        "GetServerInfoResponse.credential_sources",
+        "GetServerInfoResponse.credential_issuers",
         "Limits.max_kubeconfig_ttl",
         "ListClustersRequest.page_token",
         "ListClustersResponse.next_page_token",
@@ -121,7 +121,7 @@ def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None
     assert made_of & SECRETS == set()
     named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
     assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
-        # the states of credential sources: SourceHealth, whose own fields are checked here as well
+        # the states of credential issuers: IssuerHealth, whose own fields are checked here as well
         "DaemonStatus.credentials",
         "StoredObject.key",  # name and namespace
         "ClusterExplanation.credential",  # source and expiry: CredentialSummary, likewise
@@ -135,6 +135,6 @@ def hints(kind: type) -> Iterator[str]:
 
 def test_metrics_have_no_label_for_a_secret() -> None:
     assert {label for family in families() for label in family.labels} == {
-        "action", "cluster", "credential_source", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "mode",
+        "action", "cluster", "credential_issuer", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "mode",
         "organization", "reason", "result", "state", "type", "uid", "version",
     }  # fmt: skip

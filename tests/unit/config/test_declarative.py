@@ -32,7 +32,7 @@ def test_shipped_definition_is_valid(path: Path) -> None:
     settings = load({}, {}, path)
     (source,) = settings.by_source.values()
     assert (source.declarative is not None) == (source.mode == "declarative")
-    assert settings.kubeconfigs.sources
+    assert settings.kubeconfigs.issuers
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
 ) -> None:
     document = yaml.safe_load(VALID)
     document["declarative"] |= {"endpoint": endpoint, "secret": {"name": "{metadata.name}", "namespace": "fleet"}}
-    document["kubeconfigs"] = {"sources": [{"name": "shared", "type": "token-file", "path": "/token"}]}
+    document["kubeconfigs"] = {"issuers": [{"name": "shared", "type": "token-file", "path": "/token"}]}
     text = yaml.safe_dump(document)
     if is_accepted:
         assert loaded(tmp_path, text).declarative is not None
@@ -135,12 +135,12 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
 def test_kubeconfig_request_source_requires_declarative_mode(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
     with pytest.raises(ConfigError, match="x needs mode: declarative"):
-        loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"sources": [source]}}))
+        loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"issuers": [source]}}))
 
 
-def test_secret_placeholders_of_credential_source_require_declared_secret(tmp_path: Path) -> None:
+def test_secret_placeholders_of_credential_issuer_require_declared_secret(tmp_path: Path) -> None:
     source = "{name: s, type: kubeconfig-secret, secret: '{secret}', namespace_template: '{secret_namespace}'}"
-    credentials = f"kubeconfigs: {{sources: [{source}]}}\n"
+    credentials = f"kubeconfigs: {{issuers: [{source}]}}\n"
     with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} need"):
         loaded(tmp_path, VALID + credentials)
     named = "  secret: {name: '{spec.secretRef.name}', namespace: '{spec.secretRef.namespace}'}\n"

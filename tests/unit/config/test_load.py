@@ -31,7 +31,7 @@ def test_defaults_apply_without_settings() -> None:
     assert settings.listen == (ListenerSettings(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.stalled_timeout == timedelta(minutes=5)
-    assert settings.source.silence_limit == timedelta(seconds=90)
+    assert settings.watch.silence_limit == timedelta(seconds=90)
 
 
 def test_settings_precedence_is_flag_then_environment_then_file_then_default(file: Path) -> None:
@@ -132,7 +132,7 @@ def test_flag_overrides_legacy_spelling(file: Path) -> None:
 
 
 def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
-    file.write_text("tombstones:\n  count: many\nsource:\n  page_size: 0\nhearbeat_interval: 5s\n")
+    file.write_text("tombstones:\n  count: many\nwatch:\n  page_size: 0\nhearbeat_interval: 5s\n")
     found = problems(
         {"mode": "projct", "http_listen": "9464"},
         {"MILO_DISCOVERYD_LOG__LEVEL": "loud", "MILO_DISCOVERYD_LABLE_SELECTOR": "a"},
@@ -142,7 +142,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
         "environment MILO_DISCOVERYD_LABLE_SELECTOR: is not a setting; did you mean MILO_DISCOVERYD_LABEL_SELECTOR?",
         'environment MILO_DISCOVERYD_LOG__LEVEL: "loud" must be one of debug, info, warning, error',
         f'file {file} line 2 key tombstones.count: "many" must be a whole number',
-        f'file {file} line 4 key source.page_size: "0" must be at least 1',
+        f'file {file} line 4 key watch.page_size: "0" must be at least 1',
         f"file {file} line 5 key hearbeat_interval: is not a setting; did you mean heartbeat_interval?",
         'flag --http-listen: "9464" must be HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)',
         'flag --mode: "projct" must be one of declarative, kind, kubeconfig-directory, project, project-control-plane, '

@@ -43,18 +43,18 @@ def test_rights_rule_is_parsed(tmp_path: Path) -> None:
             },
             "clusters": {"label_selector": "env=prod", "organizations": "acme", "names": ["shop-*", "bank"]},
             "kubeconfigs": True,
-            "sources": "viewer",
+            "issuers": "viewer",
             "max_ttl": "5m",
             "kubeconfigs_per_minute": 60,
             "streams": 3,
         },
         listen=[{"address": "unix:///tmp/d.sock", "name": "api"}],
-        kubeconfigs={"sources": [{"name": "viewer", "type": "token-file", "path": "/token"}]},
+        kubeconfigs={"issuers": [{"name": "viewer", "type": "token-file", "path": "/token"}]},
     ).rights
     assert (rule.who.uid, rule.who.gid, rule.who.listener) == ((1000, 0), (7,), ("api",))
     assert rule.clusters is not None
     assert (rule.clusters.names, rule.clusters.organizations) == (("shop-*", "bank"), ("acme",))
-    assert (rule.kubeconfigs, rule.sources, rule.streams, rule.kubeconfigs_per_minute) == (True, ("viewer",), 3, 60)
+    assert (rule.kubeconfigs, rule.issuers, rule.streams, rule.kubeconfigs_per_minute) == (True, ("viewer",), 3, 60)
     assert rule.max_ttl is not None
     assert rule.max_ttl.total_seconds() == 300
 
@@ -99,10 +99,10 @@ def test_rule_accepts_keywords_everybody_all_and_none(tmp_path: Path) -> None:
             "[0].clusters: has an empty label_selector, which matches every cluster",
         ),
         ({"clusters": {"label_selector": "a b"}}, '[0].clusters.label_selector: "a b" must be a Kubernetes label'),
-        ({"sources": "viewer"}, "[0]: has sources but issues no kubeconfigs"),
+        ({"issuers": "viewer"}, "[0]: has issuers but issues no kubeconfigs"),
         ({"max_ttl": "5m"}, "[0]: has max_ttl but issues no kubeconfigs"),
         ({"kubeconfigs": True, "max_ttl": "5"}, '[0].max_ttl: "5" must be a duration with its unit'),
-        ({"kubeconfigs": True, "sources": "v"}, '[0].sources: "v" is not the name of one of kubeconfigs.sources'),
+        ({"kubeconfigs": True, "issuers": "v"}, '[0].issuers: "v" is not the name of one of kubeconfigs.issuers'),
         ({"kubeconfigs": "maybe"}, '[0].kubeconfigs: "maybe" must be true or false'),
         ({"streams": 0}, '[0].streams: "0" must be at least 1'),
         ({"color": "red"}, "[0].color: is not a setting; valid names are name, who,"),

@@ -1,140 +1,190 @@
-"""Settings of credential sources, and messages about invalid ones."""
+"""The setting `sources`: several sources of clusters."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from milo_discoveryd.config import load, sources
+from milo_discoveryd.config import load
 from milo_discoveryd.daemon_errors import ConfigError
 
-GOOD: list[dict[str, Any]] = [
-    {"name": "datum", "type": "datum-service-account", "key_file": "/k.json", "ca_file": "/ca.pem", "audiences": "a,b"},
-    {"name": "tr", "type": "token-request", "namespace": "milo", "service_account": "operators", "audiences": ["x"]},
-    {"name": "cc", "type": "client-certificate", "ca_certificate": "/c", "ca_key": "/k", "common_name": "op:{name}"},
-    {"name": "ex", "type": "exec", "command": "/bin/datumctl", "args": ["auth", "token"], "env": {"A": "b"}},
-    {"name": "tf", "type": "token-file", "path": "/token", "label_selector": "env=prod"},
-    {"name": "ks", "type": "kubeconfig-secret", "key": "value", "allow_long_lived": "true", "hand_out": "no"},
-    {"name": "pk", "type": "project-kubeconfig", "share_discovery_identity": True},
-]
+TWO = """
+sources:
+  - name: milo
+    kind: project
+    label_selector: env=prod
+    project_kubeconfig: /project
+  - name: dns
+    kind: service-consumer
+    discovery_kubeconfig: /provider
+    settings: {services: [dns.example.com]}
+"""
 
 
-def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[sources.CredentialSource, ...]:
-    file = tmp_path / "config.yaml"
-    file.write_text(json.dumps({"kubeconfigs": {"sources": given}, **settings}))
-    return load({}, {}, file).kubeconfigs.sources
-
-
-def test_credential_source_types_are_parsed(tmp_path: Path) -> None:
-    found = loaded(tmp_path, *GOOD)
-    assert [each.type for each in found] == [each["type"] for each in GOOD]
-    datum, _, _, exec_, token_file, secret, _ = found
-    assert isinstance(datum, sources.DatumServiceAccount)
-    assert datum.audiences == ("a", "b")
-    assert isinstance(exec_, sources.ExecSettings)
-    assert (exec_.args, exec_.env) == (("auth", "token"), {"A": "b"})
-    assert token_file.label_selector == "env=prod"
-    assert isinstance(secret, sources.KubeconfigSecret)
-    assert (secret.allow_long_lived, secret.hand_out, secret.namespace_template) == (True, False, "project-{uid}")
-
-
-@pytest.mark.parametrize(
-    ("source", "complaint"),
-    [
-        ({"name": "a"}, "[0]: needs a type"),
-        ({"name": "a", "type": "magic"}, '[0].type: "magic" must be one of project-kubeconfig, '),
-        ({"name": "a", "type": "token-file"}, "[0].path: is missing"),
-        ({"name": "a", "type": "token-file", "path": ""}, '[0].path: "" must be the path of a file'),
-        (
-            {"name": "a", "type": "token-file", "path": "/t", "pth": "/t"},
-            "[0].pth: is not a setting; did you mean path?",
-        ),
-        ({"name": "A!", "type": "token-file", "path": "/t"}, '[0].name: "A!" must be up to 63 lowercase letters'),
-        ({"name": "a", "type": "exec", "command": "datumctl"}, '[0].command: "datumctl" must be the absolute path'),
-        ({"name": "a", "type": "exec", "command": "/x", "timeout": "1h"}, '[0].timeout: "1h" must be between'),
-        (
-            {"name": "a", "type": "exec", "command": "/x", "api_version": "v0"},
-            '[0].api_version: "v0" must be one of client.auth',
-        ),
-        (
-            {"name": "a", "type": "kubeconfig-secret", "secret": "A_B"},
-            '[0].secret: "A_B" must be a Kubernetes object name',
-        ),
-        (
-            {"name": "a", "type": "kubeconfig-secret", "namespace_template": "{other}"},
-            '[0].namespace_template: "{other}" has the unknown placeholder',
-        ),
-        (
-            {"name": "a", "type": "kubeconfig-secret", "allow_long_lived": "maybe"},
-            '[0].allow_long_lived: "maybe" must be true or false',
-        ),
-        (
-            {"name": "a", "type": "client-certificate", "ca_certificate": "/c", "ca_key": "/k", "common_name": "{x}"},
-            '[0].common_name: "{x}" has the unknown placeholder',
-        ),
-        (
-            {"name": "a", "type": "token-file", "path": "/t", "label_selector": "a in (b"},
-            '[0].label_selector: "a in (b" must be a Kubernetes label selector',
-        ),
-        ("text", "must be a list of mappings"),
-    ],
-)
-def test_invalid_credential_source_is_reported_with_place(tmp_path: Path, source: object, complaint: str) -> None:
+def problems(directory: Path, text: str) -> list[str]:
+    file = directory / "config.yaml"
+    file.write_text(text)
     with pytest.raises(ConfigError) as raised:
-        loaded(tmp_path, source)
-    (problem,) = raised.value.problems
-    assert f"kubeconfigs.sources: {complaint}" in problem or complaint in problem
-    assert problem.startswith(f"file {tmp_path}/config.yaml line 1 ")
+        load({}, {}, file)
+    return [str(problem).partition("key ")[2] for problem in raised.value.problems]
 
 
-def test_duplicate_and_unknown_credential_source_names_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has sources with the same name"):
-        loaded(tmp_path, GOOD[0], GOOD[0])
-    with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; configured: tf'):
-        loaded(tmp_path, GOOD[4], source={"credentials": "nobody"})
-    with pytest.raises(ConfigError, match="configured: none"):
-        loaded(tmp_path, source={"credentials": "nobody"})
+def test_each_cluster_source_has_its_own_settings(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(TWO)
+    settings = load({}, {}, file)
+    milo, dns = settings.by_source.values()
+    assert list(settings.by_source) == ["milo", "dns"]
+    assert (milo.mode, milo.label_selector, milo.project_kubeconfig) == ("project", "env=prod", Path("/project"))
+    assert (dns.mode, dns.label_selector, dns.discovery_kubeconfig) == ("service-consumer", "", Path("/provider"))
+    assert settings.title == "sources"
 
 
-DECLARATIVE: dict[str, Any] = {
-    "mode": "declarative",
-    "declarative": {
-        "resource": {"group": "core.gardener.cloud", "version": "v1beta1", "plural": "shoots"},
-        "ready": {"condition": "Ready"},
-        "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},
-    },
-}
+def test_empty_sidecar_flags_do_not_override_sources(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
+    kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
+    settings = load({"mode": "", "label_selector": "", "listen": ("",), **kubeconfigs}, {}, file)
+    assert list(settings.by_source) == ["milo", "dns"]
+    assert [str(each.address) for each in settings.listen] == ["unix:///run/other/discovery.sock"]
 
 
-@pytest.mark.parametrize("where", ["max_ttl", "rule"])
+def test_settings_without_sources_have_one_unnamed_source() -> None:
+    settings = load({"mode": "single"}, {}, None)
+    assert settings.by_source == {"": settings}
+    assert settings.title == "single"
+
+
+def test_only_source_in_sources_list_is_unnamed(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("sources: [{name: milo, kind: single}]")
+    assert {name: of.mode for name, of in load({}, {}, file).by_source.items()} == {"": "single"}
+
+
 @pytest.mark.parametrize(
-    ("source", "mode"),
+    ("text", "expected"),
     [
-        ({"type": "token-request", "namespace": "milo", "service_account": "operators"}, {}),
-        ({"type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}, DECLARATIVE),
+        (f"mode: project{TWO}", "mode: has no effect together with sources; set it in the items of sources"),
+        ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
+        ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
+        ("sources: [{name: a, kind: project, settings: {x: y}}]", "sources[0].settings: kind project has no"),
+        ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
+        ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings: Object missing required field"),
+        (
+            "mode: service-consumer",
+            'mode: "service-consumer" needs settings: configure it as the kind of an item of sources',
+        ),
+        ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
 )
-def test_max_ttl_below_ten_minutes_is_rejected_for_token_and_kubeconfig_requests(
-    tmp_path: Path, where: str, source: dict[str, str], mode: dict[str, Any]
-) -> None:
-    source = {"name": "tr", **source}
+def test_invalid_sources_are_rejected_with_place(tmp_path: Path, text: str, expected: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(expected)
 
-    def load_with(ttl: str, **rule: Any) -> None:
-        file = tmp_path / "config.yaml"
-        kubeconfigs: dict[str, Any] = {"sources": [source, {"name": "tf", "type": "token-file", "path": "/t"}]}
-        settings: dict[str, Any] = {"kubeconfigs": kubeconfigs, **mode}
-        if where == "max_ttl":
-            kubeconfigs |= {"max_ttl": ttl, "default_ttl": "10s"}
-        else:
-            settings["rights"] = [
-                {"name": "few", "who": "everybody", "clusters": "all", "kubeconfigs": True, "max_ttl": ttl, **rule}
-            ]
-        file.write_text(json.dumps(settings))
+
+KUBECONFIGS = """
+kubeconfigs:
+  issuers: [{name: t, type: token-file, path: /t%s}]
+"""
+
+
+def test_credential_issuers_name_the_sources_that_they_serve(tmp_path: Path) -> None:
+    complaint = "kubeconfigs.issuers: t: set sources, because there are several sources"
+    assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
+    (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", sources: [mlo]")
+    assert problem == 'kubeconfigs.issuers: t: "mlo" is not one of sources; configured: milo, dns'
+
+
+def test_project_kubeconfig_credential_for_several_sources_is_rejected(tmp_path: Path) -> None:
+    source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, sources: [milo, dns]}"
+    (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{issuers: [{source}]}}")
+    assert problem == "kubeconfigs.issuers: p: a project-kubeconfig serves one source only; name one in sources"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "name: s, type: token-request, namespace: n, service_account: s",
+        "name: s, type: kubeconfig-secret",
+    ],
+)
+def test_credential_issuer_of_sources_on_different_servers_requires_kubeconfig(tmp_path: Path, source: str) -> None:
+    text = f"{TWO}\nkubeconfigs: {{issuers: [{{{source}, sources: [milo, dns]%s}}]}}"
+    (problem,) = problems(tmp_path, text % "")
+    complaint = "the sources in sources differ in discovery_kubeconfig: set kubeconfig"
+    assert problem == f"kubeconfigs.issuers: s: {complaint}"
+    file = tmp_path / "config.yaml"
+    file.write_text(text % ", kubeconfig: /infrastructure")
+    assert load({}, {}, file).kubeconfigs.issuers
+
+
+FILES = """
+sources:
+  - name: milo
+    kind: project
+  - name: files
+    kind: kubeconfig-directory
+    settings: {path: /etc/clusters}
+kubeconfigs:
+  issuers:
+    - name: milo
+      type: token-file
+      path: /token
+      sources: [milo]
+    - name: files
+      type: kubeconfig-file
+      sources: [files]
+"""
+
+
+def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(FILES)
+    settings = load({}, {}, file)
+    assert [of.mode for of in settings.by_source.values()] == ["project", "kubeconfig-directory"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("    settings: {path: /etc/clusters}", "    settings: {}", "line 7 key sources[1].settings"),
+        ("{path: /etc/clusters}", "{path: /etc/clusters, x: y}", "line 7 key sources[1].settings"),
+        (
+            "kind: kubeconfig-d",
+            "label_selector: a=b\n    kind: kubeconfig-d",
+            "line 5 key sources: files: label_selector",
+        ),
+        (
+            "kind: kubeconfig-d",
+            "credentials: milo\n    kind: kubeconfig-d",
+            "line 5 key sources: files: watch.credentials",
+        ),
+        ("sources: [milo]", "sources: [milo, files]", "line 5 key sources: files: files decide where"),
+        (
+            "sources: [files]",
+            "sources: [milo]",
+            "line 14 key kubeconfigs.issuers: files reads the files",
+        ),
+        (
+            "sources: [files]",
+            "sources: [none]",
+            'line 14 key kubeconfigs.issuers: files: "none" is not',
+        ),
+    ],
+)
+def test_cluster_source_errors_have_line_number(tmp_path: Path, before: str, after: str, told: str) -> None:
+    assert before in FILES
+    file = tmp_path / "config.yaml"
+    file.write_text(FILES.replace(before, after, 1))
+    with pytest.raises(ConfigError) as raised:
         load({}, {}, file)
+    assert any(told in str(problem) for problem in raised.value.problems), raised.value.problems
 
-    load_with("600s")
-    with pytest.raises(ConfigError, match="shorter than 600 s, the shortest that tr"):
-        load_with("30s")
-    if where == "rule":
-        load_with("30s", sources=["tf"])
+
+def test_kind_mode_rejects_api_server_settings(tmp_path: Path) -> None:
+    assert load({"mode": "kind"}, {}, None).title == "kind"
+    with pytest.raises(ConfigError, match="reads files, and has no API server"):
+        load({"mode": "kind", "label_selector": "a=b"}, {}, None)
+    file = tmp_path / "config.yaml"
+    file.write_text("mode: kind\nkubeconfigs: {issuers: [{name: t, type: token-file, path: /t}]}")
+    with pytest.raises(ConfigError, match="use a credential issuer of type kubeconfig-file"):
+        load({}, {}, file)

@@ -1,4 +1,4 @@
-"""The environment of a credential source: files, a clock, and a scripted API."""
+"""The environment of a credential issuer: files, a clock, and a scripted API."""
 
 import json
 from collections import deque

@@ -12,8 +12,8 @@ from cryptography.x509.oid import NameOID
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import SKEW_S
-from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from tests.integration.watchers.api_server import ApiServer, answering
@@ -22,11 +22,11 @@ from tests.unit.credentials.backend import engaged
 WANTED = MintRequest(ttl_s=300, cluster=engaged())
 
 
-def mounted(directory: Path, ca: trustme.CA, **differing: object) -> ClientCertificateSource:
+def mounted(directory: Path, ca: trustme.CA, **differing: object) -> ClientCertificateIssuer:
     (directory / "ca.pem").write_bytes(ca.cert_pem.bytes())
     (directory / "ca.key").write_bytes(ca.private_key_pem.bytes())
     given = {"common_name": "operator:{name}", "organizations": ["milo", "{uid}"]} | differing
-    return ClientCertificateSource(
+    return ClientCertificateIssuer(
         "signed",
         authority=FileContent(directory / "ca.pem"),
         key=FileContent(directory / "ca.key"),

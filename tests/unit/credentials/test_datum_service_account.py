@@ -12,9 +12,9 @@ from aiohttp import web
 
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources import service_account_key
-from milo_discoveryd.credentials.sources.datum_service_account import MAX_ANSWER, DatumServiceAccountSource
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers import service_account_key
+from milo_discoveryd.credentials.issuers.datum_service_account import MAX_ANSWER, DatumServiceAccountIssuer
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
@@ -23,18 +23,18 @@ from tests.unit.credentials.tokens import CANARY, jwt
 WANTED = MintRequest(ttl_s=600)
 
 
-def a_source(directory: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccountSource:
+def a_source(directory: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccountIssuer:
     authorities = None
     if ca is not None:
         (directory / "ca.pem").write_bytes(ca)
         authorities = FileContent(directory / "ca.pem")
-    return DatumServiceAccountSource("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
+    return DatumServiceAccountIssuer("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def endpoint_and_source(
     directory: Path, answer: Handler
-) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountSource]]:
+) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountIssuer]]:
     """Run a token endpoint, and yield it with a source whose key file names it."""
     async with Sandbox() as sandbox, ApiServer(answer) as server:
         key_file = sandbox.write_service_account_key(directory / "key.json")
@@ -43,7 +43,7 @@ async def endpoint_and_source(
         yield server, a_source(directory, key_file, server.pem)
 
 
-async def complaint(source: DatumServiceAccountSource) -> CredentialError:
+async def complaint(source: DatumServiceAccountIssuer) -> CredentialError:
     with pytest.raises(CredentialError) as raised:
         await source.mint(WANTED)
     assert CANARY not in str(raised.value)
@@ -51,7 +51,7 @@ async def complaint(source: DatumServiceAccountSource) -> CredentialError:
 
 
 def test_access_token_serves_every_cluster() -> None:
-    assert (DatumServiceAccountSource.scope, DatumServiceAccountSource.takes_ttl) == (Scope.IDENTITY, False)
+    assert (DatumServiceAccountIssuer.scope, DatumServiceAccountIssuer.takes_ttl) == (Scope.IDENTITY, False)
 
 
 async def test_key_file_is_exchanged_for_a_token(tmp_path: Path) -> None:

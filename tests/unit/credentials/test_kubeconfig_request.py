@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from milo_discoveryd.credentials.sources.kubeconfig_request import KubeconfigRequestSource
-from milo_discoveryd.credentials.sources.source import MintRequest
+from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.resource import Resource
@@ -25,8 +25,8 @@ SHOOT = DeclaredTarget(
 )
 
 
-def a_source(api: ScriptedApi) -> KubeconfigRequestSource:
-    return KubeconfigRequestSource(
+def a_source(api: ScriptedApi) -> KubeconfigRequestIssuer:
+    return KubeconfigRequestIssuer(
         "gardener",
         api,
         origin="test",

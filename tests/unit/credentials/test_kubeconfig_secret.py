@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -45,9 +45,9 @@ def pair(ends: float) -> dict[str, str]:
     }
 
 
-def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretSource:
+def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretIssuer:
     given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "key": "kubeconfig"} | differing
-    return KubeconfigSecretSource("secret", api, origin="test", clock=lambda: NOW, **given)
+    return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
 async def test_secret_certificate_is_issued_until_its_expiry() -> None:
@@ -57,7 +57,7 @@ async def test_secret_certificate_is_issued_until_its_expiry() -> None:
     assert minted.credential.certificate is not None
     assert minted.credential.certificate.key == Secret(CANARY)
     assert minted.expires_at == math.floor(NOW + 3600)
-    assert KubeconfigSecretSource.scope is Scope.CLUSTER
+    assert KubeconfigSecretIssuer.scope is Scope.CLUSTER
 
 
 async def test_secret_token_is_preferred_with_its_own_expiry() -> None:

@@ -1,4 +1,4 @@
-"""Credential sources that pass on the credential of a kubeconfig's user, a token file or a command."""
+"""Credential issuers that pass on the credential of a kubeconfig's user, a token file or a command."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope, TimedIssuer
+from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
+from milo_discoveryd.credentials.issuers.renewing_credential import RETRY_AFTER_S, RenewingCredential
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.exec_source import ExecSource
-from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
-from milo_discoveryd.credentials.sources.renewing_credential import RETRY_AFTER_S, RenewingCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope, TimedSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -40,8 +40,8 @@ def saved(directory: Path, user: dict[str, Any]) -> Path:
     return path
 
 
-def own_user(path: Path) -> PassthroughSource:
-    return PassthroughSource(
+def own_user(path: Path) -> PassthroughIssuer:
+    return PassthroughIssuer(
         load_kubeconfig(path, plugins=["*"]).credentials, name="project", type="project-kubeconfig", origin="its user"
     )
 
@@ -109,7 +109,7 @@ async def test_pod_token_valid_for_a_year_is_not_passed_through(tmp_path: Path) 
     (tmp_path / "token").write_text(jwt(exp=time.time() + 365 * 86400))
     source = FileCredential(token=FileContent(tmp_path / "token"))
     with pytest.raises(UnfitError, match="is valid for 365 days"):
-        await PassthroughSource(source, name="n", type="token-file", origin="it").mint(WANTED)
+        await PassthroughIssuer(source, name="n", type="token-file", origin="it").mint(WANTED)
 
 
 async def test_kubeconfig_is_passed_through_once_its_static_token_is_replaced_by_exec_plugin(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ async def test_exec_source_receives_its_cluster(tmp_path: Path, per_cluster: boo
     script.write_text(f'#!/bin/sh\nprintf %s "$KUBERNETES_EXEC_INFO" >"{tmp_path}/info"\nprintf %s \'{answer}\'\n')
     script.chmod(0o700)
     command = ExecCommand(api_version=V1, argv=(str(script),), environment={})
-    source = ExecSource("exec", command, project=PROJECT, per_cluster=per_cluster)
+    source = ExecIssuer("exec", command, project=PROJECT, per_cluster=per_cluster)
     assert source.scope is (Scope.CLUSTER if per_cluster else Scope.IDENTITY)
     await source.mint(MintRequest(ttl_s=600, cluster=engaged() if per_cluster else None))
     assert json.loads((tmp_path / "info").read_text())["spec"] == {
@@ -156,13 +156,13 @@ async def test_exec_source_receives_its_cluster(tmp_path: Path, per_cluster: boo
 async def test_exec_source_without_expiry_is_rejected(tmp_path: Path) -> None:
     command = ExecCommand(api_version=V1, argv=(plugin(tmp_path, {"token": "opaque"}),), environment={})
     with pytest.raises(UnfitError, match="without an expiry"):
-        await ExecSource("exec", command, project=PROJECT).mint(WANTED)
+        await ExecIssuer("exec", command, project=PROJECT).mint(WANTED)
 
 
 def test_exec_source_has_the_timeout_of_its_command() -> None:
     command = ExecCommand(api_version=V1, argv=("/bin/login",), environment={})
-    source: MintingSource = ExecSource("exec", command, project=PROJECT, timeout_s=120.0)
-    assert isinstance(source, TimedSource)
+    source: Issuer = ExecIssuer("exec", command, project=PROJECT, timeout_s=120.0)
+    assert isinstance(source, TimedIssuer)
     assert source.timeout_s == 120.0
 
 

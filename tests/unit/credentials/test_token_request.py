@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, RevokingIssuer, Scope
+from milo_discoveryd.credentials.issuers.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestIssuer
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSource, Scope
-from milo_discoveryd.credentials.sources.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
@@ -43,14 +43,14 @@ async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
         yield transport
 
 
-def a_source(api: object, **differing: object) -> TokenRequestSource:
+def a_source(api: object, **differing: object) -> TokenRequestIssuer:
     given = {"origin": "test", "namespace": "milo", "service_account": "operators", "run": "r"} | differing
-    return TokenRequestSource("requested", api, **given)  # type: ignore[arg-type]
+    return TokenRequestIssuer("requested", api, **given)  # type: ignore[arg-type]
 
 
 async def test_token_is_for_service_account_and_bound_to_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
-    assert (source.scope, isinstance(source, RevokingSource)) == (Scope.CLUSTER, True)
+    assert (source.scope, isinstance(source, RevokingIssuer)) == (Scope.CLUSTER, True)
     minted = await source.mint(WANTED)
     assert minted.credential.token is not None
     assert sandbox.tokens.subject(minted.credential.token.reveal()) == SUBJECT

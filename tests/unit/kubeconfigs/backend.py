@@ -1,12 +1,12 @@
-"""A scripted credential source: slow, failing or healthy."""
+"""A scripted credential issuer: slow, failing or healthy."""
 
 import asyncio
 import time
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Cluster, Target
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.lease import BACKOFF_S
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter

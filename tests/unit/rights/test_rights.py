@@ -41,10 +41,10 @@ def test_only_the_first_matching_rule_applies() -> None:
     ]
 
 
-def test_rule_terms_limit_credential_sources_and_ttl() -> None:
+def test_rule_terms_limit_credential_issuers_and_ttl() -> None:
     assert UNLIMITED.allow("any")
     assert UNLIMITED.ttl_s(600.0) == 600.0
-    terms = Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0)
+    terms = Terms(issuers=frozenset({"viewer"}), max_ttl_s=300.0)
     assert terms.allow("viewer")
     assert not terms.allow("admin")
     assert (terms.ttl_s(600.0), terms.ttl_s(60.0)) == (300.0, 60.0)

@@ -13,7 +13,7 @@ from tests.unit.registry.fleets import cluster
 
 CONFIG = """
 listen: [{address: "unix:///tmp/d.sock", name: api}]
-kubeconfigs: {sources: [{name: viewer, type: token-file, path: /token}]}
+kubeconfigs: {issuers: [{name: viewer, type: token-file, path: /token}]}
 rights:
 - name: kept-out
   who: {uid: 7}
@@ -22,7 +22,7 @@ rights:
   who: {listener: api, san: "uri:spiffe://prod/ns/shop/*"}
   clusters: {label_selector: env=prod, organizations: acme, names: "shop-*"}
   kubeconfigs: true
-  sources: viewer
+  issuers: viewer
   max_ttl: 5m
   kubeconfigs_per_minute: 60
   streams: 3
@@ -41,7 +41,7 @@ def test_caller_gets_grant_of_first_matching_rule(tmp_path: Path) -> None:
     shop = made.of(Caller(listener="api", sans=("uri:spiffe://prod/ns/shop/sa/operator",)))
     assert shop is not None
     assert (shop.rule, shop.streams) == ("shop", 3)
-    assert shop.terms == Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0, per_minute=60)
+    assert shop.terms == Terms(issuers=frozenset({"viewer"}), max_ttl_s=300.0, per_minute=60)
     assert shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="acme"))
     assert not shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="nasa"))
     assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())

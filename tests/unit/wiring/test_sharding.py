@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.config.settings import Kubeconfigs, ShardingSettings
-from milo_discoveryd.config.sources import CredentialSource, TokenFile
+from milo_discoveryd.config.issuers import IssuerSettings, TokenFile
+from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.sharding import is_stable, lease_client, shard_group
 from tests.unit.sharding.fleets import new_fleet
 
@@ -78,17 +78,18 @@ def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool)
     assert is_stable(name) is stable
 
 
-def credential_sources(*sources: CredentialSource) -> Sources:
-    settings = Settings(kubeconfigs=Kubeconfigs(sources=sources), sharding=ShardingSettings(group="dns", member="a"))
-    return Sources(settings, {}, {}, {}, AsyncExitStack(), run="r")
+def credential_issuers(*issuers: IssuerSettings) -> Issuers:
+    sharding = ShardingSettings(group="dns", member="a")
+    settings = Settings(kubeconfigs=KubeconfigSettings(issuers=issuers), sharding=sharding)
+    return Issuers(settings, {}, {}, {}, AsyncExitStack(), run="r")
 
 
 def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:
     file = TokenFile(name="file", path=tmp_path / "token")
     with pytest.raises(ConfigError, match=r"sharding\.fence_credentials: kubeconfigs of file cannot be revoked"):
-        credential_sources(file).fencing()
+        credential_issuers(file).fencing()
 
 
-def test_credential_source_that_is_not_issued_needs_no_fence(tmp_path: Path) -> None:
+def test_credential_issuer_that_is_not_issued_needs_no_fence(tmp_path: Path) -> None:
     file = TokenFile(name="file", path=tmp_path / "token", hand_out=False)
-    assert credential_sources(file).fencing() == []
+    assert credential_issuers(file).fencing() == []

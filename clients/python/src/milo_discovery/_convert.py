@@ -245,15 +245,15 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             )
             for each in message.sources
         ),
-        credential_sources=tuple(
-            model.CredentialSource(
+        credential_issuers=tuple(
+            model.CredentialIssuer(
                 name=each.name,
                 type=each.type,
                 healthy=each.healthy,
                 message=each.message,
                 expires_at=_time(each, "expires_at"),
             )
-            for each in message.credential_sources
+            for each in message.credential_issuers
         ),
         limits=model.Limits(
             default_heartbeat_interval=duration(limits, "default_heartbeat_interval"),

@@ -256,7 +256,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialSource:
+class CredentialIssuer:
     """A configured source of the kubeconfigs that the daemon issues."""
 
     name: str = ""
@@ -321,7 +321,7 @@ class ServerInfo:
     source: SourceStatus = SourceStatus()
     synced: bool = False
     counts: FleetCounts = FleetCounts()
-    credential_sources: tuple[CredentialSource, ...] = ()
+    credential_issuers: tuple[CredentialIssuer, ...] = ()
     limits: Limits = Limits()
     sources: tuple[Source, ...] = ()
     sharding: Sharding | None = None

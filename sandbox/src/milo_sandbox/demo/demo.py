@@ -27,7 +27,7 @@ FRAMES_PER_S = 8
 PROJECTS = 12
 DAEMON_CONFIG = """\
 kubeconfigs:
-  sources:
+  issuers:
     - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
 """
 """Kubeconfigs for the examples, whose identity may do everything in the sandbox."""

@@ -48,7 +48,7 @@ class Pod:
                 {
                     "discovery_kubeconfig": str(projects),
                     "sharding": {"group": GROUP, "kubeconfig": str(leases), "fence_credentials": fenced},
-                    "kubeconfigs": {"sources": [{**TOKENS, "kubeconfig": str(leases)}] if fenced else []},
+                    "kubeconfigs": {"issuers": [{**TOKENS, "kubeconfig": str(leases)}] if fenced else []},
                     "connectivity": {"interval": "off"},
                     "listen": [self._address],
                     "http_listen": "off",

@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import (
     Cluster,
     Connectivity,
@@ -261,17 +261,17 @@ def test_kubeconfig_message_without_expiry_omits_times() -> None:
     ("health", "message"),
     [
         (
-            SourceHealth("core", "kubeconfig", "", 5.0, 2),
-            pb.CredentialSource(name="core", type="kubeconfig", healthy=True, expires_at=Timestamp(seconds=5)),
+            IssuerHealth("core", "kubeconfig", "", 5.0, 2),
+            pb.CredentialIssuer(name="core", type="kubeconfig", healthy=True, expires_at=Timestamp(seconds=5)),
         ),
         (
-            SourceHealth("core", "kubeconfig", "401: who are you?", None, 0),
-            pb.CredentialSource(name="core", type="kubeconfig", healthy=False, message="401: who are you?"),
+            IssuerHealth("core", "kubeconfig", "401: who are you?", None, 0),
+            pb.CredentialIssuer(name="core", type="kubeconfig", healthy=False, message="401: who are you?"),
         ),
     ],
 )
-def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, message: pb.CredentialSource) -> None:
-    assert convert.credential_source(health) == message
+def test_credential_issuer_is_healthy_unless_it_fails(health: IssuerHealth, message: pb.CredentialIssuer) -> None:
+    assert convert.credential_issuer(health) == message
 
 
 def test_server_info_names_each_cluster_source() -> None:

@@ -204,7 +204,7 @@ def test_rotation_reissues_when_terms_change(world: World) -> None:
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")
     rotation.change_view(EVERYTHING)
     assert rotation.take_due() == ()
-    world.recipient = Recipient(Caller(listener="api"), "shop", Terms(sources=frozenset({"source"})))
+    world.recipient = Recipient(Caller(listener="api"), "shop", Terms(issuers=frozenset({"source"})))
     rotation.change_view(EVERYTHING)
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 

@@ -154,7 +154,7 @@ class WatchClustersRequest(_message.Message):
 
     @_builtins.property
     def kubeconfig_ttl(self) -> _duration_pb2.Duration:
-        """Requested lifetime of these kubeconfigs. The daemon may shorten it. It is longer only where the credential source
+        """Requested lifetime of these kubeconfigs. The daemon may shorten it. It is longer only where the credential issuer
         has a fixed lifetime: `expires_at` says when a kubeconfig expires. Unset: the daemon's default.
         """
 
@@ -1024,7 +1024,7 @@ class IssueKubeconfigRequest(_message.Message):
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Requested lifetime. The daemon may shorten it. It is longer only where the credential source has a fixed
+        """Requested lifetime. The daemon may shorten it. It is longer only where the credential issuer has a fixed
         lifetime: `expires_at` says when the kubeconfig expires. Unset: the daemon's default.
         """
 
@@ -1271,7 +1271,7 @@ class GetServerInfoResponse(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
-    CREDENTIAL_SOURCES_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_ISSUERS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     SHARDING_FIELD_NUMBER: _builtins.int
@@ -1290,8 +1290,8 @@ class GetServerInfoResponse(_message.Message):
     @_builtins.property
     def counts(self) -> Global___FleetCounts: ...
     @_builtins.property
-    def credential_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialSource]:
-        """The sources of the kubeconfigs that the daemon issues; empty where it issues none."""
+    def credential_issuers(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialIssuer]:
+        """The issuers of credentials for kubeconfigs; empty where it issues none."""
 
     @_builtins.property
     def limits(self) -> Global___Limits: ...
@@ -1313,14 +1313,14 @@ class GetServerInfoResponse(_message.Message):
         source: Global___SourceStatus | None = ...,
         synced: _builtins.bool = ...,
         counts: Global___FleetCounts | None = ...,
-        credential_sources: _abc.Iterable[Global___CredentialSource] | None = ...,
+        credential_issuers: _abc.Iterable[Global___CredentialIssuer] | None = ...,
         limits: Global___Limits | None = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
         sharding: Global___Sharding | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "limits", b"limits", "sharding", b"sharding", "source", b"source", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_sources", b"credential_sources", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "sharding", b"sharding", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_issuers", b"credential_issuers", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "sharding", b"sharding", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1513,8 +1513,8 @@ class FleetCounts(_message.Message):
 Global___FleetCounts: _TypeAlias = FleetCounts  # noqa: Y015
 
 @_typing.final
-class CredentialSource(_message.Message):
-    """CredentialSource is a configured source of the kubeconfigs that the daemon issues."""
+class CredentialIssuer(_message.Message):
+    """CredentialIssuer is a configured issuer of the credentials in the kubeconfigs that the daemon issues."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1548,7 +1548,7 @@ class CredentialSource(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CredentialSource: _TypeAlias = CredentialSource  # noqa: Y015
+Global___CredentialIssuer: _TypeAlias = CredentialIssuer  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

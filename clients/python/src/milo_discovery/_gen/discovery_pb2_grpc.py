@@ -135,7 +135,7 @@ class DiscoveryServiceServicer(object):
 
     def IssueKubeconfig(self, request, context):
         """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-        is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+        is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
         UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
         credential backend is down and nothing still valid is cached.
         """

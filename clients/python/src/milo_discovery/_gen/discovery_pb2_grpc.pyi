@@ -86,7 +86,7 @@ class DiscoveryServiceStub:
     """
     IssueKubeconfig: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-    is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+    is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
     """
@@ -156,7 +156,7 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     IssueKubeconfig: _aio.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]  # type: ignore[assignment]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-    is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+    is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
     """
@@ -247,7 +247,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.IssueKubeconfigResponse, _abc.Awaitable[_discovery_pb2.IssueKubeconfigResponse]]:
         """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
-        is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
+        is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
         UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
         credential backend is down and nothing still valid is cached.
         """

@@ -1,7 +1,7 @@
 """The command `credential`: an exec credential plugin for kubectl and client libraries.
 
 It is called often and concurrently, so it imports little and makes one call. The daemon shares one request to the
-credential source among concurrent callers.
+credential issuer among concurrent callers.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from milo_discovery.model import (
     Cluster,
     ClusterReport,
     ConnectivityState,
-    CredentialSource,
+    CredentialIssuer,
     EngagementReason,
     EventType,
     PendingRelease,
@@ -264,9 +264,9 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
         ),
         ("subscribers", str(counts.subscribers)),
     ]
-    facts += [("kubeconfigs", _credential_source(each, now)) for each in info.credential_sources]
-    if not info.credential_sources:
-        facts.append(("kubeconfigs", "not issued: no credential source is configured"))
+    facts += [("kubeconfigs", _credential_issuer(each, now)) for each in info.credential_issuers]
+    if not info.credential_issuers:
+        facts.append(("kubeconfigs", "not issued: no credential issuer is configured"))
     yield from table(facts)
 
 
@@ -338,7 +338,7 @@ def source(status: SourceStatus, now: datetime) -> str:
     return f"{status.state.name} {_since(status.since, now)}{'' if healthy else contact}{f' ({why})' if why else ''}"
 
 
-def _credential_source(each: CredentialSource, now: datetime) -> str:
+def _credential_issuer(each: CredentialIssuer, now: datetime) -> str:
     health = "healthy" if each.healthy else f"unhealthy: {each.message}"
     ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
     return f"{each.name} ({each.type}), {health}{ends}"

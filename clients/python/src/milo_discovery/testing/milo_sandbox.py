@@ -60,7 +60,7 @@ _RESOURCES: dict[Mode, _Resource] = {
 # The sandbox has one user: the daemon issues kubeconfigs with the identity that it uses itself.
 _DAEMON_CONFIG = """\
 kubeconfigs:
-  sources:
+  issuers:
     - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
 """
 

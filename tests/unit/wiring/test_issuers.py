@@ -10,7 +10,7 @@ import pytest
 
 from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.mode import project_of
 
 OWN = {"name": "own", "type": "project-kubeconfig"}
@@ -40,14 +40,14 @@ def files(tmp_path: Path) -> Callable[..., str]:
 
 def settings(directory: Path, issuing: dict[str, Any], **others: Any) -> Settings:
     config = directory / "config.yaml"
-    given = {"exec_plugins": ["*"], "kubeconfigs": {"sources": [issuing]}, "http_listen": "off", **others}
+    given = {"exec_plugins": ["*"], "kubeconfigs": {"issuers": [issuing]}, "http_listen": "off", **others}
     config.write_text(json.dumps(given))
     return load({}, {}, config)
 
 
 def make(configured: Settings) -> None:
     projects = {name: project_of(of, {}) for name, of in configured.by_source.items()}
-    Sources(configured, projects, {}, {}, AsyncExitStack(), run="r")
+    Issuers(configured, projects, {}, {}, AsyncExitStack(), run="r")
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Pa
         {"name": "b", "kind": "project", "discovery_kubeconfig": other, "project_kubeconfig": one},
     ]
     with pytest.raises(ConfigError, match=r"own would issue the credential that discovery uses \(.*/other\)"):
-        make(settings(tmp_path, OWN | {"cluster_sources": ["a"]}, sources=sources))
+        make(settings(tmp_path, OWN | {"sources": ["a"]}, sources=sources))
 
 
-def test_discovery_with_a_credential_source_does_not_use_the_user_of_its_kubeconfig(
+def test_discovery_with_a_credential_issuer_does_not_use_the_user_of_its_kubeconfig(
     tmp_path: Path, files: Callable[..., str]
 ) -> None:
     kubeconfig = files("discovery", tokenFile="token")
     own_of_daemon = {"name": "daemon", "type": "token-file", "path": str(tmp_path / "other-token")}
-    given: dict[str, Any] = {"discovery_kubeconfig": kubeconfig, "source": {"credentials": "daemon"}}
-    make(settings(tmp_path, OWN, **given, kubeconfigs={"sources": [OWN, own_of_daemon]}))
+    given: dict[str, Any] = {"discovery_kubeconfig": kubeconfig, "watch": {"credentials": "daemon"}}
+    make(settings(tmp_path, OWN, **given, kubeconfigs={"issuers": [OWN, own_of_daemon]}))
 
 
 def test_single_mode_issues_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
@@ -158,8 +158,8 @@ def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
         opened.append(str(kubeconfig))
         return None, ""
 
-    monkeypatch.setattr("milo_discoveryd.wiring.credential_sources.open_upstream", opens)
-    issuing = {"name": "i", "cluster_sources": ["b"], **issuing}
+    monkeypatch.setattr("milo_discoveryd.wiring.issuers.open_upstream", opens)
+    issuing = {"name": "i", "sources": ["b"], **issuing}
     make(settings(tmp_path, issuing, sources=sources))
     make(settings(tmp_path, issuing | {"kubeconfig": third}, sources=sources))
     assert opened == [other, third]

@@ -1,4 +1,4 @@
-"""Lets the daemon itself authenticate with a credential from one of the configured sources."""
+"""Lets the daemon itself authenticate with a credential from one of the configured issuers."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest
 from milo_discoveryd.daemon_errors import CredentialError
 
 RETRY_AFTER_S = 5.0
@@ -17,8 +17,8 @@ class RenewingCredential:
     """A credential that is renewed at half its lifetime and after a 401. While renewal fails, the old one is used until
     it expires."""
 
-    def __init__(self, source: MintingSource, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
-        self._source = source
+    def __init__(self, issuer: Issuer, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._issuer = issuer
         self._ttl_s = ttl_s
         self._clock = clock
         self._minted: IssuedCredential | None = None
@@ -41,7 +41,7 @@ class RenewingCredential:
             self._asked_at = now
             request = MintRequest(ttl_s=self._ttl_s, held=None if held is None else held.credential)
             try:
-                self._minted = await self._source.mint(request)
+                self._minted = await self._issuer.mint(request)
                 self._failure = None
             except CredentialError as error:
                 self._failure = error

@@ -1,4 +1,4 @@
-"""Findings of `check` about credential sources."""
+"""Findings of `check` about credential issuers."""
 
 import io
 import json
@@ -24,7 +24,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> list[str]:
     """Return the lines about kubeconfigs, with their fixes."""
     file = tmp_path / "config.yaml"
-    file.write_text(json.dumps({"kubeconfigs": {"sources": list(sources)}, **settings}))
+    file.write_text(json.dumps({"kubeconfigs": {"issuers": list(sources)}, **settings}))
     flags = {
         "discovery_kubeconfig": str(tmp_path / "kubeconfig"),
         "listen": (f"unix://{tmp_path}/d.sock",),
@@ -40,7 +40,7 @@ async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbo
     assert line.startswith("ok    kubeconfigs own: minted a credential of type project-kubeconfig")
 
 
-async def test_check_mints_from_credential_sources_without_creating_secrets(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_mints_from_credential_issuers_without_creating_secrets(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     sandbox.add_service_account("milo", "operators")
     (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
@@ -55,7 +55,7 @@ async def test_check_mints_from_credential_sources_without_creating_secrets(sand
             "service_account": "operators",
         },
         {"name": "file", "type": "token-file", "path": str(tmp_path / "missing")},
-        source={"credentials": "datum"},
+        watch={"credentials": "datum"},
     )
     assert "ok    discovery identity: authenticated as sandbox-admin" in found
     assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube"))] == [
@@ -69,15 +69,15 @@ async def test_check_mints_from_credential_sources_without_creating_secrets(sand
 
 async def test_per_cluster_source_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
     source = {"name": "secret", "type": "kubeconfig-secret"}
-    (line, _) = await lines(tmp_path, source, source={"credentials": "secret"})
+    (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
     assert line == (
-        "fail  kubeconfigs: source.credentials: secret mints per cluster, and has no credential for discovery"
+        "fail  kubeconfigs: watch.credentials: secret mints per cluster, and has no credential for discovery"
     )
 
 
 async def test_check_reports_that_no_kubeconfigs_are_issued(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     source = {"name": "datum", "type": "datum-service-account", "key_file": str(key), "hand_out": "false"}
-    none = "ok    kubeconfigs: none are issued: kubeconfigs.sources is empty, or each source has hand_out: false"
+    none = "ok    kubeconfigs: none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false"
     assert none in await lines(tmp_path, source)
     assert none in await lines(tmp_path)

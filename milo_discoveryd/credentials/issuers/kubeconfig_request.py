@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
+from milo_discoveryd.credentials.issuers import received_kubeconfig
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
-from milo_discoveryd.credentials.sources import received_kubeconfig
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.resource import Resource
@@ -34,7 +34,7 @@ class _Response(msgspec.Struct, frozen=True):
 _RESPONSE = msgspec.json.Decoder(_Response)
 
 
-class KubeconfigRequestSource:
+class KubeconfigRequestIssuer:
     type = "kubeconfig-request"
     scope = Scope.CLUSTER
     takes_ttl = True

@@ -1,4 +1,4 @@
-"""The protocol of sources: they mint the credentials that are issued."""
+"""The protocol of issuers: they mint the credentials that are issued."""
 
 import enum
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The credential that is to be replaced."""
 
 
-class MintingSource(Protocol):
+class Issuer(Protocol):
     @property
     def name(self) -> str: ...
 
@@ -47,16 +47,16 @@ class MintingSource(Protocol):
 
 
 @runtime_checkable
-class FencingSource(Protocol):
-    """A source that can revoke what other members of the shard group minted."""
+class FencingIssuer(Protocol):
+    """An issuer that can revoke what other members of the shard group minted."""
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
         """Revoke what others minted for the clusters whose names `covers` accepts. Raises CredentialError."""
 
 
 @runtime_checkable
-class RevokingSource(Protocol):
-    """A source that can revoke what it minted."""
+class RevokingIssuer(Protocol):
+    """An issuer that can revoke what it minted."""
 
     async def revoke(self, cluster: Cluster) -> None:
         """Revoke all credentials of the cluster's incarnation, and mint no more for it.
@@ -66,16 +66,16 @@ class RevokingSource(Protocol):
 
 
 @runtime_checkable
-class TimedSource(Protocol):
-    """A source that has a timeout of its own."""
+class TimedIssuer(Protocol):
+    """An issuer that has a timeout of its own."""
 
     @property
     def timeout_s(self) -> float: ...
 
 
 @runtime_checkable
-class NotifyingSource(Protocol):
-    """A source that knows when a credential was replaced."""
+class NotifyingIssuer(Protocol):
+    """An issuer that knows when a credential was replaced."""
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
         """Call `renew` when credentials were replaced, with a function that returns whether a cluster is affected."""

@@ -1,4 +1,4 @@
-"""Issues kubeconfigs for engaged clusters, each from the first source that covers the cluster.
+"""Issues kubeconfigs for engaged clusters, each from the first issuer that covers the cluster.
 
 There is no `await` between the caller's check of the registry and the answer, so nothing is issued after a
 disengagement, even if a mint was in flight.
@@ -14,14 +14,14 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter, MintMetrics
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.selector import Selector
@@ -33,11 +33,11 @@ FIRST_CREDENTIAL_TIMEOUT_S = 10.0
 FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 FIRST_ATTEMPT_S = 1.0
-"""How long a stream waits for a source that has never answered, so that its first events carry credentials."""
+"""How long a stream waits for an issuer that has never answered, so that its first events carry credentials."""
 CA_RETRY_AFTER_S = 5.0
 """How long callers wait if the file with the CA of a cluster cannot be read."""
 NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
-NO_SOURCE = "no credential source is configured, so this daemon issues no kubeconfigs"
+NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
 
 
 class IssuerMetrics(MintMetrics, Protocol):
@@ -48,10 +48,10 @@ class IssuerAudit(Protocol):
     def issued(self, to: Recipient, what: str, **about: object) -> None: ...
 
 
-class SourceAssignment(msgspec.Struct, frozen=True):
-    """A source and the clusters that it covers."""
+class IssuerAssignment(msgspec.Struct, frozen=True):
+    """An issuer and the clusters that it covers."""
 
-    source: MintingSource
+    issuer: Issuer
     selector: Selector = Selector()
     sources: frozenset[str] = frozenset()
     """The sources of the clusters; all if empty."""
@@ -61,8 +61,8 @@ class SourceAssignment(msgspec.Struct, frozen=True):
         return self.selector.matches(target.labels) and (not self.sources or target.source in self.sources)
 
 
-class NoSourceError(UnfitError):
-    """No source covers this cluster."""
+class NoIssuerError(UnfitError):
+    """No issuer covers this cluster."""
 
 
 class CredentialUnavailableError(CredentialError):
@@ -76,7 +76,7 @@ class CredentialUnavailableError(CredentialError):
 class CredentialDescription(msgspec.Struct, frozen=True):
     """The credential held for one cluster, without the secret."""
 
-    source: str
+    issuer: str
     type: str
     expires_at: float | None
     """Expiry of the held credential; None if none is held."""
@@ -84,10 +84,10 @@ class CredentialDescription(msgspec.Struct, frozen=True):
     """Why no new credential can be obtained at present, or empty."""
 
 
-class Issuer:
+class Kubeconfigs:
     def __init__(
         self,
-        sources: Sequence[SourceAssignment],
+        issuers: Sequence[IssuerAssignment],
         *,
         trust: Callable[[Target, bytes | None], ClusterTrust],
         metrics: IssuerMetrics,
@@ -116,7 +116,7 @@ class Issuer:
             (
                 each,
                 Minter(
-                    each.source,
+                    each.issuer,
                     metrics=metrics,
                     changed=self._lease_changed,
                     draw=draw,
@@ -125,20 +125,20 @@ class Issuer:
                     wall=wall,
                 ),
             )
-            for each in sources
+            for each in issuers
         ]
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for _, minter in self._assigned:
                 minter.keep_ready(self._ttl_s(None, UNLIMITED))
-                tasks.create_task(minter.run(), name=f"credentials of {minter.source.name}")
+                tasks.create_task(minter.run(), name=f"credentials of {minter.issuer.name}")
 
     async def refusal(self, terms: Terms) -> UnfitError | None:
         """Return why no cluster can ever have a kubeconfig on these terms, or None if some can."""
-        found: UnfitError = NoSourceError(NO_SOURCE)
+        found: UnfitError = NoIssuerError(NO_ISSUER)
         for _, minter in self._assigned:
-            if not terms.allow(minter.source.name):
+            if not terms.allow(minter.issuer.name):
                 continue
             await minter.first_attempt(FIRST_ATTEMPT_S)
             if (unfit := _unfit_for_all(minter)) is None:
@@ -147,20 +147,20 @@ class Issuer:
         return found
 
     def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "LeaseHandle | None":
-        """Return a handle on the cluster's lease, or None if no source that these terms allow covers the cluster."""
+        """Return a handle on the cluster's lease, or None if no issuer that these terms allow covers the cluster."""
         minter = self._minter(cluster, terms)
         return None if minter is None else LeaseHandle(self, minter, cluster, self._ttl_s(ttl_s, terms))
 
     def lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "LeaseHandle":
-        """Like `find`, but raises NoSourceError."""
+        """Like `find`, but raises NoIssuerError."""
         handle = self.find(cluster, ttl_s, terms)
         if handle is not None:
             return handle
         if not self._assigned:
-            raise NoSourceError(NO_SOURCE)
-        raise NoSourceError(
-            f"no credential source covers {cluster.target.name}: its labels match none of kubeconfigs.sources"
-            f"{'' if terms.sources is None else ' that the rule for this caller allows'}"
+            raise NoIssuerError(NO_ISSUER)
+        raise NoIssuerError(
+            f"no credential issuer covers {cluster.target.name}: its labels match none of kubeconfigs.issuers"
+            f"{'' if terms.issuers is None else ' that the rule for this caller allows'}"
         )
 
     def held(self, cluster: Cluster) -> Credential | None:
@@ -181,14 +181,14 @@ class Issuer:
 
     def describe(self, cluster: Cluster) -> CredentialDescription | None:
         """Describe the credential that the cluster's operators have at present, without requesting one; None if no
-        source covers the cluster."""
+        issuer covers the cluster."""
         minter = self._minter(cluster, UNLIMITED)
         if minter is None:
             return None
         issued, problem = minter.held_for(cluster), minter.problem(cluster)
         return CredentialDescription(
-            source=minter.source.name,
-            type=minter.source.type,
+            issuer=minter.issuer.name,
+            type=minter.issuer.type,
             expires_at=None if issued is None else issued.expires_at,
             problem="" if problem is None else str(problem),
         )
@@ -207,11 +207,11 @@ class Issuer:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def health(self) -> list[SourceHealth]:
+    def health(self) -> list[IssuerHealth]:
         return [
-            SourceHealth(
-                name=minter.source.name,
-                type=minter.source.type,
+            IssuerHealth(
+                name=minter.issuer.name,
+                type=minter.issuer.type,
                 problem="" if minter.failure is None else str(minter.failure),
                 expires_at=min((issued.expires_at for issued in minter.held()), default=None),
                 leases=len(minter),
@@ -238,7 +238,7 @@ class Issuer:
 
     def _minter(self, cluster: Cluster, terms: Terms) -> Minter | None:
         return next(
-            (minter for each, minter in self._assigned if each.covers(cluster) and terms.allow(minter.source.name)),
+            (minter for each, minter in self._assigned if each.covers(cluster) and terms.allow(minter.issuer.name)),
             None,
         )
 
@@ -246,11 +246,11 @@ class Issuer:
 class LeaseHandle:
     """One request's handle on the lease of an engaged cluster.
 
-    The lease itself begins with the first use, so a handle alone costs the source nothing.
+    The lease itself begins with the first use, so a handle alone costs the issuer nothing.
     """
 
-    def __init__(self, issuer: Issuer, minter: Minter, cluster: Cluster, ttl_s: float) -> None:
-        self._issuer = issuer
+    def __init__(self, kubeconfigs: Kubeconfigs, minter: Minter, cluster: Cluster, ttl_s: float) -> None:
+        self._kubeconfigs = kubeconfigs
         self._minter = minter
         self._cluster = cluster
         self.key = minter.key(cluster, ttl_s)
@@ -267,8 +267,8 @@ class LeaseHandle:
         is_held = entry.lease.valid(self._minter.now()) is not None
         await self._minter.settle(entry, FRESH_CREDENTIAL_TIMEOUT_S if is_held else FIRST_CREDENTIAL_TIMEOUT_S)
 
-    async def wait_for_source(self) -> None:
-        """Wait briefly for the first answer of the source."""
+    async def wait_for_issuer(self) -> None:
+        """Wait briefly for the first answer of the issuer."""
         await self._minter.first_attempt(FIRST_ATTEMPT_S)
 
     def credential(self) -> IssuedCredential | None:
@@ -277,7 +277,7 @@ class LeaseHandle:
 
     def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig that embeds the credential. Raises CredentialError if there is none."""
-        if not self._issuer.may_issue():
+        if not self._kubeconfigs.may_issue():
             raise CredentialUnavailableError(NOT_OWNED, retry_after_s=1.0)
         entry = self._minter.request(self.key, self._cluster)
         now = self._minter.now()
@@ -287,14 +287,14 @@ class LeaseHandle:
         target = self._cluster.target
         text = rendering.embedded(target.name, target.endpoint, self._trust(issued.authorities), issued.credential)
         entry.is_wanted = True
-        self._issuer.metrics.kubeconfig_issued("ok")
-        self._issuer.audit.issued(
+        self._kubeconfigs.metrics.kubeconfig_issued("ok")
+        self._kubeconfigs.audit.issued(
             to,
             "kubeconfig issued",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
-            source=self._minter.source.name,
+            issuer=self._minter.issuer.name,
             expires_at=rfc3339(issued.expires_at),
             fingerprint=issued.fingerprint,
         )
@@ -303,7 +303,7 @@ class LeaseHandle:
             text=text,
             issued_at=now.wall,
             expires_at=issued.expires_at,
-            refresh_at=refresh_at(issued, now.wall, self._issuer.draw),
+            refresh_at=refresh_at(issued, now.wall, self._kubeconfigs.draw),
             credential=issued,
         )
 
@@ -321,21 +321,21 @@ class LeaseHandle:
             if held is None:
                 raise _unavailable(self._minter, entry)
             stated = held.authorities
-        text = rendering.exec_form(target.name, target.endpoint, self._trust(stated), self._issuer.address())
-        self._issuer.metrics.kubeconfig_issued("ok")
-        self._issuer.audit.issued(
+        text = rendering.exec_form(target.name, target.endpoint, self._trust(stated), self._kubeconfigs.address())
+        self._kubeconfigs.metrics.kubeconfig_issued("ok")
+        self._kubeconfigs.audit.issued(
             to,
             "exec kubeconfig issued",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
         )
-        return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._issuer.wall())
+        return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._kubeconfigs.wall())
 
     def _trust(self, stated: bytes | None) -> ClusterTrust:
         """Return the trust settings of the cluster. Raises CredentialUnavailableError if its CA file cannot be read."""
         try:
-            return self._issuer.trust(self._cluster.target, stated)
+            return self._kubeconfigs.trust(self._cluster.target, stated)
         except CredentialError as error:
             raise CredentialUnavailableError(str(error), CA_RETRY_AFTER_S) from error
 
@@ -347,10 +347,10 @@ def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:
         return unfit
     due_at = entry.lease.due_at
     wait_s = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
-    return CredentialUnavailableError(str(failure or f"{minter.source.name} has not answered yet"), wait_s)
+    return CredentialUnavailableError(str(failure or f"{minter.issuer.name} has not answered yet"), wait_s)
 
 
 def _unfit_for_all(minter: Minter) -> UnfitError | None:
-    """Return why a source whose one credential serves all clusters can serve none."""
-    is_shared = minter.source.scope is Scope.IDENTITY
+    """Return why an issuer whose one credential serves all clusters can serve none."""
+    is_shared = minter.issuer.scope is Scope.IDENTITY
     return minter.failure if is_shared and isinstance(minter.failure, UnfitError) else None

@@ -19,8 +19,8 @@ import msgspec
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster
 from milo_kube.http.errors import TransportError
@@ -88,7 +88,7 @@ class _BoundSecret(msgspec.Struct, frozen=True):
     rotate_at: float
 
 
-class TokenRequestSource:
+class TokenRequestIssuer:
     type = "token-request"
     takes_ttl = True
 

@@ -1,4 +1,4 @@
-"""The issuer: credentials from leases, independent of the backend's state."""
+"""The kubeconfigs: credentials from leases, independent of the backend's state."""
 
 import asyncio
 import base64
@@ -13,12 +13,17 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer, NoSourceError, SourceAssignment
+from milo_discoveryd.kubeconfigs.kubeconfigs import (
+    CredentialUnavailableError,
+    IssuerAssignment,
+    Kubeconfigs,
+    NoIssuerError,
+)
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -46,14 +51,14 @@ class Wall:
 
 @asynccontextmanager
 async def issuing(
-    *sources: MintingSource | SourceAssignment,
+    *issuers: Issuer | IssuerAssignment,
     wall: Callable[[], float] = time.time,
     metrics: Metrics | None = None,
     may_issue: Callable[[], bool] = lambda: True,
     **limits: int,
-) -> AsyncIterator[Issuer]:
-    issuer = Issuer(
-        [each if isinstance(each, SourceAssignment) else SourceAssignment(each) for each in sources],
+) -> AsyncIterator[Kubeconfigs]:
+    kubeconfigs = Kubeconfigs(
+        [each if isinstance(each, IssuerAssignment) else IssuerAssignment(each) for each in issuers],
         trust=lambda *_: ClusterTrust(b"CA"),
         metrics=metrics or Metrics(),
         audit=Audit(Metrics()),
@@ -64,9 +69,9 @@ async def issuing(
         may_issue=may_issue,
         **limits,
     )
-    running = asyncio.create_task(issuer.run())
+    running = asyncio.create_task(kubeconfigs.run())
     try:
-        yield issuer
+        yield kubeconfigs
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):
@@ -79,59 +84,59 @@ def token_in(made: IssuedKubeconfig) -> str:
     return made.credential.credential.token.reveal()
 
 
-def token(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
+def token(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
     """Return the token that is issued now."""
-    return token_in(issuer.lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
+    return token_in(kubeconfigs.lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
 
 
-async def got(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
-    lease = issuer.lease(cluster, ttl_s, UNLIMITED)
+async def got(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
+    lease = kubeconfigs.lease(cluster, ttl_s, UNLIMITED)
     await lease.wait()
     return token_in(lease.issue("epoch.1", ME))
 
 
 async def test_one_mint_serves_all_clusters_of_an_identity() -> None:
     backend = Backend()
-    async with issuing(backend) as issuer:
-        given = {await got(issuer, a_cluster(f"p-{number}", number + 1)) for number in range(10_000)}
+    async with issuing(backend) as kubeconfigs:
+        given = {await got(kubeconfigs, a_cluster(f"p-{number}", number + 1)) for number in range(10_000)}
     assert (len(given), len(backend.asked)) == (1, 1)
 
 
 async def test_per_cluster_credentials_are_never_mixed() -> None:
     backend = Backend(Scope.CLUSTER)
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):
-            assert f"{CANARY}-{name}-" in await got(issuer, a_cluster(name, incarnation))
+            assert f"{CANARY}-{name}-" in await got(kubeconfigs, a_cluster(name, incarnation))
     assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
 
 
 async def test_cluster_with_changed_endpoint_gets_another_credential() -> None:
     backend = Backend(Scope.CLUSTER)
     moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
-    async with issuing(backend) as issuer:
-        before = await got(issuer)
-        assert issuer.held(moved) is None
-        assert await got(issuer, moved) != before
+    async with issuing(backend) as kubeconfigs:
+        before = await got(kubeconfigs)
+        assert kubeconfigs.held(moved) is None
+        assert await got(kubeconfigs, moved) != before
         assert [each.cluster and each.cluster.target.endpoint for each in backend.asked] == [
             "https://alpha.test",
             "https://elsewhere.test",
         ]
-        issuer.disengaged(moved)
-        assert issuer.health()[0].leases == 0
+        kubeconfigs.disengaged(moved)
+        assert kubeconfigs.health()[0].leases == 0
 
 
 async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
     backend = Backend()
     moved = replace(ALPHA, target=replace(ALPHA.target, place=("https://elsewhere.test",)))
-    async with issuing(backend) as issuer:
-        assert await got(issuer) == await got(issuer, moved)
+    async with issuing(backend) as kubeconfigs:
+        assert await got(kubeconfigs) == await got(kubeconfigs, moved)
 
 
 async def test_lease_has_one_mint_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
-    async with issuing(backend) as issuer:
-        asking = [asyncio.create_task(got(issuer)) for _ in range(100)]
+    async with issuing(backend) as kubeconfigs:
+        asking = [asyncio.create_task(got(kubeconfigs)) for _ in range(100)]
         await eventually(lambda: backend.at_once == 1)
         backend.gate.set()
         assert len(set(await asyncio.gather(*asking))) == 1
@@ -140,51 +145,51 @@ async def test_lease_has_one_mint_in_flight() -> None:
 
 async def test_hanging_backend_does_not_delay_valid_credentials() -> None:
     backend = Backend(life_s=4)
-    async with issuing(backend) as issuer:
-        first = await got(issuer)
+    async with issuing(backend) as kubeconfigs:
+        first = await got(kubeconfigs)
         backend.gate.clear()
         await eventually(lambda: backend.at_once == 1)
         async with asyncio.timeout(2):
             for _ in range(100):
-                assert await got(issuer) == first
+                assert await got(kubeconfigs) == first
 
 
 async def test_credential_is_renewed_before_expiry() -> None:
     backend = Backend(life_s=0.8)
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         seen: list[str] = []
         while len(set(seen)) < 6:
-            seen.append(await got(issuer))
+            seen.append(await got(kubeconfigs))
             await asyncio.sleep(0)
     assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "the backend returned an older token"
 
 
 async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None:
     backend = Backend(life_s=1.0)
-    async with issuing(backend) as issuer:
-        first = await got(issuer)
+    async with issuing(backend) as kubeconfigs:
+        first = await got(kubeconfigs)
         backend.failure = BackendError("the backend is down")
 
         async def until_it_is_over() -> None:
-            while await got(issuer) == first:
+            while await got(kubeconfigs) == first:
                 pass
 
         with pytest.raises(CredentialUnavailableError, match="the backend is down") as raised:
             await until_it_is_over()
         assert raised.value.retry_after_s >= 1
-        assert issuer.health()[0].problem == "the backend is down"
-        assert issuer.problem(ALPHA, UNLIMITED) == "the backend is down"
+        assert kubeconfigs.health()[0].problem == "the backend is down"
+        assert kubeconfigs.problem(ALPHA, UNLIMITED) == "the backend is down"
         backend.failure = None
-        await eventually(lambda: not issuer.health()[0].problem)
-        assert await got(issuer) != first
-        assert issuer.problem(ALPHA, UNLIMITED) is None
+        await eventually(lambda: not kubeconfigs.health()[0].problem)
+        assert await got(kubeconfigs) != first
+        assert kubeconfigs.problem(ALPHA, UNLIMITED) is None
 
 
 async def test_first_kubeconfig_request_waits_for_credential_or_fails_at_once() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
-    async with issuing(backend) as issuer:
-        asking = asyncio.create_task(got(issuer))
+    async with issuing(backend) as kubeconfigs:
+        asking = asyncio.create_task(got(kubeconfigs))
         await eventually(lambda: backend.at_once == 1)
         assert not asking.done()
         backend.failure = BackendError("down")
@@ -197,9 +202,9 @@ async def test_hanging_credential_backend_times_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Backend()
     backend.gate.clear()
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         with pytest.raises(CredentialUnavailableError, match=r"backend did not answer within 0\.05 s"):
-            await got(issuer)
+            await got(kubeconfigs)
 
 
 class Timed(Backend):
@@ -211,59 +216,61 @@ class Timed(Backend):
 async def test_credential_backend_with_its_own_timeout_is_not_ended_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.0)
     backend = Timed()
-    async with issuing(backend) as issuer:
-        assert await got(issuer) in backend.given
+    async with issuing(backend) as kubeconfigs:
+        assert await got(kubeconfigs) in backend.given
 
 
-async def test_credential_source_not_allowed_by_rule_is_not_used() -> None:
+async def test_credential_issuer_not_allowed_by_rule_is_not_used() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
-    to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
-    async with issuing(one, other) as issuer:
-        lease = issuer.lease(ALPHA, 600, to.terms)
+    to = Recipient(ME.caller, "some", Terms(issuers=frozenset({"other"}), max_ttl_s=60.0))
+    async with issuing(one, other) as kubeconfigs:
+        lease = kubeconfigs.lease(ALPHA, 600, to.terms)
         await lease.wait()
         assert token_in(lease.issue("epoch.1", to)) in other.given
-        assert lease.key.source == "other"
+        assert lease.key.issuer == "other"
         assert lease.key.ttl_s <= 60
-        none = Terms(sources=frozenset({"none"}))
-        assert issuer.find(ALPHA, None, none) is None
-        assert isinstance(await issuer.refusal(none), NoSourceError)
-        with pytest.raises(NoSourceError, match="that the rule for this caller allows"):
-            issuer.lease(ALPHA, None, none)
+        none = Terms(issuers=frozenset({"none"}))
+        assert kubeconfigs.find(ALPHA, None, none) is None
+        assert isinstance(await kubeconfigs.refusal(none), NoIssuerError)
+        with pytest.raises(NoIssuerError, match="that the rule for this caller allows"):
+            kubeconfigs.lease(ALPHA, None, none)
 
 
 async def test_unsuitable_credential_is_refused_permanently() -> None:
     backend = Backend()
     backend.failure = UnfitError("it lives for ever")
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         with pytest.raises(UnfitError, match="it lives for ever"):
-            await got(issuer)
-        refusal = await issuer.refusal(UNLIMITED)
+            await got(kubeconfigs)
+        refusal = await kubeconfigs.refusal(UNLIMITED)
         assert str(refusal) == "it lives for ever"
 
 
-async def test_issuer_without_a_credential_source_refuses_requests() -> None:
-    async with issuing() as issuer:
-        with pytest.raises(NoSourceError, match="no credential source is configured"):
-            await got(issuer)
-        assert isinstance(await issuer.refusal(UNLIMITED), NoSourceError)
-        with pytest.raises(NoSourceError):
-            issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
+async def test_issuer_without_a_credential_issuer_refuses_requests() -> None:
+    async with issuing() as kubeconfigs:
+        with pytest.raises(NoIssuerError, match="no credential issuer is configured"):
+            await got(kubeconfigs)
+        assert isinstance(await kubeconfigs.refusal(UNLIMITED), NoIssuerError)
+        with pytest.raises(NoIssuerError):
+            kubeconfigs.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
 
 
-async def test_first_credential_source_whose_selector_matches_serves_cluster() -> None:
+async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
-    async with issuing(SourceAssignment(one, parse("env=prod")), SourceAssignment(other, parse("env=dev"))) as issuer:
+    async with issuing(
+        IssuerAssignment(one, parse("env=prod")), IssuerAssignment(other, parse("env=dev"))
+    ) as kubeconfigs:
         prod, dev, none = (a_cluster("a", 1, env="prod"), a_cluster("b", 2, env="dev"), a_cluster("c", 3))
-        assert await got(issuer, prod) in one.given
-        assert await got(issuer, dev) in other.given
-        assert issuer.find(none, None, UNLIMITED) is None
-        assert issuer.problem(none, UNLIMITED) is None
-        with pytest.raises(NoSourceError, match="its labels match none"):
-            await got(issuer, none)
-        assert await issuer.refusal(UNLIMITED) is None
-        assert [each.name for each in issuer.health()] == ["one", "other"]
+        assert await got(kubeconfigs, prod) in one.given
+        assert await got(kubeconfigs, dev) in other.given
+        assert kubeconfigs.find(none, None, UNLIMITED) is None
+        assert kubeconfigs.problem(none, UNLIMITED) is None
+        with pytest.raises(NoIssuerError, match="its labels match none"):
+            await got(kubeconfigs, none)
+        assert await kubeconfigs.refusal(UNLIMITED) is None
+        assert [each.name for each in kubeconfigs.health()] == ["one", "other"]
 
 
 @pytest.mark.parametrize(
@@ -271,15 +278,15 @@ async def test_first_credential_source_whose_selector_matches_serves_cluster() -
 )
 async def test_ttl_is_capped_and_rounded_down(asked_s: float | None, minted_s: float) -> None:
     backend = Backend(Scope.CLUSTER, life_s=1e6, takes_ttl=True)
-    async with issuing(backend) as issuer:
-        await got(issuer, ALPHA, asked_s)
+    async with issuing(backend) as kubeconfigs:
+        await got(kubeconfigs, ALPHA, asked_s)
     assert [wanted.ttl_s for wanted in backend.asked] == [minted_s]
 
 
 async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
     backend = Backend(life_s=100)
-    async with issuing(backend) as issuer:
-        lease = issuer.lease(ALPHA, 10, UNLIMITED)
+    async with issuing(backend) as kubeconfigs:
+        lease = kubeconfigs.lease(ALPHA, 10, UNLIMITED)
         await lease.wait()
         made = lease.issue("epoch.1", ME)
     assert made.credential is not None
@@ -291,45 +298,45 @@ async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
 async def test_unused_lease_is_not_renewed_indefinitely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend = Backend(Scope.CLUSTER, life_s=0.8)
-    async with issuing(backend) as issuer:
-        await got(issuer)
-        await eventually(lambda: issuer.health()[0].leases == 0)
+    async with issuing(backend) as kubeconfigs:
+        await got(kubeconfigs)
+        await eventually(lambda: kubeconfigs.health()[0].leases == 0)
     assert len(backend.asked) == 2
 
 
 async def test_mints_in_flight_are_limited() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
-    async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
+    async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
         for number in range(100):
-            issuer.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
+            kubeconfigs.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: backend.at_once == 4)
         backend.gate.set()
         await eventually(lambda: len(backend.given) == 100)
     assert backend.most_at_once == 4
 
 
-async def test_credential_source_failure_is_logged_as_warning_once_a_credential_was_requested() -> None:
+async def test_credential_issuer_failure_is_logged_as_warning_once_a_credential_was_requested() -> None:
     backend = Backend()
     backend.failure = BackendError("down", retry_after_s=0.01)
     with capture_logs() as lines:
-        async with issuing(backend) as issuer:
+        async with issuing(backend) as kubeconfigs:
             await eventually(lambda: len(backend.asked) == 3)
             levels = [line["log_level"] for line in lines]
-            issuer.lease(ALPHA, None, UNLIMITED).credential()
+            kubeconfigs.lease(ALPHA, None, UNLIMITED).credential()
             tried = len(backend.asked)
             await eventually(lambda: len(backend.asked) > tried + 2)
     assert levels == ["info"]
     assert [line["log_level"] for line in lines] == ["info", "warning"]
-    assert {line["event"] for line in lines} == {"credential source failed"}
+    assert {line["event"] for line in lines} == {"credential issuer failed"}
 
 
 async def test_failing_credential_backend_is_retried_by_one_lease_at_a_time() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("down")
-    async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
+    async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
         for number in range(50):
-            issuer.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
+            kubeconfigs.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: len(backend.asked) >= 50)
         backend.gate.clear()
         backend.most_at_once = 0
@@ -345,11 +352,11 @@ async def test_expired_credential_is_not_issued_after_clock_is_set_forward(
 ) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend, wall = Backend(), Wall()
-    async with issuing(backend, wall=wall) as issuer:
-        first = await got(issuer)
+    async with issuing(backend, wall=wall) as kubeconfigs:
+        first = await got(kubeconfigs)
         wall.ahead = 3600
         with pytest.raises(CredentialUnavailableError):
-            token(issuer)
+            token(kubeconfigs)
         await eventually(lambda: len(backend.asked) >= 2)
         assert first in backend.given
 
@@ -358,35 +365,35 @@ async def test_credential_minted_after_disengagement_is_dropped() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     metrics = Metrics()
-    async with issuing(backend, metrics=metrics) as issuer:
-        asking = asyncio.create_task(issuer.lease(ALPHA, None, UNLIMITED).wait())
+    async with issuing(backend, metrics=metrics) as kubeconfigs:
+        asking = asyncio.create_task(kubeconfigs.lease(ALPHA, None, UNLIMITED).wait())
         await eventually(lambda: backend.at_once == 1)
-        issuer.disengaged(ALPHA)
+        kubeconfigs.disengaged(ALPHA)
         await asking
         backend.gate.set()
-        labels = {"credential_source": "backend", "result": "dropped"}
+        labels = {"credential_issuer": "backend", "result": "dropped"}
         await eventually(lambda: metrics.registry.get_sample_value("milo_discoveryd_credential_requests_total", labels))
-        assert issuer.health()[0].leases == 0
+        assert kubeconfigs.health()[0].leases == 0
 
 
 async def test_credential_minted_by_an_earlier_run_is_revoked_when_cluster_is_disengaged() -> None:
     backend = RevokingBackend()
-    async with issuing(backend) as issuer:
-        issuer.disengaged(ALPHA)
+    async with issuing(backend) as kubeconfigs:
+        kubeconfigs.disengaged(ALPHA)
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
 async def test_unsuitable_credential_of_one_cluster_affects_no_other() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = UnfitError("it lives for ever")
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         with pytest.raises(UnfitError, match="it lives for ever"):
-            await got(issuer)
-        assert await issuer.refusal(UNLIMITED) is None
+            await got(kubeconfigs)
+        assert await kubeconfigs.refusal(UNLIMITED) is None
         with pytest.raises(CredentialUnavailableError):
-            token(issuer, a_cluster("beta", 2))
+            token(kubeconfigs, a_cluster("beta", 2))
         backend.failure = None
-        assert await got(issuer, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
+        assert await got(kubeconfigs, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
 
 
 async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
@@ -395,23 +402,23 @@ async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
     monkeypatch.setattr(minter, "REVOKE_BACKOFF_S", (0.001, 0.002))
     backend = RevokingBackend()
     backend.revocation_failures = 3
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         for name, incarnation in (("alpha", 1), ("beta", 2)):
-            await got(issuer, a_cluster(name, incarnation))
-        issuer.disengaged(a_cluster("alpha", 1))
-        issuer.disengaged(a_cluster("beta", 2))
+            await got(kubeconfigs, a_cluster(name, incarnation))
+        kubeconfigs.disengaged(a_cluster("alpha", 1))
+        kubeconfigs.disengaged(a_cluster("beta", 2))
         await eventually(lambda: len(backend.revoked) == 2)
     assert sorted(backend.revoked) == [("alpha", 1), ("beta", 2)]
 
 
 async def test_issue_is_audited_without_secret() -> None:
-    async with issuing(Backend()) as issuer:
+    async with issuing(Backend()) as kubeconfigs:
         with capture_logs() as lines:
-            await got(issuer)
-            issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
+            await got(kubeconfigs)
+            kubeconfigs.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
     (line,) = [line for line in lines if line["event"] == "kubeconfig issued"]
     assert set(line) == {
-        "event", "log_level", "logger", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "rule",
+        "event", "log_level", "logger", "cluster", "uid", "incarnation", "issuer", "expires_at", "fingerprint", "rule",
         "caller",
     }  # fmt: skip
     assert (line["cluster"], line["uid"], line["incarnation"]) == ("alpha", "uid-alpha", "epoch.1")
@@ -423,19 +430,19 @@ async def test_issue_is_audited_without_secret() -> None:
 
 async def test_metrics_count_kubeconfigs_mints_and_expiry() -> None:
     metrics, backend = Metrics(), Backend()
-    async with issuing(backend, metrics=metrics) as issuer:
-        metrics.follow_credentials(issuer.health)
-        await got(issuer)
-        issuer.refused("credentials_unavailable")
+    async with issuing(backend, metrics=metrics) as kubeconfigs:
+        metrics.follow_credentials(kubeconfigs.health)
+        await got(kubeconfigs)
+        kubeconfigs.refused("credentials_unavailable")
 
         def sample(name: str, **labels: str) -> float | None:
             return metrics.registry.get_sample_value(f"milo_discoveryd_{name}", labels)
 
         assert sample("kubeconfigs_issued_total", result="ok") == 1
         assert sample("kubeconfigs_issued_total", result="credentials_unavailable") == 1
-        assert sample("credential_requests_total", credential_source="backend", result="ok") == 1
-        assert sample("credential_source_up", credential_source="backend") == 1
-        ends = sample("credential_expiry_timestamp_seconds", credential_source="backend")
+        assert sample("credential_requests_total", credential_issuer="backend", result="ok") == 1
+        assert sample("credential_issuer_up", credential_issuer="backend") == 1
+        ends = sample("credential_expiry_timestamp_seconds", credential_issuer="backend")
         assert ends is not None
         assert 590 < ends - time.time() <= 600
 
@@ -444,23 +451,23 @@ async def test_metrics_count_kubeconfigs_mints_and_expiry() -> None:
 async def test_held_credentials_are_inspectable_without_a_mint(scope: Scope) -> None:
     backend = Backend(scope)
     beta = a_cluster("beta", 2)
-    async with issuing(backend) as issuer:
-        given = await got(issuer)
+    async with issuing(backend) as kubeconfigs:
+        given = await got(kubeconfigs)
         asked = len(backend.asked)
-        found, other = issuer.held(ALPHA), issuer.held(beta)
+        found, other = kubeconfigs.held(ALPHA), kubeconfigs.held(beta)
         assert found is not None
         assert found.token is not None
         assert found.token.reveal() == given
         assert other == (found if scope is Scope.IDENTITY else None)
-        issuer.disengaged(ALPHA)
+        kubeconfigs.disengaged(ALPHA)
         if scope is Scope.CLUSTER:
-            assert issuer.held(ALPHA) is None
+            assert kubeconfigs.held(ALPHA) is None
         assert len(backend.asked) == asked
 
 
 async def test_issuer_without_a_source_holds_no_credential() -> None:
-    async with issuing() as issuer:
-        assert issuer.held(ALPHA) is None
+    async with issuing() as kubeconfigs:
+        assert kubeconfigs.held(ALPHA) is None
 
 
 class Hanging(Backend):
@@ -485,39 +492,39 @@ def of_shop(number: int) -> Cluster:
 async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
     backend = Hanging(*(f"shop-{number}" for number in range(30)))
     backend.life_s = 0.8
-    async with issuing(backend, per_second=10_000) as issuer:
+    async with issuing(backend, per_second=10_000) as kubeconfigs:
         for number in range(30):
-            issuer.lease(of_shop(number), None, UNLIMITED).credential()
+            kubeconfigs.lease(of_shop(number), None, UNLIMITED).credential()
         async with asyncio.timeout(minter.MINT_TIMEOUT_S / 2):
-            first = await got(issuer)
-            await eventually(lambda: token(issuer) != first)
+            first = await got(kubeconfigs)
+            await eventually(lambda: token(kubeconfigs) != first)
 
 
-async def test_mint_failure_of_one_cluster_does_not_make_credential_source_unhealthy(
+async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhealthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Hanging("alpha")
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         with pytest.raises(CredentialUnavailableError, match="did not answer"):
-            await got(issuer)
+            await got(kubeconfigs)
         beta = a_cluster("beta", 2)
-        assert issuer.health()[0].problem == ""
-        assert issuer.problem(ALPHA, UNLIMITED) == "backend did not answer within 0.05 s"
-        assert issuer.problem(beta, UNLIMITED) is None
-        assert await got(issuer, beta) in backend.given
+        assert kubeconfigs.health()[0].problem == ""
+        assert kubeconfigs.problem(ALPHA, UNLIMITED) == "backend did not answer within 0.05 s"
+        assert kubeconfigs.problem(beta, UNLIMITED) is None
+        assert await got(kubeconfigs, beta) in backend.given
         backend.hanging.clear()
-        await eventually(lambda: issuer.problem(ALPHA, UNLIMITED) is None)
+        await eventually(lambda: kubeconfigs.problem(ALPHA, UNLIMITED) is None)
 
 
 async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("its Secret is missing", of_cluster=True)
-    async with issuing(backend) as issuer:
+    async with issuing(backend) as kubeconfigs:
         with pytest.raises(CredentialUnavailableError, match="its Secret is missing"):
-            await got(issuer)
+            await got(kubeconfigs)
         await eventually(lambda: len(backend.asked) >= 2)
-        assert issuer.health()[0].problem == ""
+        assert kubeconfigs.health()[0].problem == ""
 
 
 async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
@@ -529,27 +536,27 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
 
     target = DeclaredTarget(name="alpha", uid="u", place=("https://a",), object_namespace="n", object_name="a")
     cluster = replace(ALPHA, target=target)
-    async with issuing(WithAuthorities(Scope.CLUSTER)) as issuer:
-        issuer.trust = lambda _, stated: ClusterTrust(stated)
-        lease = issuer.lease(cluster, None, UNLIMITED)
+    async with issuing(WithAuthorities(Scope.CLUSTER)) as kubeconfigs:
+        kubeconfigs.trust = lambda _, stated: ClusterTrust(stated)
+        lease = kubeconfigs.lease(cluster, None, UNLIMITED)
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
             lease.issue_exec("epoch.1", ME)
-        assert await issuer.authorities_of(cluster) == b"ITS CA", "a credential is requested for the CA"
+        assert await kubeconfigs.authorities_of(cluster) == b"ITS CA", "a credential is requested for the CA"
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]
             assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"
-        assert await issuer.authorities_of(a_cluster("beta", 2)) is None
+        assert await kubeconfigs.authorities_of(a_cluster("beta", 2)) is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
-        assert not issuer.lease(known, None, UNLIMITED).needs_credential_for_trust
+        assert not kubeconfigs.lease(known, None, UNLIMITED).needs_credential_for_trust
 
 
 async def test_fenced_member_does_not_issue_held_credentials() -> None:
     may_issue = True
-    async with issuing(Backend(), may_issue=lambda: may_issue) as issuer:
-        await got(issuer)
+    async with issuing(Backend(), may_issue=lambda: may_issue) as kubeconfigs:
+        await got(kubeconfigs)
         may_issue = False
         with pytest.raises(CredentialUnavailableError, match="was not renewed in time"):
-            token(issuer)
+            token(kubeconfigs)
         may_issue = True
-        assert token(issuer)
+        assert token(kubeconfigs)

@@ -10,11 +10,11 @@ from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, Ex
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 
 
-class ExecSource:
+class ExecIssuer:
     type = "exec"
     takes_ttl = False
 

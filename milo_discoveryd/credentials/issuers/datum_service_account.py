@@ -18,9 +18,9 @@ from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
-from milo_discoveryd.credentials.sources import service_account_key
-from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers import service_account_key
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.service_account_key import ServiceAccountKey
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube import retry_after
 from milo_kube.http.client import Client
@@ -58,7 +58,7 @@ class _Refusal(msgspec.Struct, frozen=True):
 _REFUSAL = msgspec.json.Decoder(_Refusal)
 
 
-class DatumServiceAccountSource:
+class DatumServiceAccountIssuer:
     type = "datum-service-account"
     scope = Scope.IDENTITY
     takes_ttl = False

@@ -8,15 +8,15 @@ from math import inf
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issuers import received_kubeconfig
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
-from milo_discoveryd.credentials.sources import received_kubeconfig
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 
 
-class KubeconfigFileSource:
+class KubeconfigFileIssuer:
     type = "kubeconfig-file"
     scope = Scope.CLUSTER
     takes_ttl = False

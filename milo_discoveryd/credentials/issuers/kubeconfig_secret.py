@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
+from milo_discoveryd.credentials.issuers import received_kubeconfig
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
-from milo_discoveryd.credentials.sources import received_kubeconfig
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -29,7 +29,7 @@ class _SecretData(msgspec.Struct, frozen=True):
 _SECRET_DATA = msgspec.json.Decoder(_SecretData)
 
 
-class KubeconfigSecretSource:
+class KubeconfigSecretIssuer:
     type = "kubeconfig-secret"
     scope = Scope.CLUSTER
     takes_ttl = False
@@ -67,12 +67,12 @@ class KubeconfigSecretSource:
             rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
             if answer.status == 404:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True)
-            # Without the name: a failure of the source is shown to callers that may not know this project.
+            # Without the name: a failure of the issuer is shown to callers that may not know this project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
         if self._key not in data:
             raise BackendError(
-                f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`", of_cluster=True
+                f"{what} has no key {self._key!r}, which kubeconfigs.issuers sets as `key`", of_cluster=True
             )
         try:
             received = received_kubeconfig.read(data[self._key], what)

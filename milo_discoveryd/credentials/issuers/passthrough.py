@@ -12,12 +12,12 @@ from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
 from milo_discoveryd.credentials.authentication.kubeconfig import ReloadedCredential
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
 
 
-class PassthroughSource:
-    """A source with one token for all clusters, which a credential provider returns."""
+class PassthroughIssuer:
+    """An issuer with one token for all clusters, which a credential provider returns."""
 
     scope = Scope.IDENTITY
     takes_ttl = False

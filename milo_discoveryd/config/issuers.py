@@ -1,4 +1,4 @@
-"""Settings of credential sources: a name, a type, and the settings of the type."""
+"""Settings of credential issuers: a name, a type, and the settings of the type."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -21,19 +21,19 @@ MIN_TOKEN_TTL_S = 600
 """The shortest lifetime of a token that API servers issue, in seconds."""
 
 
-class _Source(Group, frozen=True, kw_only=True):
+class _Issuer(Group, frozen=True, kw_only=True):
     name: _Label
-    """Name of the credential source in authorization rules, metrics and the log."""
+    """Name of the credential issuer in authorization rules, metrics and the log."""
     label_selector: Annotated[str, selector_text] = ""
-    """Label selector of the clusters that the credential source serves. Default: all."""
-    cluster_sources: Annotated[tuple[str, ...], ListOf(values.cluster_name)] = ()
-    """Names of the `sources` whose clusters the credential source serves. Required if there are several `sources`, so
+    """Label selector of the clusters that the credential issuer serves. Default: all."""
+    sources: Annotated[tuple[str, ...], ListOf(values.cluster_name)] = ()
+    """Names of the `sources` whose clusters the credential issuer serves. Required if there are several `sources`, so
     that no credential is sent to an API server that it is not meant for."""
     hand_out: bool = True
-    """`false` if only the daemon itself uses the credential source, and issues no kubeconfigs from it."""
+    """`false` if only the daemon itself uses the credential issuer, and issues no kubeconfigs from it."""
 
 
-class DatumServiceAccount(_Source, frozen=True, kw_only=True):
+class DatumServiceAccount(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["datum-service-account"], one_of("datum-service-account")] = "datum-service-account"
     key_file: _RequiredFile
     """The JSON key file, reloaded when it changes."""
@@ -43,7 +43,7 @@ class DatumServiceAccount(_Source, frozen=True, kw_only=True):
     """Accepted audiences: if the token is a JWT, it must have one of them. Default: any."""
 
 
-class TokenRequest(_Source, frozen=True, kw_only=True):
+class TokenRequest(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
     """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
@@ -58,7 +58,7 @@ class TokenRequest(_Source, frozen=True, kw_only=True):
     """Bind each project's tokens to a Secret, so that they can be revoked. `false` uses one token for all projects."""
 
 
-class ClientCertificateSettings(_Source, frozen=True, kw_only=True):
+class ClientCertificateSettings(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["client-certificate"], one_of("client-certificate")] = "client-certificate"
     ca_certificate: _RequiredFile
     """File with the CA certificate, reloaded when it changes."""
@@ -70,7 +70,7 @@ class ClientCertificateSettings(_Source, frozen=True, kw_only=True):
     """Groups (organizations) in the certificate; `{name}` and `{uid}` are the project's."""
 
 
-class ExecSettings(_Source, frozen=True, kw_only=True):
+class ExecSettings(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["exec"], one_of("exec")] = "exec"
     command: Annotated[str, values.absolute_command]
     """Absolute path of the command, an exec credential plugin."""
@@ -88,7 +88,7 @@ class ExecSettings(_Source, frozen=True, kw_only=True):
     """Time after which the command is killed with its child processes."""
 
 
-class TokenFile(_Source, frozen=True, kw_only=True):
+class TokenFile(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["token-file"], one_of("token-file")] = "token-file"
     path: _RequiredFile
     """Path of the token file, reloaded when it changes."""
@@ -96,7 +96,7 @@ class TokenFile(_Source, frozen=True, kw_only=True):
     """Accepted audiences: the token must have one of them. Default: any."""
 
 
-class KubeconfigSecret(_Source, frozen=True, kw_only=True):
+class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
     """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
@@ -113,7 +113,7 @@ class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     """`true` to issue certificates that are valid for more than 24 hours."""
 
 
-class KubeconfigRequest(_Source, frozen=True, kw_only=True):
+class KubeconfigRequest(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-request"], one_of("kubeconfig-request")] = "kubeconfig-request"
     kubeconfig: _File = None
     """Kubeconfig of the API server with the clusters' objects. Default: the `discovery_kubeconfig` of the served source
@@ -126,20 +126,20 @@ class KubeconfigRequest(_Source, frozen=True, kw_only=True):
     """`kind` of the request, such as `AdminKubeconfigRequest`."""
 
 
-class KubeconfigFile(_Source, frozen=True, kw_only=True):
+class KubeconfigFile(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
     allow_long_lived: bool = False
     """`true` to issue certificates and tokens that are valid for more than 24 hours."""
 
 
-class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
+class ProjectKubeconfig(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["project-kubeconfig"], one_of("project-kubeconfig")] = "project-kubeconfig"
     share_discovery_identity: bool = False
     """`true` to issue credentials even if discovery uses the same user: operators then get the daemon's own
     permissions."""
 
 
-CredentialSource = (
+IssuerSettings = (
     ProjectKubeconfig
     | DatumServiceAccount
     | TokenRequest
@@ -150,7 +150,7 @@ CredentialSource = (
     | KubeconfigRequest
     | KubeconfigFile
 )
-SOURCES = ByType(
+ISSUERS = ByType(
     ProjectKubeconfig,
     DatumServiceAccount,
     TokenRequest,

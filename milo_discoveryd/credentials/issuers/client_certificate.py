@@ -21,8 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 MAX_NAME = 64
@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"\{(?:name|uid)\}")
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
-class ClientCertificateSource:
+class ClientCertificateIssuer:
     type = "client-certificate"
     takes_ttl = True
 

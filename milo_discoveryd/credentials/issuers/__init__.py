@@ -1,0 +1,1 @@
+"""Issuers of the credentials that the daemon issues."""

@@ -1,1 +1,0 @@
-"""Sources of the credentials that the daemon issues."""

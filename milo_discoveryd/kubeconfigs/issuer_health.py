@@ -1,0 +1,13 @@
+"""The state of a credential issuer, for metrics, the status page and GetServerInfo."""
+
+import msgspec
+
+
+class IssuerHealth(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    problem: str
+    """Why the last attempt failed; empty if it succeeded."""
+    expires_at: float | None
+    """When the first of the credentials held from this issuer expires."""
+    leases: int
