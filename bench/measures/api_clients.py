@@ -8,14 +8,14 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from kubernetes.aio.client import ApiClient, Configuration
 
 from bench.setting import Samples, Setting
-from milo_discovery import Kubeconfig
-from milo_discovery._api_clients import AsyncApiClients
-from milo_discovery._calls import UnaryCall
+from milo_discovery import ClusterReport, Kubeconfig
+from milo_discovery._api_clients import ApiClients
 
 _CLIENTS = 200
 _KUBECONFIG = json.dumps(
@@ -29,7 +29,7 @@ _KUBECONFIG = json.dumps(
 
 
 async def measure(setting: Setting) -> Samples:
-    clients = AsyncApiClients(_issue)
+    clients = ApiClients(_Issuer())
     samples: Samples = {}
     for number in range(setting.scale.rounds):
         for name, enter in (
@@ -55,9 +55,12 @@ async def _cost(enter: Callable[[AsyncExitStack], Awaitable[object]]) -> tuple[f
         return (_rss_kib() - before_kib) / _CLIENTS, took_ms / _CLIENTS
 
 
-async def _issue(call: UnaryCall[Kubeconfig]) -> Kubeconfig:
-    call.close()
-    return Kubeconfig(cluster="a", kubeconfig=_KUBECONFIG)
+class _Issuer:
+    async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
+        return Kubeconfig(cluster=name, kubeconfig=_KUBECONFIG)
+
+    async def get(self, name: str) -> ClusterReport:
+        raise AssertionError("not called for a cluster without an incarnation")
 
 
 def _separate() -> ApiClient:

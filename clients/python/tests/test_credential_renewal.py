@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from milo_discovery import Kubeconfig, Unavailable
-from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, ThreadRenewer
+from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge
 
 from .eventually import eventually
 from .kubeconfigs import text, value
@@ -132,49 +131,3 @@ class TestLoopBridge:
     async def test_bridge_returns_a_valid_credential_on_the_loops_thread(self, renewal):
         renewal.cache.offer(kubeconfig("held"))
         assert LoopBridge(renewal).access().token == "held"
-
-
-class TestThreadRenewer:
-    def test_callers_without_a_credential_share_one_renewal(self):
-        asked, go = threading.Semaphore(0), threading.Event()
-
-        def issue() -> Kubeconfig:
-            asked.release()
-            go.wait()
-            return kubeconfig("next")
-
-        renewal = ThreadRenewer(issue)
-        tokens: list[str | None] = []
-        threads = [threading.Thread(target=lambda: tokens.append(renewal.access().token)) for _ in range(20)]
-        for each in threads:
-            each.start()
-        asked.acquire()
-        go.set()
-        for each in threads:
-            each.join()
-        renewal.close()
-        assert tokens == ["next"] * 20
-        assert not asked.acquire(blocking=False)
-
-    def test_valid_credential_does_not_wait(self):
-        go = threading.Event()
-
-        def issue() -> Kubeconfig:
-            go.wait()
-            return kubeconfig("next")
-
-        renewal = ThreadRenewer(issue)
-        renewal.cache.offer(kubeconfig("held", DUE))
-        assert renewal.access().token == "held"
-        go.set()
-        renewal.close()
-        assert renewal.access().token == "next"
-
-    def test_failed_renewal_raises_without_a_valid_credential(self):
-        def issue() -> Kubeconfig:
-            raise AWAY
-
-        renewal = ThreadRenewer(issue)
-        with pytest.raises(Unavailable):
-            renewal.access()
-        renewal.close()

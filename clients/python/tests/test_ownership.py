@@ -274,7 +274,7 @@ class TestSyncWatch:
 
     async def test_ownership_ends_and_is_renewed_after_a_renewal_that_cannot_connect(self, daemon):
         daemon.ownership = SHORT
-        connect = Connector(grpc.insecure_channel)
+        connect = Connector(grpc.aio.insecure_channel)
         with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client:
             watch = client.watch()
             reading = asyncio.create_task(asyncio.to_thread(next, watch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from google.rpc.status_pb2 import Status
 
 from milo_discovery import (
     BackoffPolicy,
+    CallFailed,
     ClusterNotFound,
     FieldViolation,
     InvalidRequest,
@@ -27,12 +29,8 @@ from milo_discovery import (
     TimedOut,
     Unavailable,
 )
-from milo_discovery._channel import open_channel
-from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._subscription import Subscription
-from milo_discovery.errors import DiscoveryError, StreamBroken
-from milo_discovery.sync import SyncWatch, _StreamReader
+from milo_discovery.sync import SyncWatch
 
 from .conftest import AT_ONCE
 from .eventually import eventually
@@ -40,6 +38,7 @@ from .kubeconfigs import text
 from .messages import cluster, disengaged, draining, engaged, following, snapshot, waiting
 from .scripted_daemon import SILENCE, Refusal, ScriptedDaemon, Stream
 from .summaries import summary
+from .testing_channel import AioTestingChannel
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
 
@@ -49,7 +48,8 @@ class Wire:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.channel = grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))
-        self.client = SyncDiscoveryClient("localhost:1", backoff=AT_ONCE, connect=lambda _: self.channel)
+        channel: Any = AioTestingChannel(self.channel)
+        self.client = SyncDiscoveryClient("localhost:1", backoff=AT_ONCE, connect=lambda _: channel)
         self._pool = pool
 
     def start(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
@@ -270,7 +270,7 @@ class TestConnections:
         await synced
         await asyncio.to_thread(watch.close)
         await stream.ended.wait()
-        assert len(watch.clusters) == 0
+        assert list(watch) == []
 
     async def test_sync_call_without_a_response_raises_timed_out(self, daemon):
         with SyncDiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
@@ -289,15 +289,8 @@ class TestConnections:
             assert await reading == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
 
     async def test_silent_stream_is_reconnected(self, daemon):
-        subscription = Subscription({}, AT_ONCE)
-        subscription.silence_limit = timedelta(milliseconds=50)
-        with SyncWatch(
-            subscription,
-            lambda: open_channel(daemon.address, ClientCredentials()),
-            lambda _: None,
-            lambda: (),
-            lambda _, *, subscriber: None,
-        ) as watch:
+        with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client, client.watch() as watch:
+            watch._subscription.silence_limit = timedelta(milliseconds=50)
             reading = asyncio.create_task(asyncio.to_thread(take, watch, 1))
             first = await daemon.stream()
             first.send(snapshot("1"))
@@ -317,48 +310,50 @@ class TestConnections:
         assert (await following_one, await backing_off) == ([], [])
 
 
-class ClosingCall:
-    """A call whose second batch arrives when it is cancelled."""
-
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-
-    def __iter__(self) -> Iterator[pb.WatchClustersResponse]:
-        yield snapshot("1")
-        self.cancelled.wait()
-        yield following("1", "2")
-
-    def cancel(self) -> None:
-        self.cancelled.set()
+def interrupt_reader(wire: Wire, by: signal.Signals) -> None:
+    """Send a signal to the main thread once it reads a stream."""
+    wire.stream()
+    signal.pthread_kill(threading.main_thread().ident, by)
 
 
-class ClosingChannel:
-    def __init__(self) -> None:
-        self.call = ClosingCall()
+class TestLoop:
+    """The event loop of a blocking client."""
 
-    def unary_unary(self, *_: object, **__: object) -> None:
-        pass
+    def test_closed_client_refuses_calls(self, wire):
+        wire.client.close()
+        wire.client.close()
+        with pytest.raises(CallFailed, match="closed"):
+            wire.client.list()
 
-    def unary_stream(self, *_: object, **__: object) -> Callable[..., ClosingCall]:
-        return lambda *_, **__: self.call
+    async def test_close_ends_a_call_that_is_not_answered(self, daemon):
+        daemon.answers["ListClusters"] = [SILENCE]
+        client = SyncDiscoveryClient(daemon.address)
+        listing = asyncio.create_task(asyncio.to_thread(client.list))
+        await eventually(lambda: daemon.requests)
+        await asyncio.to_thread(client.close)
+        with pytest.raises(CallFailed, match="closed"):
+            await listing
 
-    def close(self) -> None:
-        pass
+    def test_interrupt_of_the_waiting_thread_leaves_the_client_usable(self, wire):
+        wire.start(interrupt_reader, wire, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            next(wire.client.watch())
+        info = wire.start(wire.client.server_info)
+        wire.answer("GetServerInfo", pb.GetServerInfoResponse(mode="single"))
+        assert info.result().mode == "single"
 
+    def test_signal_handler_may_close_the_client_that_its_thread_waits_for(self, wire):
+        def stop(*_: object) -> None:
+            wire.client.close()
 
-def test_close_during_a_batch_ends_the_waiting_thread():
-    stream = _StreamReader(ClosingChannel(), pb.WatchClustersRequest(), ())  # type: ignore[arg-type]  # what is used of it
-    stream.next_batch(300.0)
-    ended: list[DiscoveryError] = []
-
-    def wait() -> None:
+        previous = signal.signal(signal.SIGUSR2, stop)
         try:
-            stream.next_batch(300.0)
-        except DiscoveryError as error:
-            ended.append(error)
+            wire.start(interrupt_reader, wire, signal.SIGUSR2)
+            assert list(wire.client.watch()) == []
+        finally:
+            signal.signal(signal.SIGUSR2, previous)
 
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    stream.close()
-    waiting.join(60)
-    assert [type(each) for each in ended] == [StreamBroken]
+    def test_unused_client_has_no_thread(self):
+        before = threading.active_count()
+        with SyncDiscoveryClient("localhost:1"):
+            assert threading.active_count() == before

@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from milo_discovery._calls import ClusterReference, UnaryCall
+from milo_discovery._cluster_reference import ClusterReference, Current, KubeconfigIssuer
 from milo_discovery._connection_credential import ConnectionCredential, certificate_file
-from milo_discovery._credential_renewal import AsyncRenewer, BlockingAccess, LoopBridge, PushedKubeconfig, ThreadRenewer
+from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfig
 from milo_discovery._extras import needs_extra
 from milo_discovery._shared_transports import SharedTransports, transport_key
-from milo_discovery.model import Cluster, Kubeconfig
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
     from kubernetes.client import ApiClient
 
-Current = Callable[[], Cluster | str]
-"""Returns the cluster as last known, or a name."""
 
-
-class _BlockingClients:
-    """The factory of blocking clients, which share connection pools."""
-
-    def __init__(self) -> None:
-        self._transports: SharedTransports[Any] = SharedTransports()
-
-    @contextmanager
-    def open(self, access: BlockingAccess, credential: ConnectionCredential, proxy: str | None) -> Iterator[ApiClient]:
-        module = _kubernetes_module("milo_discovery._kubernetes_sync")
-        connected_with = credential.made_with.access
-        key = transport_key(connected_with, proxy)
-        # Clients that are made from a copy of the configuration read the file for each connection.
-        with certificate_file(connected_with) as certificate:
-            pool = self._transports.acquire(key, lambda: module.create_pool(connected_with, certificate, proxy))
-            try:
-                with module.RenewingApiClient(access, credential, pool, certificate, proxy) as api:
-                    yield api
-            finally:
-                unused = self._transports.release(key)
-                if unused is not None:
-                    unused.clear()
-
-
-class AsyncApiClients:
+class ApiClients:
     """The factory of API clients whose credentials are renewed on the running event loop."""
 
-    def __init__(self, run: Callable[[UnaryCall[Kubeconfig]], Awaitable[Kubeconfig]]) -> None:
-        self._run = run
+    def __init__(self, issuer: KubeconfigIssuer) -> None:
+        self._issuer = issuer
         self._transports: SharedTransports[Any] = SharedTransports()
-        self._blocking = _BlockingClients()
+        self._pools: SharedTransports[Any] = SharedTransports()
 
     @asynccontextmanager
     async def open_aio(
@@ -89,39 +62,25 @@ class AsyncApiClients:
         proxy: str | None = None,
     ) -> AsyncIterator[ApiClient]:
         """Open a blocking `kubernetes` client, for threads beside the event loop."""
-        _kubernetes_module("milo_discovery._kubernetes_sync")
+        module = _kubernetes_module("milo_discovery._kubernetes_sync")
         async with self.renewer(current, pushed, ttl) as renewer:
             credential = ConnectionCredential(renewer.cache.current)
-            with self._blocking.open(LoopBridge(renewer), credential, proxy) as api:
-                yield api
+            access = credential.made_with.access
+            key = transport_key(access, proxy)
+            # Clients that are made from a copy of the configuration read the file for each connection.
+            with certificate_file(access) as certificate:
+                pool = self._pools.acquire(key, lambda: module.create_pool(access, certificate, proxy))
+                try:
+                    with module.RenewingApiClient(LoopBridge(renewer), credential, pool, certificate, proxy) as api:
+                        yield api
+                finally:
+                    unused = self._pools.release(key)
+                    if unused is not None:
+                        unused.clear()
 
     def renewer(self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None) -> AsyncRenewer:
         """Return the renewer of a cluster's credential, which works while its context is entered."""
-        reference = ClusterReference(current, ttl)
-        return AsyncRenewer(lambda: self._run(reference.issue_kubeconfig()), pushed)
-
-
-class ThreadApiClients:
-    """The factory of API clients whose credentials are renewed in threads."""
-
-    def __init__(self, run: Callable[[UnaryCall[Kubeconfig]], Kubeconfig]) -> None:
-        self._run = run
-        self._blocking = _BlockingClients()
-
-    @contextmanager
-    def open(
-        self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
-    ) -> Iterator[ApiClient]:
-        """Open a blocking `kubernetes` client."""
-        _kubernetes_module("milo_discovery._kubernetes_sync")
-        reference = ClusterReference(lambda: cluster, ttl)
-        renewer = ThreadRenewer(lambda: self._run(reference.issue_kubeconfig()))
-        try:
-            renewer.access()
-            with self._blocking.open(renewer, ConnectionCredential(renewer.cache.current), proxy) as api:
-                yield api
-        finally:
-            renewer.close()
+        return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 
 
 def _kubernetes_module(name: str) -> Any:

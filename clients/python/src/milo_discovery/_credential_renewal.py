@@ -1,4 +1,4 @@
-"""Renews credentials where they are used: on an event loop, in threads, and in threads through an event loop.
+"""Renews credentials on the event loop on which they are used, also for threads beside it.
 
 A caller with a valid credential never waits: the next one is fetched in the background. Callers without one share a
 single fetch.
@@ -10,10 +10,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Protocol, Self
+from typing import Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
@@ -26,16 +25,6 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 PushedKubeconfig = Callable[[], Kubeconfig | None]
 """Returns the newest kubeconfig that a stream delivered."""
-
-
-class BlockingAccess(Protocol):
-    """Credentials for a blocking client. Both methods may be called from any thread and may block it."""
-
-    def access(self) -> KubeconfigAccess:
-        """Return the credential to use now. Raises why there is none."""
-
-    def access_after_401(self, refused: str | None) -> KubeconfigAccess:
-        """Return the credential to use after the server refused a token: the same one if there is none newer."""
 
 
 class AsyncRenewer:
@@ -110,7 +99,7 @@ class AsyncRenewer:
 
 
 class LoopBridge:
-    """The access of threads to an AsyncRenewer. It never blocks the event loop's own thread."""
+    """The access of threads to an AsyncRenewer: both methods may block them, but never the event loop's own thread."""
 
     def __init__(self, renewer: AsyncRenewer) -> None:
         self._renewer = renewer
@@ -141,53 +130,7 @@ class LoopBridge:
         return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(_LOOP_WAIT_LIMIT_S)
 
 
-class ThreadRenewer:
-    """A credential that is renewed in a thread of its own."""
-
-    def __init__(self, issue: Callable[[], Kubeconfig]) -> None:
-        self.cache = CredentialCache()
-        self._issue = issue
-        self._lock = threading.Lock()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="milo-discovery credential")
-        self._renewal: Future[None] | None = None
-
-    def access(self) -> KubeconfigAccess:
-        state = self.cache.state(_now())
-        if state is not CredentialState.FRESH:
-            renewal = self._start_renewal(lambda: self.cache.state(_now()) is not CredentialState.FRESH)
-            if state is CredentialState.EXPIRED and renewal is not None:
-                renewal.result()
-        return self.cache.current.access
-
-    def access_after_401(self, refused: str | None) -> KubeconfigAccess:
-        renewal = self._start_renewal(lambda: self.cache.current.access.token == refused)
-        if renewal is not None:
-            with suppress(DiscoveryError):  # logged; the caller gets the 401, which says more
-                renewal.result()
-        return self.cache.current.access
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def _start_renewal(self, is_needed: Callable[[], bool]) -> Future[None] | None:
-        """Return the renewal in flight, or start one; None if a renewal by another thread has made it unnecessary."""
-        with self._lock:
-            if self._renewal is None or self._renewal.done():
-                if not is_needed():
-                    return None
-                self._renewal = self._executor.submit(self._renew)
-                self._renewal.add_done_callback(_log_failure)
-            return self._renewal
-
-    def _renew(self) -> None:
-        try:
-            self.cache.offer(self._issue())
-        except DiscoveryError:
-            self.cache.refresh_failed(_now())
-            raise
-
-
-def _log_failure(renewal: asyncio.Task[None] | Future[None]) -> None:
+def _log_failure(renewal: asyncio.Task[None]) -> None:
     """Log a failed renewal: callers with a valid credential do not see the error."""
     if not renewal.cancelled() and (error := renewal.exception()) is not None:
         log.warning("credential renewal failed: %s", error)

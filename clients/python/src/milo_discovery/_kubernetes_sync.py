@@ -10,7 +10,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.rest import RESTClientObject
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential
-from milo_discovery._credential_renewal import BlockingAccess
+from milo_discovery._credential_renewal import LoopBridge
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 
 _UNAUTHORIZED = 401
@@ -51,7 +51,7 @@ class RenewingApiClient(ApiClient):
 
     def __init__(
         self,
-        renewer: BlockingAccess,
+        renewer: LoopBridge,
         credential: ConnectionCredential,
         pool: urllib3.PoolManager,
         certificate: str | None,

@@ -99,7 +99,7 @@ class Session:
     def __init__(self) -> None:
         self._phase: _Phase = _Closed()
         self._view: dict[str, KnownCluster] = {}
-        self.view: Mapping[str, KnownCluster] = MappingProxyType(self._view)
+        self.view: MappingProxyType[str, KnownCluster] = MappingProxyType(self._view)
         self.revision = ""
         """What the next stream resumes from; empty to start over."""
         self.synced = False

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+
+import grpc
 
 from milo_discovery._grpc_status import is_connection_loss
 from milo_discovery.errors import StatusError
 
-ChannelT = TypeVar("ChannelT")
-
 
 @dataclass
-class SharedConnection(Generic[ChannelT]):
+class SharedConnection:
     """A channel, the number of calls in flight on it, and whether a call has succeeded on it."""
 
-    channel: ChannelT
+    channel: grpc.aio.Channel
     calls_in_flight: int = 0
     has_succeeded: bool = False
 
 
-class SharedChannel(Generic[ChannelT]):
-    """The channel of the unary calls, which may come from any thread.
+class SharedChannel:
+    """The channel of the unary calls.
 
     A channel whose connection was lost fails calls until its reconnect backoff is over, so the next call gets a new
     channel. The failed one is closed after its last call: closing it earlier would cancel the calls in flight.
     """
 
-    def __init__(self, connect: Callable[[], ChannelT]) -> None:
+    def __init__(self, connect: Callable[[], grpc.aio.Channel]) -> None:
         self._connect = connect
-        self._lock = threading.Lock()
-        self._current: SharedConnection[ChannelT] | None = None
+        self._current: SharedConnection | None = None
 
-    def acquire(self) -> SharedConnection[ChannelT]:
+    def acquire(self) -> SharedConnection:
         """Return the connection for a new call."""
-        with self._lock:
-            if self._current is None:
-                self._current = SharedConnection(self._connect())
-            self._current.calls_in_flight += 1
-            return self._current
+        if self._current is None:
+            self._current = SharedConnection(self._connect())
+        self._current.calls_in_flight += 1
+        return self._current
 
-    def should_retry(self, connection: SharedConnection[ChannelT], failure: StatusError) -> bool:
+    def should_retry(self, connection: SharedConnection, failure: StatusError) -> bool:
         """Record a failed call; return whether to make it again on a new channel.
 
         A retry helps if calls succeeded on this channel before: the daemon has restarted, and may be running again. All
@@ -50,20 +46,17 @@ class SharedChannel(Generic[ChannelT]):
         """
         if not is_connection_loss(failure):
             return False
-        with self._lock:
-            if self._current is connection:
-                self._current = None
-            return connection.has_succeeded
+        if self._current is connection:
+            self._current = None
+        return connection.has_succeeded
 
-    def release(self, connection: SharedConnection[ChannelT]) -> ChannelT | None:
+    def release(self, connection: SharedConnection) -> grpc.aio.Channel | None:
         """End a call; return the channel to close if that was the last call on a failed one."""
-        with self._lock:
-            connection.calls_in_flight -= 1
-            is_done = connection is not self._current and not connection.calls_in_flight
-            return connection.channel if is_done else None
+        connection.calls_in_flight -= 1
+        is_done = connection is not self._current and not connection.calls_in_flight
+        return connection.channel if is_done else None
 
-    def close(self) -> ChannelT | None:
+    def close(self) -> grpc.aio.Channel | None:
         """Return the channel to close, if there is one."""
-        with self._lock:
-            current, self._current = self._current, None
-            return current.channel if current else None
+        current, self._current = self._current, None
+        return current.channel if current else None

@@ -1,12 +1,13 @@
-"""A watch without I/O: the next request, the pending events, the reconnect delay. Shared by both clients."""
+"""A watch without I/O: the next request, the pending events, the reconnect delay."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import replace
 from datetime import timedelta
+from types import MappingProxyType
 
 from milo_discovery import _convert
 from milo_discovery._backoff import Backoff, BackoffPolicy
@@ -135,14 +136,22 @@ class WatchState:
 
 
 class _ClusterView(Mapping[str, Cluster]):
-    def __init__(self, view: Mapping[str, KnownCluster]) -> None:
+    """The clusters of a session. Threads may iterate over a copy while the event loop changes them."""
+
+    def __init__(self, view: MappingProxyType[str, KnownCluster]) -> None:
         self._view = view
 
     def __getitem__(self, name: str) -> Cluster:
         return self._view[name].cluster
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._view)
+        return iter(tuple(self._view))
 
     def __len__(self) -> int:
         return len(self._view)
+
+    def items(self) -> ItemsView[str, Cluster]:
+        return {name: known.cluster for name, known in self._view.copy().items()}.items()
+
+    def values(self) -> ValuesView[Cluster]:
+        return dict(self.items()).values()

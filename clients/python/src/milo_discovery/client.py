@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -10,20 +11,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
-from milo_discovery import _calls
-from milo_discovery._api_clients import AsyncApiClients
+from milo_discovery import _convert
+from milo_discovery._address import grpc_target
+from milo_discovery._api_clients import ApiClients
 from milo_discovery._backoff import BackoffPolicy
-from milo_discovery._calls import ResultT, UnaryCall, UnaryRequest
 from milo_discovery._channel import open_aio_channel
-from milo_discovery._client_base import DEFAULT_TIMEOUT, ClientBase, time_left
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import FilterOptions, WatchOptions
+from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import status_error_of_call
+from milo_discovery._kubeconfig_access import read_access, read_exec_access
+from milo_discovery._shared_channel import SharedChannel
 from milo_discovery._subscription import Subscription
 from milo_discovery._task_groups import cancelled_from_outside
-from milo_discovery.errors import CallFailed, StatusError
+from milo_discovery.errors import CallFailed
 from milo_discovery.model import (
     Cluster,
     ClusterReport,
@@ -38,8 +42,12 @@ if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
     from kubernetes.client import ApiClient
 
+DEFAULT_TIMEOUT = timedelta(seconds=10)
+# gRPC fails calls at once whose timeout is longer than 292 years, such as timedelta.max.
+_LONGEST_S = timedelta(days=365).total_seconds()
 
-class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
+
+class DiscoveryClient:
     """A client of the daemon at `address`: `unix:///path` or `HOST:PORT`.
 
     The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
@@ -57,15 +65,15 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         credentials: ClientCredentials | None = None,
         connect: Callable[[str], grpc.aio.Channel] | None = None,
     ) -> None:
-        super().__init__(
-            address,
-            timeout=timeout,
-            backoff=backoff,
-            credentials=credentials,
-            connect=connect,
-            open_channel=open_aio_channel,
-        )
-        self.api_clients = AsyncApiClients(self._run)
+        self._target = grpc_target(address)
+        self._credentials = ClientCredentials.from_environment() if credentials is None else credentials
+        self._credentials.check(self._target)
+        self._timeout = timeout
+        self._backoff = backoff or BackoffPolicy()
+        self._connect_to = connect or (lambda target: open_aio_channel(target, self._credentials))
+        self._shared_channel = SharedChannel(self._connect)
+        self._watches: set[Watch] = set()
+        self.api_clients = ApiClients(self)
         """The factory of API clients, for use within this package."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -102,15 +110,20 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing:
         """Return the engaged clusters, ordered by name. Raises Unavailable until the daemon is synced."""
-        return await self._run(_calls.list_clusters(options))
+        request = pb.ListClustersRequest(filter=_convert.filter_message(options))
+        pages: list[pb.ListClustersResponse] = [await self._call("ListClusters", request)]
+        while pages[-1].next_page_token:
+            request.page_token = pages[-1].next_page_token
+            pages.append(await self._call("ListClusters", request))
+        return _convert.listing(pages)
 
     async def get(self, name: str) -> ClusterReport:
         """Return what the daemon knows of a name, engaged or not. Raises ClusterNotFound if it never saw the name."""
-        return await self._run(_calls.get_cluster(name))
+        return _convert.cluster_report(await self._call("GetCluster", pb.GetClusterRequest(name=name)))
 
     async def server_info(self) -> ServerInfo:
         """Return the daemon's version, state and limits."""
-        return await self._run(_calls.get_server_info())
+        return _convert.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest()))
 
     async def issue_kubeconfig(
         self,
@@ -120,21 +133,34 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         kubeconfig_format: KubeconfigFormat = KubeconfigFormat.EMBEDDED,
         incarnation: str = "",
     ) -> Kubeconfig:
-        """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation."""
-        return await self._run(
-            _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
+        """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation.
+
+        Raises UnusableKubeconfig if the daemon returns one of another format.
+        """
+        request = pb.IssueKubeconfigRequest(
+            cluster=name,
+            ttl=None if ttl is None else _convert.duration_message(ttl),
+            format=pb.KubeconfigFormat.ValueType(kubeconfig_format.value),
+            incarnation=incarnation,
         )
+        kubeconfig = _convert.kubeconfig((await self._call("IssueKubeconfig", request)).kubeconfig)
+        if kubeconfig_format is KubeconfigFormat.EXEC:
+            read_exec_access(kubeconfig.kubeconfig, name)
+        else:
+            read_access(kubeconfig.kubeconfig)
+        return kubeconfig
 
     async def release(self, cluster: Cluster, *, subscriber: str) -> None:
         """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
 
         Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
-        await self._run(_calls.release_cluster(cluster.name, cluster.incarnation, subscriber))
+        request = pb.ReleaseClusterRequest(cluster=cluster.name, incarnation=cluster.incarnation, subscriber=subscriber)
+        await self._call("ReleaseCluster", request)
 
     async def end_subscription(self, subscriber: str) -> None:
         """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
-        await self._run(_calls.end_subscription(subscriber))
+        await self._call("EndSubscription", pb.EndSubscriptionRequest(subscriber=subscriber))
 
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
@@ -151,23 +177,9 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
         return self.api_clients.open_blocking(lambda: cluster, ttl=ttl, proxy=proxy)
 
-    async def _run(self, call: UnaryCall[ResultT]) -> ResultT:
-        try:
-            request = next(call)
-            while True:
-                try:
-                    response = await self._send(request)
-                except StatusError as error:
-                    request = call.throw(error)
-                else:
-                    request = call.send(response)
-        except StopIteration as returned:
-            result: ResultT = returned.value
-            return result
-
     def _connect(self) -> grpc.aio.Channel:
         self._require_own_loop()
-        return super()._connect()
+        return self._connect_to(self._target)
 
     def _require_own_loop(self) -> None:
         """Bind the client to the running event loop. gRPC's asyncio channels cannot move to another one."""
@@ -177,14 +189,16 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         elif self._loop is not loop:
             raise RuntimeError("this DiscoveryClient belongs to another event loop: create one per asyncio.run()")
 
-    async def _send(self, request: UnaryRequest) -> Any:
+    async def _call(self, method: str, request: Message) -> Any:
         self._require_own_loop()
-        metadata, deadline = self._credentials.metadata(), self._deadline()
+        metadata = self._credentials.metadata()
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout.total_seconds()
         while True:
             connection = self._shared_channel.acquire()
-            method = getattr(DiscoveryServiceStub(connection.channel), request.method)
+            send = getattr(DiscoveryServiceStub(connection.channel), method)
+            left = None if deadline is None else min(deadline - time.monotonic(), _LONGEST_S)
             try:
-                response = await method(request.message, timeout=time_left(deadline), metadata=metadata)
+                response = await send(request, timeout=left, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 failure = status_error_of_call(error)
                 if not self._shared_channel.should_retry(connection, failure):

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from milo_discovery._api_clients import AsyncApiClients
+from milo_discovery._api_clients import ApiClients
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._session import cluster_content
@@ -34,7 +34,7 @@ class EngagedCluster:
     )
 
     def __init__(
-        self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: AsyncApiClients, *, proxy: str | None = None
+        self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: ApiClients, *, proxy: str | None = None
     ) -> None:
         self.name = cluster.name
         self.uid = cluster.uid

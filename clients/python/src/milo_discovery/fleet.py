@@ -15,7 +15,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar, Unpack
 
-from milo_discovery._api_clients import AsyncApiClients
+from milo_discovery._api_clients import ApiClients
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
@@ -49,7 +49,7 @@ class FleetClient(Protocol):
     """The part of a DiscoveryClient that a Fleet uses."""
 
     @property
-    def api_clients(self) -> AsyncApiClients: ...
+    def api_clients(self) -> ApiClients: ...
     async def end_subscription(self, subscriber: str) -> None: ...
     def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[Feed]: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
@@ -57,6 +57,11 @@ class Watch(WatchState):
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     async def synced(self) -> None:
         """Wait until `clusters` holds the first complete view, whether or not its events were iterated over."""
         if not await self._read_until(lambda: self.is_synced):
@@ -95,6 +100,15 @@ class Watch(WatchState):
                 yield await self._next()
             except StopAsyncIteration:
                 return
+
+    async def take(self) -> Sequence[Event | StreamNotice]:
+        """Wait for events, and return all that are pending; none once the watch is closed."""
+        pending = self._subscription.pending
+        await self._read_until(lambda: bool(pending))
+        taken = () if self._closed else tuple(pending)
+        pending.clear()
+        self._signal.notify()
+        return taken
 
     def __aiter__(self) -> Self:
         return self

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 
-from milo_discovery._api_clients import AsyncApiClients
-from milo_discovery._calls import UnaryCall
+from milo_discovery._api_clients import ApiClients
 from milo_discovery.controllers.local_kubeconfig import default_source, issue
 from milo_discovery.engaged_cluster import EngagedCluster
-from milo_discovery.model import Cluster, Kubeconfig
+from milo_discovery.errors import ClusterNotFound
+from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
 
 
 class SingleCluster:
@@ -40,7 +41,7 @@ class SingleCluster:
         """Run until canceled. Raises UnusableKubeconfig."""
         found = await asyncio.to_thread(self._source.read)
         cluster = Cluster(name=self._name, endpoint=found.access.server)
-        engaged = EngagedCluster(cluster, None, AsyncApiClients(self._issue), proxy=found.proxy)
+        engaged = EngagedCluster(cluster, None, ApiClients(self), proxy=found.proxy)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for handler in self._handlers:
@@ -48,8 +49,13 @@ class SingleCluster:
         finally:
             engaged.disengage()
 
-    async def _issue(self, _call: UnaryCall[Kubeconfig]) -> Kubeconfig:
-        return await issue(self._name, self._source)
+    async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
+        """Return the kubeconfig as it is now. What a daemon would be asked for has no meaning here."""
+        return await issue(name, self._source)
+
+    async def get(self, name: str) -> ClusterReport:
+        """Raise ClusterNotFound: no other cluster has the name."""
+        raise ClusterNotFound(f"cluster {name!r} is the only one", code="NOT_FOUND")
 
 
 async def _awaited(handling: Awaitable[None]) -> None:

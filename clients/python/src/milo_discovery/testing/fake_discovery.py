@@ -8,25 +8,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
-from milo_discovery._api_clients import AsyncApiClients
-from milo_discovery._calls import UnaryCall
+from milo_discovery._api_clients import ApiClients
 from milo_discovery._convert import WatchOptions
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import render_kubeconfig
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import (
     Cluster,
+    ClusterReport,
     DisengageReason,
     Draining,
     EventType,
     Kubeconfig,
 )
 from milo_discovery.testing.control_plane import ControlPlane
-
-ResultT = TypeVar("ResultT")
 
 _LIFETIME = timedelta(minutes=5)
 
@@ -39,7 +36,7 @@ class FakeDiscovery:
 
     def __init__(self, *control_planes: ControlPlane) -> None:
         """The clusters of the given control planes are engaged from the beginning."""
-        self.api_clients = AsyncApiClients(self._run)
+        self.api_clients = ApiClients(self)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._incarnations = 0
@@ -101,25 +98,16 @@ class FakeDiscovery:
             self.released.append(cluster.name)
             self.disengage(cluster.name, known[0].draining.reason)
 
-    async def _run(self, call: UnaryCall[ResultT]) -> ResultT:
-        """Answer a call that issues a kubeconfig."""
-        request = next(call)
-        if not isinstance(request.message, pb.IssueKubeconfigRequest):
-            raise NotImplementedError(f"FakeDiscovery does not answer {request.method}")
-        name = request.message.cluster
+    async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
+        """Issue a kubeconfig for an engaged cluster, whatever its incarnation. Raises ClusterNotFound."""
         if name not in self._engaged:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
         self.issued += 1
-        issued = self._kubeconfig(name)
-        message = pb.Kubeconfig(cluster=name, kubeconfig=issued.kubeconfig)
-        for field, moment in (("expires_at", issued.expires_at), ("refresh_after", issued.refresh_after)):
-            getattr(message, field).FromDatetime(moment)
-        try:
-            call.send(pb.IssueKubeconfigResponse(kubeconfig=message))
-        except StopIteration as returned:
-            result: ResultT = returned.value
-            return result
-        raise AssertionError("the call sends no second request")
+        return self._kubeconfig(name)
+
+    async def get(self, name: str) -> ClusterReport:
+        """Answer no further call."""
+        raise NotImplementedError("FakeDiscovery does not answer GetCluster")
 
     def _kubeconfig(self, name: str) -> Kubeconfig:
         _, control_plane = self._engaged[name]

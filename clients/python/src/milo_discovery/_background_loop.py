@@ -1,0 +1,92 @@
+"""An event loop in a thread of its own, on which threads run coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+from milo_discovery.errors import CallFailed
+
+ResultT = TypeVar("ResultT")
+
+
+class BackgroundLoop:
+    """An event loop that starts with the first coroutine, so that a process may fork before that."""
+
+    def __init__(self) -> None:
+        # Reentrant, because a signal handler may run a coroutine, or close the loop, on the thread that holds it.
+        self._lock = threading.RLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = asyncio.Event()
+        self._closed = False
+
+    def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run a coroutine on the loop, and return its result. An interrupt of the waiting thread cancels it.
+
+        Raises CallFailed if the loop is closed before the end.
+        """
+        future = self._submit(coroutine)
+        try:
+            return future.result()
+        except CancelledError:
+            raise _closed_error() from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Run a last coroutine, cancel all others, and end the thread. A repeated call is a no-op."""
+        with self._lock:
+            future = None if self._closed or self._loop is None else asyncio.run_coroutine_threadsafe(last, self._loop)
+            self._closed = True
+        if future is None:
+            last.close()
+            return
+        try:
+            future.result()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel all coroutines, and end the thread."""
+        with self._lock:
+            self._closed = True
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+        # Under the lock, so that the loop gets to the coroutine before it stops.
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise _closed_error()
+            if self._loop is None:
+                self._loop = self._start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        started: Future[asyncio.AbstractEventLoop] = Future()
+
+        def serve() -> None:
+            with asyncio.Runner() as runner:
+                started.set_result(runner.get_loop())
+                runner.run(self._until_stopped())
+
+        # A daemon thread, so that a client which is never closed does not keep the process running.
+        self._thread = threading.Thread(target=serve, name="milo-discovery", daemon=True)
+        self._thread.start()
+        return started.result()
+
+    async def _until_stopped(self) -> None:
+        await self._stopping.wait()
+
+
+def _closed_error() -> CallFailed:
+    return CallFailed("the client was closed", code="CANCELLED")

@@ -1,0 +1,60 @@
+"""A reference to one cluster, for which kubeconfigs are issued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from milo_discovery.errors import ClusterNotFound, PreconditionFailed
+from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
+
+Current = Callable[[], Cluster | str]
+"""Returns the cluster as last known, or a name."""
+
+
+class KubeconfigIssuer(Protocol):
+    """The calls of a client that credentials are renewed with."""
+
+    async def issue_kubeconfig(
+        self, name: str, *, ttl: timedelta | None = None, incarnation: str = ""
+    ) -> Kubeconfig: ...
+
+    async def get(self, name: str) -> ClusterReport: ...
+
+
+class ClusterReference:
+    """A reference to one cluster, and never to a later cluster of the same name.
+
+    The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. Where the daemon does
+    not know the incarnation, the UID decides whether it is the same cluster. A reference by name alone means whichever
+    cluster has the name.
+    """
+
+    def __init__(self, issuer: KubeconfigIssuer, current: Current, ttl: timedelta | None) -> None:
+        self._issuer = issuer
+        self._current = current
+        self._ttl = ttl
+        self._newer: Cluster | None = None
+
+    async def issue_kubeconfig(self) -> Kubeconfig:
+        referenced = self._current()
+        if isinstance(referenced, str):
+            return await self._issuer.issue_kubeconfig(referenced, ttl=self._ttl)
+        incarnation = (self._newer or referenced).incarnation
+        try:
+            return await self._issuer.issue_kubeconfig(referenced.name, ttl=self._ttl, incarnation=incarnation)
+        except PreconditionFailed as error:
+            if error.reason != "OTHER_INCARNATION":
+                raise
+        report = await self._issuer.get(referenced.name)
+        if report.cluster is None or not report.engagement.engaged or report.cluster.uid != referenced.uid:
+            raise ClusterNotFound(
+                f"cluster {referenced.name!r} with UID {referenced.uid!r} is no longer engaged",
+                code="NOT_FOUND",
+                reason="NOT_ENGAGED",
+            )
+        self._newer = report.cluster
+        return await self._issuer.issue_kubeconfig(
+            referenced.name, ttl=self._ttl, incarnation=report.cluster.incarnation
+        )
