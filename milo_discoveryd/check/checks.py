@@ -9,13 +9,14 @@ from typing import TextIO
 
 from milo_discoveryd.check import files, listen_addresses
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
+from milo_discoveryd.check.contexts import check_context
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.issuers import check_issuers
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, TcpAddress, UnixAddress
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.model.resource import Resource
@@ -24,7 +25,8 @@ from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, mode_of, project_of
+from milo_discoveryd.wiring.mode import collections_of, discovery_of, mode_of, project_of
+from milo_discoveryd.wiring.source import FollowedCollection
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -92,25 +94,20 @@ def _subject(subject: str, settings: Settings) -> str:
 
 def _is_fixed(settings: Settings) -> bool:
     """Return whether the mode knows its clusters from the start, and watches nothing."""
-    return hasattr(modes.load(settings.mode), "targets")
+    return modes.is_fixed(settings.mode)
 
 
 async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     problems: list[Finding] = []
     loaded: dict[str, tuple[Settings, Upstream | None, Upstream | None]] = {}
     for name, of in settings.by_source.items():
-        discovery, project, plugins = of.discovery_kubeconfig, of.project_kubeconfig, of.exec_plugins
-        load_watched = partial(load_discovery_upstream, discovery, environ, plugins, plain_loopback=of.plain_loopback)
-        load_leading = partial(
-            load_project_upstream, project, discovery, environ, plugins, plain_loopback=of.plain_loopback
-        )
         if modes.reads_files(of.mode):
             loaded[name] = of, None, project_of(of, environ)
             continue
         watched = None
         if not _is_fixed(of):
-            watched = _load("discovery", load_watched, problems)
-        leading = _load("project", load_leading, problems)
+            watched = _load("discovery", partial(discovery_of, of, environ), problems)
+        leading = _load("project", partial(project_of, of, environ), problems)
         loaded[name] = of, watched, leading
     for problem in problems:
         yield problem
@@ -139,16 +136,20 @@ async def _source(
     """Check the API servers, or the files, of one source."""
     if modes.reads_files(settings.mode):
         assert leading is not None
-        mode = mode_of(settings, leading)
+        mode = mode_of(settings, leading, None)
         assert isinstance(mode, FileMode)
         for finding in files.kubeconfig_files(_subject("files", settings), mode):
             yield finding
         return
     if watched is not None:
         followed = watched if issuers is None else issuers.authenticated(watched, settings.watch.credentials)
-        resources = [] if leading is None else _resources(settings, leading)
+        collections = [] if leading is None else _collections(settings, leading, watched)
+        resources = [each.watched.resource for each in collections]
         async for finding in _server(_subject("discovery", settings), followed, settings, resources):
             yield finding
+        if collections:
+            async for finding in check_context(_subject("context", settings), settings, followed, collections[0]):
+                yield finding
     if leading is not None and issuers is not None:
         async for finding in _project(settings, watched, leading):
             yield finding
@@ -171,7 +172,8 @@ def _issuers(
     settings: Settings, projects: Mapping[str, Upstream], environ: Mapping[str, str], closing: AsyncExitStack
 ) -> Issuers | Finding:
     try:
-        modes_of = {name: mode_of(of, projects[name]) for name, of in settings.by_source.items()}
+        # Only files are used of the modes here, and these have no context.
+        modes_of = {name: mode_of(of, projects[name], None) for name, of in settings.by_source.items()}
         in_files = {name: KubeconfigFiles(mode) for name, mode in modes_of.items() if isinstance(mode, FileMode)}
         made = Issuers(settings, projects, in_files, environ, closing, run="check")
         for name, of in settings.by_source.items():
@@ -217,7 +219,7 @@ async def _server(
             yield finding
 
 
-def _load(name: str, load: Callable[[], Upstream], problems: list[Finding]) -> Upstream | None:
+def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding]) -> Upstream | None:
     """Load an upstream. Only new problems are added to `problems`, because both kubeconfigs may be the same file."""
     try:
         return load()
@@ -270,9 +272,7 @@ def _files(settings: Settings) -> Iterator[Finding]:
         yield files.trace_exporter()
 
 
-def _resources(settings: Settings, project: Upstream) -> list[Resource]:
-    """Return the resources that a source watches, with their selectors."""
-    mode = mode_of(settings, project)
-    if isinstance(mode, FixedMode | FileMode):
-        return []
-    return [each.watched.resource for each in collections_of(settings, mode)]
+def _collections(settings: Settings, project: Upstream, discovery: Upstream) -> list[FollowedCollection]:
+    """Return what a source watches, within its selectors."""
+    mode = mode_of(settings, project, discovery)
+    return [] if isinstance(mode, FixedMode | FileMode) else collections_of(settings, mode)

@@ -6,7 +6,6 @@ from typing import TextIO
 
 from milo_discoveryd.check.rules import issuers_for_all_clusters
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
@@ -15,7 +14,15 @@ from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.mode import collections_of, engaged, keyed_target, mode_of, observe_file, project_of
+from milo_discoveryd.wiring.mode import (
+    collections_of,
+    discovery_of,
+    engaged,
+    keyed_target,
+    mode_of,
+    observe_file,
+    project_of,
+)
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.source import FollowedCollection
 from milo_kube.http.errors import TransportError
@@ -108,25 +115,26 @@ def _count(targets: Sequence[Target], grant: Grant) -> str:
 
 async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
     """List one source completely, and return the clusters that the daemon would engage."""
-    discovery, plugins, plain = settings.discovery_kubeconfig, settings.exec_plugins, settings.plain_loopback
-    mode = mode_of(settings, project_of(settings, environ))
+    upstream = discovery_of(settings, environ)
+    mode = mode_of(settings, project_of(settings, environ), upstream)
     if isinstance(mode, FixedMode):
         return [keyed_target(each, source) for each in mode.targets()]
     if isinstance(mode, FileMode):
         return engaged(mode, [list(map(observe_file(source), KubeconfigFiles(mode).scan().objects))], source)
-    upstream = load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain)
+    assert upstream is not None
     transport = Transport(upstream, response_limit=settings.watch.response_limit, environ=environ)
     async with aclosing(transport):
         listed = [
-            [each async for each in _listed(transport, settings, collection)]
+            [each async for each in listed_objects(transport, settings, collection)]
             for collection in collections_of(settings, mode, source)
         ]
     return engaged(mode, listed, source)
 
 
-async def _listed(
+async def listed_objects(
     transport: Transport, settings: Settings, collection: FollowedCollection
 ) -> AsyncIterator[Observation]:
+    """Yield the objects of a complete list, as the daemon sees them."""
     how, watched = settings.watch, collection.watched
     token = ""
     while True:

@@ -50,6 +50,10 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
     fields: ObjectFields | Target | None = None
 
 
+class Refused(Outside, frozen=True, gc=False):
+    """An object that the API server must not have sent: it belongs to another organization than the context."""
+
+
 class Withdrawn(msgspec.Struct, frozen=True, gc=False):
     """An object that ends its cluster by the rules of the source: a planned end."""
 

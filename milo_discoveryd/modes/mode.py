@@ -10,6 +10,7 @@ from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.context import ContextKind, MiloContext
 
 GROUP = "milo_discoveryd.modes"
 """Entry point group of modes from other packages."""
@@ -29,6 +30,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     project_endpoint: str
     """Scheme, host and port of the project API server: `https://api.example.com`."""
+    context: MiloContext = MiloContext()
+    """The context of Milo that the discovery kubeconfig leads to."""
     internal_address_template: str = "milo-apiserver.project-{name}.svc.cluster.local:6443"
     internal_namespace_template: str = "project-{name}"
     annotation_prefixes: tuple[str, ...] = ()
@@ -189,6 +192,17 @@ def load(name: str) -> ModeType:
 def reads_files(name: str) -> bool:
     """Return whether a mode's clusters are in files of this machine."""
     return hasattr(load(name), "read_file")
+
+
+def is_fixed(name: str) -> bool:
+    """Return whether a mode knows its clusters from the start, and watches nothing."""
+    return hasattr(load(name), "targets")
+
+
+def contexts(name: str) -> tuple[ContextKind, ...]:
+    """Return the contexts of Milo in which a mode can work; empty for a mode that does not depend on them."""
+    found: tuple[ContextKind, ...] = getattr(load(name), "contexts", ())
+    return found
 
 
 def has_own_authorities(name: str) -> bool:

@@ -14,6 +14,7 @@ from milo_discoveryd.model.cluster import Suspension, Target
 from milo_discoveryd.model.objects import KubeObject, SuspensionInfo
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.context import ContextKind
 from milo_discoveryd.modes.mode import Setting, Watch
 from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, checked, labels, suspensions_of
 
@@ -79,6 +80,7 @@ class Consumer(msgspec.Struct, frozen=True):
 
 class ServiceConsumerMode:
     settings_type = ServiceConsumerSettings
+    contexts = (ContextKind.PROJECT,)
 
     def __init__(self, setting: Setting) -> None:
         self._services = frozenset(setting.settings.services)

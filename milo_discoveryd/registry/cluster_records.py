@@ -20,6 +20,8 @@ class ObjectState(enum.Enum):
     READY = "ready"
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
+    REFUSED = "refused"
+    """The object belongs to another organization than the source's context."""
     WITHDRAWN = "withdrawn"
     """The source disengaged the cluster by rules of its own."""
     MALFORMED = "malformed"

@@ -31,6 +31,7 @@ class DirectFleet(IntakeSink, SourceFleet):
         guard: RemovalGuard | None = None,
         name: str = "",
         kind: str = "",
+        context: str = "",
         notifier: ChangeNotifier | None = None,
         keys: ObjectKeys = NAMES,
     ) -> None:
@@ -42,6 +43,7 @@ class DirectFleet(IntakeSink, SourceFleet):
             drain_timeout_s=drain_timeout_s,
             name=name,
             kind=kind,
+            context=context,
             notifier=notifier,
         )
         shares_log = notifier is not None

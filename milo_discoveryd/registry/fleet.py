@@ -142,11 +142,15 @@ class SourceFleet(Fleet):
         drain_timeout_s: float,
         name: str = "",
         kind: str = "",
+        context: str = "",
         notifier: ChangeNotifier | None = None,
     ) -> None:
-        """`name` and `notifier` are given if there are several sources. Fleets that share a log share a notifier."""
+        """`context` is the context of Milo, for readers.
+
+        `name` and `notifier` are given if there are several sources. Fleets that share a log share a notifier."""
         self.name = name
         self.kind = kind
+        self.context = context
         self.registry = Registry(log, not_ready, self._refused, drain_timeout_s=drain_timeout_s)
         self.notifier = ChangeNotifier() if notifier is None else notifier
         self._status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
@@ -328,7 +332,7 @@ class SourceFleet(Fleet):
             self._lost_at = None
 
     def _refused(self, seen: Malformed) -> None:
-        self._observer.malformed(seen)
+        self._observer.object_refused(seen)
 
     def _publish(self, events: list[Event], read_at: float) -> None:
         self._tell(events)

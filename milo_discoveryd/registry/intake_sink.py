@@ -6,11 +6,11 @@ from typing import Protocol
 
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.model.observation import Malformed, Observation, Refused
 from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.object_records import STATES
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -41,8 +41,8 @@ class Observer(Protocol):
 
     def event_ignored(self, problem: str) -> None: ...
 
-    def malformed(self, seen: Malformed) -> None:
-        """Record that an object became malformed, or is new and malformed."""
+    def object_refused(self, seen: Malformed | Refused) -> None:
+        """Record that an object cannot be used, or must not be, since this observation of it."""
 
     def source(self, status: SourceStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""
@@ -139,17 +139,17 @@ class IntakeSink:
         for event in source_events:
             match event:
                 case ObjectChanged() | Listed():
-                    if isinstance(seen := event.observation, Malformed) and self._is_newly_malformed(seen):
-                        self._observer.malformed(seen)
+                    if isinstance(seen := event.observation, Malformed | Refused) and self._is_newly_refused(seen):
+                        self._observer.object_refused(seen)
                 case Relisting(reason):
                     self._observer.relisting(reason)
                 case EventIgnored(problem):
                     self._observer.event_ignored(problem)
             yield event
 
-    def _is_newly_malformed(self, seen: Malformed) -> bool:
+    def _is_newly_refused(self, seen: Malformed | Refused) -> bool:
         record = self._objects[seen.name]
-        return record is None or record.state is not ObjectState.MALFORMED
+        return record is None or record.state is not STATES[type(seen)]
 
 
 def at(steady: float) -> Moment:

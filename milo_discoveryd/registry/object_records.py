@@ -4,12 +4,12 @@ from collections.abc import Container, Iterable, Iterator
 
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Withdrawn
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, Withdrawn
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_kube.reflect.versions import is_older
 
 # Tuples: faster than a set, because members of an Enum are slow to hash.
-_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
+_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE, ObjectState.REFUSED)
 """States of objects that a list within the selector does not contain."""
 _FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
 """States in which only a limited number of records is kept."""
@@ -19,6 +19,7 @@ STATES = {
     NotReady: ObjectState.NOT_READY,
     Withdrawn: ObjectState.WITHDRAWN,
     Outside: ObjectState.OUTSIDE,
+    Refused: ObjectState.REFUSED,
     Malformed: ObjectState.MALFORMED,
 }
 

@@ -37,7 +37,7 @@ class ObjectFeed(IntakeSink):
         keys: ObjectKeys,
     ) -> None:
         # Subscribers read the log of clusters, not this log of objects, so it keeps no history.
-        objects = Registry(ChangeLog(lambda _: b"", _NO_RETENTION), refused=observer.malformed)
+        objects = Registry(ChangeLog(lambda _: b"", _NO_RETENTION), refused=observer.object_refused)
         super().__init__(objects, pending_deletions, observer, guard=guard, keys=keys, shares_log=True)
         self.status = fleet.status
         self._fleet = fleet
@@ -98,6 +98,7 @@ class ReducedFleet(SourceFleet):
         drain_timeout_s: float = 0.0,
         name: str = "",
         kind: str = "",
+        context: str = "",
         notifier: ChangeNotifier | None = None,
     ) -> None:
         """`keys` has an item for each watched resource; the factories are called for each."""
@@ -108,6 +109,7 @@ class ReducedFleet(SourceFleet):
             drain_timeout_s=drain_timeout_s,
             name=name,
             kind=kind,
+            context=context,
             notifier=notifier,
         )
         self._reduction = Reduction(reduce, self.registry)

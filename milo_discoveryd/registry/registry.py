@@ -25,7 +25,16 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready, Withdrawn
+from milo_discoveryd.model.observation import (
+    Malformed,
+    NotReady,
+    ObjectFields,
+    Observation,
+    Outside,
+    Ready,
+    Refused,
+    Withdrawn,
+)
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
@@ -364,8 +373,9 @@ class Registry(ObjectRecords):
     def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> Iterable[Event]:
         replaced = self._replaced_by(seen)
         record = self._record(seen, STATES[type(seen)], now)
-        if replaced:
-            return self._end(record, DisengageReason.REPLACED, replaced, now)
+        if replaced or isinstance(seen, Refused):
+            reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
+            return self._end(record, reason, replaced or seen.message, now)
         if isinstance(seen, Malformed):
             return ()  # the cluster stays as it last was
         if isinstance(seen, Outside):

@@ -47,6 +47,7 @@ LISTING_SHARE = 0.02
 _NAMES_SHOWN = 3
 # States that need attention come first.
 _ORDER = (
+    ObjectState.REFUSED,
     ObjectState.MALFORMED,
     ObjectState.UNREACHABLE,
     ObjectState.NOT_READY,
@@ -139,10 +140,12 @@ class StatusBoard:
             at=now.wall,
             identity=self._identity,
             source=_source(self._fleet.status, now, synced=self._fleet.synced, with_message=with_names),
+            context=self._fleet.sources[0].context if with_names and len(self._fleet.sources) == 1 else "",
             sources=tuple(
                 SourceRow(
                     name=each.name,
                     kind=each.kind,
+                    context=each.context if with_names else "",
                     engaged=each.registry.engaged,
                     summary=_source(each.status, now, synced=each.synced, with_message=with_names),
                 )

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import NOT_READY_HELD
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
@@ -63,7 +63,7 @@ class Journal:
         self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
-    def malformed(self, seen: Malformed) -> None:
+    def object_refused(self, seen: Malformed | Refused) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:

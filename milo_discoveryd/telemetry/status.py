@@ -38,6 +38,7 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
+    context: str
     engaged: int
     summary: SourceSummary
 
@@ -180,6 +181,8 @@ def is_unreachable(record: ClusterRecord) -> bool:
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     identity: Identity
+    context: str = ""
+    """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
     source: SourceSummary
     """The source; of several, the one whose view is least current."""
     engaged: int

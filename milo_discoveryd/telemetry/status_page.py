@@ -72,7 +72,7 @@ def render(status: DaemonStatus, question: ClusterQuery) -> str:
         script=_SCRIPT,
         title=escape(title(status)),
         version=escape(identity.version),
-        mode=escape(identity.mode),
+        mode=escape(" in context ".join(filter(None, (identity.mode, status.context)))),
         epoch=escape(identity.epoch),
         uptime=elapsed(identity.started_at, status.at),
         at=moment(status.at),

@@ -21,7 +21,13 @@ from milo_discoveryd.telemetry.status import (
 )
 
 _TONES = {"STREAMING": "good", "CATCHING_UP": "poor", "STALE": "bad"}
-_STATE_TONES = {"ready": "good", "not_ready": "poor", "malformed": "bad", "disengaged_unreachable": "bad"}
+_STATE_TONES = {
+    "ready": "good",
+    "not_ready": "poor",
+    "malformed": "bad",
+    "refused": "bad",
+    "disengaged_unreachable": "bad",
+}
 _CHANGE_TONES = {"ENGAGED": "good", "UPDATED": "plain", "DISENGAGED": "bad"}
 _STATE_WORDS = {
     "ready": "engaged",
@@ -34,7 +40,7 @@ _STATE_WORDS = {
 }
 _FACTS = ("not_ready", "malformed", "outside_selector", "deleted")
 """States of objects with a count of their own, besides engaged and unreachable clusters."""
-UNASSIGNED = ObjectState.UNASSIGNED.value
+REFUSED, UNASSIGNED = ObjectState.REFUSED.value, ObjectState.UNASSIGNED.value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _ROWS_ABOVE = 15
 """Rows of the tables beside the clusters, so that these fit on a screen."""
@@ -66,18 +72,19 @@ def facts(status: DaemonStatus, question: ClusterQuery) -> str:
     def state(name: str, count: int, words: str) -> str:
         chosen = name == question.state
         link = _link(ClusterQuery(search=question.search, state="" if chosen else name))
-        warn = name in ("malformed", UNREACHABLE) and count
+        warn = name in ("malformed", "refused", UNREACHABLE) and count
         classes = " ".join(filter(None, ("chosen" if chosen else "", "warn" if warn else "")))
         return f'<li><a class="{classes}" href="{link}"><b>{count}</b> {escape(words)}</a></li>'
 
     def plain(count: int, words: str, *, warn: bool = False) -> str:
         return f'<li><span class="{"warn" if warn else ""}"><b>{count}</b> {words}</span></li>'
 
-    unconfirmed = status.deletions_unconfirmed
+    refused, unconfirmed = status.counts.get(REFUSED, 0), status.deletions_unconfirmed
     parts = (
         state(ENGAGED, status.engaged, "engaged"),
         state(UNREACHABLE, status.unreachable, "unreachable"),
         *(state(name, status.counts.get(name, 0), _STATE_WORDS[name]) for name in _FACTS),
+        *([state(REFUSED, refused, "of other organizations")] if refused else []),
         *([] if status.sharding is None else [state(UNASSIGNED, status.counts[UNASSIGNED], "owned by other members")]),
         plain(unconfirmed, "deletions to confirm", warn=unconfirmed > 0),
         plain(len(status.subscribers), "subscribers"),
@@ -157,7 +164,7 @@ def sources(status: DaemonStatus) -> str:
         tone = _TONES.get(summary.state, "bad")
         return (
             escape(of.name),
-            escape(of.kind),
+            escape(" in context ".join(filter(None, (of.kind, of.context)))),
             str(of.engaged),
             f"{_tag(escape(state), tone)} {escape(problem)}",
             ago(summary.since, status.at),

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.modes.context import context_of
 from milo_discoveryd.modes.mode import FileMode, FixedMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.fleet import SourceFleet
@@ -16,7 +18,15 @@ from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.issuers import Issuers
-from milo_discoveryd.wiring.mode import collections_of, keyed_target, mode_of, observe_file, place_of, project_of
+from milo_discoveryd.wiring.mode import (
+    collections_of,
+    discovery_of,
+    keyed_target,
+    mode_of,
+    observe_file,
+    place_of,
+    project_of,
+)
 from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -30,9 +40,17 @@ class ConfiguredSource:
         self._environ = environ
         self.project: Upstream = project_of(settings, environ)
         """The API server that serves the clusters, or whose identity and CA are used for them."""
-        self.mode = mode_of(settings, self.project)
+        self._discovery = discovery_of(settings, environ)
+        self.mode = mode_of(settings, self.project, self._discovery)
         self.files = KubeconfigFiles(self.mode) if isinstance(self.mode, FileMode) else None
         """The files of a source that has no API server."""
+
+    @property
+    def context(self) -> str:
+        """The context of Milo that is watched; empty for a mode that does not depend on it."""
+        if self._discovery is None or not modes.contexts(self.settings.mode):
+            return ""
+        return str(context_of(self._discovery.server))
 
     async def follow(self, fleet: SourceFleet, credentials: Issuers, epoch: str) -> None:
         """Follow the source until canceled. `epoch` identifies the run of the daemon."""
@@ -49,11 +67,8 @@ class ConfiguredSource:
             await discovery_of_files.run(self.files, observe_file(self.name), place_of(self.mode, self.name))
             return
         watch = self.settings.watch
-        kubeconfig, plugins = self.settings.discovery_kubeconfig, self.settings.exec_plugins
-        upstream = load_discovery_upstream(
-            kubeconfig, self._environ, plugins, plain_loopback=self.settings.plain_loopback
-        )
-        upstream = credentials.authenticated(upstream, watch.credentials)
+        assert self._discovery is not None
+        upstream = credentials.authenticated(self._discovery, watch.credentials)
         transport = Transport(
             upstream,
             response_limit=watch.response_limit,

@@ -48,6 +48,7 @@ def _source_fleet(
             drain_timeout_s=drain_timeout_s,
             name=name,
             kind=settings.mode,
+            context=source.context,
             notifier=notifier,
         )
     return DirectFleet(
@@ -59,6 +60,7 @@ def _source_fleet(
         guard=RemovalGuard(limits),
         name=name,
         kind=settings.mode,
+        context=source.context,
         notifier=notifier,
         keys=ObjectKeys(prefix=key_of("", name)),
     )

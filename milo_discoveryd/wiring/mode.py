@@ -8,16 +8,17 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Credential, Upstream, load_project_upstream
+from milo_discoveryd.credentials import Credential, Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
 from milo_discoveryd.model.cluster import Cluster, Target, key_of, local_name
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.objects import KubeObject, Metadata
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, fields
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, fields
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.modes.context import MiloContext, context_of
 from milo_discoveryd.modes.mode import (
     FileMode,
     FileObject,
@@ -37,8 +38,11 @@ from milo_discoveryd.wiring.source import FollowedCollection, PlaceOf
 from milo_kube.reflect.wire import Decoder
 
 
-def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
-    """Build the mode of one source. `settings` are those of the source: see `Settings.by_source`."""
+def mode_of(settings: Settings, project: Upstream, discovery: Upstream | None) -> modes.Mode:
+    """Build the mode of one source. `settings` are those of the source: see `Settings.by_source`.
+
+    `discovery` is what `discovery_of` returns.
+    """
     server = urlsplit(project.server)
     single = settings.cluster
     settings_type = modes.settings_type(settings.mode)
@@ -46,6 +50,7 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
     return modes.load(settings.mode)(
         Setting(
             project_endpoint=f"{server.scheme}://{server.netloc}",
+            context=MiloContext() if discovery is None else context_of(discovery.server),
             internal_address_template=settings.internal_address_template,
             internal_namespace_template=settings.internal_namespace_template,
             annotation_prefixes=settings.annotation_prefixes,
@@ -61,6 +66,15 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
                 ),
             ),
         )
+    )
+
+
+def discovery_of(settings: Settings, environ: Mapping[str, str]) -> Upstream | None:
+    """Load the API server that a source watches; None if it watches none."""
+    if modes.reads_files(settings.mode) or modes.is_fixed(settings.mode):
+        return None
+    return load_discovery_upstream(
+        settings.discovery_kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback
     )
 
 
@@ -124,6 +138,8 @@ def place_of(mode: WatchedMode | ReducedMode | FileMode, source: str = "") -> Pl
         if key_of(stored.local_name, source) != stored.name:
             raise ValueError(f"{stored.name!r} is not of the source {source!r}")
         if isinstance(mode, WatchedMode):
+            if not parse_selector(mode.resource.label_selector).matches(stored.labels):
+                raise ValueError(f"{stored.name!r} is not within {mode.resource.label_selector}")
             return mode.place_of(stored.local_name, stored.uid)
         return mode.restored_place(replace(stored, name=stored.local_name))
 
@@ -234,7 +250,10 @@ def _within(
         metadata = obj.metadata
         if selector.matches((metadata.labels or {}).items()):
             return observe(obj)
+        seen = observe(obj)
+        if isinstance(seen, Refused):
+            return seen
         message = f"its labels do not match the daemon's label selector {selector}"
-        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, fields(observe(obj)))
+        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, fields(seen))
 
     return checked

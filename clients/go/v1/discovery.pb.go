@@ -365,6 +365,8 @@ const (
 	// It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
 	// has not released it yet.
 	Engagement_REASON_UNASSIGNED Engagement_Reason = 10
+	// The API server sent it, and must not have: it belongs to another organization than the daemon's context.
+	Engagement_REASON_REFUSED Engagement_Reason = 11
 )
 
 // Enum value maps for Engagement_Reason.
@@ -381,6 +383,7 @@ var (
 		8:  "REASON_DRAINING",
 		9:  "REASON_REMOVED",
 		10: "REASON_UNASSIGNED",
+		11: "REASON_REFUSED",
 	}
 	Engagement_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -394,6 +397,7 @@ var (
 		"REASON_DRAINING":            8,
 		"REASON_REMOVED":             9,
 		"REASON_UNASSIGNED":          10,
+		"REASON_REFUSED":             11,
 	}
 )
 
@@ -2333,7 +2337,10 @@ type GetServerInfoResponse struct {
 	// The sources of clusters, in a daemon with several. `source` is then that of the least current one.
 	Sources []*Source `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Set where the daemon shares the clusters with others.
-	Sharding      *Sharding `protobuf:"bytes,11,opt,name=sharding,proto3" json:"sharding,omitempty"`
+	Sharding *Sharding `protobuf:"bytes,11,opt,name=sharding,proto3" json:"sharding,omitempty"`
+	// The context of Milo that the only source watches: "root", "organization ORG" or "project PROJECT". Empty for kinds
+	// that do not depend on it, and for callers that may not see all clusters.
+	Context       string `protobuf:"bytes,12,opt,name=context,proto3" json:"context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2445,6 +2452,13 @@ func (x *GetServerInfoResponse) GetSharding() *Sharding {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
+}
+
 // Source is a configured source of clusters.
 type Source struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2455,7 +2469,9 @@ type Source struct {
 	// A complete list of it has been seen.
 	Synced bool `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
 	// Without `subscribers`.
-	Counts        *FleetCounts `protobuf:"bytes,5,opt,name=counts,proto3" json:"counts,omitempty"`
+	Counts *FleetCounts `protobuf:"bytes,5,opt,name=counts,proto3" json:"counts,omitempty"`
+	// As in GetServerInfoResponse.
+	Context       string `protobuf:"bytes,6,opt,name=context,proto3" json:"context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2523,6 +2539,13 @@ func (x *Source) GetCounts() *FleetCounts {
 		return x.Counts
 	}
 	return nil
+}
+
+func (x *Source) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
 }
 
 // Sharding describes the group of daemons that share the clusters, as this one sees it. Members are described to callers
@@ -2746,7 +2769,9 @@ type FleetCounts struct {
 	// Of the engaged ones, those about to be disengaged.
 	Draining int32 `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Ready, and owned by other members of the shard group, or by none at present.
-	Unassigned    int32 `protobuf:"varint,8,opt,name=unassigned,proto3" json:"unassigned,omitempty"`
+	Unassigned int32 `protobuf:"varint,8,opt,name=unassigned,proto3" json:"unassigned,omitempty"`
+	// Objects of other organizations that the API server sent in the context of one.
+	Refused       int32 `protobuf:"varint,9,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2833,6 +2858,13 @@ func (x *FleetCounts) GetDraining() int32 {
 func (x *FleetCounts) GetUnassigned() int32 {
 	if x != nil {
 		return x.Unassigned
+	}
+	return 0
+}
+
+func (x *FleetCounts) GetRefused() int32 {
+	if x != nil {
+		return x.Refused
 	}
 	return 0
 }
@@ -3124,13 +3156,13 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"subscriber\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xbc\x03\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xd0\x03\n" +
 	"\n" +
 	"Engagement\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\bR\aengaged\x12<\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.milo.discovery.v1.Engagement.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x89\x02\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9d\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_ENGAGED\x10\x01\x12\x14\n" +
@@ -3143,7 +3175,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x0fREASON_DRAINING\x10\b\x12\x12\n" +
 	"\x0eREASON_REMOVED\x10\t\x12\x15\n" +
 	"\x11REASON_UNASSIGNED\x10\n" +
-	"\"\xea\x01\n" +
+	"\x12\x12\n" +
+	"\x0eREASON_REFUSED\x10\v\"\xea\x01\n" +
 	"\n" +
 	"Transition\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x12:\n" +
@@ -3186,7 +3219,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x16RenewOwnershipResponse\x126\n" +
 	"\tvalid_for\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
 	"\asharded\x18\x02 \x01(\bR\asharded\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xa0\x04\n" +
+	"\x14GetServerInfoRequest\"\xba\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12 \n" +
@@ -3200,13 +3233,15 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\x123\n" +
 	"\asources\x18\n" +
 	" \x03(\v2\x19.milo.discovery.v1.SourceR\asources\x127\n" +
-	"\bsharding\x18\v \x01(\v2\x1b.milo.discovery.v1.ShardingR\bsharding\"\xb9\x01\n" +
+	"\bsharding\x18\v \x01(\v2\x1b.milo.discovery.v1.ShardingR\bsharding\x12\x18\n" +
+	"\acontext\x18\f \x01(\tR\acontext\"\xd3\x01\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
 	"\x06status\x18\x03 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06status\x12\x16\n" +
 	"\x06synced\x18\x04 \x01(\bR\x06synced\x126\n" +
-	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\x8e\x02\n" +
+	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\x12\x18\n" +
+	"\acontext\x18\x06 \x01(\tR\acontext\"\x8e\x02\n" +
 	"\bSharding\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\tR\x06member\x12\x12\n" +
@@ -3223,7 +3258,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x05alive\x18\x04 \x01(\bR\x05alive\x12\x18\n" +
 	"\aleaving\x18\x05 \x01(\bR\aleaving\x12+\n" +
 	"\x11acknowledged_view\x18\x06 \x01(\x03R\x10acknowledgedView\x12\x1a\n" +
-	"\bclusters\x18\a \x01(\x05R\bclusters\"\x8d\x02\n" +
+	"\bclusters\x18\a \x01(\x05R\bclusters\"\xa7\x02\n" +
 	"\vFleetCounts\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\x05R\aengaged\x12\x1b\n" +
 	"\tnot_ready\x18\x02 \x01(\x05R\bnotReady\x12)\n" +
@@ -3234,7 +3269,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\bdraining\x18\a \x01(\x05R\bdraining\x12\x1e\n" +
 	"\n" +
 	"unassigned\x18\b \x01(\x05R\n" +
-	"unassigned\"\xa9\x01\n" +
+	"unassigned\x12\x18\n" +
+	"\arefused\x18\t \x01(\x05R\arefused\"\xa9\x01\n" +
 	"\x10CredentialIssuer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +

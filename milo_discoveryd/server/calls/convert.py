@@ -20,6 +20,7 @@ _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in Eve
 _REASONS = {
     ObjectState.NOT_READY: pb.Engagement.REASON_NOT_READY,
     ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
+    ObjectState.REFUSED: pb.Engagement.REASON_REFUSED,
     ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
     ObjectState.WITHDRAWN: pb.Engagement.REASON_REMOVED,
     ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,

@@ -76,9 +76,11 @@ class ServerInfo:
                     status=status,
                     synced=each.synced,
                     counts=_counted(await _counts(each.registry, scope)),
+                    context=each.context if scope.is_everything else "",
                 )
                 for each, status in zip(self._fleet.sources, statuses, strict=False)
             ],
+            context=self._fleet.sources[0].context if scope.is_everything and not statuses else "",
             synced=self._fleet.synced,
             counts=_counted(counts, streams),
             sharding=await self._sharding(scope, shard),
@@ -134,5 +136,6 @@ def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.Fleet
         unreachable=counts.unreachable,
         draining=counts.draining,
         unassigned=counts.unassigned,
+        refused=counts.refused,
         subscribers=subscribers,
     )

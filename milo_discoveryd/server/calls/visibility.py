@@ -43,6 +43,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
     unreachable: int = 0
     draining: int = 0
     unassigned: int = 0
+    refused: int = 0
 
     def __add__(self, other: "VisibleCounts") -> "VisibleCounts":
         return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -70,6 +71,7 @@ def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, d
         malformed=states[ObjectState.MALFORMED],
         unreachable=unreachable + states[ObjectState.UNREACHABLE],
         unassigned=states[ObjectState.UNASSIGNED],
+        refused=states[ObjectState.REFUSED],
         draining=draining,
     )
 

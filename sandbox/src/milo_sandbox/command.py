@@ -12,6 +12,7 @@ import msgspec
 
 from milo_sandbox import churn as changes
 from milo_sandbox import saved_server
+from milo_sandbox.api import Features
 from milo_sandbox.errors import SandboxError, write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
@@ -37,7 +38,13 @@ kubectl get projects --watch
 
 
 async def serve(
-    listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, token_life: float = 600.0
+    listen: str,
+    projects: int,
+    churn: float,
+    kubeconfig_out: Path | None,
+    *,
+    token_life: float = 600.0,
+    features: Features = Features(),  # noqa: B008 - immutable
 ) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP."""
     host, port = _address(listen)
@@ -54,6 +61,7 @@ async def serve(
             seed=server.seed,
             token_life=token_life,
             identity=server.identity,
+            features=features,
             # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
             first_version=time.time_ns() // 1_000_000,
         )

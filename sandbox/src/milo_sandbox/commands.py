@@ -15,11 +15,20 @@ from milo_sandbox.errors import run
 @click.option("--projects", default=10, show_default=True, type=click.IntRange(0, 1_000_000))
 @click.option("--churn", default=0.0, show_default=True, type=click.FloatRange(0, 1000), help="Changes per second.")
 @click.option("--kubeconfig-out", type=click.Path(path_type=Path), metavar="FILE")
-def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | None) -> None:
+@click.option(
+    "--organization-watches",
+    is_flag=True,
+    help="Limit watches of projects in an organization's context to its projects, as Milo does after v0.32.5.",
+)
+def sandbox(
+    listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, organization_watches: bool
+) -> None:
     """Run a Milo API for demos and operators' tests."""
+    from milo_sandbox.api import Features
     from milo_sandbox.command import serve
 
-    run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out))
+    features = Features(organization_watches=organization_watches)
+    run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out, features=features))
 
 
 @click.command()

@@ -4,14 +4,13 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from milo_sandbox import answers, refusals, token_endpoint
+from milo_sandbox import answers, contexts, refusals, token_endpoint
 from milo_sandbox.api import Api
 from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.refusals import PlainError, RefusedError
-from milo_sandbox.resources import PROJECTS
 from milo_sandbox.token_endpoint import TokenEndpoint
 from milo_sandbox.tokens import Tokens
 
@@ -33,6 +32,7 @@ class Gateway:
         url: Callable[[], str],
         tokens: Tokens,
         faults: Faults,
+        limits_organization_watches: bool,
     ) -> None:
         """`url` returns the URL of the server."""
         self._milo = milo
@@ -44,6 +44,7 @@ class Gateway:
         self._url = url
         self._tokens = tokens
         self._faults = faults
+        self._limits_organization_watches = limits_organization_watches
         self.requests = 0
         """The number of requests, answered or not."""
 
@@ -58,7 +59,11 @@ class Gateway:
         segments = [segment for segment in request.path.split("/") if segment]
         if tuple(segments) == token_endpoint.PATH and request.method == "POST":
             return await self._endpoint.answer(request, self._url())
-        project, below = _split(segments)
+        context = contexts.entered(segments)
+        project, below = context.project, context.segments
+        query = contexts.constrained(context, request.method, request.query, watches=self._limits_organization_watches)
+        if query is not None:
+            request = request.clone(rel_url=request.rel_url.with_query(query))
         self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
         subject = self._authenticate(request, below)
         match segments:
@@ -78,11 +83,3 @@ class Gateway:
         if len(segments) == 1 and segments[0] in _OPEN_TO_ALL:
             return "system:anonymous"
         raise refusals.unauthorized()
-
-
-def _split(segments: list[str]) -> tuple[str, list[str]]:
-    """Return the project of a control plane's path, if any, and the path below the API's root."""
-    match segments:
-        case ("apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural, project, "control-plane", *below):
-            return project, below
-    return "", segments

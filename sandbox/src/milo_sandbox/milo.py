@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from milo_sandbox.contexts import ORGANIZATION_LABEL
 from milo_sandbox.names import Names
 from milo_sandbox.objects import Objects
 from milo_sandbox.resources import PROJECT_CONTROL_PLANES, PROJECTS, Document
 from milo_sandbox.store import Store
 
-ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 PROJECT_NAME_LABEL = "resourcemanager.miloapis.com/project-name"
 PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
 OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"

@@ -95,6 +95,7 @@ class Sandbox:
             url=lambda: self.url,
             tokens=self.tokens,
             faults=self.faults,
+            limits_organization_watches=features.organization_watches,
         )
         self._server = Server(gateway, self._identity.ssl_context(), host, port)
         self._token_files: list[TokenFile] = []
@@ -136,6 +137,9 @@ class Sandbox:
     def control_plane_url(self, project: str) -> str:
         return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
 
+    def organization_url(self, organization: str) -> str:
+        return f"{self.url}/apis/{PROJECTS.api_version}/organizations/{organization}/control-plane"
+
     def control_plane(self, project: str) -> Store:
         """Return the objects of a project's control plane."""
         return self._project_apis.of(project, method="GET").store
@@ -161,13 +165,13 @@ class Sandbox:
         for file in self._token_files:
             file.renew()
 
-    def kubeconfig(self, *, token: str | None = None, project: str = "") -> Document:
-        """Return a kubeconfig for Milo or a project's control plane, with an embedded token."""
-        return kubeconfigs.kubeconfig(
-            server=self.control_plane_url(project) if project else self.url,
-            ca_pem=self.ca_pem,
-            user={"token": token or self.token()},
-        )
+    def kubeconfig(self, *, token: str | None = None, organization: str = "", project: str = "") -> Document:
+        """Return a kubeconfig for Milo, or for the control plane of an organization or a project, with an embedded
+        token."""
+        server = self.control_plane_url(project) if project else self.url
+        if organization:
+            server = self.organization_url(organization)
+        return kubeconfigs.kubeconfig(server=server, ca_pem=self.ca_pem, user={"token": token or self.token()})
 
     def write_kubeconfig(self, path: Path, *, subject: str = ADMIN) -> Path:
         """Write a kubeconfig with a token file beside it, which is renewed while the sandbox runs."""

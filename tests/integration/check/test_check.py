@@ -15,7 +15,7 @@ import trustme
 
 from milo_discoveryd.check import check
 from milo_discoveryd.config import load
-from milo_sandbox import Rule, Sandbox
+from milo_sandbox import Rule, Sandbox, selectors
 from milo_sandbox.resources import PROJECTS
 from tests.integration.watchers.api_server import ApiServer, answering
 
@@ -72,11 +72,12 @@ async def test_check_reports_each_step_in_order_and_a_summary(
         "ok    discovery permissions: get, list and watch of projects.resourcemanager.miloapis.com allowed",
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watching projects",
+        "ok    context: root, which shows all projects, of all organizations",
         f"ok    project: same as discovery ({kubeconfig})",
         "ok    kubeconfigs: none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
-        "10 checks: 10 ok, 0 warnings, 0 failed",
+        "11 checks: 11 ok, 0 warnings, 0 failed",
     ]
     assert output.status == 0
 
@@ -88,6 +89,50 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
     assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
     assert "warn  discovery list: no projectcontrolplanes match" in output.text
     assert output.status == 0
+
+
+async def test_context_of_an_organization_is_named_with_its_projects(sandbox: Sandbox, tmp_path: Path) -> None:
+    for name, organization in (("a", "acme"), ("b", "acme"), ("c", "evil")):
+        sandbox.milo.found(name, organization, {})
+    kubeconfig = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(organization="acme"))
+    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert [line for line in output.lines if "    context" in line] == [
+        "ok    context: organization acme, which shows the projects of the organization",
+        "ok    context: 2 projects of organization acme, 0 of other organizations refused",
+    ]
+
+
+async def test_server_that_sends_projects_of_other_organizations_is_a_warning(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.milo.found("a", "acme", {})
+    monkeypatch.setattr(selectors, "parse", lambda *_, **__: selectors.EVERYTHING)
+    kubeconfig = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(organization="acme"))
+    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert output.levels()["context"] == "warn"
+    assert "sent 3 projects of other organizations, which the daemon refuses, and 1 of organization acme" in output.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "context", "found"),
+    [
+        ("project", "/apis/resourcemanager.miloapis.com/v1alpha1/projects/apollo/control-plane", "project apollo"),
+        ("project", "/apis/iam.miloapis.com/v1alpha1/users/ada/control-plane", "user ada"),
+        ("service-consumer", "", "root"),
+    ],
+)
+async def test_context_that_does_not_fit_the_mode_fails(
+    mode: str, context: str, found: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    kubeconfig = sandbox.kubeconfig()
+    kubeconfig["clusters"][0]["cluster"]["server"] += context
+    saved(tmp_path / "kubeconfig", kubeconfig)
+    sources = [{"name": "s", "kind": mode, "discovery_kubeconfig": str(tmp_path / "kubeconfig")}]
+    if mode == "service-consumer":
+        sources[0]["settings"] = {"services": ["dns"]}  # type: ignore[assignment]
+    output = await run_check(tmp_path, sources=sources)
+    assert output.status == 1
+    assert f"s: context: the server of the discovery kubeconfig is the context of {found}" in output.text
 
 
 async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -211,9 +211,9 @@ async def never_seen(stub: Any, name: str) -> str:
 PROJECTS = ProjectMode(Setting(project_endpoint="https://api.test"))
 
 
-def of_organization(owner: str | None, name: str, **labels: str) -> Any:
-    spec = None if owner is None else {"ownerRef": {"kind": "Organization", "name": owner}}
-    return PROJECTS.observe(project(name, spec=spec, labels=labels))
+def of_organization(organization: str, name: str, *, owner: str = "", **labels: str) -> Any:
+    spec = {"ownerRef": {"kind": "Organization", "name": owner or organization}}
+    return PROJECTS.observe(project(name, spec=spec, labels={ORGANIZATION_LABEL: organization, **labels}))
 
 
 @pytest.fixture
@@ -226,10 +226,10 @@ async def shop(tmp_path: Path) -> AsyncIterator[RulesHarness]:
         yield made
 
 
-async def test_tenant_labels_do_not_change_organization_scope(shop: RulesHarness) -> None:
+async def test_what_tenants_may_change_of_a_project_does_not_change_its_organization(shop: RulesHarness) -> None:
     async with shop.caller("shop") as guest, guest.watching() as mine:
         assert event_texts(await mine.until_synced()) == ["ENGAGED ours"]
-        forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
+        forged = of_organization("zz-organization", "theirs", owner="shop", organization_name="shop")
         shop.harness.seen(forged)
         shop.harness.seen(of_organization("shop", "ours", n="1"))
         assert await mine.events() == ["UPDATED ours"]

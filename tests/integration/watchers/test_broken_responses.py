@@ -15,7 +15,7 @@ import pytest
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project import PROJECTS, ProjectMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
@@ -158,7 +158,7 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[DirectFleet, Ledger]]:
     transport = Transport(nobody(url))
     driver = Driver(
         transport,
-        WatchedCollection(ProjectMode.resource),
+        WatchedCollection(PROJECTS),
         decoder=Decoder(KubeObject, mode.observe, Malformed),
         reflector=Reflector(
             ReflectorPolicy(backoff=QUICK, streaming_lists=False), lambda: 0.0, asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ from aiohttp import web
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project import PROJECTS, ProjectMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -29,7 +29,7 @@ from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import LIMIT_S, eventually
 
-PATH = ProjectMode.resource.path
+PATH = PROJECTS.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
 LOST = "the source was lost before the response came"
 
@@ -195,7 +195,7 @@ async def running(
         transport = Transport(upstream(server))
         driver = Driver(
             transport,
-            WatchedCollection(ProjectMode.resource),
+            WatchedCollection(PROJECTS),
             decoder=Decoder(KubeObject, mode.observe, Malformed),
             reflector=Reflector(
                 policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()

@@ -17,7 +17,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfig
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
@@ -160,7 +160,7 @@ class Ledger:
     def event_ignored(self, problem: str) -> None:
         self._note("daemon: passes over", problem)
 
-    def malformed(self, seen: Malformed) -> None:
+    def object_refused(self, seen: Malformed | Refused) -> None:
         self._note("daemon: refuses", seen.name)
 
     def source(self, status: SourceStatus) -> None:

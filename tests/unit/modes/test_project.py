@@ -5,14 +5,16 @@ import pytest
 
 from milo_discoveryd.model.cluster import Suspension, Target
 from milo_discoveryd.model.objects import Status
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready, Refused
+from milo_discoveryd.modes.context import ContextKind, MiloContext
 from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.modes.reading import MalformedError
+from milo_discoveryd.modes.project import PROJECTS, ProjectMode
+from milo_discoveryd.modes.reading import ORGANIZATION_LABEL, MalformedError
 from tests.unit.modes.objects import condition, project
 
 API = "https://api.example.com:6443"
 MODE = ProjectMode(Setting(project_endpoint=API))
+IN_ACME = ProjectMode(Setting(project_endpoint=API, context=MiloContext(ContextKind.ORGANIZATION, "acme")))
 
 
 def target(**metadata: object) -> Target:
@@ -40,7 +42,7 @@ def test_project_endpoint_is_derived_from_name() -> None:
 
 
 def test_project_mode_watches_projects() -> None:
-    assert ProjectMode.resource.path == "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
+    assert PROJECTS.path == "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
 
 
 @pytest.mark.parametrize(
@@ -58,13 +60,35 @@ def test_not_ready_project_has_reason(conditions: list[dict[str, str]], message:
     )
 
 
-def test_project_organization_is_its_owner_or_a_label() -> None:
-    label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
+def test_project_organization_is_its_label_rather_than_its_owner_which_tenants_can_change() -> None:
+    label = {ORGANIZATION_LABEL: "labelled"}
     owned = {"ownerRef": {"kind": "Organization", "name": "owner"}}
-    assert target(spec=owned, labels=label).organization == "owner"
+    assert target(spec=owned, labels=label).organization == "labelled"
+    assert target(spec=owned).organization == "owner"
     assert target(spec={"ownerRef": {"kind": "User", "name": "somebody"}}, labels=label).organization == "labelled"
     assert target(spec={}, labels=label).organization == "labelled"
     assert target().organization == ""
+
+
+def test_context_of_an_organization_selects_its_projects() -> None:
+    assert IN_ACME.resource.label_selector == "resourcemanager.miloapis.com/organization-name=acme"
+    assert MODE.resource.label_selector == ""
+
+
+def test_project_of_another_organization_is_refused_in_the_context_of_one() -> None:
+    ours, theirs = ({ORGANIZATION_LABEL: name} for name in ("acme", "evil"))
+    claiming = {"ownerRef": {"kind": "Organization", "name": "acme"}}
+    assert isinstance(IN_ACME.observe(project(labels=ours)), Ready)
+    assert IN_ACME.observe(project(labels=theirs, spec=claiming)) == Refused(
+        "apollo",
+        "uid-apollo",
+        "7",
+        "it belongs to the organization evil, and the daemon's context is the organization acme",
+        ObjectFields("apollo", "evil", tuple(theirs.items())),
+    )
+    unowned = IN_ACME.observe(project())
+    assert isinstance(unowned, Refused)
+    assert "it belongs to no organization, and" in unowned.message
 
 
 def test_labels_are_passed_on_sorted() -> None:

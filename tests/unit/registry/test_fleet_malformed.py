@@ -1,6 +1,6 @@
 """Malformed objects are reported once each, however often they are written."""
 
-from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
@@ -15,7 +15,7 @@ class Ledger(Journal):
         super().__init__(Metrics(), Audit(Metrics()))
         self.refused: list[tuple[str, str]] = []
 
-    def malformed(self, seen: Malformed) -> None:
+    def object_refused(self, seen: Malformed | Refused) -> None:
         self.refused.append((seen.name, seen.version))
 
 

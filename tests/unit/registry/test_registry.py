@@ -329,6 +329,7 @@ def test_object_states_are_counted() -> None:
         ObjectState.READY: 2,
         ObjectState.NOT_READY: 0,
         ObjectState.MALFORMED: 1,
+        ObjectState.REFUSED: 0,
         ObjectState.OUTSIDE: 1,
         ObjectState.WITHDRAWN: 0,
         ObjectState.UNASSIGNED: 0,

@@ -12,9 +12,12 @@ from milo_discoveryd.config.declarative import Declaration
 from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.model.claims import ClaimingObject
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
+from milo_discoveryd.modes.context import ContextKind, MiloContext
 from milo_discoveryd.modes.declarative import SECRETS, DeclarativeMode, StatedServer
 from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.reading import ORGANIZATION_LABEL
 from milo_discoveryd.wiring.mode import collections_of, engaged, keys_of, probes_hosts
 from milo_discoveryd.wiring.source import FollowedCollection
 
@@ -61,9 +64,11 @@ def collections() -> list[FollowedCollection]:
     return collections_of(Settings(label_selector="env=prod"), by_secrets(), "members")
 
 
+METADATA = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
+
+
 def seen(followed: FollowedCollection, **fields: Any) -> Observation:
-    metadata = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
-    found: Observation | None = followed.decoder.object(msgspec.json.encode({"metadata": metadata, **fields}))
+    found: Observation | None = followed.decoder.object(msgspec.json.encode({"metadata": METADATA, **fields}))
     assert found is not None
     return found
 
@@ -75,6 +80,17 @@ def encoded(server: str) -> str:
         "clusters": [{"name": "x", "cluster": {"server": server}}],
     }
     return base64.b64encode(msgspec.json.encode(document)).decode()
+
+
+def test_label_selector_does_not_hide_that_a_project_is_of_another_organization() -> None:
+    mode = ProjectMode(Setting(project_endpoint="", context=MiloContext(ContextKind.ORGANIZATION, "acme")))
+    (projects,) = collections_of(Settings(label_selector="env=prod"), mode)
+    assert projects.watched.resource.label_selector == f"{ORGANIZATION_LABEL}=acme,env=prod"
+
+    def of(organization: str) -> Observation:
+        return seen(projects, metadata={**METADATA, "labels": {ORGANIZATION_LABEL: organization}})
+
+    assert [type(of("acme")), type(of("evil"))] == [Outside, Refused]
 
 
 def test_label_selector_of_the_daemon_does_not_select_secrets(collections: list[FollowedCollection]) -> None:

@@ -230,6 +230,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
     return model.ServerInfo(
         version=message.version,
         mode=message.mode,
+        context=message.context,
         incarnation=message.incarnation,
         started_at=_time(message, "started_at"),
         source=source_status(message.source),
@@ -239,6 +240,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             model.Source(
                 name=each.name,
                 kind=each.kind,
+                context=each.context,
                 status=source_status(each.status),
                 synced=each.synced,
                 counts=_counts(each.counts),
@@ -276,6 +278,7 @@ def _counts(message: pb.FleetCounts) -> model.FleetCounts:
         unassigned=message.unassigned,
         subscribers=message.subscribers,
         draining=message.draining,
+        refused=message.refused,
     )
 
 

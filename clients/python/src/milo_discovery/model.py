@@ -66,6 +66,7 @@ class EngagementReason(_OpenEnum):
     DRAINING = 8
     REMOVED = 9
     UNASSIGNED = 10
+    REFUSED = 11
 
 
 class EventType(_OpenEnum):
@@ -242,6 +243,8 @@ class FleetCounts:
     """Ready, and owned by other members of the shard group, or by none at present."""
     subscribers: int = 0
     draining: int = 0
+    refused: int = 0
+    """Objects of other organizations that the API server sent in the context of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +253,8 @@ class Source:
 
     name: str = ""
     kind: str = ""
+    context: str = ""
+    """The context of Milo that it watches, such as "organization acme"."""
     status: SourceStatus = SourceStatus()
     synced: bool = False
     counts: FleetCounts = FleetCounts()
@@ -316,6 +321,8 @@ class ServerInfo:
 
     version: str = ""
     mode: str = ""
+    context: str = ""
+    """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
     incarnation: str = ""
     started_at: datetime | None = None
     source: SourceStatus = SourceStatus()

@@ -920,6 +920,8 @@ class Engagement(_message.Message):
         """It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
         has not released it yet.
         """
+        REASON_REFUSED: Engagement._Reason.ValueType  # 11
+        """The API server sent it, and must not have: it belongs to another organization than the daemon's context."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Engagement.Reason.ValueType  # 0
@@ -945,6 +947,8 @@ class Engagement(_message.Message):
     """It is ready, and not this daemon's to engage: `message` names the member of the shard group that owns it, or that
     has not released it yet.
     """
+    REASON_REFUSED: Engagement.Reason.ValueType  # 11
+    """The API server sent it, and must not have: it belongs to another organization than the daemon's context."""
 
     ENGAGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -1275,6 +1279,7 @@ class GetServerInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     SHARDING_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The program's version."""
     mode: _builtins.str
@@ -1283,6 +1288,10 @@ class GetServerInfoResponse(_message.Message):
     """New with each start of the daemon."""
     synced: _builtins.bool
     """A complete list of the source has been seen."""
+    context: _builtins.str
+    """The context of Milo that the only source watches: "root", "organization ORG" or "project PROJECT". Empty for kinds
+    that do not depend on it, and for callers that may not see all clusters.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1317,10 +1326,11 @@ class GetServerInfoResponse(_message.Message):
         limits: Global___Limits | None = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
         sharding: Global___Sharding | None = ...,
+        context: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "limits", b"limits", "sharding", b"sharding", "source", b"source", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_issuers", b"credential_issuers", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "sharding", b"sharding", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "counts", b"counts", "credential_issuers", b"credential_issuers", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "sharding", b"sharding", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1337,11 +1347,14 @@ class Source(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     """"project", "service-consumer", ..."""
     synced: _builtins.bool
     """A complete list of it has been seen."""
+    context: _builtins.str
+    """As in GetServerInfoResponse."""
     @_builtins.property
     def status(self) -> Global___SourceStatus: ...
     @_builtins.property
@@ -1356,10 +1369,11 @@ class Source(_message.Message):
         status: Global___SourceStatus | None = ...,
         synced: _builtins.bool = ...,
         counts: Global___FleetCounts | None = ...,
+        context: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "kind", b"kind", "name", b"name", "status", b"status", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "counts", b"counts", "kind", b"kind", "name", b"name", "status", b"status", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1480,6 +1494,7 @@ class FleetCounts(_message.Message):
     UNREACHABLE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     UNASSIGNED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     engaged: _builtins.int
     not_ready: _builtins.int
     outside_selector: _builtins.int
@@ -1492,6 +1507,8 @@ class FleetCounts(_message.Message):
     """Of the engaged ones, those about to be disengaged."""
     unassigned: _builtins.int
     """Ready, and owned by other members of the shard group, or by none at present."""
+    refused: _builtins.int
+    """Objects of other organizations that the API server sent in the context of one."""
     def __init__(
         self,
         *,
@@ -1503,10 +1520,11 @@ class FleetCounts(_message.Message):
         unreachable: _builtins.int = ...,
         draining: _builtins.int = ...,
         unassigned: _builtins.int = ...,
+        refused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unassigned", b"unassigned", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "refused", b"refused", "subscribers", b"subscribers", "unassigned", b"unassigned", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,9 +250,9 @@ def _transition_row(transition: Transition) -> tuple[str, ...]:
 
 def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     """Yield lines that describe the daemon's state."""
-    counts = info.counts
+    counts, mode = info.counts, _in_context(info.mode, info.context)
     facts = [
-        ("daemon", f"milo-discoveryd {info.version}, mode {info.mode}, up {age(info.started_at, now)}"),
+        ("daemon", f"milo-discoveryd {info.version}, mode {mode}, up {age(info.started_at, now)}"),
         *_sources(info, now),
         ("synced", _synced(info)),
         (
@@ -260,6 +260,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
             f"{counts.outside_selector} outside the selector, {counts.malformed} malformed, "
             f"{counts.unreachable} unreachable, {counts.draining} draining"
+            f"{f', {counts.refused} of other organizations' if counts.refused else ''}"
             f"{'' if info.sharding is None else f', {counts.unassigned} unassigned'}",
         ),
         ("subscribers", str(counts.subscribers)),
@@ -268,6 +269,10 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     if not info.credential_issuers:
         facts.append(("kubeconfigs", "not issued: no credential issuer is configured"))
     yield from table(facts)
+
+
+def _in_context(mode: str, context: str) -> str:
+    return f"{mode} in context {context}" if context else mode
 
 
 def _synced(info: ServerInfo) -> str:
@@ -280,8 +285,8 @@ def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
         yield "source", source(info.source, now)
     for each in info.sources:
         unsynced = "" if each.synced else "; no complete list yet"
-        about = f"{each.kind}, {each.counts.engaged} engaged{unsynced}, {source(each.status, now)}"
-        yield f"source {each.name}", about
+        kind = _in_context(each.kind, each.context)
+        yield f"source {each.name}", f"{kind}, {each.counts.engaged} engaged{unsynced}, {source(each.status, now)}"
 
 
 SHARD_COLUMNS = ("MEMBER", "WEIGHT", "CLUSTERS", "ACKNOWLEDGED", "STATE")

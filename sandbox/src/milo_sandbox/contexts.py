@@ -1,0 +1,54 @@
+"""The contexts in which Milo shows its API: control planes of organizations, users and projects."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from multidict import MultiDict
+
+from milo_sandbox import options, refusals
+from milo_sandbox.resources import PROJECTS
+
+ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
+_ORGANIZATION = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_COMMAS_BETWEEN_REQUIREMENTS = re.compile(r",(?![^(]*\))")
+
+
+class Entered(msgspec.Struct, frozen=True):
+    """A request's path without its contexts, and the names of those."""
+
+    segments: list[str]
+    organization: str = ""
+    project: str = ""
+
+
+def entered(segments: list[str]) -> Entered:
+    """Return the contexts of a path. That of a project may follow that of an organization."""
+    organization = ""
+    match segments:
+        case ("apis", PROJECTS.group, PROJECTS.version, "organizations", organization, "control-plane", *below):
+            if not _ORGANIZATION.fullmatch(organization):
+                raise refusals.bad_request(f'invalid organization ID "{organization}"')
+            segments = below
+        case ("apis", "iam.miloapis.com", "v1alpha1", "users", _, "control-plane", *below):
+            segments = below
+    match segments:
+        case ("apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural, project, "control-plane", *below):
+            return Entered(below, organization, project)
+    return Entered(segments, organization)
+
+
+def constrained(of: Entered, method: str, query: Mapping[str, str], *, watches: bool) -> MultiDict[str] | None:
+    """Return the query with the selector of the context's organization, or None if nothing selects the projects.
+
+    v0.32.5 of Milo does so for lists only; `watches` limits watches too.
+    """
+    is_list = of.segments == ["apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural] and method == "GET"
+    if not of.organization or not is_list or (options.wants_watch(query) and not watches):
+        return None
+    given = filter(None, _COMMAS_BETWEEN_REQUIREMENTS.split(query.get("labelSelector", "")))
+    kept = [each for each in given if ORGANIZATION_LABEL not in each]
+    selector = ",".join([f"{ORGANIZATION_LABEL}={of.organization}", *kept])
+    return MultiDict(
+        [*((name, value) for name, value in query.items() if name != "labelSelector"), ("labelSelector", selector)]
+    )
