@@ -16,7 +16,6 @@ import trustme
 from milo_discoveryd.check import check
 from milo_discoveryd.config import load
 from milo_sandbox import Rule, Sandbox, selectors
-from milo_sandbox.resources import PROJECTS
 from tests.integration.watchers.api_server import ApiServer, answering
 
 
@@ -158,64 +157,6 @@ async def test_rejected_token_fails_and_skips_the_steps_after_it(sandbox: Sandbo
     assert output.status == 1
 
 
-async def test_untrusted_server_certificate_fails(sandbox: Sandbox, tmp_path: Path) -> None:
-    config = sandbox.kubeconfig()
-    other = trustme.CA().cert_pem.bytes()
-    config["clusters"][0]["cluster"]["certificate-authority-data"] = _encoded(other)
-    output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "fail  discovery reach: TLS handshake with" in output.text
-    assert "must hold the CA that signed it" in output.text
-    assert output.status == 1
-
-
-async def test_missing_crd_fails(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
-    sandbox.faults.unserved(PROJECTS)
-    output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig))
-    assert "fail  discovery list: the server has no projects.resourcemanager.miloapis.com (v1alpha1)" in output.text
-    assert output.status == 1
-
-
-async def test_server_that_is_not_an_api_server_fails(tmp_path: Path) -> None:
-    async with ApiServer(answering(b"<html>")) as server:
-        config = {
-            "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "x"}}],
-            "clusters": [
-                {"name": "x", "cluster": {"server": server.url, "certificate-authority-data": _encoded(server.pem)}}
-            ],
-        }
-        output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert "does not answer like a Kubernetes API server" in output.text
-    assert output.status == 1
-
-
-@pytest.mark.parametrize("status", [302, 404, 500, 503])
-async def test_server_that_answers_every_request_with_an_error_fails(status: int, tmp_path: Path) -> None:
-    async with ApiServer(answering(b"<html>", status)) as server:
-        config = {
-            "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "x"}}],
-            "clusters": [
-                {"name": "x", "cluster": {"server": server.url, "certificate-authority-data": _encoded(server.pem)}}
-            ],
-        }
-        output = await run_check(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
-    assert output.levels()["discovery identity"] == "fail"
-    assert output.status == 1
-
-
-async def test_unwritable_audit_file_and_state_directory_fail(kubeconfig: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    config = tmp_path / "config.yaml"
-    config.write_text(f"audit: {{file: {tmp_path}/none/audit.log}}\nstate_directory: {tmp_path}/file\n")
-    out = io.StringIO()
-    flags = {"listen": (f"unix://{tmp_path}/d.sock",), "discovery_kubeconfig": str(kubeconfig)}
-    assert await check(load(flags, {}, config), out, {}) == 1
-    levels = CheckOutput(1, out.getvalue()).levels()
-    assert levels[f"audit.file {tmp_path}/none/audit.log"] == "fail"
-    assert levels[f"state_directory {tmp_path}/file"] == "fail"
-
-
 async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_path: Path) -> None:
     async def warned(life: timedelta) -> bool:
         leaf = clients.issue_cert(common_name="me", not_after=datetime.now(UTC) + life)
@@ -247,14 +188,6 @@ async def test_invalid_kubeconfig_is_reported_once_and_other_checks_continue(tmp
     assert "--discovery-kubeconfig FILE" in output.text
     assert output.levels()["http_listen 127.0.0.1:0"] == "ok"
     assert output.status == 1
-
-
-async def test_two_invalid_kubeconfigs_are_both_reported(tmp_path: Path) -> None:
-    output = await run_check(
-        tmp_path, discovery_kubeconfig=str(tmp_path / "none"), project_kubeconfig=str(tmp_path / "no")
-    )
-    assert output.levels()["discovery kubeconfig"] == output.levels()["project kubeconfig"] == "fail"
-    assert output.lines[-1].endswith(" 2 failed")
 
 
 async def test_separate_project_kubeconfig_is_checked_too(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
@@ -302,13 +235,6 @@ async def test_silence_limit_below_the_bookmark_interval_is_a_warning(tmp_path: 
     assert "http_listen" not in out.getvalue()
 
 
-async def test_addresses_in_use_fail(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = f"127.0.0.1:{server.getsockname()[1]}"
-        output = await run_check(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
-    assert output.levels()[f"listen insecure://{taken}"] == output.levels()[f"http_listen {taken}"] == "fail"
-
-
 async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     with (
@@ -324,15 +250,6 @@ async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Pat
     assert {levels[each] for each in subjects} == {"warn"}
 
 
-@pytest.mark.parametrize(("one", "other"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "")])
-async def test_port_that_two_settings_use_fails(one: str, other: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    output = await run_check(tmp_path, listen=(f"insecure://{one}:{port}",), http_listen=f"{other}:{port}")
-    assert output.levels()[f"listen insecure://{one}:{port}"] == "ok"
-    assert f"fail  http_listen {other}:{port}: insecure://{one}:{port} uses the port already" in output.lines
-
-
 async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     source = "{name: infra, type: token-request, namespace: n, service_account: s}"
@@ -342,15 +259,6 @@ async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: P
     assert await check(load(flags, {}, config), out, {}) == 1
     levels = CheckOutput(1, out.getvalue()).levels()
     assert (levels["sharding"], levels[f"listen unix://{tmp_path}/d.sock"]) == ("fail", "ok")
-
-
-async def test_unknown_owner_of_a_socket_fails(kubeconfig: Path, tmp_path: Path) -> None:
-    address = f"unix://{tmp_path}/d.sock"
-    output = await run_check(
-        tmp_path, discovery_kubeconfig=str(kubeconfig), listen=[{"address": address, "owner": "no-such-user"}]
-    )
-    assert output.levels()[f"listen {address} owner"] == "fail"
-    assert output.status == 1
 
 
 async def test_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import asyncio
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -13,11 +12,9 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.server_info import CLUSTERS_PER_STEP
-from milo_kube.reflect.messages import DeletionReported
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.integration.grpc_server.conftest import EPOCH, Harness, event_texts, not_ready, ready
 from tests.support.eventually import eventually
@@ -39,19 +36,6 @@ async def test_list_clusters_returns_engaged_clusters_by_name(harness: Harness) 
         answer = await stub.ListClusters(pb.ListClustersRequest())
     assert [cluster.name for cluster in answer.clusters] == ["alpha", "gamma"]
     assert (answer.total_size, answer.next_page_token) == (2, "")
-
-
-async def test_list_clusters_pages_show_one_revision(harness: Harness) -> None:
-    harness.listed(*(ready(f"p-{number}") for number in range(5)))
-    async with harness.client() as stub:
-        first = await stub.ListClusters(pb.ListClustersRequest(page_size=2))
-        harness.seen(not_ready("p-3"), ready("p-9"))
-        second = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=first.next_page_token))
-        third = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=second.next_page_token))
-    pages = (first, second, third)
-    assert [cluster.name for page in pages for cluster in page.clusters] == [f"p-{number}" for number in range(5)]
-    assert {page.revision for page in pages} == {first.revision}
-    assert third.next_page_token == ""
 
 
 async def test_large_page_does_not_block_other_calls(harness: Harness) -> None:
@@ -101,12 +85,6 @@ async def test_list_clusters_names_invalid_request_field(
     assert [violation.field for violation in bad.field_violations] == [field]
 
 
-async def test_negative_heartbeat_interval_is_rejected(harness: Harness) -> None:
-    async with harness.subscriber(heartbeat_interval=Duration(seconds=-1)) as subscriber:
-        error = await subscriber.error()
-    assert [violation.field for violation in details(error)[1].field_violations] == ["heartbeat_interval"]
-
-
 async def test_list_clusters_is_unavailable_before_sync(harness: Harness) -> None:
     async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -139,19 +117,6 @@ async def test_get_cluster_says_that_its_source_is_stale(harness: Harness) -> No
     assert found.engagement.engaged
     assert found.source.state == pb.SourceStatus.STATE_STALE
     assert (found.source.reason, found.source.message) == ("Unauthorized", "401: the token expired")
-
-
-async def test_get_cluster_reports_unconfirmed_deletion(harness: Harness) -> None:
-    harness.listed(ready("alpha"))
-    harness.found(DeletionReported("alpha", "uid-alpha"))
-    async with harness.client() as stub:
-        doubtful = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
-        (question,) = harness.fleet.pending_deletions.take_due(float("inf"))
-        harness.fleet.resolve(question, NotFound(), 0.0)
-        certain = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
-    assert doubtful.engagement.engaged
-    assert doubtful.engagement.reason == pb.Engagement.REASON_CONFIRMING_DELETION
-    assert (certain.engagement.engaged, certain.engagement.reason) == (False, pb.Engagement.REASON_DELETED)
 
 
 @pytest.mark.parametrize(

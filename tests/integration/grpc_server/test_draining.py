@@ -97,30 +97,6 @@ async def test_draining_cluster_is_disengaged_after_its_subscriber_released(drai
         assert event_texts([await other.batch()]) == ["ENGAGED probe"]
 
 
-async def test_drain_waits_for_every_subscriber(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness, "one") as one, confirming(harness, "two") as two:
-        await one.until_synced()
-        await two.until_synced()
-        harness.seen(not_ready("alpha"))
-        assert await one.events() == await two.events() == ["UPDATED alpha"]
-        await release(harness, "one")
-        await quiet(two, harness)
-        await release(harness, "two")
-        assert await two.events() == ["DISENGAGED alpha NOT_READY"]
-
-
-async def test_draining_cluster_is_disengaged_at_its_deadline(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
-        harness.listed(ready("alpha"))
-        await mine.until_synced()
-        harness.seen(not_ready("alpha"))
-        assert await mine.events() == ["UPDATED alpha"]
-        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        assert await refusal(release(harness, "somebody", of="another")) == (FAILED, "OTHER_INCARNATION")
-        await release(harness)  # too late, so it is a no-op
-
-
 async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
         harness.listed(ready("alpha"))
@@ -129,15 +105,6 @@ async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -
         harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-
-
-async def test_drain_of_moved_cluster_has_the_reason_and_the_timeout_of_the_move(tmp_path: Path) -> None:
-    async with a_harness(tmp_path) as harness, confirming(harness) as mine:
-        harness.listed(ready("alpha"))
-        await mine.until_synced()
-        [*harness.fleet.assign(lambda _: "another member owns it", LONG_S, is_decided=True)]
-        draining = (await mine.batch()).events[0].cluster.draining
-        assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_MOVED, "another member owns it")
 
 
 async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_draining(
@@ -158,39 +125,6 @@ async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_dra
             await quiet(two, harness)
             await release(harness, "two")
             assert await two.events() == ["DISENGAGED alpha NOT_READY"]
-
-
-async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness) as mine, harness.subscriber() as other:
-        await mine.until_synced()
-        await other.until_synced()
-        before = incarnation(harness)
-        harness.seen(not_ready("alpha"))
-        assert await mine.events() == ["UPDATED alpha"]
-        assert await other.events() == ["DISENGAGED alpha NOT_READY"]
-        harness.seen(ready("alpha", version="3"))
-        await release(harness, of=before)
-        assert await mine.events() == ["DISENGAGED alpha NOT_READY", "ENGAGED alpha"]
-        assert await other.events() == ["ENGAGED alpha"]
-        assert incarnation(harness) != before
-
-
-async def test_explanation_names_the_owner_of_a_cluster_that_recovers_elsewhere(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness) as mine, harness.client() as stub:
-        await mine.until_synced()
-        harness.seen(not_ready("alpha"))
-        await mine.events()
-        harness.fleet.registry.assigned_elsewhere = lambda _: "member b of the shard group owns it (view 3)"
-        harness.seen(ready("alpha", version="3"))
-        found = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
-        assert found.reason == pb.Engagement.REASON_DRAINING
-        assert found.message.endswith("does not engage it afterwards: member b of the shard group owns it (view 3)")
-        await release(harness)
-        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        after = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement
-        assert after.reason == pb.Engagement.REASON_UNASSIGNED
 
 
 # --- streams that end and resume ---
@@ -227,36 +161,6 @@ async def test_subscriber_that_released_does_not_receive_the_drain_again(drainin
             assert event_texts([await again.batch()]) == []
 
 
-async def test_drain_waits_for_a_disconnected_subscriber(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness) as mine:
-        synced = (await mine.until_synced())[-1].revision
-    await gone(harness)
-    harness.seen(not_ready("alpha"))
-    async with harness.subscriber() as other:
-        assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
-    async with confirming(harness, resume_revision=synced) as again:
-        assert event_texts([await again.batch()]) == ["UPDATED alpha"]
-        await release(harness)
-        assert await again.events() == ["DISENGAGED alpha NOT_READY"]
-
-
-async def test_drain_does_not_wait_for_an_ended_subscription(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness, "leaves") as leaves, confirming(harness) as mine:
-        await leaves.until_synced()
-        await mine.until_synced()
-        harness.seen(not_ready("alpha"), not_ready("beta"))
-        await release(harness)
-        assert await mine.events() == ["UPDATED alpha", "UPDATED beta"]
-        await end_subscription(harness, "leaves")
-        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        leaves.call.cancel()
-        await eventually(lambda: len(harness.service.streams) == 1)
-        await end_subscription(harness, "leaves")  # a no-op
-        assert harness.fleet.registry.releases.awaited("beta")[0].key.name == "operator"
-
-
 async def test_resume_revision_of_a_stream_without_releases_gets_snapshot(draining_harness: Harness) -> None:
     harness = draining_harness
     async with harness.subscriber() as plain:
@@ -266,44 +170,6 @@ async def test_resume_revision_of_a_stream_without_releases_gets_snapshot(draini
 
 
 # --- validation of releases ---
-
-
-async def test_release_is_refused_unless_the_cluster_drains(draining_harness: Harness) -> None:
-    harness = draining_harness
-    async with confirming(harness) as mine:
-        await mine.until_synced()
-        assert await refusal(release(harness)) == (FAILED, "NOT_DRAINING")
-        assert await refusal(release(harness, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
-        assert await refusal(release(harness, cluster="alpha", of="junk")) == (FAILED, "OTHER_INCARNATION")
-        harness.seen(not_ready("alpha"))
-        assert await mine.events() == ["UPDATED alpha"]
-        assert await refusal(release(harness, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
-        assert await refusal(release(harness, "stranger")) == (FAILED, "NO_SUBSCRIPTION")
-        await release(harness)
-        await release(harness)  # a no-op
-        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
-        await release(harness)  # one release is still pending
-
-
-@pytest.mark.parametrize("name", ["", "white space", "x" * 254, "line\nbreak", "é"])
-async def test_invalid_subscriber_name_is_rejected(draining_harness: Harness, name: str) -> None:
-    harness = draining_harness
-    invalid = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    async with confirming(harness, name) as mine:
-        assert error_fields(await mine.error())[:2] == invalid
-    assert await refusal(release(harness, name)) == invalid
-    assert await refusal(end_subscription(harness, name)) == invalid
-    async with harness.subscriber(subscriber=name) as other:
-        assert len(event_texts(await other.until_synced())) == 2, "the name is ignored without confirm_releases"
-
-
-async def test_release_without_cluster_or_incarnation_is_refused(draining_harness: Harness) -> None:
-    async with draining_harness.client() as stub:
-        for request in (
-            pb.ReleaseClusterRequest(incarnation="x", subscriber="s"),
-            pb.ReleaseClusterRequest(cluster="alpha", subscriber="s"),
-        ):
-            assert (await refusal(stub.ReleaseCluster(request)))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effect(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Authorization: callers see the clusters of their rule, and learn of no others."""
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,13 +14,10 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry.pending_deletions import Inconclusive
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from milo_kube.reflect.messages import DeletionReported
-from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.callers import (
     PROD,
     CallerStub,
@@ -76,30 +72,6 @@ async def test_stream_is_limited_to_scope_whatever_the_filter(rules_harness: Rul
             assert event_texts(await some.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_label_changes_engage_and_disengage_by_scope(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
-        await mine.until_synced()
-        rules_harness.harness.seen(
-            ready("alpha", version="2", env="dev", code="zz-label"), ready(SECRET, version="2", env="prod")
-        )
-        batch = await mine.batch()
-        assert event_texts([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
-        assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "the event has the last visible state"
-        rules_harness.harness.seen(
-            ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
-        )
-        assert await mine.events() == ["UPDATED beta"]
-
-
-async def test_replaced_object_outside_scope_is_not_revealed(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
-        await mine.until_synced()
-        rules_harness.harness.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
-        batch = await mine.batch()
-    assert event_texts([batch]) == ["DISENGAGED alpha DELETED"]
-    assert "zz-uid" not in str(batch)
-
-
 async def test_list_counts_and_get_are_limited_to_scope(rules_harness: RulesHarness) -> None:
     rules_harness.harness.seen(not_ready("gamma"), ready("delta", env="dev"))
     async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
@@ -109,51 +81,6 @@ async def test_list_counts_and_get_are_limited_to_scope(rules_harness: RulesHarn
         assert (info.counts.engaged, info.counts.not_ready, info.counts.subscribers) == (2, 0, 0)
         assert (whole.counts.engaged, whole.counts.not_ready) == (4, 1)
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
-
-
-async def test_source_message_is_hidden_from_limited_callers(rules_harness: RulesHarness) -> None:
-    rules_harness.harness.fleet.source(rules_harness.harness.fleet.status)
-    rules_harness.harness.source(SourceState.STALE, "ConnectFailed")
-    async with rules_harness.caller("shop") as shop:
-        listed = await shop.stub.ListClusters(pb.ListClustersRequest())
-    assert (listed.source.reason, listed.source.message) == ("ConnectFailed", "")
-
-
-async def test_page_omits_clusters_that_left_the_scope(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop:
-        first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        rules_harness.harness.seen(ready("beta", version="2", env="dev"))
-        second = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
-    assert ([each.name for each in first.clusters], list(second.clusters)) == (["alpha"], [])
-
-
-async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(rules_harness: RulesHarness) -> None:
-    """A cluster that leaves a scope while it is not ready is hidden from the old scope, and shown to the new one."""
-    rules_harness.harness.seen(not_ready("alpha", version="2", env="prod"))
-    get = pb.GetClusterRequest(name="alpha")
-    async with rules_harness.caller("shop") as shop, rules_harness.caller("bank") as bank:
-        assert not (await shop.stub.GetCluster(get)).engagement.engaged
-        for version in ("3", "4"):
-            rules_harness.harness.seen(not_ready("alpha", version=version, env="dev"))
-            assert error_fields(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
-            assert not (await bank.stub.GetCluster(get)).engagement.engaged
-        info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
-    assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
-
-
-async def test_limited_caller_gets_no_details_of_an_inconclusive_deletion_confirmation(
-    rules_harness: RulesHarness,
-) -> None:
-    harness = rules_harness.harness
-    harness.found(DeletionReported("alpha", harness.object_uid("uid-alpha")))
-    (request,) = harness.fleet.pending_deletions.take_due(float("inf"))
-    harness.fleet.resolve(request, Inconclusive(f"reading {SECRET} from it failed: 403"), 0.0)
-    get = pb.GetClusterRequest(name="alpha")
-    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
-        limited, full = [(await each.stub.GetCluster(get)).engagement for each in (shop, root)]
-    assert limited.reason == full.reason == pb.Engagement.REASON_CONFIRMING_DELETION
-    assert SECRET in full.message
-    assert limited.message == "reported as deleted; being confirmed"
 
 
 # --- enumeration ---
@@ -295,15 +222,6 @@ async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_h
     assert rules_harness.denials() == [("shop", "NO_RULE")]
 
 
-async def test_restored_rights_engage_again_on_running_stream(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop, shop.watching() as mine:
-        await mine.until_synced()
-        rules_harness.harness.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
-        assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
-        rules_harness.harness.service.change_rights(Rights((SHOP, ROOT)))
-        assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
-
-
 async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> None:
     async with (
         open_rules_harness(tmp_path, SHOP) as rules_harness,
@@ -337,18 +255,6 @@ async def revision(guest: CallerStub, **request: object) -> str:
         return str((await watching.until_synced())[-1].revision)
 
 
-async def test_watch_resumes_for_same_caller(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop:
-        left_at = await revision(shop)
-        listed = (await shop.stub.ListClusters(pb.ListClustersRequest())).revision
-        rules_harness.harness.seen(ready("alpha", version="2", env="dev"))
-        for known in (left_at, listed):
-            async with shop.watching(resume_revision=known) as again:
-                batch = await again.batch()
-                assert (batch.reset, event_texts([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
-    assert rules_harness.denials() == []
-
-
 async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_harness: RulesHarness) -> None:
     only_alpha = pb.ClusterFilter(names=["alpha"])
     async with (
@@ -366,45 +272,6 @@ async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_harness: R
                 batches = await watching.until_synced()
                 assert (batches[0].reset, event_texts(batches)) == (True, seen)
     assert rules_harness.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
-
-
-async def test_revision_under_other_rights_gets_snapshot(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop:
-        known = await revision(shop)
-        rules_harness.harness.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
-        async with shop.watching(resume_revision=known) as again:
-            assert (await again.batch()).reset
-
-
-async def test_tampered_revision_gets_snapshot(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop:
-        known = await revision(shop)
-        epoch, at, mark = known.split(".")
-        raw = base64.urlsafe_b64decode(f"{mark}==")
-        flipped = [
-            base64.urlsafe_b64encode(bytes([*raw[:index], raw[index] ^ 1, *raw[index + 1 :]])).decode().rstrip("=")
-            for index in (0, 7, 15)
-        ]
-        bent = [f"{epoch}.{int(at) - 1}.{mark}", f"{epoch}.{int(at) + 1}.{mark}", f"{epoch}.{at}.part1.{mark}"]
-        for each in [*bent, *(f"{epoch}.{at}.{other}" for other in flipped)]:
-            async with shop.watching(resume_revision=each) as again:
-                batches = await again.until_synced()
-            assert (batches[0].reset, event_texts(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
-    assert rules_harness.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
-
-
-async def test_page_token_of_other_caller_is_rejected(rules_harness: RulesHarness) -> None:
-    async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
-        token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
-        code, _, _, _ = error_fields(
-            await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
-        )
-        for position in (0, len(token) // 2, len(token) - 2):
-            bent = token[:position] + ("A" if token[position] != "A" else "B") + token[position + 1 :]
-            refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
-            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert rules_harness.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
 
 
 # --- stream limits ---

@@ -5,16 +5,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
-from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, event_texts, not_ready, ready
+from tests.integration.grpc_server.conftest import Subscriber, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
 
@@ -209,23 +207,6 @@ async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
                     given[event.cluster.name] = given.get(event.cluster.name, 0) + event.HasField("kubeconfig")
     assert set(given.values()) == {1}
     assert max(batch.ByteSize() for batch in batches) <= 1024 * 1024 + 8 * 1024
-
-
-async def test_negative_kubeconfig_ttl_is_rejected(harness: Harness) -> None:
-    async with harness.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=-1)) as subscriber:
-        assert (await subscriber.error()).code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-@pytest.mark.parametrize("ttl_s", [60, 600])
-async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) -> None:
-    backend = Backend(Scope.CLUSTER, takes_ttl=True)
-    async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
-        harness.listed(ready("alpha"))
-        async with harness.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
-            found = await snapshot(subscriber)
-            if not found[0].HasField("kubeconfig"):
-                found = await events(subscriber, 1)
-    assert [wanted.ttl_s for wanted in backend.asked] == [ttl_s]
 
 
 async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

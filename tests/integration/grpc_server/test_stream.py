@@ -11,18 +11,9 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
-from milo_discoveryd.registry.log import Retention
 from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
-
-
-async def test_empty_fleet_is_one_synced_reset_batch(harness: Harness) -> None:
-    harness.listed()
-    async with harness.subscriber() as subscriber:
-        batch = await subscriber.batch()
-    assert (list(batch.events), batch.reset, batch.synced, batch.previous_revision) == ([], True, True, "")
-    assert batch.source.state == pb.SourceStatus.STATE_CATCHING_UP
 
 
 async def test_unsynced_stream_has_only_heartbeats(harness: Harness) -> None:
@@ -44,16 +35,6 @@ async def test_stream_sends_snapshot_then_changes(harness: Harness) -> None:
         assert await subscriber.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_large_snapshot_is_split_and_last_part_is_synced(harness: Harness) -> None:
-    harness.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
-    async with harness.subscriber() as subscriber:
-        batches = await subscriber.until_synced()
-    assert len(batches) > 1
-    assert [batch.reset for batch in batches] == [True] + [False] * (len(batches) - 1)
-    assert len(event_texts(batches)) == len(set(event_texts(batches))) == 3000
-    assert max(batch.ByteSize() for batch in batches) < 1024 * 1024
-
-
 async def test_batch_names_previous_revision(harness: Harness) -> None:
     harness.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
     async with harness.subscriber() as subscriber:
@@ -61,18 +42,6 @@ async def test_batch_names_previous_revision(harness: Harness) -> None:
         harness.seen(ready("alpha"))
         batches.append(await subscriber.batch())
     assert [batch.previous_revision for batch in batches] == ["", *(batch.revision for batch in batches[:-1])]
-
-
-async def test_resumed_stream_neither_repeats_nor_misses(harness: Harness) -> None:
-    harness.listed(ready("alpha"), ready("beta"))
-    async with harness.subscriber() as subscriber:
-        seen = (await subscriber.until_synced())[-1].revision
-    harness.seen(not_ready("beta"), ready("gamma"))
-    async with harness.subscriber(resume_revision=seen) as subscriber:
-        batch = await subscriber.batch()
-    assert event_texts([batch]) == ["DISENGAGED beta NOT_READY", "ENGAGED gamma"]
-    assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, seen)
-    assert batch.HasField("source")
 
 
 async def test_resume_without_changes_is_answered_at_once(harness: Harness) -> None:
@@ -103,42 +72,6 @@ async def test_unknown_revision_gets_snapshot(harness: Harness, revision: str) -
     assert (event_texts([batch]), batch.reset, batch.previous_revision) == (["ENGAGED alpha"], True, "")
 
 
-async def test_compacted_revision_gets_snapshot(tmp_path: Path) -> None:
-    async with a_harness(tmp_path, retention=Retention(count=1)) as harness:
-        harness.listed(ready("alpha"), ready("beta"), ready("gamma"))
-        async with harness.subscriber() as subscriber:
-            seen = (await subscriber.until_synced())[-1].revision
-        harness.seen(not_ready("alpha"), not_ready("beta"))
-        async with harness.subscriber(resume_revision=seen) as subscriber:
-            batch = await subscriber.batch()
-    assert (event_texts([batch]), batch.reset) == (["ENGAGED gamma"], True)
-
-
-async def test_changes_of_one_read_are_one_batch(harness: Harness) -> None:
-    harness.listed(ready("alpha"))
-    async with harness.subscriber() as subscriber:
-        await subscriber.until_synced()
-        harness.seen(ready("alpha", uid="another"), ready("beta"))
-        assert await subscriber.events() == ["DISENGAGED alpha REPLACED", "ENGAGED alpha", "ENGAGED beta"]
-
-
-async def test_filter_transitions_engage_and_disengage(harness: Harness) -> None:
-    harness.listed(ready("alpha", env="prod"), ready("beta", env="dev"))
-    async with harness.subscriber(filter=pb.ClusterFilter(label_selector="env=prod")) as subscriber:
-        assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
-        harness.seen(ready("alpha", version="2", env="dev"), ready("beta", version="2", env="prod"))
-        assert await subscriber.events() == ["DISENGAGED alpha LABELS_CHANGED", "ENGAGED beta"]
-
-
-async def test_invisible_change_sends_nothing(harness: Harness) -> None:
-    harness.listed(ready("alpha", env="prod"))
-    async with harness.subscriber(filter=pb.ClusterFilter(names=["alpha"])) as subscriber:
-        await subscriber.until_synced()
-        harness.seen(ready("beta"))
-        harness.seen(ready("alpha", version="2", env="dev"))
-        assert await subscriber.events() == ["UPDATED alpha"]
-
-
 async def test_heartbeats_carry_source_status(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     async with harness.subscriber(heartbeat_interval=Duration(seconds=1)) as subscriber:
@@ -157,13 +90,6 @@ async def test_source_status_change_is_sent_at_once(harness: Harness) -> None:
         harness.source(SourceState.STALE, "ConnectFailed")
         batch = await subscriber.batch()
     assert (batch.source.state, batch.source.reason) == (pb.SourceStatus.STATE_STALE, "ConnectFailed")
-
-
-async def test_lost_source_disengages_nothing(harness: Harness) -> None:
-    harness.listed(ready("alpha"))
-    harness.source(SourceState.STALE, "ConnectFailed")
-    async with harness.subscriber() as subscriber:
-        assert event_texts(await subscriber.until_synced()) == ["ENGAGED alpha"]
 
 
 async def test_slow_reader_gets_coalesced_state(harness: Harness) -> None:

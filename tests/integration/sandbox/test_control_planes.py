@@ -22,18 +22,6 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
 
 
-async def test_control_plane_stores_config_maps(client: Client, sandbox: Sandbox) -> None:
-    sandbox.projects.create("alpha")
-    maps = behind("alpha", CONFIG_MAPS)
-    async with client.watch(maps) as stream:
-        created = await client.call("POST", maps, {"metadata": {"name": "one"}, "data": {"a": "1"}})
-        assert (created.status, created.json["metadata"]["namespace"]) == (201, "default")
-        await client.call("PATCH", f"{maps}/one", {"data": {"b": "2"}})
-        await client.call("DELETE", f"{maps}/one")
-        assert await stream.take(3) == [("ADDED", "one"), ("MODIFIED", "one"), ("DELETED", "one")]
-    assert (await client.get(behind("alpha", "/api/v1/configmaps"))).names == []
-
-
 async def test_control_plane_separates_namespaces(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for namespace in ("default", "kube-system"):

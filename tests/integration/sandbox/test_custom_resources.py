@@ -28,22 +28,6 @@ async def test_custom_resource_is_not_found_before_its_crd(client: Client) -> No
     assert (await client.get(behind("/apis/example.com/v1"))).status == 404
 
 
-async def test_crd_is_established_and_discovered(client: Client, sandbox: Sandbox) -> None:
-    assert (await define(client)).status == 201
-    defined = (await client.get(behind(f"{DEFINITIONS}/widgets.example.com"))).json
-    assert {each["type"]: each["status"] for each in defined["status"]["conditions"]} == {
-        "NamesAccepted": "True",
-        "Established": "True",
-    }
-    groups = (await client.get(behind("/apis"))).json["groups"]
-    assert "example.com" in {each["name"] for each in groups}
-    resources = (await client.get(behind("/apis/example.com/v1"))).json["resources"]
-    assert [(each["name"], each["namespaced"]) for each in resources] == [("widgets", True), ("widgets/status", True)]
-    assert (await client.get(behind(WIDGETS))).json["kind"] == "WidgetList"
-    sandbox.projects.create("beta")
-    assert (await client.get(behind(WIDGETS, "beta"))).status == 404
-
-
 async def test_custom_object_has_defaults_generation_and_a_status_of_its_own(client: Client) -> None:
     await define(client)
     created = await create(client, WIDGETS, widget() | {"status": {"note": "ignored"}, "unknown": 1})
@@ -56,15 +40,6 @@ async def test_custom_object_has_defaults_generation_and_a_status_of_its_own(cli
     assert status.json["metadata"]["generation"] == 1
     changed = await client.call("PATCH", one, {"status": {"note": "ignored"}, "spec": {"size": 2}})
     assert (changed.json["status"]["note"], changed.json["metadata"]["generation"]) == ("seen", 2)
-
-
-async def test_custom_object_without_status_subresource_stores_its_status(client: Client) -> None:
-    await define(client, subresources={})
-    created = await create(client, WIDGETS, widget() | {"status": {"note": "kept"}})
-    assert created["status"] == {"note": "kept"}
-    changed = await client.call("PATCH", behind(f"{WIDGETS}/one"), {"status": {"note": "new"}})
-    assert (changed.json["status"]["note"], changed.json["metadata"]["generation"]) == ("new", 2)
-    assert (await client.get(behind(f"{WIDGETS}/one/status"))).status == 404
 
 
 @pytest.mark.parametrize(
@@ -88,25 +63,6 @@ async def test_custom_object_keeps_unknown_fields_where_its_schema_preserves_the
     await define(client)
     created = await create(client, WIDGETS, widget(spec={"size": 1, "port": "http", "free": {"a": {"b": [1]}}}))
     assert (created["spec"]["free"], created["spec"]["port"]) == ({"a": {"b": [1]}}, "http")
-
-
-async def test_watch_follows_custom_objects(client: Client) -> None:
-    await define(client)
-    async with client.watch(behind("/apis/example.com/v1/widgets"), labelSelector="a=b") as stream:
-        await create(client, WIDGETS, widget("one", labels={"a": "b"}))
-        await create(client, WIDGETS, widget("two"))
-        await client.call("DELETE", behind(f"{WIDGETS}/one"))
-        assert await stream.take(2) == [("ADDED", "one"), ("DELETED", "one")]
-
-
-async def test_finalizer_keeps_a_custom_object(client: Client) -> None:
-    await define(client)
-    await create(client, WIDGETS, widget(finalizers=["example.com/hold"]))
-    one = behind(f"{WIDGETS}/one")
-    assert (await client.call("DELETE", one)).json["metadata"]["deletionTimestamp"]
-    assert (await client.get(one)).status == 200
-    await client.call("PATCH", one, {"metadata": {"finalizers": None}})
-    assert (await client.get(one)).status == 404
 
 
 async def test_crd_deletion_deletes_objects_and_ends_watches(client: Client) -> None:

@@ -1,59 +1,19 @@
 """The resources over HTTP: methods, media types, statuses, lists, pages, tables."""
 
-import asyncio
 import gzip
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from milo_sandbox import Features, Pace, Rule, Sandbox
+from milo_sandbox import Rule, Sandbox
 from tests.integration.sandbox.client import CONTROL_PLANES, PROJECTS, Client
 
-ALPHA = {"metadata": {"name": "alpha"}, "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}}}
 TABLE = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"}
 
 
 def reason(answer: Any) -> tuple[int, str]:
     return answer.status, answer.json["reason"]
-
-
-async def test_object_is_created_read_patched_replaced_and_deleted(client: Client) -> None:
-    created = await client.call("POST", PROJECTS, ALPHA)
-    assert created.status == 201
-    assert (await client.get(f"{PROJECTS}/alpha")).json == created.json
-
-    patched = await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"labels": {"env": "prod"}}})
-    assert (patched.status, patched.json["metadata"]["labels"]) == (200, {"env": "prod"})
-
-    replaced = await client.call("PUT", f"{PROJECTS}/alpha", patched.json | {"spec": ALPHA["spec"]})
-    assert (replaced.status, replaced.json) == (200, patched.json)
-
-    deleted = await client.call("DELETE", f"{PROJECTS}/alpha")
-    assert (deleted.status, deleted.json["status"]) == (200, "Success")
-    assert deleted.json["details"]["uid"] == created.json["metadata"]["uid"]
-    assert reason(await client.get(f"{PROJECTS}/alpha")) == (404, "NotFound")
-
-
-async def test_status_subresource_is_read_patched_and_replaced(client: Client, sandbox: Sandbox) -> None:
-    sandbox.projects.create("alpha")
-    condition = sandbox.projects.condition()
-    status = f"{PROJECTS}/alpha/status"
-    patched = await client.call("PATCH", status, {"status": {"conditions": [condition]}})
-    assert patched.json["status"]["conditions"] == [condition]
-    assert (await client.get(status)).json == patched.json
-    replaced = await client.call("PUT", status, patched.json | {"status": {"conditions": []}})
-    assert replaced.json["status"]["conditions"] == []
-    assert reason(await client.call("DELETE", status)) == (405, "MethodNotAllowed")
-
-
-async def test_deletion_with_finalizer_returns_object(client: Client, sandbox: Sandbox) -> None:
-    sandbox.projects.create("alpha", finalizers=["example.com/hold"])
-    held = await client.call("DELETE", f"{PROJECTS}/alpha")
-    assert held.json["metadata"]["deletionTimestamp"]
-    await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"finalizers": None}})
-    assert "alpha" not in sandbox.projects
 
 
 async def test_deletion_preconditions_are_read_from_body(client: Client, sandbox: Sandbox) -> None:
@@ -70,13 +30,6 @@ async def test_body_of_wrong_shape_is_bad_request(client: Client, sandbox: Sandb
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
     for spec in ([], {"resourceAttributes": 1}):
         assert reason(await client.call("POST", reviews, {"spec": spec})) == (400, "BadRequest")
-
-
-async def test_collection_is_deleted_by_selector(client: Client, sandbox: Sandbox) -> None:
-    for name, env in (("a", "prod"), ("b", "dev"), ("c", "dev")):
-        sandbox.projects.create(name, labels={"env": env})
-    assert (await client.call("DELETE", PROJECTS, labelSelector="env=dev")).names == ["b", "c"]
-    assert sandbox.projects.names() == ["a"]
 
 
 async def test_json_patch_is_applied_and_strategic_merge_patch_rejected(client: Client, sandbox: Sandbox) -> None:
@@ -108,53 +61,6 @@ async def test_unknown_path_is_404_and_wrong_method_is_405(client: Client) -> No
     assert reason(await client.get(f"{PROJECTS}/a/scale")) == (404, "NotFound")
     assert reason(await client.call("PUT", PROJECTS, {})) == (400, "BadRequest")
     assert reason(await client.call("POST", f"{PROJECTS}/a/status", {})) == (405, "MethodNotAllowed")
-
-
-async def test_list_is_ordered_and_filtered_by_selector(client: Client, sandbox: Sandbox) -> None:
-    for name, env in (("b", "prod"), ("c", "dev"), ("a", "prod")):
-        sandbox.projects.create(name, labels={"env": env})
-    listed = await client.get(PROJECTS)
-    assert (listed.names, listed.version) == (["a", "b", "c"], str(sandbox.store.version))
-    assert (await client.get(PROJECTS, labelSelector="env in (prod)")).names == ["a", "b"]
-    assert (await client.get(PROJECTS, fieldSelector="metadata.name=c")).names == ["c"]
-    assert reason(await client.get(PROJECTS, labelSelector="env in")) == (400, "BadRequest")
-
-
-async def test_empty_collection_lists_no_items(client: Client) -> None:
-    assert (await client.get(CONTROL_PLANES)).names == []
-
-
-async def test_pages_form_one_consistent_list(client: Client, sandbox: Sandbox) -> None:
-    for number in range(5):
-        sandbox.projects.create(f"p-{number}")
-    first = await client.get(PROJECTS, limit="2")
-    assert first.json["metadata"]["remainingItemCount"] == 3
-    sandbox.projects.delete("p-2")
-    sandbox.projects.create("p-25")
-    second = await client.get(PROJECTS, limit="2", **{"continue": first.json["metadata"]["continue"]})
-    third = await client.get(PROJECTS, limit="2", **{"continue": second.json["metadata"]["continue"]})
-    assert first.names + second.names + third.names == ["p-0", "p-1", "p-2", "p-3", "p-4"]
-    assert first.version == second.version == third.version
-    assert third.json["metadata"]["continue"] == ""
-
-
-async def test_exact_version_list_returns_old_state(client: Client, sandbox: Sandbox) -> None:
-    sandbox.projects.create("a")
-    version = str(sandbox.store.version)
-    sandbox.projects.create("b")
-    query = {"resourceVersion": version, "resourceVersionMatch": "Exact"}
-    assert (await client.get(PROJECTS, **query)).names == ["a"]
-    assert (await client.get(PROJECTS, resourceVersion=version)).names == ["a", "b"]
-
-
-async def test_list_at_future_version_waits(connect: Callable[[Sandbox], Client]) -> None:
-    async with Sandbox(features=Features(pace=Pace(patience=60))) as sandbox:
-        client = connect(sandbox)
-        await client.get(PROJECTS)
-        asked = asyncio.create_task(client.get(PROJECTS, resourceVersion="3"))
-        while not asked.done():
-            await client.call("POST", PROJECTS, {**ALPHA, "metadata": {"generateName": "p-"}})
-        assert len((await asked).names) >= 2
 
 
 async def test_table_has_printer_columns(client: Client, sandbox: Sandbox) -> None:

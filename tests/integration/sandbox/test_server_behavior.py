@@ -55,73 +55,6 @@ class TestTooManyRequests:
         assert (await client.get(PROJECTS)).status == 200
 
 
-class TestExpiredVersions:
-    async def test_watch_from_a_compacted_version_is_200_with_one_error_line(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
-        sandbox.projects.create("alpha")
-        version = str(sandbox.store.version)
-        sandbox.compact()
-        async with client.watch(PROJECTS, resourceVersion=version) as stream:
-            assert stream.status == 200
-            (error,) = await stream.rest()
-        assert (error["type"], error["object"]["kind"], error["object"]["code"]) == ("ERROR", "Status", 410)
-
-    async def test_list_at_a_compacted_version_is_410(self, client: Client, sandbox: Sandbox) -> None:
-        version = str(sandbox.store.version)
-        sandbox.compact()
-        gone = await client.get(PROJECTS, resourceVersion=version, resourceVersionMatch="Exact")
-        assert (gone.status, gone.json["reason"]) == (410, "Expired")
-
-    async def test_expired_continue_is_410_with_a_new_token(self, client: Client, sandbox: Sandbox) -> None:
-        for name in ("a", "b", "c"):
-            sandbox.projects.create(name)
-        first = await client.get(PROJECTS, limit="1")
-        sandbox.compact()
-        sandbox.projects.delete("b")
-        gone = await client.get(PROJECTS, limit="1", **{"continue": first.json["metadata"]["continue"]})
-        assert (gone.status, gone.json["reason"]) == (410, "Expired")
-        rest = await client.get(PROJECTS, limit="1", **{"continue": gone.json["metadata"]["continue"]})
-        assert rest.names == ["c"]
-        assert rest.version == str(sandbox.store.version)
-
-    async def test_expiring_pages_fault_expires_the_second_page(self, client: Client, sandbox: Sandbox) -> None:
-        sandbox.populate(3)
-        sandbox.faults.second_pages_gone(times=1)
-        first = await client.get(PROJECTS, limit="1")
-        token = {"continue": first.json["metadata"]["continue"]}
-        assert (await client.get(PROJECTS, **token)).status == 410
-        assert (await client.get(PROJECTS, **token)).status == 200
-
-    async def test_invalid_continue_is_400_and_invalid_version_is_500(self, client: Client) -> None:
-        assert (await client.get(PROJECTS, limit="1", **{"continue": "junk"})).status == 400
-        assert (await client.get(PROJECTS, watch="1", resourceVersion="abc")).status == 500
-
-
-class TestFutureVersions:
-    async def test_watch_from_a_future_version_is_silent(self, client: Client, sandbox: Sandbox) -> None:
-        sandbox.projects.create("alpha")
-        backup = sandbox.snapshot()
-        sandbox.projects.create("beta")
-        sandbox.projects.create("gamma")
-        future = str(sandbox.store.version)
-        sandbox.drop_watches()
-        sandbox.restore(backup)
-        async with client.watch(PROJECTS, resourceVersion=future, timeoutSeconds="1") as stream:
-            assert stream.status == 200
-            sandbox.projects.delete("alpha")
-            assert await stream.rest() == []
-
-    async def test_list_from_a_future_version_is_504(self, client: Client, sandbox: Sandbox) -> None:
-        refused = await client.get(PROJECTS, resourceVersion="999")
-        assert (refused.status, refused.json["reason"]) == (504, "Timeout")
-        assert refused.json["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
-        async with client.watch(PROJECTS, resourceVersion="999", **STREAMING) as stream:
-            assert stream.status == 200
-            (error,) = await stream.rest()
-        assert (error["type"], error["object"]["code"]) == ("ERROR", 504)
-
-
 class TestRestarts:
     async def test_killed_server_breaks_streams_and_refuses_connections(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
@@ -214,55 +147,6 @@ class TestBookmarksAndTimeouts:
     async def test_watch_with_a_negative_timeout_ends_at_once(self, client: Client) -> None:
         async with client.watch(PROJECTS, timeoutSeconds="-1") as stream:
             assert await stream.rest() == []
-
-
-class TestStreamingLists:
-    async def test_streaming_list_sends_all_objects_and_the_end_bookmark(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
-        names = sorted(sandbox.populate(700))
-        async with client.watch(PROJECTS, **STREAMING) as stream:
-            assert await stream.take(700) == [("ADDED", name) for name in names]
-            end = await stream.next()
-            assert end["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
-            sandbox.projects.create("later")
-            assert await stream.take(1) == [("ADDED", "later")]
-
-    async def test_streaming_list_validates_its_options(self, client: Client) -> None:
-        assert (await client.get(PROJECTS, watch="1", sendInitialEvents="true")).status == 422
-
-    async def test_streaming_list_is_refused_if_disabled(self, connect: Callable[[Sandbox], Client]) -> None:
-        async with Sandbox(features=Features(streaming_lists=False)) as sandbox:
-            refused = await connect(sandbox).get(PROJECTS, watch="1", **STREAMING)
-        assert (refused.status, refused.json["reason"]) == (422, "Invalid")
-        assert "sendInitialEvents is forbidden" in refused.json["message"]
-
-
-class TestSelectors:
-    async def test_object_leaving_a_selector_is_deleted_with_its_old_labels(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
-        created = sandbox.projects.create("alpha", labels={"env": "prod"})
-        async with client.watch(PROJECTS, labelSelector="env=prod") as stream:
-            assert await stream.take(1) == [("ADDED", "alpha")]
-            moved = sandbox.projects.label("alpha", {"env": "dev"})
-            gone = await stream.next()
-            sandbox.projects.label("alpha", {"env": "prod"})
-            back = await stream.next()
-        assert gone["type"] == "DELETED"
-        assert gone["object"]["metadata"]["labels"] == {"env": "prod"}
-        assert gone["object"]["metadata"]["resourceVersion"] == moved["metadata"]["resourceVersion"]
-        assert back["type"] == "ADDED"
-        assert back["object"]["metadata"]["uid"] == created["metadata"]["uid"]
-
-    async def test_noop_patch_sends_no_event(self, client: Client, sandbox: Sandbox) -> None:
-        sandbox.projects.create("alpha", labels={"env": "prod"})
-        async with client.watch(PROJECTS) as stream:
-            assert await stream.take(1) == [("ADDED", "alpha")]
-            await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"labels": {"env": "prod"}}})
-            await client.call("PATCH", f"{PROJECTS}/alpha/status", {"metadata": {"labels": {"env": "dev"}}})
-            sandbox.projects.create("beta")
-            assert await stream.take(1) == [("ADDED", "beta")]
 
 
 class TestReportRecreatedFault:

@@ -30,16 +30,6 @@ def owners(answer: Answer) -> dict[tuple[str, str], Any]:
     return {(each["manager"], each["operation"]): each["fieldsV1"] for each in answer.json["metadata"]["managedFields"]}
 
 
-async def test_apply_creates_then_changes_only_what_it_names(client: Client) -> None:
-    created = await apply(client, ONE, config_map(a="1", b="2"))
-    assert (created.status, created.json["data"]) == (201, {"a": "1", "b": "2"})
-    assert owners(created) == {("first", "Apply"): {"f:data": {"f:a": {}, "f:b": {}}}}
-    await client.call("PATCH", behind(ONE), {"data": {"c": "3"}}, fieldManager="editor")
-    applied = await apply(client, ONE, config_map(a="new"))
-    assert (applied.status, applied.json["data"]) == (200, {"a": "new", "c": "3"})
-    assert owners(applied)["editor", "Update"] == {"f:data": {"f:c": {}}}
-
-
 async def test_object_without_fields_has_no_managed_fields(client: Client) -> None:
     created = await client.call("POST", behind(CONFIG_MAPS), {"metadata": {"name": "one"}})
     assert (created.status, "managedFields" in created.json["metadata"]) == (201, False)
@@ -49,16 +39,6 @@ async def test_apply_without_changes_keeps_the_version(client: Client) -> None:
     first = await apply(client, ONE, config_map(a="1"))
     again = await apply(client, ONE, config_map(a="1"))
     assert again.json == first.json
-
-
-async def test_apply_conflicts_with_another_manager_unless_forced(client: Client) -> None:
-    await apply(client, ONE, config_map(a="1"))
-    refused = await apply(client, ONE, config_map(a="2"), "second")
-    (cause,) = refused.json["details"]["causes"]
-    assert (refused.status, refused.json["reason"]) == (409, "Conflict")
-    assert (cause["reason"], cause["field"]) == ("FieldManagerConflict", ".data.a")
-    forced = await apply(client, ONE, config_map(a="2"), "second", force="true")
-    assert (forced.json["data"], owners(forced)) == ({"a": "2"}, {("second", "Apply"): {"f:data": {"f:a": {}}}})
 
 
 async def test_field_of_two_managers_stays_until_both_drop_it(client: Client) -> None:

@@ -59,36 +59,6 @@ def test_created_control_plane_has_its_default_condition(store: Store) -> None:
     assert (condition["type"], condition["status"], condition["reason"]) == ("ControlPlaneReady", "False", "Creating")
 
 
-def test_status_without_conditions_is_defaulted(store: Store) -> None:
-    store.create(PROJECTS, project())
-    (condition,) = merge(store, {"status": {"suspensions": []}}, part=Part.STATUS)["status"]["conditions"]
-    assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "Unknown", "Unknown")
-
-
-def test_status_subresource_changes_only_status(store: Store) -> None:
-    store.create(PROJECTS, project(labels={"env": "prod"}))
-    patch = {"metadata": {"labels": {"env": "dev"}}, "spec": None, "status": {"conditions": [ready()]}}
-    found = merge(store, patch, part=Part.STATUS)
-    assert found["status"]["conditions"] == [ready()]
-    assert found["metadata"]["labels"] == {"env": "prod"}
-    assert found["metadata"]["generation"] == 1
-    assert found["spec"]["ownerRef"]["name"] == "acme"
-
-
-def test_main_resource_does_not_change_status(store: Store) -> None:
-    store.create(PROJECTS, project())
-    merge(store, {"status": {"conditions": [ready()]}}, part=Part.STATUS)
-    found = merge(store, {"metadata": {"labels": {"a": "b"}}, "status": None})
-    assert found["metadata"]["labels"] == {"a": "b"}
-    assert found["status"]["conditions"] == [ready()]
-
-
-def test_generation_counts_spec_changes_only(store: Store) -> None:
-    store.create(PROJECTS, project())
-    assert merge(store, {"metadata": {"labels": {"a": "b"}}})["metadata"]["generation"] == 1
-    assert merge(store, {"spec": {"ownerRef": {"name": "other"}}})["metadata"]["generation"] == 2
-
-
 def test_noop_write_keeps_the_version(store: Store) -> None:
     store.create(PROJECTS, project(labels={"a": "b"}))
     before = store.version
@@ -103,17 +73,6 @@ def test_store_has_one_version_sequence(store: Store) -> None:
     first = store.create(PROJECTS, project())
     second = store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
     assert second.version == first.version + 1 == store.version
-
-
-def test_finalizer_keeps_a_deleted_object(store: Store) -> None:
-    store.create(PROJECTS, project(finalizers=["example.com/hold"]))
-    record, gone = store.delete(PROJECTS, "alpha")
-    assert not gone
-    assert record.document()["metadata"]["deletionTimestamp"] == "2026-01-02T03:04:05Z"
-    again, gone = store.delete(PROJECTS, "alpha")
-    assert (again, gone) == (record, False)
-    merge(store, {"metadata": {"finalizers": None}})
-    assert store[PROJECTS].get("alpha") is None
 
 
 def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:

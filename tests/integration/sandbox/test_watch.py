@@ -39,22 +39,6 @@ def sent(watch: Watch, now: float = START) -> list[tuple[str, str]]:
     return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines(watch, now)]
 
 
-def test_watch_without_version_starts_with_current_objects(store: Store) -> None:
-    put(store, "a")
-    for query in ({}, {"resourceVersion": "0"}):
-        opened = watch(store, **query)
-        assert sent(opened) == [("ADDED", "a")]
-    put(store, "b")
-    assert sent(opened) == [("ADDED", "b")]
-
-
-def test_watch_resumes_after_version(store: Store) -> None:
-    put(store, "a")
-    version = str(store.version)
-    put(store, "b")
-    assert sent(watch(store, resourceVersion=version)) == [("ADDED", "b")]
-
-
 def test_write_during_initial_events_follows_them(store: Store) -> None:
     for number in range(300):
         put(store, f"p-{number:03}")
@@ -65,23 +49,6 @@ def test_write_during_initial_events_follows_them(store: Store) -> None:
     rest = sent(opened)
     assert rest[-2:] == [("BOOKMARK", ""), ("ADDED", "a-late")]
     assert len(first) + len(rest) == 302
-
-
-def test_streaming_list_ends_with_initial_events_end_bookmark(store: Store) -> None:
-    put(store, "a")
-    added, mark = lines(watch(store, **STREAMING))
-    assert added["type"] == "ADDED"
-    assert mark == {
-        "type": "BOOKMARK",
-        "object": {
-            "kind": "Project",
-            "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
-            "metadata": {
-                "resourceVersion": str(store.version),
-                "annotations": {"k8s.io/initial-events-end": "true"},
-            },
-        },
-    }
 
 
 def test_streaming_list_without_bookmarks_never_reports_completion(store: Store) -> None:
@@ -115,12 +82,6 @@ def test_short_watch_has_no_bookmarks(store: Store) -> None:
     assert opened.done
 
 
-def test_watch_without_bookmarks_requested_gets_none(store: Store) -> None:
-    opened = watch(store)
-    assert sent(opened, START + 600) == []
-    assert not opened.done
-
-
 def test_watch_timeout_is_as_requested_or_chosen_by_server(store: Store) -> None:
     for timeout, end in (("3", START + 3), ("0", START + 2700)):
         opened = watch(store, timeoutSeconds=timeout)
@@ -128,49 +89,6 @@ def test_watch_timeout_is_as_requested_or_chosen_by_server(store: Store) -> None
         assert not opened.done
         sent(opened, end)
         assert opened.done
-
-
-def test_negative_watch_timeout_ends_immediately(store: Store) -> None:
-    opened = watch(store, timeoutSeconds="-1")
-    assert sent(opened) == []
-    assert opened.done
-
-
-def test_future_version_watch_is_silent_until_it_exists(store: Store) -> None:
-    future = store.version + 2
-    opened = watch(store, resourceVersion=str(future), allowWatchBookmarks="true")
-    put(store, "a")
-    assert sent(opened, START + 500) == []
-    put(store, "b")
-    put(store, "c")
-    assert sent(opened, START + 501) == [("ADDED", "c")]
-
-
-def test_future_version_streaming_list_fails_after_timeout(store: Store) -> None:
-    opened = watch(store, **STREAMING, resourceVersion="99")
-    assert sent(opened) == []
-    assert opened.wakes_at == START + 3
-    (error,) = lines(opened, START + 3)
-    assert (error["type"], error["object"]["code"]) == ("ERROR", 504)
-    assert error["object"]["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
-    assert opened.done
-
-
-def test_future_version_streaming_list_is_answered_when_it_exists(store: Store) -> None:
-    opened = watch(store, **STREAMING, resourceVersion=str(store.version + 1))
-    assert sent(opened) == []
-    put(store, "a")
-    assert sent(opened, START + 1) == [("ADDED", "a"), ("BOOKMARK", "")]
-
-
-def test_expired_version_watch_is_one_error_event(store: Store) -> None:
-    put(store, "a")
-    old = str(store.version)
-    store.compact()
-    opened = watch(store, resourceVersion=old)
-    (error,) = lines(opened)
-    assert (error["type"], error["object"]["code"], error["object"]["reason"]) == ("ERROR", 410, "Expired")
-    assert opened.done
 
 
 def test_open_watch_survives_compaction() -> None:

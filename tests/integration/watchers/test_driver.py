@@ -234,78 +234,6 @@ async def test_streaming_list_engages_ready_objects_and_continues_as_watch() -> 
     ].items()
 
 
-async def test_server_without_streaming_lists_is_read_in_pages() -> None:
-    server_script = ScriptedServer()
-    server_script.watches = [answering(lambda: error_status(422, "Invalid")), ScriptedResponse()]
-    server_script.lists = [listing(7, project("alpha", 1), more="page-2"), listing(7, project("beta", 2))]
-    async with running(server_script) as run:
-        await run.synced()
-        assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
-    _, first, second, watch = server_script.queries
-    assert (first["limit"], "continue" in first) == ("5000", False)
-    assert second["continue"] == "page-2"
-    assert watch["resourceVersion"] == "7"
-
-
-async def test_watch_cut_within_an_event_resumes_before_it() -> None:
-    server_script = ScriptedServer()
-    half = line("ADDED", project("beta", 9))[:40]
-    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = ScriptedResponse()
-    server_script.watches = [first, second]
-    async with running(server_script) as run:
-        await run.synced()
-        first.send(line("MODIFIED", project("alpha", 6)) + half)
-        first.cut()
-        await second.asked.wait()
-        assert server_script.queries[-1]["resourceVersion"] == "6"
-        second.send(line("ADDED", project("beta", 9)))
-        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
-
-
-async def test_expired_version_leads_to_relist_with_differences_only() -> None:
-    server_script = ScriptedServer()
-    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = ScriptedResponse(
-        line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 8)), bookmark(9, ends_list=True)
-    )
-    server_script.watches = [first, second]
-    async with running(server_script) as run:
-        await run.synced()
-        first.send(expired())
-        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
-
-
-async def test_lost_server_is_reported_and_disengages_nothing() -> None:
-    server_script = ScriptedServer()
-    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    server_script.watches = [
-        first,
-        *[answering(lambda: web.Response(status=503, text="<html>no</html>"))] * 3,
-        ScriptedResponse(),
-    ]
-    async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=0.05, cap_s=0.05))) as run:
-        await run.synced()
-        first.cut()
-        await eventually(lambda: run.fleet.status.state is SourceState.STALE)
-        assert (run.fleet.status.reason, run.fleet.status.message) == ("NotServing", "503: no")
-        await run.synced()
-        assert run.events == ["ENGAGED alpha"]
-
-
-@pytest.mark.parametrize("status", [404, 503])
-async def test_resource_not_served_yet_is_resumed_at_same_version(status: int) -> None:
-    server_script = ScriptedServer()
-    first = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    second = ScriptedResponse()
-    server_script.watches = [first, answering(lambda: web.Response(status=status, text="404 page not found")), second]
-    async with running(server_script) as run:
-        await run.synced()
-        first.cut()
-        await second.asked.wait()
-    assert server_script.queries[-1]["resourceVersion"] == "5"
-
-
 async def test_deletion_is_reported_after_not_found() -> None:
     server_script = ScriptedServer()
     watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
@@ -434,43 +362,6 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
         second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
         await eventually(lambda: not len(run.fleet.pending_deletions))
         assert run.events == ["ENGAGED alpha"]
-
-
-async def test_live_object_reported_as_deleted_stays_engaged() -> None:
-    server_script = ScriptedServer()
-    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    server_script.watches = [watch]
-    server_script.reads = [answering(lambda: web.json_response(project("alpha", 1)))]
-    async with running(server_script) as run:
-        await run.synced()
-        watch.send(line("DELETED", project("alpha", 6)))
-        await eventually(lambda: not server_script.reads and not len(run.fleet.pending_deletions))
-        assert run.events == ["ENGAGED alpha"]
-
-
-async def test_object_recreated_during_confirmation_is_replaced() -> None:
-    server_script = ScriptedServer()
-    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    server_script.watches = [watch]
-    server_script.reads = [answering(lambda: web.json_response(project("alpha", 7, uid="another")))]
-    async with running(server_script) as run:
-        await run.synced()
-        watch.send(line("DELETED", project("alpha", 6)))
-        await run.expect_events("ENGAGED alpha", "DISENGAGED alpha REPLACED", "ENGAGED alpha")
-
-
-async def test_malformed_object_does_not_affect_others() -> None:
-    server_script = ScriptedServer()
-    bad = {"metadata": {"name": "bad", "uid": "uid-bad", "resourceVersion": "2"}, "status": {"conditions": 7}}
-    server_script.watches = [
-        ScriptedResponse(line("ADDED", bad), line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
-    ]
-    async with running(server_script) as run:
-        await run.synced()
-        assert run.events == ["ENGAGED alpha"]
-        record = run.fleet.registry["bad"]
-        assert record is not None
-        assert "conditions" in record.message
 
 
 @pytest.mark.parametrize("where", ["head of the list", "list", "watch", "look", "back-off"])
