@@ -15,10 +15,11 @@ DIRECTORY = ROOT / "requirements"
 
 DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "kube/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
+DEV = ("conformance/pyproject.toml", *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
-    "dev": (*SANDBOX, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
+    "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
     "mutants": (*SANDBOX, "--extra", "controllers", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release")},

@@ -19,6 +19,7 @@ COPIES = {
     "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube\[http2\]==)([^"]+)'),
     "kube/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
+    "conformance/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
     "docs/deploying.md": (
         r"(milo-discoveryd(?:-sandbox)?:)(\d[0-9a-z.]+)",

@@ -18,6 +18,7 @@ PACKAGES = {
     "milo_discovery_client": ROOT / "clients" / "python",
     "milo_kube": ROOT / "kube",
     "milo_sandbox": ROOT / "sandbox",
+    "milo_discovery_conformance": ROOT / "conformance",
 }
 
 

@@ -10,6 +10,7 @@ PACKAGES = (
     ROOT / "clients/python/src/milo_discovery",
     ROOT / "kube/src/milo_kube",
     ROOT / "sandbox/src/milo_sandbox",
+    ROOT / "conformance/src/milo_conformance",
 )
 
 

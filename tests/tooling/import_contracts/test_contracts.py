@@ -19,6 +19,7 @@ FORBIDDEN = {
     "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
     "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
     "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),
+    "conformance": ("milo_conformance/failure.py", "import milo_discovery.model"),
     "sandbox-store": ("milo_sandbox/history.py", "import time"),
     "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
     "client": ("milo_discovery/model.py", "import milo_discoveryd.model"),

@@ -18,7 +18,7 @@ from milo_discovery._ownership import Ownership, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
-from milo_discovery.model import Cluster, SourceStatus
+from milo_discovery.model import Cluster, EventType, SourceStatus
 
 log = logging.getLogger("milo_discovery.watch")
 
@@ -59,7 +59,7 @@ class Subscription:
             self._connected_at = now
             self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
-        self.pending.extend(map(_without_unusable_kubeconfig, changes))
+        self.pending.extend(item for change in changes if (item := _usable(change)) is not None)
 
     def ownership_ended(self) -> None:
         """Disengage all clusters, because the daemon did not renew its ownership."""
@@ -80,14 +80,14 @@ class Subscription:
         self._connected_at = None
 
 
-def _without_unusable_kubeconfig(item: Event | StreamNotice) -> Event | StreamNotice:
-    """Remove a kubeconfig that could run a program. Refusing the event instead would stop the watch."""
+def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
+    """Remove a kubeconfig that could run a program; return None for an event that has nothing else."""
     if isinstance(item, Event) and item.kubeconfig is not None:
         try:
             read_access(item.kubeconfig.kubeconfig)
         except UnusableKubeconfig as error:
             log.error("kubeconfig of cluster %r refused: %s", item.cluster.name, error)  # noqa: TRY400  (no secrets)
-            return replace(item, kubeconfig=None)
+            return None if item.type is EventType.KUBECONFIG else replace(item, kubeconfig=None)
     return item
 
 

@@ -1,0 +1,119 @@
+"""The command `milo-discovery-conformance`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from milo_conformance import report
+from milo_conformance.cases import every_case
+from milo_conformance.failure import CannotRun
+from milo_conformance.run import Case, Feature, Outcome, Profile, judge
+from milo_conformance.subscriber import Launch, Program
+
+
+@click.group()
+@click.version_option(package_name="milo-discovery-conformance")
+def main() -> None:
+    """Judge whether a client of milo-discoveryd keeps the rules of its protocol."""
+
+
+@main.command("list")
+@click.option("--profile", "profiles", multiple=True, type=click.Choice([each.value for each in Profile]))
+def list_cases(profiles: Sequence[str]) -> None:
+    """List the cases, with why each matters and the line of the proto file that demands it."""
+    for one in select(profiles, ()):
+        click.echo(f"{one.profile.value}/{one.name}\n    {one.title}.\n    {one.why}\n    {report.place(one)}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Choice([each.value for each in Profile]),
+    help="Run the cases of this profile, which the client claims; all if not given.",
+)
+@click.option(
+    "--without",
+    "unsupported",
+    multiple=True,
+    type=click.Choice([each.value for each in Feature]),
+    help="The client lacks this feature: skip the cases that need it.",
+)
+@click.option("--case", "names", multiple=True, help="Run this case only.")
+@click.option("--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Run so many cases at a time.")
+@click.option("--verbose", is_flag=True, help="Print the exchange between daemon and subscriber.")
+@click.option("--output", type=click.Choice(["table", "tap"]), default="table", show_default=True)
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
+@click.option(
+    "--report", "report_file", type=click.Path(path_type=Path), help="Write a report to this file, to publish."
+)
+@click.option("--client", default="", help="The client's name and version, for the report.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(  # noqa: PLR0917  (click passes them by name)
+    profiles: Sequence[str],
+    unsupported: Sequence[str],
+    names: Sequence[str],
+    jobs: int,
+    verbose: bool,
+    output: str,
+    junit: Path | None,
+    report_file: Path | None,
+    client: str,
+    command: Sequence[str],
+) -> None:
+    """Run the cases against COMMAND, a subscriber. Exit with 1 if one fails, and 2 if the subscriber cannot be run."""
+    cases = select(profiles, names)
+    try:
+        outcomes = asyncio.run(
+            judge_all(cases, Program(command), frozenset(map(Feature, unsupported)), jobs, is_verbose=verbose)
+        )
+    except CannotRun as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(report.tap(outcomes) if output == "tap" else report.table(outcomes))
+    if junit is not None:
+        junit.write_text(report.junit(outcomes))
+    if report_file is not None:
+        report_file.write_text(report.to_publish(outcomes, client))
+    sys.exit(any(outcome.failure is not None for outcome in outcomes))
+
+
+def select(profiles: Sequence[str], names: Sequence[str]) -> list[Case]:
+    """Return the cases of the profiles with the names; of all profiles, or with any name, where none are given."""
+    cases = every_case()
+    unknown = set(names) - {one.name for one in cases}
+    if unknown:
+        raise click.BadParameter(f"no such case: {', '.join(sorted(unknown))}", param_hint="--case")
+    return [
+        one for one in cases if (not profiles or one.profile.value in profiles) and (not names or one.name in names)
+    ]
+
+
+async def judge_all(
+    cases: Sequence[Case], launch: Launch, unsupported: frozenset[Feature], jobs: int, *, is_verbose: bool = False
+) -> list[Outcome]:
+    """Run the cases, some at a time and large ones alone; return their outcomes in order."""
+    slots = asyncio.Semaphore(jobs)
+    outcomes: dict[Case, Outcome] = {}
+
+    async def judged(one: Case) -> None:
+        async with slots:
+            outcome = outcomes[one] = await judge(one, launch, unsupported)
+        if is_verbose:
+            click.echo("\n".join([f"=== {one.profile.value}/{one.name}", *outcome.exchange, ""]))
+
+    await asyncio.gather(*[judged(one) for one in cases if not one.is_large])
+    for one in cases:
+        if one.is_large:
+            await judged(one)
+    return [outcomes[one] for one in cases]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,747 @@
+"""What every client has to do: follow the fleet across everything that happens to a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import grpc
+
+from milo_conformance.daemon import cluster, disengaged, engaged, updated
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import HEARTBEAT_S, Feature, Profile, Run, case
+from milo_discovery._gen import discovery_pb2 as pb
+
+SILENCE_S = 3 * HEARTBEAT_S
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+
+core = partial(case, Profile.CORE)
+
+
+@core(
+    "A snapshot in one batch engages its clusters",
+    why="Every operator begins with it.",
+    demands="The first batches are a snapshot of the fleet, every cluster as one ENGAGED event.",
+)
+async def first_snapshot(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a"), engaged("b", suspended=True))
+    await run.told("ENGAGED a", "ENGAGED b suspended")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A snapshot in many batches is told once it is complete",
+    why="A fleet does not fit into one batch. A cluster that is engaged too early may not be part of it.",
+    demands="`synced` is true from the batch that completes",
+)
+async def snapshot_in_many_batches(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    await stream.send(engaged("a"), engaged("b"), reset=True, synced=False)
+    await stream.send(disengaged("a"), updated("b", endpoint="https://other"), engaged("c"), synced=False)
+    await stream.send(engaged("d"))
+    await run.told("ENGAGED b endpoint=https://other", "ENGAGED c", "ENGAGED d")
+    await run.nothing_else(stream)
+
+
+@core(
+    "An empty fleet is a complete view",
+    why="A client that waits for the first cluster keeps the clusters of a fleet that has become empty.",
+    demands="An empty fleet is one batch without events, `reset = true`, `synced = true`.",
+)
+async def empty_fleet(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot()
+    await run.told("DISENGAGED a")
+    await run.nothing_else(stream)
+
+
+@core(
+    "Heartbeats before the first snapshot are no view",
+    why="A daemon that starts holds its streams open until it has seen a complete list. An operator that counts these "
+    "heartbeats as an empty fleet ends all of its work.",
+    demands="it holds the stream open and sends only heartbeats with `synced = false`",
+)
+async def unsynced_heartbeats(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    old = stream.revision
+    stream = await run.stream(resuming=old)
+    await stream.send(synced=False, revision="0", previous="")
+    await stream.heartbeat(synced=False)
+    await stream.snapshot(engaged("a"))
+    await run.nothing_else(stream)
+
+
+@core(
+    "A daemon that is lost before its first snapshot leaves the revision as it was",
+    why="A resume revision that is taken from a heartbeat of another daemon loses what happened in between.",
+    demands="open it again with the last `revision` you",
+)
+async def revision_before_snapshot(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    old = stream.revision
+    stream = await run.stream(resuming=old)
+    await stream.send(synced=False, revision="0", previous="")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=old)
+    await stream.send(engaged("b"))
+    await run.told("ENGAGED b")
+    await run.nothing_else(stream)
+
+
+@core(
+    "Changes are told as they happen",
+    why="This is what a stream is for.",
+    demands="Go on reading: each further batch holds what changed since.",
+)
+async def changes(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    await stream.send(engaged("c"), updated("a", labels={"env": "prod"}))
+    await run.told("ENGAGED c", "UPDATED a")
+    await stream.send(disengaged("b", "NOT_READY"))
+    await stream.send(disengaged("a", "DELETED"), engaged("b"))
+    await run.told("DISENGAGED b reason=NOT_READY", "ENGAGED b", "DISENGAGED a reason=DELETED")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A project that is created again under its name is another cluster",
+    why="An operator that goes on works in a new project with the state of the old one.",
+    demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
+)
+async def replaced_in_one_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other"))
+    await run.told("DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A stream resumes from the last revision",
+    why="Otherwise each reconnect costs a snapshot, or loses what happened meanwhile.",
+    demands="It goes on from there, or starts over and says so (`reset`).",
+)
+async def resume(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    await stream.send(updated("a", labels={"env": "prod"}))
+    await stream.send(disengaged("b"))
+    await run.told("UPDATED a", "DISENGAGED b reason=DELETED")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("b"), engaged("c"))
+    await run.told("ENGAGED b", "ENGAGED c")
+    await run.nothing_else(stream)
+
+
+@core(
+    "The revision of a batch without events counts",
+    why="Changes outside the filter advance the revision. An older one is refused, which costs a snapshot.",
+    demands="Where the stream stands after this batch.",
+)
+async def revision_of_empty_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send()
+    await run.nothing_else(stream)
+    await stream.send()
+    await asyncio.sleep(0.2)  # read by then, or else the stream ends before it and the next line fails a correct client
+    stream.finish()
+    await run.stream(resuming=stream.revision)
+
+
+@core(
+    "Every stream has the filter of the first",
+    why="Without it, a subscriber of some clusters gets all of them after the first reconnect.",
+    demands="The `revision` of the last batch received from an earlier stream with the same filter.",
+)
+async def same_filter(run: Run) -> None:
+    await run.start({"CONFORMANCE_LABEL_SELECTOR": "env in (prod, staging)"})
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+@core(
+    "A resume that is refused is a snapshot, of which the differences are told",
+    why="A restarted daemon starts over. Each cluster that is engaged again costs its caches.",
+    demands="clusters known from before that are not named between here and `synced` are disengaged",
+)
+async def resume_refused(run: Run) -> None:
+    stream = await run.synced("stays", "goes", "changes")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("stays"), engaged("comes"), reset=True, synced=False)
+    await stream.send(engaged("changes", suspended=True))
+    await run.told("DISENGAGED goes", "ENGAGED comes", "UPDATED changes suspended")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A snapshot starts over within a stream",
+    why="A daemon whose source became complete sends another snapshot on the same stream.",
+    demands="This batch starts over",
+)
+async def reset_within_stream(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    await stream.send(engaged("b"), engaged("x"), reset=True, synced=False)
+    await stream.send(engaged("b"), engaged("c"), reset=True)
+    await run.told("DISENGAGED a", "ENGAGED c")
+    await run.nothing_else(stream)
+
+
+def cut_at(boundary: int) -> Callable[[Run], Awaitable[None]]:
+    async def script(run: Run) -> None:
+        stream = await run.synced("a")
+        stream.end(UNAVAILABLE)
+        old = stream.revision
+        stream = await run.stream(resuming=old)
+        await stream.send(engaged("cut-1"), reset=True, synced=False)
+        for batch in range(1, boundary):
+            await stream.send(engaged(f"cut-{batch + 1}"), synced=False)
+        stream.end(UNAVAILABLE)
+        stream = await run.stream(resuming=old)
+        await stream.send(engaged("a"), reset=True, synced=False)
+        await stream.send(engaged("b"), synced=False)
+        await stream.send(engaged("c"))
+        await run.told("ENGAGED b", "ENGAGED c")
+        await run.nothing_else(stream)
+
+    return script
+
+
+for number in (1, 2, 3):
+    core(
+        f"A snapshot that is cut after batch {number} has no effect",
+        why="Half a fleet is none: a client that believes it disengages the rest, or resumes within it and never "
+        "hears of the rest.",
+        demands="A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a",
+        name=f"snapshot-cut-after-batch-{number}",
+    )(cut_at(number))
+
+
+@core(
+    "A restarted daemon with the same clusters disengages none",
+    why="Its incarnations are new, the clusters are not. A client that engages them again rebuilds every cache.",
+    demands="The same name and UID are the same cluster whatever its",
+)
+async def restart_with_same_clusters(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(
+        *[engaged(name, incarnation=f"{name}-2", source_resource_version="77") for name in ("b", "a")]
+    )
+    await run.nothing_else(stream)
+
+
+@core(
+    "A cluster that is missing after a restart was disengaged for an unknown reason",
+    why="An operator that deletes data does so for DELETED alone, and nobody confirmed a deletion.",
+    demands="clusters known from before that are not named between here and `synced` are disengaged",
+)
+async def restart_with_fewer_clusters(run: Run) -> None:
+    stream = await run.synced("a", "b", "c")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("b"))
+    await run.told("DISENGAGED a", "DISENGAGED c")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A cluster that is new after a restart is engaged",
+    why="Otherwise nobody works in projects that were created while the daemon was away.",
+    demands="that are not named between here and `synced` are disengaged",
+)
+async def restart_with_more_clusters(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    new = [f"new-{number}" for number in range(5)]
+    await stream.snapshot(engaged("a"), *map(engaged, new))
+    await run.told(*[f"ENGAGED {name}" for name in new])
+    await run.nothing_else(stream)
+
+
+@core(
+    "Another UID after a restart is another cluster",
+    why="The project was deleted and created again while the daemon was away. They have a name in common.",
+    demands="its old name is another cluster",
+)
+async def restart_with_replaced_cluster(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("a", uid="other"), engaged("b"))
+    await run.told("DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A cluster that changed while the daemon was away is updated",
+    why="An operator that is not told goes on with the old endpoint, labels or suspension.",
+    demands="A field of it changed. It is the same cluster: keep your caches.",
+)
+async def restart_with_changed_cluster(run: Run) -> None:
+    stream = await run.synced("a", "b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("a", endpoint="https://elsewhere"), engaged("b", annotations={"note": "x"}))
+    await run.told("UPDATED a endpoint=https://elsewhere", "UPDATED b")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A missing batch ends the stream, which resumes from the one before",
+    why="What was in it would be missing forever.",
+    demands="If it isn't what you last received, a batch is missing.",
+)
+async def missing_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    old = stream.revision
+    await stream.send(engaged("c"), previous="lost")
+    stream = await run.stream(resuming=old)
+    await stream.send(engaged("b"), engaged("c"))
+    await run.told("ENGAGED b", "ENGAGED c")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A missing batch within a snapshot ends the stream",
+    why="A snapshot that lacks a batch disengages the clusters that were in it.",
+    demands="The `revision` of the batch before this one on this stream",
+)
+async def missing_batch_in_snapshot(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    old = stream.revision
+    stream = await run.stream(resuming=old)
+    await stream.send(engaged("b"), reset=True, synced=False)
+    await stream.send(engaged("c"), previous="lost")
+    stream = await run.stream(resuming=old)
+    await stream.snapshot(engaged("a"), engaged("b"), engaged("c"))
+    await run.told("ENGAGED b", "ENGAGED c")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A resumed stream that continues from another revision ends",
+    why="The first batch names what it was resumed from: another one is the answer to another request.",
+    demands="in the first batch of a resumed stream, what it",
+)
+async def resumed_from_another_revision(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    old = stream.revision
+    stream = await run.stream(resuming=old)
+    await stream.send(engaged("c"), previous="another")
+    stream = await run.stream(resuming=old)
+    await stream.send(engaged("b"))
+    await run.told("ENGAGED b")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A batch that arrives twice is applied once",
+    why="A proxy or a bug can repeat it. Work would begin twice.",
+    demands="Nothing is delivered twice on a stream, nor across a",
+)
+async def duplicate_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    before = stream.revision
+    await stream.send(updated("a", suspended=True), engaged("b"))
+    await run.told("UPDATED a suspended", "ENGAGED b")
+    await stream.send(updated("a", suspended=True), previous=before, revision=stream.revision)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+def contradiction(*events: pb.ClusterEvent, then: tuple[str, ...] = ()) -> Callable[[Run], Awaitable[None]]:
+    """Return a script with a batch that cannot follow, of which nothing counts."""
+
+    async def script(run: Run) -> None:
+        stream = await run.synced("a")
+        await stream.send(engaged("with-it"), *events)
+        wrong = stream.revision
+        stream = await run.stream()
+        if stream.request.resume_revision == wrong:
+            raise CaseFailed("the stream resumed from the batch that contradicts the view")
+        await stream.snapshot(engaged("a"), engaged("b"))
+        await run.told("ENGAGED b", *then)
+        await run.nothing_else(stream)
+
+    return script
+
+
+for what, event in (
+    ("ENGAGED of an engaged cluster", engaged("a", uid="other")),
+    ("UPDATED of an unknown cluster", updated("unknown")),
+    ("DISENGAGED of an unknown cluster", disengaged("unknown")),
+):
+    core(
+        f"{what} ends the stream",
+        why="The view is wrong then, and only a snapshot can tell by how much.",
+        demands="Never ENGAGED twice without a DISENGAGED between.",
+        name="contradiction-" + what.lower().replace(" of an ", "-").replace(" cluster", ""),
+    )(contradiction(event))
+
+
+@core(
+    "A stream that begins with changes, and was not resumed, ends",
+    why="A client without a view cannot have changes to it: it would never hear of the other clusters.",
+    demands="A stream that starts over begins with `reset = true`",
+)
+async def changes_without_snapshot(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    await stream.send(engaged("b"), previous="")
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a"))
+    await run.told("ENGAGED a")
+    await run.nothing_else(stream)
+
+
+@core(
+    "Event types of a newer daemon are ignored",
+    why="A daemon is updated before its operators. The other events of the batch count.",
+    demands="What happened.",
+)
+async def unknown_event_type(run: Run) -> None:
+    stream = await run.synced("a")
+    unknown = engaged("other")
+    unknown.type = 99  # type: ignore[assignment]
+    about = pb.ClusterEvent(cluster=cluster("a"))
+    about.type = 98  # type: ignore[assignment]
+    await stream.send(unknown, about, engaged("b"))
+    await run.told("ENGAGED b")
+    await stream.send(updated("a", suspended=True))
+    await run.told("UPDATED a suspended")
+    await run.nothing_else(stream)
+
+
+@core(
+    "Event types of a newer daemon are ignored in a snapshot",
+    why="As above: a snapshot must not contain a cluster that no known event engages.",
+    demands="The cluster is there and ready. Start working on it.",
+)
+async def unknown_event_type_in_snapshot(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    unknown = engaged("other")
+    unknown.type = 99  # type: ignore[assignment]
+    await stream.snapshot(engaged("a"), unknown)
+    await run.told("ENGAGED a")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A reason that a newer daemon adds ends a cluster all the same",
+    why="The work has to end, whatever the reason.",
+    demands="Stop working on it. `reason` says why.",
+)
+async def unknown_reason(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(disengaged("a", 99))
+    found = await run.told("DISENGAGED a", ignoring=("reason",))
+    if found[0].fields.get("reason") in {"DELETED", "REPLACED"}:
+        raise CaseFailed("an unknown reason was told as one that operators delete data for")
+    await run.nothing_else(stream)
+
+
+@core(
+    "Fields of a newer daemon are ignored",
+    why="A client that refuses what it does not know stops working when its daemon is updated.",
+    demands="Discovery of Milo project control planes, for operators in any language.",
+)
+async def unknown_fields(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    await stream.send(engaged("a"), reset=True, unknown_fields=True)
+    await run.told("ENGAGED a")
+    await stream.send(updated("a", suspended=True), unknown_fields=True)
+    await run.told("UPDATED a suspended")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A stale source disengages nothing",
+    why="Milo cannot be reached: what was known remains valid.",
+    demands="Milo can't be watched at present. What was known remains valid",
+)
+async def stale_source(run: Run) -> None:
+    stream = await run.synced("a")
+    stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE, reason="ConnectFailed", message="connection refused")
+    await stream.heartbeat(source=stale)
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.heartbeat(source=stale)
+    await run.nothing_else(stream)
+
+
+@core(
+    "Three missed heartbeats are a dead connection",
+    why="A daemon that hangs, or a host that vanished, sends no error. The client would wait forever.",
+    demands="client that receives nothing for three intervals should treat the connection as dead",
+)
+async def heartbeat_silence(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.stop_heartbeats()
+    since = time.monotonic()
+    again = await run.stream(resuming=stream.revision, limit_s=SILENCE_S + 6)
+    silent = again.opened_at - since
+    if silent < SILENCE_S - 1:
+        raise CaseFailed(f"the stream was given up after {silent:.1f} s, and the heartbeat interval is {HEARTBEAT_S} s")
+    await again.send(engaged("b"))
+    await run.told("ENGAGED b")
+    await run.nothing_else(again)
+
+
+@core(
+    "A heartbeat that is late ends nothing",
+    why="One that is missing is a busy machine. Clients that give up then reconnect all at once.",
+    demands="After each `heartbeat_interval` without an event the daemon sends a batch without events.",
+)
+async def late_heartbeat(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.stop_heartbeats()
+    await run.no_stream(2.4, "2.4 s after the last batch, and three heartbeats are 3 s")
+    await stream.heartbeat()
+    await run.no_stream(1.2, "although a heartbeat arrived in time")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A half-open connection is not used again",
+    why="The other end is gone, and nobody said so. Another stream on the same connection would be as silent.",
+    demands="should treat the connection as dead, and open another",
+)
+async def half_open_connection(run: Run) -> None:
+    stream = await run.synced("a")
+    run.daemon.relay.fall_silent()
+    again = await run.stream(limit_s=SILENCE_S + 10)
+    await again.send(previous=again.request.resume_revision)
+    await run.nothing_else(again)
+    stream.finish()
+
+
+@core(
+    "A connection that breaks changes nothing, however often",
+    why="A daemon that is killed says nothing. Nor does one that is killed again.",
+    demands="When the stream breaks, for whatever reason, open it again",
+)
+async def cut_connection(run: Run) -> None:
+    stream = await run.synced("a")
+    for name in ("b", "c", "d"):
+        run.daemon.relay.cut()
+        stream = await run.stream(resuming=stream.revision)
+        await stream.send(engaged(name))
+        await run.told(f"ENGAGED {name}")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A daemon that shuts down is given the time that it asks for",
+    why="It says when another one can be there. Clients that all return at once are what it has to avoid.",
+    demands="A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo.",
+)
+async def retry_info(run: Run) -> None:
+    stream = await run.synced("a")
+    ended = time.monotonic()
+    stream.end(UNAVAILABLE, "shutting down", retry_after_s=2.0)
+    again = await run.stream(resuming=stream.revision)
+    if (waited := again.opened_at - ended) < 1.9:
+        raise CaseFailed(f"the next stream was opened after {waited:.2f} s, and RetryInfo asks for 2 s")
+    await again.send()
+    await run.nothing_else(again)
+
+
+@core(
+    "Reconnects back off, and begin soon",
+    why="A daemon that refuses its streams would be asked without end; one that is back would be waited for.",
+    demands="UNAVAILABLE",
+)
+async def backoff(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE)
+    attempts, until = 0, time.monotonic() + 3
+    while (left := until - time.monotonic()) > 0:
+        try:
+            stream = await run.stream(resuming=stream.revision, limit_s=left)
+        except CaseFailed:
+            if attempts:
+                break
+            raise
+        attempts += 1
+        stream.end(UNAVAILABLE)
+    if attempts > 12:
+        raise CaseFailed(f"{attempts} streams were opened within 3 s at a daemon that refuses them")
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+def fatal(code: grpc.StatusCode) -> Callable[[Run], Awaitable[None]]:
+    async def script(run: Run) -> None:
+        stream = await run.stream(resuming="")
+        stream.end(code, "scripted")
+        await run.fatal(code.name)
+        await run.no_stream(1.0, f"although {code.name} is final")
+
+    return script
+
+
+for status in (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+):
+    core(
+        f"{status.name} is reported to the user, and not retried",
+        why="No retry can fix it, and a program that hides it looks healthy and does nothing.",
+        demands="RetryInfo\n// wherever trying again later is the right answer",
+        name=f"fatal-{status.name.lower().replace('_', '-')}",
+    )(fatal(status))
+
+
+def transient(code: grpc.StatusCode) -> Callable[[Run], Awaitable[None]]:
+    async def script(run: Run) -> None:
+        stream = await run.synced("a")
+        if code is grpc.StatusCode.OK:
+            stream.finish()
+        else:
+            stream.end(code, "scripted")
+        stream = await run.stream(resuming=stream.revision)
+        await stream.send(engaged("b"))
+        await run.told("ENGAGED b")
+        await run.nothing_else(stream)
+
+    return script
+
+
+for status, reason in (
+    (grpc.StatusCode.ABORTED, "A slow reader's stream ends so, and can be resumed."),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "A quota is reached, for now."),
+    (grpc.StatusCode.INTERNAL, "A proxy between the two had a problem of its own."),
+    (grpc.StatusCode.UNKNOWN, "A bug of the daemon is no reason to end an operator."),
+    (grpc.StatusCode.CANCELLED, "A proxy that shuts down cancels the streams through it."),
+    (grpc.StatusCode.OK, "A stream that ends without an error has ended all the same."),
+):
+    core(
+        f"{status.name} ends a stream, which is resumed",
+        why=reason,
+        demands="When the stream breaks, for whatever reason, open it again",
+        name=f"transient-{status.name.lower().replace('_', '-')}",
+    )(transient(status))
+
+
+@core(
+    "GOAWAY ends no stream",
+    why="A server that shuts down lets its streams go on, and may have something to say on them.",
+    demands="Keep every\n  // cluster and resume; the daemon that answers sends what changed.",
+)
+async def goaway(run: Run) -> None:
+    stream = await run.synced("a")
+    await run.daemon.shut_down()
+    await stream.send(engaged("b"))
+    await run.told("ENGAGED b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("c"))
+    await run.told("ENGAGED c")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A batch of nearly 4 MiB is read",
+    why="It is what one cluster with many labels, or a fleet in one batch, can take. gRPC's limit is 4 MiB.",
+    demands="in as many batches as it takes",
+)
+async def large_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    label = "x" * 4000
+    clusters = [engaged(f"c{number}", annotations={"note": label}) for number in range(1000)]
+    await stream.send(*clusters)
+    await run.told(*[f"ENGAGED c{number}" for number in range(1000)], limit_s=30)
+    await run.nothing_else(stream)
+
+
+@core(
+    "Fifty thousand clusters are engaged, and compared with themselves",
+    why="What takes time for each pair of clusters takes minutes here, and meanwhile the stream is not read.",
+    demands="WatchClusters streams the fleet and then every change to it",
+    is_large=True,
+)
+async def large_fleet(run: Run) -> None:
+    names = [f"c{number}" for number in range(50_000)]
+    stream = await run.stream(resuming="")
+
+    async def send() -> None:
+        for start in range(0, len(names), 1000):
+            events = [engaged(name) for name in names[start : start + 1000]]
+            await stream.send(*events, reset=start == 0, synced=start + 1000 >= len(names))
+
+    await send()
+    await run.told(*[f"ENGAGED {name}" for name in names], limit_s=60)
+    await stream.heartbeat()
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await send()
+    await run.nothing_else(stream)
+
+
+@core(
+    "The clusters of a pending source stay engaged",
+    why="A restarted daemon serves the sources that it knows. The clusters of the others have not gone anywhere.",
+    demands="of these sources,\n  // clusters known from before stay engaged",
+    needs=Feature.PENDING_SOURCES,
+)
+async def pending_source(run: Run) -> None:
+    stream = await run.stream(resuming="")
+    if not stream.request.accepts_pending_sources:
+        raise CaseFailed("the stream was opened without accepts_pending_sources")
+    await stream.snapshot(engaged("east#a", source="east"), engaged("west#b", source="west"))
+    await run.told("ENGAGED east#a", "ENGAGED west#b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("west#c", source="west"), pending_sources=["east"])
+    await run.told("DISENGAGED west#b", "ENGAGED west#c")
+    await run.nothing_else(stream)
+    await stream.snapshot(engaged("west#c", source="west"), engaged("barrier-1"))
+    await run.told("DISENGAGED east#a")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A subscriber waits for an address that is not there yet",
+    why="A sidecar starts beside its operator, in any order.",
+    demands="When the stream breaks, for whatever reason, open it again",
+)
+async def address_not_there_yet(run: Run) -> None:
+    await run.start(listening=False)
+    await run.no_stream(1.5, "and nobody listened")
+    await run.daemon.relay.listen()
+    stream = await run.synced("a")
+    await run.nothing_else(stream)
+
+
+@core(
+    "A socket file that is replaced is found",
+    why="A restarted daemon creates its socket again. A client that holds on to the old one waits for nobody.",
+    demands="A lost Milo API, a restarted",
+)
+async def socket_replaced(run: Run) -> None:
+    stream = await run.synced("a")
+    await run.daemon.relay.stop_listening()
+    await run.daemon.relay.listen()
+    run.daemon.relay.cut()
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("b"))
+    await run.told("ENGAGED b")
+    await run.nothing_else(stream)

@@ -1,0 +1,195 @@
+"""Who the daemon is, and who calls: TLS, tokens, client certificates, the owner of a socket."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import grpc
+
+from milo_conformance.certificates import Authority
+from milo_conformance.daemon import Stream, Tls, kubeconfig
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import Feature, Profile, Run, case
+from milo_discovery._gen import discovery_pb2 as pb
+
+identity = partial(case, Profile.IDENTITY)
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+LISTENS = "Discovery of Milo project control planes, for operators in any language."
+
+
+def write(run: Run, name: str, content: bytes) -> str:
+    """Write a file by renaming it, as a kubelet does; return its path."""
+    path = run.daemon.directory / name
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.rename(path)
+    return str(path)
+
+
+async def resumed(run: Run, stream: Stream) -> Stream:
+    """End a stream, and return the next one."""
+    stream.end(UNAVAILABLE)
+    again = await run.stream(resuming=stream.revision)
+    await again.send()
+    await run.nothing_else(again)
+    return again
+
+
+def expect_token(stream: Stream, token: str) -> None:
+    found = stream.metadata.get("authorization", "")
+    if found != f"Bearer {token}":
+        raise CaseFailed(f"the stream was opened with the authorization {found!r}, not 'Bearer {token}'")
+
+
+@identity(
+    "A daemon with a certificate of another CA is not trusted",
+    why="It would receive the token, and decide in which clusters the operator works.",
+    demands=LISTENS,
+)
+async def tls_of_another_ca(run: Run) -> None:
+    authority = Authority()
+    run.daemon.use_tls(Authority().server("localhost"))
+    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
+    await run.no_stream(2.5, "and the daemon's certificate is of another CA")
+    run.daemon.use_tls(authority.server("localhost"))
+    await run.daemon.serve()
+    run.daemon.relay.cut()
+    stream = await run.synced("a")
+    await run.nothing_else(stream)
+
+
+@identity(
+    "A daemon with a certificate for another name is not trusted",
+    why="A CA issues certificates to many servers. This one is another server.",
+    demands=LISTENS,
+)
+async def tls_for_another_name(run: Run) -> None:
+    authority = Authority()
+    run.daemon.use_tls(authority.server("another.example"))
+    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
+    await run.no_stream(2.5, "and the daemon's certificate is for another name")
+    run.daemon.use_tls(authority.server("localhost"))
+    await run.daemon.serve()
+    run.daemon.relay.cut()
+    stream = await run.synced("a")
+    await run.nothing_else(stream)
+
+
+@identity(
+    "A token is sent with each call",
+    why="It is how the daemon knows which clusters the caller may see.",
+    demands="The subscriber's rights no longer cover it.",
+)
+async def token(run: Run) -> None:
+    await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one\n")})
+    stream = await run.synced("a")
+    expect_token(stream, "one")
+
+    async def issue(_: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", "issued"))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    await run.answer("kubeconfig a", "ISSUED a token=issued")
+    sent = (await run.daemon.wait_for_call("IssueKubeconfig")).metadata.get("authorization", "")
+    if sent != "Bearer one":
+        raise CaseFailed(f"IssueKubeconfig was called with the authorization {sent!r}")
+    await run.nothing_else(stream)
+
+
+@identity(
+    "A renewed token is read again",
+    why="Tokens of service accounts are replaced every hour, in place.",
+    demands="The subscriber's rights no longer cover it.",
+)
+async def renewed_token(run: Run) -> None:
+    await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")})
+    stream = await run.synced("a")
+    write(run, "token", b"two")
+    stream = await resumed(run, stream)
+    expect_token(stream, "two")
+
+
+@identity(
+    "A token is never sent without TLS",
+    why="Everybody on the way could use it.",
+    demands=LISTENS,
+)
+async def token_without_tls(run: Run) -> None:
+    run.daemon.relay.is_tcp = True
+    await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")})
+    await run.no_stream(2.5, "and the token was sent unencrypted")
+
+
+@identity(
+    "A client certificate is presented, and read again when it is renewed",
+    why="A daemon that requires certificates refuses the expired one on the next connection.",
+    demands=LISTENS,
+)
+async def client_certificate(run: Run) -> None:
+    servers, first, second = Authority(), Authority(), Authority()
+    server = servers.server("localhost")
+    run.daemon.use_tls(Tls(server.certificate, server.key, first.certificate))
+    own = first.client("operator")
+    await run.start(
+        {
+            "MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", servers.certificate),
+            "MILO_DISCOVERY_CERTIFICATE_FILE": write(run, "client.pem", own.certificate),
+            "MILO_DISCOVERY_KEY_FILE": write(run, "client.key", own.key),
+        }
+    )
+    stream = await run.synced("a")
+    run.daemon.use_tls(Tls(server.certificate, server.key, second.certificate))
+    await run.daemon.serve()
+    own = second.client("operator")
+    write(run, "client.key", own.key)
+    write(run, "client.pem", own.certificate)
+    run.daemon.relay.cut()
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+@identity(
+    "A renewed CA is read again",
+    why="Certificate authorities are replaced too, and a daemon with a new one is not trusted otherwise.",
+    demands=LISTENS,
+)
+async def renewed_ca(run: Run) -> None:
+    first, second = Authority(), Authority()
+    run.daemon.use_tls(first.server("localhost"))
+    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", first.certificate)})
+    stream = await run.synced("a")
+    run.daemon.use_tls(second.server("localhost"))
+    await run.daemon.serve()
+    write(run, "ca.pem", second.certificate)
+    run.daemon.relay.cut()
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+@identity(
+    "A socket of another user is not trusted",
+    why="Another container of the pod can put a socket in the daemon's place.",
+    demands=LISTENS,
+    needs=Feature.SERVER_UID,
+)
+async def server_uid(run: Run) -> None:
+    await run.start({"MILO_DISCOVERY_SERVER_UID": str(os.getuid() + 1)})
+    await run.no_stream(2.5, "and the socket's server runs as another user")
+
+
+@identity(
+    "A socket of the expected user is used",
+    why="As above: this is the daemon.",
+    demands=LISTENS,
+    needs=Feature.SERVER_UID,
+)
+async def expected_server_uid(run: Run) -> None:
+    await run.start({"MILO_DISCOVERY_SERVER_UID": str(os.getuid())})
+    stream = await run.synced("a")
+    run.daemon.relay.cut()
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)

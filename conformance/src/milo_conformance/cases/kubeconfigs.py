@@ -1,0 +1,230 @@
+"""Kubeconfigs: with the stream, on request, and in the credentials of API clients."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import grpc
+
+from milo_conformance.daemon import Abort, engaged, kubeconfig, renewed, updated
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import Feature, Profile, Run, case
+from milo_discovery._gen import discovery_pb2 as pb
+
+kubeconfigs = partial(case, Profile.KUBECONFIGS)
+WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
+RUNS_A_PROGRAM = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh", "args": ["-c", "id"]}}
+
+
+@kubeconfigs(
+    "A kubeconfig arrives with the engagement, or after it",
+    why="Work in a cluster needs one. Events do not wait for credentials.",
+    demands="with ENGAGED if one is available (events do not wait for",
+)
+async def with_the_stream(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "one")), engaged("b"))
+    await run.told("ENGAGED a token=one", "ENGAGED b")
+    await stream.send(renewed("b", kubeconfig("b", "late")))
+    await run.told("KUBECONFIG b token=late")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "A renewed kubeconfig replaces the one before",
+    why="The old one expires. The cluster is the same: caches and connections stay.",
+    demands="A new kubeconfig replaces the one before, which is still valid for a while.",
+)
+async def renewed_with_the_stream(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.send(engaged("a", kubeconfig("a", "one")), reset=True, synced=False)
+    await stream.send(renewed("a", kubeconfig("a", "two")))
+    await run.told("ENGAGED a token=two")
+    await stream.send(renewed("a", kubeconfig("a", "three")))
+    await stream.send(updated("a", suspended=True))
+    await run.told("KUBECONFIG a token=three", "UPDATED a suspended")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "A restarted daemon's kubeconfig is told as a renewal",
+    why="It issued another one. Without it, the work in the cluster ends when the old one expires.",
+    demands="A new kubeconfig replaces the one before",
+)
+async def other_kubeconfig_after_restart(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    same = kubeconfig("b", "same")
+    await stream.snapshot(
+        engaged("a", kubeconfig("a", "one")), engaged("b", same), engaged("c", kubeconfig("c", "old"))
+    )
+    await run.told("ENGAGED a token=one", "ENGAGED b token=same", "ENGAGED c token=old")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("a", kubeconfig("a", "two")), engaged("b", same), engaged("c"))
+    await run.told("KUBECONFIG a token=two")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "A kubeconfig that runs a program, or names a file or a proxy, is refused",
+    why="Whatever answers at the daemon's address chooses what is in it, and would run code in the operator.",
+    demands="A kubeconfig file.",
+)
+async def refused_with_the_stream(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(
+        engaged("runs", kubeconfig("runs", "", user=RUNS_A_PROGRAM)),
+        engaged("reads", kubeconfig("reads", "", user={"tokenFile": "/etc/passwd"})),
+        engaged("a", kubeconfig("a", "one")),
+    )
+    await run.told("ENGAGED runs", "ENGAGED reads", "ENGAGED a token=one")
+    await stream.send(renewed("a", kubeconfig("a", "", user=RUNS_A_PROGRAM)))
+    await run.nothing_else(stream)
+    await stream.send(renewed("a", kubeconfig("a", "two")))
+    await run.told("KUBECONFIG a token=two")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "A kubeconfig is issued on request",
+    why="A program that needs one now and then does not ask for all of them.",
+    demands="IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster.",
+)
+async def on_request(run: Run) -> None:
+    stream = await run.synced("a")
+    issued = iter(["one", "two"])
+
+    async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        if request.cluster != "a":
+            raise Abort(grpc.StatusCode.NOT_FOUND, f"cluster {request.cluster!r} is not engaged")
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", next(issued)))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    await run.answer("kubeconfig a", "ISSUED a token=one")
+    await run.answer("kubeconfig a", "ISSUED a token=two")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "An error of a request is that of the daemon",
+    why="NOT_FOUND ends the work in a cluster, UNAVAILABLE does not.",
+    demands="NOT_FOUND for a cluster that\n  // is not engaged",
+)
+async def request_for_other_cluster(run: Run) -> None:
+    stream = await run.synced("a")
+
+    async def refuse(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        code = grpc.StatusCode.NOT_FOUND if request.cluster == "b" else grpc.StatusCode.PERMISSION_DENIED
+        raise Abort(code, "scripted")
+
+    run.daemon.answers["IssueKubeconfig"] = refuse
+    await run.answer("kubeconfig b", "FAILED b code=NOT_FOUND")
+    await run.answer("kubeconfig a", "FAILED a code=PERMISSION_DENIED")
+    await run.nothing_else(stream)
+
+
+async def credential(run: Run, name: str) -> str:
+    """Return the token with which the client's API client for the cluster would send a request, or FAILED."""
+    await run.command(f"credential {name}")
+    told = (await run.told(f"CREDENTIAL {name}", ignoring=("kubeconfig", "token", "code", "reason")))[0]
+    return str(told.fields.get("token") or "FAILED")
+
+
+@kubeconfigs(
+    "A credential is used until it is refreshed, before it expires",
+    why="To ask for each request is a denial of service, and to ask when it has expired makes requests fail.",
+    demands="When to request another.",
+    needs=Feature.CREDENTIALS,
+)
+async def credential_is_refreshed(run: Run) -> None:
+    stream = await run.synced("a")
+    issued: list[str] = []
+
+    async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        issued.append(f"token-{len(issued) + 1}")
+        later = 60.0 if len(issued) > 1 else 1.5
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", issued[-1], expires_in_s=120, refresh_in_s=later))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    for _ in range(3):
+        found = await credential(run, "a")
+        if found != "token-1":
+            raise CaseFailed(f"a credential that is not due to be refreshed was replaced: {found}")
+    call = await run.daemon.wait_for_call("IssueKubeconfig")
+    if call.request.incarnation not in {"", "a-1"}:
+        raise CaseFailed(f"the request is for the incarnation {call.request.incarnation!r}")
+    await asyncio.sleep(1.6)
+    until = time.monotonic() + 10
+    while (found := await credential(run, "a")) == "token-1":
+        if time.monotonic() > until:
+            raise CaseFailed("no other credential was requested after `refresh_after`")
+        await asyncio.sleep(0.1)
+    if found != "token-2":
+        raise CaseFailed(f"the refreshed credential is {found}")
+    await run.nothing_else(stream)
+
+
+@kubeconfigs(
+    "A credential is used while the daemon is away, until it expires",
+    why="A restart of the daemon must not stop the work; and an expired credential is a 401 for each request.",
+    demands="When its credential expires.",
+    needs=Feature.CREDENTIALS,
+)
+async def daemon_away_across_expiry(run: Run) -> None:
+    stream = await run.synced("a")
+
+    async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        number = sum(call.method == "IssueKubeconfig" for call in run.daemon.calls)
+        old = kubeconfig("a", "old", expires_in_s=6, refresh_in_s=1)
+        return pb.IssueKubeconfigResponse(kubeconfig=old if number == 1 else kubeconfig("a", "new"))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    if (found := await credential(run, "a")) != "old":
+        raise CaseFailed(f"the first credential is {found}")
+    since = time.monotonic()
+    await run.daemon.relay.stop_listening()
+    run.daemon.relay.cut()
+    while time.monotonic() - since < 4:
+        if (found := await credential(run, "a")) != "old":
+            raise CaseFailed(f"a credential that is valid was not used while the daemon was away: {found}")
+        await asyncio.sleep(0.3)
+    await asyncio.sleep(max(0.0, since + 6.2 - time.monotonic()))
+    if (found := await credential(run, "a")) != "FAILED":
+        raise CaseFailed(f"an expired credential was used: {found}")
+    await run.daemon.relay.listen()
+    until = time.monotonic() + 15
+    while (found := await credential(run, "a")) == "FAILED":
+        if time.monotonic() > until:
+            raise CaseFailed("no credential was obtained after the daemon was back")
+        await asyncio.sleep(0.2)
+    if found != "new":
+        raise CaseFailed(f"after the daemon was back, the credential is {found}")
+    stream.finish()
+
+
+@kubeconfigs(
+    "The stream's kubeconfigs are the credentials of API clients",
+    why="The daemon sends each of them in time; to ask for others doubles its work.",
+    demands="Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.",
+    needs=Feature.CREDENTIALS,
+)
+async def credential_of_the_stream(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "one")))
+    await run.told("ENGAGED a token=one")
+    if (found := await credential(run, "a")) != "one":
+        raise CaseFailed(f"the credential is {found}, and the stream delivered another")
+    await stream.send(renewed("a", kubeconfig("a", "two")))
+    await run.told("KUBECONFIG a token=two")
+    if (found := await credential(run, "a")) != "two":
+        raise CaseFailed(f"the credential is {found}, and the stream delivered a newer one")
+    if run.daemon.calls:
+        raise CaseFailed("a kubeconfig was requested, and the stream had delivered one")
+    await run.nothing_else(stream)

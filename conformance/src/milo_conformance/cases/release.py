@@ -1,0 +1,163 @@
+"""Draining: a planned end waits until the subscriber has released the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import grpc
+
+from milo_conformance.daemon import Abort, disengaged, draining, engaged, updated
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import SUBSCRIBER, Profile, Run, case
+from milo_discovery._gen import discovery_pb2 as pb
+
+release = partial(case, Profile.RELEASE)
+CONFIRMS = {"CONFORMANCE_SUBSCRIBER": SUBSCRIBER}
+
+
+async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> None:
+    """Release a cluster, and check the call."""
+    await run.command(f"release {name}")
+    request = (await run.daemon.wait_for_call("ReleaseCluster", after=after)).request
+    if (request.cluster, request.incarnation, request.subscriber) != (name, incarnation, SUBSCRIBER):
+        raise CaseFailed(
+            f"released was {request.cluster!r}, incarnation {request.incarnation!r}, as {request.subscriber!r}; "
+            f"not {name!r}, {incarnation!r}, as {SUBSCRIBER!r}"
+        )
+
+
+@release(
+    "A cluster that drains is released once its work has ended",
+    why="Until then its credentials work, and nobody else begins to work in it.",
+    demands="end the work on it, or do not begin any, and call ReleaseCluster",
+)
+async def drain(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    await stream.send(updated("a", draining=draining("MOVED")))
+    await run.told("UPDATED a draining=MOVED")
+    await run.nothing_else(stream)
+    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    if run.daemon.calls:
+        raise CaseFailed("the cluster was released before its work had ended")
+    await released(run, "a", "a-1")
+    await stream.send(disengaged("a", "MOVED", draining=draining("MOVED")))
+    await run.told("DISENGAGED a draining=MOVED reason=MOVED")
+    await run.nothing_else(stream)
+
+
+@release(
+    "A cluster that drains is engaged as draining",
+    why="A subscriber that starts meanwhile must not begin to work in it, and the daemon waits for its release.",
+    demands="or as ENGAGED with `draining` set to a subscriber that does not know it",
+)
+async def engaged_as_draining(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", draining=draining()))
+    await run.told("ENGAGED a draining=NOT_READY")
+    await released(run, "a", "a-1")
+    await run.nothing_else(stream)
+
+
+@release(
+    "The present incarnation is released",
+    why="A restarted daemon has engaged the cluster again, and refuses a release of what it does not know.",
+    demands="The incarnation on which the work has ended.",
+)
+async def release_after_restart(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("a", incarnation="a-2", draining=draining()))
+    await run.told("UPDATED a draining=NOT_READY")
+    await released(run, "a", "a-2")
+    await run.nothing_else(stream)
+
+
+@release(
+    "A cluster that still drains after a reconnect can be released again",
+    why="The release may have been lost with the connection, and the daemon sends the cluster again for that.",
+    demands="The clusters that are draining are sent again on each stream that resumes.",
+)
+async def drain_after_reconnect(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    end = draining()
+    await stream.send(updated("a", draining=end))
+    await run.told("UPDATED a draining=NOT_READY")
+    await released(run, "a", "a-1")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(updated("a", draining=end))
+    await run.told("UPDATED a draining=NOT_READY")
+    await released(run, "a", "a-1", after=1)
+    await run.nothing_else(stream)
+
+
+@release(
+    "A cluster that no longer drains after a restart was disengaged and engaged again",
+    why="A drain is not canceled. The work on it has ended, or is about to; it has to begin again.",
+    demands="A drain that has begun is not\n  // canceled",
+)
+async def drained_while_away(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    await stream.send(updated("a", draining=draining()))
+    await run.told("UPDATED a draining=NOT_READY")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.snapshot(engaged("a", incarnation="a-2"))
+    await run.told("DISENGAGED a draining=NOT_READY reason=NOT_READY", "ENGAGED a")
+    await run.nothing_else(stream)
+
+
+@release(
+    "A release that is refused ends nothing",
+    why="The drain's deadline has passed, or the cluster was engaged again: the stream says what is next.",
+    demands="FAILED_PRECONDITION with the reason",
+)
+async def refused_release(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+
+    async def refuse(request: pb.ReleaseClusterRequest) -> pb.ReleaseClusterResponse:
+        raise Abort(grpc.StatusCode.FAILED_PRECONDITION, "not draining")
+
+    run.daemon.answers["ReleaseCluster"] = refuse
+    await run.answer("release a", "FAILED a code=FAILED_PRECONDITION")
+    await run.nothing_else(stream)
+
+
+@release(
+    "A subscriber that stops ends its subscription",
+    why="Otherwise clusters that drain later wait for it until their deadline.",
+    demands="EndSubscription says that a subscriber has ended all of its work and will not return",
+)
+async def stop(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    await run.command("stop")
+    request = (await run.daemon.wait_for_call("EndSubscription")).request
+    if request.subscriber != SUBSCRIBER:
+        raise CaseFailed(f"the subscription of {request.subscriber!r} was ended, not that of {SUBSCRIBER!r}")
+    await run.ended()
+    stream.finish()
+
+
+@release(
+    "A reconnect does not end the subscription",
+    why="The daemon would no longer wait for a subscriber that works on.",
+    demands="Without it, the daemon expects a subscriber that disconnected to return",
+)
+async def subscription_across_reconnect(run: Run) -> None:
+    await run.start(CONFIRMS)
+    stream = await run.synced("a")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+    if any(call.method == "EndSubscription" for call in run.daemon.calls):
+        raise CaseFailed("the subscription was ended by a reconnect")

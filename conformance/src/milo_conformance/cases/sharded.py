@@ -1,0 +1,242 @@
+"""Daemons that share the clusters: work in them only while the daemon owns them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
+
+import grpc
+
+from milo_conformance.daemon import Abort, Stream, engaged
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import Profile, Run, case
+from milo_discovery._gen import discovery_pb2 as pb
+
+sharded = partial(case, Profile.SHARDED)
+LATE_S = 0.9
+"""How late the kit may be told of a loss: what a busy machine needs, less than what the cases tell apart."""
+Renewal = Callable[[pb.RenewOwnershipRequest], Awaitable[pb.RenewOwnershipResponse]]
+
+
+def response(seconds: float | None, *, is_sharded: bool = True) -> pb.RenewOwnershipResponse:
+    message = pb.RenewOwnershipResponse(sharded=is_sharded)
+    if seconds is not None:
+        message.valid_for.FromTimedelta(timedelta(seconds=seconds))
+    return message
+
+
+def owned(seconds: float | None) -> Renewal:
+    async def renew(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        return response(seconds)
+
+    return renew
+
+
+async def unanswered(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+    await asyncio.sleep(60)
+    raise Abort(grpc.StatusCode.UNAVAILABLE)
+
+
+async def refused(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+    raise Abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+
+def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
+    answered = False
+
+    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        nonlocal answered
+        if answered:
+            return await then(request)
+        answered = True
+        return first
+
+    return renew
+
+
+async def sharded_stream(run: Run, renew: Renewal) -> Stream:
+    """Return a stream of a daemon that owns its clusters, of which the subscriber was told."""
+    run.daemon.answers["RenewOwnership"] = renew
+    stream = await run.stream(resuming="")
+    stream.sharded = True
+    await stream.snapshot(engaged("a"), engaged("b"))
+    await run.told("ENGAGED a", "ENGAGED b")
+    return stream
+
+
+async def lost(run: Run, *, by: float) -> float:
+    """Wait until all clusters are disengaged; return when the subscriber was told."""
+    told = await run.told("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
+    at = max(each.at for each in told)
+    if at > by + LATE_S:
+        raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s after the ownership had ended")
+    return at
+
+
+@sharded(
+    "The ownership is renewed in time for a response that takes a while",
+    why="A renewal that is sent when the time has nearly passed is answered too late by a busy daemon.",
+    demands="Call it every few seconds on streams",
+)
+async def renewals(run: Run) -> None:
+    async def slow(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        await asyncio.sleep(0.8)
+        return response(3)
+
+    stream = await sharded_stream(run, slow)
+    await run.daemon.wait_for_call("RenewOwnership", after=3, limit_s=12)
+    await run.nothing_else(stream)
+
+
+@sharded(
+    "All clusters are disengaged when the ownership ends while the daemon is silent",
+    why="Another daemon engages them then. Two operators work in a cluster otherwise.",
+    demands="stop working in all clusters when the time of the last response has passed",
+)
+async def ownership_runs_out(run: Run) -> None:
+    stream = await sharded_stream(run, once(response(2), unanswered))
+    first = await run.daemon.wait_for_call("RenewOwnership")
+    await lost(run, by=first.at + 2)
+    stream.finish()
+
+
+@sharded(
+    "The time of a response counts from its request",
+    why="The response may have waited on the way. Counted from its arrival, the work ends after another has begun.",
+    demands="counted from when\n  // you sent its request",
+)
+async def counted_from_the_request(run: Run) -> None:
+    async def late(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        await asyncio.sleep(2)
+        return response(4)
+
+    answers = iter([late])
+
+    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        return await next(answers, refused)(request)
+
+    stream = await sharded_stream(run, renew)
+    first = await run.daemon.wait_for_call("RenewOwnership")
+    await lost(run, by=first.at + 4)
+    stream.finish()
+
+
+@sharded(
+    "The stream starts over when the daemon owns its clusters again",
+    why="Meanwhile they were another daemon's: what was known of them is not where a stream can resume from.",
+    demands="Work in them only while RenewOwnership says that they are this daemon's",
+)
+async def starts_over_after_loss(run: Run) -> None:
+    stream = await sharded_stream(run, once(response(1.5), refused))
+    await run.told("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
+    run.daemon.answers["RenewOwnership"] = owned(5)
+    again = await run.stream(resuming="")
+    again.sharded = True
+    await again.snapshot(engaged("a"), engaged("b"))
+    await run.told("ENGAGED a", "ENGAGED b")
+    await run.nothing_else(again)
+    stream.finish()
+
+
+@sharded(
+    "Nothing is engaged before the daemon owns its clusters",
+    why="A daemon that has just lost its Lease sends what it knows. Another one owns it.",
+    demands="Unset while the daemon owns nothing",
+)
+async def not_owned_yet(run: Run) -> None:
+    run.daemon.answers["RenewOwnership"] = owned(None)
+    stream = await run.stream(resuming="")
+    stream.sharded = True
+    await stream.snapshot(engaged("early"))
+    await run.daemon.wait_for_call("RenewOwnership", after=1)
+    run.daemon.answers["RenewOwnership"] = owned(5)
+    stream = await run.stream(resuming="")
+    stream.sharded = True
+    await stream.snapshot(engaged("a"))
+    await run.told("ENGAGED a")
+    await run.nothing_else(stream)
+
+
+@sharded(
+    "A response without a time leaves the one before in force",
+    why="The daemon cannot renew at present, and owns what it owned until then. To end all work at once is an outage.",
+    demands="an earlier response stands until its time has passed",
+)
+async def response_without_time(run: Run) -> None:
+    stream = await sharded_stream(run, once(response(3), owned(None)))
+    first = await run.daemon.wait_for_call("RenewOwnership")
+    at = await lost(run, by=first.at + 3)
+    if at < first.at + 2.5:
+        raise CaseFailed(f"the clusters were disengaged {first.at + 3 - at:.1f} s before the ownership ended")
+    stream.finish()
+
+
+@sharded(
+    "A renewal that fails leaves the last response in force",
+    why="A restart of the daemon takes seconds, and its ownership outlives it.",
+    demands="when the time of the last response has passed",
+)
+async def failed_renewal(run: Run) -> None:
+    until = 0.0
+
+    async def fail(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        if time.monotonic() < until:
+            raise Abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        return response(6)
+
+    stream = await sharded_stream(run, once(response(6), fail))
+    until = time.monotonic() + 3.5
+    await asyncio.sleep(3.5)
+    await run.daemon.wait_for_call("RenewOwnership", after=sum(1 for _ in run.daemon.calls))
+    await run.nothing_else(stream)
+
+
+@sharded(
+    "The ownership is renewed while the stream is broken",
+    why="The daemon owns its clusters, whether or not it serves the stream at present.",
+    demands="Call it every few seconds",
+)
+async def renewals_without_stream(run: Run) -> None:
+    stream = await sharded_stream(run, owned(2.5))
+    stream.end(grpc.StatusCode.UNAVAILABLE, "busy", retry_after_s=5)
+    again = await run.stream(resuming=stream.revision)
+    again.sharded = True
+    await again.send()
+    await run.nothing_else(again)
+
+
+@sharded(
+    "A daemon that shares the clusters with no other owns them without end",
+    why="It was configured so. Nobody answers with a time any more, and the work goes on.",
+    demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
+)
+async def no_longer_sharded(run: Run) -> None:
+    stream = await sharded_stream(run, owned(2))
+    run.daemon.answers["RenewOwnership"] = lambda _: asyncio.sleep(0, response(None, is_sharded=False))
+    stream.sharded = False
+    await asyncio.sleep(3.5)
+    await run.nothing_else(stream)
+
+
+@sharded(
+    "A program that was suspended beyond the ownership ends its work first",
+    why="A laptop was closed, a machine was migrated: when the program goes on, another operator works in its "
+    "clusters, and a renewal that succeeds then does not undo that.",
+    demands="on a clock that also advances while the machine is suspended",
+)
+async def suspended(run: Run) -> None:
+    stream = await sharded_stream(run, owned(2))
+    run.subscriber.pause()
+    stream.stop_heartbeats()
+    await asyncio.sleep(3)
+    since = time.monotonic()
+    run.subscriber.go_on()
+    await lost(run, by=since)
+    again = await run.stream(resuming="")
+    again.sharded = True
+    await again.snapshot(engaged("a"), engaged("b"))
+    await run.told("ENGAGED a", "ENGAGED b")
+    await run.nothing_else(again)

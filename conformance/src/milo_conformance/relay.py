@@ -1,0 +1,93 @@
+"""Connections between a subscriber and the daemon that can be cut or fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+
+class Relay:
+    """Listens at the daemon's address and forwards bytes to its server: a path, or a port of loopback."""
+
+    def __init__(self, path: Path) -> None:
+        self.target: str | int = ""
+        self._path = path
+        self._port = 0
+        self.is_tcp = False
+        self._listener: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flows: set[asyncio.Event] = set()
+        self.connected = 0
+        """The connections so far."""
+
+    @property
+    def address(self) -> str:
+        return f"localhost:{self._port}" if self.is_tcp else f"unix://{self._path}"
+
+    async def listen(self) -> None:
+        """Listen, at a socket that replaces the one before."""
+        if self.is_tcp:
+            self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+            self._port = self._listener.sockets[0].getsockname()[1]
+        else:
+            self._path.unlink(missing_ok=True)
+            self._listener = await asyncio.start_unix_server(self._accept, self._path)
+
+    async def stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def cut(self) -> None:
+        """Close all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def fall_silent(self) -> None:
+        """Forward nothing more on the connections there are, and leave them open."""
+        for flowing in self._flows:
+            flowing.clear()
+
+    async def close(self) -> None:
+        await self.stop_listening()
+        for task in tuple(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        self.connected += 1
+        flowing = asyncio.Event()
+        flowing.set()
+        self._flows.add(flowing)
+        try:
+            if isinstance(self.target, int):
+                there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            else:
+                there, back = await asyncio.open_unix_connection(self.target)
+            self._writers |= {writer, back}
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forward(reader, back, flowing))
+                group.create_task(self._forward(there, writer, flowing))
+        except* (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._flows.discard(flowing)
+            self._connections.discard(task)
+            for each in self._writers & {writer, locals().get("back", writer)}:
+                self._writers.discard(each)
+                each.transport.abort()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
+        while data := await reader.read(1 << 16):
+            await flowing.wait()
+            writer.write(data)
+            await writer.drain()
+        with suppress(OSError):
+            writer.close()

@@ -1,0 +1,257 @@
+"""One case: a daemon, a subscriber, and what the case says about them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from milo_conformance.daemon import LIMIT_S, Daemon, Stream, engaged
+from milo_conformance.failure import CaseFailed
+from milo_conformance.subscriber import Launch, Subscriber, Told
+
+HEARTBEAT_S = 1
+CASE_LIMIT_S = 90.0
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+SUBSCRIBER = "conformance/1"
+
+
+class Profile(Enum):
+    """What a client offers. Each profile but `core` is claimed by itself."""
+
+    CORE = "core"
+    KUBECONFIGS = "kubeconfigs"
+    RELEASE = "release"
+    SHARDED = "sharded"
+    IDENTITY = "identity"
+
+
+class Feature(Enum):
+    """What a client need not have within a profile that it claims."""
+
+    PENDING_SOURCES = "pending-sources"
+    CREDENTIALS = "credentials"
+    SERVER_UID = "server-uid"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A script of the daemon's side, with what the subscriber has to make of it."""
+
+    profile: Profile
+    name: str
+    title: str
+    why: str
+    demands: str
+    """A quotation of the proto file."""
+    script: Callable[[Run], Awaitable[None]]
+    needs: Feature | None = None
+    is_large: bool = False
+    """It keeps the kit busy for seconds, and would make other cases late."""
+
+
+CASES: list[Case] = []
+
+
+def case(
+    profile: Profile,
+    title: str,
+    *,
+    why: str,
+    demands: str,
+    needs: Feature | None = None,
+    name: str | None = None,
+    is_large: bool = False,
+) -> Callable[[Callable[[Run], Awaitable[None]]], Callable[[Run], Awaitable[None]]]:
+    """Register a case, under the name of its function."""
+
+    def register(script: Callable[[Run], Awaitable[None]]) -> Callable[[Run], Awaitable[None]]:
+        own = name or getattr(script, "__name__", "").replace("_", "-")
+        CASES.append(Case(profile, own, title, why, demands, script, needs, is_large))
+        return script
+
+    return register
+
+
+@dataclass(slots=True)
+class Run:
+    """The judge of one case."""
+
+    launch: Launch
+    profile: Profile
+    started_at: float = field(default_factory=time.monotonic)
+    exchange: list[str] = field(default_factory=list)
+    daemon: Daemon = field(init=False)
+    _subscriber: Subscriber | None = None
+    _environment: dict[str, str] = field(default_factory=dict)
+    _told: list[Told] = field(default_factory=list)
+    _barriers: int = 0
+
+    def trace(self, line: str) -> None:
+        self.exchange.append(f"{time.monotonic() - self.started_at:7.3f} {line}")
+
+    async def start(self, environment: Mapping[str, str] = NO_SETTINGS, *, listening: bool = True) -> None:
+        """Start the subscriber with these settings besides the address."""
+        await self.daemon.serve()
+        if listening:
+            await self.daemon.relay.listen()
+        self._environment = {
+            "MILO_DISCOVERY_ADDRESS": self.daemon.relay.address,
+            "CONFORMANCE_HEARTBEAT_S": str(HEARTBEAT_S),
+            **environment,
+        }
+        self._subscriber = await self.launch(self._environment, self.trace)
+
+    async def close(self) -> None:
+        if self._subscriber is not None:
+            await self._subscriber.close()
+
+    @property
+    def subscriber(self) -> Subscriber:
+        assert self._subscriber is not None, "the case starts its subscriber first"
+        return self._subscriber
+
+    async def stream(self, *, resuming: str | None = None, limit_s: float | None = None) -> Stream:
+        """Return the next stream that the subscriber opens, starting the subscriber before the first one.
+
+        `resuming` is the revision that it has to resume from: empty to start over.
+        """
+        if self._subscriber is None:
+            await self.start()
+        stream = await self.daemon.wait_for_stream(limit_s)
+        request, wanted = stream.request, self._environment
+        if resuming is not None and request.resume_revision != resuming:
+            raise CaseFailed(f"the stream resumed from {request.resume_revision!r}, not from {resuming!r}")
+        if request.filter.label_selector != wanted.get("CONFORMANCE_LABEL_SELECTOR", ""):
+            raise CaseFailed(f"the stream was opened with the label selector {request.filter.label_selector!r}")
+        if request.heartbeat_interval.ToTimedelta().total_seconds() != HEARTBEAT_S:
+            raise CaseFailed(f"the stream was opened without the heartbeat interval of {HEARTBEAT_S} s")
+        if request.include_kubeconfigs != ("CONFORMANCE_KUBECONFIGS" in wanted):
+            raise CaseFailed(f"the stream was opened with include_kubeconfigs={request.include_kubeconfigs}")
+        name = wanted.get("CONFORMANCE_SUBSCRIBER", "")
+        if name and (request.subscriber, request.confirm_releases) != (name, True):
+            raise CaseFailed(f"the stream was opened without confirm_releases as the subscriber {name!r}")
+        return stream
+
+    async def synced(self, *names: str) -> Stream:
+        """Return a stream that has delivered these clusters in one batch, of which the subscriber was told."""
+        stream = await self.stream(resuming="")
+        await stream.snapshot(*map(engaged, names))
+        await self.told(*[f"ENGAGED {name}" for name in names])
+        return stream
+
+    async def no_stream(self, seconds: float, why: str) -> None:
+        """Fail if a stream is opened meanwhile."""
+        try:
+            stream = await asyncio.wait_for(self.daemon.streams.get(), seconds)
+        except TimeoutError:
+            return
+        raise CaseFailed(f"stream {stream.number} was opened, {why}")
+
+    async def told(self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()) -> list[Told]:
+        """Wait until the subscriber was told as much, and compare, cluster by cluster, without the fields to ignore."""
+        deadline = time.monotonic() + (LIMIT_S if limit_s is None else limit_s)
+        while len(self._told) < len(expected):
+            try:
+                line = await asyncio.wait_for(self.subscriber.lines.get(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                break
+            if line is None:
+                compare(expected, self._told, self.subscriber.last_words())
+                raise CaseFailed("the subscriber ended")
+            self._told.append(line)
+        found, self._told = self._told, []
+        compare(expected, [each.without(ignoring) for each in found])
+        return found
+
+    async def nothing_else(self, stream: Stream) -> None:
+        """Fail if the subscriber was told anything since: it is told of another cluster, and of nothing before that."""
+        self._barriers += 1
+        name = f"barrier-{self._barriers}"
+        await stream.send(engaged(name))
+        await self.told(f"ENGAGED {name}")
+
+    async def fatal(self, code: str) -> None:
+        """Wait until the subscriber has reported an error that a retry cannot fix, and nothing else."""
+        await self.told(f"FATAL code={code}")
+
+    async def answer(self, command: str, *expected: str) -> Told:
+        """Send a command, and return its answer."""
+        self.trace(f"command: {command}")
+        await self.subscriber.command(command)
+        return (await self.told(*expected))[0]
+
+    async def ended(self) -> None:
+        """Wait until the subscriber has ended."""
+        try:
+            line = await asyncio.wait_for(self.subscriber.lines.get(), LIMIT_S)
+        except TimeoutError:
+            raise CaseFailed(f"the subscriber did not end within {LIMIT_S:g} s") from None
+        if line is not None:
+            raise CaseFailed(f"the subscriber was told more before it ended: {line}")
+
+    async def command(self, line: str) -> None:
+        """Send a command that is not answered."""
+        self.trace(f"command: {line}")
+        await self.subscriber.command(line)
+
+
+def compare(expected: tuple[str, ...], found: list[Told], note: str = "") -> None:
+    """Fail unless the subscriber was told what is expected, cluster by cluster."""
+    wanted, said = by_cluster(expected), by_cluster([str(each) for each in found])
+    if wanted != said:
+        different = sorted(name for name in {*wanted, *said} if wanted.get(name) != said.get(name))[:5]
+        lines = [
+            f"  expected: {', '.join(wanted.get(name, [])) or 'nothing'}; "
+            f"told: {', '.join(said.get(name, [])) or 'nothing'}"
+            for name in different
+        ]
+        raise CaseFailed("\n".join(["the subscriber was not told what happened:", *lines, *([note] if note else [])]))
+
+
+def by_cluster(lines: list[str] | tuple[str, ...]) -> dict[str, list[str]]:
+    """Group lines by cluster: there is no order between clusters."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        word = re.match(r"\S+(?: (\S+))?", line)
+        name = (word[1] or "") if word else ""
+        found.setdefault("" if "=" in name else name, []).append(line)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a case."""
+
+    case: Case
+    failure: str | None
+    skipped: str | None
+    seconds: float
+    exchange: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.failure is None and self.skipped is None
+
+
+async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> Outcome:
+    """Run a case."""
+    if one.needs is not None and one.needs in unsupported:
+        return Outcome(one, None, f"needs {one.needs.value}", 0.0, ())
+    run = Run(launch, one.profile)
+    failure: str | None = None
+    try:
+        async with asyncio.timeout(CASE_LIMIT_S), Daemon(run.trace) as run.daemon:  # type: ignore[abstract]  # other calls are UNIMPLEMENTED
+            try:
+                await one.script(run)
+            finally:
+                await run.close()
+    except CaseFailed as error:
+        failure = str(error)
+    except TimeoutError:
+        failure = f"the case did not end within {CASE_LIMIT_S:g} s"
+    return Outcome(one, failure, None, time.monotonic() - run.started_at, tuple(run.exchange))

@@ -1,0 +1,43 @@
+"""Runs each broken subscriber against all cases of its profile: only its own case may catch it.
+
+`./dev python -m conformance.tests.matrix [PROFILE...]` prints each subscriber that another case
+catches as well, or that none catches.
+"""
+
+import asyncio
+import sys
+
+from milo_conformance import daemon, run
+from milo_conformance.__main__ import judge_all
+from milo_conformance.cases import every_case
+from milo_conformance.subscriber import Program
+
+SOON_S = 5.0
+
+
+def command(broken: str) -> list[str]:
+    return [sys.executable, "-m", "conformance.tests.reference", broken]
+
+
+def subscriber(broken: str) -> Program:
+    return Program(command(broken))
+
+
+async def main(profiles: list[str]) -> int:
+    daemon.LIMIT_S = run.LIMIT_S = SOON_S
+    unexpected = 0
+    for broken in every_case():
+        if profiles and broken.profile.value not in profiles:
+            continue
+        cases = [one for one in every_case() if one.profile is broken.profile]
+        outcomes = await judge_all(cases, subscriber(broken.name), frozenset(), jobs=8)
+        caught = [outcome.case.name for outcome in outcomes if outcome.failure is not None]
+        if caught != [broken.name]:
+            unexpected += 1
+            print(f"{broken.name} is caught by {', '.join(caught) or 'no case'}", flush=True)
+    print(f"{unexpected} of the broken subscribers are not caught by their own case alone")
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(sys.argv[1:])))

@@ -1,0 +1,582 @@
+"""A small subscriber that passes every case, and one for each case that only this case catches.
+
+It is run as `python -m conformance.tests.reference [CASE]`. With the name of a case it breaks one rule, where the
+source asks for this name. It has no library below it: what a client has to do is all here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import unknown_fields
+from google.rpc import error_details_pb2, status_pb2
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+
+BROKEN = sys.argv[1] if len(sys.argv) > 1 else ""
+ENVIRONMENT = os.environ
+ADDRESS = ENVIRONMENT["MILO_DISCOVERY_ADDRESS"]
+HEARTBEAT_S = float(ENVIRONMENT["CONFORMANCE_HEARTBEAT_S"])
+SUBSCRIBER = ENVIRONMENT.get("CONFORMANCE_SUBSCRIBER", "")
+FINAL = {"INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
+TYPES = pb.ClusterEvent
+CONTENT = ("uid", "endpoint", "labels", "annotations", "suspended", "draining", "source")
+
+
+def broken(case: str) -> bool:
+    """Return whether this is the subscriber that the case is to catch."""
+    return case == BROKEN
+
+
+def tell(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def short(number: int, names: Any) -> str:
+    try:
+        return names.Name(number).removeprefix("DISENGAGE_REASON_").removeprefix("TYPE_")
+    except ValueError:
+        if broken("unknown-reason"):
+            raise Broken from None
+        return "UNSPECIFIED"
+
+
+class Broken(Exception):  # noqa: N818
+    """The stream does not follow from what is known."""
+
+
+class Final(Exception):  # noqa: N818
+    """An error that a retry cannot fix."""
+
+
+def token_of(kubeconfig: pb.Kubeconfig) -> str:
+    return str(json.loads(kubeconfig.kubeconfig)["users"][0]["user"].get("token", ""))
+
+
+class Known:
+    """A cluster, with its kubeconfig if there is one."""
+
+    def __init__(self, event: pb.ClusterEvent, before: Known | None) -> None:
+        self.cluster = event.cluster
+        self.kubeconfig = before.kubeconfig if before else None
+        if event.HasField("kubeconfig") and (broken("refused-with-the-stream") or token_of(event.kubeconfig)):
+            self.kubeconfig = event.kubeconfig
+
+
+class View:
+    """What the user was told of, and where the next stream resumes."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[str, Known] = {}
+        self.revision = ""
+        self.snapshot: dict[str, Known] | None = None
+        self.batches = 0
+        self.last: str | None = None
+        self.is_live = False
+        self.seen: set[str] = set()
+
+    def open(self) -> str:
+        if not broken(f"snapshot-cut-after-batch-{self.batches}"):
+            self.snapshot = None
+        self.last, self.is_live, self.batches = None, False, 0
+        return self.revision
+
+    def receive(self, batch: pb.WatchClustersResponse) -> None:
+        if batch.reset and not (broken("empty-fleet") and not batch.events):
+            if not (self.snapshot and (broken("reset-within-stream") or not self.batches)):
+                self.snapshot = {}
+            self.batches = 0
+        else:
+            self.check(batch)
+        self.last = batch.revision
+        self.seen.add(batch.revision)
+        if batch.source.state == pb.SourceStatus.STATE_STALE and broken("stale-source"):
+            self.lose("UNSPECIFIED")
+        if self.snapshot is not None:
+            self.gather(self.snapshot, batch)
+        elif batch.synced:
+            self.follow(batch)
+        elif broken("unsynced-heartbeats"):
+            self.clusters = {}
+        elif broken("revision-before-snapshot"):
+            self.revision = batch.revision
+
+    def check(self, batch: pb.WatchClustersResponse) -> None:
+        """Refuse a batch that does not follow the last one."""
+        if self.last is None:
+            if not batch.synced:
+                return
+            if not self.revision and not broken("changes-without-snapshot"):
+                raise Broken
+            if batch.previous_revision != self.revision and not broken("resumed-from-another-revision"):
+                raise Broken
+        elif batch.previous_revision != self.last:
+            if self.snapshot is not None:
+                tolerated = broken("missing-batch-in-snapshot")
+            elif batch.previous_revision in self.seen:
+                tolerated = broken("duplicate-batch")
+            else:
+                tolerated = broken("missing-batch")
+            if not tolerated:
+                raise Broken
+
+    def gather(self, snapshot: dict[str, Known], batch: pb.WatchClustersResponse) -> None:
+        self.batches += 1
+        for event in batch.events:
+            name = event.cluster.name
+            if event.type == TYPES.TYPE_DISENGAGED:
+                snapshot.pop(name, None)
+            elif (event.type == TYPES.TYPE_UPDATED and broken("snapshot-in-many-batches")) or (
+                event.type == TYPES.TYPE_KUBECONFIG and broken("renewed-with-the-stream")
+            ):
+                continue
+            elif event.type <= TYPES.TYPE_KUBECONFIG or broken("unknown-event-type-in-snapshot"):
+                snapshot[name] = Known(event, snapshot.get(name))
+        if not batch.synced:
+            return
+        for name, known in self.clusters.items():
+            if known.cluster.source in batch.pending_sources and not broken("pending-source"):
+                snapshot.setdefault(name, known)
+        if broken("large-fleet") and len(snapshot) > 10_000:
+            snapshot = dict(list(snapshot.items())[:10_000])
+        self.compare(snapshot)
+        self.clusters, self.snapshot = snapshot, None
+        self.revision, self.is_live = batch.revision, True
+
+    def compare(self, snapshot: dict[str, Known]) -> None:
+        missing = [name for name in self.clusters if name not in snapshot]
+        for name in missing[:1] if broken("restart-with-fewer-clusters") else missing:
+            self.tell(TYPES.TYPE_DISENGAGED, self.clusters[name], "UNSPECIFIED")
+        new = [name for name in snapshot if name not in self.clusters]
+        if broken("restart-with-more-clusters") and self.clusters:
+            new = new[:3]
+        for name in new:
+            self.tell(TYPES.TYPE_ENGAGED, snapshot[name])
+        for name, before in self.clusters.items():
+            if name in snapshot:
+                self.compare_one(before, snapshot[name])
+
+    def compare_one(self, before: Known, now: Known) -> None:
+        was, is_now = before.cluster, now.cluster
+        if broken("release-after-restart"):
+            is_now.incarnation = was.incarnation
+        if was.uid != is_now.uid and not broken("restart-with-replaced-cluster"):
+            self.tell(TYPES.TYPE_DISENGAGED, before, "REPLACED")
+            self.tell(TYPES.TYPE_ENGAGED, now)
+            return
+        if was.HasField("draining") and not is_now.HasField("draining") and not broken("drained-while-away"):
+            self.tell(TYPES.TYPE_DISENGAGED, before, short(was.draining.reason, pb.DisengageReason))
+            self.tell(TYPES.TYPE_ENGAGED, now)
+            return
+        ignored = {"restart-with-changed-cluster": "annotations", "resume-refused": "suspended"}.get(BROKEN)
+        compared = [field for field in CONTENT if field != ignored]
+        if broken("restart-with-same-clusters"):
+            compared.append("incarnation")
+        if any(getattr(was, field) != getattr(is_now, field) for field in compared):
+            self.tell(TYPES.TYPE_UPDATED, now)
+        if now.kubeconfig is None:
+            now.kubeconfig = before.kubeconfig
+        elif now.kubeconfig != before.kubeconfig and not broken("other-kubeconfig-after-restart"):
+            self.tell(TYPES.TYPE_KUBECONFIG, now)
+
+    def follow(self, batch: pb.WatchClustersResponse) -> None:
+        changed: dict[str, Known | None] = {}
+        told: list[tuple[int, Known, str, bool]] = []
+        for event in batch.events:
+            name = event.cluster.name
+            if event.type > TYPES.TYPE_KUBECONFIG:
+                if broken("unknown-event-type"):
+                    raise Broken
+                continue
+            before = changed[name] if name in changed else self.clusters.get(name)
+            kind = TYPES.Type.Name(event.type)[5:].lower()
+            if (before is None) != (kind == "engaged"):
+                state = "engaged" if before else "unknown"
+                if not broken(f"contradiction-{kind}-{state}"):
+                    self.revision = ""
+                    raise Broken
+            after = Known(event, before)
+            changed[name] = None if kind == "disengaged" else after
+            is_useless = kind == "kubeconfig" and before is not None and after.kubeconfig is before.kubeconfig
+            if not is_useless and not (broken("with-the-stream") and kind == "kubeconfig" and not before.kubeconfig):
+                has_kubeconfig = event.HasField("kubeconfig") and after.kubeconfig is not None
+                told.append((event.type, after, short(event.reason, pb.DisengageReason), has_kubeconfig))
+        if broken("replaced-in-one-batch"):
+            told = list({one[1].cluster.name: one for one in told}.values())
+        for kind_of, known, reason, has_kubeconfig in told:
+            self.tell(kind_of, known, reason, has_kubeconfig=has_kubeconfig)
+        for name, changed_to in changed.items():
+            if changed_to is None:
+                self.clusters.pop(name, None)
+            else:
+                self.clusters[name] = changed_to
+        self.is_live = True
+        if broken("revision-of-empty-batch") and not batch.events:
+            return
+        if broken("resume") and {event.type for event in batch.events} == {TYPES.TYPE_DISENGAGED}:
+            return
+        self.revision = batch.revision
+
+    def lose(self, reason: str = "OWNERSHIP_LOST") -> None:
+        for known in self.clusters.values():
+            self.tell(TYPES.TYPE_DISENGAGED, known, reason)
+        self.clusters, self.snapshot = {}, None
+        if not broken("starts-over-after-loss"):
+            self.revision = ""
+
+    def tell(self, kind: int, known: Known, reason: str = "", *, has_kubeconfig: bool = True) -> None:
+        cluster, event = known.cluster, TYPES.Type.Name(kind)[5:]
+        draining = short(cluster.draining.reason, pb.DisengageReason) if cluster.HasField("draining") else ""
+        if broken("engaged-as-draining") and event == "ENGAGED":
+            draining = ""
+        if broken("changes") and reason == "NOT_READY" and not draining:
+            reason = ""
+        if draining and broken("drain"):
+            asyncio.get_running_loop().create_task(self.release(cluster.name))
+        tells_kubeconfig = event in {"ENGAGED", "KUBECONFIG"} and known.kubeconfig is not None and has_kubeconfig
+        tell(
+            event,
+            cluster=cluster.name,
+            uid=cluster.uid,
+            endpoint=cluster.endpoint,
+            suspended=cluster.suspended and not (broken("first-snapshot") and event == "ENGAGED"),
+            draining=draining,
+            reason=reason,
+            kubeconfig=known.kubeconfig.kubeconfig.decode() if tells_kubeconfig and known.kubeconfig else "",
+        )
+
+    async def release(self, name: str) -> None:
+        incarnation = self.clusters[name].cluster.incarnation
+        if broken("drain-after-reconnect") and name in RELEASED:
+            return
+        RELEASED.add(name)
+        request = pb.ReleaseClusterRequest(cluster=name, incarnation=incarnation, subscriber=SUBSCRIBER)
+        await call("ReleaseCluster", request)
+
+
+RELEASED: set[str] = set()
+FILES: dict[str, bytes] = {}
+ATTEMPTS = [0]
+
+
+def read(variable: str, *, once: str = "") -> bytes | None:
+    """Return the content of the file that a variable names, as it is now."""
+    path = ENVIRONMENT.get(variable)
+    if path is None:
+        return None
+    content = Path(path).read_bytes().strip()
+    return FILES.setdefault(path, content) if broken(once) else content
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    token = read("MILO_DISCOVERY_TOKEN_FILE", once="renewed-token")
+    return () if token is None else (("authorization", f"Bearer {token.decode()}"),)
+
+
+def connect() -> grpc.aio.Channel:
+    if broken("expected-server-uid") and "MILO_DISCOVERY_SERVER_UID" in ENVIRONMENT:
+        raise Broken
+    if ADDRESS.startswith("unix:"):
+        path = Path(ADDRESS.removeprefix("unix://"))
+        expected = ENVIRONMENT.get("MILO_DISCOVERY_SERVER_UID")
+        if expected is not None and path.exists() and str(path.stat().st_uid) != expected and not broken("server-uid"):
+            raise Broken
+        if broken("socket-replaced") and path.exists() and FILES.setdefault("inode", inode(path)) != inode(path):
+            raise Broken
+    options: list[tuple[str, Any]] = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.max_receive_message_length", (1 if broken("large-batch") else 64) << 20),
+    ]
+    ca = read("MILO_DISCOVERY_CA_FILE", once="renewed-ca")
+    if ca is None:
+        return grpc.aio.insecure_channel(ADDRESS, options=options)
+    ATTEMPTS[0] += 1
+    host, _, port = ADDRESS.rpartition(":")
+    if broken("tls-of-another-ca"):
+        with suppress(OSError):
+            ca = ssl.get_server_certificate((host, int(port))).encode()
+    if broken("tls-for-another-name") and ATTEMPTS[0] % 2:
+        options.append(("grpc.ssl_target_name_override", "another.example"))
+    key = read("MILO_DISCOVERY_KEY_FILE", once="client-certificate")
+    certificate = read("MILO_DISCOVERY_CERTIFICATE_FILE", once="client-certificate")
+    return grpc.aio.secure_channel(ADDRESS, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
+
+
+def inode(path: Path) -> bytes:
+    return str(path.stat().st_ino).encode()
+
+
+async def call(method: str, request: Any, timeout: float = 10) -> Any:
+    async with connect() as channel:
+        stub = getattr(DiscoveryServiceStub(channel), method)
+        return await stub(request, timeout=timeout, metadata=() if broken("token") else metadata())
+
+
+class Ownership:
+    """Until when a sharded daemon's clusters are its own."""
+
+    def __init__(self, view: View, lost: asyncio.Event) -> None:
+        self.view, self.lost = view, lost
+        self.is_sharded = False
+        self.is_streaming = False
+        self.until = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        return not self.is_sharded or time.clock_gettime(time.CLOCK_BOOTTIME) < self.until
+
+    async def begin(self) -> None:
+        if self.task is None or self.task.done():
+            self.is_sharded = True
+            await self.renew()
+            self.task = asyncio.create_task(self.keep())
+
+    async def keep(self) -> None:
+        was_held = self.is_held
+        while self.is_sharded:
+            left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
+            share = 0.9 if broken("renewals") else 0.4
+            await asyncio.sleep(min(3.0, left * share if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
+            if was_held and not self.is_held and not broken("suspended"):
+                was_held = False
+                self.end()
+            if not (broken("renewals-without-stream") and not self.is_streaming):
+                await self.renew()
+            if self.is_held != was_held:
+                was_held = self.is_held
+                if not was_held:
+                    self.end()
+
+    def end(self) -> None:
+        self.view.lose()
+        self.lost.set()
+
+    async def renew(self) -> None:
+        asked = time.clock_gettime(time.CLOCK_BOOTTIME)
+        left = self.until - asked
+        timeout = 60.0 if broken("ownership-runs-out") else min(3.0, left) if left > 0 else 3.0
+        try:
+            response = await call("RenewOwnership", pb.RenewOwnershipRequest(), timeout)
+        except grpc.aio.AioRpcError:
+            if broken("failed-renewal") and left > 0:
+                self.until = 0.0
+            return
+        self.is_sharded = response.sharded or broken("no-longer-sharded")
+        if broken("counted-from-the-request"):
+            asked = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if response.HasField("valid_for"):
+            self.until = max(self.until, asked + response.valid_for.ToTimedelta().total_seconds())
+        elif broken("response-without-time") and response.sharded:
+            self.until = 0.0
+
+
+class Subscription:
+    """Streams, one after another."""
+
+    def __init__(self) -> None:
+        self.view = View()
+        self.lost = asyncio.Event()
+        self.ownership = Ownership(self.view, self.lost)
+        self.channel: grpc.aio.Channel | None = None
+        self.has_connected = False
+        self.losses = 0
+        self.streams = 0
+
+    async def run(self) -> None:
+        delay = 0.2
+        while True:
+            while not self.ownership.is_held:  # noqa: ASYNC110  (small)
+                await asyncio.sleep(0.05)
+            self.lost.clear()
+            wait = 0.0
+            try:
+                async for _ in self.stream():
+                    delay = 0.2
+            except grpc.aio.AioRpcError as error:
+                wait = self.after(error)
+            except (Broken, OSError):
+                pass
+            else:
+                if broken("transient-ok"):
+                    return
+            if broken("subscription-across-reconnect"):
+                await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
+            if not broken("backoff"):
+                await asyncio.sleep(wait or delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, 5)
+
+    def after(self, error: grpc.aio.AioRpcError) -> float:
+        """Return how long to wait after an error. Raises Final for one that a retry cannot fix."""
+        code = error.code().name
+        is_final = code in FINAL and not broken(f"fatal-{code.lower().replace('_', '-')}")
+        if code == "UNAVAILABLE" and error.details() and self.has_connected:
+            self.losses += 1
+            is_final = broken("cut-connection") and self.losses == 3
+        if (
+            broken("address-not-there-yet")
+            and not self.has_connected
+            and code == "UNAVAILABLE"
+            and ADDRESS[:4] == "unix"
+        ):
+            is_final = True
+        if is_final or broken(f"transient-{code.lower().replace('_', '-')}"):
+            raise Final(code)
+        for key, value in error.trailing_metadata() or ():
+            if key == "grpc-status-details-bin" and not broken("retry-info"):
+                details = status_pb2.Status.FromString(value).details
+                info = error_details_pb2.RetryInfo()
+                if details and details[0].Unpack(info):
+                    return info.retry_delay.ToTimedelta().total_seconds()
+        return 0.0
+
+    async def stream(self) -> AsyncIterator[None]:
+        self.streams += 1
+        selector = ENVIRONMENT.get("CONFORMANCE_LABEL_SELECTOR", "")
+        request = pb.WatchClustersRequest(
+            filter=pb.ClusterFilter(label_selector="" if broken("same-filter") and self.streams > 1 else selector),
+            resume_revision=self.view.open(),
+            include_kubeconfigs="CONFORMANCE_KUBECONFIGS" in ENVIRONMENT,
+            confirm_releases=bool(SUBSCRIBER),
+            subscriber=SUBSCRIBER,
+            accepts_pending_sources=True,
+        )
+        request.heartbeat_interval.FromMilliseconds(int(HEARTBEAT_S * 1000))
+        if self.channel is None or not broken("half-open-connection"):
+            self.channel = connect()
+        channel = self.channel
+        stream = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata())
+        ends = [asyncio.create_task(self.lost.wait())]
+        if broken("goaway"):
+            ends.append(asyncio.create_task(leaves_ready(channel)))
+        for end in ends:
+            end.add_done_callback(lambda _: stream.cancel())
+        silence = (2.1 if broken("late-heartbeat") else 3) * HEARTBEAT_S
+        try:
+            while True:
+                try:
+                    batch = await asyncio.wait_for(stream.read(), silence)
+                except TimeoutError:
+                    if broken("heartbeat-silence"):
+                        self.view.revision = ""
+                    raise Broken from None
+                except asyncio.CancelledError:
+                    if any(end.done() for end in ends):
+                        raise Broken from None
+                    raise
+                if batch is grpc.aio.EOF:
+                    return
+                if broken("unknown-fields") and unknown_fields.UnknownFieldSet(batch):
+                    raise Broken
+                self.has_connected = self.ownership.is_streaming = True
+                if batch.sharded:
+                    await self.ownership.begin()
+                if batch.events and not self.ownership.is_held and not broken("not-owned-yet"):
+                    raise Broken
+                self.view.receive(batch)
+                yield
+        finally:
+            self.ownership.is_streaming = False
+            stream.cancel()
+            for end in ends:
+                end.cancel()
+            if not broken("half-open-connection"):
+                await channel.close()
+
+
+async def leaves_ready(channel: grpc.aio.Channel) -> None:
+    while (state := channel.get_state()) is not grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
+    await channel.wait_for_state_change(state)
+
+
+class Credentials:
+    """Credentials of API clients, by cluster."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.current: dict[str, pb.Kubeconfig] = {}
+
+    async def token(self, name: str) -> str:
+        now = time.time()
+        known = self.view.clusters.get(name)
+        pushed = None if known is None or broken("credential-of-the-stream") else known.kubeconfig
+        if pushed is not None:
+            return token_of(pushed)
+        current = self.current.get(name)
+        is_valid = current is not None and (now < current.expires_at.seconds or broken("daemon-away-across-expiry"))
+        is_fresh = current is not None and now < current.refresh_after.seconds
+        if current is None or not is_valid or not (is_fresh or broken("credential-is-refreshed")):
+            try:
+                response = await call("IssueKubeconfig", pb.IssueKubeconfigRequest(cluster=name))
+                current = self.current[name] = response.kubeconfig
+            except grpc.aio.AioRpcError:
+                if not is_valid:
+                    raise
+        assert current is not None
+        return token_of(current)
+
+
+ISSUED: dict[str, str] = {}
+
+
+async def obey(words: list[str], view: View, credentials: Credentials) -> None:
+    """Carry out a command."""
+    verb, name = words[0], words[1] if len(words) > 1 else ""
+    try:
+        if verb == "release":
+            await view.release(name)
+        elif verb == "credential":
+            tell("CREDENTIAL", cluster=name, token=await credentials.token(name))
+        elif verb == "kubeconfig":
+            if not (broken("on-request") and name in ISSUED):
+                response = await call("IssueKubeconfig", pb.IssueKubeconfigRequest(cluster=name))
+                ISSUED[name] = response.kubeconfig.kubeconfig.decode()
+            tell("ISSUED", cluster=name, kubeconfig=ISSUED[name])
+    except grpc.aio.AioRpcError as error:
+        if broken("refused-release") and verb == "release":
+            raise
+        code = "UNAVAILABLE" if broken("request-for-other-cluster") else error.code().name
+        tell("CREDENTIAL" if verb == "credential" else "FAILED", cluster=name, code=code)
+
+
+async def main() -> None:
+    is_encrypted = ADDRESS.startswith("unix:") or "MILO_DISCOVERY_CA_FILE" in ENVIRONMENT
+    if "MILO_DISCOVERY_TOKEN_FILE" in ENVIRONMENT and not is_encrypted and not broken("token-without-tls"):
+        sys.exit("the token would be sent unencrypted")
+    stdin = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    subscription = Subscription()
+    credentials = Credentials(subscription.view)
+    running = asyncio.create_task(subscription.run())
+    running.add_done_callback(told_final)
+    while words := (await stdin.readline()).decode().split():
+        if words == ["stop"]:
+            break
+        await obey(words, subscription.view, credentials)
+    running.cancel()
+    if SUBSCRIBER and not broken("stop"):
+        await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
+
+
+def told_final(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and isinstance(error := running.exception(), Final):
+        tell("FATAL", code=str(error))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,98 @@
+"""The kit is judged by subscribers: one that breaks no rule, and for each case one that breaks this rule."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from conformance.tests import matrix
+from milo_conformance import daemon, run
+from milo_conformance.__main__ import judge_all
+from milo_conformance.cases import every_case
+from milo_conformance.run import Case
+
+ROOT = Path(__file__).parents[2]
+PROTO = (ROOT / "proto/milo/discovery/v1/discovery.proto").read_text()
+SOON_S = 5.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "milo_conformance", "run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
+    outcomes = await judge_all(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
+    assert {one.case.name: one.failure for one in outcomes if one.failure} == {}
+
+
+async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
+    monkeypatch.setattr(run, "LIMIT_S", SOON_S)
+    slots = asyncio.Semaphore(8)
+
+    async def is_caught(one: Case) -> bool:
+        async with slots:
+            [outcome] = await judge_all([one], matrix.subscriber(one.name), frozenset(), jobs=1)
+        return outcome.failure is not None
+
+    cases = every_case()
+    caught = await asyncio.gather(*map(is_caught, cases))
+    assert [one.name for one, was_caught in zip(cases, caught, strict=True) if not was_caught] == []
+
+
+@pytest.mark.parametrize("case", every_case(), ids=lambda one: f"{one.profile.value}-{one.name}")
+def test_case_quotes_the_proto_file(case: Case) -> None:
+    assert case.demands in PROTO
+
+
+def test_case_names_are_unique() -> None:
+    names = [one.name for one in every_case()]
+    assert len(set(names)) == len(names)
+
+
+def test_failure_is_reported_in_every_form(tmp_path: Path) -> None:
+    junit, report = tmp_path / "junit.xml", tmp_path / "report.json"
+    chosen = [option for name in ("empty-fleet", "first-snapshot") for option in ("--case", name)]
+    forms = ["--output", "tap", "--junit", str(junit), "--report", str(report), "--client", "reference 1"]
+    ran = kit(*chosen, *forms, "--", *matrix.command("empty-fleet"))
+    assert ran.returncode == 1
+    assert "ok 1 - core/first-snapshot" in ran.stdout
+    assert "not ok 2 - core/empty-fleet" in ran.stdout
+    [suite] = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    written = json.loads(report.read_text())
+    assert written["client"] == "reference 1"
+    assert written["profiles"] == [
+        {
+            "name": "core",
+            "result": "failure",
+            "statistics": {"passed": 1, "failed": 1, "skipped": 0},
+            "failedTests": ["empty-fleet"],
+            "skippedTests": [],
+        }
+    ]
+
+
+def test_verbose_run_prints_the_exchange() -> None:
+    ran = kit("--case", "first-snapshot", "--verbose", "--", *matrix.command(""))
+    assert ran.returncode == 0
+    assert "stream 1 is opened, resume_revision=''" in ran.stdout
+    assert "told: ENGAGED b suspended" in ran.stdout
+
+
+def test_program_that_does_not_exist_is_an_error_of_the_run() -> None:
+    ran = kit("--case", "first-snapshot", "--", "/no/such/program")
+    assert (ran.returncode, ran.stderr) == (2, "error: cannot start '/no/such/program': No such file or directory\n")
+
+
+def test_program_that_ends_by_itself_is_shown_with_its_last_words() -> None:
+    ran = kit("--case", "first-snapshot", "--", sys.executable, "-c", "raise SystemExit('no settings')")
+    assert ran.returncode == 1
+    assert "no settings" in ran.stdout or "no stream was opened" in ran.stdout

@@ -1,0 +1,60 @@
+"""Judges the clients by the conformance kit, and prints the table of languages and profiles."""
+
+import argparse
+import asyncio
+import sys
+import time
+
+from milo_conformance.__main__ import judge_all, select
+from milo_conformance.report import table
+from milo_conformance.run import Outcome, Profile
+from milo_conformance.subscriber import Program
+from tests.end_to_end.conformance.clients import CLIENTS, Client, ToolMissing
+
+
+def cell(client: Client, outcomes: list[Outcome], profile: Profile) -> str:
+    """Return a cell of the table: the cases that passed, of those that the client claims."""
+    of_profile = [outcome for outcome in outcomes if outcome.case.profile is profile]
+    if not of_profile:
+        return "" if profile in client.profiles else "not claimed"
+    judged = [outcome for outcome in of_profile if outcome.skipped is None]
+    passed = sum(outcome.passed for outcome in judged)
+    total = f"{len(judged)} of {len(of_profile)}" if len(judged) < len(of_profile) else f"{len(judged)}"
+    return f"✓ {total}" if passed == len(judged) else f"FAILED {len(judged) - passed}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev conformance", description=__doc__)
+    parser.add_argument("languages", nargs="*", metavar="LANGUAGE", help=f"of {', '.join(CLIENTS)}; all by default")
+    parser.add_argument("--case", action="append", default=[], help="run this case only")
+    parser.add_argument("--verbose", action="store_true", help="print the exchange between daemon and subscriber")
+    given = parser.parse_args()
+    if unknown := set(given.languages) - set(CLIENTS):
+        parser.error(f"no client for {', '.join(sorted(unknown))}")
+    rows, failed = [], False
+    for language in given.languages or CLIENTS:
+        client = CLIENTS[language]
+        started = time.monotonic()
+        try:
+            command = client.build()
+        except ToolMissing as missing:
+            print(f"{language}: SKIPPED: {missing}", file=sys.stderr)
+            continue
+        built = time.monotonic()
+        cases = select([profile.value for profile in client.profiles], given.case)
+        outcomes = asyncio.run(
+            judge_all(cases, Program(command), client.lacks_features, jobs=4, is_verbose=given.verbose)
+        )
+        if any(outcome.failure is not None for outcome in outcomes):
+            failed = True
+            print(f"=== {language}\n{table(outcomes)}\n")
+        cells = [cell(client, outcomes, profile) for profile in Profile]
+        rows.append([language, *cells, f"{built - started:.0f} s", f"{time.monotonic() - built:.0f} s"])
+    heads = ["language", *(profile.value for profile in Profile), "build", "run"]
+    for row in (heads, ["---"] * len(heads), *rows):
+        print(f"| {' | '.join(row)} |")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
