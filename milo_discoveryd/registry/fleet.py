@@ -255,9 +255,9 @@ class SourceFleet(Fleet):
         found = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
         self._publish([event for events in found for event in events], now.steady)
 
-    def keeps_lost(self) -> bool:
-        """Return whether clusters that this daemon no longer owns are still draining."""
-        return any(self.registry.assigned_elsewhere(name) is not None for name in self.registry.releases)
+    def lost(self) -> Iterator[str]:
+        """Yield the clusters that this daemon no longer owns and that are still draining."""
+        return (name for name in self.registry.releases if self.registry.assigned_elsewhere(name) is not None)
 
     def releases_of(self, cluster: str) -> PendingReleases:
         return self.registry.releases

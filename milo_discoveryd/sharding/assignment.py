@@ -84,8 +84,9 @@ class FleetAssignment:
         for each in self._fleet.sources:
             each.lose_ownership(LOST)
 
-    def keeps_lost(self) -> bool:
-        return any(each.keeps_lost() for each in self._fleet.sources)
+    def lost(self) -> Iterator[str]:
+        for each in self._fleet.sources:
+            yield from each.lost()
 
     def unowned(self) -> int:
         decisions = self._decisions

@@ -15,6 +15,9 @@ from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
+PENDING_SIZE = 64 * 1024
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. With more, no
+cluster moves until some of them are released."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers stand still while the machine is suspended."""
 
@@ -34,8 +37,8 @@ class Assignee(Protocol):
     def lose_ownership(self) -> None:
         """Disengage everything at once."""
 
-    def keeps_lost(self) -> bool:
-        """Return whether clusters that were taken away are still engaged."""
+    def lost(self) -> Iterable[str]:
+        """Return the clusters that were taken away and are still engaged."""
 
     def unowned(self) -> int:
         """Return the number of ready clusters that are assigned to the member and not engaged."""
@@ -78,6 +81,7 @@ class ShardGroup:
         """Whether the ownership was fully applied."""
         self._is_outdated = False
         """Whether more clusters may be engaged than when the ownership was applied."""
+        self._request_error = ""
         self._problem = ""
         self._view_since: tuple[int, float] = (0, clock())
         self.ended = asyncio.Event()
@@ -171,8 +175,10 @@ class ShardGroup:
                     self._woken.set()
                     return
             self._is_applied = True
-        if not self._assignee.keeps_lost() and self.member.state.drained < ownership.view.number:
-            self.member.drained(ownership.view.number)
+        pending = frozenset(self._assignee.lost())
+        drained = (ownership.view.number, pending)
+        if sum(map(len, pending)) <= PENDING_SIZE and drained != (self.member.state.drained, self.member.state.pending):
+            self.member.drained(*drained)
             self._drained.set()
 
     def _lose(self) -> None:
@@ -196,12 +202,13 @@ class ShardGroup:
             self.member.conflicted(self._clock())
         except BackendError as error:
             self._observer.lease_request(name, "error")
-            self._note_problem(str(error))
+            self._request_error = str(error)
             self.member.failed(self._clock())
         else:
             self._observer.lease_request(name, "ok")
-            self._note_problem("")
+            self._request_error = ""
             done(started_at, self._clock())
+        self._note_problem("; ".join(filter(None, [self._request_error, *self.member.problems])))
 
     async def _answered(self, request: Request) -> Callable[[float, float], None]:
         member = self.member
@@ -217,9 +224,9 @@ class ShardGroup:
 
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self._problem:
-            log.warning("shard Leases not updated", problem=problem)
+            log.warning("shard group has a problem", group=self._name, problem=problem)
         elif self._problem and not problem:
-            log.info("shard Leases updated again")
+            log.info("shard group has no problem any more", group=self._name)
         self._problem = problem
 
 

@@ -73,4 +73,19 @@ class LeaseClient:
     async def _put_or_post(self, name: str, version: str, body: bytes) -> ApiAnswer:
         if version:
             return await self._api.put(self._names.path(name), body, timeout_s=TIMEOUT_S)
-        return await self._api.post(self._names.collection, body, timeout_s=TIMEOUT_S)
+        answer = await self._api.post(self._names.collection, body, timeout_s=TIMEOUT_S)
+        if answer.status == 409:
+            await self._require_own(name)
+        return answer
+
+    async def _require_own(self, name: str) -> None:
+        """Raise BackendError if a Lease of this name is another group's."""
+        query = (("fieldSelector", f"metadata.name={name}"),)
+        answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
+        owner = lease_objects.decode_owner(answer.body) if answer.status == 200 else None
+        if owner is not None and owner != self._names.group:
+            whose = f"the shard group {owner!r}" if owner else "no shard group"
+            raise BackendError(
+                f"Lease {self._names.namespace}/{name} is of {whose}, and not of {self._names.group!r}: choose another "
+                "sharding.group or sharding.member"
+            )

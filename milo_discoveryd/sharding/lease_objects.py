@@ -13,16 +13,21 @@ _PREFIX = "discovery.miloapis.com/"
 VIEW = "view"
 """Takes the place of the member in the name of the view's Lease."""
 _DURATION_S = 30
+_FORMAT = "1"
+"""Members of different formats do not share clusters: each would misread what the other writes."""
+_MAX_WEIGHT = 1000.0
+_MAX_NUMBER = 2**53
 
 
 class LeaseFormatError(ValueError):
-    """A Lease of the group was not written by this program. The message names the Lease."""
+    """A response of the API server is not what was requested."""
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
     resource_version: str
+    labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 
 
@@ -57,6 +62,7 @@ class _StoredView(msgspec.Struct, frozen=True):
 
 
 _STORED_VIEW = msgspec.json.Decoder(_StoredView)
+_NAMES = msgspec.json.Decoder(list[str])
 
 
 class LeaseNames(msgspec.Struct, frozen=True):
@@ -85,6 +91,9 @@ class LeaseNames(msgspec.Struct, frozen=True):
 def encode_member(lease: MemberLease, names: LeaseNames, wall: float) -> bytes:
     flags = {"leaving": lease.is_leaving, "stopped": lease.is_stopped}
     annotations = {
+        "format": _FORMAT,
+        "fleet": lease.fleet,
+        "pending": msgspec.json.encode(sorted(lease.pending)).decode(),
         "member": lease.member,
         "term": lease.term,
         "weight": repr(lease.weight),
@@ -97,7 +106,7 @@ def encode_member(lease: MemberLease, names: LeaseNames, wall: float) -> bytes:
 
 
 def encode_view(view: View, version: str, names: LeaseNames, wall: float) -> bytes:
-    annotations = {"view": msgspec.json.encode(view).decode()}
+    annotations = {"format": _FORMAT, "view": msgspec.json.encode(view).decode()}
     return _encode(names.view, version, view.id, annotations, names=names, wall=wall)
 
 
@@ -108,26 +117,42 @@ def encode_precondition(version: str) -> bytes:
 
 
 def decode_list(body: bytes, names: LeaseNames) -> GroupState:
-    """Decode a list of the group's Leases. Raises LeaseFormatError."""
+    """Decode a list of the group's Leases. Raises LeaseFormatError for anything but a list.
+
+    A member's Lease that cannot be read has a problem. A view that cannot be read counts as deleted.
+    """
+    leases = _decode_leases(body)
+    members: dict[str, MemberLease] = {}
+    view, view_version, problems = None, "", []
+    for lease in leases:
+        name = lease.metadata.name
+        if name == names.view:
+            view_version = lease.version
+            try:
+                view = _view(lease)
+            except _UNREADABLE as error:
+                problems.append(f"{_described(lease, names)} cannot be read ({_reason(error)}): it is written again")
+        elif not name.startswith(names.member("")):
+            problems.append(f"{_described(lease, names)} is not the group's: remove its label {GROUP_LABEL}")
+        else:
+            member = name.removeprefix(names.member(""))
+            try:
+                members[member] = _member(lease, member)
+            except _UNREADABLE as error:
+                members[member] = _unreadable(lease, member, names, error)
+    return GroupState(members=members, view=view, view_version=view_version, problems=tuple(problems))
+
+
+def decode_owner(body: bytes) -> str | None:
+    """Return the group of the only Lease of a list; None if there is none. Raises LeaseFormatError."""
+    return next((each.metadata.labels.get(GROUP_LABEL, "") for each in _decode_leases(body)), None)
+
+
+def _decode_leases(body: bytes) -> list[_Lease]:
     try:
-        leases = _LEASE_LIST.decode(body).items
+        return _LEASE_LIST.decode(body).items
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
-    members: dict[str, MemberLease] = {}
-    view, view_version = None, ""
-    for lease in leases:
-        try:
-            if lease.metadata.name == names.view:
-                view, view_version = _view(lease), lease.version
-            else:
-                member = _member(lease)
-                members[member.member] = member
-        except (KeyError, ValueError, msgspec.MsgspecError) as error:
-            raise LeaseFormatError(
-                f"Lease {names.namespace}/{lease.metadata.name} has the label {names.selector}, but was not written by"
-                f" milo-discoveryd ({error}): delete it"
-            ) from error
-    return GroupState(members=members, view=view, view_version=view_version)
 
 
 def decode_version(body: bytes) -> str:
@@ -138,25 +163,80 @@ def decode_version(body: bytes) -> str:
         raise LeaseFormatError(f"the response to a write is not a Lease: {error}") from error
 
 
-def _member(lease: _Lease) -> MemberLease:
-    found = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
+class _OtherFormatError(ValueError):
+    """The Lease was written by a version of this program with another format."""
+
+
+_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError)
+
+
+def _member(lease: _Lease, name: str) -> MemberLease:
+    found = _annotations(lease)
+    if found["member"] != name:
+        raise ValueError(f"it names the member {found['member']!r}")
+    if not found["term"] and lease.spec.holder_identity:
+        raise ValueError("its term is empty")
     return MemberLease(
-        member=found["member"],
+        member=name,
         version=lease.version,
         holder=lease.spec.holder_identity,
         term=found["term"],
-        weight=float(found["weight"]),
-        acknowledged=int(found["acknowledged-view"]),
+        weight=_weight(float(found["weight"])),
+        acknowledged=_number(int(found["acknowledged-view"])),
+        pending=frozenset(_NAMES.decode(found["pending"])),
         is_leaving=found.get("leaving") == "true",
         is_stopped=found.get("stopped") == "true",
-        renewal=int(found["renewal"]),
+        renewal=_number(int(found["renewal"])),
         instance=found.get("instance", ""),
+        fleet=found["fleet"],
     )
 
 
+def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -> MemberLease:
+    """Return the Lease of a member that may be running. A running one of another format renews it."""
+    return MemberLease(
+        member=name,
+        version=lease.version,
+        holder=lease.spec.holder_identity or "unknown",
+        term=lease.version if isinstance(error, _OtherFormatError) else "",
+        problem=f"{_described(lease, names)} cannot be read ({_reason(error)}): its member counts as silent",
+    )
+
+
+def _described(lease: _Lease, names: LeaseNames) -> str:
+    return f"Lease {names.namespace}/{lease.metadata.name} of shard group {names.group}"
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no annotation {_PREFIX}{error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _annotations(lease: _Lease) -> dict[str, str]:
+    found = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
+    if found["format"] != _FORMAT:
+        raise _OtherFormatError(
+            f"its format is {found['format']!r}, and this daemon's {_FORMAT!r}: run one version in all members"
+        )
+    return found
+
+
+def _weight(weight: float) -> float:
+    if not 0 <= weight <= _MAX_WEIGHT:
+        raise ValueError(f"its weight is {weight}")
+    return weight
+
+
+def _number(number: int) -> int:
+    if not 0 <= number <= _MAX_NUMBER:
+        raise ValueError(f"it has the number {number}")
+    return number
+
+
 def _view(lease: _Lease) -> View:
-    stored = _STORED_VIEW.decode(lease.metadata.annotations[f"{_PREFIX}view"])
-    return View(number=stored.number, id=stored.id, members=stored.members, previous=stored.previous)
+    stored = _STORED_VIEW.decode(_annotations(lease)["view"])
+    for each in (*stored.members.values(), *stored.previous.values()):
+        _weight(each.weight)
+    return View(number=_number(stored.number), id=stored.id, members=stored.members, previous=stored.previous)
 
 
 def _encode(

@@ -18,7 +18,9 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     eviction, the member starts another term."""
     weight: float = 1.0
     acknowledged: int = 0
-    """The latest view for which this member has released the clusters that the view took from it."""
+    """The latest view for which this member has released the clusters that the view took from it, but for `pending`."""
+    pending: frozenset[str] = frozenset()
+    """Clusters that a view took from this member and that its subscribers have not released."""
     is_leaving: bool = False
     """The member is leaving the group, so the next view must not contain it."""
     is_stopped: bool = False
@@ -27,11 +29,23 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     """Differs between all writes of a holder. Versions can repeat after the Leases were restored from a backup."""
     instance: str = ""
     """An identifier that no two running processes share, such as that of a container of a pod."""
+    fleet: str = ""
+    """A digest of the settings that define which clusters there are. Members must agree on it."""
+    problem: str = ""
+    """Why the Lease cannot be read; empty if it can. Such a member may own clusters until it is evicted."""
 
     @property
     def seen_as(self) -> str:
-        """Return an identifier of this write, unique among all writes of the Lease."""
-        return f"{self.version} {self.holder} {self.renewal}"
+        """Return an identifier of this write, unique among all writes of the Lease.
+
+        Writes that cannot be read count as one, since they are not the member's renewals.
+        """
+        return f"{self.term} {self.problem}" if self.problem else f"{self.version} {self.holder} {self.renewal}"
+
+    @property
+    def content(self) -> "MemberLease":
+        """Return what the member says, without what changes with each write."""
+        return msgspec.structs.replace(self, version="", renewal=0)
 
     @property
     def is_held(self) -> bool:
@@ -60,3 +74,5 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     view: View | None = None
     view_version: str = ""
     """The resource version of the view's Lease; empty if there is none."""
+    problems: tuple[str, ...] = ()
+    """Leases with the group's label that cannot be read, or that are not the group's."""

@@ -15,7 +15,9 @@ Safety rests on these rules:
   written while it did not.
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
-  not released it.
+  not released it. A member that acknowledges names the keys that it has not released, which nobody else engages.
+- What a member does not understand is not evidence: a Lease that cannot be read counts as one that is not renewed, and
+  a member whose own Lease was changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
@@ -33,13 +35,21 @@ from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, Seen, Sta
 
 class Member:
     def __init__(
-        self, name: str, holder: str, *, weight: float = 1.0, instance: str = "", timing: Timing = TIMING
+        self,
+        name: str,
+        holder: str,
+        *,
+        weight: float = 1.0,
+        instance: str = "",
+        fleet: str = "",
+        timing: Timing = TIMING,
     ) -> None:
         """`holder` identifies this process among all processes that ever use the member's name."""
         self.name = name
         self.holder = holder
         self.weight = weight
         self._instance = instance
+        self._fleet = fleet
         self._timing = timing
         self.state = State()
 
@@ -68,6 +78,7 @@ class Member:
             member=self.name,
             term=state.lease.term,
             unsettled=frozenset(self._unsettled(view, view.previous, now)),
+            pending=dict(self._pending_elsewhere(now)),
             may_engage=self.is_confirmed and now >= state.engage_at,
         )
 
@@ -79,21 +90,50 @@ class Member:
     @property
     def is_settled(self) -> bool:
         """Whether the view contains all present members, and each has acknowledged it."""
-        view = self._view
+        view, group = self._view, self.state.group
         return (
             view is not None
+            and group is not None
             and dict(view.members) == dict(self.state.candidates.members)
             and not any(self._unsettled(view, {**view.previous, **view.members}, inf))
+            and not any(lease.pending for lease in group.members.values() if lease.is_held)
         )
+
+    @property
+    def problems(self) -> Iterator[str]:
+        """Yield what an administrator should know or do."""
+        state = self.state
+        if state.problem:
+            yield state.problem
+        if state.group is None:
+            return
+        yield from state.group.problems
+        for lease in state.group.members.values():
+            if lease.problem:
+                yield lease.problem
+            elif state.lease is None and lease.member == self.name and self._is_taken(lease):
+                yield (
+                    f"another process ({lease.holder}) holds the Lease of member {self.name}: this one joins when that "
+                    "one has ended; if both are to run, give them different names (sharding.member)"
+                )
+            elif lease.is_held and state.lease is not None and lease.fleet != state.lease.fleet:
+                yield (
+                    f"the sources or selectors of member {lease.member} differ from those of {self.name}: clusters "
+                    "that one of them does not see may have no owner; give all members the same settings"
+                )
 
     def check(self, now: float) -> None:
         """Fence the member if its Lease was not renewed in time."""
         if self.state.resumed_at is not None and self.is_fenced(now):
             self._interrupt(now)
 
-    def drained(self, number: int) -> None:
-        """Record that all clusters that the view of this number took from the member are released."""
-        self._set(drained=max(number, self.state.drained))
+    def _is_taken(self, lease: MemberLease) -> bool:
+        return lease.is_held and not lease.is_stopped and lease.holder != self.holder
+
+    def drained(self, number: int, pending: frozenset[str] = frozenset()) -> None:
+        """Record that all clusters that the view of this number took from the member are released, but for some."""
+        if number >= self.state.drained:
+            self._set(drained=number, pending=pending)
 
     def leave(self) -> None:
         """Begin to leave the group."""
@@ -118,7 +158,10 @@ class Member:
             return Read()
         if state.lease is None:
             return self._join(state.group, now)
-        due = self._own_write(state.lease, now) or self._group_request(state.group, now)
+        own = self._own_write(state.lease, now)
+        if own is not None and own.lease.content not in self._written:
+            self._set(attempts=(*state.attempts, own.lease.content))
+        due = own or self._group_request(state.group, now)
         return due or Wait(min(at for at in self._deadlines(state.group) if at > now))
 
     def was_read(self, group: GroupState, started_at: float, now: float) -> None:
@@ -129,18 +172,44 @@ class Member:
             if view is not None:
                 writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
         own_renewal = group.members[self.name].renewal if self.name in group.members else 0
+        vanished = (name for name in state.seen if name not in writes and self._is_pending_vanished(name, now))
+        writes |= dict.fromkeys(vanished, "")
         known = state.seen if self._has_observed(own_renewal, started_at) else {}
         seen = {
-            name: was if (was := known.get(name)) and was.write == write else Seen(write, now)
+            name: Seen(write, known[name].since if name in known and known[name].write == write else now, pending)
             for name, write in writes.items()
+            for pending in [self._last_pending(name, group)]
         }
         self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen, own_renewal=own_renewal)
         self._update_candidates(now)
         self._check_own_lease(group, now)
         self._check_view(group, now)
         if self._regained_without_a_write(group, state.own_renewal):
-            self._rejoin_restored(now)
+            self._rejoin(now, f"the Lease of member {self.name} was restored")
         self._confirm(group, started_at)
+
+    def _last_pending(self, name: str, group: GroupState) -> frozenset[str]:
+        """Return the pending clusters of a member. Those of a deleted Lease are remembered: its holder may go on."""
+        if name in group.members:
+            return group.members[name].pending
+        return self.state.seen[name].pending if name in self.state.seen else frozenset()
+
+    def _is_pending_vanished(self, name: str, now: float) -> bool:
+        seen = self.state.seen[name]
+        return bool(seen.pending) and (bool(seen.write) or now < seen.since + self._timing.evict_after_s)
+
+    def _pending_elsewhere(self, now: float) -> Iterator[tuple[str, str]]:
+        """Yield the keys that other members have not released, with the member."""
+        group = self.state.group
+        assert group is not None
+        for name, seen in self.state.seen.items():
+            lease = group.members.get(name)
+            if lease is None:
+                pending = seen.pending if now < seen.since + self._timing.evict_after_s else frozenset()
+            else:
+                pending = lease.pending if lease.is_held else frozenset()
+            if name != self.name:
+                yield from ((key, name) for key in pending)
 
     def _has_observed(self, own_renewal: int, started_at: float) -> bool:
         """Return whether a Lease that is the same as in the last read has not been renewed since that read.
@@ -159,7 +228,7 @@ class Member:
         lease = group.members.get(self.name)
         return (
             (self.state.lease is None and self.state.has_held)
-            and (lease is not None and lease.holder == self.holder)
+            and (lease is not None and lease.holder == self.holder and not lease.problem)
             and lease.renewal < own_renewal
         )
 
@@ -211,6 +280,7 @@ class Member:
             weight=self.weight,
             renewal=self._next_renewal(lease),
             instance=self._instance,
+            fleet=self._fleet,
         )
         if lease is None:
             return WriteLease(joined)
@@ -219,9 +289,13 @@ class Member:
         expires_at = state.seen[self.name].since + timing.evict_after_s
         if not lease.is_held or (is_mine and state.has_held) or expires_at <= now:
             return WriteLease(rejoined)
-        if (is_mine or not state.has_held) and lease.acknowledged <= _number(group.view):
+        if (is_mine or not state.has_held) and not lease.problem and lease.acknowledged <= _number(group.view):
             # Continue the term of the process that held the Lease before.
-            return WriteLease(msgspec.structs.replace(rejoined, term=lease.term, acknowledged=lease.acknowledged))
+            return WriteLease(
+                msgspec.structs.replace(
+                    rejoined, term=lease.term, acknowledged=lease.acknowledged, pending=lease.pending
+                )
+            )
         read_at = state.read_at + timing.renew_interval_s
         return Read() if read_at <= now else Wait(min(read_at, expires_at))
 
@@ -232,15 +306,15 @@ class Member:
             return
         if self.state.lease is None:
             self._begin_to_hold(lease, now)
-        self._set(lease=lease, renewals=lease.renewal, own_renewal=lease.renewal, renewed_at=started_at)
+        self._set(lease=lease, attempts=(), renewals=lease.renewal, own_renewal=lease.renewal, renewed_at=started_at)
         self._replace_lease(lease, now)
         if self.state.resumed_at is None and not self.is_fenced(now):
-            self._set(resumed_at=started_at, unconfirmed=None)
+            self._set(resumed_at=started_at, unconfirmed=None, problem="")
 
     def _begin_to_hold(self, lease: MemberLease, now: float) -> None:
         state = self.state
         assert state.group is not None
-        self._set(has_held=True, drained=0, terms=state.terms + 1)
+        self._set(has_held=True, drained=0, pending=frozenset(), terms=state.terms + 1)
         if not lease.term.startswith(f"{self.holder}."):
             # Operators may act on events of the former process until its fence.
             former = state.group.members[self.name]
@@ -249,17 +323,20 @@ class Member:
             engage_at = -inf if has_ended and former.holder != self.holder else after
             self._set(acknowledge_at=after, engage_at=engage_at)
 
-    def _own_write(self, lease: MemberLease, now: float) -> Request | None:
+    def _own_write(self, lease: MemberLease, now: float) -> WriteLease | None:
         state = self.state
         acknowledged = self._acknowledgeable(now)
+        pending = state.pending if self._can_acknowledge(now) else lease.pending
         is_leaving = state.intent is Intent.LEAVE
-        wanted = msgspec.structs.replace(lease, acknowledged=acknowledged, is_leaving=is_leaving)
-        is_changed = wanted != lease
+        wanted = msgspec.structs.replace(lease, acknowledged=acknowledged, pending=pending, is_leaving=is_leaving)
+        # Releases are written in batches, and the last one at once.
+        is_batch_due = not pending or now >= state.renewed_at + self._timing.unsettled_read_interval_s
+        is_changed = wanted != (lease if is_batch_due else msgspec.structs.replace(lease, pending=pending))
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
             # Also as the last member: no other member can take over before this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
-        if lease.is_leaving and self._has_left(acknowledged):
+        if lease.is_leaving and not pending and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))
         if is_changed or now >= state.renewed_at + self._timing.renew_interval_s:
             return WriteLease(wanted)
@@ -273,9 +350,13 @@ class Member:
         """Return the latest view that the member can acknowledge."""
         state, view = self.state, self._view
         assert state.lease is not None
-        if view is None or now < state.acknowledge_at or state.drained < view.number:
+        if view is None or not self._can_acknowledge(now):
             return state.lease.acknowledged
         return max(view.number, state.lease.acknowledged)
+
+    def _can_acknowledge(self, now: float) -> bool:
+        state, view = self.state, self._view
+        return view is not None and now >= state.acknowledge_at and state.drained >= view.number
 
     def _has_left(self, acknowledged: int) -> bool:
         view = self._view
@@ -291,30 +372,37 @@ class Member:
             # The Lease was deleted manually. A new term would tell other members that this one's handlers have ended.
             self._lose_term(now)
             self._set(rejoin_at=now + self._timing.margin_s)
-        elif (found.holder, found.term) != (self.holder, lease.term):
+        elif not found.problem and found.holder != self.holder:
             self._lose_term(now)
-        elif found.acknowledged < lease.acknowledged:
-            self._rejoin_restored(now)
+        elif found.content not in self._written:
+            self._rejoin(now, f"the Lease of member {self.name} was changed by another program, or restored")
         else:
             self._set(lease=found)
+
+    @property
+    def _written(self) -> tuple[MemberLease, ...]:
+        """The contents that the member's own Lease may have."""
+        lease = self.state.lease
+        return self.state.attempts if lease is None else (lease.content, *self.state.attempts)
 
     def _check_view(self, group: GroupState, now: float) -> None:
         known, found = self.state.known, group.view
         if known is not None and (found is None or found.number < known.number or _differ(found, known)):
-            self._rejoin_restored(now)
+            self._rejoin(now, "the view of the shard group was changed by another program, or restored")
         elif self._is_authoritative(group):
             self._set(known=found)
 
-    def _rejoin_restored(self, now: float) -> None:
-        """End the term and rejoin: the Leases are older than the known ones, so they were restored from a backup."""
+    def _rejoin(self, now: float, problem: str) -> None:
+        """End the term and join again: the Leases are not as they were written, as after a restore from a backup."""
         self._lose_term(now)
+        self._set(problem=f"{problem}: it left the group and joins again")
         # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.
         after = now + self._timing.evict_after_s
         self._set(rejoin_at=now + self._timing.margin_s, engage_at=after, acknowledge_at=after)
 
     def _lose_term(self, now: float) -> None:
         self._interrupt(now)
-        self._set(lease=None, known=None, renewed_at=-inf, drained=0, has_held=True)
+        self._set(lease=None, attempts=(), known=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True)
 
     def _interrupt(self, now: float) -> None:
         """End ownership. Acknowledge nothing until the handlers have had time to end."""
@@ -337,7 +425,7 @@ class Member:
         members = {
             lease.member: ViewMember(lease.term, lease.weight)
             for lease in group.members.values()
-            if lease.is_held and not lease.is_leaving and lease.weight > 0
+            if lease.is_held and not lease.problem and not lease.is_leaving and lease.weight > 0
         }
         if members != self.state.candidates.members:
             self._set(candidates=Candidates(members, now))
@@ -347,7 +435,7 @@ class Member:
         assert group is not None
         self._set(
             group=msgspec.structs.replace(group, members={**group.members, lease.member: lease}),
-            seen={**self.state.seen, lease.member: Seen(lease.seen_as, now)},
+            seen={**self.state.seen, lease.member: Seen(lease.seen_as, now, lease.pending)},
         )
         self._update_candidates(now)
 
@@ -392,7 +480,12 @@ class Member:
         return self.state.known if group is not None and self._is_authoritative(group) else None
 
     def _is_authoritative(self, group: GroupState) -> bool:
-        """Return whether no member knows a later view than the one that was read."""
+        """Return whether no member knows a later view than the one that was read.
+
+        A member that follows the view is not misled by what another Lease claims.
+        """
+        if self.state.known is not None and self.state.known == group.view:
+            return True
         latest = _number(group.view)
         return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
 
@@ -407,7 +500,7 @@ class Member:
                 seen = self.state.seen.get(name)
                 if seen is None or now < seen.since + self._timing.evict_after_s:
                     yield name
-            elif lease.is_held and lease.term == member.term and lease.acknowledged < view.number:
+            elif lease.is_held and (lease.problem or (lease.term == member.term and lease.acknowledged != view.number)):
                 yield name
 
     @property
@@ -440,4 +533,6 @@ def _differ(found: View, known: View) -> bool:
 
 
 def _cleared(lease: MemberLease) -> MemberLease:
-    return msgspec.structs.replace(lease, holder="", is_leaving=False, is_stopped=False)
+    return msgspec.structs.replace(
+        lease, holder="", pending=frozenset(), is_leaving=False, is_stopped=False, problem=""
+    )

@@ -30,6 +30,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     term: str
     unsettled: frozenset[str] = frozenset()
     """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
+    pending: Mapping[str, str] = {}
+    """The other member that has not released a key, by key. It may have lost the key in an earlier view."""
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 
@@ -43,6 +45,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
             return Decision(KeyOwnership.FOREIGN, owner)
         if not self.may_engage:
             return Decision(KeyOwnership.WAITING, self.member)
+        if key in self.pending:
+            return Decision(KeyOwnership.WAITING, self.pending[key])
         former = rendezvous.owner(key, _weights(self.view.previous))
         if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):
             return Decision(KeyOwnership.WAITING, former)

@@ -42,6 +42,8 @@ class Intent(enum.Enum):
 class Seen(msgspec.Struct, frozen=True):
     write: str
     since: float
+    pending: frozenset[str] = frozenset()
+    """The clusters that the Lease named as pending when it was last read."""
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -65,6 +67,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Candidates = Candidates({}, -inf)
     lease: MemberLease | None = None
     """The member's own Lease as last written, while this process holds it."""
+    attempts: tuple[MemberLease, ...] = ()
+    """The contents of later writes whose results are unknown."""
     renewed_at: float = -inf
     """When the last successful renewal started."""
     has_held: bool = False
@@ -83,5 +87,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0
-    """The latest view for which the clusters that it took from this member are released."""
+    """The latest view for which the clusters that it took from this member are released, but for `pending`."""
+    pending: frozenset[str] = frozenset()
+    problem: str = ""
+    """Why the member left its term and joins again."""
     intent: Intent = Intent.STAY

@@ -77,8 +77,8 @@ class Operator:
         self.draining.clear()
         self.calls.append("lost")
 
-    def keeps_lost(self) -> bool:
-        return bool(self.draining)
+    def lost(self) -> set[str]:
+        return set(self.draining)
 
     def unowned(self) -> int:
         return 0

@@ -109,6 +109,13 @@ class Faults:
             pod.member.leave()
             pod.step()
 
+    def change_lease(self) -> None:
+        """Another program changes a Lease."""
+        if pod := self._some():
+            unreadable = {"problem": "it cannot be read", "term": "", "pending": frozenset(), "acknowledged": 0}
+            changes = self._random.choice([unreadable, {"acknowledged": 9999}, {"is_leaving": True}])
+            self._world.api.change(pod.member.name, self._world.timeline.now, **changes)
+
     def step_wall_clock(self) -> None:
         if pod := self._some():
             pod.host.wall_error += self._random.choice((-60, -30, 30, 60))
@@ -128,7 +135,7 @@ KINDS = [name for name in vars(Faults) if not name.startswith("_")]
 def schedule(world: Simulation) -> float:
     """Plan random faults; return the time when all of them have ended."""
     faults, random = Faults(world), world.random
-    for _ in range(random.randint(1, 8)):
+    for _ in range(random.randint(2, 8)):
         kind = random.choice(KINDS)
         at = random.uniform(0, FAULTS_UNTIL_S)
         world.outcome.faults.append(f"{at:.0f} {kind}")

@@ -53,6 +53,12 @@ class LeaseApi:
         members = {name: lease for name, lease in self.group.members.items() if name != member}
         self._replace(at, members=members)
 
+    def change(self, member: str, at: float, **changes: object) -> None:
+        """Change a Lease as another program does."""
+        if lease := self.group.members.get(member):
+            changed = msgspec.structs.replace(lease, version=self._next(lease.version), **changes)
+            self._replace(at, members={**self.group.members, member: changed})
+
     def as_of(self, at: float) -> GroupState:
         return self._state_at(at)[1]
 

@@ -10,6 +10,8 @@ from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.host import Host
 
+SLOW_SHARE = 0.1
+"""Share of the drains whose handlers end slowly."""
 POLL_S = 3.0
 """Interval at which the operator asks the daemon how long its ownership is valid."""
 
@@ -49,6 +51,8 @@ class Operator:
         self.running: set[str] = set()
         self._ending: dict[str, list[Callable[[], None]]] = {}
         self._wanted: dict[str, int] = {}
+        self._slow: set[str] = set()
+        """Handlers that end slowly, unless the ownership ends before."""
         self.is_dead = False
 
     def ask(self) -> None:
@@ -78,10 +82,19 @@ class Operator:
 
         if releases_early:
             release()
-        self.cancel(cluster, then=release)
+        if cluster in self.running and cluster not in self._ending and self._random.random() < SLOW_SHARE:
+            self._wanted.pop(cluster, None)
+            self._ending[cluster] = [release]
+            self._slow.add(cluster)
+            self._pod.host.after(self._random.uniform(3, 30), lambda: self._end(cluster))
+        else:
+            self.cancel(cluster, then=release)
 
     def cancel(self, cluster: str, then: Callable[[], None] = lambda: None) -> None:
         self._wanted.pop(cluster, None)
+        if cluster in self._slow:
+            self._slow.discard(cluster)
+            self._pod.host.after(self._random.uniform(0, 3), lambda: self._end(cluster))
         if cluster in self._ending:
             self._ending[cluster].append(then)
         elif cluster in self.running:
@@ -92,7 +105,7 @@ class Operator:
 
     def expire(self) -> None:
         if self._pod.host.boottime() >= self._deadline:
-            for cluster in sorted(self._wanted):
+            for cluster in sorted({*self._wanted, *self._slow}):
                 self.cancel(cluster)
 
     def host_resumed(self) -> None:
@@ -116,6 +129,7 @@ class Operator:
 
     def _end(self, cluster: str) -> None:
         if cluster in self._ending:
+            self._slow.discard(cluster)
             self.running.discard(cluster)
             self._observer.ended(self._pod, cluster)
             for then in self._ending.pop(cluster):
@@ -271,8 +285,8 @@ class Pod:
             self._applied = ownership
             for cluster in self._clusters:
                 self._decide(cluster, ownership)
-        if not self.draining or self._traits.acknowledges_early:
-            self.member.drained(ownership.view.number)
+        pending = frozenset() if self._traits.acknowledges_early else frozenset(self.draining)
+        self.member.drained(ownership.view.number, pending)
 
     def _decide(self, cluster: str, ownership: Ownership) -> None:
         state = ownership.decide(cluster).state

@@ -241,8 +241,7 @@ class Search:
                     self.moves += 1
                 elif state is KeyOwnership.FOREIGN and cluster in engaged:
                     draining |= {cluster}
-            if not draining or self._acknowledges_early:
-                member.drained(ownership.view.number)
+            member.drained(ownership.view.number, frozenset() if self._acknowledges_early else draining)
         in_flight = process.in_flight
         if in_flight is None and not isinstance(action := member.next(now), Wait):
             in_flight = InFlight(action, now)

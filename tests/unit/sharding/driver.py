@@ -15,6 +15,8 @@ class Driver:
         self.members = {name: Member(name, f"{name}#1") for name in names}
         self.holds_drain: set[str] = set()
         """Members whose operators have not released lost clusters."""
+        self.pending: dict[str, set[str]] = {}
+        """The clusters that the operator of a member has not released, of those that the member lost."""
         self.requests: list[tuple[float, str, Request]] = []
 
     def add(self, name: str, member: Member) -> Member:
@@ -30,7 +32,9 @@ class Driver:
             self.perform(member, action)
         ownership = member.ownership(self.now)
         if ownership is not None and name not in self.holds_drain:
-            member.drained(ownership.view.number)
+            kept = self.pending.get(name, set())
+            lost = {key for key in kept if ownership.decide(key).state is not KeyOwnership.OWNED}
+            member.drained(ownership.view.number, frozenset(lost))
         return not isinstance(action, Wait)
 
     def perform(self, member: Member, action: Request) -> None:

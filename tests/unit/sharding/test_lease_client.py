@@ -10,7 +10,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError, LeaseClient
-from milo_discoveryd.sharding.lease_objects import LeaseNames
+from milo_discoveryd.sharding.lease_objects import GROUP_LABEL, LeaseNames
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View
 from milo_kube.http.errors import TransportError
 
@@ -27,10 +27,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """An API with one scripted response, which records its requests."""
+    """An API with scripted responses, of which it repeats the last, and which records its requests."""
 
-    def __init__(self, answer: Answer | TransportError) -> None:
-        self._answer = answer
+    def __init__(self, *answers: Answer | TransportError) -> None:
+        self._answers = [*answers]
         self.asked: list[tuple[str, str]] = []
         self.body = b""
 
@@ -49,13 +49,14 @@ class Api:
     def _answered(self, method: str, path: str, body: bytes) -> Answer:
         self.asked.append((method, path))
         self.body = body
-        if isinstance(self._answer, TransportError):
-            raise self._answer
-        return self._answer
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, TransportError):
+            raise answer
+        return answer
 
 
-def client(answer: Answer | TransportError) -> tuple[LeaseClient, Api]:
-    api = Api(answer)
+def client(answer: Answer | TransportError, then: Answer | None = None) -> tuple[LeaseClient, Api]:
+    api = Api(answer, *(() if then is None else (then,)))
     return LeaseClient(api, NAMES, origin="the cluster", wall=lambda: 0.0), api
 
 
@@ -106,6 +107,15 @@ async def test_lease_client_deletes_lease_with_version_precondition() -> None:
 async def test_lease_client_write_over_another_version_raises_conflict(status: int) -> None:
     with pytest.raises(ConflictError):
         await client(Answer(status))[0].write(WriteLease(HELD))
+
+
+@pytest.mark.parametrize(("group", "whose"), [("dns-a", "the shard group 'dns-a'"), ("", "no shard group")])
+async def test_lease_client_names_the_group_that_has_the_name_of_a_new_lease(group: str, whose: str) -> None:
+    body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}
+    leases, api = client(Answer(409, json.dumps(body).encode()), then=Answer(200, json.dumps(body).encode()))
+    with pytest.raises(BackendError, match=f"milo-discovery-dns-a is of {whose}, and not of 'dns': choose another"):
+        await leases.write(WriteLease(NEW))
+    assert api.asked[1] == ("GET", f"{PATH}?fieldSelector=metadata.name=milo-discovery-dns-a")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ LEASE = MemberLease(
     is_stopped=True,
     renewal=12,
     instance="pod",
+    pending=frozenset({"alpha", "eu#beta"}),
+    fleet="digest",
 )
 VIEW = View(
     number=3,
@@ -88,14 +91,70 @@ def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
         lease_objects.decode_version(body)
 
 
-@pytest.mark.parametrize("name", ["milo-discovery-dns-a", "milo-discovery-dns-view"])
+def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) -> dict[str, object]:
+    """Return the Lease of member `a` with changed annotations; None removes one."""
+    found: Any = stored(lease_objects.encode_member(LEASE, NAMES, WALL), "uid-a/7")
+    found["metadata"]["name"] = name
+    for key, value in annotations.items():
+        found["metadata"]["annotations"][f"discovery.miloapis.com/{key.replace('_', '-')}"] = value
+    written = found["metadata"]["annotations"]
+    found["metadata"]["annotations"] = {key: value for key, value in written.items() if value is not None}
+    return found
+
+
 @pytest.mark.parametrize(
-    "annotations", [{}, {"discovery.miloapis.com/member": "a", "discovery.miloapis.com/view": "{"}]
+    ("annotations", "reason"),
+    [
+        ({"term": None}, "it has no annotation discovery.miloapis.com/term"),
+        ({"term": ""}, "its term is empty"),
+        ({"format": None}, "it has no annotation discovery.miloapis.com/format"),
+        ({"member": "b"}, "it names the member 'b'"),
+        ({"weight": "inf"}, "its weight is inf"),
+        ({"weight": "nan"}, "its weight is nan"),
+        ({"weight": "-1"}, "its weight is -1.0"),
+        ({"acknowledged_view": "-1"}, "it has the number -1"),
+        ({"acknowledged_view": "1e9"}, "invalid literal"),
+        ({"renewal": "9" * 30}, "it has the number 9"),
+        ({"pending": "{}"}, "Expected `array`"),
+    ],
 )
-def test_lease_of_another_program_is_rejected_by_name(name: str, annotations: dict[str, str]) -> None:
-    lease = {"metadata": {"name": name, "uid": "u", "resourceVersion": "1", "annotations": annotations}}
-    with pytest.raises(LeaseFormatError, match=f"operators/{name} .* delete it"):
-        lease_objects.decode_list(listed(lease), NAMES)
+def test_lease_that_cannot_be_read_has_a_problem(annotations: dict[str, str | None], reason: str) -> None:
+    group = lease_objects.decode_list(listed(member_lease(**annotations)), NAMES)
+    found = group.members["a"]
+    assert reason in found.problem
+    assert "Lease operators/milo-discovery-dns-a of shard group dns cannot be read" in found.problem
+    assert (found.is_held, found.version) == (True, "uid-a/7")
+    written_again = member_lease(**annotations)
+    written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
+    again = lease_objects.decode_list(listed(written_again), NAMES).members["a"]
+    assert again.seen_as == found.seen_as, "a write that cannot be read is no renewal"
+
+
+def test_lease_of_another_format_is_renewed_by_its_writes() -> None:
+    first, second = (member_lease(format="2") for _ in range(2))
+    second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
+    found, again = (lease_objects.decode_list(listed(each), NAMES).members["a"] for each in (first, second))
+    assert "its format is '2', and this daemon's '1': run one version in all members" in found.problem
+    assert found.seen_as != again.seen_as
+
+
+def test_lease_that_is_not_the_groups_is_reported() -> None:
+    group = lease_objects.decode_list(listed(member_lease("other")), NAMES)
+    assert group.members == {}
+    assert group.problems == (
+        "Lease operators/other of shard group dns is not the group's: remove its label "
+        "discovery.miloapis.com/shard-group",
+    )
+
+
+@pytest.mark.parametrize("weight", ["null", "-1", "1e999"])
+def test_view_that_cannot_be_read_counts_as_deleted(weight: str) -> None:
+    body: Any = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
+    annotations = body["metadata"]["annotations"]
+    annotations["discovery.miloapis.com/view"] = annotations["discovery.miloapis.com/view"].replace("2.5", weight)
+    group = lease_objects.decode_list(listed(body), NAMES)
+    assert (group.view, group.view_version) == (None, "uid-v/9")
+    assert "milo-discovery-dns-view of shard group dns cannot be read" in group.problems[0]
 
 
 def test_lease_names_and_label_selector_contain_the_group() -> None:

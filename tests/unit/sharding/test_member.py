@@ -8,7 +8,7 @@ import pytest
 from milo_discoveryd.sharding.actions import Delete, Evict, Read, Wait, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import KeyOwnership
+from milo_discoveryd.sharding.ownership import Decision, KeyOwnership
 from milo_discoveryd.sharding.state import TIMING
 from tests.unit.sharding.driver import Driver
 
@@ -68,6 +68,71 @@ def test_next_view_waits_for_acknowledgements_of_the_members_of_both_views() -> 
     driver.holds_drain = set()
     driver.run_until(lambda: is_settled(driver, *"ac"))
     assert len(driver.api.views) == 3
+
+
+def test_cluster_that_is_not_released_is_named_and_all_others_move() -> None:
+    driver = settled("a", "b")
+    before = driver.owned("a")
+    driver.pending = {"a": before}
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    taken = driver.api.group.members["a"].pending
+    kept = min(taken)
+    driver.pending = {"a": {kept}}
+    driver.run_until(lambda: taken - {kept} <= driver.owned("c"))
+    assert kept not in driver.owned("c")
+    ownership = driver.members["c"].ownership(driver.now)
+    assert ownership is not None
+    assert ownership.decide(kept) == Decision(KeyOwnership.WAITING, "a")
+    assert not driver.members["c"].is_settled
+    driver.pending = {}
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+
+
+def test_pending_release_delays_no_eviction_and_is_kept_over_views() -> None:
+    driver = settled("a", "b", "c")
+    moved = driver.owned("a")
+    driver.pending = {"a": moved}
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    assert driver.api.group.members["a"].pending == moved
+    died_at = driver.now
+    driver.run_until(lambda: len(driver.api.views) == 3, "a", "b")
+    assert driver.now - died_at < TIMING.evict_after_s + TIMING.debounce_s + 3
+    driver.run(5, "a", "b")
+    assert driver.owned("b") == ALL - moved
+    assert not driver.members["a"].has_ended
+    driver.pending = {}
+    driver.run_until(lambda: driver.owned("b") == ALL, "a", "b")
+
+
+def test_pending_clusters_of_a_deleted_lease_are_released_after_33_seconds() -> None:
+    driver = settled("a", "b")
+    driver.pending = {"a": driver.owned("a")}
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    driver.run(2, "b")
+    driver.api.delete("a", driver.now)
+    deleted_at = driver.now
+    driver.run_until(lambda: driver.owned("b") == ALL, "b")
+    assert driver.now - deleted_at >= TIMING.evict_after_s
+
+
+def test_successor_names_the_pending_clusters_of_its_predecessor_while_operators_may_act() -> None:
+    driver = settled("a", "b")
+    moved = driver.owned("a")
+    driver.pending = {"a": moved}
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    pending = driver.api.group.members["a"].pending
+    driver.pending = {}
+    driver.add("a", Member("a", "a#2"))
+    driver.run_until(lambda: driver.members["a"].state.lease)
+    started_at = driver.now
+    driver.run(TIMING.fence_after_s)
+    assert driver.api.group.members["a"].pending == pending
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+    assert driver.now - started_at >= TIMING.evict_after_s
 
 
 def test_member_with_weight_zero_owns_nothing() -> None:
@@ -322,6 +387,98 @@ def test_members_that_start_concurrently_agree_on_one_view() -> None:
     assert len(writes) <= 2
     driver.run_until(lambda: is_settled(driver, *"ab"))
     assert driver.members["a"].state.known == driver.members["b"].state.known
+
+
+# Leases that others wrote
+
+
+FORGED = {
+    "unreadable": {"problem": "Lease b cannot be read", "term": "", "renewal": 0, "weight": 1.0},
+    "acknowledged": {"acknowledged": 9999},
+    "leaving": {"is_leaving": True},
+    "term": {"term": "x"},
+}
+
+
+def forge(driver: Driver, member: str, **changes: object) -> None:
+    group = driver.api.group
+    forged = msgspec.structs.replace(group.members[member], version=f"forged {driver.now}", **changes)
+    driver.api.group = msgspec.structs.replace(group, members={**group.members, member: forged})
+
+
+@pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
+def test_lease_that_others_changed_costs_only_its_own_member(changes: dict[str, object]) -> None:
+    driver = settled("a", "b", "c")
+    before = {name: driver.owned(name) for name in "ac"}
+    forge(driver, "b", **changes)
+    driver.run_until(lambda: driver.members["b"].state.lease is None)
+    for _ in range(50):
+        driver.run(1)
+        assert driver.owned("a") >= before["a"]
+        assert driver.owned("c") >= before["c"]
+    assert driver.members["b"].state.terms == 2
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+
+
+@pytest.mark.parametrize("changes", [FORGED["unreadable"], FORGED["acknowledged"]], ids=["unreadable", "acknowledged"])
+def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object]) -> None:
+    driver = settled("a", "b", "c")
+    died_at = driver.now
+    while driver.owned("a") | driver.owned("c") != ALL:
+        if driver.now < died_at + 20:
+            forge(driver, "b", **changes)
+        driver.run(1, "a", "c")
+        assert driver.now < died_at + 70
+    if "problem" in changes:
+        latest = TIMING.read_interval_s + TIMING.evict_after_s + TIMING.debounce_s
+        assert driver.now - died_at < latest, "writes of others do not count"
+
+
+def test_lease_that_only_another_annotation_was_added_to_is_kept() -> None:
+    driver = settled("a", "b")
+    forge(driver, "b")
+    driver.run(30)
+    assert driver.members["b"].state.terms == 1
+
+
+def test_lease_write_whose_response_was_lost_ends_no_term() -> None:
+    driver = settled("a", "b")
+    driver.run(TIMING.renew_interval_s)
+    member = driver.members["a"]
+    member.drained(1, frozenset({"x"}))
+    driver.run(2, "b")
+    action = member.next(driver.now)
+    assert isinstance(action, WriteLease)
+    driver.api.apply(action, driver.now)
+    member.failed(driver.now)
+    driver.run(30)
+    assert member.state.terms == 1
+
+
+def problems(driver: Driver, name: str) -> str:
+    return "; ".join(driver.members[name].problems)
+
+
+def test_member_names_what_an_administrator_should_do() -> None:
+    driver = settled("a", "b")
+    assert problems(driver, "a") == ""
+    forge(driver, "b", **FORGED["unreadable"])
+    driver.run_until(lambda: driver.members["b"].state.lease is None)
+    assert "was changed by another program" in problems(driver, "b")
+    driver.run_until(lambda: problems(driver, "a") == "Lease b cannot be read")
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    assert problems(driver, "a") == problems(driver, "b") == ""
+    driver.add("twin", Member("a", "a#2"))
+    driver.run_until(lambda: driver.members["a"].state.lease is None)
+    assert "another process (a#2) holds the Lease of member a" in problems(driver, "a")
+
+
+def test_member_names_members_with_other_settings() -> None:
+    driver = settled("a", "b")
+    driver.add("c", Member("c", "c#1", fleet="other"))
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+    assert "of member c differ from those of a" in problems(driver, "a")
+    assert "of member a differ from those of c" in problems(driver, "c")
 
 
 # Leases that were deleted, or restored from a backup
