@@ -158,7 +158,8 @@ class Daemon:
             return
         from milo_discoveryd.wiring.sharding import leave  # noqa: PLC0415 - as in `_shard_group`
 
-        leaving = asyncio.create_task(leave(group), name="leave the shard group")
+        hand_over = self._settings.sharding.hand_over
+        leaving = asyncio.create_task(leave(group, hand_over=hand_over), name="leave the shard group")
         leaving.add_done_callback(lambda _: serving.cancel())
 
     def _hung_up(self) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from milo_discoveryd.check.finding import Finding, fail, ok
+from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
 from milo_discoveryd.daemon_errors import DiscoveryError
 from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.sharding import lease_client
+from milo_discoveryd.wiring.sharding import fleet_digest, lease_client
 
 SUBJECT = "sharding"
 
@@ -23,4 +23,14 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
             leases = await lease_client(settings, group, environ, closing).read()
     except DiscoveryError as error:
         return fail(SUBJECT, str(error), "correct the settings in sharding, or bind the Role of the component sharding")
+    problems = [*leases.problems, *(each.problem for each in leases.members.values() if each.problem)]
+    if problems:
+        return warn(SUBJECT, "; ".join(problems), "delete these Leases if no daemon of the group runs under their name")
+    fleet = fleet_digest(settings)
+    if others := sorted(each.member for each in leases.members.values() if each.is_held and each.fleet != fleet):
+        return warn(
+            SUBJECT,
+            f"the sources or selectors of {', '.join(others)} in group {group} differ from the settings of {name}",
+            "give all members of the group the same settings: clusters that one of them does not see may have no owner",
+        )
     return ok(SUBJECT, f"member {name} can read the Leases of group {group}, which has {len(leases.members)} members")

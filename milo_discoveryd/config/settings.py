@@ -249,6 +249,10 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """How long subscribers that confirm releases have to finish their work on a cluster that moves to another
     daemon."""
+    hand_over: bool = False
+    """Hand the clusters over to the other members whenever this daemon stops. Default: a daemon whose name ends with
+    the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand them
+    over."""
     fence_credentials: bool = False
     """Before this daemon engages clusters of another member, it revokes the kubeconfigs that the member issued for
     them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be of type `token-request`

@@ -82,7 +82,7 @@ class ShardGroup:
         self._is_outdated = False
         """Whether more clusters may be engaged than when the ownership was applied."""
         self._request_error = ""
-        self._problem = ""
+        self._problems: tuple[str, ...] = ()
         self._view_since: tuple[int, float] = (0, clock())
         self.ended = asyncio.Event()
 
@@ -91,11 +91,15 @@ class ShardGroup:
         known = self.member.state.known
         return 0 if known is None else len(known.members)
 
+    @property
+    def problems(self) -> int:
+        return len(self._problems)
+
     def unowned(self) -> int:
         return self._assignee.unowned()
 
     def status(self) -> GroupStatus:
-        return group_status(self._name, self.member, self._problem)
+        return group_status(self._name, self.member, "; ".join(self._problems))
 
     def valid_s(self) -> float | None:
         """Return the seconds for which the present ownership is valid; None while the member owns nothing."""
@@ -184,7 +188,7 @@ class ShardGroup:
     def _lose(self) -> None:
         if self._applied is not None and not self._is_silent:
             self._applied = None
-            log.warning("shard ownership lost", member=self.member.name, problem=self._problem)
+            log.warning("shard ownership lost", member=self.member.name, problem="; ".join(self._problems))
             self._assignee.lose_ownership()
 
     def _note_view(self) -> None:
@@ -208,7 +212,7 @@ class ShardGroup:
             self._observer.lease_request(name, "ok")
             self._request_error = ""
             done(started_at, self._clock())
-        self._note_problem("; ".join(filter(None, [self._request_error, *self.member.problems])))
+        self._note_problems(tuple(filter(None, [self._request_error, *self.member.problems])))
 
     async def _answered(self, request: Request) -> Callable[[float, float], None]:
         member = self.member
@@ -222,12 +226,13 @@ class ShardGroup:
             log.info("shard view written", view=request.view.number, members=sorted(request.view.members))
         return lambda started_at, now: member.was_written(request, version, started_at, now)
 
-    def _note_problem(self, problem: str) -> None:
-        if problem and problem != self._problem:
-            log.warning("shard group has a problem", group=self._name, problem=problem)
-        elif self._problem and not problem:
+    def _note_problems(self, problems: tuple[str, ...]) -> None:
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("shard group has a problem", group=self._name, problem=problem)
+        if self._problems and not problems:
             log.info("shard group has no problem any more", group=self._name)
-        self._problem = problem
+        self._problems = problems
 
 
 async def _within(delay: float, event: asyncio.Event) -> None:

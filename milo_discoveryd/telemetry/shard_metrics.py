@@ -16,6 +16,10 @@ class MeasuredShard(Protocol):
 
     def unsettled_s(self) -> float: ...
 
+    @property
+    def problems(self) -> int:
+        """The number of problems of the group that this daemon sees."""
+
     def unowned(self) -> int:
         """Return the number of ready clusters that this daemon is to own and has not engaged."""
 
@@ -24,6 +28,7 @@ class Unsharded:
     """The state of a daemon that shares the clusters with no other."""
 
     members = 0
+    problems = 0
 
     def valid_s(self) -> None:
         return None
@@ -55,6 +60,12 @@ class ShardCollector(Collector):
             "How long the shard group has been changing its view, or has waited for acknowledgements of it; 0 if it is"
             " settled.",
             value=self._shard.unsettled_s(),
+        )
+        yield GaugeMetricFamily(
+            "milo_discoveryd_shard_problems",
+            "Problems of the shard group that this daemon sees: Leases that cannot be read or written, or that others"
+            " changed, a member name that two processes use, and members with other sources or selectors.",
+            value=self._shard.problems,
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_unowned_clusters",

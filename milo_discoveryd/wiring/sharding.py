@@ -5,7 +5,10 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from hashlib import blake2b
 from pathlib import Path
+
+import msgspec
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
@@ -34,11 +37,21 @@ def is_stable(member: str) -> bool:
     return _STABLE.fullmatch(member) is not None
 
 
-async def leave(group: ShardGroup) -> None:
+def fleet_digest(settings: Settings) -> str:
+    """Return a digest of the settings that define which clusters there are: all members must have the same."""
+    defining = {
+        name: [of.mode, of.label_selector, of.declarative, of.cluster, of.sources, of.discovery_kubeconfig]
+        for name, of in settings.by_source.items()
+    }
+    encoded = msgspec.json.encode(defining, enc_hook=str, order="sorted")
+    return blake2b(encoded, digest_size=8).hexdigest()
+
+
+async def leave(group: ShardGroup, *, hand_over: bool) -> None:
     """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
     try:
         async with asyncio.timeout(LEAVE_S):
-            await group.leave(keeps_term=is_stable(group.member.name))
+            await group.leave(keeps_term=is_stable(group.member.name) and not hand_over)
     except TimeoutError:
         log.warning(
             "shard group not left in time; other members take over the clusters when this member's Lease expires"
@@ -66,7 +79,13 @@ def shard_group(
     revocation = CredentialRevocation(CredentialFence(), fencing()) if wanted.fence_credentials else None
     return ShardGroup(
         wanted.group,
-        Member(name, f"{name}.{secrets.token_hex(8)}", weight=wanted.weight, instance=environ.get("POD_UID", "")),
+        Member(
+            name,
+            f"{name}.{secrets.token_hex(8)}",
+            weight=wanted.weight,
+            instance=environ.get("POD_UID", ""),
+            fleet=fleet_digest(settings),
+        ),
         leases,
         FleetAssignment(fleet, wanted.release_timeout.total_seconds(), revocation),
         observer=observer,

@@ -4,11 +4,16 @@ import json
 from base64 import b64encode
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from milo_discoveryd.check import sharding
 from milo_discoveryd.config import Settings
 from milo_discoveryd.config.settings import ShardingSettings
+from milo_discoveryd.sharding import lease_objects
+from milo_discoveryd.sharding.lease_objects import LeaseNames
+from milo_discoveryd.sharding.leases import MemberLease
+from milo_discoveryd.wiring.sharding import fleet_digest
 from tests.integration.watchers.api_server import ApiServer, answering
 
 ENVIRON = {"POD_NAME": "dns-0", "POD_NAMESPACE": "operators"}
@@ -33,6 +38,34 @@ async def test_check_reports_that_leases_can_be_read(tmp_path: Path) -> None:
         found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns, which has 0 members")
+
+
+async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None:
+    names = LeaseNames("operators", "dns")
+    async with ApiServer(answering(b"")) as server:
+        ours = settings(tmp_path, server)
+        bodies = []
+        for member, of in (("dns-0", ours), ("dns-1", msgspec.structs.replace(ours, label_selector="env=prod"))):
+            lease = MemberLease(member=member, holder="h", term="t", fleet=fleet_digest(of))
+            written = json.loads(lease_objects.encode_member(lease, names, 0.0))
+            written["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+            bodies.append(written)
+        server.answer = answering(json.dumps({"items": bodies}).encode())
+        found = await sharding.check_leases(ours, ENVIRON)
+    assert found is not None
+    assert (found.level, found.message) == (
+        "warn",
+        "the sources or selectors of dns-1 in group dns differ from the settings of dns-0",
+    )
+
+
+async def test_check_warns_of_leases_that_cannot_be_read(tmp_path: Path) -> None:
+    metadata = {"name": "milo-discovery-dns-dns-1", "uid": "u", "resourceVersion": "1"}
+    async with ApiServer(answering(json.dumps({"items": [{"metadata": metadata}]}).encode())) as server:
+        found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
+    assert found is not None
+    assert found.level == "warn"
+    assert "Lease operators/milo-discovery-dns-dns-1 of shard group dns cannot be read" in found.message
 
 
 async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:

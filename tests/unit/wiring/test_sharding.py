@@ -1,6 +1,7 @@
 """The member of a shard group, from settings and the pod's environment."""
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring.issuers import Issuers
-from milo_discoveryd.wiring.sharding import is_stable, lease_client, shard_group
+from milo_discoveryd.wiring.sharding import fleet_digest, is_stable, lease_client, shard_group
 from tests.unit.sharding.fleets import new_fleet
 
 KUBECONFIG = """
@@ -76,6 +77,13 @@ async def test_shard_group_namespace_must_be_set_outside_of_a_pod(tmp_path: Path
 )
 def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool) -> None:
     assert is_stable(name) is stable
+
+
+def test_fleet_digest_differs_with_what_defines_the_clusters() -> None:
+    ours = fleet_digest(Settings(label_selector="env=prod"))
+    assert ours == fleet_digest(Settings(label_selector="env=prod", heartbeat_interval=timedelta(seconds=5)))
+    others = (Settings(), Settings(label_selector="env=prod", mode="project-control-plane"))
+    assert ours not in {fleet_digest(each) for each in others}
 
 
 def credential_issuers(*issuers: IssuerSettings) -> Issuers:
