@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from bench.process import standard_input
 from bench.projects import MARK
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Request, Result
+from milo_discovery.controllers import Controllers, QueuePolicy, Request, Result
 
 _AT_ONCE = Result(requeue_after=timedelta(0))
 
@@ -42,7 +42,7 @@ async def work(address: str, objects: int, mode: str) -> None:
     async with DiscoveryClient(address) as client:
         fleet = Fleet(client, include_kubeconfigs=True)
         controllers = Controllers(fleet, registry=CollectorRegistry())
-        controllers.reconcile("v1/configmaps")(reconcile)
+        controllers.reconcile("v1/configmaps", queue=QueuePolicy(min_requeue_s=0.0))(reconcile)
         async with controllers:
             reader = await standard_input()
             while await reader.readline():

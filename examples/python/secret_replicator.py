@@ -15,12 +15,12 @@ from contextlib import suppress
 from datetime import timedelta
 
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, NotSynced, Request, Result, Target, Watched, watches
+from milo_discovery.controllers import Controllers, Kind, NotSynced, Request, Result, Target, Watched, watches
 
 log = logging.getLogger("replicator")
 
-SECRETS = "v1/secrets"
 ROLE = "replicate.example.com/role"
+SECRETS = Kind("v1/secrets", selector=ROLE)
 PROJECTS = "replicate.example.com/projects"
 SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
 # A change of a project's labels reconciles nothing by itself.
@@ -40,7 +40,7 @@ async def reconcile(request: Request) -> Result | None:
     shared = request.clusters.cluster(SOURCE)
     if shared is None:
         return AGAIN  # unknown is not deleted: keep the copies
-    source = shared.get(SECRETS, request.name, request.namespace, selector=ROLE)
+    source = shared.get(SECRETS, request.name, request.namespace)
     selector = (source or {}).get("metadata", {}).get("annotations", {}).get(PROJECTS, "")
     if source is not None and selects(selector, dict(request.cluster.current.labels)):
         metadata = {"name": request.name, "namespace": request.namespace, "labels": {ROLE: "copy"}}
@@ -66,7 +66,7 @@ def copies_in_a_namespace(change: Watched) -> Iterator[Target]:
     """A new namespace, such as those of a project that was just engaged, may need copies."""
     shared = change.clusters.cluster(SOURCE)
     with suppress(NotSynced):  # each source is mapped when it is listed
-        for source in shared.list(SECRETS, change.name, selector=ROLE) if shared else ():
+        for source in shared.list(SECRETS, change.name) if shared else ():
             yield Target(source["metadata"]["name"], change.name, change.cluster.name)
 
 
@@ -76,10 +76,9 @@ async def main() -> None:
         controllers = Controllers(Fleet(client, include_kubeconfigs=True))
         controllers.reconcile(
             SECRETS,
-            selector=ROLE,
             watches=[
-                watches(SECRETS, map=copies_of_a_source, selector=ROLE),
-                watches("v1/namespaces", map=copies_in_a_namespace, metadata_only=True),
+                watches(SECRETS, map=copies_of_a_source),
+                watches(Kind("v1/namespaces", metadata_only=True), map=copies_in_a_namespace),
             ],
         )(reconcile)
         await controllers.run()

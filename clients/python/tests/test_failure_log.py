@@ -14,9 +14,9 @@ def test_repeated_failures_are_counted_and_summarized_once_per_interval():
     assert failures.is_new("a", failure(), 0)
     assert not any(failures.is_new(name, failure(), 1) for name in "aabc")
     assert failures.summaries(9) == []
-    assert failures.summaries(10) == [(4, 3)]
+    assert failures.summaries(10) == [(4, 3, "")]
     assert not failures.is_new("a", failure(), 11)
-    assert failures.summaries(20) == [(1, 1)]
+    assert failures.summaries(20) == [(1, 1, "")]
 
 
 def test_failure_kind_absent_for_an_interval_is_logged_as_new():
@@ -44,4 +44,4 @@ def test_final_failure_summary_does_not_wait_for_the_interval():
     failures = FailureLog(interval=10)
     failures.is_new("a", failure(), 0)
     failures.is_new("a", failure(), 0)
-    assert failures.summaries(1, final=True) == [(1, 1)]
+    assert failures.summaries(1, final=True) == [(1, 1, "")]

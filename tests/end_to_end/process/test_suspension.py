@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, EventType, Fleet
-from milo_discovery.controllers import Controllers, ProjectSuspended, Request
+from milo_discovery.controllers import Controllers, Kind, ProjectSuspended, Request
 from milo_sandbox.resources import CONFIG_MAPS
 from milo_sandbox.store import Store
 from tests.end_to_end.process.api_calls import call
@@ -117,7 +117,7 @@ async def test_operator_pauses_while_its_project_is_suspended_and_resumes_afterw
     async with provider.daemon() as daemon, workspace.client() as client:
         await daemon.start()
         controllers = Controllers(Fleet(client), registry=CollectorRegistry())
-        controllers.reconcile("v1/configmaps", selector="copy=yes")(operator.reconcile)
+        controllers.reconcile(Kind("v1/configmaps", selector="copy=yes"))(operator.reconcile)
         reporting = asyncio.create_task(operator.report(client))
         async with controllers:
             await eventually(lambda: content_of_copy(shop, "zone") == "first", within_s=_WITHIN_S)

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, QueuePolicy, Request, SingleCluster
+from milo_discovery.controllers import Controllers, Kind, QueuePolicy, Request, SingleCluster
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.api import Api
@@ -212,7 +212,7 @@ async def test_controllers_repair_drift_after_restarts_of_daemon_and_api_servers
             await daemon.start()
             controllers = Controllers(Fleet(client, include_kubeconfigs=True), registry=CollectorRegistry())
             queue = QueuePolicy(max_delay_s=2.0)
-            controllers.reconcile("v1/configmaps", owns=["v1/configmaps"], selector="greet=yes", queue=queue)(
+            controllers.reconcile(Kind("v1/configmaps", selector="greet=yes"), owns=["v1/configmaps"], queue=queue)(
                 greeter.reconcile
             )
             async with controllers:
@@ -273,7 +273,8 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
                 reconciled.add((request.name, config_map["data"]["content"]))
 
         for number in range(WATCHES):
-            controllers.reconcile("v1/configmaps", selector=f"watch=w{number}", name=f"c{number}", workers=1)(reconcile)
+            kind = Kind("v1/configmaps", selector=f"watch=w{number}")
+            controllers.reconcile(kind, name=f"c{number}", workers=1)(reconcile)
 
         def everywhere(content: str) -> set[tuple[str, str]]:
             return {(f"watched-{number}", content) for number in range(WATCHES)}

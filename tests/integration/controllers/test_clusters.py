@@ -110,10 +110,10 @@ async def test_reconciles_start_after_read_only_caches_have_synced(
     may_list, follow = asyncio.Event(), Informer.run
     found: list[Any] = []
 
-    async def follow_late(informer: Informer) -> None:
+    async def follow_late(informer: Informer, *arguments: Any) -> None:
         if informer.key.resource == "v1/configmaps":
             await may_list.wait()
-        await follow(informer)
+        await follow(informer, *arguments)
 
     async def reconcile(request: Request) -> None:
         found.append(await request.get("v1/configmaps", "there"))

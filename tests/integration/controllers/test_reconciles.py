@@ -109,7 +109,7 @@ async def test_event_of_an_object_that_cannot_be_read_is_logged(
         recorded.append(request.name)
 
     plane.create(widget("one"))
-    async with reconciling(reconcile, plane, metadata_only=True):
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, metadata_only=True)):
         await eventually(lambda: recorded)
     assert "event Deleted of one was not recorded" in caplog.text
 
@@ -128,7 +128,7 @@ async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plan
 
     plane.create({**widget("one", size=1), "status": {"conditions": []}})
     plane.patch(WIDGETS, "one", {"status": {"conditions": [{"type": "Other", "status": "True"}]}}, subresource="status")
-    async with reconciling(reconcile, plane, metadata_only=True):
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, metadata_only=True)):
         made = await eventually(lambda: plane.find("v1/configmaps", "owned"))
         assert "spec" not in cached[0]
         assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
@@ -188,10 +188,9 @@ async def test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_cha
 
     plane.create(widget("one"))
     async with reconciling(reconcile, plane, queue=QueuePolicy(first_delay_s=0.01)) as running:
-        await eventually(lambda: running.controllers.health().stopped)
+        [failing] = await eventually(lambda: [each for each in running.controllers.failing() if not each.next_try])
         assert attempts == [0, 1, 2]
-        [(key, problem)] = running.controllers.health().stopped
-        assert (key.name, problem) == ("one", "the widget is not valid")
+        assert (failing.name, failing.error, failing.attempts) == ("one", "the widget is not valid", 3)
         plane.patch(WIDGETS, "one", {"spec": {"valid": True}})
         await eventually(lambda: attempts == [0, 1, 2, 0])
         await eventually(
@@ -234,7 +233,7 @@ async def test_requeue_after_reconciles_again(plane: ControlPlane) -> None:
         return Result(requeue_after=timedelta(milliseconds=20)) if len(times) < 3 else None
 
     plane.create(widget("one"))
-    async with reconciling(reconcile, plane):
+    async with reconciling(reconcile, plane, queue=QueuePolicy(min_requeue_s=0.0)):
         await eventually(lambda: len(times) == 3)
 
 
@@ -285,7 +284,7 @@ async def test_label_selector_restricts_reconciled_objects(plane: ControlPlane) 
     for name, labels in (("inside", {"env": "prod"}), ("outside", {})):
         plane.create({**widget(name), "metadata": {"name": name, "labels": labels}})
     log = Log()
-    async with reconciling(log, plane, selector="env=prod"):
+    async with reconciling(log, plane, kind=Kind(WIDGETS, selector="env=prod")):
         await eventually(lambda: log.seen)
         plane.patch(WIDGETS, "inside", {"metadata": {"labels": {"env": "test"}}})
         await eventually(lambda: log.seen == [(plane.project, "inside", {}), (plane.project, "inside", None)])

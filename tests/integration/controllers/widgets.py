@@ -13,6 +13,7 @@ from milo_discovery.controllers import (
     Request,
     Result,
 )
+from milo_discovery.controllers.kinds import AnyKind
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox
 
 WIDGETS = "example.com/v1/widgets"
@@ -65,9 +66,11 @@ class Running:
 
 
 @asynccontextmanager
-async def reconciling(reconciler: Reconciler, *planes: ControlPlane, **options: Any) -> AsyncIterator[Running]:
+async def reconciling(
+    reconciler: Reconciler, *planes: ControlPlane, kind: AnyKind = WIDGETS, **options: Any
+) -> AsyncIterator[Running]:
     running = Running(*planes)
-    running.controllers.reconcile(WIDGETS, **options)(reconciler)
+    running.controllers.reconcile(kind, **options)(reconciler)
     async with running.controllers:
         yield running
 

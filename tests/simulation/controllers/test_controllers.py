@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Permanent, QueuePolicy, Request, Result, controllers, watches
+from milo_discovery.controllers import Controllers, Kind, Permanent, QueuePolicy, Request, Result, controllers, watches
 from milo_discovery.controllers.controller import Target, Watched
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
@@ -27,7 +27,7 @@ from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.simulation.seeded.watch_faults import WatchFaultInjector
 from tests.simulation.seeded.world import NAMES, World
 
-KIND = "v1/projects"
+KIND = Kind("v1/projects", selector="in=yes")
 CLUSTERS = ("one", "two", "three")
 SEEDS = range(100)
 
@@ -67,7 +67,7 @@ class SimulatedClusterApi:
         self.name = name
         self._api = self.servers[name].api
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float, accept: str = "") -> Answer:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_options: object) -> Answer:
         return await self._api.get(path, query, timeout_s=timeout_s)
 
     def stream(
@@ -141,10 +141,10 @@ class Simulation:
         servers = SimulatedClusterApi.servers = {name: self._server() for name in CLUSTERS}
         discovery = SimulatedDiscovery()
         running = Controllers(Fleet(cast(DiscoveryClient, discovery)), registry=CollectorRegistry(), resync=None)
-        policy = QueuePolicy(max_delay_s=20.0, per_cluster=self.random.randint(1, 3))
+        policy = QueuePolicy(max_delay_s=20.0)
         running.reconcile(
-            KIND, selector="in=yes", workers=self.random.randint(1, 4), queue=policy,
-            watches=[watches(KIND, map=neighbours, selector="in=yes")],
+            KIND, workers=self.random.randint(1, 4), queue=policy, per_cluster=self.random.randint(1, 3),
+            watches=[watches(KIND, map=neighbours)],
         )(self._reconcile)  # fmt: skip
         async with running:
             for name in CLUSTERS:
@@ -248,7 +248,7 @@ def neighbours(change: Watched[Any]) -> list[Target]:
     """Map a change to the object of the same name in the next cluster, if it exists."""
     following = CLUSTERS[(CLUSTERS.index(change.cluster.name) + 1) % len(CLUSTERS)]
     view = change.clusters.cluster(following)
-    there = view is not None and view.get(KIND, change.name, selector="in=yes") is not None
+    there = view is not None and view.get(KIND, change.name) is not None
     return [Target(change.name, "", following)] if there else []
 
 

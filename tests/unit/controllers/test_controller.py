@@ -1,6 +1,7 @@
 """The workers of one reconciler."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,19 +9,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_discovery._failure_log import FailureLog
-from milo_discovery.controllers.controller import Controller, ControllerSpec
+from milo_discovery.controllers.controller import Controller, ControllerSpec, Shared
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import FleetView
 from milo_discovery.controllers.kinds import Kind
 from milo_discovery.controllers.metrics import ControllerMetrics
 from milo_discovery.controllers.request import Request
-from milo_discovery.controllers.work_queue import ObjectKey, QueuePolicy
+from milo_discovery.controllers.work_queue import ObjectKey
 
 
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
     """Engage a cluster in which one object is ready."""
     members[name] = SimpleNamespace(
-        cluster=SimpleNamespace(name=name), incarnation=1, tasks=tasks, api=None, view=None, informers={}
+        cluster=SimpleNamespace(name=name, engaged=True), incarnation=1, tasks=tasks, api=None, view=None, informers={}
     )
     controller.engage(members[name])
     controller.queue.open(name, 1)
@@ -34,17 +35,18 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
     async def reconcile(_request: Request) -> None:
         reconciled.set()
 
-    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), "", (), (), 1, QueuePolicy(), None)
+    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), workers=1)
     members: dict[str, Any] = {}
-    controller = Controller(
-        spec,
-        reconcile,
+    shared = Shared(
         members=members,
         clusters=FleetView({}),
-        metrics=ControllerMetrics(CollectorRegistry(), max_clusters=1),
+        metrics=ControllerMetrics.of(CollectorRegistry(), max_clusters=1),
         events=EventLog("controller", "instance"),
         failures=FailureLog(),
+        threads=ThreadPoolExecutor,
     )
+    controller = Controller(spec, reconcile, shared)
+    controller.resume()
 
     async def fail() -> None:
         raise RuntimeError("an informer has failed")

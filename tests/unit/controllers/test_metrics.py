@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -18,7 +18,7 @@ def test_controller_metrics_share_one_label_for_clusters_beyond_the_limit() -> N
 
 
 def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> None:
-    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0)
+    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4)
     running: dict[int, float] = {}
     numbers = itertools.count()
 
@@ -44,8 +44,11 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
 
     files = {sys.modules[each.__module__].__file__ for each in (WorkQueue, StateCollector)}
     change()
-    states = [QueueState("widgets", queue, running.values)]
-    collector = StateCollector(lambda: states, lambda: (), lambda: 1, lambda: 5.0)
+    states = [QueueState("widgets", queue, lambda: tuple(running.values()))]
+    collector = StateCollector()
+    collector.sources.append(
+        SimpleNamespace(queues=lambda: states, informers=tuple, clusters=lambda: 1, now=lambda: 5.0)  # type: ignore[arg-type]
+    )
     before = sys.gettrace()
     sys.settrace(trace)
     try:

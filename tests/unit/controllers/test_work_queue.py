@@ -16,15 +16,15 @@ from milo_discovery.controllers.work_queue import (
 )
 from milo_kube.rate_limit import Rate
 
-POLICY = QueuePolicy(first_delay_s=1.0, max_delay_s=8.0, jitter=0.5, per_cluster=2)
+POLICY = QueuePolicy(first_delay_s=1.0, max_delay_s=8.0, jitter=0.5)
 
 
 def key(name: str, cluster: str = "a", incarnation: int = 1) -> ObjectKey:
     return ObjectKey(cluster, incarnation, "default", name)
 
 
-def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0) -> WorkQueue:
-    queue = WorkQueue(policy, lambda: jitter, 0.0)
+def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0, per_cluster: int = 2) -> WorkQueue:
+    queue = WorkQueue(policy, lambda: jitter, 0.0, per_cluster=per_cluster)
     for cluster in clusters or ("a",):
         queue.engage(cluster, 1)
         queue.open(cluster, 1)
@@ -151,15 +151,76 @@ def test_work_queue_honors_retry_after_that_exceeds_the_backoff() -> None:
     assert delays == [5.0, 2.5, 5.0, 10.0]
 
 
-def test_work_queue_retries_share_a_token_bucket() -> None:
-    policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0, per_cluster=10)
-    queue = queue_of(policy=policy)
+def test_work_queue_retries_of_a_cluster_share_a_token_bucket() -> None:
+    policy = QueuePolicy(
+        first_delay_s=0.1, max_delay_s=2.5, cluster_retries=Rate(per_second=1.0, burst=1.0), jitter=0.0
+    )
+    queue = queue_of("a", "b", policy=policy)
+    for name in "vwxyz":
+        queue.add(key(name), 0.0)
+    # No object waits longer than the longest backoff.
+    assert [failed_at(queue, 0.0) for _ in "vwxyz"] == [0.1, 1.0, 2.0, 2.5, 2.5]
+    queue.add(key("of b", "b"), 0.0)
+    assert failed_at(queue, 0.0) == 0.1
+
+
+def test_work_queue_clusters_take_turns_in_the_token_bucket_of_all_retries() -> None:
+    policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0)
+    queue = queue_of("a", "b", policy=policy, per_cluster=10)
     for name in "xyz":
         queue.add(key(name), 0.0)
-    assert [failed_at(queue, 0.0) for _ in "xyz"] == [0.1, 1.0, 2.0]
+        failed_at(queue, 0.0)
+    queue.add(key("of b", "b"), 0.1)
+    failed_at(queue, 0.1)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["x", None]
+    assert queue.next_at == 2.0
+    queue.add(key("live", "b"), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 2.0), taken(queue, 2.0), taken(queue, 3.0)] == ["live", "of b", None, "y"]
 
 
-def test_work_queue_retry_keeps_priority() -> None:
+def test_work_queue_holds_object_until_it_is_settled() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.add(key("x"), 0.0)
+    queue.done(key("x"), Done(), 0.0, is_held=True)
+    queue.add(key("y"), 0.0)
+    queue.add(key("z"), 0.0)
+    assert [taken(queue), taken(queue), taken(queue)] == ["y", "z", None]
+    queue.settle(key("x"), 1.0)
+    queue.done(key("y"), Done(), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["x", None]
+    queue.settle(key("unknown"), 1.0)
+    queue.settle(key("x", "unknown"), 1.0)
+
+
+def test_work_queue_holds_object_whose_delay_ends() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.done(key("x"), Failed(), 0.0, is_held=True)
+    assert queue.retry_at(key("x")) == 1.0
+    assert taken(queue, 2.0) is None
+    queue.settle(key("x"), 3.0)
+    assert taken(queue, 3.0) == "x"
+    queue.done(key("x"), Done(), 3.0, is_held=True)
+    queue.settle(key("x"), 4.0)
+    assert (queue.next_at, taken(queue, 100.0)) == (None, None)
+
+
+def test_work_queue_requeues_no_earlier_than_the_floor() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Done(requeue_after_s=0.0)) == 1.0
+
+
+def test_work_queue_delays_as_the_function_of_its_policy_says() -> None:
+    queue = queue_of(policy=QueuePolicy(delay_s=lambda failures: 3.0 * failures, jitter=0.0))
+    queue.add(key("x"), 0.0)
+    assert [failed_at(queue, 0.0), failed_at(queue, 3.0)] == [3.0, 6.0]
+
+
+def test_work_queue_retries_go_after_live_changes() -> None:
     queue = queue_of()
     queue.add(key("listed"), 0.0, Priority.BACKGROUND)
     failed_at(queue, 0.0)
@@ -212,7 +273,7 @@ def test_work_queue_takes_parked_object_only_after_its_cluster_is_unparked() -> 
 
 
 def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
-    queue = WorkQueue(POLICY, lambda: 0.0, 0.0)
+    queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2)
     queue.engage("a", 1)
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
     assert queue.take(1.0) is None

@@ -25,7 +25,7 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.queue = WorkQueue(QueuePolicy(per_cluster=PER_CLUSTER), lambda: 0.5, self.now)
+        self.queue = WorkQueue(QueuePolicy(), lambda: 0.5, self.now, per_cluster=PER_CLUSTER)
         self.incarnations: dict[str, int] = {}
         self.open: set[tuple[str, int]] = set()
         self.due: set[ObjectKey] = set()

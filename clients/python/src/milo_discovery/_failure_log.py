@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import NamedTuple
 
 INTERVAL_S = 30.0
 # Failures of many kinds at once are logged as if they were one kind.
 _MAX_KINDS = 64
+
+
+class Summary(NamedTuple):
+    """Repeated failures of one kind."""
+
+    failures: int
+    clusters: int
+    what: str = ""
+    """The last one."""
 
 
 @dataclass(slots=True)
@@ -16,15 +26,17 @@ class _Kind:
     is_new: bool = True
     failures: int = 0
     clusters: set[str] = field(default_factory=set)
+    what: str = ""
 
 
 class FailureLog:
-    """The log policy for handler failures. Failures of one kind have the same exception type, raised by the same line.
+    """The log policy for failures. By default, those of one kind have the same exception type, raised by the same line.
 
     A kind that does not occur for an interval is forgotten, so its next failure is logged with a traceback again.
     """
 
-    def __init__(self, interval: float = INTERVAL_S) -> None:
+    def __init__(self, interval: float = INTERVAL_S, *, max_kinds: int = _MAX_KINDS) -> None:
+        self._max_kinds = max_kinds
         self._interval = interval
         self._kinds: dict[object, _Kind] = {}
 
@@ -32,10 +44,13 @@ class FailureLog:
         """Return whether there were failures in the last interval."""
         return bool(self._kinds)
 
-    def is_new(self, cluster: str, error: BaseException, now: float) -> bool:
-        """Record a failure; return whether to log it with its traceback. Otherwise `summaries` counts it."""
-        key = _key(error)
-        if key not in self._kinds and len(self._kinds) >= _MAX_KINDS:
+    def is_new(self, cluster: str, error: BaseException, now: float, *, key: object = None, what: str = "") -> bool:
+        """Record a failure; return whether to log it with its traceback. Otherwise `summaries` counts it.
+
+        `key`: the kind. `what`: the text of the summary.
+        """
+        key = (type(error), raised_at(error)) if key is None else key
+        if key not in self._kinds and len(self._kinds) >= self._max_kinds:
             key = None
         kind = self._kinds.setdefault(key, _Kind(now))
         if kind.is_new:
@@ -43,24 +58,26 @@ class FailureLog:
             return True
         kind.failures += 1
         kind.clusters.add(cluster)
+        kind.what = what
         return False
 
-    def summaries(self, now: float, *, final: bool = False) -> list[tuple[int, int]]:
-        """Return the numbers of failures and clusters since the last log line, of each kind whose interval is over."""
-        found: list[tuple[int, int]] = []
+    def summaries(self, now: float, *, final: bool = False) -> list[Summary]:
+        """Return the failures since the last log line, of each kind whose interval is over."""
+        found: list[Summary] = []
         for key, kind in tuple(self._kinds.items()):
             if now - kind.logged_at < self._interval and not final:
                 continue
             if kind.failures:
-                found.append((kind.failures, len(kind.clusters)))
+                found.append(Summary(kind.failures, len(kind.clusters), kind.what))
                 self._kinds[key] = _Kind(now, is_new=False)
             else:
                 del self._kinds[key]
         return found
 
 
-def _key(error: BaseException) -> object:
+def raised_at(error: BaseException) -> object:
+    """Return the line that raised the error."""
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return type(error), last and (last.tb_frame.f_code, last.tb_lineno)
+    return last and (last.tb_frame.f_code, last.tb_lineno)

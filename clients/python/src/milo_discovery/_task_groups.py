@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
@@ -26,6 +27,13 @@ def cancelled_from_outside() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
+
+
+async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
+    """Wait until the future is done, also while this task is canceled."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
 
 
 class RunsInBackground(ABC):

@@ -10,8 +10,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar, Unpack
 
@@ -61,6 +61,19 @@ it finishes its work and returns (see `EngagedCluster.drained`), and is canceled
 _END_LIMIT_S = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryState:
+    """The state of the connection to the daemon."""
+
+    connected: bool
+    synced: bool
+    """Whether all clusters that were engaged at the beginning are known."""
+    since: datetime
+    """When the connection was established or lost."""
+    problem: str = ""
+    """Why there is no connection."""
+
+
 @dataclass(slots=True)
 class _Member:
     cluster: EngagedCluster
@@ -107,6 +120,10 @@ class Fleet(RunsInBackground):
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
         self._state: Literal["new", "running", "synced", "ended"] = "new"
         self._signal = ChangeSignal()
+        self.discovery = DiscoveryState(
+            connected=False, synced=False, since=datetime.now(UTC), problem="not connected yet"
+        )
+        """The state of the connection to the daemon."""
         self._failures = FailureLog()
         self._summary_timer: asyncio.TimerHandle | None = None
 
@@ -185,13 +202,23 @@ class Fleet(RunsInBackground):
             case Event() | Refreshed():
                 self._members[item.cluster.name].cluster.refresh(item.cluster)
                 self._drain(item.cluster.name, watch, tasks)
-            case Synced() if self._state == "running":
-                self._state = "synced"
-                self._signal.notify()
+            case Synced():
+                self.discovery = replace(self.discovery, synced=True)
+                if not self.discovery.connected:
+                    self._connected(True)
+                if self._state == "running":
+                    self._state = "synced"
+                    self._signal.notify()
             case Connected():
                 log.info("connected to the daemon")
+                self._connected(True)
             case Disconnected(error=error):
                 log.warning("no connection to the daemon; retrying: %s", error)
+                self._connected(False, str(error))
+
+    def _connected(self, connected: bool, problem: str = "") -> None:
+        since = datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
+        self.discovery = replace(self.discovery, connected=connected, since=since, problem=problem)
 
     def _engage(self, cluster: EngagedCluster, tasks: asyncio.TaskGroup) -> None:
         if self._handler is None or cluster.draining is not None:
@@ -293,7 +320,7 @@ class Fleet(RunsInBackground):
     def _log_failure_summaries(self, *, final: bool = False) -> None:
         loop = asyncio.get_running_loop()
         summaries = self._failures.summaries(loop.time(), final=final)
-        for failures, clusters in summaries:
+        for failures, clusters, _ in summaries:
             log.error("handler failures repeated: %d in %d clusters", failures, clusters)
         if self._summary_timer is not None:
             self._summary_timer.cancel()

@@ -7,9 +7,11 @@ with needs_extra("controllers"):
 
     import milo_kube.list_watch  # noqa: F401
 
+from milo_discovery.controllers.app import main, set_up_logging
+from milo_discovery.controllers.cache_budget import CacheLimits
 from milo_discovery.controllers.conditions import owner_reference, with_condition, with_owner
 from milo_discovery.controllers.controller import Target, Watched, WatchedKind
-from milo_discovery.controllers.controllers import Controllers, Health, InformerProblem, watches
+from milo_discovery.controllers.controllers import Controllers, watches
 from milo_discovery.controllers.errors import (
     AlreadyExists,
     ApiError,
@@ -20,11 +22,13 @@ from milo_discovery.controllers.errors import (
     NotSynced,
     Permanent,
     ProjectSuspended,
+    ReconcileTimeout,
     Unreachable,
 )
 from milo_discovery.controllers.fleet_view import ClusterObject, ClusterView, FleetView
+from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
 from milo_discovery.controllers.kinds import Kind
-from milo_discovery.controllers.logs import ClusterFilter, current_cluster, current_object
+from milo_discovery.controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
 from milo_discovery.controllers.request import Request, Result
 from milo_discovery.controllers.single_cluster import SingleCluster
 from milo_discovery.controllers.work_queue import QueuePolicy
@@ -32,15 +36,18 @@ from milo_discovery.controllers.work_queue import QueuePolicy
 __all__ = [
     "AlreadyExists",
     "ApiError",
+    "CacheLimits",
+    "CacheProblem",
     "ClusterFilter",
     "ClusterObject",
+    "ClusterProblem",
     "ClusterView",
     "Conflict",
     "ControllerError",
     "Controllers",
+    "FailingObject",
     "FleetView",
     "Health",
-    "InformerProblem",
     "Kind",
     "NotCached",
     "NotFound",
@@ -48,6 +55,7 @@ __all__ = [
     "Permanent",
     "ProjectSuspended",
     "QueuePolicy",
+    "ReconcileTimeout",
     "Request",
     "Result",
     "SingleCluster",
@@ -57,7 +65,10 @@ __all__ = [
     "WatchedKind",
     "current_cluster",
     "current_object",
+    "current_reconcile",
+    "main",
     "owner_reference",
+    "set_up_logging",
     "watches",
     "with_condition",
     "with_owner",

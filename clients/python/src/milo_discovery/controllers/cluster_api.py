@@ -26,7 +26,7 @@ from milo_kube.reflect.wire import error_status
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
-RESPONSE_LIMIT = 256 << 20
+RESPONSE_LIMIT = 64 << 20
 JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
@@ -91,7 +91,7 @@ class ClusterApi:
         except TransportError as error:
             raise Unreachable(error.cause, str(error)) from error
         if answer.status >= 300:
-            raise _refused(answer)
+            raise _refused(answer, f"{method} {path}")
         try:
             return _MAPPING.decode(answer.body)
         except msgspec.DecodeError as error:
@@ -104,9 +104,11 @@ class ClusterApi:
 
     # --- for informers ---
 
-    async def get(self, path: str, query: Query = (), *, timeout_s: float, accept: str = JSON) -> Answer:
+    async def get(
+        self, path: str, query: Query = (), *, timeout_s: float, accept: str = JSON, limit: int = RESPONSE_LIMIT
+    ) -> Answer:
         try:
-            return await self._whole(_Request("GET", path, query, accept=accept), timeout_s)
+            return await self._whole(_Request("GET", path, query, accept=accept, limit=limit), timeout_s)
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
 
@@ -140,7 +142,7 @@ class ClusterApi:
     async def _answered(self, request: _Request, access: KubeconfigAccess) -> Answer:
         response = await self._opened(request, access, CONNECT_TIMEOUT_S, None)
         try:
-            return Answer(response.status, response.headers, await response.read(RESPONSE_LIMIT))
+            return Answer(response.status, response.headers, await response.read(request.limit))
         finally:
             await response.aclose()
 
@@ -201,6 +203,8 @@ class _Request:
     content_type: str = JSON
     accept: str = JSON
     encoding: str = "gzip"
+    limit: int = RESPONSE_LIMIT
+    """Maximum bytes of the response."""
 
     def url(self, server: str) -> str:
         return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
@@ -272,7 +276,7 @@ _MAPPING = msgspec.json.Decoder(dict[str, Any])
 _REFUSAL = msgspec.json.Decoder(_Refusal)
 
 
-def _refused(answer: Answer) -> Exception:
+def _refused(answer: Answer, request: str) -> Exception:
     status = error_status(answer.body, answer.status)
     try:
         details = _REFUSAL.decode(answer.body).details
@@ -282,7 +286,7 @@ def _refused(answer: Answer) -> Exception:
     return api_error(
         answer.status,
         status.reason,
-        f"{answer.status}: {status.message}",
+        f"{request}: {answer.status} {status.message}",
         causes=causes,
         retry_after_s=retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC)),
     )

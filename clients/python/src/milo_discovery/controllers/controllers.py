@@ -7,91 +7,101 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_discovery._extras import needs_extra
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
-from milo_discovery._task_groups import RunsInBackground, unwrap_single_error
+from milo_discovery._task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
+from milo_discovery.client import DiscoveryClient
+from milo_discovery.controllers.cache_budget import CacheBudget, CacheLimits
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.connections import Connections
-from milo_discovery.controllers.controller import Controller, ControllerSpec, Mapper, Reconciler, WatchedKind
+from milo_discovery.controllers.controller import (
+    Controller,
+    ControllerSpec,
+    Mapper,
+    Predicate,
+    Reconciler,
+    Shared,
+    Target,
+    Tracer,
+    WatchedKind,
+)
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
-from milo_discovery.controllers.informer import Informer, InformerKey, InformerSpec
-from milo_discovery.controllers.kinds import AnyKind, Document, Kind, kind_of
-from milo_discovery.controllers.metrics import ControllerMetrics, QueueState, StateCollector
-from milo_discovery.controllers.object_cache import Change, IndexFunction
-from milo_discovery.controllers.request import Request, Result
-from milo_discovery.controllers.work_queue import ObjectKey, QueuePolicy
+from milo_discovery.controllers.functions import check_plain, check_reconciler
+from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
+from milo_discovery.controllers.informer import Informer, InformerSpec
+from milo_discovery.controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
+from milo_discovery.controllers.loop_watchdog import LoopWatchdog
+from milo_discovery.controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
+from milo_discovery.controllers.object_cache import Change, IndexFunction, object_decoder
+from milo_discovery.controllers.own_writes import OwnWrites
+from milo_discovery.controllers.work_queue import Priority, QueuePolicy
 from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.fleet import DiscoveryState, Fleet
+from milo_discovery.model import Cluster
 from milo_kube.reflect.reflector import ReflectorPolicy
 
 log = logging.getLogger("milo_discovery.controllers")
 
 T = TypeVar("T")
-DocumentReconciler = TypeVar("DocumentReconciler", bound=Callable[[Request[Document]], Awaitable[Result | None]])
+DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
 
 # Lists of one project are short, and most project control planes support streaming lists anyway.
 _REFLECTION = ReflectorPolicy(page_size=500)
+_FIRST_LIST_S = 30.0
+"""A cluster whose first lists take longer does not answer, and controllers get ready without it."""
+_THREADS = 64
+_LOGGED_KINDS = 1024
+WORKERS = 256
+PER_CLUSTER = 4
+TIMEOUT = timedelta(minutes=2)
 
 
 class Clusters(Protocol):
     """The clusters that controllers run on: a Fleet, or a SingleCluster."""
+
+    @property
+    def discovery(self) -> DiscoveryState: ...
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
 
     async def run(self) -> None: ...
 
 
+class Election(Protocol):
+    """An election that runs work on one replica at a time, such as LeaderElection."""
+
+    async def run(self, work: Callable[[], Awaitable[None]], /) -> None: ...
+
+
+Predicates = Predicate[T] | Sequence[Predicate[T]]
+
+
 @overload
-def watches(kind: str, *, map: Mapper[Document], selector: str = "", metadata_only: bool = False) -> WatchedKind: ...
+def watches(kind: str, *, map: Mapper[Document], on: Predicates[Document] = ()) -> WatchedKind: ...
 @overload
-def watches(kind: Kind[T], *, map: Mapper[T], selector: str = "", metadata_only: bool = False) -> WatchedKind: ...
-def watches(
-    kind: AnyKind,
-    *,
-    map: Mapper[Any],  # noqa: A002
-    selector: str = "",
-    metadata_only: bool = False,
-) -> WatchedKind:
-    """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster."""
-    return WatchedKind(kind_of(kind), map, selector, metadata_only)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InformerProblem:
-    """An informer whose cache is not current."""
-
-    cluster: str
-    kind: str
-    is_synced: bool
-    """Whether it has been current before."""
-    problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """The state of the controllers."""
-
-    clusters: int
-    synced: bool
-    """Whether every informer of every engaged cluster has read its first list."""
-    problems: tuple[InformerProblem, ...]
-    stopped: tuple[tuple[ObjectKey, str], ...]
-    """Objects that are not retried, because their reconciler raised Permanent."""
-    oldest_queued: timedelta
-    """Time that the longest-waiting object has been ready to be reconciled."""
+def watches(kind: Kind[T], *, map: Mapper[T], on: Predicates[T] = ()) -> WatchedKind: ...
+def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> WatchedKind:  # noqa: A002
+    """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster. `on`: which changes."""
+    check_plain(map, "a mapper (map=)", "change")
+    return WatchedKind(kind_of(kind), map, _predicates(on))
 
 
 class _Member:
     """An engaged cluster, while its informers and reconciles run."""
 
-    __slots__ = ("_controllers", "api", "cluster", "incarnation", "informers", "tasks", "view")
+    __slots__ = (
+        *("_controllers", "api", "cluster", "engaged_at", "incarnation", "informers", "own_writes", "tasks", "view"),
+    )
 
     def __init__(
         self,
@@ -105,13 +115,17 @@ class _Member:
         self.incarnation = incarnation
         self.api = api
         self.tasks = tasks
-        self.informers: dict[InformerKey, Informer] = {}
+        self.informers: dict[CacheKey, Informer] = {}
+        self.own_writes = OwnWrites()
         self.view = ClusterView(self)
+        self.engaged_at = time.monotonic()
         self._controllers = controllers
 
     # --- called by its informers ---
 
     def changed(self, informer: Informer, change: Change) -> None:
+        if self.own_writes:
+            self.own_writes.changed(informer, change)
         for controller in self._controllers:
             controller.changed(self, informer, change)
 
@@ -130,21 +144,27 @@ class Controllers(RunsInBackground):
 
     def __init__(
         self,
-        clusters: Clusters,
+        clusters: Clusters | None = None,
         *,
         registry: CollectorRegistry = REGISTRY,
         resync: timedelta | None = timedelta(hours=10),
         max_clusters_in_metrics: int = 100,
         reporting_controller: str = "milo-controllers",
+        cache_limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
+        tracer: Tracer | None = None,
     ) -> None:
-        """`resync`: how often every object is reconciled although nothing changed; None for never.
+        """`clusters`: by default the Fleet of the daemon at MILO_DISCOVERY_ADDRESS.
 
-        `reporting_controller` is the name in events.
+        `resync`: how often every object is reconciled although nothing changed; None for never.
+        `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span.
         """
-        self._clusters = clusters
+        self._client = DiscoveryClient() if clusters is None else None
+        self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
         self._resync = resync
+        self._cache_limits = cache_limits
+        self._tracer = tracer
         self._specs: list[tuple[ControllerSpec, Reconciler[Any]]] = []
-        self._informers: dict[InformerKey, InformerSpec] = {}
+        self._informers: dict[CacheKey, InformerSpec] = {}
         self._members: dict[str, _Member] = {}
         self._controllers: list[Controller] = []
         self._incarnations = itertools.count(1)
@@ -153,14 +173,20 @@ class Controllers(RunsInBackground):
             from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
         self._connections = Connections(http2=Http2Connection)
-        self._metrics = ControllerMetrics(registry, max_clusters=max_clusters_in_metrics)
-        self._registry = registry
+        self._metrics = ControllerMetrics.of(registry, max_clusters=max_clusters_in_metrics)
+        self.registry = registry
+        """The registry of the metrics."""
+        self._budget = CacheBudget(cache_limits)
+        self._threads: ThreadPoolExecutor | None = None
+        self._crashes: dict[str, ClusterProblem] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._was_ready = False
         self._events = EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}")
-        self._failures = FailureLog()
+        self._failures = FailureLog(max_kinds=_LOGGED_KINDS)
         self._has_run = False
         self.view = FleetView(self._members)
         """The caches of all engaged clusters."""
-        clusters.on_engage(self._operate)
+        self._clusters.on_engage(self._operate)
 
     # --- registration ---
 
@@ -171,13 +197,13 @@ class Controllers(RunsInBackground):
         *,
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
-        selector: str = "",
-        metadata_only: bool = False,
-        workers: int = 16,
-        per_cluster: int = 4,
+        on: Predicates[Any] = (),
+        on_cluster_change: bool = False,
+        workers: int = WORKERS,
+        per_cluster: int = PER_CLUSTER,
+        timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
-        queue: QueuePolicy | None = None,
-        timeout: timedelta | None = None,
+        queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
     ) -> Callable[[DocumentReconciler], DocumentReconciler]: ...
     @overload
     def reconcile(
@@ -186,13 +212,13 @@ class Controllers(RunsInBackground):
         *,
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
-        selector: str = "",
-        metadata_only: bool = False,
-        workers: int = 16,
-        per_cluster: int = 4,
+        on: Predicates[Any] = (),
+        on_cluster_change: bool = False,
+        workers: int = WORKERS,
+        per_cluster: int = PER_CLUSTER,
+        timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
-        queue: QueuePolicy | None = None,
-        timeout: timedelta | None = None,
+        queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
     ) -> Callable[[Reconciler[T]], Reconciler[T]]: ...
     def reconcile(
         self,
@@ -200,70 +226,73 @@ class Controllers(RunsInBackground):
         *,
         owns: Sequence[AnyKind] = (),
         watches: Sequence[WatchedKind] = (),
-        selector: str = "",
-        metadata_only: bool = False,
-        workers: int = 16,
-        per_cluster: int = 4,
+        on: Predicates[Any] = (),
+        on_cluster_change: bool = False,
+        workers: int = WORKERS,
+        per_cluster: int = PER_CLUSTER,
+        timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
-        queue: QueuePolicy | None = None,
-        timeout: timedelta | None = None,
+        queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
     ) -> Any:
-        """Register a reconciler for the objects of a kind (a decorator).
+        """Register a reconciler for the objects of a kind (a decorator): an async function, or a plain one.
 
-        `owns`: kinds whose changes lead to a reconcile of their owner; only their metadata is kept. `watches`: kinds
-        whose changes are mapped, see `watches`. `selector`: only objects with these labels. `metadata_only`: keep only
-        the metadata of the objects. `workers`: maximum concurrent reconciles, `per_cluster`: those in one cluster.
-        `timeout`: of one reconcile. `name`: of the controller in logs and metrics.
+        `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped, see
+        `watches`. `on`: which changes of an object matter; all by default. `on_cluster_change`: reconcile the objects
+        of a cluster when its labels, annotations or suspension change. `workers`: maximum concurrent reconciles;
+        `per_cluster`: those in one cluster. `timeout`: of one reconcile; None for none. `name`: of the controller in
+        logs and metrics.
         """
         self._require_new()
         primary = kind_of(kind)
-        self._require_informer(InformerSpec(primary, selector, metadata_only, {}))
-        for owned in owns:
-            self._require_informer(InformerSpec(kind_of(owned), "", True, {}))
-        for watched in watches:
-            self._require_informer(InformerSpec(watched.kind, watched.selector, watched.metadata_only, {}))
-        policy = queue or QueuePolicy(per_cluster=min(per_cluster, workers))
+        name = name or primary.plural
+        for option, given in (("owns", owns), ("watches", watches)):
+            if isinstance(given, str | Kind | WatchedKind):
+                raise TypeError(f"{name}: {option}= takes a list: write {option}=[{given!r}]")
+        for option, number in (("workers", workers), ("per_cluster", per_cluster)):
+            if number < 1:
+                raise ValueError(f"{name}: {option}={number}: at least one reconcile has to run")
+        for each in watches:
+            if not isinstance(each, WatchedKind):
+                raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {each!r}")
+        for required in (primary, *map(kind_of, owns), *(watched.kind for watched in watches)):
+            self._require_informer(required, {})
         spec = ControllerSpec(
-            name or primary.plural,
-            primary,
-            selector,
-            tuple(InformerKey(kind_of(owned).resource) for owned in owns),
-            tuple(watches),
-            workers,
-            policy,
-            timeout,
+            name=name,
+            kind=primary,
+            owns=tuple(kind_of(owned).key for owned in owns),
+            watches=tuple(watches),
+            on=_predicates(on),
+            on_cluster_change=on_cluster_change,
+            workers=workers,
+            per_cluster=min(per_cluster, workers),
+            policy=queue,
+            timeout_s=None if timeout is None else timeout.total_seconds(),
         )
         if any(spec.name == other.name for other, _ in self._specs):
             raise ValueError(f"a controller {spec.name!r} exists already: pass another name=")
 
         def register(reconciler: Reconciler[Any]) -> Reconciler[Any]:
+            check_reconciler(reconciler)
             self._specs.append((spec, reconciler))
             return reconciler
 
         return register
 
-    def cache(
-        self,
-        kind: AnyKind,
-        *,
-        selector: str = "",
-        metadata_only: bool = False,
-        indexes: Mapping[str, IndexFunction] | None = None,
-    ) -> None:
+    def cache(self, kind: AnyKind, *, indexes: Mapping[str, IndexFunction] | None = None) -> None:
         """Cache a kind for `Request.get` and `Request.list`, with indexes; or add them to one that is cached already.
 
         An index function takes an object as a dict, and returns the values under which it is found.
         """
         self._require_new()
-        self._require_informer(InformerSpec(kind_of(kind), selector, metadata_only, dict(indexes or {})))
+        for function in (indexes or {}).values():
+            check_plain(function, "an index function", "object")
+        self._require_informer(kind_of(kind), dict(indexes or {}))
 
-    def _require_informer(self, spec: InformerSpec) -> None:
-        held = self._informers.get(spec.key)
-        if held is not None:
-            # Shared: whole objects if any user needs them.
-            metadata_only = held.metadata_only and spec.metadata_only
-            spec = InformerSpec(spec.kind, spec.selector, metadata_only, {**held.indexes, **spec.indexes})
-        self._informers[spec.key] = spec
+    def _require_informer(self, kind: Kind[Any], indexes: dict[str, IndexFunction]) -> None:
+        held = self._informers.get(kind.key)
+        cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
+        decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)
+        self._informers[kind.key] = InformerSpec(cached, indexes, decoder)
 
     def _require_new(self) -> None:
         if self._has_run:
@@ -271,29 +300,32 @@ class Controllers(RunsInBackground):
 
     # --- life cycle ---
 
-    async def run(self) -> None:
-        """Run until canceled. It returns or raises after all reconciles have ended."""
+    async def run(self, *, election: Election | None = None) -> None:
+        """Run until canceled. It returns or raises after all reconciles have ended.
+
+        With `election`, reconciles run while this replica leads; caches are kept up to date before, so that it starts
+        at once. Raises LeadershipLost.
+        """
         self._require_new()
         self._has_run = True
-        clock = asyncio.get_running_loop().time
-        for spec, reconciler in self._specs:
-            self._controllers.append(
-                Controller(
-                    spec,
-                    reconciler,
-                    members=self._members,
-                    clusters=self.view,
-                    metrics=self._metrics,
-                    events=self._events,
-                    failures=self._failures,
-                )
-            )
-        collector = StateCollector(self._queues, self._informer_states, lambda: len(self._members), clock)
-        self._registry.register(collector)
+        self._loop = asyncio.get_running_loop()
+        shared = Shared(
+            members=self._members,
+            clusters=self.view,
+            metrics=self._metrics,
+            events=self._events,
+            failures=self._failures,
+            threads=self._executor,
+            tracer=self._tracer,
+        )
+        self._controllers.extend(Controller(spec, reconciler, shared) for spec, reconciler in self._specs)
+        self._metrics.state.sources.append(self)
         try:
-            with unwrap_single_error():
-                async with asyncio.TaskGroup() as tasks:
+            with unwrap_single_error(), LoopWatchdog(self._metrics.loop_delay.observe):
+                async with self._client or nullcontext(), asyncio.TaskGroup() as tasks:
+                    leading = self._lead() if election is None else election.run(self._lead)
                     helpers = [
+                        tasks.create_task(leading, name="leader election"),
                         tasks.create_task(self._log_summaries(), name="log repeated failures"),
                         tasks.create_task(self._resync_periodically(), name="resync"),
                     ]
@@ -301,69 +333,171 @@ class Controllers(RunsInBackground):
                     for helper in helpers:
                         helper.cancel()
         finally:
-            self._registry.unregister(collector)
+            self._metrics.state.sources.remove(self)
+            if self._threads is not None:
+                self._threads.shutdown(wait=False)
+
+    async def _lead(self) -> None:
+        """Reconcile until canceled."""
+        for controller in self._controllers:
+            controller.resume()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._end_reconciles()
+
+    async def drain(self, within: timedelta) -> None:
+        """Begin no further reconciles, and wait until the running ones have ended, at most for this time."""
+        for controller in self._controllers:
+            controller.pause()
+        running = [task for controller in self._controllers for task in controller.tasks]
+        if running:
+            await asyncio.wait(running, timeout=within.total_seconds())
+
+    async def _end_reconciles(self) -> None:
+        for controller in self._controllers:
+            controller.pause()
+        running = [task for controller in self._controllers for task in controller.tasks]
+        for task in running:
+            task.cancel()
+        for task in running:
+            await wait_uninterrupted(task)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reconcile")
+        return self._threads
+
+    def enqueue(self, target: Target, *, controller: str | None = None) -> None:
+        """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
+
+        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: one of them by its name;
+        by default the only one.
+        """
+        if target.cluster is None:
+            raise ValueError(f"{target!r} names no cluster")
+        names = [spec.name for spec, _ in self._specs]
+        if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
+            raise ValueError(f"controller={controller!r}: pass one of {', '.join(map(repr, names))}")
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._enqueue, target, controller)
+
+    def _enqueue(self, target: Target, name: str | None) -> None:
+        for controller in self._controllers:
+            if name in (None, controller.spec.name):
+                controller.enqueue(target)
+
+    # --- health: safe in any thread ---
 
     def health(self) -> Health:
-        """Return the state of the informers and queues."""
-        now = asyncio.get_running_loop().time()
-        oldest = [since for controller in self._controllers if (since := controller.queue.oldest) is not None]
-        informers = [(member, informer) for member in self._members.values() for informer in member.informers.values()]
+        """Return the state of discovery, caches, clusters and queues. Safe in any thread."""
+        members = tuple(self._members.values())
+        informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
+        now = self.now()
+        oldest = [since for each in self._controllers if (since := each.queue.oldest) is not None]
+        discovery = self._clusters.discovery
+        late = time.monotonic() - _FIRST_LIST_S
+        is_waiting = any(informer.state == "starting" and member.engaged_at > late for member, informer in informers)
+        # A cluster that is engaged later does not make the process unready.
+        self._was_ready = self._was_ready or (discovery.synced and not is_waiting)
         return Health(
-            clusters=len(self._members),
-            synced=all(informer.cache.synced for _, informer in informers),
+            ready=self._was_ready,
+            discovery=discovery,
+            clusters=len(members),
+            synced=discovery.synced and all(informer.cache.synced for _, informer in informers),
             problems=tuple(
-                InformerProblem(
+                CacheProblem(
                     cluster=member.cluster.name,
                     kind=str(informer.key),
+                    state=informer.state,
                     is_synced=informer.cache.synced,
                     problem=informer.problem,
+                    since=datetime.fromtimestamp(informer.since, UTC),
                 )
                 for member, informer in informers
                 if informer.problem
             ),
-            stopped=tuple(found for controller in self._controllers for found in controller.queue.stopped()),
+            crashing=tuple(self._crashes.values()),
+            failing=sum(each.failures for each in self._controllers),
             oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
         )
+
+    def failing(self) -> Iterator[FailingObject]:
+        """Return the objects whose last reconcile failed. Safe in any thread."""
+        now, wall = self.now(), time.time()
+        for controller in self._controllers:
+            for key, failure, retry_at in controller.failing():
+                # One that is not delayed is ready, or in flight again.
+                due = None if failure.is_stopped else wall + max(0.0, (retry_at or now) - now)
+                yield FailingObject(
+                    controller=controller.spec.name,
+                    cluster=key.cluster,
+                    namespace=key.namespace,
+                    name=key.name,
+                    error=failure.error,
+                    attempts=failure.attempts,
+                    since=datetime.fromtimestamp(failure.since, UTC),
+                    next_try=None if due is None else datetime.fromtimestamp(due, UTC),
+                )
 
     # --- clusters ---
 
     async def _operate(self, cluster: EngagedCluster) -> None:
         """Run the informers and reconciles of a cluster, until it is disengaged."""
-        async with cluster.credentials() as credentials:
-            api = ClusterApi(
-                cluster.name,
-                credentials,
-                self._connections,
-                is_suspended=lambda: cluster.current.suspended,
-                proxy=cluster.proxy,
+        try:
+            async with cluster.credentials() as credentials:
+                api = ClusterApi(
+                    cluster.name,
+                    credentials,
+                    self._connections,
+                    is_suspended=lambda: cluster.current.suspended,
+                    proxy=cluster.proxy,
+                )
+                try:
+                    with unwrap_single_error():
+                        async with asyncio.TaskGroup() as tasks:
+                            await self._run_member(
+                                _Member(cluster, next(self._incarnations), api, tasks, self._controllers)
+                            )
+                finally:
+                    await api.aclose()
+        except Exception as error:
+            before = self._crashes.get(cluster.name)
+            self._crashes[cluster.name] = ClusterProblem(
+                cluster=cluster.name,
+                problem=str(error) or repr(error),
+                failures=1 if before is None else before.failures + 1,
+                since=datetime.now(UTC) if before is None else before.since,
             )
-            try:
-                with unwrap_single_error():
-                    async with asyncio.TaskGroup() as tasks:
-                        await self._run_member(
-                            _Member(cluster, next(self._incarnations), api, tasks, self._controllers)
-                        )
-            finally:
-                await api.aclose()
+            raise
+        finally:
+            if not cluster.engaged:
+                self._crashes.pop(cluster.name, None)
 
     async def _run_member(self, member: _Member) -> None:
         for key, spec in self._informers.items():
-            member.informers[key] = Informer(member.api, key, spec, _REFLECTION, listener=member)
+            member.informers[key] = Informer(member.api, spec, _REFLECTION, listener=member, budget=self._budget)
         self._members[member.cluster.name] = member
         for controller in self._controllers:
             controller.engage(member)
+        healthy = asyncio.get_running_loop().call_later(_FIRST_LIST_S, self._crashes.pop, member.cluster.name, None)
         try:
             for informer in member.informers.values():
-                member.tasks.create_task(informer.run(), name=f"{informer.key} of {member.cluster.name}")
+                following = informer.run(member.api, _REFLECTION)
+                member.tasks.create_task(following, name=f"{informer.key} of {member.cluster.name}")
             seen = member.cluster.current
             while True:
                 before, seen = seen, await member.cluster.updated(since=seen)
-                if before.suspended and not seen.suspended:
-                    for controller in self._controllers:
+                for controller in self._controllers:
+                    if before.suspended and not seen.suspended:
                         controller.unpark(member)
+                    if controller.spec.on_cluster_change and _content(before) != _content(seen):
+                        controller.resync(member, Priority.LIVE)
         finally:
+            healthy.cancel()
             # Before the task group cancels the reconciles, so that no further ones begin.
             del self._members[member.cluster.name]
+            member.own_writes.clear()
             for controller in self._controllers:
                 controller.drop(member)
 
@@ -372,8 +506,8 @@ class Controllers(RunsInBackground):
     async def _log_summaries(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            for failures, clusters in self._failures.summaries(asyncio.get_running_loop().time()):
-                log.error("failures repeated: %d in %d clusters", failures, clusters)
+            for failures, _, what in self._failures.summaries(asyncio.get_running_loop().time()):
+                log.error("%s (%d times since it was last logged)", what, failures)
 
     async def _resync_periodically(self) -> None:
         if self._resync is None:
@@ -385,12 +519,40 @@ class Controllers(RunsInBackground):
                     controller.resync(member)
                 await asyncio.sleep(0)
 
-    # --- metrics ---
+    # --- metrics: collected in another thread ---
 
-    def _queues(self) -> Iterable[QueueState]:
-        return (QueueState(each.spec.name, each.queue, each.running) for each in self._controllers)
+    def now(self) -> float:
+        return 0.0 if self._loop is None else self._loop.time()
 
-    def _informer_states(self) -> Iterator[tuple[str, str]]:
-        for member in tuple(self._members.values()):  # a copy, since metrics are collected in another thread
-            for informer in member.informers.values():
-                yield informer.key.resource, informer.state
+    def queues(self) -> Iterable[QueueState]:
+        return [QueueState(each.spec.name, each.queue, each.running) for each in self._controllers]
+
+    def informers(self) -> Iterator[InformerMetrics]:
+        for member in tuple(self._members.values()):
+            for informer in tuple(member.informers.values()):
+                yield InformerMetrics(informer.key.resource, informer.state, informer.counted_bytes)
+
+    def clusters(self) -> int:
+        return len(self._members)
+
+
+def _predicates(on: Predicates[Any]) -> tuple[Predicate[Any], ...]:
+    given = (on,) if isinstance(on, str) or callable(on) else tuple(on)
+    for each in given:
+        if callable(each):
+            check_plain(each, "a predicate (on=)", "change")
+        elif each not in ("generation", "labels", "annotations"):
+            raise ValueError(f"on={each!r}: write generation, labels, annotations, or a function")
+    return given
+
+
+def _shared(held: Kind[Any], wanted: Kind[Any]) -> Kind[Any]:
+    """Return the kind to cache for two users: whole objects if one of them needs these. Raises ValueError."""
+    if held.transform is not wanted.transform:
+        raise ValueError(f"{held.key} is cached with another transform=: use one Kind for both")
+    return wanted if held.metadata_only else held
+
+
+def _content(cluster: Cluster) -> tuple[object, ...]:
+    """Return what `on_cluster_change` compares."""
+    return dict(cluster.labels), dict(cluster.annotations), cluster.suspended

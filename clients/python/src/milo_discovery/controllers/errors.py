@@ -4,6 +4,7 @@ ControllerError
 ├── Permanent               raised by reconcilers: stop retrying
 ├── NotCached               no informer for the kind
 ├── NotSynced               its informer has not read its first list
+├── ReconcileTimeout        a reconcile took longer than its timeout
 ├── Unreachable             the API server sent no response
 └── ApiError                the API server refused a request
     ├── NotFound
@@ -37,6 +38,10 @@ class NotSynced(ControllerError):
 
     Do not catch it: the reconcile is retried.
     """
+
+
+class ReconcileTimeout(ControllerError):
+    """A reconcile took longer than its timeout, and is retried."""
 
 
 class Unreachable(ControllerError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from milo_discovery.controllers.errors import NotCached, NotSynced
-from milo_discovery.controllers.informer import Informer, InformerKey
-from milo_discovery.controllers.kinds import AnyKind, Document, Kind, kind_of
+from milo_discovery.controllers.informer import Informer
+from milo_discovery.controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
 from milo_discovery.controllers.object_cache import ObjectCache
 from milo_discovery.engaged_cluster import EngagedCluster
 
@@ -27,7 +27,7 @@ class CachedCluster(Protocol):
     @property
     def cluster(self) -> EngagedCluster: ...
     @property
-    def informers(self) -> Mapping[InformerKey, Informer]: ...
+    def informers(self) -> Mapping[CacheKey, Informer]: ...
 
 
 class ClusterView:
@@ -42,18 +42,24 @@ class ClusterView:
     def cluster(self) -> EngagedCluster:
         return self._member.cluster
 
-    def is_metadata_only(self, kind: AnyKind, selector: str = "") -> bool:
-        """Return whether nothing but the metadata of these objects is cached. Raises NotCached."""
-        return informer(self._member, kind, selector).spec.metadata_only
+    def is_partial(self, kind: AnyKind) -> bool:
+        """Return whether these objects are cached without some of their fields. Raises NotCached."""
+        cached = informer(self._member, kind).spec.kind
+        return cached.metadata_only or cached.transform is not None
 
     @overload
-    def get(self, kind: str, name: str, namespace: str = "", *, selector: str = "") -> Document | None: ...
+    def get(self, kind: str, name: str, namespace: str = "") -> Document | None: ...
     @overload
-    def get(self, kind: Kind[T], name: str, namespace: str = "", *, selector: str = "") -> T | None: ...
-    def get(self, kind: Any, name: str, namespace: str = "", *, selector: str = "") -> Any:
+    def get(self, kind: Kind[T], name: str, namespace: str = "") -> T | None: ...
+    def get(self, kind: Any, name: str, namespace: str = "") -> Any:
         """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
-        found = synced_cache(self._member, kind, selector).get(namespace, name)
-        return None if found is None else kind_of(kind).decode(found.raw)
+        found = synced_cache(self._member, kind).get(namespace, name)
+        return None if found is None else self._decoder(kind)(found.raw)
+
+    def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
+        """Return the object as a dict, whatever the type of the kind. Raises NotCached or NotSynced."""
+        found = synced_cache(self._member, kind).get(namespace, name)
+        return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
 
     @overload
     def list(
@@ -61,7 +67,6 @@ class ClusterView:
         kind: str,
         namespace: str | None = None,
         *,
-        selector: str = "",
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Document]: ...
@@ -71,7 +76,6 @@ class ClusterView:
         kind: Kind[T],
         namespace: str | None = None,
         *,
-        selector: str = "",
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[T]: ...
@@ -80,24 +84,30 @@ class ClusterView:
         kind: Any,
         namespace: str | None = None,
         *,
-        selector: str = "",
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
         """Return the objects, decoded as they are read: of a namespace, of an owner by its UID, or of an index.
 
-        `selector` names the informer, if the kind is cached with a label selector. Raises NotCached or
-        NotSynced.
+        Raises NotCached or NotSynced.
         """
-        cache = synced_cache(self._member, kind, selector)
+        cache = synced_cache(self._member, kind)
         if owner is not None:
             objects = cache.owned_by(owner)
         elif index is not None:
             objects = cache.indexed(*index)
         else:
             objects = cache.values()
-        decode = kind_of(kind).decode
+        decode = self._decoder(kind)
         return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
+
+    def _decoder(self, kind: AnyKind) -> Callable[[bytes], Any]:
+        wanted, cached = kind_of(kind), informer(self._member, kind).spec.kind
+        if not cached.metadata_only:
+            return wanted.decode
+        if wanted.has_type:
+            raise NotCached(f"{cached.key} is cached with metadata_only=True, and cannot be read as another type")
+        return cached.document
 
 
 class FleetView:
@@ -124,7 +134,6 @@ class FleetView:
         kind: str,
         namespace: str | None = None,
         *,
-        selector: str = "",
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[ClusterObject[Document]]: ...
     @overload
@@ -133,7 +142,6 @@ class FleetView:
         kind: Kind[T],
         namespace: str | None = None,
         *,
-        selector: str = "",
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[ClusterObject[T]]: ...
     def list(
@@ -141,31 +149,32 @@ class FleetView:
         kind: Any,
         namespace: str | None = None,
         *,
-        selector: str = "",
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[ClusterObject[Any]]:
         """Return the objects of every cluster whose cache of the kind is complete, with the cluster in each."""
         for member in tuple(self._members.values()):
-            if informer(member, kind, selector).cache.synced:
-                for found in ClusterView(member).list(kind, namespace, selector=selector, index=index):
+            if informer(member, kind).cache.synced:
+                for found in ClusterView(member).list(kind, namespace, index=index):
                     yield ClusterObject(member.cluster, found)
 
 
-def synced_cache(member: CachedCluster, kind: Kind[Any] | str, selector: str) -> ObjectCache:
+def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:
     """Return the cache of a kind. Raises NotCached or NotSynced."""
-    found = informer(member, kind, selector)
+    found = informer(member, kind)
     if not found.cache.synced:
         why = f" ({found.problem})" if found.problem else ""
         raise NotSynced(f"{found.key} of {member.cluster.name} have not been listed yet{why}; retry later")
     return found.cache
 
 
-def informer(member: CachedCluster, kind: Kind[Any] | str, selector: str = "") -> Informer:
+def informer(member: CachedCluster, kind: AnyKind) -> Informer:
     """Return the informer of a kind. Raises NotCached."""
-    key = InformerKey(kind_of(kind).resource, selector)
+    key = kind_of(kind).key
     try:
         return member.informers[key]
     except KeyError:
+        others = [str(each) for each in member.informers if each.resource == key.resource]
+        what = f"only {', '.join(others)} is; pass the same Kind" if others else "declare it"
         raise NotCached(
-            f"{key} is not cached; declare it with owns=, with watches=, or with Controllers.cache({key.resource!r})"
+            f"{key} is not cached; {what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
         ) from None

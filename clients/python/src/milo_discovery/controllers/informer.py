@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
+from milo_discovery.controllers.cache_budget import CacheBudget
 from milo_discovery.controllers.cluster_api import (
     CONNECT_TIMEOUT_S,
     JSON,
@@ -16,8 +18,8 @@ from milo_discovery.controllers.cluster_api import (
     METADATA_ONLY,
     ClusterApi,
 )
-from milo_discovery.controllers.kinds import Kind
-from milo_discovery.controllers.object_cache import CachedObject, Change, IndexFunction, ObjectCache, object_decoder
+from milo_discovery.controllers.kinds import CacheKey, Kind
+from milo_discovery.controllers.object_cache import CachedObject, Change, IndexFunction, ObjectCache, ObjectDecoder
 from milo_kube.list_watch import Answer, DeadlineWaits, ListWatch, Stream
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
@@ -26,41 +28,39 @@ from milo_kube.reflect.source_status import SourceState, SourceStatus
 log = logging.getLogger("milo_discovery.controllers")
 
 LIST_TIMEOUT_S = 60.0
-_NOT_SERVED = frozenset({"NotServing", "NotFound"})
+InformerState = Literal["starting", "synced", "stale", "forbidden", "not_served", "over_budget"]
+_STATES: Final[dict[str, InformerState]] = {
+    "NotServing": "not_served",
+    "NotFound": "not_served",
+    "Forbidden": "forbidden",
+}
 _APPLIED_AT_ONCE = 250
 """Number of listed objects that are processed between two iterations of the event loop."""
-_DECODERS = {metadata_only: object_decoder(metadata_only=metadata_only) for metadata_only in (False, True)}
 
 
-class InformerKey(NamedTuple):
-    """The key by which informers are shared, within a cluster."""
-
-    resource: str
-    selector: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.resource} ({self.selector})" if self.selector else self.resource
+class _OverBudgetError(Exception):
+    """The cache was dropped, because it became too large."""
 
 
 class InformerSpec(NamedTuple):
     """An informer to run in each cluster."""
 
     kind: Kind[Any]
-    selector: str
-    metadata_only: bool
     indexes: dict[str, IndexFunction]
+    decoder: ObjectDecoder
 
     @property
-    def key(self) -> InformerKey:
-        return InformerKey(self.kind.resource, self.selector)
+    def key(self) -> CacheKey:
+        return self.kind.key
 
     @property
     def path(self) -> str:
-        return self.kind.collection()
+        return self.kind.collection(self.key.namespace)
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        return [("labelSelector", self.selector)] if self.selector else []
+        given = (("labelSelector", self.key.selector), ("fieldSelector", self.key.field_selector))
+        return [(name, value) for name, value in given if value]
 
 
 class Listener(Protocol):
@@ -77,29 +77,40 @@ class Listener(Protocol):
 class Informer:
     """One kind of one cluster."""
 
-    __slots__ = ("_cluster", "_list_watch", "_listener", "cache", "key", "spec", "status")
+    __slots__ = (
+        *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),
+        *("spec", "status"),
+    )
 
     def __init__(
         self,
         api: ClusterApi,
-        key: InformerKey,
         spec: InformerSpec,
         policy: ReflectorPolicy,
         *,
         listener: Listener,
+        budget: CacheBudget,
     ) -> None:
         self.spec = spec
-        self.key = key
+        self.key = spec.key
         self.cache = ObjectCache(self._index_failed)
         for name, function in spec.indexes.items():
             self.cache.add_index(name, function)
         self.status: SourceStatus | None = None
+        self.since = time.time()
+        """When the informer entered its state."""
+        self.counted_bytes = 0
+        self._exceeded = ""
+        self._budget = budget
         self._cluster = api.name
         self._listener = listener
-        self._list_watch = ListWatch(
-            _CollectionApi(api, metadata_only=spec.metadata_only),
-            spec,
-            decoder=_DECODERS[spec.metadata_only],
+        self._list_watch = self._following(api, policy)
+
+    def _following(self, api: ClusterApi, policy: ReflectorPolicy) -> ListWatch[CachedObject]:
+        return ListWatch(
+            _CollectionApi(api, metadata_only=self.spec.kind.metadata_only, limit=self._budget.limits.bytes),
+            self.spec,
+            decoder=self.spec.decoder,
             reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
             waits=DeadlineWaits(),
             apply=self._apply,
@@ -111,21 +122,47 @@ class Informer:
     @property
     def problem(self) -> str:
         """Why the cache is not current; empty if it is."""
+        if self._exceeded:
+            return f"OverBudget: {self._exceeded}"
         status = self.status
         if status is None or status.state is SourceState.STREAMING:
             return ""
         return f"{status.reason}: {status.message}"
 
     @property
-    def state(self) -> str:
+    def state(self) -> InformerState:
         """The state, as the metric `milo_controllers_informers` names it."""
+        if self._exceeded:
+            return "over_budget"
         if self.status is not None and self.status.state is SourceState.STALE:
-            return "not_served" if self.status.reason in _NOT_SERVED else "stale"
+            return _STATES.get(self.status.reason, "stale")
         return "synced" if self.cache.synced else "starting"
 
-    async def run(self) -> None:
-        """Follow the collection until canceled."""
-        await self._list_watch.run()
+    async def run(self, api: ClusterApi, policy: ReflectorPolicy) -> None:
+        """Follow the collection until canceled. Without a budget for it, wait, and begin again."""
+        try:
+            while True:
+                with suppress(_OverBudgetError):
+                    await self._list_watch.run()
+                await asyncio.sleep(self._budget.limits.retry_s)
+                self._exceeded = ""
+                self.since = time.time()
+                self._list_watch = self._following(api, policy)
+        finally:
+            self._budget.forget(self)
+
+    def exceed(self, problem: str) -> None:
+        """Drop the cache. The list and watch end with their next event."""
+        self._budget.forget(self)
+        self.counted_bytes = 0
+        self.cache.clear()
+        self._exceeded = problem
+        self.since = time.time()
+        log.error(
+            "%s: the cache of %s was dropped: %s; listing again in %g s",
+            *(self._cluster, self.key, problem, self._budget.limits.retry_s),
+        )
+        self._listener.failed(self)
 
     async def _apply(self, events: Iterable[SourceEvent[CachedObject]]) -> None:
         for number, event in enumerate(events, 1):
@@ -134,19 +171,36 @@ class Informer:
             elif isinstance(event, Listed | ObjectChanged) and event.observation.problem:
                 found = event.observation
                 log.warning("%s: %s %s is invalid: %s", self._cluster, self.key, found.name, found.problem)
+            if self._exceeded:
+                raise _OverBudgetError
             was_synced = self.cache.synced
             for change in self.cache.apply(event):
                 self._listener.changed(self, change)
+            if self.cache.size != self.counted_bytes:
+                self._count()
             if self.cache.synced and not was_synced:
                 self._listener.synced(self)
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
+    def _count(self) -> None:
+        grown, self.counted_bytes = self.cache.size - self.counted_bytes, self.cache.size
+        if problem := self._budget.problem(len(self.cache), self.cache.size):
+            self._budget.grown(self, min(grown, 0))
+            self.exceed(problem)
+        else:
+            self._budget.grown(self, grown)
+        if self._exceeded:
+            raise _OverBudgetError
+
     def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
         log.warning("%s: index %s of %s lacks %s: %r", self._cluster, index, self.key, found.name, error)
 
     def _report(self, status: SourceStatus) -> None:
+        state = self.state
         before, self.status = self.status, status
+        if self.state != state:
+            self.since = time.time()
         if status.state is SourceState.STALE and (before is None or before.state is not SourceState.STALE):
             log.warning("%s: %s is not up to date: %s", self._cluster, self.key, self.problem)
             self._listener.failed(self)
@@ -157,15 +211,16 @@ class Informer:
 class _CollectionApi:
     """The API of an informer's cluster, requested in the representation that the informer needs."""
 
-    __slots__ = ("_api", "_metadata_only")
+    __slots__ = ("_api", "_limit", "_metadata_only")
 
-    def __init__(self, api: ClusterApi, *, metadata_only: bool) -> None:
+    def __init__(self, api: ClusterApi, *, metadata_only: bool, limit: int) -> None:
         self._api = api
         self._metadata_only = metadata_only
+        self._limit = limit
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
         accept = METADATA_LIST_ONLY if self._metadata_only else JSON
-        return await self._api.get(path, query, timeout_s=timeout_s, accept=accept)
+        return await self._api.get(path, query, timeout_s=timeout_s, accept=accept, limit=self._limit)
 
     def stream(
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None

@@ -9,12 +9,18 @@ current_cluster: ContextVar[str] = ContextVar("milo_cluster", default="")
 """Name of the cluster that is reconciled; empty outside of reconciles."""
 current_object: ContextVar[str] = ContextVar("milo_object", default="")
 """Namespace and name of the object that is reconciled."""
+current_reconcile: ContextVar[str] = ContextVar("milo_reconcile", default="")
+"""An ID of the reconcile."""
 
 
 class ClusterFilter(logging.Filter):
-    """A filter that adds `cluster` and `object` to log records: attach it to a handler, and name them in its format."""
+    """A filter that adds `cluster`, `object` and `reconcile` to log records: attach it to a handler, and name them.
+
+    The names are those that the format of a formatter uses.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.cluster = current_cluster.get()
         record.object = current_object.get()
+        record.reconcile = current_reconcile.get()
         return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -13,6 +14,9 @@ from milo_discovery.controllers.work_queue import Priority, WorkQueue
 
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _QUEUE_BUCKETS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000)
+_LOOP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_PRIORITIES = {Priority.LIVE: "0", Priority.RETRY: "-50", Priority.BACKGROUND: "-100"}
+"""controller-runtime labels live changes 0 and initial lists -100."""
 OTHER_CLUSTERS = "_other"
 
 
@@ -97,6 +101,23 @@ class ControllerMetrics:
             registry=registry,
         )
 
+        self.loop_delay = Histogram(
+            "milo_controllers_event_loop_delay_seconds",
+            "How late the event loop runs what is due, because of calls that do not await.",
+            registry=registry,
+            buckets=_LOOP_BUCKETS,
+        )
+        self.state = StateCollector()
+        registry.register(self.state)
+
+    @classmethod
+    def of(cls, registry: CollectorRegistry, *, max_clusters: int) -> ControllerMetrics:
+        """Return the metrics in this registry, which all sets of controllers share."""
+        found = _METRICS.get(registry)
+        if found is None:
+            found = _METRICS[registry] = cls(registry, max_clusters=max_clusters)
+        return found
+
     def cluster_label(self, cluster: str) -> str:
         if cluster not in self._clusters:
             if len(self._clusters) >= self._max_clusters:
@@ -105,21 +126,26 @@ class ControllerMetrics:
         return cluster
 
 
+class StateSource(Protocol):
+    """A set of controllers, whose state is a metric."""
+
+    def queues(self) -> Iterable[QueueState]: ...
+    def informers(self) -> Iterable[InformerMetrics]: ...
+    def clusters(self) -> int: ...
+    def now(self) -> float: ...
+
+
+class InformerMetrics(NamedTuple):
+    resource: str
+    state: str
+    size: int
+
+
 class StateCollector(Collector):
     """Metrics that are computed when they are scraped: depths, ages, and the state of informers."""
 
-    def __init__(
-        self,
-        queues: Callable[[], Iterable[QueueState]],
-        informers: Callable[[], Iterable[tuple[str, str]]],
-        clusters: Callable[[], int],
-        clock: Callable[[], float],
-    ) -> None:
-        """`informers` returns the resource and the state of each informer."""
-        self._queues = queues
-        self._informers = informers
-        self._clusters = clusters
-        self._clock = clock
+    def __init__(self) -> None:
+        self.sources: list[StateSource] = []
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -145,26 +171,38 @@ class StateCollector(Collector):
             "How long the longest-running reconcile has taken so far, by controller.",
             labels=("controller", "name"),
         )
-        now = self._clock()
-        for name, queue, running in self._queues():
-            for priority in Priority:
-                # controller-runtime labels live changes 0 and initial lists -100.
-                depth.add_metric((name, name, "0" if priority is Priority.LIVE else "-100"), queue.depth(priority))
-            since = queue.oldest
-            oldest.add_metric((name,), 0.0 if since is None else now - since)
-            ages = [now - began for began in tuple(running())]
-            unfinished.add_metric((name, name), sum(ages))
-            longest.add_metric((name, name), max(ages, default=0.0))
-        yield from (depth, oldest, unfinished, longest)
         states: dict[tuple[str, str], int] = {}
-        for informer in self._informers():
-            states[informer] = states.get(informer, 0) + 1
+        sizes: dict[str, int] = {}
+        sources = tuple(self.sources)
+        for source in sources:
+            now = source.now()
+            for name, queue, running in source.queues():
+                for priority in Priority:
+                    depth.add_metric((name, name, _PRIORITIES[priority]), queue.depth(priority))
+                since = queue.oldest
+                oldest.add_metric((name,), 0.0 if since is None else now - since)
+                ages = [now - began for began in running()]
+                unfinished.add_metric((name, name), sum(ages))
+                longest.add_metric((name, name), max(ages, default=0.0))
+            for resource, state, size in source.informers():
+                states[resource, state] = states.get((resource, state), 0) + 1
+                sizes[resource] = sizes.get(resource, 0) + size
+        yield from (depth, oldest, unfinished, longest)
         informers = GaugeMetricFamily(
             "milo_controllers_informers",
-            "Informers, by resource and state: synced, stale, not_served, starting.",
+            "Informers, by resource and state: synced, starting, stale, forbidden, not_served, over_budget.",
             labels=("resource", "state"),
         )
         for labels, count in sorted(states.items()):
             informers.add_metric(labels, count)
-        yield informers
-        yield GaugeMetricFamily("milo_controllers_clusters", "Clusters that are engaged.", value=self._clusters())
+        cached = GaugeMetricFamily(
+            "milo_controllers_cached_bytes", "Bytes of the cached objects, by resource.", labels=("resource",)
+        )
+        for resource, size in sorted(sizes.items()):
+            cached.add_metric((resource,), size)
+        yield from (informers, cached)
+        engaged = sum(source.clusters() for source in sources)
+        yield GaugeMetricFamily("milo_controllers_clusters", "Clusters that are engaged.", value=engaged)
+
+
+_METRICS: WeakKeyDictionary[CollectorRegistry, ControllerMetrics] = WeakKeyDictionary()

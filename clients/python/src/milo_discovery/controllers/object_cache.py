@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -132,7 +132,9 @@ def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
     return msgspec.structs.replace(found, raw=prefix + found.raw.lstrip()[1:])
 
 
-def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
+def object_decoder(
+    *, metadata_only: bool = False, transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> ObjectDecoder:
     """Return a decoder whose results hold the object as bytes, without `managedFields`."""
 
     def observe(raw: msgspec.Raw) -> CachedObject:
@@ -147,6 +149,11 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
             inner.pop("managedFields", None)
             fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))
             stripped = msgspec.json.encode(fields)
+        if transform is not None:
+            try:
+                stripped = msgspec.json.encode(transform(msgspec.json.decode(stripped)))
+            except Exception as error:  # noqa: BLE001  (the author's code: an error there concerns this object only)
+                return malformed(metadata.name, metadata.uid, metadata.resourceVersion, f"transform= raised {error!r}")
         namespace = sys.intern(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
@@ -159,12 +166,14 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
-    __slots__ = ("_by_owner", "_functions", "_index_failed", "_indexes", "_listed", "_objects", "synced")
+    __slots__ = ("_by_owner", "_functions", "_index_failed", "_indexes", "_listed", "_objects", "size", "synced")
 
     def __init__(self, index_failed: Callable[[str, CachedObject, Exception], None] = lambda *_: None) -> None:
         """`index_failed` is called when an index function raises; the object is then missing from that index."""
         self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
+        self.size = 0
+        """Bytes of all objects."""
         self._listed: set[Place] | None = None
         """The objects that the list in progress has named so far."""
         self._functions: dict[str, IndexFunction] = {}
@@ -174,6 +183,15 @@ class ObjectCache:
 
     def __len__(self) -> int:
         return len(self._objects)
+
+    def clear(self) -> None:
+        """Drop all objects, as before the first list."""
+        self._objects.clear()
+        self._indexes.clear()
+        self._by_owner = None
+        self._listed = None
+        self.size = 0
+        self.synced = False
 
     def get(self, namespace: str, name: str) -> CachedObject | None:
         return self._objects.get((namespace, name))
@@ -242,6 +260,7 @@ class ObjectCache:
         if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
             return []
         self._objects[seen.place] = seen
+        self.size += len(seen.raw) - (len(old.raw) if old is not None else 0)
         self._reindex(old, seen)
         return [Change(old, seen, is_live)]
 
@@ -249,6 +268,7 @@ class ObjectCache:
         old = self._objects.pop(place, None)
         if old is None:
             return []
+        self.size -= len(old.raw)
         self._reindex(old, None)
         return [Change(old, None, is_live)]
 
@@ -289,3 +309,28 @@ def _discard(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], pl
             places.pop(place, None)
             if not places:
                 del index[value]
+
+
+class _Versioned(msgspec.Struct, gc=False):
+    generation: int | None = None
+    labels: dict[str, Any] | None = None
+    annotations: dict[str, Any] | None = None
+    deletionTimestamp: str | None = None  # noqa: N815
+
+
+class _VersionedObject(msgspec.Struct, gc=False):
+    metadata: _Versioned
+
+
+_VERSIONED = msgspec.json.Decoder(_VersionedObject)
+
+
+def changed(part: Literal["generation", "labels", "annotations"], change: Change) -> bool:
+    """Return whether a change concerns this part of an object: always if it was created or deleted, or if its deletion
+    was requested. Every change of a kind without a generation is one of its generation."""
+    if change.old is None or change.new is None or change.old.uid != change.new.uid:
+        return True
+    old, new = (_VERSIONED.decode(each.raw).metadata for each in (change.old, change.new))
+    if old.deletionTimestamp != new.deletionTimestamp or (part == "generation" and new.generation is None):
+        return True
+    return bool(getattr(old, part) != getattr(new, part))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +32,7 @@ from milo_discovery.controllers.errors import Conflict, ControllerError, NotFoun
 from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, EventType, PatchEvent
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
 from milo_discovery.controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
+from milo_discovery.controllers.own_writes import Write
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
 
@@ -60,7 +63,6 @@ class Request(Generic[ObjectT]):
         kind: Kind[ObjectT],
         namespace: str,
         name: str,
-        selector: str,
         api: ClusterApi,
         view: ClusterView,
         clusters: FleetView,
@@ -76,12 +78,16 @@ class Request(Generic[ObjectT]):
         """The caches of all clusters."""
         self.failures = failures
         """Failures in a row before this attempt."""
-        self._selector = selector
+        self.writes: dict[tuple[str, str, str], Write] = {}
+        """The last write of each object, by resource, namespace and name."""
         self._api = api
         self._view = view
         self._events = events
         self._field_manager = field_manager
         self._now = now
+        self._loop = asyncio.get_running_loop()
+        self._is_ended = False
+        self._waiting: set[Future[Any]] = set()
         self._written: Document | None = None
         """The object as this reconcile last wrote it, which the cache may not have yet."""
 
@@ -94,21 +100,36 @@ class Request(Generic[ObjectT]):
         """The cluster that the object is in. `cluster.api_client()` opens a client of the kubernetes package."""
         return self._view.cluster
 
+    def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
+        """Run a call in the event loop and return its result, for a reconciler that is a plain function.
+
+        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was ended meanwhile.
+        """
+        if self._is_ended:
+            call.close()
+            raise CancelledError(f"{self!r} has ended")
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        self._waiting.add(future)
+        try:
+            return future.result()
+        finally:
+            self._waiting.discard(future)
+
+    def end(self) -> None:
+        """Cancel the calls of `wait`. Called by the controller when the reconcile is ended."""
+        self._is_ended = True
+        for future in tuple(self._waiting):
+            future.cancel()
+
     # --- reads ---
 
     @overload
     async def get(self) -> ObjectT | None: ...
     @overload
-    async def get(
-        self, kind: str, name: str, namespace: str | None = None, *, selector: str = ""
-    ) -> Document | None: ...
+    async def get(self, kind: str, name: str, namespace: str | None = None) -> Document | None: ...
     @overload
-    async def get(
-        self, kind: Kind[Other], name: str, namespace: str | None = None, *, selector: str = ""
-    ) -> Other | None: ...
-    async def get(
-        self, kind: Any = None, name: str | None = None, namespace: str | None = None, *, selector: str = ""
-    ) -> Any:
+    async def get(self, kind: Kind[Other], name: str, namespace: str | None = None) -> Other | None: ...
+    async def get(self, kind: Any = None, name: str | None = None, namespace: str | None = None) -> Any:
         """Return the object, or another one, from the cache; None if it does not exist.
 
         For the reconciled object itself, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
@@ -117,8 +138,8 @@ class Request(Generic[ObjectT]):
             written = self._written
             if written is not None:
                 return self.kind.decode(msgspec.json.encode(written))
-            return self._view.get(self.kind, self.name, self.namespace, selector=self._selector)
-        return self._view.get(kind, name, self._default(namespace), selector=selector)
+            return self._view.get(self.kind, self.name, self.namespace)
+        return self._view.get(kind, name, self._default(namespace))
 
     @overload
     def list(
@@ -126,7 +147,6 @@ class Request(Generic[ObjectT]):
         kind: str,
         namespace: str | None = None,
         *,
-        selector: str = "",
         owned: bool = False,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Document]: ...
@@ -136,7 +156,6 @@ class Request(Generic[ObjectT]):
         kind: Kind[Other],
         namespace: str | None = None,
         *,
-        selector: str = "",
         owned: bool = False,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Other]: ...
@@ -145,14 +164,13 @@ class Request(Generic[ObjectT]):
         kind: Any,
         namespace: str | None = None,
         *,
-        selector: str = "",
         owned: bool = False,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
         """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
         or those that an index function returned this value for. Raises NotCached or NotSynced."""
         owner = self._metadata()["uid"] if owned else None
-        return self._view.list(kind, namespace, selector=selector, owner=owner, index=index)
+        return self._view.list(kind, namespace, owner=owner, index=index)
 
     async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
         """Read an object from the API server. Raises NotFound."""
@@ -199,8 +217,15 @@ class Request(Generic[ObjectT]):
         body: Document = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
+        kind, place = kind_of(kind), (self._default(namespace), name)
         with suppress(NotFound):
-            await self._api.send("DELETE", kind_of(kind).path(name, self._default(namespace)), (), body)
+            answer = await self._api.send("DELETE", kind.path(name, place[0]), (), body)
+            # An object that waits for its finalizers is returned; otherwise a Status, or the object as it last was.
+            if answer.get("kind") == "Status":
+                found = str((answer.get("details") or {}).get("uid") or uid or "")
+                self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")
+            else:
+                self._noted(kind, answer)
 
     # --- the object itself ---
 
@@ -286,7 +311,7 @@ class Request(Generic[ObjectT]):
             locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
             body = {**patch, "metadata": {**patch.get("metadata", {}), **locked}}
             try:
-                self._written = await self._api.send(
+                written = await self._api.send(
                     "PATCH",
                     self.kind.path(self.name, self.namespace, subresource),
                     self._manager,
@@ -294,6 +319,7 @@ class Request(Generic[ObjectT]):
                     content_type=MERGE_PATCH,
                     allowed_while_suspended=ends_termination and is_terminating(found),
                 )
+                self._noted(self.kind, written)
             except Conflict:
                 current = await self.read(self.kind, self.name, self.namespace)
                 if attempt == _CONFLICT_RETRIES or current["metadata"]["uid"] != metadata["uid"]:
@@ -307,14 +333,14 @@ class Request(Generic[ObjectT]):
         """Return the object as a dict. Raises NotFound if it does not exist."""
         if self._written is not None:
             return self._written
-        found = self._view.get(self.kind.resource, self.name, self.namespace, selector=self._selector)
+        found = self._view.document(self.kind, self.name, self.namespace)
         if found is None:
             raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
         return found
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a cache of metadata lacks. Raises NotFound."""
-        if self._written is None and self._view.is_metadata_only(self.kind, self._selector):
+        if self._written is None and self._view.is_partial(self.kind):
             self._written = await self.read(self.kind, self.name, self.namespace)
         return self._document()
 
@@ -340,9 +366,10 @@ class Request(Generic[ObjectT]):
         return [("fieldManager", self._field_manager)]
 
     def _noted(self, kind: Kind[Any], written: Document) -> Document:
-        """Remember the object as written, if it is the one that is reconciled."""
-        metadata = written.get("metadata") or {}
-        place = metadata.get("name"), metadata.get("namespace", "")
-        if kind.resource == self.kind.resource and place == (self.name, self.namespace):
-            self._written = written
+        """Remember the write, and the object if it is the one that is reconciled."""
+        write = Write.of(kind.resource, written)
+        if write is not None:
+            self.writes[kind.resource, *write.place] = write
+            if kind.resource == self.kind.resource and write.place == (self.namespace, self.name):
+                self._written = written
         return written

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from milo_discovery._api_clients import ApiClients
-from milo_discovery.controllers.local_kubeconfig import default_source, issue
+from milo_discovery.controllers.cluster_api import ClusterApi
+from milo_discovery.controllers.connections import Connections
+from milo_discovery.controllers.errors import ApiError, Unreachable
+from milo_discovery.controllers.local_kubeconfig import LocalAccess, default_source, issue
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound
+from milo_discovery.fleet import DiscoveryState
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
 
 
@@ -30,6 +36,7 @@ class SingleCluster:
     ) -> None:
         self._source = default_source(None if kubeconfig is None else Path(kubeconfig), context)
         self._name = name
+        self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
         self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
@@ -39,9 +46,7 @@ class SingleCluster:
 
     async def run(self) -> None:
         """Run until canceled. Raises UnusableKubeconfig."""
-        found = await asyncio.to_thread(self._source.read)
-        cluster = Cluster(name=self._name, endpoint=found.access.server)
-        engaged = EngagedCluster(cluster, None, ApiClients(self), proxy=found.proxy)
+        engaged = self._engaged(await asyncio.to_thread(self._source.read))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for handler in self._handlers:
@@ -56,6 +61,41 @@ class SingleCluster:
     async def get(self, name: str) -> ClusterReport:
         """Raise ClusterNotFound: no other cluster has the name."""
         raise ClusterNotFound(f"cluster {name!r} is the only one", code="NOT_FOUND")
+
+    @asynccontextmanager
+    async def requests(self) -> AsyncIterator[OwnCluster]:
+        """Send requests to the cluster, for leader election. Raises UnusableKubeconfig."""
+        found = await asyncio.to_thread(self._source.read)
+        engaged = self._engaged(found)
+        async with engaged.credentials() as credentials:
+            api = ClusterApi(self._name, credentials, Connections(), proxy=found.proxy)
+            try:
+                yield OwnCluster(api, found.namespace or "default")
+            finally:
+                await api.aclose()
+                engaged.disengage()
+
+    def _engaged(self, found: LocalAccess) -> EngagedCluster:
+        cluster = Cluster(name=self._name, endpoint=found.access.server)
+        return EngagedCluster(cluster, None, ApiClients(self), proxy=found.proxy)
+
+
+class OwnCluster:
+    """Requests to the API server of the operator's own cluster."""
+
+    def __init__(self, api: ClusterApi, namespace: str) -> None:
+        self._api = api
+        self.namespace = namespace
+        """The namespace of the pod, or of the kubeconfig's context."""
+
+    async def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+        """Return the status and the JSON of the response. Raises OSError."""
+        try:
+            return 200, await self._api.send(method, path, (), body)
+        except ApiError as error:
+            return error.status, {"message": str(error)}
+        except Unreachable as error:
+            raise ConnectionError(str(error)) from error
 
 
 async def _awaited(handling: Awaitable[None]) -> None:

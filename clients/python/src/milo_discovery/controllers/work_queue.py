@@ -4,8 +4,10 @@ Pure: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes that arrive meanwhile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
-- Live changes go before objects of an initial list or a resync.
-- A failed object is retried after a backoff of its own, and the retries of all objects share one token bucket.
+- Live changes go before retries, and these before objects of an initial list or a resync.
+- A failed object is retried after a backoff of its own. Each cluster has a token bucket of retries, and all clusters
+  together another one, whose tokens they take in turns.
+- An object that is held, since the caches do not have its own writes yet, is not taken before `settle`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ class Priority(enum.IntEnum):
     """A smaller value goes first."""
 
     LIVE = 0
-    """A change, or a retry."""
-    BACKGROUND = 1
+    """A change, or a requeue after one."""
+    RETRY = 1
+    """An object that failed."""
+    BACKGROUND = 2
     """An object of an initial list or a resync."""
 
 
@@ -45,10 +49,14 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_delay_s: float = 300.0
     jitter: float = 0.25
     """Largest share of the delay that is added at random."""
+    delay_s: Callable[[int], float] | None = None
+    """Returns the delay after a number of failures in a row, instead of the doubled one."""
+    cluster_retries: Rate = Rate(per_second=10.0, burst=100.0)
+    """How fast the objects of one cluster may be retried."""
     retries: Rate = Rate(per_second=100.0, burst=1000.0)
     """How fast objects may be retried, over all clusters."""
-    per_cluster: int = 4
-    """Objects of one cluster in flight."""
+    min_requeue_s: float = 1.0
+    """Shortest time until an object is reconciled again because a Result requested it."""
 
 
 class Work(NamedTuple):
@@ -92,19 +100,21 @@ class _ClusterQueue:
 
     def __init__(self) -> None:
         # OrderedDict rather than dict, which takes linear time to find its first entry after many removals.
-        self.ready: tuple[OrderedDict[ObjectKey, float], ...] = (OrderedDict(), OrderedDict())
+        self.ready: tuple[OrderedDict[ObjectKey, float], ...] = tuple(OrderedDict() for _ in Priority)
         self.dirty: dict[ObjectKey, Priority] = {}
-        """Objects in flight that changed meanwhile."""
+        """Objects in flight or held that changed meanwhile."""
         self.in_flight: dict[ObjectKey, Priority] = {}
+        self.held: set[ObjectKey] = set()
         self.delayed: dict[ObjectKey, tuple[float, Priority]] = {}
         self.failures: dict[ObjectKey, int] = {}
         self.stopped: dict[ObjectKey, str] = {}
         self.parked: set[ObjectKey] = set()
+        self.retries: TokenBucket | None = None
 
     @property
     def is_empty(self) -> bool:
-        held = (*self.ready, self.dirty, self.in_flight, self.delayed, self.failures, self.stopped, self.parked)
-        return not any(held)
+        pending = (*self.ready, self.dirty, self.in_flight, self.held, self.delayed)
+        return not any((*pending, self.failures, self.stopped, self.parked))
 
 
 _Cluster = tuple[str, int]
@@ -113,16 +123,20 @@ _Cluster = tuple[str, int]
 class WorkQueue:
     """The queue of one reconciler. `jitter` returns random numbers in [0, 1)."""
 
-    def __init__(self, policy: QueuePolicy, jitter: Callable[[], float], now: float) -> None:
+    def __init__(self, policy: QueuePolicy, jitter: Callable[[], float], now: float, *, per_cluster: int) -> None:
+        """`per_cluster`: maximum objects of one cluster in flight."""
         self._policy = policy
+        self._per_cluster = per_cluster
         self._jitter = jitter
         self._retries = TokenBucket(policy.retries, now)
+        self._retry_at = now
+        """When the bucket of all clusters has a token, if `take` found it empty."""
         self._is_open: dict[_Cluster, bool] = {}
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
         # The clusters that can start an object, by priority, in the order of their turns.
-        self._turns: tuple[OrderedDict[_Cluster, None], ...] = (OrderedDict(), OrderedDict())
+        self._turns: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
         self._timers: list[tuple[float, int, ObjectKey]] = []
         self._added = 0
         self._compact_at = 64
@@ -163,17 +177,16 @@ class WorkQueue:
         if queue is None:
             queue = self._clusters[cluster] = _ClusterQueue()
         queue.stopped.pop(key, None)
-        if key in queue.in_flight:
+        if key in queue.in_flight or key in queue.held:
             queue.dirty[key] = min(priority, queue.dirty.get(key, priority))
             return
         queue.delayed.pop(key, None)
         queue.parked.discard(key)
-        live, background = queue.ready
-        if priority is Priority.LIVE:
-            added_at = background.pop(key, now)
-            live.setdefault(key, added_at)
-        elif key not in live:
-            background.setdefault(key, now)
+        before = next((each for each in Priority if key in queue.ready[each]), None)
+        if before is None:
+            queue.ready[priority][key] = now
+        elif priority < before:
+            queue.ready[priority][key] = queue.ready[before].pop(key)
         self._offer(cluster)
 
     def take(self, now: float) -> Work | None:
@@ -181,6 +194,9 @@ class WorkQueue:
         self._wake(now)
         for priority in Priority:
             turns = self._turns[priority]
+            if priority is Priority.RETRY and turns and (wait_s := self._retries.wait_s(now)):
+                self._retry_at = now + wait_s
+                continue
             while turns:
                 cluster, _ = turns.popitem(last=False)
                 queue = self._clusters.get(cluster)
@@ -188,39 +204,62 @@ class WorkQueue:
                     continue  # its last object of this priority was moved to another priority
                 key, added_at = queue.ready[priority].popitem(last=False)
                 queue.in_flight[key] = priority
-                if len(queue.in_flight) < self._policy.per_cluster:
+                if priority is Priority.RETRY:
+                    self._retries.take(now)
+                if len(queue.in_flight) < self._per_cluster:
                     self._offer(cluster)
                 else:
                     self._withdraw(cluster)
                 return Work(key, now - added_at, queue.failures.get(key, 0))
         return None
 
-    def done(self, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
-        """Record how a reconcile ended. Returns the delay before the next one, if there is a delay."""
+    def done(self, key: ObjectKey, outcome: Outcome, now: float, *, is_held: bool = False) -> float | None:
+        """Record how a reconcile ended. Returns the delay before the next one, if there is a delay.
+
+        With `is_held` the object is not taken before `settle` is called.
+        """
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.in_flight:
             return None  # the cluster was dropped meanwhile
         priority = queue.in_flight.pop(key)
         delay_s = self._recorded(queue, key, outcome, now)
-        dirty = queue.dirty.pop(key, None)
-        if dirty is not None:
+        if delay_s is not None:
+            retried = Priority.RETRY if isinstance(outcome, Failed) else priority
+            self._delay(queue, key, now + delay_s, retried)
+        if is_held:
+            queue.held.add(key)
+        elif (dirty := queue.dirty.pop(key, None)) is not None:
             delay_s = None
             self.add(key, now, dirty)
-        elif delay_s is not None:
-            self._delay(queue, key, now + delay_s, priority)
         self._offer(key[:2])
         if queue.is_empty:
             del self._clusters[key[:2]]
         return delay_s
 
+    def settle(self, key: ObjectKey, now: float) -> None:
+        """Let the held object be taken, if it changed meanwhile, or when its delay ends."""
+        queue = self._clusters.get(key[:2])
+        if queue is None or key not in queue.held:
+            return
+        queue.held.remove(key)
+        if (dirty := queue.dirty.pop(key, None)) is not None:
+            self.add(key, now, dirty)
+        if queue.is_empty:
+            del self._clusters[key[:2]]
+
     @property
     def next_at(self) -> float | None:
         """When to call `take` again, if nothing else happens."""
-        while self._timers:
-            if self._is_current(self._timers[0]):
-                return self._timers[0][0]
-            heapq.heappop(self._timers)
-        return None
+        due = [self._retry_at] if self._turns[Priority.RETRY] else []
+        if (timer := self._next_timer) is not None:
+            due.append(timer)
+        return min(due, default=None)
+
+    def retry_at(self, key: ObjectKey) -> float | None:
+        """Return when the delay of the object ends; None if it is not delayed."""
+        queue = self._clusters.get(key[:2])
+        delayed = None if queue is None else queue.delayed.get(key)
+        return None if delayed is None else delayed[0]
 
     # --- for metrics and health ---
     # Metrics are collected in another thread, so only copies, which are made by one instruction, are iterated.
@@ -240,19 +279,32 @@ class WorkQueue:
 
     def stopped(self) -> Iterator[tuple[ObjectKey, str]]:
         """Return the objects that are not retried, with their errors."""
-        for queue in self._clusters.values():
-            yield from queue.stopped.items()
+        for queue in tuple(self._clusters.values()):
+            yield from tuple(queue.stopped.items())
 
     # --- internals ---
+
+    @property
+    def _next_timer(self) -> float | None:
+        while self._timers:
+            if self._is_current(self._timers[0]):
+                return self._timers[0][0]
+            heapq.heappop(self._timers)
+        return None
 
     def _recorded(self, queue: _ClusterQueue, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
         match outcome:
             case Failed(retry_after_s):
                 failures = queue.failures[key] = queue.failures.get(key, 0) + 1
-                return max(self._backoff_s(failures, retry_after_s or 0.0), self._retries.charge(now))
+                if queue.retries is None:
+                    queue.retries = TokenBucket(self._policy.cluster_retries, now)
+                # The debt is bounded, so that no object of the cluster waits longer than the longest backoff.
+                max_debt = self._policy.max_delay_s * self._policy.cluster_retries.per_second
+                turn_s = queue.retries.charge(now, max_debt=max_debt)
+                return max(self._backoff_s(failures, retry_after_s or 0.0), turn_s)
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
-                return requeue_after_s
+                return None if requeue_after_s is None else max(requeue_after_s, self._policy.min_requeue_s)
             case Stopped(message):
                 queue.failures.pop(key, None)
                 queue.stopped[key] = message
@@ -262,7 +314,8 @@ class WorkQueue:
         return None
 
     def _backoff_s(self, failures: int, retry_after_s: float) -> float:
-        own = self._policy.first_delay_s * 2.0 ** min(failures - 1, 60)
+        custom = self._policy.delay_s
+        own = self._policy.first_delay_s * 2.0 ** min(failures - 1, 60) if custom is None else custom(failures)
         base = min(self._policy.max_delay_s, max(own, retry_after_s))
         return base * (1.0 + self._policy.jitter * self._jitter())
 
@@ -282,14 +335,14 @@ class WorkQueue:
         return queue is not None and key in queue.delayed and queue.delayed[key][0] == at
 
     def _wake(self, now: float) -> None:
-        while (due := self.next_at) is not None and due <= now:
+        while (due := self._next_timer) is not None and due <= now:
             at, _, key = heapq.heappop(self._timers)
             self.add(key, at, self._clusters[key[:2]].delayed[key][1])
 
     def _offer(self, cluster: _Cluster) -> None:
         """Append the cluster to the turns of each priority that it has objects of."""
         queue = self._clusters.get(cluster)
-        if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._policy.per_cluster:
+        if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._per_cluster:
             for ready, turns in zip(queue.ready, self._turns, strict=True):
                 if ready:
                     turns.setdefault(cluster, None)

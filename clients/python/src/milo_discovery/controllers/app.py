@@ -1,0 +1,224 @@
+"""The process of an operator: signals, logs, probes, metrics and leader election around its controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from milo_discovery._rfc3339 import rfc3339
+from milo_discovery.controllers.controllers import Controllers, Election
+from milo_discovery.controllers.logs import ClusterFilter
+from milo_discovery.controllers.single_cluster import SingleCluster
+from milo_discovery.errors import DiscoveryError
+from milo_discovery.leader_election import LeaderElection, LeadershipLost
+from milo_kube.http.server import HttpReply, HttpServer, Request
+
+log = logging.getLogger("milo_discovery.controllers")
+
+GRACE = timedelta(seconds=20)
+LISTEN_VARIABLE = "MILO_OPERATOR_LISTEN"
+_CLEANUP_S = 5.0
+_CONNECTIONS = 64
+_STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
+
+
+def main(
+    controllers: Controllers,
+    *,
+    lease: str | None = None,
+    lease_namespace: str | None = None,
+    listen: str | None = None,
+    grace: timedelta = GRACE,
+    log_level: str | int = logging.INFO,
+) -> NoReturn:
+    """Run controllers as the process of an operator, and exit. Signals end it; see `docs/controllers.md`.
+
+    `lease`: reconcile only while this replica holds the Lease of this name in the operator's own cluster, in
+    `lease_namespace`, by default that of the pod. `listen`: HOST:PORT of probes and metrics, by default
+    MILO_OPERATOR_LISTEN, or port 8080 of the pod, or of loopback outside of pods; `off` for none. `grace`: how long
+    running reconciles may take after SIGTERM or SIGINT.
+    """
+    set_up_logging(log_level)
+    try:
+        with asyncio.Runner() as runner:
+            status = runner.run(_run(controllers, lease, lease_namespace, listen, grace))
+    except KeyboardInterrupt:
+        status = 130
+    logging.shutdown()
+    sys.exit(status)
+
+
+async def _run(
+    controllers: Controllers,
+    lease: str | None,
+    lease_namespace: str | None,
+    listen: str | None,
+    grace: timedelta,
+) -> int:
+    """Run until a signal or a failure, and return the exit status."""
+    signaled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, signaled.set)
+    try:
+        async with AsyncExitStack() as stack:
+            election: Election | None = None
+            if lease is not None:
+                api = await stack.enter_async_context(SingleCluster().requests())
+                election = LeaderElection(api.request, lease, namespace=lease_namespace or api.namespace)
+            address = _listen_address(listen)
+            if address is not None:
+                server = HttpServer(Pages(controllers).answer, connections=_CONNECTIONS)
+                try:
+                    url = await server.start(*address)
+                except OSError as error:
+                    log.error("cannot listen on %s:%d for probes and metrics: %s; pass listen= or set %s", *address, error.strerror, LISTEN_VARIABLE)  # fmt: skip
+                    return 1
+                stack.push_async_callback(server.stop)
+                log.info("serving probes and metrics on %s", url)
+            await _until_signaled(controllers, election, signaled, grace)
+    except LeadershipLost as error:
+        log.error("stopped: %s", error)
+        return 1
+    except DiscoveryError as error:
+        log.error("stopped: %s", error)
+        return 1
+    except Exception:
+        log.exception("stopped by an error")
+        return 1
+    log.info("stopped")
+    return 0
+
+
+async def _until_signaled(
+    controllers: Controllers, election: Election | None, signaled: asyncio.Event, grace: timedelta
+) -> None:
+    running = asyncio.create_task(controllers.run(election=election), name="controllers")
+    waiting = asyncio.create_task(signaled.wait(), name="signals")
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not running.done():
+        log.info("stopping: reconciles may run for another %g s", grace.total_seconds())
+        signaled.clear()
+        draining = asyncio.create_task(controllers.drain(grace), name="drain")
+        again = asyncio.create_task(signaled.wait(), name="second signal")
+        await asyncio.wait([running, draining, again], return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        again.cancel()
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=_CLEANUP_S + grace.total_seconds())
+        if not done:
+            log.error("reconciles did not end after they were canceled:\n%s", _stacks())
+            return
+    if not running.cancelled():
+        running.result()
+
+
+def _stacks() -> str:
+    return "".join(
+        f"{task.get_name()}: {''.join(traceback.format_stack(stack[-1])[-1:])}"
+        for task in asyncio.all_tasks()
+        if (stack := task.get_stack())
+    )
+
+
+def _listen_address(listen: str | None) -> tuple[str | None, int] | None:
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    given = listen or os.environ.get(LISTEN_VARIABLE) or (":8080" if in_pod else "127.0.0.1:8080")
+    if given == "off":
+        return None
+    host, separator, port = given.rpartition(":")
+    if not separator or not port.isdecimal():
+        raise ValueError(f"listen={given!r}: write HOST:PORT, :PORT or off")
+    return host.strip("[]") or None, int(port)
+
+
+class Pages:
+    """The HTTP pages of an operator."""
+
+    def __init__(self, controllers: Controllers) -> None:
+        self._controllers = controllers
+
+    async def answer(self, request: Request) -> HttpReply:
+        match request.path:
+            case "/livez":
+                return HttpReply(b"ok\n")
+            case "/readyz":
+                health = self._controllers.health()
+                body = (
+                    b"ok\n" if health.ready else b"the clusters of the first view, or their objects, are being read\n"
+                )
+                return HttpReply(body, status=200 if health.ready else 503)
+            case "/metrics":
+                body = await asyncio.to_thread(generate_latest, self._controllers.registry)
+                return HttpReply(body, content_type=CONTENT_TYPE_LATEST)
+            case "/debug/health":
+                return _json(asdict(self._controllers.health()))
+            case "/debug/objects":
+                cluster = request.query.get("cluster")
+                found = [asdict(each) for each in self._controllers.failing() if cluster in (None, each.cluster)]
+                return _json(found)
+        return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
+
+
+def _json(found: object) -> HttpReply:
+    return HttpReply(msgspec.json.encode(found) + b"\n", content_type="application/json")
+
+
+def set_up_logging(level: str | int = logging.INFO) -> None:
+    """Log to stderr, with cluster, object and reconcile ID on each line: as JSON in pods, otherwise as text.
+
+    A root logger that has handlers already is left as it is.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.addFilter(ClusterFilter())
+    handler.setFormatter(JsonFormatter() if "KUBERNETES_SERVICE_HOST" in os.environ else TextFormatter())
+    root.addHandler(handler)
+    root.setLevel(level)
+
+
+class TextFormatter(logging.Formatter):
+    """One line: time, level, logger, cluster, object, reconcile ID and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        place = " ".join(
+            each for each in (record.__dict__.get(key, "") for key in ("cluster", "object", "reconcile")) if each
+        )
+        record.place = f"[{place}] " if place else ""
+        return super().format(record)
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(place)s%(message)s")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object, with the fields of `extra=`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": rfc3339(datetime.fromtimestamp(record.created, UTC), "milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS and value != ""}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=str)

@@ -1,0 +1,63 @@
+"""Limits of the memory that caches may take. API servers of clusters can belong to tenants.
+
+Pure: callers pass the caches.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of caches. A cache that exceeds one is dropped, and its kind is listed again after `retry_s`."""
+
+    objects: int = 100_000
+    """Objects of one kind in one cluster."""
+    bytes: int = 64 << 20
+    """Bytes of one kind in one cluster, as JSON; also the largest page of a list."""
+    total_bytes: int = 1 << 30
+    """Bytes of all caches. Beyond them the largest cache is dropped."""
+    retry_s: float = 600.0
+
+
+class BudgetedCache(Protocol):
+    """A cache whose size counts."""
+
+    @property
+    def counted_bytes(self) -> int: ...
+
+    def exceed(self, problem: str) -> None:
+        """Drop the cache, because of the problem."""
+
+
+class CacheBudget:
+    """The bytes of all caches."""
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self.limits = limits
+        self.total = 0
+        self._caches: set[BudgetedCache] = set()
+
+    def grown(self, cache: BudgetedCache, size: int) -> None:
+        """Count a change of the size of a cache, and drop the largest one if all are too large."""
+        self.total += size
+        self._caches.add(cache)
+        if size > 0 and self.total > self.limits.total_bytes:
+            largest = max(self._caches, key=lambda each: each.counted_bytes)
+            largest.exceed(f"it is the largest of all caches, which together exceed {self.limits.total_bytes} bytes")
+
+    def forget(self, cache: BudgetedCache) -> None:
+        """Stop counting a cache."""
+        if cache in self._caches:
+            self._caches.remove(cache)
+            self.total -= cache.counted_bytes
+
+    def problem(self, objects: int, size: int) -> str:
+        """Return which limit of one cache is exceeded; empty if none is."""
+        if objects > self.limits.objects:
+            return f"the cluster has more than {self.limits.objects} of these objects"
+        if size > self.limits.bytes:
+            return f"these objects of the cluster have more than {self.limits.bytes} bytes"
+        return ""

@@ -1,0 +1,43 @@
+"""Checks of the functions that an author registers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return whether a call of the function, or of the object, returns a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+
+
+def check_reconciler(function: Callable[..., Any]) -> None:
+    """Raise TypeError unless the function can be called with a request, as a reconciler."""
+    _check(function, "a reconciler", "request")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"the reconciler {_name(function)} is a generator: return None or a Result instead of yielding")
+
+
+def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None:
+    """Raise TypeError unless the function is a plain one with one parameter."""
+    _check(function, role, parameter)
+    if is_async(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{_name(function)} is {role}, which is a plain function: it is called with each change")
+
+
+def _check(function: Callable[..., Any], role: str, parameter: str) -> None:
+    if not callable(function):
+        raise TypeError(f"{function!r} is not {role}: it is not a function")
+    try:
+        inspect.signature(function).bind(object())
+    except TypeError as error:
+        raise TypeError(
+            f"{_name(function)} cannot be {role}, which is called with one argument, {parameter}: {error}"
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
