@@ -7,15 +7,13 @@ A Secret of the source project is copied if it has the label `replicate.example.
 and when its project is no longer selected.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 
-from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Kind, NotSynced, Request, Result, Target, Watched, watches
+from milo_discovery.controllers import Controllers, Kind, NotSynced, Request, Result, Target, Watched, main, watches
 
 log = logging.getLogger("replicator")
 
@@ -23,8 +21,10 @@ ROLE = "replicate.example.com/role"
 SECRETS = Kind("v1/secrets", selector=ROLE)
 PROJECTS = "replicate.example.com/projects"
 SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
-# A change of a project's labels reconciles nothing by itself.
+# A change of a project's labels reconciles what its cache has, and so no Secret that has no copy there yet.
 AGAIN = Result(requeue_after=timedelta(minutes=5))
+
+controllers = Controllers()
 
 
 def selects(selector: str, labels: dict[str, str]) -> bool:
@@ -70,20 +70,14 @@ def copies_in_a_namespace(change: Watched) -> Iterator[Target]:
             yield Target(source["metadata"]["name"], change.name, change.cluster.name)
 
 
-async def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    async with DiscoveryClient() as client:
-        controllers = Controllers(Fleet(client, include_kubeconfigs=True))
-        controllers.reconcile(
-            SECRETS,
-            watches=[
-                watches(SECRETS, map=copies_of_a_source),
-                watches(Kind("v1/namespaces", metadata_only=True), map=copies_in_a_namespace),
-            ],
-        )(reconcile)
-        await controllers.run()
-
+controllers.reconcile(
+    SECRETS,
+    watches=[
+        watches(SECRETS, map=copies_of_a_source),
+        watches(Kind("v1/namespaces", metadata_only=True), map=copies_in_a_namespace),
+    ],
+    on_cluster_change=True,
+)(reconcile)
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    main(controllers)

@@ -1,11 +1,14 @@
 """Kinds: names, paths and decoding."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from kubernetes.client import V1ConfigMap, V1ObjectMeta, V1OwnerReference
 
+from milo_discovery.controllers.errors import NotCached
 from milo_discovery.controllers.kinds import Kind, document, kind_of
 
 
@@ -61,3 +64,63 @@ def test_bodies_of_all_models_are_converted_to_dictionaries() -> None:
             "ownerReferences": [{"apiVersion": "v1", "kind": "Widget", "name": "w", "uid": "u"}],
         },
     }
+
+
+@dataclass
+class Sized:
+    kind: str
+
+
+class Validated(pydantic.BaseModel):
+    kind: str
+    api_version: str | None = pydantic.Field(None, alias="apiVersion")
+
+
+class Opaque:
+    pass
+
+
+@dataclass
+class OfOpaque:
+    field: Opaque
+
+
+def test_kind_decodes_to_dataclasses_pydantic_models_and_mappings() -> None:
+    raw = b'{"kind": "Widget"}'
+    assert Kind("v1/widgets", Sized).decode(raw) == Sized("Widget")
+    assert Kind("v1/widgets", dict[str, str]).decode(raw) == {"kind": "Widget"}
+    decoded = Kind("v1/widgets", Validated).decode(raw)
+    assert document(decoded) == {"kind": "Widget"}
+    assert Kind("v1/widgets", Validated).document(raw) == {"kind": "Widget"}
+    assert document(Validated(kind="Widget", apiVersion="v1")) == {"kind": "Widget", "apiVersion": "v1"}
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [(str, "it has no fields"), (Opaque, "it has no fields"), (OfOpaque, "field has the type Opaque"), (5, "")],
+)
+def test_type_to_which_no_object_can_be_decoded_is_refused(model: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=f"v1/widgets: .*{why}"):
+        Kind("v1/widgets", model)
+
+
+def test_metadata_only_object_raises_for_fields_that_are_not_cached() -> None:
+    kind = Kind("v1/widgets", metadata_only=True)
+    found = kind.decode(b'{"metadata": {"name": "a"}, "extra": 1}')
+    assert (found["metadata"], found.get("metadata"), found.get("kind"), found.get("extra")) == (
+        *({"name": "a"}, {"name": "a"}),
+        *(None, 1),
+    )
+    for read in (lambda: found["status"], lambda: found.get("spec")):
+        with pytest.raises(NotCached, match="metadata_only"):
+            read()
+    assert kind.document(b"{}") == {}
+    with pytest.raises(ValueError, match="metadata_only=True"):
+        Kind("v1/widgets", Sized, metadata_only=True)  # type: ignore[call-overload]
+
+
+def test_kinds_with_other_cache_options_have_other_keys() -> None:
+    kind = Kind("v1/pods", selector="app=web", field_selector="spec.nodeName=n", namespace="ns")
+    assert str(kind.key) == "v1/pods (ns, app=web, spec.nodeName=n)"
+    assert str(Kind("v1/pods").key) == "v1/pods"
+    assert kind.key != Kind("v1/pods").key

@@ -10,6 +10,7 @@ from milo_discovery.controllers.object_cache import (
     Change,
     ObjectCache,
     OwnerReference,
+    changed,
     object_decoder,
 )
 from milo_kube.reflect.messages import (
@@ -232,3 +233,60 @@ def test_list_item_whose_kind_is_no_text_does_not_affect_others(kind: Any) -> No
     first, second = object_decoder(metadata_only=False).page(page)[1]
     assert (first.name, bool(first.problem)) == ("a", True)
     assert msgspec.json.decode(second.raw) == document("b")
+
+
+def test_decoder_caches_what_transform_returns() -> None:
+    decoder = object_decoder(transform=lambda found: {key: found[key] for key in ("metadata", "kind")})
+    event = decoder.line(line(document("a")))
+    assert isinstance(event, ObjectSeen)
+    assert msgspec.json.decode(event.observation.raw).keys() == {"metadata", "kind"}
+
+
+def test_decoder_reports_an_object_for_which_transform_raises() -> None:
+    event = object_decoder(transform=lambda found: found["spec"]).line(line(document("a")))
+    assert isinstance(event, ObjectSeen)
+    assert event.observation.problem == "transform= raised KeyError('spec')"
+
+
+def test_cache_counts_the_bytes_of_its_objects() -> None:
+    cache = ObjectCache()
+    cache.add_index("name", lambda found: [found["metadata"]["name"]])
+    one, other = cached("a"), cached("a", "2", color="a longer color")
+    for event, size in (
+        (ObjectChanged(one), len(one.raw)),
+        (ObjectChanged(other), len(other.raw)),
+        (DeletionReported("a", "", "default"), 0),
+        (ObjectChanged(one), len(one.raw)),
+    ):
+        cache.apply(event)
+        assert cache.size == size
+    cache.apply(ListEnded())
+    assert list(cache.indexed("name", "a"))
+    cache.clear()
+    assert (cache.size, cache.synced, len(cache), list(cache.indexed("name", "a"))) == (0, False, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ({}, {}, {"generation"}),  # a kind without a generation
+        ({"generation": 1}, {"generation": 1}, set()),
+        ({"generation": 1}, {"generation": 2}, {"generation"}),
+        ({"generation": 1}, {"generation": 1, "labels": {"a": "b"}}, {"labels"}),
+        ({"generation": 1, "annotations": {"a": "b"}}, {"generation": 1}, {"annotations"}),
+        (
+            {"generation": 1},
+            {"generation": 1, "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            {"generation", "labels", "annotations"},
+        ),
+    ],
+)
+def test_change_concerns_parts_of_an_object(old: dict[str, Any], new: dict[str, Any], parts: set[str]) -> None:
+    change = Change(decoded(document("a", **old)), decoded(document("a", "2", **new)), True)
+    assert {part for part in ("generation", "labels", "annotations") if changed(part, change)} == parts  # type: ignore[arg-type]
+
+
+def test_creation_deletion_and_replacement_concern_every_part() -> None:
+    one, other = cached("a"), cached("a", uid="other")
+    for change in (Change(None, one, True), Change(one, None, True), Change(one, other, True)):
+        assert changed("generation", change)

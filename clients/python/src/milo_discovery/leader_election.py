@@ -14,15 +14,12 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from milo_discovery._extras import needs_extra
 from milo_discovery._lease_lock import LeaseLock, LeaseTiming
 from milo_discovery.errors import DiscoveryError
-
-with needs_extra("kubernetes"):
-    import aiohttp
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
@@ -32,6 +29,8 @@ __all__ = ["LeaderElection", "LeadershipLost", "LeaseTiming"]
 log = logging.getLogger("milo_discovery.leader_election")
 
 ResultT = TypeVar("ResultT")
+SendRequest = Callable[[str, str, Any], Awaitable[tuple[int, Mapping[str, Any]]]]
+"""Sends a request: method, path and body; returns the status and the JSON of the response. Raises OSError."""
 
 _OK: Final = 200
 _CREATED: Final = 201
@@ -55,15 +54,18 @@ class LeaderElection:
 
     def __init__(
         self,
-        api: ApiClient,
+        api: ApiClient | SendRequest,
         name: str,
         *,
         namespace: str,
         identity: str | None = None,
         timing: LeaseTiming = LeaseTiming(),  # noqa: B008  (immutable)
     ) -> None:
-        """`name`: of the Lease that the replicas of an operator share. `identity`: by default unique to the process."""
-        self._api = api
+        """`api`: a client of the kubernetes package, or a function that sends requests to the operator's own cluster.
+
+        `name`: of the Lease that the replicas of an operator share. `identity`: by default unique to the process.
+        """
+        self._request: SendRequest = api if callable(api) else partial(_request_of, api)
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._name = name
         self._namespace = namespace
@@ -114,7 +116,8 @@ class LeaderElection:
             if self._lock.holder != last_holder:
                 last_holder = self._lock.holder
                 log.info("waiting: lease %s/%s is held by %s", self._namespace, self._name, last_holder or "none")
-            await asyncio.sleep(self._timing.retry_period)
+            # A released Lease is taken at the next attempt, so candidates try more often than the holder renews.
+            await asyncio.sleep(self._timing.retry_period / 2)
 
     async def _renew_until_lost(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -130,7 +133,7 @@ class LeaderElection:
         try:
             async with asyncio.timeout(limit_s):
                 return await self._take_or_keep()
-        except (_AttemptError, aiohttp.ClientError, OSError, TimeoutError, DiscoveryError) as error:
+        except (_AttemptError, OSError, TimeoutError, DiscoveryError) as error:
             log.warning(
                 "lease %s/%s: request failed: %s", self._namespace, self._name, str(error) or type(error).__name__
             )
@@ -152,7 +155,7 @@ class LeaderElection:
         return True
 
     async def _read(self) -> None:
-        status, lease = await self._request("GET", f"{self._collection}/{self._name}")
+        status, lease = await self._request("GET", f"{self._collection}/{self._name}", None)
         if status not in {_OK, _NOT_FOUND}:
             raise _AttemptError(_reason(status, lease))
         self._lock.observe(lease if status == _OK else None, asyncio.get_running_loop().time())
@@ -177,21 +180,28 @@ class LeaderElection:
         if spec is None:
             return
         # A failure only delays the next holder.
-        with suppress(_AttemptError, aiohttp.ClientError, OSError, TimeoutError, DiscoveryError):
+        with suppress(_AttemptError, OSError, TimeoutError, DiscoveryError):
             async with asyncio.timeout(self._timing.retry_period):
                 await self._write(spec)
 
-    async def _request(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
-        headers = {"Accept": "application/json"} | ({} if body is None else {"Content-Type": "application/json"})
-        request = await self._api.param_serialize(
-            method=method, resource_path=path, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
-        response = await self._api.call_api(*request)
-        try:
-            document = json.loads(await response.response.read())
-        except ValueError:
-            document = {}
-        return response.status, document if isinstance(document, dict) else {}
+
+async def _request_of(api: ApiClient, method: str, path: str, body: Any = None) -> tuple[int, Mapping[str, Any]]:
+    import aiohttp  # noqa: PLC0415  (installed with the kubernetes package)
+
+    headers = {"Accept": "application/json"} | ({} if body is None else {"Content-Type": "application/json"})
+    request = await api.param_serialize(
+        method=method, resource_path=path, header_params=headers, body=body, auth_settings=["BearerToken"]
+    )
+    try:
+        response = await api.call_api(*request)
+        content = await response.response.read()
+    except aiohttp.ClientError as error:
+        raise ConnectionError(str(error) or repr(error)) from error
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = {}
+    return response.status, document if isinstance(document, dict) else {}
 
 
 def _reason(status: int, document: Mapping[str, Any]) -> str:

@@ -34,6 +34,10 @@ _CONNECTIONS = 64
 _STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
 
+class _StartError(Exception):
+    """The process cannot start as configured."""
+
+
 def main(
     controllers: Controllers,
     *,
@@ -78,22 +82,14 @@ async def _run(
             if lease is not None:
                 api = await stack.enter_async_context(SingleCluster().requests())
                 election = LeaderElection(api.request, lease, namespace=lease_namespace or api.namespace)
-            address = _listen_address(listen)
-            if address is not None:
+            given = listen or os.environ.get(LISTEN_VARIABLE)
+            if given != "off":
                 server = HttpServer(Pages(controllers).answer, connections=_CONNECTIONS)
-                try:
-                    url = await server.start(*address)
-                except OSError as error:
-                    log.error("cannot listen on %s:%d for probes and metrics: %s; pass listen= or set %s", *address, error.strerror, LISTEN_VARIABLE)  # fmt: skip
-                    return 1
+                log.info("serving probes and metrics on %s", await _start(server, given))
                 stack.push_async_callback(server.stop)
-                log.info("serving probes and metrics on %s", url)
             await _until_signaled(controllers, election, signaled, grace)
-    except LeadershipLost as error:
-        log.error("stopped: %s", error)
-        return 1
-    except DiscoveryError as error:
-        log.error("stopped: %s", error)
+    except (_StartError, LeadershipLost, DiscoveryError) as error:
+        log.error("stopped: %s", error)  # noqa: TRY400  (the message says what to do; a traceback does not)
         return 1
     except Exception:
         log.exception("stopped by an error")
@@ -134,15 +130,22 @@ def _stacks() -> str:
     )
 
 
-def _listen_address(listen: str | None) -> tuple[str | None, int] | None:
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    given = listen or os.environ.get(LISTEN_VARIABLE) or (":8080" if in_pod else "127.0.0.1:8080")
-    if given == "off":
-        return None
-    host, separator, port = given.rpartition(":")
+async def _start(server: HttpServer, given: str | None) -> str:
+    """Listen and return the URL. Raises _StartError."""
+    default = ":8080" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1:8080"
+    host, separator, port = (given or default).rpartition(":")
     if not separator or not port.isdecimal():
-        raise ValueError(f"listen={given!r}: write HOST:PORT, :PORT or off")
-    return host.strip("[]") or None, int(port)
+        raise _StartError(f"listen={given!r}: write HOST:PORT, :PORT or off")
+    interface = host.strip("[]") or None
+    try:
+        return await server.start(interface, int(port))
+    except OSError as error:
+        if given is None and interface is not None:  # another operator runs on this machine
+            return await server.start(interface, 0)
+        raise _StartError(
+            f"cannot listen on {given or default} for probes and metrics: {error.strerror}; "
+            f"pass listen=, or set {LISTEN_VARIABLE}"
+        ) from error
 
 
 class Pages:

@@ -158,10 +158,10 @@ def document(body: object) -> Document:
     """Return a dict for a dict, or for an object of a type that a Kind can have."""
     if isinstance(body, dict):
         return body
-    if hasattr(body, "model_dump"):
-        return cast(Document, body.model_dump(mode="json", by_alias=True, exclude_none=True))
     if hasattr(body, "to_dict"):
         return cast(Document, _without_none(body.to_dict(serialize=True)))
+    if hasattr(body, "model_dump"):
+        return cast(Document, body.model_dump(mode="json", by_alias=True, exclude_none=True))
     return cast(Document, msgspec.to_builtins(body))
 
 
