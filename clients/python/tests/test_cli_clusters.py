@@ -7,7 +7,6 @@ import json
 
 import grpc
 import pytest
-import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -34,22 +33,6 @@ class TestList:
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-o", "wide", "--no-headers")
         assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
-
-    async def test_list_prints_names(self, command, daemon):
-        daemon.answers["ListClusters"] = [FLEET]
-        assert (await command("list", "-o", "name")).out == "alpha\nbeta\n"
-
-    async def test_list_json_and_yaml_are_equal(self, command, daemon):
-        daemon.answers["ListClusters"] = [FLEET, FLEET]
-        as_json = json.loads((await command("list", "-o", "json")).out)
-        assert as_json == yaml.safe_load((await command("list", "-o", "yaml")).out)
-        assert [each["name"] for each in as_json["clusters"]] == ["alpha", "beta"]
-
-    async def test_list_without_clusters_prints_a_message_to_stderr(self, command, daemon):
-        daemon.answers["ListClusters"] = [pb.ListClustersResponse(), pb.ListClustersResponse()]
-        outcome = await command("list")
-        assert (outcome.out, outcome.err) == ("", "milo-discovery: no clusters are engaged\n")
-        assert (await command("list", "-o", "name")).err == ""
 
     async def test_list_without_a_match_names_the_filter(self, command, daemon):
         daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
@@ -82,14 +65,6 @@ class TestList:
         assert all(each.isprintable() or each == "\n" for each in out)
         if form == "json":
             assert json.loads(out)["clusters"][0]["labels"] == {"\u202e": "\U000e0001\x85"}
-
-    async def test_message_has_no_control_characters(self, command, daemon):
-        daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "\x9b31m")]
-        assert (await command("list")).err == "milo-discovery: \\x9b31m\n"
-
-    async def test_list_json_labels_are_sorted(self, command, daemon):
-        daemon.answers["ListClusters"] = [FLEET]
-        assert list(json.loads((await command("list", "-o", "json")).out)["clusters"][0]["labels"]) == ["b", "env"]
 
     async def test_list_to_full_stdout_prints_one_line_error(self, daemon):
         daemon.answers["ListClusters"] = [FLEET]
@@ -161,12 +136,6 @@ class TestGetAndExplain:
         as_json = json.loads((await command("get", "beta", "-o", "json")).out)
         assert as_json["source"]["state"] == "STATE_STALE"
 
-    async def test_explain_prints_json_and_yaml(self, command, daemon):
-        daemon.answers["GetCluster"] = [self.REPORT] * 2
-        as_json = json.loads((await command("explain", "beta", "-o", "json")).out)
-        assert as_json == yaml.safe_load((await command("explain", "beta", "-o", "yaml")).out)
-        assert [each["type"] for each in as_json["transitions"]] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
-
     async def test_get_of_an_unknown_name_suggests_similar_names(self, command, daemon):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
         daemon.answers["ListClusters"] = [FLEET]
@@ -174,14 +143,6 @@ class TestGetAndExplain:
         assert (outcome.status, outcome.err) == (
             3, "milo-discovery: alpa was never seen; did you mean alpha?\n"
         )  # fmt: skip
-
-    async def test_explain_of_an_engaged_cluster_shows_since_when(self, command, daemon):
-        engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
-        daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
-        outcome = await command("explain", "alpha")
-        assert outcome.out.startswith("alpha is engaged, since 20")
-        assert "Cluster:" in outcome.out
-        assert "Last transitions" not in outcome.out
 
     async def test_explain_of_a_draining_cluster_names_pending_releases(self, command, daemon):
         deadline = Timestamp(seconds=60)
@@ -224,10 +185,3 @@ class TestGetAndExplain:
             "  its name is no label",
             "  This daemon has never engaged it.",
         ]
-
-    @pytest.mark.parametrize("verb", ["get", "explain"])
-    async def test_get_and_explain_of_an_unknown_name_exit_with_not_found(self, command, daemon, verb):
-        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
-        daemon.answers["ListClusters"] = [FLEET]
-        outcome = await command(verb, "x")
-        assert (outcome.status, outcome.out, outcome.err) == (3, "", "milo-discovery: x was never seen\n")

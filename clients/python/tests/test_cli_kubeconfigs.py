@@ -69,12 +69,6 @@ class TestCredential:
         assert (status["clientCertificateData"], status["clientKeyData"]) == ("CERTIFICATE", "KEY")
         assert "token" not in status
 
-    async def test_exec_credential_has_api_version_of_the_caller(self, command, daemon):
-        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
-        asked = {**EXEC_INFO, "apiVersion": "client.authentication.k8s.io/v1beta1"}
-        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(asked))
-        assert json.loads(outcome.out)["apiVersion"] == "client.authentication.k8s.io/v1beta1"
-
     @pytest.mark.parametrize("exec_info", ["{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'])
     async def test_credential_refuses_invalid_exec_info(self, command, daemon, exec_info):
         outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=exec_info)
@@ -125,13 +119,6 @@ class TestCredential:
         assert json.loads(outcome.out)["status"]["token"] == CANARY
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
-    @pytest.mark.parametrize("config", [None, "alpha", {}, {"clusterName": 1}, {"clusterName": ""}])
-    async def test_credential_without_a_name_is_a_usage_error(self, command, daemon, config):
-        exec_info = {**EXEC_INFO, "spec": {"cluster": {"config": config}}}
-        outcome = await command("credential", KUBERNETES_EXEC_INFO=json.dumps(exec_info))
-        assert outcome.status == 2
-        assert "Missing argument 'NAME'" in outcome.err
-
     @pytest.mark.parametrize(
         ("refusal", "status"),
         [
@@ -146,11 +133,6 @@ class TestCredential:
         outcome = await command("credential", "--cluster", "alpha")
         assert (outcome.status, outcome.out) == (status, "")
         assert outcome.err == f"milo-discovery: {refusal.message}\n"
-
-    async def test_credential_without_a_daemon_is_no_connection(self, command):
-        outcome = await command("credential", "--cluster", "alpha", "--address", "unix:///nowhere/d.sock")
-        assert (outcome.status, outcome.out) == (5, "")
-        assert "cannot connect to the daemon at unix:///nowhere/d.sock" in outcome.err
 
     async def test_credential_does_not_quote_a_malformed_kubeconfig(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(f"token: {CANARY}".encode())]
@@ -191,11 +173,6 @@ class TestKubeconfig:
         assert json.loads(outcome.out) == json.loads(EMBEDDED)
         assert daemon.requests[0].ttl.seconds == 300
 
-    async def test_kubeconfig_ttl_option_requires_token_option(self, command, daemon):
-        outcome = await command("kubeconfig", "alpha", "--ttl", "5m")
-        assert outcome.status == 2
-        assert daemon.requests == []
-
     async def test_written_kubeconfig_is_private_and_replaced_atomically(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         path = tmp_path / "alpha"
@@ -220,18 +197,6 @@ class TestKubeconfig:
         assert "--force" in refused.err
         assert (await command("kubeconfig", "alpha", "-w", str(path), "--force")).status == 0
         assert "milo-discovery" in path.read_text()
-
-    async def test_write_replaces_its_own_exec_kubeconfig(self, command, daemon, tmp_path):
-        daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
-        path = tmp_path / "alpha"
-        for _ in range(2):
-            assert (await command("kubeconfig", "alpha", "-w", str(path), PATH="/nothing/here")).status == 0
-
-    async def test_kubeconfig_token_prints_actual_and_requested_lifetime(self, command, daemon):
-        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=timedelta(minutes=10, seconds=30))]
-        outcome = await command("kubeconfig", "alpha", "--token", "--ttl", "1s")
-        assert outcome.err.startswith("milo-discovery: the credential is valid for 10m")
-        assert outcome.err.endswith(" (1s requested)\n")
 
     async def test_exec_kubeconfig_contains_connection_options_of_the_client(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
@@ -263,20 +228,6 @@ class TestKubeconfig:
         assert (outcome.status, outcome.out) == (1, "")
         assert "the kubeconfig " in outcome.err
         assert CANARY not in outcome.err
-
-    async def test_unwritable_kubeconfig_path_is_reported(self, command, daemon, tmp_path):
-        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
-        outcome = await command("kubeconfig", "alpha", "--token", "-w", str(tmp_path / "no" / "alpha"))
-        assert outcome.status == 1
-        path = tmp_path / "no" / "alpha"
-        assert outcome.err.splitlines()[-1] == f"milo-discovery: cannot write {path}: No such file or directory"
-        assert CANARY not in outcome.err
-
-    async def test_kubeconfig_of_a_cluster_that_is_not_engaged_fails(self, command, daemon, tmp_path):
-        daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
-        path = tmp_path / "alpha"
-        assert (await command("kubeconfig", "alpha", "-w", str(path))).status == 3
-        assert not path.exists()
 
     @pytest.mark.parametrize("option", ["--force", "--merge"])
     async def test_written_kubeconfig_does_not_replace_a_special_file(self, command, daemon, tmp_path, option):
@@ -334,17 +285,6 @@ class TestMerge:
         assert merged["clusters"][0]["cluster"] == {"server": "https://mine", "insecure-skip-tls-verify": True}
         assert merged["users"][0]["user"] == {"token": "0123", "username": "2026-11-20"}
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-    async def test_merge_defaults_to_kubectls_file(self, command, daemon, path):
-        daemon.answers["IssueKubeconfig"] = [exec_form()]
-        await command("kubeconfig", "alpha", "--merge", KUBECONFIG=f"{path}:/other")
-        assert "milo-alpha" in path.read_text()
-
-    async def test_merge_sets_the_current_context_of_a_new_file(self, command, daemon, tmp_path):
-        daemon.answers["IssueKubeconfig"] = [exec_form()]
-        await command("kubeconfig", "alpha", "--merge", KUBECONFIG="", HOME=str(tmp_path))
-        merged = yaml.safe_load((tmp_path / ".kube" / "config").read_text())
-        assert merged["current-context"] == "milo-alpha"
 
     async def test_merge_keeps_a_symlink(self, command, daemon, path, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]

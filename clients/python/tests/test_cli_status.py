@@ -56,10 +56,6 @@ class TestStatus:
         [clusters] = [line for line in (await command("status")).lines if line[0] == "clusters"]
         assert clusters[-2:] == ["5", "unassigned"]
 
-    async def test_status_prints_json(self, command, daemon):
-        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
-        assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
-
 
 class TestShards:
     GROUP = pb.Sharding(
@@ -111,11 +107,6 @@ class TestShards:
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")
         assert (outcome.status, outcome.out) == (0, "")
-
-    async def test_shards_prints_json(self, command, daemon):
-        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
-        found = json.loads((await command("shards", "-o", "json")).out)
-        assert (found["group"], found["validFor"], found["members"][1]["weight"]) == ("dns", "12s", 2.5)
 
 
 class TestVersionAndCompletion:

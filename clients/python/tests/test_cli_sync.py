@@ -9,16 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery._kubeconfig_access import read_access
 
 from .cli_process import running
 from .kubeconfigs import message, text
 from .messages import disengaged, engaged, following, renewed, snapshot
-from .scripted_daemon import Refusal
 
 
 @pytest.fixture
@@ -102,14 +99,6 @@ async def test_sync_once_waits_for_each_file(daemon, path):
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_sync_once_exits_with_timeout_before_complete_view(daemon, path):
-    async with sync(daemon, path, "--once", "--timeout", "500ms") as process:
-        (await daemon.stream()).send(snapshot("1", engaged("a")))
-        _, err = await process.communicate()
-    assert process.returncode == 6
-    assert "not complete within --timeout" in err.decode()
-
-
 async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
     async with sync(daemon, path, "--once", "--ttl", "1s") as process:
         clusters = [engaged(name) for name in "ab"]
@@ -118,26 +107,6 @@ async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
         (await daemon.stream()).send(snapshot("1", *clusters))
         _, err = await process.communicate()
     assert err.decode().count("credentials are valid for 10m (1s requested)") == 1
-
-
-async def test_sync_fails_if_the_daemon_issues_no_kubeconfigs(daemon, path):
-    async with sync(daemon, path) as process:
-        reason = ErrorInfo(reason="NO_CREDENTIAL_ISSUER")
-        (await daemon.stream()).end(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no source", (reason,)))
-        _, err = await process.communicate()
-    assert (process.returncode, err.decode()) == (1, "milo-discovery: no source\n")
-
-
-async def test_sync_reports_an_invalid_file_name_once(daemon, path):
-    async with sync(daemon, path) as process:
-        stream = await daemon.stream()
-        stream.send(snapshot("1", engaged("../a", token="x"), engaged("b", token="b-1")))
-        stream.send(following("1", "2", renewed("b", "b-2")))
-        await until(lambda: content(path) == {"b": "b-2"})
-        process.send_signal(signal.SIGTERM)
-        _, err = await process.communicate()
-    assert err.decode().count("no file for '../a'") == 1
-    assert not (path.parent / "a.kubeconfig").exists()
 
 
 async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):

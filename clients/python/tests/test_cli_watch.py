@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -91,23 +90,6 @@ class TestWatch:
             ("TYPE_ENGAGED", "b"),
         ]
         assert all(each["receivedAt"].endswith("Z") for each in events)
-
-    async def test_watch_prints_timestamps_and_wide_columns(self, command, daemon):
-        watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
-        (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
-        headers, line = (await watching).lines
-        assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "DETAILS"]
-        assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
-        assert datetime.fromisoformat(line[0]).tzinfo is UTC
-
-    async def test_watch_lines_fit_into_120_columns(self, daemon):
-        async with running("watch", "--timestamps", address=daemon.address) as process:
-            stream = await daemon.stream()
-            long = cluster("n" * 30, organization="o" * 20, deletion_message="m" * 200, endpoint="https://" + "e" * 90)
-            stream.send(snapshot("1", engaged(long)), following("1", "2", disengaged(long, message="d" * 200)))
-            lines = [(await process.stdout.readline()).decode().rstrip("\n") for _ in range(3)]
-        assert [len(line) for line in lines[1:]] == [120, 120]
-        assert "…" in lines[1]
 
     async def test_watch_interrupt_prints_nothing(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:

@@ -224,20 +224,6 @@ class TestFailures:
         assert second.exc_info is None
         assert second.getMessage() == "handler failures repeated: 1 in 1 clusters"
 
-    async def test_failures_of_many_clusters_log_one_traceback(self, client, begin, handler_log, caplog):
-        fleet = Fleet(client, backoff=AT_ONCE)
-
-        @fleet.on_engage
-        async def fail(member: EngagedCluster) -> None:
-            handler_log.note("failed")
-            raise ValueError("the API server is down")
-
-        async with fleet:
-            await begin(snapshot("1", *(engaged(f"c{n}") for n in range(18))))
-            await handler_log.read(100)
-        assert [record.exc_info is not None for record in caplog.records] == [True, False]
-        assert "in 18 clusters" in caplog.messages[1]
-
     async def test_failed_handler_does_not_affect_the_others(self, client, begin, handler_log):
         fleet = Fleet(client, backoff=AT_ONCE)
 
@@ -265,21 +251,6 @@ class TestFailures:
             stream.send(following("2", "3", engaged("b")))
             await eventually(lambda: fleet.clusters.keys() == {"b"})
             assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "cluster a"] == []
-
-    async def test_returned_handler_is_not_restarted(self, client, begin, handler_log):
-        fleet = Fleet(client)
-
-        @fleet.on_engage
-        async def once(member: EngagedCluster) -> None:
-            handler_log.note(f"saw {member.name}")
-
-        async with fleet:
-            await begin(
-                snapshot("1", engaged("a")), following("1", "2", updated("a")), following("2", "3", engaged("b"))
-            )
-            assert await handler_log.read(2) == ["saw a", "saw b"]
-            assert fleet.get("a").engaged
-        assert handler_log.unread == 0
 
     async def test_on_error_raise_ends_the_fleet_and_cancels_the_others(self, client, begin, handler_log):
         fleet = Fleet(client, on_error="raise")
@@ -400,24 +371,6 @@ class TestFailures:
         assert await handler_log.read(1) == ["end a"]
         with pytest.raises(RuntimeError, match="has ended"):
             await fleet.synced()
-
-    async def test_several_handler_errors_raise_an_exception_group(self, client, begin):
-        fleet = Fleet(client, on_error="raise")
-
-        @fleet.on_engage
-        async def fail_in_the_end(member: EngagedCluster) -> None:
-            try:
-                if member.name == "a":
-                    raise ValueError("a")
-                await asyncio.Event().wait()
-            finally:
-                raise ValueError(member.name)
-
-        running = asyncio.create_task(fleet.run())
-        await begin(snapshot("1", engaged("a"), engaged("b")))
-        with pytest.raises(ExceptionGroup) as raised:
-            await running
-        assert {str(each.__cause__) for each in raised.value.exceptions} == {"a", "b"}
 
 
 class TestLifetime:

@@ -13,21 +13,14 @@ from typing import Any
 import grpc
 import grpc_testing
 import pytest
-from google.protobuf.any_pb2 import Any as Packed
-from google.rpc.error_details_pb2 import BadRequest
-from google.rpc.status_pb2 import Status
 
 from milo_discovery import (
     BackoffPolicy,
     CallFailed,
-    ClusterNotFound,
-    FieldViolation,
-    InvalidRequest,
     KubeconfigFormat,
     PermissionDenied,
     SyncDiscoveryClient,
     TimedOut,
-    Unavailable,
 )
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.sync import SyncWatch
@@ -127,24 +120,6 @@ class TestCalls:
         assert wire.answer("EndSubscription", pb.EndSubscriptionResponse()).subscriber == "operator-0"
         ending.result()
 
-    def test_invalid_request_names_the_field(self, wire):
-        violation = BadRequest.FieldViolation(field="filter.names", description="too many")
-        packed = Packed()
-        packed.Pack(BadRequest(field_violations=[violation]))
-        details = Status(code=3, details=[packed]).SerializeToString()
-        listing = wire.start(wire.client.list)
-        trailers = (("grpc-status-details-bin", details),)
-        wire.refuse("ListClusters", grpc.StatusCode.INVALID_ARGUMENT, "bad", trailers)
-        with pytest.raises(InvalidRequest, match="bad") as raised:
-            listing.result()
-        assert raised.value.violations == (FieldViolation("filter.names", "too many"),)
-
-    def test_get_of_an_unknown_name_raises_cluster_not_found(self, wire):
-        report = wire.start(wire.client.get, "a")
-        wire.refuse("GetCluster", grpc.StatusCode.NOT_FOUND, "never seen")
-        with pytest.raises(ClusterNotFound, match="never seen"):
-            report.result()
-
 
 class TestWatch:
     def test_watch_yields_engagements_and_changes(self, wire):
@@ -169,28 +144,6 @@ class TestWatch:
             assert watch.is_synced
             assert take(watch, 1) == ["ENGAGED a"]
 
-    def test_broken_stream_is_resumed(self, wire):
-        with wire.client.watch() as watch:
-            feed = watch.feed()
-            reading = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
-            _, rpc = wire.stream(snapshot("1", engaged("a")))
-            assert reading.result() == ["connected", "ENGAGED a", "synced 1"]
-            reading = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
-            rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "shutting down")
-            request, _ = wire.stream(following("1", "2", engaged("b")))
-            assert request.resume_revision == "1"
-            assert reading.result() == ["disconnected by Unavailable", "resumed", "ENGAGED b"]
-
-    def test_stream_that_ends_with_ok_is_reopened(self, wire):
-        with wire.client.watch() as watch:
-            reading = wire.start(take, watch, 1)
-            _, rpc = wire.stream(snapshot("1", engaged("a")))
-            assert reading.result() == ["ENGAGED a"]
-            reading = wire.start(take, watch, 1)
-            rpc.terminate((), grpc.StatusCode.OK, "")
-            wire.stream(following("1", "2", engaged("b")))
-            assert reading.result() == ["ENGAGED b"]
-
     def test_non_retryable_error_is_raised(self, wire):
         with wire.client.watch() as watch:
             look = wire.start(next, watch)
@@ -198,18 +151,6 @@ class TestWatch:
             rpc.terminate((), grpc.StatusCode.PERMISSION_DENIED, "no")
             with pytest.raises(PermissionDenied, match="no"):
                 look.result()
-
-    def test_reconnect_resumes(self, wire):
-        with wire.client.watch() as watch:
-            reading = wire.start(take, watch, 1)
-            wire.stream(snapshot("1", engaged("a")))
-            reading.result()
-            again = wire.start(watch.reconnect)
-            request, rpc = wire.stream(following("1", "1"))
-            again.result()
-            assert request.resume_revision == "1"
-            rpc.send_response(following("1", "2", engaged("b")))
-            assert take(watch, 1) == ["ENGAGED b"]
 
     def test_close_from_another_thread_ends_the_iteration(self, wire):
         with wire.client.watch() as watch:
@@ -240,28 +181,6 @@ class TestConnections:
         with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
             yield client
 
-    async def test_call_after_a_daemon_restart_succeeds(self, client, daemon):
-        await daemon.stop()
-        with pytest.raises(Unavailable):
-            await asyncio.to_thread(client.list)
-        daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
-        await daemon.start()
-        assert len(await asyncio.to_thread(client.list)) == 0
-
-    async def test_concurrent_calls_fail_together(self, client, daemon):
-        await daemon.stop()
-        calls = (asyncio.to_thread(client.list) for _ in range(5))
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
-
-    async def test_call_is_retried_once_after_a_connection_loss(self, client, daemon):
-        lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Stream removed")
-        daemon.answers["ListClusters"] = [pb.ListClustersResponse(), lost, pb.ListClustersResponse(), lost, lost]
-        await asyncio.to_thread(client.list)
-        await asyncio.to_thread(client.list)
-        with pytest.raises(Unavailable, match="Stream removed"):
-            await asyncio.to_thread(client.list)
-
     async def test_pending_events_do_not_block_close(self, client, daemon):
         watch = client.watch()
         synced = asyncio.create_task(asyncio.to_thread(watch.synced))
@@ -277,26 +196,6 @@ class TestConnections:
             daemon.answers["ListClusters"] = [SILENCE]
             with pytest.raises(TimedOut):
                 await asyncio.to_thread(client.list)
-
-    async def test_restarted_daemons_snapshot_yields_only_differences(self, client, daemon):
-        with client.watch() as watch:
-            reading = asyncio.create_task(asyncio.to_thread(take, watch, 3))
-            (await daemon.stream()).send(snapshot("1", engaged("a")))
-            await eventually(lambda: watch.is_synced)
-            await daemon.stop()
-            await daemon.start()
-            (await daemon.stream()).send(snapshot("z", engaged("b")))
-            assert await reading == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
-
-    async def test_silent_stream_is_reconnected(self, daemon):
-        with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client, client.watch() as watch:
-            watch._subscription.silence_limit = timedelta(milliseconds=50)
-            reading = asyncio.create_task(asyncio.to_thread(take, watch, 1))
-            first = await daemon.stream()
-            first.send(snapshot("1"))
-            await first.ended.wait()
-            (await daemon.stream()).send(following("1", "2", engaged("a")))
-            assert await reading == ["ENGAGED a"]
 
     async def test_closed_client_ends_calls_and_backoff(self, daemon):
         patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))

@@ -31,7 +31,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 
 from .conftest import AT_ONCE
-from .messages import cluster, disengaged, engaged, following, snapshot, updated, waiting
+from .messages import disengaged, engaged, following, snapshot, updated, waiting
 from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 from .summaries import summary
 
@@ -144,34 +144,6 @@ class TestStreams:
 
 
 class TestReconnecting:
-    async def test_broken_stream_is_resumed_without_repetition(self, client, daemon):
-        async with client.watch() as watch:
-            stream = await begin(daemon, snapshot("1", engaged("a")))
-            await take(watch, 1)
-            stream.end(GOODBYE)
-            again = await begin(daemon, following("1", "2", engaged("b")))
-            assert again.request.resume_revision == "1"
-            assert await take(watch, 1) == ["ENGAGED b"]
-
-    async def test_restarted_daemons_snapshot_yields_only_differences(self, client, daemon):
-        async with client.watch() as watch:
-            await begin(daemon, snapshot("1", engaged("a"), engaged("b")))
-            await take(watch, 2)
-            await daemon.stop()
-            await daemon.start()
-            recreated = [engaged(cluster("b", incarnation="new")), engaged("c")]
-            stream = await begin(daemon, waiting("", "0"), snapshot("z", *recreated))
-            assert stream.request.resume_revision == "1"
-            assert await take(watch, 2) == ["DISENGAGED a", "ENGAGED c"]
-
-    async def test_interrupted_snapshot_is_not_resumed_from(self, client, daemon):
-        async with client.watch() as watch:
-            stream = await begin(daemon, snapshot("1", engaged("a"), synced=False))
-            stream.end(GOODBYE)
-            again = await begin(daemon, snapshot("2", engaged("b")))
-            assert again.request.resume_revision == ""
-            assert await take(watch, 1) == ["ENGAGED b"]
-
     async def test_watch_waits_for_a_daemon_that_starts_later(self, daemon):
         await daemon.stop()
         async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as client, client.watch() as watch:
@@ -201,21 +173,6 @@ class TestReconnecting:
             stream.end(ending)
             await begin(daemon, following("1", "2", engaged("a")))
             assert await take(watch, 1) == ["ENGAGED a"]
-
-    async def test_watch_resumes_to_fetch_missing_batch(self, client, daemon):
-        async with client.watch() as watch:
-            stream = await begin(daemon, snapshot("1"), following("2", "3", engaged("b")))
-            again = await begin(daemon, following("1", "3", engaged("a"), engaged("b")))
-            assert again.request.resume_revision == "1"
-            assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
-            await stream.ended.wait()
-
-    async def test_watch_requests_snapshot_after_contradictory_event(self, client, daemon):
-        async with client.watch() as watch:
-            await begin(daemon, snapshot("1", engaged("a")), following("1", "2", engaged("a")))
-            again = await begin(daemon, snapshot("2", engaged("a"), engaged("b")))
-            assert again.request.resume_revision == ""
-            assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
 
     async def test_silent_stream_is_reconnected(self, client, daemon):
         subscription = Subscription({}, AT_ONCE)

@@ -45,14 +45,6 @@ async def test_sigterm_flushes_pending_events_first(workspace: Workspace) -> Non
             assert await ended == 0
 
 
-async def test_sigint_ends_the_daemon_like_sigterm(workspace: Workspace) -> None:
-    async with workspace.daemon() as daemon:
-        await daemon.start()
-        daemon.signal(signal.SIGINT)
-        assert await daemon.ended() == 0
-        assert "Traceback" not in daemon.output
-
-
 async def test_stop_is_logged_with_reason_and_durations(workspace: Workspace) -> None:
     async with workspace.daemon() as daemon:
         await daemon.start()
@@ -80,22 +72,6 @@ async def test_daemon_waiting_for_first_list_can_be_terminated(workspace: Worksp
     async with workspace.daemon() as daemon:
         await daemon.start()
         assert await daemon.terminate() == 0
-
-
-async def test_second_daemon_on_same_socket_is_rejected(workspace: Workspace) -> None:
-    workspace.sandbox.projects.create("alpha", ready=True)
-    async with workspace.daemon() as first, workspace.daemon() as second, workspace.client() as client:
-        await first.start()
-        await first.wait_for_output('"synced"')
-        await second.spawn()
-
-        assert await second.ended() == 1
-        assert second.output == (
-            f"milo-discoveryd: {workspace.socket} is in use by another daemon (process {first.pid}): "
-            "stop it, or listen on another path"
-        )
-        assert [cluster.name for cluster in await client.list()] == ["alpha"]
-        assert workspace.socket.exists()
 
 
 async def test_daemon_starts_on_leftover_socket_after_sigkill(workspace: Workspace) -> None:

@@ -12,7 +12,6 @@ import pytest
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.sharding.run import sharding_run
-from tests.end_to_end.real.sharding.write_history import WriteHistory
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -78,31 +77,3 @@ async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_wr
         assert moved[0].projects > 0
         assert min(each.gap_s for each in moved[0].hand_overs) > TOKEN_CACHE_S
     assert run.history.breaches == []
-
-
-def config_map(engagement: str, manager: str = "") -> dict[str, object]:
-    manager = manager or engagement.partition("/")[0]
-    fields = [{"manager": manager, "fieldsV1": {"f:data": {"f:engagement": {}}}}]
-    return {"metadata": {"name": "project", "managedFields": fields}, "data": {"engagement": engagement}}
-
-
-async def test_write_history_accepts_successive_writers() -> None:
-    history = WriteHistory()
-    for at, engagement in enumerate(["a/1/1", "a/1/1", "b/1/1", "b/1/1", "a/1/2"]):
-        history.apply(config_map(engagement), at)
-    assert history.breaches == []
-    assert [(each.former, each.next, each.gap_s) for each in history.hand_overs(0)] == [("a", "b", 1), ("b", "a", 1)]
-    assert len(list(history.hand_overs(4))) == 1
-
-
-async def test_write_history_detects_alternating_writers() -> None:
-    history = WriteHistory()
-    for at, engagement in enumerate(["a/1/1", "b/1/1", "a/1/1"]):
-        history.apply(config_map(engagement), at)
-    assert history.breaches == ["project: a/1/1 wrote again after b/1/1"]
-
-
-async def test_write_history_detects_a_writer_that_is_not_the_field_manager() -> None:
-    history = WriteHistory()
-    history.apply(config_map("a/1/1", "b"), 0)
-    assert history.breaches == ["project: the fields of a/1/1 are managed by ['b']"]

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from tests.end_to_end.scenarios import reading, steps
+from tests.end_to_end.scenarios import reading
 from tests.end_to_end.scenarios.__main__ import OWN
-from tests.end_to_end.scenarios.steps import MODES, Expected, Malformed, Scenario
+from tests.end_to_end.scenarios.steps import MODES, Malformed, Scenario
 
 
 def read(*document: dict[str, Any], **fields: Any) -> Scenario | Malformed:
@@ -31,71 +30,6 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
     scenarios = [scenario for file in OWN for scenario in reading.load(file)]
     assert [scenario for scenario in scenarios if isinstance(scenario, Malformed)] == []
     assert len({scenario.name for scenario in scenarios}) == len(scenarios) > 50
-
-
-def test_scenario_without_modes_runs_in_both() -> None:
-    assert read({"expect": []}).modes == MODES
-    assert read({"expect": []}, modes=["project"]).modes == ("project",)
-
-
-@pytest.mark.parametrize(
-    ("document", "parsed"),
-    [
-        ({"create": {"name": "a"}}, steps.Create("a")),
-        (
-            {
-                "create": {
-                    "name": "a",
-                    "labels": {"k": "v"},
-                    "annotations": {"n": "w"},
-                    "finalizers": ["f"],
-                    "ready": True,
-                }
-            },
-            steps.Create("a", {"k": "v"}, {"n": "w"}, ("f",), True),
-        ),
-        ({"condition": {"name": "a", "status": "Unknown"}}, steps.Condition("a", "Unknown")),
-        ({"condition": {"name": "a", "status": True}}, steps.Condition("a", "True")),
-        (
-            {"condition": {"name": "a", "type": "Suspended", "status": "True", "message": "why"}},
-            steps.Condition("a", "True", "Suspended", "why"),
-        ),
-        ({"label": {"name": "a", "set": {"k": "v"}, "unset": ["n"]}}, steps.Label("a", {"k": "v"}, ("n",))),
-        ({"annotate": {"name": "a", "set": {"k": "v"}}}, steps.Annotate("a", {"k": "v"})),
-        ({"delete": {"name": "a"}}, steps.Delete("a")),
-        ({"unfinalize": {"name": "a"}}, steps.Unfinalize("a")),
-        ({"replace": {"name": "a"}}, steps.Replace("a")),
-        ({"burst": {"prefix": "p", "count": 3, "labels": {"k": "v"}}}, steps.Burst("p", 3, {"k": "v"})),
-        ({"api": "drop-watches"}, steps.OnApi("drop-watches")),
-        ({"daemon": "kill"}, steps.OnDaemon("kill")),
-        (
-            {"subscribe": {"as": "s", "label_selector": "k=v", "names": ["a"], "organizations": ["o"]}},
-            steps.Subscribe("s", "k=v", ("a",), ("o",)),
-        ),
-        ({"unsubscribe": {"as": "s"}}, steps.Unsubscribe("s")),
-        ({"reconnect": {"as": "s"}}, steps.Reconnect("s")),
-        ({"expect": []}, steps.Expect(())),
-        ({"expect": [{"ENGAGED": "a"}], "by": "s"}, steps.Expect((Expected("ENGAGED", "a"),), "s")),
-        (
-            {"expect": [{"DISENGAGED": "a", "reason": "DELETED"}, {"ENGAGED": "a", "endpoint": "https://{uid}"}]},
-            steps.Expect((Expected("DISENGAGED", "a", "DELETED"), Expected("ENGAGED", "a", "", "https://{uid}"))),
-        ),
-        (
-            {"expect_updated": {"name": "a", "fields": ["labels"]}},
-            steps.ExpectUpdated("a", {"labels": msgspec.UNSET}),
-        ),
-        ({"expect_updated": {"name": "a"}, "by": "s"}, steps.ExpectUpdated("a", {}, "s")),
-        ({"expect_no_updates": {"name": "a"}}, steps.ExpectNoUpdates("a")),
-        ({"expect_engaged": ["a", "b"]}, steps.ExpectEngaged(frozenset({"a", "b"}), 2)),
-        ({"expect_engaged": []}, steps.ExpectEngaged(frozenset(), 0)),
-        ({"expect_engaged": {"count": 7}}, steps.ExpectEngaged(None, 7)),
-        ({"expect_source": "STALE"}, steps.ExpectSource("STALE")),
-    ],
-    # By name, since the order of a set differs between processes, which all have to agree on the tests' names.
-    ids=lambda each: str(each) if isinstance(each, dict) else "",
-)
-def test_scenario_steps_are_parsed(document: dict[str, Any], parsed: object) -> None:
-    assert step(document) == parsed
 
 
 @pytest.mark.parametrize(
@@ -181,8 +115,3 @@ def test_scenario_file_without_scenarios_is_named(tmp_path: Path, content: str, 
     path.write_text(content)
     with pytest.raises(reading.FileError, match=problem_text):
         reading.load(path)
-
-
-def test_missing_scenario_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(reading.FileError, match=r"none\.yaml: cannot be read: No such file"):
-        reading.load(tmp_path / "none.yaml")

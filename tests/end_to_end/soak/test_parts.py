@@ -1,6 +1,5 @@
 """Tests of what a soak test's verdict relies on: its arithmetic, its report and the restartable sandbox."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,29 +11,11 @@ from milo_sandbox import Sandbox
 from milo_sandbox.history import CompactedError
 from milo_sandbox.resources import PROJECTS
 from tests.end_to_end.soak.gauges import Gauges, Sample
-from tests.end_to_end.soak.report import Recovery, Report, Subscriber, merged
+from tests.end_to_end.soak.report import Recovery, Report, Subscriber
 from tests.end_to_end.soak.sandbox_process import DATA, remember
 from tests.end_to_end.soak.saved_state import DAEMONS, Ports, SavedState
 from tests.end_to_end.soak.servers import SandboxServer
 from tests.end_to_end.soak.soak import Soak
-
-PAGE = """\
-# TYPE process_resident_memory_bytes gauge
-process_resident_memory_bytes 1.048576e+08
-# TYPE process_open_fds gauge
-process_open_fds 22.0
-# TYPE milo_discoveryd_asyncio_tasks gauge
-milo_discoveryd_asyncio_tasks 31.0
-# TYPE grpc_server_handled_total counter
-grpc_server_handled_total{grpc_code="Aborted",grpc_method="WatchClusters",grpc_service="Discovery"} 4.0
-"""
-STATUS = """\
-Name:\tpython3
-VmRSS:\t  102400 kB
-RssAnon:\t   61440 kB
-RssFile:\t   40960 kB
-VmSwap:\t    1024 kB
-"""
 
 
 def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
@@ -44,23 +25,6 @@ def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
         memory = 50.0 if minute < 10 else 80.0 + mib_an_hour * minute / 60.0
         gauges.samples.append(Sample(minute * 60.0, memory, memory + 40.0, 22, 31))
     return gauges
-
-
-def test_soak_sample_is_parsed_from_the_metrics_page() -> None:
-    gauges = Gauges()
-    gauges.take(PAGE, STATUS, 7.0)
-    assert gauges.samples == [Sample(7.0, 61.0, 100.0, 22, 31)]
-    assert gauges.last["grpc_server_handled_total Aborted WatchClusters Discovery"] == 4.0
-
-
-@pytest.mark.parametrize("slope", [0.0, 1.0, -3.5])
-def test_memory_growth_is_measured_after_warm_up(slope: float) -> None:
-    assert growing(slope).slope("memory_mib") == pytest.approx(slope, abs=1e-6)
-
-
-def test_soak_sample_reports_start_and_end() -> None:
-    first, last, most = growing(6.0).ends("memory_mib")
-    assert (round(first), round(last), round(most)) == (83, 86, 86)
 
 
 def report(**changes: Any) -> Report:
@@ -82,37 +46,6 @@ def report(**changes: Any) -> Report:
         failures=["not well 150 s after: cut"],
     )
     return replace(plain, **changes)
-
-
-def test_soak_report_counts_and_lists_failures() -> None:
-    text = report().markdown()
-    assert "60 minutes against the sandbox, seed 1: 3 faults of 2 kinds" in text
-    assert "Validated: 150 events on 3 streams" in text
-    assert "and 7 credentials." in text
-    assert "over the limit: 1.**\n- not well 150 s after: cut" in text
-    assert "| **all of transport** | 2 | 3.0 s | 3.0 s | 3.0 s |" in text
-    assert "| anonymous memory, MiB | 80.8 | 81.5 | 81.5 | +1.50 |" in text
-    assert "never" not in text
-    found = json.loads(report().json())
-    assert found["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
-
-
-def test_soak_reports_of_pieces_are_merged() -> None:
-    pieces = [report(minutes=480.0), report(minutes=960.0, slopes=growing(3.0).slopes(), failures=[], restored=1)]
-    whole = merged(pieces)
-    text = whole.markdown()
-    assert "24.0 hours in 2 pieces, 1 of which continued another, against the sandbox, seed 1: 6 faults" in text
-    assert "Validated: 300 events on 6 streams, of 1 recorded subscribers" in text
-    assert "over the limit: 1.**\n- piece 1: not well" in text
-    assert whole.slopes["memory_mib"].an_hour == pytest.approx(2.5)
-    assert merged([merged(pieces), report()]).pieces == 3
-
-
-def test_saved_state_keeps_the_reports_of_pieces(tmp_path: Path) -> None:
-    saved = SavedState(tmp_path / "state")
-    for each in (report(), report(minutes=2.0)):
-        saved.add(each)
-    assert SavedState(tmp_path / "state").reports() == [report(), report(minutes=2.0)]
 
 
 def test_saved_state_restores_the_last_complete_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,12 +72,6 @@ def test_field_selector_matches(text: str, selected: bool) -> None:
     assert selectors.parse("", text).matches("alpha", "work", {}) is selected
 
 
-def test_namespaced_request_selects_namespace() -> None:
-    selector = selectors.parse("env=prod", namespace="work")
-    assert selector.matches("alpha", "work", LABELS)
-    assert not selector.matches("alpha", "other", LABELS)
-
-
 @pytest.mark.parametrize("text", ["spec.name=x", "metadata.name", "name=x"])
 def test_unknown_field_selector_is_rejected(text: str) -> None:
     with pytest.raises(RefusedError):

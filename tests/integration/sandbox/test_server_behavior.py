@@ -2,14 +2,12 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 
 import aiohttp
 import pytest
 
-from milo_sandbox import Features, Pace, Sandbox
-from milo_sandbox.resources import PROJECT_CONTROL_PLANES
+from milo_sandbox import Sandbox
 from milo_sandbox.resources import PROJECTS as PROJECT
 from tests.integration.sandbox.client import CONTROL_PLANES, PROJECTS, Client
 from tests.support.eventually import LIMIT_S, eventually
@@ -34,11 +32,6 @@ class TestTooManyRequests:
         assert (await client.get("/readyz")).body == b"ok"
         sandbox.faults.clear()
         assert (await client.get(PROJECTS)).names == ["alpha"]
-
-    async def test_initializing_fault_can_cover_one_resource(self, client: Client, sandbox: Sandbox) -> None:
-        sandbox.faults.initializing(resource=PROJECT_CONTROL_PLANES)
-        assert (await client.get(CONTROL_PLANES)).status == 429
-        assert (await client.get(PROJECTS)).status == 200
 
     async def test_server_that_installs_its_paths_answers_503_in_text(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.installing()
@@ -123,30 +116,6 @@ class TestCrdChanges:
         gone = await client.get(PROJECTS)
         assert (gone.status, gone.body) == (404, b"404 page not found\n")
         assert (await client.get(CONTROL_PLANES)).status == 200
-
-
-class TestBookmarksAndTimeouts:
-    async def test_bookmarks_are_sent_on_request(self, connect: Callable[[Sandbox], Client]) -> None:
-        async with Sandbox(features=Features(pace=Pace(bookmark_interval=0.01))) as sandbox:
-            client = connect(sandbox)
-            async with client.watch(PROJECTS, resourceVersion="1", allowWatchBookmarks="true") as stream:
-                first = await stream.next()
-                sandbox.control_planes.create("elsewhere")
-                while (later := await stream.next())["object"]["metadata"]["resourceVersion"] == "1":
-                    pass
-        assert first["type"] == later["type"] == "BOOKMARK"
-        assert later["object"]["metadata"]["resourceVersion"] == "2"
-
-    async def test_watch_ends_cleanly_at_its_timeout(self, client: Client) -> None:
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        async with client.watch(PROJECTS, timeoutSeconds="1") as stream:
-            assert await stream.rest() == []
-        assert 1.0 <= loop.time() - start < 2.0
-
-    async def test_watch_with_a_negative_timeout_ends_at_once(self, client: Client) -> None:
-        async with client.watch(PROJECTS, timeoutSeconds="-1") as stream:
-            assert await stream.rest() == []
 
 
 class TestReportRecreatedFault:

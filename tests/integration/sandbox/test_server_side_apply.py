@@ -30,17 +30,6 @@ def owners(answer: Answer) -> dict[tuple[str, str], Any]:
     return {(each["manager"], each["operation"]): each["fieldsV1"] for each in answer.json["metadata"]["managedFields"]}
 
 
-async def test_object_without_fields_has_no_managed_fields(client: Client) -> None:
-    created = await client.call("POST", behind(CONFIG_MAPS), {"metadata": {"name": "one"}})
-    assert (created.status, "managedFields" in created.json["metadata"]) == (201, False)
-
-
-async def test_apply_without_changes_keeps_the_version(client: Client) -> None:
-    first = await apply(client, ONE, config_map(a="1"))
-    again = await apply(client, ONE, config_map(a="1"))
-    assert again.json == first.json
-
-
 async def test_field_of_two_managers_stays_until_both_drop_it(client: Client) -> None:
     await apply(client, ONE, config_map(a="1", b="2"))
     await apply(client, ONE, config_map(a="1"), "second")
@@ -76,14 +65,6 @@ async def test_apply_merges_lists_by_their_type(client: Client) -> None:
     assert dropped.json["spec"]["tags"] == ["a", "b"]
 
 
-async def test_apply_of_owner_references_and_finalizers_keeps_those_of_others(client: Client) -> None:
-    await client.call("POST", behind(CONFIG_MAPS), {"metadata": {"name": "one", "finalizers": ["example.com/a"]}})
-    document = config_map()
-    document["metadata"]["finalizers"] = ["example.com/b"]
-    assert (await apply(client, ONE, document)).json["metadata"]["finalizers"] == ["example.com/a", "example.com/b"]
-    assert (await apply(client, ONE, config_map())).json["metadata"]["finalizers"] == ["example.com/a"]
-
-
 async def test_apply_of_an_entry_keeps_the_fields_of_its_other_owners(client: Client) -> None:
     await define(client)
     path = f"{WIDGETS}/one/status"
@@ -102,8 +83,3 @@ async def test_apply_needs_a_manager_and_a_matching_version(client: Client) -> N
     stale["metadata"]["resourceVersion"] = "1"
     assert created.json["metadata"]["resourceVersion"] != "1"
     assert (await apply(client, ONE, stale)).status == 409
-
-
-async def test_apply_dry_run_changes_nothing(client: Client) -> None:
-    assert (await apply(client, ONE, config_map(a="1"), dryRun="All")).status == 201
-    assert (await client.get(behind(ONE))).status == 404

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from milo_sandbox import patches
 from milo_sandbox.admission import Part, Preconditions
 from milo_sandbox.refusals import RefusedError
-from milo_sandbox.resources import CONFIG_MAPS, NAMESPACES, PROJECT_CONTROL_PLANES, PROJECTS
+from milo_sandbox.resources import CONFIG_MAPS, NAMESPACES, PROJECTS
 from milo_sandbox.store import Store
 
 
@@ -53,12 +53,6 @@ def test_created_project_has_server_fields_and_no_status(store: Store) -> None:
     }
 
 
-def test_created_control_plane_has_its_default_condition(store: Store) -> None:
-    store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
-    (condition,) = store.read(PROJECT_CONTROL_PLANES, "alpha")["status"]["conditions"]
-    assert (condition["type"], condition["status"], condition["reason"]) == ("ControlPlaneReady", "False", "Creating")
-
-
 def test_noop_write_keeps_the_version(store: Store) -> None:
     store.create(PROJECTS, project(labels={"a": "b"}))
     before = store.version
@@ -69,24 +63,12 @@ def test_noop_write_keeps_the_version(store: Store) -> None:
     assert (store.version, notified) == (before, [])
 
 
-def test_store_has_one_version_sequence(store: Store) -> None:
-    first = store.create(PROJECTS, project())
-    second = store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
-    assert second.version == first.version + 1 == store.version
-
-
 def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:
     store.create(PROJECTS, project(finalizers=["example.com/hold"]))
     store.delete(PROJECTS, "alpha")
     with pytest.raises(RefusedError, match="no new finalizers") as error:
         merge(store, {"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}})
     assert refused(error) == (422, "Invalid")
-
-
-def test_recreated_object_has_another_uid(store: Store) -> None:
-    first = store.create(PROJECTS, project())
-    store.delete(PROJECTS, "alpha")
-    assert store.create(PROJECTS, project()).uid != first.uid
 
 
 def test_store_refuses_duplicates_and_unknown_names(store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from milo_sandbox import selectors, tables
 from milo_sandbox.records import Event, Record
-from milo_sandbox.resources import CONFIG_MAPS, PROJECTS, Resource
+from milo_sandbox.resources import PROJECTS, Resource
 from milo_sandbox.tables import Table
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
@@ -56,20 +56,9 @@ def test_status_column_accepts_any_shape(status: Any) -> None:
     assert cells({"metadata": {"name": "alpha"}, "status": status})[2] is None
 
 
-def test_config_map_table_counts_entries() -> None:
-    assert cells({"metadata": {"name": "one"}, "data": {"a": "1", "b": "2"}}, CONFIG_MAPS)[1] == 2
-    assert cells({"metadata": {"name": "one"}}, CONFIG_MAPS)[1] == 0
-
-
 def test_table_watch_omits_events_outside_selector() -> None:
     event = Event(version=7, before=None, record=record({}))
     assert Table(PROJECTS, clock=lambda: NOW).event(event, selectors.parse("env=prod")) is None
-
-
-def test_table_bookmark_has_no_rows() -> None:
-    line = json.loads(Table(PROJECTS, clock=lambda: NOW).bookmark({"metadata": {"resourceVersion": "7"}}))
-    assert (line["type"], line["object"]["kind"], line["object"]["rows"]) == ("BOOKMARK", "Table", [])
-    assert line["object"]["metadata"] == {"resourceVersion": "7"}
 
 
 @pytest.mark.parametrize(

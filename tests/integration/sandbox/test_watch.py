@@ -74,14 +74,6 @@ def test_bookmarks_come_each_minute_and_shortly_before_the_end(store: Store) -> 
     assert opened.done
 
 
-def test_short_watch_has_no_bookmarks(store: Store) -> None:
-    opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="2")
-    assert opened.step(START) == b""
-    assert opened.wakes_at == START + 2
-    assert sent(opened, START + 2) == []
-    assert opened.done
-
-
 def test_watch_timeout_is_as_requested_or_chosen_by_server(store: Store) -> None:
     for timeout, end in (("3", START + 3), ("0", START + 2700)):
         opened = watch(store, timeoutSeconds=timeout)
