@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,9 @@ MAX_BYTES_OF_ALL = 1 << 20
 MAX_FILES = 10_000
 SETTLED_S = 0.3
 """A file that was written less than this ago may still be incomplete."""
+MOVED_SETTLED_S = 5.0
+"""A file that was changed in place and names another server for its cluster is believed after this: a half-written
+address can be valid. One that was replaced by a rename is believed at once."""
 _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 
@@ -57,6 +60,13 @@ class _ReadFile(msgspec.Struct, frozen=True):
     signature: tuple[int, ...]
     digest: bytes
     objects: tuple[FileObject, ...]
+    inode: tuple[int, ...] = ()
+    identities: Mapping[str, str] = {}
+    """The UIDs of the objects, also of those that cannot be read any more."""
+
+    def moves(self, objects: Iterable[FileObject]) -> bool:
+        """Return whether an object has another identity than in this state."""
+        return any(self.identities.get(each.key, each.uid) != each.uid for each in objects if each.uid)
 
 
 class _RefusedFileError(Exception):
@@ -116,7 +126,8 @@ class KubeconfigFiles:
         if file and not os.path.lexists(path):
             self._files()  # raises if the whole directory is missing: its objects do not count as deleted
             return None
-        state = self._state(file or self.path.name, path, None)
+        name = file or self.path.name
+        state = self._state(name, path, self._known.get(name))
         if state is None:
             return None
         return next((each for each in state.objects if each.key == key), None)
@@ -136,7 +147,7 @@ class KubeconfigFiles:
             return [(self.path.name, self.path)]
         try:
             with os.scandir(self.path) as entries:
-                names = sorted(each.name for each in entries if _is_kubeconfig(each.name) and not each.is_dir())
+                names = sorted(each.name for each in entries if _is_kubeconfig(each.name) and not _is_directory(each))
         except OSError as error:
             raise FilesError(_failure(error), f"{self.path} {_reason(error)}") from None
         if len(names) > MAX_FILES:
@@ -155,8 +166,16 @@ class KubeconfigFiles:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
             if not os.path.lexists(path):
                 return None
-            return _ReadFile((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),))
-        return _ReadFile(signature, hashlib.sha256(content).digest(), objects)
+            inode, identities = ((), {}) if known is None else (known.inode, known.identities)
+            return _ReadFile((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),), inode, identities)
+        inode = signature[:2]
+        before = known.identities if known is not None and known.inode == inode else {}
+        identities = {**before, **{each.key: each.uid for each in objects if each.uid}}
+        state = _ReadFile(signature, hashlib.sha256(content).digest(), objects, inode, identities)
+        if known is not None and before and known.moves(objects) and 0 <= self._age_s(state) < MOVED_SETTLED_S:
+            # Without its signature, so that the file is read again at the next scan.
+            return msgspec.structs.replace(known, signature=())
+        return state
 
     def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
         limit = MAX_BYTES if self._mode.is_directory else MAX_BYTES_OF_ALL
@@ -178,8 +197,17 @@ class KubeconfigFiles:
         return content, _signature(status)
 
     def _is_settled(self, state: _ReadFile) -> bool:
-        age_s = self._wall() - state.signature[2] / 1e9 if state.signature else SETTLED_S
-        return not 0 <= age_s < SETTLED_S
+        return not state.signature or not 0 <= self._age_s(state) < SETTLED_S
+
+    def _age_s(self, state: _ReadFile) -> float:
+        return self._wall() - state.signature[2] / 1e9
+
+
+def _is_directory(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself: reading it says so
 
 
 def _opened(descriptor: int, path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -150,6 +151,14 @@ def test_kubeconfig_directory_locked_by_another_process_is_rejected(path: Path):
     with KubeconfigDirectory(path), pytest.raises(CommandFailure, match="locked by another"):
         KubeconfigDirectory(path).__enter__()
     with KubeconfigDirectory(path):
+        pass
+
+
+def test_kubeconfig_ledger_of_another_user_is_rejected(path: Path, monkeypatch):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile({}, complete=True)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(CommandFailure, match=r"\.milo-discovery\.json is owned by user"), KubeconfigDirectory(path):
         pass
 
 

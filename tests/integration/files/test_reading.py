@@ -2,13 +2,20 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milo_discoveryd.credentials.kubeconfig_files import MAX_BYTES, SETTLED_S, FilesError, KubeconfigFiles
+from milo_discoveryd.credentials.kubeconfig_files import (
+    MAX_BYTES,
+    MOVED_SETTLED_S,
+    SETTLED_S,
+    FilesError,
+    KubeconfigFiles,
+)
 from milo_discoveryd.modes.mode import FileObject
 from tests.unit.modes.test_kubeconfig_files import a_mode, content
 
@@ -145,6 +152,49 @@ def test_recently_written_file_is_not_settled(directory: Path) -> None:
     assert not of_directory(directory, written + SETTLED_S / 2).scan().is_settled
     assert of_directory(directory, written + 2 * SETTLED_S).scan().is_settled
     assert of_directory(directory, written - 1).scan().is_settled, "a time in the future counts as settled"
+
+
+def uid(files: KubeconfigFiles, name: str = "alpha") -> str:
+    [found] = [each for each in files.scan().objects if each.key == name]
+    return found.uid
+
+
+def test_file_that_names_another_server_after_it_was_changed_in_place_is_believed_later(directory: Path) -> None:
+    file, passed_s = directory / "alpha", 0.0
+    files = KubeconfigFiles(a_mode("kubeconfig-directory", path=str(directory)), wall=lambda: time.time() + passed_s)
+    full = content("any", server="https://127.0.0.1:12345")
+    file.write_bytes(full)
+    before = uid(files)
+    for half in (b"", full[: len(full) // 2], full.replace(b"12345", b"123")):
+        file.write_bytes(half)
+        assert uid(files) in {before, ""}
+        found = files.find("alpha")
+        assert found is not None
+        assert found.uid in {before, ""}
+    file.write_bytes(full)
+    assert uid(files) == before
+    file.write_bytes(full.replace(b"12345", b"123"))
+    assert uid(files) == before
+    passed_s = MOVED_SETTLED_S
+    assert uid(files) not in {before, ""}
+
+
+def test_file_that_names_another_server_after_it_was_renamed_is_believed_at_once(directory: Path) -> None:
+    file, new = directory / "alpha", directory / ".new"
+    file.write_bytes(content("any", server="https://127.0.0.1:12345"))
+    files = of_directory(directory)
+    before = uid(files)
+    new.write_bytes(content("any", server="https://127.0.0.1:123"))
+    new.rename(file)
+    assert uid(files) not in {before, ""}
+
+
+def test_symlink_that_leads_to_itself_affects_no_other_file(directory: Path) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    (directory / "loop").symlink_to("loop")
+    alpha, loop = of_directory(directory).scan().objects
+    assert (alpha.key, alpha.problem) == ("alpha", "")
+    assert "symbolic links" in loop.problem
 
 
 def test_symlink_loop_is_unreadable(tmp_path: Path) -> None:

@@ -153,7 +153,14 @@ def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
 def _read_ledger(path: Path) -> tuple[set[str], bool]:
     """Return the names of the own files, and whether the index is an own file."""
     try:
-        ledger = json.loads(path.read_bytes())
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+            if (owner := os.fstat(stream.fileno()).st_uid) != os.geteuid():
+                # In a directory that others can write to, they could name files that this command then removes.
+                raise CommandFailure(
+                    f"{path} is owned by user {owner}, and not by the user of this process ({os.geteuid()}): use a "
+                    "directory of this user"
+                )
+            ledger = json.loads(stream.read())
         names = {name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)}
         return names, ledger.get("index") is True
     except FileNotFoundError:
