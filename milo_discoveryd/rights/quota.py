@@ -55,11 +55,12 @@ class Quotas:
         if self.open_streams(keys) >= each:
             message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
-        if self._open >= self.limits.streams:
+        # A caller takes at most as many as it leaves free, so there is always one for another caller.
+        if self.open_streams(keys) >= self.limits.streams - self._open:
             message = f"stream limit ({self.limits.streams}) of the daemon reached; retry or raise limits.streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)
-        if own + filter_bytes > FILTER_BYTES_EACH or self._all_filter_bytes + filter_bytes > FILTER_BYTES:
+        if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self._all_filter_bytes):
             message = "the filters of open streams are too large; use a label selector, or close a stream"
             return StreamDenial("TOO_MANY_FILTER_BYTES", "filter bytes", message)
         self._count(keys, 1, filter_bytes)

@@ -5,6 +5,7 @@ a daemon with stale data serves better than none.
 """
 
 import asyncio
+import ipaddress
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube import addresses
 from milo_kube.http.server import HttpReply, HttpServer, Request, StreamedReply
@@ -29,6 +31,8 @@ _NAMED = frozenset(
 )
 """Metrics whose labels are names."""
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
+_LOCAL = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+"""Addresses of clients on loopback. Others of 127.0.0.0/8 can be proxies: Istio forwards traffic from 127.0.0.6."""
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
 """Host names that an attacker cannot register for DNS rebinding."""
 
@@ -107,7 +111,7 @@ class HttpEndpoint:
             case "everyone":
                 return True
             case "loopback":
-                return addresses.is_loopback(request.peer)
+                return addresses.ip_address(request.peer) in _LOCAL
             case _:
                 return False
 
@@ -116,7 +120,8 @@ class HttpEndpoint:
         # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
         shows_names = self._shows_names(request)
         families = [each for each in self._metrics.registry.collect() if shows_names or each.name not in _NAMED]
-        return HttpReply(await asyncio.to_thread(encode, _Collected(families)), content_type)
+        encoded = await asyncio.to_thread(lambda: printable_metrics(encode(_Collected(families))))
+        return HttpReply(encoded, content_type)
 
     async def _status(self, request: Request) -> HttpReply:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show

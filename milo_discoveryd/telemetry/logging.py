@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from milo_discoveryd.log import FIELDS, NAME, log
 from milo_discoveryd.telemetry.log_writer import LogWriter
+from milo_discoveryd.telemetry.printable import printable
 
 _NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _EVENT_WIDTH = 30
@@ -70,8 +71,8 @@ class _Json(logging.Formatter):
 
 class _Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={_printable(_shown(value))}" for name, value in _fields(record).items())
-        event = _printable(record.getMessage())
+        fields = " ".join(f"{name}={printable(_shown(value))}" for name, value in _fields(record).items())
+        event = printable(record.getMessage())
         line = f"{_time(record)} {_level(record):<7} {event:<{_EVENT_WIDTH}} {fields}".rstrip()
         return f"{line}\n{_traceback(record)}" if record.exc_info else line
 
@@ -97,10 +98,3 @@ def _traceback(record: logging.LogRecord) -> str:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) and value and " " not in value else repr(value)
-
-
-def _printable(text: str) -> str:
-    """Escape control characters: callers and tenants choose some of these values."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

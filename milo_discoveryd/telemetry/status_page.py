@@ -10,7 +10,6 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 from string import Template
 from urllib.parse import urlencode
@@ -18,6 +17,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from milo_discoveryd.telemetry import status_sections as sections
+from milo_discoveryd.telemetry.printable import escape
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonStatus
 from milo_discoveryd.telemetry.status_sections import elapsed, moment
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from html import escape
 from urllib.parse import quote, urlencode
 
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.sharding.status import MemberStatus
+from milo_discoveryd.telemetry.printable import escape
 from milo_discoveryd.telemetry.status import (
     ENGAGED,
     PAGE_SIZE,

@@ -101,7 +101,7 @@ def engagement(
     elif grace_until is not None:
         message += f"; it stays engaged until {rfc3339(grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
-        message = "its condition is True"
+        message = "its source says that it is ready"
         since = record.latest.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 

@@ -28,7 +28,8 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    Unauthenticated ones get at most half of the slots, and so does each owner of authenticated ones.
+    Unauthenticated ones get at most half of the slots. Each owner of authenticated ones takes at most as many as it
+    leaves free, so there is always one for another owner.
     """
 
     def __init__(self, limit: int) -> None:
@@ -58,8 +59,8 @@ class ConnectionSlots(Generic[T]):
         Raises ConnectionLimitError if one of them has reached its share.
         """
         for owner in (owners := frozenset(owners)):
-            if self._owners[owner] >= self._share:
-                raise ConnectionLimitError(f"connection limit ({self._share}) reached for {owner}")
+            if self._owners[owner] >= max(1, self._limit - len(self._authenticated)):
+                raise ConnectionLimitError(f"connection limit ({self._owners[owner]}) reached for {owner}")
         self._unauthenticated.pop(connection, None)
         self._authenticated[connection] = owners
         self._owners.update(owners)

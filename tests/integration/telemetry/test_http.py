@@ -89,6 +89,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
         ("loopback", "::1", True),
         ("loopback", "::ffff:127.0.0.1", True),
         ("loopback", "10.0.0.9", False),
+        ("loopback", "127.0.0.6", False),
         ("everyone", "10.0.0.9", True),
         ("nobody", "127.0.0.1", False),
     ],

@@ -11,6 +11,7 @@ import pytest
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
+from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import (
     ClusterExplanation,
     ClusterQuery,
@@ -294,6 +295,17 @@ def test_status_page_escapes_every_value(question: ClusterQuery, values: int) ->
     assert not {tag for tag, _ in page.tags} & {"img"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.words.count("<script>alert(1)</script>") == values, "each value is shown as text"
+
+
+def test_status_page_shows_characters_that_hide_or_rearrange_text() -> None:
+    page = status_page.render(status(clusters=(cluster(organization="a\x1b[2Jb\u202ec\u2066"),)), EVERYTHING)
+    assert "a\\x1b[2Jb\\u202ec\\u2066" in page
+    assert not {"\x1b", "\u202e", "\u2066"} & set(page)
+
+
+def test_metrics_have_no_characters_that_hide_or_rearrange_text() -> None:
+    encoded = 'm{name="a\x1b[2Jb\u202ec\u2066"} 1.0\nm 2.0\n'.encode()
+    assert printable_metrics(encoded).decode() == 'm{name="a\ufffd[2Jb\ufffdc\ufffd"} 1.0\nm 2.0\n'
 
 
 def test_status_page_has_strict_content_security_policy() -> None:

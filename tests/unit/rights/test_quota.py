@@ -43,6 +43,15 @@ def test_stream_quota_limits_all_callers_together() -> None:
     assert asked.open_stream(["c"], None) is None
 
 
+def test_caller_takes_at_most_as_many_streams_as_it_leaves_free() -> None:
+    asked, taken = quotas(streams=16, each=16), {}
+    for caller in "abcde":
+        taken[caller] = 0
+        while asked.open_stream([caller], None) is None:
+            taken[caller] += 1
+    assert taken == {"a": 8, "b": 4, "c": 2, "d": 1, "e": 1}
+
+
 def test_closed_stream_frees_stream_quota() -> None:
     asked = quotas()
     asked.open_stream(["a"], None)

@@ -163,7 +163,12 @@ def test_engagement_explains_why_not_engaged(state: ObjectState, reason: str) ->
 
 
 def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
-    assert engagement(record(ObjectState.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
+    assert engagement(record(ObjectState.READY, engaged=True)) == (
+        True,
+        "REASON_ENGAGED",
+        "its source says that it is ready",
+        1,
+    )
 
 
 def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:

@@ -66,27 +66,31 @@ def test_unauthenticated_connections_get_at_most_half_and_the_oldest_is_evicted(
     assert [slots.admit(number) for number in range(5, 9)] == [None, None, None, 5]
 
 
+def connect(slots: ConnectionSlots[int], *owners: str) -> bool:
+    number = len(slots)
+    try:
+        slots.admit(number)
+        slots.authenticate(number, owners)
+    except ConnectionLimitError:
+        slots.remove(number)
+        return False
+    return True
+
+
 def test_connection_is_refused_when_all_slots_are_authenticated() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(2)
-    for number in range(2):
-        slots.admit(number)
-        slots.authenticate(number, [str(number)])
+    assert [connect(slots, "a"), connect(slots, "b")] == [True, True]
     with pytest.raises(ConnectionLimitError):
         slots.admit(2)
     slots.remove(0)
     assert slots.admit(2) is None
 
 
-def test_owner_gets_at_most_half_of_the_slots_however_many_names_it_has() -> None:
-    slots: ConnectionSlots[int] = ConnectionSlots(4)
-    for number, names in enumerate((["dns:a"], ["dns:a", "dns:b"])):
-        slots.admit(number)
-        slots.authenticate(number, names)
-    slots.admit(2)
-    with pytest.raises(ConnectionLimitError, match="dns:a"):
-        slots.authenticate(2, ["dns:c", "dns:a"])
-    slots.remove(2)
-    slots.remove(1)
-    slots.admit(3)
-    slots.authenticate(3, ["dns:a"])
-    assert len(slots) == 2
+def test_owner_takes_at_most_as_many_slots_as_it_leaves_free_however_many_names_it_has() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(16)
+    taken = {}
+    for owner in "abcde":
+        taken[owner] = 0
+        while connect(slots, owner, "a") if owner == "b" else connect(slots, owner):
+            taken[owner] += 1
+    assert taken == {"a": 8, "b": 0, "c": 4, "d": 2, "e": 1}
