@@ -76,6 +76,8 @@ class Api:
             "deletecollection": self._delete_collection,
         }
         store.listen(self.streams.wake)
+        self.admit: Callable[[Call, Document | None], None] = lambda *_: None
+        """Raises a refusal for a client's write to an object, which is None if the client creates it."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to this API, given the path segments below its root."""
@@ -154,6 +156,7 @@ class Api:
 
     async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
+        self.admit(call, None)
         record = self.store.create(
             call.resource,
             document,
@@ -165,6 +168,7 @@ class Api:
 
     async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
+        self.admit(call, self.store.read(call.resource, call.name, call.namespace))
         record = self.store.replace(
             call.resource,
             call.name,
@@ -183,6 +187,7 @@ class Api:
         if request.content_type not in known:
             raise refusals.unsupported_media_type(request.content_type, [*known, patches.APPLY])
         apply, change = _PATCHES[request.content_type], await _json(request)
+        self.admit(call, self.store.read(call.resource, call.name, call.namespace))
         record = self.store.modify(
             call.resource,
             call.name,
@@ -199,6 +204,8 @@ class Api:
         manager = request.query.get("fieldManager", "")
         if not manager:
             raise refusals.missing_field_manager()
+        before = self.store[call.resource].get(call.name, call.namespace)
+        self.admit(call, None if before is None else before.document())
         record, is_new = self.store.apply(
             call.resource,
             call.name,

@@ -5,9 +5,11 @@ CustomResourceDefinitions it holds. It collects garbage, and tracks the managers
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from milo_sandbox import refusals
 from milo_sandbox.api import Api
+from milo_sandbox.calls import Call
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
@@ -16,7 +18,6 @@ from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document
 from milo_sandbox.store import Store
 
 _FIRST_NAMESPACES = ("default", "kube-system")
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ControlPlanes:
@@ -30,19 +31,26 @@ class ControlPlanes:
     def opened(self) -> list[Api]:
         return [api for _, api in self._apis.values()]
 
-    def of(self, project: str, *, method: str) -> Api:
-        """Return the API of a project, or raise a refusal if there is none, or the project is suspended."""
+    def of(self, project: str) -> Api:
+        """Return the API of a project, or raise a refusal if there is none."""
         record = self._milo[PROJECTS].get(project)
         if record is None:
             self._apis.pop(project, None)
             raise refusals.not_found(PROJECTS, project)
-        if method not in _READING and _is_suspended(record.document()):
-            raise _suspended(project)
         uid, api = self._apis.get(project, ("", None))
         if api is None or uid != record.uid:
             api = self._new_api(_furnished())
+            api.admit = partial(self._refuse_if_suspended, project)
             self._apis[project] = (record.uid, api)
         return api
+
+    def _refuse_if_suspended(self, project: str, call: Call, before: Document | None) -> None:
+        """Refuse to create or change an object of a suspended project, unless it is terminating."""
+        if before is not None and before["metadata"].get("deletionTimestamp"):
+            return
+        record = self._milo[PROJECTS].get(project)
+        if record is not None and _is_suspended(document := record.document()):
+            raise _suspended(project, document, call)
 
 
 def _furnished() -> Store:
@@ -59,10 +67,16 @@ def _is_suspended(project: Document) -> bool:
     return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
 
 
-def _suspended(project: str) -> refusals.RefusedError:
+def _suspended(project: str, document: Document, call: Call) -> refusals.RefusedError:
+    reasons = sorted({each["reason"] for each in document["status"].get("suspensions", ())})
+    why = (
+        f'project "{project}" is suspended ({", ".join(reasons) or "unspecified"}) and cannot accept new updates while '
+        "suspended"
+    )
+    resource = call.resource
     return refusals.forbidden(
-        f'project "{project}"',
-        "it is suspended, and a suspended project is read-only",
-        details={"name": project, "group": PROJECTS.group, "kind": PROJECTS.plural},
-        causes=[Cause(reason="ProjectSuspended", message="the project is suspended")],
+        f'{resource.qualified} "{call.name}"',
+        why,
+        details={"name": call.name, "group": resource.group, "kind": resource.plural},
+        causes=[Cause(reason="ProjectSuspended", message=why)],
     )

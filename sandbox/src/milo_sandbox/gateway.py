@@ -73,7 +73,7 @@ class Gateway:
                 return await self._garden.answer(request, rest, subject)
             case (str(prefix), *rest) if prefix == CLUSTERS:
                 return await self._kcp.answer(request, rest, subject)
-        api = self._control_planes.of(project, method=request.method) if project else self._milo
+        api = self._control_planes.of(project) if project else self._milo
         return await api.answer(request, below, subject)
 
     def _authenticate(self, request: web.BaseRequest, segments: list[str]) -> str:

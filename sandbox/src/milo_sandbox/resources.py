@@ -322,7 +322,7 @@ SERVICE_ACCOUNTS = Resource(
 OPEN: Document = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 EVENTS = Resource(
-    group="events.k8s.io",
+    group="",
     version="v1",
     kind="Event",
     plural="events",
@@ -336,8 +336,8 @@ EVENTS = Resource(
         _NAME,
         Column(name="Type", path=("type",)),
         Column(name="Reason", path=("reason",)),
-        Column(name="Object", path=("regarding", "name")),
-        Column(name="Message", path=("note",)),
+        Column(name="Object", path=("involvedObject", "name")),
+        Column(name="Message", path=("message",)),
     ),
 )
 
@@ -402,5 +402,5 @@ SERVICE_CONSUMERS = Resource(
 )
 
 MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
-CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, LEASES, SERVICE_CONSUMERS)
+CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -142,7 +142,7 @@ class Sandbox:
 
     def control_plane(self, project: str) -> Store:
         """Return the objects of a project's control plane."""
-        return self._project_apis.of(project, method="GET").store
+        return self._project_apis.of(project).store
 
     # Credentials
 

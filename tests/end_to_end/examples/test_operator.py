@@ -73,7 +73,7 @@ def test_greeter_reconciles_greetings(milo_sandbox: MiloSandbox, projects: list[
             project.create(greeting())
         assert eventually(lambda: greeting_of(alpha) == ("Hello", "alpha"))
         assert eventually(lambda: greeting_of(beta) == ("Hello", "beta"))
-        assert eventually(lambda: alpha.list("events.k8s.io/v1/events"))[0]["reason"] == "Greeted"
+        assert eventually(lambda: alpha.list("v1/events"))[0]["reason"] == "Greeted"
         (condition,) = alpha.get(GREETINGS, "hello")["status"]["conditions"]
         assert (condition["type"], condition["status"], condition["observedGeneration"]) == ("Ready", "True", 1)
 

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from milo_discovery.controllers import (
+    Kind,
     NotSynced,
     ProjectSuspended,
     QueuePolicy,
@@ -191,36 +193,131 @@ async def test_informer_waits_until_its_kind_is_served(sandbox: MiloSandbox, pla
         await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
 
 
-async def test_suspended_project_parks_writes_until_the_suspension_ends(plane: ControlPlane) -> None:
-    outcomes: list[str] = []
+SUSPENDED = {
+    "conditions": [
+        {
+            "type": kind,
+            "status": "True",
+            "reason": "Test",
+            "message": "",
+            "lastTransitionTime": "2026-11-20T08:00:00Z",
+        }
+        for kind in ("Ready", "Suspended")
+    ]
+}
 
+
+def suspend(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    sandbox.patch_project(plane.project, {"status": SUSPENDED}, subresource="status")
+
+
+async def test_writes_that_a_suspended_project_refuses_wait_for_the_end_of_the_suspension(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    refused: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is not None and not found.get("status"):
+            try:
+                await request.patch_status({"seen": True})
+            except ProjectSuspended:
+                refused.append(request.name)
+                raise
+
+    plane.create(widget("one"))
+    suspend(sandbox, plane)
+    running = Running()
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: refused == ["one"])
+        sandbox.set_ready(plane.project)
+        running.discovery.update(plane.project, suspended=False)
+        await eventually(lambda: plane.get(WIDGETS, "one").get("status"))
+        assert refused == ["one"]
+
+
+async def test_suspended_project_allows_deletions_and_changes_of_terminating_objects(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
     async def reconcile(request: Request) -> None:
         found = await request.get()
         if found is None:
             return
         if found["metadata"].get("deletionTimestamp"):
+            await request.patch_status({"cleaned": True})
             await request.remove_finalizer(FINALIZER)
             return
-        try:
-            await request.patch_status({"seen": True})
-        except ProjectSuspended:
-            outcomes.append("refused")
-            raise
-        outcomes.append("written")
+        await request.delete(WIDGETS, request.name)
 
-    plane.create({**widget("ending"), "metadata": {"name": "ending", "finalizers": [FINALIZER]}})
-    plane.delete(WIDGETS, "ending")
-    plane.create(widget("one"))
+    plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER]}})
+    suspend(sandbox, plane)
     running = Running()
     running.controllers.reconcile(WIDGETS)(reconcile)
     async with running.controllers:
         running.discovery.engage(plane, suspended=True)
-        await eventually(lambda: outcomes == ["refused"])
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+
+
+async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_the_project_is_deleted(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    attempts: list[bool] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        is_terminating = "deletionTimestamp" in found["metadata"]
+        attempts.append(is_terminating)
+        # Another object, which is not terminating, so the server refuses to change it as long as it is suspended.
+        await request.patch(WIDGETS, "other", {"spec": {"used": False}})
+        await request.remove_finalizer(FINALIZER)
+
+    plane.create(widget("other"))
+    plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER], "labels": {"on": "yes"}}})
+    plane.delete(WIDGETS, "one")
+    suspend(sandbox, plane)
+    running = Running()
+    running.controllers.reconcile(Kind(WIDGETS, selector="on=yes"))(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: len(attempts) == 1)
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        await eventually(lambda: len(attempts) > 2)  # refused, with backoff, and never parked again
+        sandbox.set_ready(plane.project)
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+
+
+@pytest.mark.parametrize("while_deleting", [False, True])
+async def test_only_terminating_objects_are_reconciled_in_a_project_that_is_being_deleted(
+    plane: ControlPlane, *, while_deleting: bool
+) -> None:
+    seen: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        seen.append(request.name)
+        if found is not None and "deletionTimestamp" in found["metadata"]:
+            await request.remove_finalizer(FINALIZER)
+            return
+        await request.apply("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": "made"}}, owned=True)
+
+    plane.create({**widget("ending"), "metadata": {"name": "ending", "finalizers": [FINALIZER]}})
+    async with reconciling(reconcile, plane, owns=["v1/configmaps"], while_deleting=while_deleting) as running:
+        await eventually(lambda: plane.find("v1/configmaps", "made"))
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        seen.clear()
+        plane.delete("v1/configmaps", "made")  # as Milo's project controller does
+        plane.create(widget("late"))
+        if while_deleting:
+            await eventually(lambda: "late" in seen and plane.find("v1/configmaps", "made"))
+        plane.delete(WIDGETS, "ending")
         await eventually(lambda: plane.find(WIDGETS, "ending") is None)
-        running.discovery.update(plane.project, suspended=False)
-        await eventually(lambda: "written" in outcomes)
-        assert outcomes[0] == "refused"
-        assert outcomes.count("refused") == 1
+        if not while_deleting:
+            assert set(seen) == {"ending"}
+            assert plane.find("v1/configmaps", "made") is None
 
 
 async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:

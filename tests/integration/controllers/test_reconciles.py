@@ -89,8 +89,8 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         [condition] = made["status"]["conditions"]
         assert (condition["type"], condition["observedGeneration"]) == ("Ready", 1)
         assert made["status"]["size"] == 3
-        [event] = await eventually(lambda: plane.list("events.k8s.io/v1/events"))
-        assert (event["reason"], event["regarding"]["name"]) == ("Done", "one")
+        [event] = await eventually(lambda: plane.list("v1/events"))
+        assert (event["reason"], event["involvedObject"]["name"]) == ("Done", "one")
         plane.delete(WIDGETS, "one")
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
         await eventually(lambda: cleaned)  # its response arrives after the object is gone

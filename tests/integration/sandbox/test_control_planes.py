@@ -18,7 +18,7 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     assert (await client.get(behind("alpha", "/version"))).json["gitVersion"]
     assert (await client.get(behind("alpha", "/api"))).json["versions"] == ["v1"]
     resources = (await client.get(behind("alpha", "/api/v1"))).json["resources"]
-    assert {each["name"] for each in resources} == {"namespaces", "configmaps", "secrets", "serviceaccounts"}
+    assert {each["name"] for each in resources} == {"namespaces", "configmaps", "secrets", "events"}
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
 
 
@@ -54,7 +54,7 @@ async def test_control_plane_of_an_unknown_project_is_not_found(client: Client) 
     assert (missing.status, missing.json["details"]["name"]) == (404, "alpha")
 
 
-async def test_control_plane_of_a_suspended_project_is_read_only(client: Client, sandbox: Sandbox) -> None:
+async def test_suspended_project_refuses_to_create_and_to_change_objects(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
     sandbox.milo.suspend("alpha", "Billing")
@@ -62,8 +62,25 @@ async def test_control_plane_of_a_suspended_project_is_read_only(client: Client,
     refused = await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "two"}})
     assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
     assert refused.json["details"]["causes"][0]["reason"] == "ProjectSuspended"
+    for method in ("PUT", "PATCH"):
+        assert (await client.call(method, behind("alpha", f"{CONFIG_MAPS}/one"), {"data": {}})).status == 403
+    review = {"spec": {"resourceAttributes": {"verb": "get", "resource": "configmaps"}}}
+    reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    assert (await client.call("POST", behind("alpha", reviews), review)).status == 201
+    assert (await client.call("DELETE", behind("alpha", f"{CONFIG_MAPS}/one"))).status == 200
     sandbox.milo.reinstate("alpha")
     assert (await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "two"}})).status == 201
+
+
+async def test_terminating_object_of_a_suspended_project_can_be_changed(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    one = {"metadata": {"name": "one", "finalizers": ["example.com/hold"]}}
+    await client.call("POST", behind("alpha", CONFIG_MAPS), one)
+    sandbox.milo.suspend("alpha", "Billing")
+    await client.call("DELETE", behind("alpha", f"{CONFIG_MAPS}/one"))
+    ended = await client.call("PATCH", behind("alpha", f"{CONFIG_MAPS}/one"), {"metadata": {"finalizers": None}})
+    assert ended.status == 200
+    assert (await client.get(behind("alpha", CONFIG_MAPS))).names == []
 
 
 async def test_control_plane_of_a_terminating_project_still_answers(client: Client, sandbox: Sandbox) -> None:

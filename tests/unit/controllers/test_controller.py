@@ -35,7 +35,7 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
     async def reconcile(_request: Request) -> None:
         reconciled.set()
 
-    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), workers=1)
+    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), while_deleting=True, workers=1)
     members: dict[str, Any] = {}
     shared = Shared(
         members=members,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ import msgspec
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.controllers.connections import Connections
-from milo_discovery.controllers.errors import ProjectSuspended, Unreachable, api_error
-from milo_discovery.controllers.kinds import Document
+from milo_discovery.controllers.errors import Unreachable, api_error
+from milo_discovery.controllers.kinds import EVENTS, Document
 from milo_discovery.errors import DiscoveryError
 from milo_kube import retry_after
 from milo_kube.http.connection import Response
@@ -51,7 +51,7 @@ class Credentials(Protocol):
 class ClusterApi:
     """The API of one cluster. Close it to release its connections."""
 
-    __slots__ = ("_connections", "_credentials", "_is_suspended", "_kept", "_proxy", "name")
+    __slots__ = ("_connections", "_credentials", "_kept", "_proxy", "event_kind", "name")
 
     def __init__(
         self,
@@ -59,15 +59,15 @@ class ClusterApi:
         credentials: Credentials,
         connections: Connections,
         *,
-        is_suspended: Callable[[], bool] = lambda: False,
         proxy: str | None = None,
     ) -> None:
         """`proxy`: the URL of a proxy; by default that of the environment."""
         self.name = name
         self._credentials = credentials
         self._connections = connections
-        self._is_suspended = is_suspended
         self._proxy = proxy
+        self.event_kind = EVENTS
+        """The kind of events that the API server serves: this one, or `CORE_EVENTS`."""
         self._kept: Hashable = None
         """The key of the pool that is kept open between requests."""
 
@@ -79,12 +79,9 @@ class ClusterApi:
         body: object = None,
         *,
         content_type: str = JSON,
-        allowed_while_suspended: bool = False,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Document:
         """Send a request and return the decoded response. Raises ApiError, Unreachable or DiscoveryError."""
-        if method != "GET" and not allowed_while_suspended and self._is_suspended():
-            raise ProjectSuspended(403, "Forbidden", f"project {self.name} is suspended and refuses writes")
         request = _Request(method, path, query, None if body is None else msgspec.json.encode(body), content_type)
         try:
             answer = await self._whole(request, timeout_s)

@@ -18,6 +18,7 @@ import msgspec
 from milo_discovery._failure_log import FailureLog, raised_at
 from milo_discovery._task_groups import cancelled_from_outside, wait_uninterrupted
 from milo_discovery.controllers.cluster_api import ClusterApi
+from milo_discovery.controllers.conditions import is_terminating
 from milo_discovery.controllers.errors import (
     ApiError,
     ControllerError,
@@ -49,6 +50,7 @@ from milo_discovery.controllers.work_queue import (
 )
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
+from milo_discovery.model import Cluster
 
 log = logging.getLogger("milo_discovery.controllers")
 
@@ -118,6 +120,7 @@ class ControllerSpec(NamedTuple):
     watches: tuple[WatchedKind, ...] = ()
     on: tuple[Predicate[Any], ...] = ()
     on_cluster_change: bool = False
+    while_deleting: bool = False
     workers: int = 256
     per_cluster: int = 4
     policy: QueuePolicy = QueuePolicy()
@@ -368,7 +371,8 @@ class Controller:
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
-        if not member.cluster.engaged:  # it was disengaged after the task was created, and is about to be dropped
+        # It was disengaged after the task was created, and is about to be dropped; or its project is being deleted.
+        if not member.cluster.engaged or self._is_left_to_deletion(member, key):
             self.queue.done(key, Done(), self._clock())
             return
         self._queue_duration.observe(work.queued_s)
@@ -470,6 +474,16 @@ class Controller:
         after = result.requeue_after
         return Done(None if after is None else after.total_seconds())
 
+    def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
+        """Return whether the object's project is being deleted and the object is not terminating.
+
+        Milo empties such a project again and again: what a reconciler restores keeps it from ending.
+        """
+        if self.spec.while_deleting or member.cluster.current.deletion_requested_at is None:
+            return False
+        found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
+        return found is None or not is_terminating(msgspec.json.decode(found.raw))
+
     async def _called(self, request: Request[Any]) -> Any:
         if self._shared.tracer is None:
             return await self._run(request)
@@ -547,11 +561,16 @@ def _targets(found: object) -> list[Target]:
     return targets
 
 
+def stays_suspended(cluster: Cluster) -> bool:
+    """Return whether the suspension of a project ends before the project: Milo lifts none during a deletion."""
+    return cluster.suspended and cluster.deletion_requested_at is None
+
+
 def _outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
     match error:
         case Permanent():
             return Stopped(str(error))
-        case ProjectSuspended() if cluster.current.suspended:
+        case ProjectSuspended() if stays_suspended(cluster.current):
             return Parked()
         case ApiError():
             return Failed(error.retry_after_s)

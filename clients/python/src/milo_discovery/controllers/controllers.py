@@ -33,6 +33,7 @@ from milo_discovery.controllers.controller import (
     Target,
     Tracer,
     WatchedKind,
+    stays_suspended,
 )
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
@@ -204,6 +205,7 @@ class Controllers(RunsInBackground):
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
         queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
+        while_deleting: bool = False,
     ) -> Callable[[DocumentReconciler], DocumentReconciler]: ...
     @overload
     def reconcile(
@@ -219,6 +221,7 @@ class Controllers(RunsInBackground):
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
         queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
+        while_deleting: bool = False,
     ) -> Callable[[Reconciler[T]], Reconciler[T]]: ...
     def reconcile(
         self,
@@ -233,6 +236,7 @@ class Controllers(RunsInBackground):
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
         queue: QueuePolicy = QueuePolicy(),  # noqa: B008  (immutable)
+        while_deleting: bool = False,
     ) -> Any:
         """Register a reconciler for the objects of a kind (a decorator): an async function, or a plain one.
 
@@ -240,7 +244,8 @@ class Controllers(RunsInBackground):
         `watches`. `on`: which changes of an object matter; all by default. `on_cluster_change`: reconcile the objects
         of a cluster when its labels, annotations or suspension change. `workers`: maximum concurrent reconciles;
         `per_cluster`: those in one cluster. `timeout`: of one reconcile; None for none. `name`: of the controller in
-        logs and metrics.
+        logs and metrics. `while_deleting`: in projects whose deletion was requested, reconcile all objects and not only
+        terminating ones.
         """
         self._require_new()
         primary = kind_of(kind)
@@ -263,6 +268,7 @@ class Controllers(RunsInBackground):
             watches=tuple(watches),
             on=_predicates(on),
             on_cluster_change=on_cluster_change,
+            while_deleting=while_deleting,
             workers=workers,
             per_cluster=min(per_cluster, workers),
             policy=queue,
@@ -446,13 +452,7 @@ class Controllers(RunsInBackground):
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         try:
             async with cluster.credentials() as credentials:
-                api = ClusterApi(
-                    cluster.name,
-                    credentials,
-                    self._connections,
-                    is_suspended=lambda: cluster.current.suspended,
-                    proxy=cluster.proxy,
-                )
+                api = ClusterApi(cluster.name, credentials, self._connections, proxy=cluster.proxy)
                 try:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:
@@ -489,7 +489,7 @@ class Controllers(RunsInBackground):
             while True:
                 before, seen = seen, await member.cluster.updated(since=seen)
                 for controller in self._controllers:
-                    if before.suspended and not seen.suspended:
+                    if stays_suspended(before) and not stays_suspended(seen):
                         controller.unpark(member)
                     if controller.spec.on_cluster_change and _content(before) != _content(seen):
                         controller.resync(member, Priority.LIVE)

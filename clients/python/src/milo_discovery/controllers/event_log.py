@@ -1,4 +1,4 @@
-"""Events of objects (`events.k8s.io/v1`), whose repetitions become a series of one event.
+"""Events of objects, whose repetitions become a series of one event.
 
 Pure: callers pass the time and send what is returned.
 """
@@ -15,6 +15,9 @@ from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.kinds import Document
 
 EventType = Literal["Normal", "Warning"]
+
+_CORE_FIELDS = {"reportingController": "reportingComponent", "note": "message", "regarding": "involvedObject"}
+"""The names that fields have in the core group, where they differ."""
 
 SERIES_S = 360.0
 """An event that is not repeated for this long ends its series."""
@@ -54,6 +57,11 @@ class _Series(msgspec.Struct):
     count: int
     seen_at: float
     written_at: float
+
+
+def in_core(event: Document) -> Document:
+    """Return the event as an object of the core group."""
+    return {**{_CORE_FIELDS.get(field, field): value for field, value in event.items()}, "apiVersion": "v1"}
 
 
 class EventLog:

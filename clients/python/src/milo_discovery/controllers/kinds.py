@@ -219,3 +219,8 @@ def _undecodable(found: msgspec.inspect.Type) -> str:
         if isinstance(field.type, msgspec.inspect.CustomType):
             return f"its field {field.name} has the type {field.type.cls.__name__}"
     return ""
+
+
+EVENTS = Kind("events.k8s.io/v1/events")
+CORE_EVENTS = Kind("v1/events")
+"""The events that Milo serves, which has no events.k8s.io."""

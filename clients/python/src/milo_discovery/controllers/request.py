@@ -29,9 +29,16 @@ from milo_discovery.controllers.conditions import (
     with_owner,
 )
 from milo_discovery.controllers.errors import Conflict, ControllerError, NotFound
-from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, EventType, PatchEvent
+from milo_discovery.controllers.event_log import (
+    CreateEvent,
+    EventContent,
+    EventLog,
+    EventType,
+    PatchEvent,
+    in_core,
+)
 from milo_discovery.controllers.fleet_view import ClusterView, FleetView
-from milo_discovery.controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
+from milo_discovery.controllers.kinds import CORE_EVENTS, AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_discovery.controllers.own_writes import Write
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
@@ -42,7 +49,6 @@ Other = TypeVar("Other")
 
 PatchType = Literal["merge", "json", "strategic"]
 _PATCHES: Mapping[PatchType, str] = {"merge": MERGE_PATCH, "json": JSON_PATCH, "strategic": STRATEGIC_MERGE_PATCH}
-_EVENTS = Kind("events.k8s.io/v1/events")
 _CONFLICT_RETRIES = 4
 
 
@@ -259,10 +265,7 @@ class Request(Generic[ObjectT]):
         return await self._change(changed)
 
     async def remove_finalizer(self, finalizer: str) -> bool:
-        """Remove the finalizer, if the object has it. Return whether it was removed.
-
-        From a terminating object this also works while the project is suspended.
-        """
+        """Remove the finalizer, if the object has it. Return whether it was removed."""
 
         def changed(found: Document) -> Document | None:
             finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
@@ -271,7 +274,7 @@ class Request(Generic[ObjectT]):
             return {"metadata": {"finalizers": [each for each in finalizers if each != finalizer]}}
 
         try:
-            return await self._change(changed, ends_termination=True)
+            return await self._change(changed)
         except NotFound:
             return False
 
@@ -285,11 +288,9 @@ class Request(Generic[ObjectT]):
         content = EventContent(type, reason, action, note)
         try:
             regarding = await self._whole_document()
-            match self._events.record(self.cluster.name, regarding, content, self._now()):
-                case CreateEvent(namespace, body):
-                    await self._api.send("POST", _EVENTS.collection(namespace), (), body)
-                case PatchEvent(namespace, name, body):
-                    await self._api.send("PATCH", _EVENTS.path(name, namespace), (), body, content_type=MERGE_PATCH)
+            write = self._events.record(self.cluster.name, regarding, content, self._now())
+            if write is not None:
+                await self._record(write)
         except (ControllerError, DiscoveryError) as error:
             if regarding is not None:
                 self._events.forget(self.cluster.name, regarding, content)
@@ -297,9 +298,25 @@ class Request(Generic[ObjectT]):
 
     # --- internals ---
 
-    async def _change(
-        self, changed: Callable[[Document], Document | None], *, subresource: str = "", ends_termination: bool = False
-    ) -> bool:
+    async def _record(self, write: CreateEvent | PatchEvent) -> None:
+        try:
+            await self._send_event(self._api.event_kind, write)
+        except NotFound:
+            if self._api.event_kind is CORE_EVENTS:
+                raise
+            # That may mean the kind, as in Milo, or the namespace: only a success tells.
+            await self._send_event(CORE_EVENTS, write)
+            self._api.event_kind = CORE_EVENTS
+
+    async def _send_event(self, kind: Kind[Document], write: CreateEvent | PatchEvent) -> None:
+        match write:
+            case CreateEvent(namespace, body):
+                event = in_core(body) if kind is CORE_EVENTS else body
+                await self._api.send("POST", kind.collection(namespace), (), event)
+            case PatchEvent(namespace, name, body):
+                await self._api.send("PATCH", kind.path(name, namespace), (), body, content_type=MERGE_PATCH)
+
+    async def _change(self, changed: Callable[[Document], Document | None], *, subresource: str = "") -> bool:
         """Write the patch that `changed` returns for the object, on top of the version that it was made from."""
         found = await self._whole_document() if subresource else self._document()
         for attempt in range(_CONFLICT_RETRIES + 1):
@@ -317,7 +334,6 @@ class Request(Generic[ObjectT]):
                     self._manager,
                     body,
                     content_type=MERGE_PATCH,
-                    allowed_while_suspended=ends_termination and is_terminating(found),
                 )
                 self._noted(self.kind, written)
             except Conflict:
