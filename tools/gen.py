@@ -1,9 +1,11 @@
-"""Generates the code of the proto file for the Python and the Go client; `--check` fails if what is there is stale.
+"""Generates the code of the proto file for the clients in Python, Go and Node; `--check` fails if what is there is stale.
 
 `./dev gen` runs it. The generators are older than the runtimes, so that the clients work with a wide range of gRPC and
-protobuf versions. Go code needs the go command and is left alone without it.
+protobuf versions. Go code needs the go command and TypeScript npm; they are left alone without it. Java and Rust
+generate theirs when they are built.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,10 +23,14 @@ PYTHON_PACKAGE = "milo_discovery._gen"
 PYTHON_PLUGINS = ("mypy", "mypy_grpc")
 GO_TARGET = ROOT / "clients/go/v1"
 GO_MODULE = "go.miloapis.com/discovery"
+NODE_CLIENT = ROOT / "clients/node"
+NODE_TARGET = NODE_CLIENT / "src/gen/milo/discovery/v1"
 GO_PLUGINS = {
     "google.golang.org/protobuf/cmd/protoc-gen-go": "v1.36.6",
     "google.golang.org/grpc/cmd/protoc-gen-go-grpc": "v1.5.1",
 }
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd"
 
 Files = dict[str, str]
 
@@ -73,7 +79,7 @@ def generate_go(go: str) -> Files:
 
 def go_plugins(go: str) -> list[Path]:
     """Return the generators, built once into the user's cache directory."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "protoc-gen-go"
+    cache = CACHE / "protoc-gen-go"
     plugins = []
     for package, version in GO_PLUGINS.items():
         directory = cache / version
@@ -84,6 +90,21 @@ def go_plugins(go: str) -> list[Path]:
             )
         plugins.append(plugin)
     return plugins
+
+
+def generate_node(npm: str) -> Files:
+    """Return the generated files, of the generator that the client's lock names."""
+    lock = (NODE_CLIENT / "package-lock.json").read_bytes()
+    installed = CACHE / "protoc-gen-es" / hashlib.sha256(lock).hexdigest()[:16]
+    plugin = installed / "node_modules/.bin/protoc-gen-es"
+    if not plugin.exists():
+        installed.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(NODE_CLIENT / name, installed)
+        subprocess.run([npm, "ci", "--ignore-scripts", "--silent"], cwd=installed, check=True)
+    with tempfile.TemporaryDirectory() as out:
+        compile_proto(f"--plugin=protoc-gen-es={plugin}", f"--es_out={out}", "--es_opt=target=ts,import_extension=js")
+        return {path.name: path.read_text() for path in sorted(Path(out).rglob("*.ts"))}
 
 
 def write(target: Path, pattern: str, generated: Files) -> None:
@@ -109,6 +130,11 @@ def main() -> None:
         print("gen: SKIPPED: Go code (needs the go command)", file=sys.stderr)
     else:
         apply(GO_TARGET, "*.pb.go", generate_go(go))
+    npm = shutil.which("npm")
+    if npm is None:
+        print("gen: SKIPPED: TypeScript (needs npm)", file=sys.stderr)
+    else:
+        apply(NODE_TARGET, "*.ts", generate_node(npm))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ core = partial(case, Profile.CORE)
 @core(
     "A snapshot in one batch engages its clusters",
     why="Every operator begins with it.",
-    demands="The first batches are a snapshot of the fleet, every cluster as one ENGAGED event.",
+    demands="The first batches are a snapshot of the fleet, every cluster as one",
 )
 async def first_snapshot(run: Run) -> None:
     stream = await run.stream(resuming="")

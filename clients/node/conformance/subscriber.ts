@@ -1,0 +1,63 @@
+// The subscriber that the conformance kit judges this client by.
+import { createInterface } from "node:readline";
+import { Credential, DiscoveryClient, StatusError, type Event, type Kubeconfig } from "../src/index.js";
+
+const environment = process.env;
+const subscriber = environment.CONFORMANCE_SUBSCRIBER ?? "";
+const stop = new AbortController();
+const credentials = new Map<string, Credential>();
+
+const tell = (line: Record<string, unknown>) => console.log(JSON.stringify(line));
+const text = (kubeconfig: Kubeconfig) => new TextDecoder().decode(kubeconfig.kubeconfig);
+const code = (error: unknown) => (error instanceof StatusError ? error.code : String(error));
+// The reasons of drains have the order of the proto file.
+const REASONS = ["", "DELETED", "NOT_READY", "REPLACED", "LABELS_CHANGED", "UNREACHABLE", "REVOKED", "MOVED", "REMOVED"];
+
+function tellEvent(event: Event): void {
+  const { name, uid, endpoint, suspended, draining } = event.cluster;
+  const reason = event.type === "DISENGAGED" ? event.reason : "";
+  const kubeconfig = "kubeconfig" in event && event.kubeconfig ? text(event.kubeconfig) : "";
+  const drains = draining ? REASONS[draining.reason] : "";
+  tell({ event: event.type, cluster: name, uid, endpoint, suspended, draining: drains, reason, kubeconfig });
+}
+
+const client = new DiscoveryClient();
+const watch = client.watch({
+  heartbeatIntervalMs: Number(environment.CONFORMANCE_HEARTBEAT_S) * 1000,
+  labelSelector: environment.CONFORMANCE_LABEL_SELECTOR ?? "",
+  includeKubeconfigs: "CONFORMANCE_KUBECONFIGS" in environment,
+  subscriber,
+  signal: stop.signal,
+});
+
+async function follow(): Promise<void> {
+  try {
+    for await (const event of watch) tellEvent(event);
+  } catch (error) {
+    tell({ event: "FATAL", code: code(error) });
+  }
+}
+
+async function obey(verb: string, name: string): Promise<void> {
+  if (verb === "release") await watch.release(name);
+  if (verb === "kubeconfig") tell({ event: "ISSUED", cluster: name, kubeconfig: text(await client.issueKubeconfig(name)) });
+  if (verb === "credential") {
+    const incarnation = () => watch.cluster(name)?.incarnation ?? "";
+    const credential = credentials.get(name) ?? new Credential(client, name, () => watch.kubeconfig(name), incarnation);
+    credentials.set(name, credential);
+    tell({ event: "CREDENTIAL", cluster: name, token: (await credential.access()).token });
+  }
+}
+
+const following = follow();
+for await (const line of createInterface(process.stdin)) {
+  const [verb = "", name = ""] = line.split(" ");
+  if (verb === "stop") break;
+  await obey(verb, name).catch((error: unknown) => {
+    tell({ event: verb === "credential" ? "CREDENTIAL" : "FAILED", cluster: name, code: code(error) });
+  });
+}
+stop.abort();
+await following;
+if (subscriber) await client.endSubscription(subscriber);
+process.exit();

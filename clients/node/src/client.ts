@@ -1,0 +1,146 @@
+import { create, type DescMethod, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
+import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
+import {
+  callMetadata,
+  channelCredentials,
+  checkCredentials,
+  credentialsFromEnvironment,
+  type Credentials,
+} from "./credentials.js";
+import { converted, DiscoveryError } from "./errors.js";
+import {
+  DiscoveryService,
+  type Cluster,
+  type GetClusterResponse,
+  type GetServerInfoResponse,
+  type Kubeconfig,
+  type WatchClustersRequest,
+  type WatchClustersResponse,
+} from "./gen/milo/discovery/v1/discovery_pb.js";
+import { readAccess } from "./kubeconfig.js";
+import { connect } from "./service.js";
+import { duration, Watch } from "./watch.js";
+
+const DEFAULT_ADDRESS = "unix:///run/milo-discovery/discovery.sock";
+const TIMEOUT_MS = 30_000;
+
+/** Which clusters. All that is set must match. */
+export interface Filter {
+  /** Kubernetes syntax: "env=prod", "tier!=silver", "env in (prod, staging)". */
+  labelSelector?: string;
+  names?: string[];
+  organizations?: string[];
+  /** Of a daemon with several sources. */
+  sources?: string[];
+}
+
+export interface WatchOptions extends Filter {
+  /** Deliver a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires. */
+  includeKubeconfigs?: boolean;
+  /** Requested lifetime of these kubeconfigs; the daemon may shorten it. */
+  kubeconfigTtlMs?: number;
+  /** Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection. */
+  heartbeatIntervalMs?: number;
+  /** Have planned disengagements wait for a release under this name, which no other watch of the caller may use. */
+  subscriber?: string;
+  /** Ends the watch. */
+  signal?: AbortSignal;
+  /** Called with the reason when a stream breaks. Every cluster stays engaged, and the watch reconnects. */
+  onDisconnect?: (error: Error) => void;
+}
+
+type Methods = (typeof DiscoveryService)["method"];
+type Unary = Exclude<keyof Methods, "watchClusters">;
+type Input<Name extends Unary> = Methods[Name] extends DescMethod ? MessageInitShape<Methods[Name]["input"]> : never;
+type Output<Name extends Unary> = Methods[Name] extends DescMethod ? MessageShape<Methods[Name]["output"]> : never;
+type Call = (...arguments_: unknown[]) => unknown;
+
+/** A client of the daemon at `unix:///path` or `HOST:PORT`; by default at MILO_DISCOVERY_ADDRESS. */
+export class DiscoveryClient {
+  readonly address: string;
+  readonly #credentials: Credentials;
+
+  constructor(options: { address?: string; credentials?: Credentials } = {}) {
+    this.address = options.address ?? (process.env.MILO_DISCOVERY_ADDRESS || DEFAULT_ADDRESS);
+    if (!/^unix:\/\/\/.|^[^/]+:\d+$/.test(this.address)) {
+      throw new DiscoveryError(`address ${this.address} is neither unix:///path/to/socket nor HOST:PORT`);
+    }
+    this.#credentials = options.credentials ?? credentialsFromEnvironment();
+    checkCredentials(this.#credentials, this.address);
+  }
+
+  /** Follow the clusters: `for await (const event of client.watch())`. */
+  watch(options: WatchOptions = {}): Watch {
+    return new Watch(this, options);
+  }
+
+  /** All engaged clusters, ordered by name. */
+  async list(filter: Filter = {}): Promise<Cluster[]> {
+    const clusters: Cluster[] = [];
+    let pageToken = "";
+    do {
+      const page = await this.call("listClusters", { filter, pageToken });
+      clusters.push(...page.clusters);
+      pageToken = page.nextPageToken;
+    } while (pageToken);
+    return clusters;
+  }
+
+  /** What the daemon knows of a name, engaged or not. */
+  async get(name: string): Promise<GetClusterResponse> {
+    return await this.call("getCluster", { name });
+  }
+
+  async serverInfo(): Promise<GetServerInfoResponse> {
+    return await this.call("getServerInfo", {});
+  }
+
+  /** Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation. */
+  async issueKubeconfig(name: string, options: { ttlMs?: number; incarnation?: string } = {}): Promise<Kubeconfig> {
+    const { kubeconfig } = await this.call("issueKubeconfig", {
+      cluster: name,
+      incarnation: options.incarnation ?? "",
+      ...(options.ttlMs === undefined ? {} : { ttl: duration(options.ttlMs) }),
+    });
+    if (!kubeconfig) throw new DiscoveryError(`the daemon's answer has no kubeconfig for ${name}`);
+    readAccess(kubeconfig);
+    return kubeconfig;
+  }
+
+  /** Tell the daemon that a subscriber has ended all of its work, so that no draining cluster waits for it. */
+  async endSubscription(subscriber: string): Promise<void> {
+    await this.call("endSubscription", { subscriber });
+  }
+
+  /** @internal Make a unary call, on a connection of its own. */
+  async call<Name extends Unary>(name: Name, init: Input<Name>, timeoutMs = TIMEOUT_MS): Promise<Output<Name>> {
+    const connection = this.connect();
+    const metadata = callMetadata(this.#credentials);
+    const request = create(DiscoveryService.method[name].input, init as never);
+    try {
+      return await new Promise((resolve, reject) => {
+        const done = (error: ServiceError | null, response: Output<Name>) => (error ? reject(error) : resolve(response));
+        (connection[name] as Call).call(connection, request, metadata, { deadline: Date.now() + timeoutMs }, done);
+      });
+    } catch (error) {
+      throw converted(error);
+    } finally {
+      connection.close();
+    }
+  }
+
+  /** @internal */
+  connect(): ReturnType<typeof connect> {
+    return connect(this.address, channelCredentials(this.#credentials));
+  }
+
+  /** @internal */
+  openStream(
+    connection: ReturnType<typeof connect>,
+    request: WatchClustersRequest,
+  ): ClientReadableStream<WatchClustersResponse> {
+    const metadata = callMetadata(this.#credentials);
+    const call = connection.watchClusters as Call;
+    return call.call(connection, request, metadata) as ClientReadableStream<WatchClustersResponse>;
+  }
+}

@@ -1,0 +1,95 @@
+import { status, type Metadata, type ServiceError } from "@grpc/grpc-js";
+import { BinaryReader } from "@bufbuild/protobuf/wire";
+
+/** The base of all errors of this package. */
+export class DiscoveryError extends Error {
+  override name = "DiscoveryError";
+}
+
+/** Credentials cannot be read, or must not be sent to the address. */
+export class InvalidCredentials extends DiscoveryError {
+  override name = "InvalidCredentials";
+}
+
+/** A kubeconfig is not of the form that the daemon writes. The message never quotes it. */
+export class UnusableKubeconfig extends DiscoveryError {
+  override name = "UnusableKubeconfig";
+}
+
+/** The stream violated the protocol, or fell silent. A watch recovers by itself. */
+export class StreamBroken extends DiscoveryError {
+  override name = "StreamBroken";
+}
+
+/** A call ended with a gRPC status other than OK. */
+export class StatusError extends DiscoveryError {
+  override name = "StatusError";
+
+  constructor(
+    /** The name of the status, such as "NOT_FOUND". */
+    readonly code: keyof typeof status,
+    message: string,
+    /** How long the daemon asks to wait before a retry. */
+    readonly retryAfterMs?: number,
+  ) {
+    super(`${code}: ${message}`);
+  }
+
+  /** Whether a retry fails too, until the request or a configuration is changed. */
+  get isFinal(): boolean {
+    return FINAL.has(this.code);
+  }
+}
+
+const FINAL = new Set<string>([
+  "INVALID_ARGUMENT",
+  "PERMISSION_DENIED",
+  "UNAUTHENTICATED",
+  "UNIMPLEMENTED",
+  "FAILED_PRECONDITION",
+]);
+
+/** Convert an error of grpc-js; others are returned as they are. */
+export function converted(error: unknown): Error {
+  if (!(error instanceof Error)) return new DiscoveryError(String(error));
+  const { code, details, metadata } = error as Partial<ServiceError>;
+  if (typeof code !== "number" || !metadata) return error;
+  return new StatusError(status[code] as keyof typeof status, details ?? error.message, retryAfter(metadata));
+}
+
+// google.rpc.Status is `repeated google.protobuf.Any details = 3`, and RetryInfo `google.protobuf.Duration retry_delay = 1`.
+function retryAfter(metadata: Metadata): number | undefined {
+  const [status] = metadata.get("grpc-status-details-bin");
+  if (!(status instanceof Uint8Array)) return undefined;
+  for (const any of fields(status, 3)) {
+    const [type] = fields(any, 1);
+    const [value] = fields(any, 2);
+    if (!type || !value || !Buffer.from(type).toString().endsWith("/google.rpc.RetryInfo")) continue;
+    const [delay] = fields(value, 1);
+    return delay && milliseconds(delay);
+  }
+  return undefined;
+}
+
+function fields(message: Uint8Array, wanted: number): Uint8Array[] {
+  const reader = new BinaryReader(message);
+  const found: Uint8Array[] = [];
+  while (reader.pos < reader.len) {
+    const [number, type] = reader.tag();
+    if (number === wanted && type === 2) found.push(reader.bytes());
+    else reader.skip(type);
+  }
+  return found;
+}
+
+function milliseconds(duration: Uint8Array): number {
+  const reader = new BinaryReader(duration);
+  let total = 0;
+  while (reader.pos < reader.len) {
+    const [number, type] = reader.tag();
+    if (number === 1) total += Number(reader.int64()) * 1000;
+    else if (number === 2) total += reader.int32() / 1e6;
+    else reader.skip(type);
+  }
+  return Math.max(0, total);
+}

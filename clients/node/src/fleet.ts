@@ -1,0 +1,129 @@
+import { hostname } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { DiscoveryClient, WatchOptions } from "./client.js";
+import { Credential } from "./credential.js";
+import type { Cluster } from "./gen/milo/discovery/v1/discovery_pb.js";
+import type { RenewingKubeConfig } from "./kubernetes.js";
+import type { Watch } from "./watch.js";
+
+const BACKOFF_MS = { first: 1000, longest: 60_000 };
+
+/** One engagement of a cluster: the same object from ENGAGED to DISENGAGED. */
+export class EngagedCluster {
+  /** The credential of the cluster, renewed as long as it is engaged. */
+  readonly credential: Credential;
+
+  constructor(
+    client: DiscoveryClient,
+    watch: Watch,
+    /** The cluster as of now, or as of its disengagement. */
+    public current: Cluster,
+    /** Aborted when the cluster is disengaged, or about to be. */
+    readonly signal: AbortSignal,
+  ) {
+    const { name } = current;
+    this.credential = new Credential(client, name, () => watch.kubeconfig(name), () => this.current.incarnation);
+  }
+
+  get name(): string {
+    return this.current.name;
+  }
+
+  /** A KubeConfig for @kubernetes/client-node, whose credential is renewed. */
+  async kubeConfig(): Promise<RenewingKubeConfig> {
+    const { RenewingKubeConfig } = await import("./kubernetes.js"); // an optional dependency
+    return await RenewingKubeConfig.open(this.name, this.credential);
+  }
+}
+
+/** The work on one cluster: it ends when the signal of the cluster is aborted. */
+export type Handler = (cluster: EngagedCluster) => Promise<void>;
+
+export interface FleetOptions extends Omit<WatchOptions, "subscriber"> {
+  /** Identifies this part of the program to the daemon; by default the host's name and a random number. */
+  subscriber?: string;
+  /** Called with each error of a handler, which is then called again after a backoff. */
+  onError?: (cluster: EngagedCluster, error: unknown) => void;
+}
+
+interface Member {
+  cluster: EngagedCluster;
+  end: AbortController;
+  done: Promise<void>;
+}
+
+/** Runs one handler per engaged cluster. A cluster that drains is released when its handler has ended. */
+export class Fleet {
+  readonly #members = new Map<string, Member>();
+  readonly #ending = new Map<string, Promise<void>>();
+
+  constructor(
+    private readonly client: DiscoveryClient,
+    private readonly options: FleetOptions = {},
+  ) {}
+
+  /** The engaged clusters by name. */
+  get clusters(): ReadonlyMap<string, EngagedCluster> {
+    return new Map([...this.#members].map(([name, { cluster }]) => [name, cluster]));
+  }
+
+  /** Run until the signal is aborted. Throws errors that a retry cannot fix. Settles after all handlers have ended. */
+  async run(handler: Handler): Promise<void> {
+    const subscriber = this.options.subscriber ?? `${hostname()}/${Math.random().toString(36).slice(2, 10)}`;
+    const watch = this.client.watch({ ...this.options, subscriber });
+    try {
+      for await (const event of watch) {
+        const member = this.#members.get(event.cluster.name);
+        if (member) member.cluster.current = event.cluster;
+        if (event.type === "ENGAGED") this.#engage(watch, event.cluster, handler);
+        if (event.type === "DISENGAGED") this.#disengage(event.cluster.name, event.reason);
+        else if (event.cluster.draining) void this.#drain(watch, event.cluster.name);
+      }
+    } finally {
+      for (const name of this.#members.keys()) this.#disengage(name, "the program ends");
+      await Promise.all(this.#ending.values());
+      await this.client.endSubscription(subscriber).catch(() => {}); // the daemon waits until the deadline of a drain
+    }
+  }
+
+  #engage(watch: Watch, current: Cluster, handler: Handler): void {
+    const end = new AbortController();
+    const cluster = new EngagedCluster(this.client, watch, current, end.signal);
+    const done = current.draining ? Promise.resolve() : this.#work(cluster, handler);
+    this.#members.set(current.name, { cluster, end, done });
+  }
+
+  #disengage(name: string, reason: string): void {
+    const member = this.#members.get(name);
+    if (!member) return;
+    this.#members.delete(name);
+    member.end.abort(new Error(reason));
+    const ended = member.done.finally(() => {
+      if (this.#ending.get(name) === ended) this.#ending.delete(name);
+    });
+    this.#ending.set(name, ended);
+  }
+
+  async #drain(watch: Watch, name: string): Promise<void> {
+    const member = this.#members.get(name);
+    member?.end.abort(new Error("draining"));
+    await member?.done;
+    // If the release does not reach the daemon, it sends the cluster again on the next stream.
+    if (member && this.#members.get(name) === member) await watch.release(name).catch(() => {});
+  }
+
+  async #work(cluster: EngagedCluster, handler: Handler): Promise<void> {
+    await this.#ending.get(cluster.name); // of an earlier cluster of this name
+    for (let backoffMs = BACKOFF_MS.first; !cluster.signal.aborted; backoffMs = Math.min(2 * backoffMs, BACKOFF_MS.longest)) {
+      try {
+        await handler(cluster);
+        return;
+      } catch (error) {
+        if (cluster.signal.aborted) return;
+        if (this.options.onError) this.options.onError(cluster, error);
+        else console.error(`the handler of ${cluster.name} failed:`, error);
+      }
+      await sleep(backoffMs, undefined, { signal: cluster.signal }).catch(() => {});
+    }
+  }
+}

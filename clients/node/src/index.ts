@@ -1,0 +1,8 @@
+export { DiscoveryClient, type Filter, type WatchOptions } from "./client.js";
+export { credentialsFromEnvironment, type Credentials } from "./credentials.js";
+export { DiscoveryError, InvalidCredentials, StatusError, UnusableKubeconfig } from "./errors.js";
+export { Fleet, type EngagedCluster, type FleetOptions, type Handler } from "./fleet.js";
+export { Credential } from "./credential.js";
+export type { DisengageReason, Event } from "./session.js";
+export type { Watch } from "./watch.js";
+export type * from "./gen/milo/discovery/v1/discovery_pb.js";

@@ -1,0 +1,71 @@
+import { UnusableKubeconfig } from "./errors.js";
+import type { Kubeconfig } from "./gen/milo/discovery/v1/discovery_pb.js";
+
+/** What a kubeconfig of the daemon says: where the API server is, and how to authenticate there. */
+export interface Access {
+  server: string;
+  caData?: string | undefined;
+  tlsServerName?: string | undefined;
+  token?: string | undefined;
+  certificateData?: string | undefined;
+  keyData?: string | undefined;
+}
+
+type Fields = Record<string, unknown>;
+
+/**
+ * Read a kubeconfig of the form that the daemon writes, JSON with a token or a client certificate. Everything else is refused:
+ * whatever answers at the daemon's address could name a program to run, a file to read or a proxy.
+ */
+export function readAccess(kubeconfig: Kubeconfig): Access {
+  let file: unknown;
+  try {
+    file = JSON.parse(new TextDecoder().decode(kubeconfig.kubeconfig));
+  } catch {
+    throw new UnusableKubeconfig("kubeconfig refused: it is not JSON");
+  }
+  const top = object(file, ["apiVersion", "kind", "current-context", "contexts", "clusters", "users"]);
+  const named = (list: string, inner: string, fields: string[]): Fields => {
+    const [entry, ...others] = Array.isArray(top[list]) ? (top[list] as unknown[]) : [];
+    if (others.length > 0) throw new UnusableKubeconfig(`kubeconfig refused: it has several ${list}`);
+    return object(object(entry, ["name", inner])[inner], fields);
+  };
+  named("contexts", "context", ["cluster", "user"]);
+  const cluster = named("clusters", "cluster", ["server", "certificate-authority-data", "tls-server-name"]);
+  const user = named("users", "user", ["token", "client-certificate-data", "client-key-data"]);
+  const text = (fields: Fields, name: string) => (typeof fields[name] === "string" ? fields[name] || undefined : undefined);
+  const access: Access = {
+    server: text(cluster, "server") ?? "",
+    caData: text(cluster, "certificate-authority-data"),
+    tlsServerName: text(cluster, "tls-server-name"),
+    token: text(user, "token"),
+    certificateData: text(user, "client-certificate-data"),
+    keyData: text(user, "client-key-data"),
+  };
+  if (!access.server) throw new UnusableKubeconfig("kubeconfig refused: it has no server");
+  if (!access.token && !(access.certificateData && access.keyData)) {
+    throw new UnusableKubeconfig("kubeconfig refused: it has neither a token nor a client certificate with its key");
+  }
+  return access;
+}
+
+/** Return the kubeconfig if the daemon would write it. Refusing its event instead would stop the watch. */
+export function usable(kubeconfig: Kubeconfig | undefined): Kubeconfig | undefined {
+  try {
+    if (kubeconfig) readAccess(kubeconfig);
+    return kubeconfig;
+  } catch (error) {
+    console.error(`cluster ${kubeconfig?.cluster}: ${(error as Error).message}`); // without the content, which is secret
+    return undefined;
+  }
+}
+
+function object(value: unknown, allowed: string[]): Fields {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new UnusableKubeconfig("kubeconfig refused: it is not of the form that the daemon writes");
+  }
+  if (Object.keys(value).some((name) => !allowed.includes(name))) {
+    throw new UnusableKubeconfig("kubeconfig refused: it has fields that the daemon does not write");
+  }
+  return value as Fields;
+}

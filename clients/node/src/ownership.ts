@@ -1,0 +1,87 @@
+import { uptime } from "node:os";
+import type { RenewOwnershipResponse } from "./gen/milo/discovery/v1/discovery_pb.js";
+
+const INTERVAL_MS = 3000;
+const SHORTEST_MS = 200;
+const LONGEST_DURATION_S = 315_576_000_000n; // of protobuf
+
+/** Milliseconds of a clock that, unlike that of timers, also advances while the machine is suspended. */
+export const now = (): number => uptime() * 1000;
+
+class Signal {
+  notify!: () => void;
+  readonly promise = new Promise<void>((resolve) => (this.notify = resolve));
+}
+
+/**
+ * Until when a sharded daemon's clusters are its own. A daemon that is killed cannot say that it lost them, and another one
+ * engages them: so ask every few seconds, and stop when the time of the last response has passed.
+ */
+export class Ownership {
+  #until = Infinity;
+  #renewing: Promise<void> | undefined;
+  #changed = new Signal();
+  #closed = false;
+
+  constructor(private readonly renew: (timeoutMs: number) => Promise<RenewOwnershipResponse>) {}
+
+  get isHeld(): boolean {
+    return now() < this.#until;
+  }
+
+  /** Settles when the ownership is lost, or held again. */
+  get changed(): Promise<void> {
+    return this.#changed.promise;
+  }
+
+  /** Begin to renew, with the first batch that is `sharded`. Settles after the first response. */
+  async begin(): Promise<void> {
+    if (this.#renewing) return;
+    this.#until = 0;
+    const first = this.#renew();
+    this.#renewing = first.then(() => this.#keep());
+    await first;
+  }
+
+  close(): void {
+    this.#closed = true;
+  }
+
+  async #keep(): Promise<void> {
+    let wasHeld = this.isHeld;
+    const notify = () => {
+      if (wasHeld === this.isHeld) return;
+      wasHeld = !wasHeld;
+      this.#changed.notify();
+      this.#changed = new Signal();
+    };
+    while (this.#until !== Infinity && !this.#closed) {
+      await new Promise((resolve) => setTimeout(resolve, this.#pause()));
+      notify(); // what has ended meanwhile is lost, even if it can be renewed
+      await this.#renew();
+      notify();
+    }
+    this.#renewing = undefined;
+  }
+
+  async #renew(): Promise<void> {
+    const asked = now();
+    const left = this.#until - asked;
+    try {
+      const { sharded, validFor } = await this.renew(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);
+      // A duration counts from the request, since the response may have been delayed.
+      if (!sharded) this.#until = Infinity;
+      else if (validFor && validFor.seconds <= LONGEST_DURATION_S) {
+        this.#until = Math.max(this.#until, asked + Number(validFor.seconds) * 1000 + validFor.nanos / 1e6);
+      }
+    } catch {
+      // The last response stands until its time has passed.
+    }
+  }
+
+  // Shorter towards the deadline, since the daemon may renew its own Lease late.
+  #pause(): number {
+    const left = this.#until - now();
+    return left > 0 ? Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS))) : INTERVAL_MS / 3;
+  }
+}

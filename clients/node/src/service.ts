@@ -1,0 +1,39 @@
+import { fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
+import { makeClientConstructor, type Client, type MethodDefinition, type ServiceDefinition } from "@grpc/grpc-js";
+import { DiscoveryService } from "./gen/milo/discovery/v1/discovery_pb.js";
+
+/** The service for grpc-js, made of the descriptor in the generated code. */
+export const definition: ServiceDefinition = Object.fromEntries(
+  DiscoveryService.methods.map((method) => [
+    method.localName,
+    {
+      path: `/${DiscoveryService.typeName}/${method.name}`,
+      requestStream: false,
+      responseStream: method.methodKind === "server_streaming",
+      ...codec("request", method.input),
+      ...codec("response", method.output),
+    } as MethodDefinition<unknown, unknown>,
+  ]),
+);
+
+function codec(direction: "request" | "response", schema: DescMessage): Record<string, unknown> {
+  return {
+    [`${direction}Serialize`]: (message: MessageShape<DescMessage>) => Buffer.from(toBinary(schema, message)),
+    [`${direction}Deserialize`]: (bytes: Uint8Array) => fromBinary(schema, bytes),
+  };
+}
+
+const Service = makeClientConstructor(definition, DiscoveryService.typeName);
+
+/** Open a connection of its own: grpc-js would otherwise share one, with its backoff, among all clients of an address. */
+export function connect(...[address, credentials]: ConstructorParameters<typeof Client>): InstanceType<typeof Service> {
+  return new Service(address, credentials, {
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000, // the daemon is local: reconnect soon after it is back
+    "grpc.enable_http_proxy": 0,
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.max_receive_message_length": 64 << 20,
+  });
+}

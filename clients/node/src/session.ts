@@ -1,0 +1,209 @@
+import { clone, equals } from "@bufbuild/protobuf";
+import { StreamBroken } from "./errors.js";
+import {
+  ClusterEvent_Type as Type,
+  ClusterSchema,
+  DisengageReason as Reason,
+  KubeconfigSchema,
+  type Cluster,
+  type ClusterEvent,
+  type Kubeconfig,
+  type WatchClustersResponse,
+} from "./gen/milo/discovery/v1/discovery_pb.js";
+import { usable } from "./kubeconfig.js";
+
+export type DisengageReason = keyof typeof Reason;
+
+/** A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known. */
+export type Event =
+  | { type: "ENGAGED" | "KUBECONFIG"; cluster: Cluster; kubeconfig?: Kubeconfig | undefined }
+  | { type: "UPDATED"; cluster: Cluster }
+  | { type: "DISENGAGED"; cluster: Cluster; reason: DisengageReason; message: string };
+
+interface Known {
+  cluster: Cluster;
+  kubeconfig?: Kubeconfig | undefined;
+}
+
+type Phase =
+  | { name: "closed" }
+  | { name: "opened"; resuming: string }
+  | { name: "awaiting snapshot" | "live"; last: string }
+  | { name: "receiving snapshot"; last: string; snapshot: Map<string, Known> };
+
+/**
+ * Turns batches into events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for
+ * each cluster.
+ *
+ * A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
+ * cluster, whatever its incarnation; but one that was draining and no longer is was disengaged and engaged again. A batch is
+ * applied completely or not at all, and only then does its revision become the resume revision.
+ */
+export class Session {
+  readonly view = new Map<string, Known>();
+  revision = "";
+  #phase: Phase = { name: "closed" };
+
+  /** Begin another stream, dropping an incomplete snapshot. Returns the revision to resume from. */
+  open(): string {
+    this.#phase = { name: "opened", resuming: this.revision };
+    return this.revision;
+  }
+
+  /** Apply a batch. Throws StreamBroken, without any effect, if it does not follow from the ones before. */
+  receive(batch: WatchClustersResponse): Event[] {
+    const phase = this.#phase;
+    this.#phase = { name: "closed" }; // unless the batch is valid
+    if (batch.reset) return this.#receiveSnapshot(new Map(), batch); // it starts over: no earlier batch can be missing
+    switch (phase.name) {
+      case "closed":
+        throw new StreamBroken("a batch arrived on a stream that is not open");
+      case "opened":
+        if (!batch.synced) return this.#awaitSnapshot("", batch);
+        if (!phase.resuming) throw new StreamBroken("a new stream began without a snapshot");
+        return this.#apply(phase.resuming, batch);
+      case "awaiting snapshot":
+        return this.#awaitSnapshot(phase.last, batch);
+      case "receiving snapshot":
+        requireNext(phase.last, batch);
+        return this.#receiveSnapshot(phase.snapshot, batch);
+      case "live":
+        return this.#apply(phase.last, batch);
+    }
+  }
+
+  /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
+  loseOwnership(): Event[] {
+    const lost = [...this.view.values()].map(({ cluster }) =>
+      disengaged(cluster, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that the cluster is still its own"),
+    );
+    this.view.clear();
+    this.#phase = { name: "closed" };
+    this.revision = "";
+    return lost;
+  }
+
+  #awaitSnapshot(last: string, batch: WatchClustersResponse): Event[] {
+    requireNext(last, batch);
+    if (batch.events.length > 0 || batch.synced) throw this.#contradiction("events arrived before the snapshot");
+    this.#phase = { name: "awaiting snapshot", last: batch.revision };
+    return [];
+  }
+
+  #receiveSnapshot(snapshot: Map<string, Known>, batch: WatchClustersResponse): Event[] {
+    for (const event of batch.events) {
+      const name = event.cluster?.name ?? "";
+      if (event.type === Type.DISENGAGED) snapshot.delete(name);
+      else if (isKnown(event.type)) snapshot.set(name, known(event, snapshot.get(name)));
+    }
+    if (!batch.synced) {
+      this.#phase = { name: "receiving snapshot", last: batch.revision, snapshot };
+      return [];
+    }
+    const pending = new Set(batch.pendingSources);
+    for (const [name, before] of this.view) {
+      if (pending.has(before.cluster.source) && !snapshot.has(name)) snapshot.set(name, before);
+    }
+    const events = [...this.#differences(snapshot)];
+    this.view.clear();
+    for (const [name, now] of snapshot) this.view.set(name, now);
+    this.revision = batch.revision;
+    this.#phase = { name: "live", last: batch.revision };
+    return events;
+  }
+
+  *#differences(snapshot: Map<string, Known>): Generator<Event> {
+    for (const [name, { cluster }] of this.view) {
+      if (!snapshot.has(name)) {
+        yield disengaged(cluster, Reason.UNSPECIFIED, "it was missing when the connection to the daemon was restored");
+      }
+    }
+    for (const [name, now] of snapshot) {
+      const before = this.view.get(name);
+      const end = before && endOf(before.cluster, now.cluster);
+      if (!before) {
+        yield { type: "ENGAGED", ...now };
+      } else if (end !== undefined) {
+        yield disengaged(before.cluster, end);
+        yield { type: "ENGAGED", ...now };
+      } else {
+        if (!sameContent(before.cluster, now.cluster)) yield { type: "UPDATED", cluster: now.cluster };
+        if (now.kubeconfig && !(before.kubeconfig && equals(KubeconfigSchema, before.kubeconfig, now.kubeconfig))) {
+          yield { type: "KUBECONFIG", ...now };
+        }
+      }
+    }
+  }
+
+  #apply(last: string, batch: WatchClustersResponse): Event[] {
+    requireNext(last, batch);
+    if (!batch.synced) throw this.#contradiction("the stream is no longer synced, without a reset");
+    const changed = new Map<string, Known | undefined>();
+    const events: Event[] = [];
+    for (const event of batch.events) {
+      if (!isKnown(event.type)) continue;
+      const name = event.cluster?.name ?? "";
+      const before = changed.has(name) ? changed.get(name) : this.view.get(name);
+      if ((before === undefined) !== (event.type === Type.ENGAGED)) {
+        throw this.#contradiction(`${Type[event.type]} for ${name}, which is ${before ? "" : "not "}engaged`);
+      }
+      const after = known(event, before);
+      changed.set(name, event.type === Type.DISENGAGED ? undefined : after);
+      if (event.type === Type.DISENGAGED) events.push(disengaged(after.cluster, event.reason, event.message));
+      else if (event.type === Type.UPDATED) events.push({ type: "UPDATED", cluster: after.cluster });
+      else if (event.type === Type.ENGAGED) events.push({ type: "ENGAGED", ...after });
+      else if (after.kubeconfig !== before?.kubeconfig) events.push({ type: "KUBECONFIG", ...after });
+    }
+    for (const [name, now] of changed) {
+      if (now) this.view.set(name, now);
+      else this.view.delete(name);
+    }
+    this.revision = batch.revision;
+    this.#phase = { name: "live", last: batch.revision };
+    return events;
+  }
+
+  /** Drop the resume revision: only a snapshot can tell what is true. */
+  #contradiction(detail: string): StreamBroken {
+    this.revision = "";
+    return new StreamBroken(detail);
+  }
+}
+
+function requireNext(last: string, { previousRevision }: WatchClustersResponse): void {
+  if (previousRevision !== last) {
+    throw new StreamBroken(`a batch is missing: expected one after '${last}', got one after '${previousRevision}'`);
+  }
+}
+
+function isKnown(type: Type): boolean {
+  return type !== Type.UNSPECIFIED && type in Type;
+}
+
+function known(event: ClusterEvent, before: Known | undefined): Known {
+  if (!event.cluster) throw new StreamBroken("an event has no cluster");
+  return { cluster: event.cluster, kubeconfig: usable(event.kubeconfig) ?? before?.kubeconfig };
+}
+
+function disengaged(cluster: Cluster, reason: Reason, message = ""): Event {
+  return { type: "DISENGAGED", cluster, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReason, message };
+}
+
+/** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */
+function endOf(before: Cluster, now: Cluster): Reason | undefined {
+  if (before.uid !== now.uid) return Reason.REPLACED;
+  return before.draining && !now.draining ? before.draining.reason : undefined;
+}
+
+/** Compare without what describes the daemon rather than the cluster. */
+function sameContent(a: Cluster, b: Cluster): boolean {
+  return equals(ClusterSchema, content(a), content(b));
+}
+
+function content(cluster: Cluster): Cluster {
+  const copy = clone(ClusterSchema, cluster);
+  copy.engagedAt = undefined;
+  copy.incarnation = copy.sourceResourceVersion = "";
+  if (copy.connectivity) copy.connectivity.since = undefined;
+  return copy;
+}

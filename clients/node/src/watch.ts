@@ -1,0 +1,167 @@
+import { create } from "@bufbuild/protobuf";
+import { timestampMs } from "@bufbuild/protobuf/wkt";
+import type { ClientReadableStream } from "@grpc/grpc-js";
+import type { DiscoveryClient, WatchOptions } from "./client.js";
+import { converted, StatusError, StreamBroken } from "./errors.js";
+import {
+  WatchClustersRequestSchema,
+  type Cluster,
+  type Kubeconfig,
+  type WatchClustersResponse,
+} from "./gen/milo/discovery/v1/discovery_pb.js";
+import { Ownership } from "./ownership.js";
+import { Session, type Event } from "./session.js";
+
+const BACKOFF_MS = { first: 200, longest: 5000 };
+const HEARTBEATS_MISSED = 3;
+
+/**
+ * One subscription, over as many streams as it takes: an async iterable of events, which connects on first use. It ends when the
+ * signal of its options is aborted, and throws only errors that a retry cannot fix. While an event is worked on, nothing more is
+ * read: the daemon coalesces changes meanwhile.
+ */
+export class Watch implements AsyncIterable<Event> {
+  readonly #session = new Session();
+  readonly #ownership: Ownership;
+  readonly #heartbeatMs: number;
+  #backoffMs = BACKOFF_MS.first;
+
+  constructor(
+    private readonly client: DiscoveryClient,
+    private readonly options: WatchOptions,
+  ) {
+    this.#heartbeatMs = Math.min(Math.max(options.heartbeatIntervalMs ?? 30_000, 1000), 3_600_000);
+    this.#ownership = new Ownership((timeoutMs) => client.call("renewOwnership", {}, timeoutMs));
+  }
+
+  /** The name under which clusters are released. Empty without it in the options. */
+  get subscriber(): string {
+    return this.options.subscriber ?? "";
+  }
+
+  /** The engaged cluster of this name, as last known. */
+  cluster(name: string): Cluster | undefined {
+    return this.#session.view.get(name)?.cluster;
+  }
+
+  /** The newest kubeconfig that the stream delivered for a cluster. */
+  kubeconfig(name: string): Kubeconfig | undefined {
+    return this.#session.view.get(name)?.kubeconfig;
+  }
+
+  /** Confirm that the work on a draining cluster has ended. A repeated call is a no-op. */
+  async release(name: string): Promise<void> {
+    const incarnation = this.cluster(name)?.incarnation ?? "";
+    await this.client.call("releaseCluster", { cluster: name, incarnation, subscriber: this.subscriber });
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Event> {
+    const { signal } = this.options;
+    const aborted = new Promise<void>((resolve) => signal?.addEventListener("abort", () => resolve(), { once: true }));
+    try {
+      while (!signal?.aborted) {
+        while (!this.#ownership.isHeld && !signal?.aborted) await Promise.race([this.#ownership.changed, aborted]);
+        let delayMs: number;
+        try {
+          for await (const batch of this.#stream(aborted)) yield* this.#session.receive(batch);
+          if (signal?.aborted) return;
+          delayMs = this.#nextDelay();
+        } catch (error) {
+          const failure = converted(error);
+          if (failure instanceof StatusError && failure.isFinal) throw failure;
+          delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
+          this.options.onDisconnect?.(failure);
+        }
+        if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
+        else await this.#sleep(delayMs, aborted);
+        if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
+      }
+    } finally {
+      this.#ownership.close();
+    }
+  }
+
+  /** Read one stream, on a connection of its own, until it ends. */
+  async *#stream(aborted: Promise<void>): AsyncGenerator<WatchClustersResponse> {
+    const connection = this.client.connect();
+    let stream: ClientReadableStream<WatchClustersResponse> | undefined;
+    try {
+      const request = this.#request(this.#session.open());
+      stream = this.client.openStream(connection, request);
+      stream.on("error", () => {}); // the iterator reports it
+      const batches = stream[Symbol.asyncIterator]() as AsyncIterator<WatchClustersResponse>;
+      for (;;) {
+        const next = await this.#within(batches.next(), aborted);
+        if (next === undefined || next.done) return;
+        const batch = next.value;
+        if (batch.sharded) await this.#ownership.begin();
+        if (batch.events.length > 0 && !this.#ownership.isHeld) {
+          throw new StreamBroken("the daemon does not own its clusters at present");
+        }
+        this.#backoffMs = BACKOFF_MS.first;
+        yield batch;
+      }
+    } finally {
+      stream?.cancel();
+      connection.close();
+    }
+  }
+
+  /** Wait for a batch: at most for three heartbeats, until the ownership is lost, or undefined once the watch is aborted. */
+  async #within<T>(next: Promise<T>, aborted: Promise<void>): Promise<T | undefined> {
+    let timer: NodeJS.Timeout | undefined;
+    const limitMs = HEARTBEATS_MISSED * this.#heartbeatMs;
+    const silence = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new StreamBroken(`no heartbeat for ${limitMs / 1000} s`)), limitMs);
+    });
+    next.catch(() => {});
+    try {
+      for (;;) {
+        const changed = this.#ownership.changed.then(() => "changed" as const);
+        const first = await Promise.race([next, silence, changed, aborted.then(() => undefined)]);
+        if (first !== "changed") return first as T | undefined;
+        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters at present");
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #request(resumeRevision: string) {
+    const { labelSelector = "", names = [], organizations = [], sources = [], kubeconfigTtlMs } = this.options;
+    return create(WatchClustersRequestSchema, {
+      filter: { labelSelector, names, organizations, sources },
+      resumeRevision,
+      includeKubeconfigs: this.options.includeKubeconfigs ?? false,
+      heartbeatInterval: duration(this.#heartbeatMs),
+      ...(kubeconfigTtlMs === undefined ? {} : { kubeconfigTtl: duration(kubeconfigTtlMs) }),
+      confirmReleases: this.subscriber !== "",
+      subscriber: this.subscriber,
+      acceptsPendingSources: true,
+    });
+  }
+
+  #nextDelay(): number {
+    const delayMs = this.#backoffMs * (0.5 + Math.random() / 2);
+    this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
+    return delayMs;
+  }
+
+  /** Sleep, or until the ownership changes or the watch is aborted. */
+  async #sleep(ms: number, aborted: Promise<void>): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const slept = new Promise<void>((resolve) => (timer = setTimeout(resolve, ms)));
+    await Promise.race([slept, this.#ownership.changed, aborted]);
+    clearTimeout(timer);
+  }
+}
+
+export function duration(ms: number): { seconds: bigint; nanos: number } {
+  const seconds = Math.trunc(ms / 1000);
+  return { seconds: BigInt(seconds), nanos: Math.round((ms - seconds * 1000) * 1e6) };
+}
+
+/** Milliseconds since the epoch, or undefined. */
+export function time(at: Parameters<typeof timestampMs>[0] | undefined): number | undefined {
+  return at && timestampMs(at);
+}
