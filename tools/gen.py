@@ -1,8 +1,8 @@
-"""Generates the code of the proto file for the clients in Python, Go and Node; `--check` fails if what is there is stale.
+"""Generates the code of the proto file for the clients in Python, Go and Node; `--check` fails if it is stale.
 
 `./dev gen` runs it. The generators are older than the runtimes, so that the clients work with a wide range of gRPC and
-protobuf versions. Go code needs the go command and TypeScript npm; they are left alone without it. Java and Rust
-generate theirs when they are built.
+protobuf versions. Go code needs the go command and TypeScript npm; they are left alone without these. Java and
+Rust code is generated when it is built.
 """
 
 import hashlib

@@ -485,6 +485,9 @@ class Subscription:
                 self.has_connected = self.ownership.is_streaming = True
                 if batch.sharded:
                     await self.ownership.begin()
+                if not batch.events and not self.ownership.is_held and not broken("becomes-sharded"):
+                    self.view.lose()
+                    raise Broken
                 if batch.events and not self.ownership.is_held and not broken("not-owned-yet"):
                     raise Broken
                 self.view.receive(batch)

@@ -8,6 +8,10 @@ const LONGEST_DURATION_S = 315_576_000_000n; // of protobuf
 /** Milliseconds of a clock that, unlike that of timers, also advances while the machine is suspended. */
 export const now = (): number => uptime() * 1000;
 
+function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolean {
+  return seconds >= 0n && seconds <= LONGEST_DURATION_S && nanos >= 0 && nanos < 1e9;
+}
+
 class Signal {
   notify!: () => void;
   readonly promise = new Promise<void>((resolve) => (this.notify = resolve));
@@ -71,7 +75,7 @@ export class Ownership {
       const { sharded, validFor } = await this.renew(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);
       // A duration counts from the request, since the response may have been delayed.
       if (!sharded) this.#until = Infinity;
-      else if (validFor && validFor.seconds <= LONGEST_DURATION_S) {
+      else if (validFor && isValid(validFor)) {
         this.#until = Math.max(this.#until, asked + Number(validFor.seconds) * 1000 + validFor.nanos / 1e6);
       }
     } catch {

@@ -10,7 +10,6 @@ import {
   type Kubeconfig,
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
-import { usable } from "./kubeconfig.js";
 
 export type DisengageReason = keyof typeof Reason;
 
@@ -43,6 +42,11 @@ export class Session {
   readonly view = new Map<string, Known>();
   revision = "";
   #phase: Phase = { name: "closed" };
+  readonly #usable: (kubeconfig: Kubeconfig | undefined) => Kubeconfig | undefined;
+
+  constructor(options: { usable: (kubeconfig: Kubeconfig | undefined) => Kubeconfig | undefined }) {
+    this.#usable = options.usable;
+  }
 
   /** Begin another stream, dropping an incomplete snapshot. Returns the revision to resume from. */
   open(): string {
@@ -94,7 +98,7 @@ export class Session {
     for (const event of batch.events) {
       const name = event.cluster?.name ?? "";
       if (event.type === Type.DISENGAGED) snapshot.delete(name);
-      else if (isKnown(event.type)) snapshot.set(name, known(event, snapshot.get(name)));
+      else if (isKnown(event.type)) snapshot.set(name, this.#known(event, snapshot.get(name)));
     }
     if (!batch.synced) {
       this.#phase = { name: "receiving snapshot", last: batch.revision, snapshot };
@@ -147,7 +151,7 @@ export class Session {
       if ((before === undefined) !== (event.type === Type.ENGAGED)) {
         throw this.#contradiction(`${Type[event.type]} for ${name}, which is ${before ? "" : "not "}engaged`);
       }
-      const after = known(event, before);
+      const after = this.#known(event, before);
       changed.set(name, event.type === Type.DISENGAGED ? undefined : after);
       if (event.type === Type.DISENGAGED) events.push(disengaged(after.cluster, event.reason, event.message));
       else if (event.type === Type.UPDATED) events.push({ type: "UPDATED", cluster: after.cluster });
@@ -161,6 +165,11 @@ export class Session {
     this.revision = batch.revision;
     this.#phase = { name: "live", last: batch.revision };
     return events;
+  }
+
+  #known(event: ClusterEvent, before: Known | undefined): Known {
+    if (!event.cluster) throw new StreamBroken("an event has no cluster");
+    return { cluster: event.cluster, kubeconfig: this.#usable(event.kubeconfig) ?? before?.kubeconfig };
   }
 
   /** Drop the resume revision: only a snapshot can tell what is true. */
@@ -178,11 +187,6 @@ function requireNext(last: string, { previousRevision }: WatchClustersResponse):
 
 function isKnown(type: Type): boolean {
   return type !== Type.UNSPECIFIED && type in Type;
-}
-
-function known(event: ClusterEvent, before: Known | undefined): Known {
-  if (!event.cluster) throw new StreamBroken("an event has no cluster");
-  return { cluster: event.cluster, kubeconfig: usable(event.kubeconfig) ?? before?.kubeconfig };
 }
 
 function disengaged(cluster: Cluster, reason: Reason, message = ""): Event {

@@ -9,6 +9,7 @@ import {
   type Kubeconfig,
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
+import { usable } from "./kubeconfig.js";
 import { Ownership } from "./ownership.js";
 import { Session, type Event } from "./session.js";
 
@@ -21,7 +22,7 @@ const HEARTBEATS_MISSED = 3;
  * read: the daemon coalesces changes meanwhile.
  */
 export class Watch implements AsyncIterable<Event> {
-  readonly #session = new Session();
+  readonly #session = new Session({ usable });
   readonly #ownership: Ownership;
   readonly #heartbeatMs: number;
   #backoffMs = BACKOFF_MS.first;
@@ -95,9 +96,7 @@ export class Watch implements AsyncIterable<Event> {
         if (next === undefined || next.done) return;
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
-        if (batch.events.length > 0 && !this.#ownership.isHeld) {
-          throw new StreamBroken("the daemon does not own its clusters at present");
-        }
+        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters at present");
         this.#backoffMs = BACKOFF_MS.first;
         yield batch;
       }

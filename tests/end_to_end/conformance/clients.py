@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milo_conformance.run import Feature, Profile
+from tests.end_to_end.examples.building import node_packages
 
 ROOT = Path(__file__).parents[3]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "conformance"
@@ -63,8 +64,15 @@ def go() -> Command:
     return [str(built)]
 
 
+def node() -> Command:
+    tool("npm")
+    return [tool("node"), str(node_packages() / "clients/node/dist/conformance/subscriber.js")]
+
+
 CLIENTS = {
     "python": Client(python),
     # The provider for multicluster-runtime renews the credentials of API clients, and not the client below it.
     "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
+    # Node.js cannot tell who serves a Unix socket.
+    "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
 }

@@ -40,20 +40,27 @@ def go_provider() -> Command:
 
 
 def node_subscriber() -> Command:
-    """Build the subscriber in Node in a copy, so that its packages are not installed into this repository."""
-    node, npm = tool("node"), tool("npm")
-    source = EXAMPLES / "node"
-    packages = [source / "package.json", source / "package-lock.json"]
-    copy = CACHE / "node" / hashlib.sha256(b"".join(path.read_bytes() for path in packages)).hexdigest()[:16]
-    target = copy / "examples" / "node"
-    installed = copy / "installed"
+    return [tool("node"), str(node_packages() / "examples/node/subscriber.mjs")]
+
+
+def node_packages() -> Path:
+    """Build the client and the examples in Node in a copy, so that nothing is installed into this repository."""
+    npm = tool("npm")
+    packages = [ROOT / "clients/node", EXAMPLES / "node"]
+    locks = b"".join((package / "package-lock.json").read_bytes() for package in packages)
+    copy = CACHE / "node" / hashlib.sha256(locks).hexdigest()[:16]
     with alone(copy):
-        shutil.copytree(ROOT / "proto", copy / "proto", dirs_exist_ok=True)
-        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-        if not installed.exists():
-            run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
-            installed.touch()
-    return [node, str(target / "subscriber.mjs")]
+        for package in [*packages, ROOT / "clients/testdata"]:
+            kept = shutil.ignore_patterns("node_modules", "dist")
+            shutil.copytree(package, copy / package.relative_to(ROOT), dirs_exist_ok=True, ignore=kept)
+        for package in packages:
+            target = copy / package.relative_to(ROOT)
+            if not (target / "installed").exists():
+                run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
+                (target / "installed").touch()
+            if (target / "tsconfig.json").exists():
+                run([npm, "run", "build"], target)
+    return copy
 
 
 def python_subscriber(kind: str) -> Command:

@@ -161,6 +161,27 @@ async def not_owned_yet(run: Run) -> None:
 
 
 @sharded(
+    "A daemon that becomes one of several may own nothing",
+    why="It was restarted with another configuration. The known clusters are another daemon's by now.",
+    demands="stop working in all clusters when the time of the last response has passed",
+)
+async def becomes_sharded(run: Run) -> None:
+    run.daemon.answers["RenewOwnership"] = owned(None)
+    stream = await run.synced("a")
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    stream = await run.stream(resuming=stream.revision)
+    stream.sharded = True
+    await stream.send()
+    await run.told("DISENGAGED a reason=OWNERSHIP_LOST")
+    run.daemon.answers["RenewOwnership"] = owned(5)
+    stream = await run.stream(resuming="")
+    stream.sharded = True
+    await stream.snapshot(engaged("a"))
+    await run.told("ENGAGED a")
+    await run.nothing_else(stream)
+
+
+@sharded(
     "A response without a time leaves the one before in force",
     why="The daemon cannot renew at present, and owns what it owned until then. To end all work at once is an outage.",
     demands="an earlier response stands until its time has passed",

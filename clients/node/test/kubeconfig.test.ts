@@ -1,0 +1,39 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { create } from "@bufbuild/protobuf";
+import { KubeconfigSchema } from "../src/gen/milo/discovery/v1/discovery_pb.js";
+import { readAccess } from "../src/kubeconfig.js";
+
+function kubeconfig(user: object, cluster: object = { server: "https://milo.test" }, more: object = {}) {
+  const file = {
+    apiVersion: "v1",
+    kind: "Config",
+    "current-context": "a",
+    contexts: [{ name: "a", context: { cluster: "a", user: "a" } }],
+    clusters: [{ name: "a", cluster }],
+    users: [{ name: "a", user }],
+    ...more,
+  };
+  return create(KubeconfigSchema, { cluster: "a", kubeconfig: new TextEncoder().encode(JSON.stringify(file)) });
+}
+
+test("a kubeconfig with a token is read", () => {
+  const access = readAccess(kubeconfig({ token: "secret" }, { server: "https://milo.test", "certificate-authority-data": "Y2E=" }));
+  assert.equal(access.token, "secret");
+  assert.equal(access.caData, "Y2E=");
+});
+
+const refused: Record<string, ReturnType<typeof kubeconfig>> = {
+  "runs a program": kubeconfig({ exec: { command: "/bin/sh" } }),
+  "reads a file": kubeconfig({ tokenFile: "/etc/passwd" }),
+  "names a proxy": kubeconfig({ token: "secret" }, { server: "https://milo.test", "proxy-url": "http://other" }),
+  "skips verification": kubeconfig({ token: "secret" }, { server: "https://milo.test", "insecure-skip-tls-verify": true }),
+  "has no credential": kubeconfig({}),
+  "has no server": kubeconfig({ token: "secret" }, {}),
+  "has two users": kubeconfig({}, undefined, { users: [{ name: "a", user: { token: "x" } }, { name: "b", user: {} }] }),
+};
+for (const [what, given] of Object.entries(refused)) {
+  test(`a kubeconfig that ${what} is refused`, () => {
+    assert.throws(() => readAccess(given), (error: Error) => error.name === "UnusableKubeconfig" && !/secret/.test(error.message));
+  });
+}

@@ -1,0 +1,62 @@
+// The cases that all clients share: what a session makes of batches.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { fromJson, type JsonValue } from "@bufbuild/protobuf";
+import { DisengageReason, WatchClustersResponseSchema, type Cluster, type Kubeconfig } from "../src/gen/milo/discovery/v1/discovery_pb.js";
+import { Session, type Event } from "../src/session.js";
+
+interface Step {
+  open?: string;
+  batch?: JsonValue;
+  news?: string[];
+  breaks?: string;
+  lose?: boolean;
+  state?: { view: string[]; revision: string };
+}
+
+const path = new URL("../../../testdata/session_cases.json", import.meta.url);
+const { cases } = JSON.parse(readFileSync(path, "utf8")) as { cases: { name: string; steps: Step[] }[] };
+
+function line(words: string[], cluster: Cluster, kubeconfig: Kubeconfig | undefined, reason = "", message = ""): string {
+  if (cluster.uid) words.push(`uid=${cluster.uid}`);
+  if (cluster.incarnation) words.push(`incarnation=${cluster.incarnation}`);
+  if (cluster.suspended) words.push("suspended");
+  if (cluster.draining) words.push(`draining=${DisengageReason[cluster.draining.reason]}`);
+  if (reason && reason !== "UNSPECIFIED") words.push(`reason=${reason}`);
+  if (message) words.push(`message=${JSON.stringify(message)}`);
+  if (kubeconfig) words.push(`kubeconfig=${new TextDecoder().decode(kubeconfig.kubeconfig)}`);
+  return words.join(" ");
+}
+
+function told(event: Event): string {
+  const kubeconfig = "kubeconfig" in event ? event.kubeconfig : undefined;
+  const [reason, message] = event.type === "DISENGAGED" ? [event.reason, event.message] : ["", ""];
+  return line([event.type, event.cluster.name], event.cluster, kubeconfig, reason, message);
+}
+
+// Notices of other clients, which this one does not have.
+const events = (news: string[]) => news.filter((each) => !/^(SYNCED|REFRESHED)/.test(each));
+
+for (const { name, steps } of cases) {
+  test(name, () => {
+    const session = new Session({ usable: (kubeconfig) => kubeconfig });
+    for (const step of steps) {
+      if (step.open !== undefined) assert.equal(session.open(), step.open);
+      if (step.batch !== undefined) {
+        const batch = fromJson(WatchClustersResponseSchema, step.batch, { ignoreUnknownFields: true });
+        if (step.breaks !== undefined) assert.throws(() => session.receive(batch), { name: "StreamBroken" });
+        else {
+          const found = session.receive(batch).map(told);
+          if (step.news) assert.deepEqual(found, events(step.news));
+        }
+      }
+      if (step.lose) assert.deepEqual(session.loseOwnership().map(told), step.news);
+      if (step.state) {
+        const view = [...session.view.values()].map(({ cluster, kubeconfig }) => line([cluster.name], cluster, kubeconfig));
+        assert.deepEqual(view.sort(), [...step.state.view].sort());
+        assert.equal(session.revision, step.state.revision);
+      }
+    }
+  });
+}
