@@ -7,31 +7,22 @@ from typing import Any
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import RequestReceived
 from hyperframe.frame import (
+    DataFrame,
     GoAwayFrame,
+    HeadersFrame,
     PingFrame,
+    PriorityFrame,
     SettingsFrame,
+    WindowUpdateFrame,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_kube.http.errors import TransportError
-from milo_kube.http.http2 import Http2Connection
-from tests.integration.http.http2_requests import rest
-
-
-async def test_ping_flood_of_a_server_that_does_not_read_closes_the_connection() -> None:
-    connection, transport = connected()
-    response = connection.send("GET", "/", {"Host": "api.test"})
-    pings = PingFrame(0, bytes(8)).serialize() * 1_000
-    for _ in range(2_000):
-        transport.size += 16 << 10
-        connection.data_received(pings[:170])
-        if transport.is_closing():
-            break
-    assert transport.size <= 17 << 20
-    with pytest.raises(TransportError, match="does not read"):
-        await response.head(10)
+from milo_kube.http.http2 import FRAMES_AT_ONCE, Http2Connection
+from tests.integration.http.http2_requests import OK_HEAD, rest
 
 
 def connected() -> tuple[Http2Connection, "MemoryTransport"]:
@@ -39,6 +30,70 @@ def connected() -> tuple[Http2Connection, "MemoryTransport"]:
     connection.connection_made(transport)
     connection.data_received(SettingsFrame(0).serialize())
     return connection, transport
+
+
+HEAD = HeadersFrame(1, OK_HEAD, flags=["END_HEADERS"]).serialize()
+FLOODS = {
+    "PING": PingFrame(0, bytes(8)),
+    "SETTINGS": SettingsFrame(0),
+    "WINDOW_UPDATE": WindowUpdateFrame(0, window_increment=1),
+    "PRIORITY": PriorityFrame(1, depends_on=0, stream_weight=1),
+    "empty DATA": DataFrame(1, b""),
+    "one byte of DATA": DataFrame(1, b"x"),
+    "padding": DataFrame(1, b"x", flags=["PADDED"], pad_length=200),
+}
+FRAMES = {name: frame.serialize() for name, frame in FLOODS.items()} | {
+    "unknown": bytes.fromhex("000001fe0000000000") + b"x"
+}
+
+
+@pytest.mark.parametrize("one", FRAMES.values(), ids=FRAMES)
+async def test_flood_of_frames_without_content_ends_the_connection_and_never_blocks_the_loop(one: bytes) -> None:
+    connection, transport = connected()
+    response = connection.send("GET", "/", {"Host": "api.test"})
+    connection.data_received(HEAD)
+    await asyncio.sleep(0)
+    processed: list[int] = []
+    read = connection._h2.receive_data
+    connection._h2.receive_data = lambda data: processed.append(len(data)) or read(data)  # type: ignore[func-returns-value]
+    while not transport.is_closing():
+        if not transport.is_paused:
+            for _ in range(50):  # as TLS records are decrypted
+                connection.data_received(one * 10)
+        assert sum(processed) <= FRAMES_AT_ONCE * len(one)
+        processed.clear()
+        await asyncio.sleep(0)
+    with pytest.raises(TransportError, match="too many frames without content"):
+        await rest(response)
+
+
+async def test_frames_of_many_short_responses_are_no_flood() -> None:
+    connection, transport = connected()
+    server = H2Connection(H2Configuration(client_side=False, validate_outbound_headers=False))
+    server.initiate_connection()
+    server.data_to_send()
+    written = 0
+    for _ in range(2_000):
+        response = connection.send("GET", "/", {"Host": "api.test"})
+        for event in server.receive_data(transport.written[written:]):
+            if isinstance(event, RequestReceived):
+                server.send_headers(event.stream_id, [(":status", "200")])
+                server.send_data(event.stream_id, b"", end_stream=True)
+        written = len(transport.written)
+        connection.data_received(server.data_to_send())
+        assert await rest(response) == b""
+        response.close()
+    assert not transport.is_closing()
+
+
+async def test_frames_received_before_the_end_of_the_connection_are_processed() -> None:
+    connection, _ = connected()
+    response = connection.send("GET", "/", {"Host": "api.test"})
+    pieces = [DataFrame(1, b"x" * 40).serialize() for _ in range(200)]
+    pieces.append(DataFrame(1, b"", flags=["END_STREAM"]).serialize())
+    connection.data_received(HEAD + b"".join(pieces))
+    connection.connection_lost(None)
+    assert await rest(response) == b"x" * 8_000
 
 
 async def test_ping_ack_is_sent_before_goaway_closes_the_connection() -> None:
@@ -63,14 +118,17 @@ class MemoryTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
-        self.size = 0
         self._is_closing = False
+        self.is_paused = False
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
 
     def write(self, data: Any) -> None:
         self.written += data
-
-    def get_write_buffer_size(self) -> int:
-        return self.size
 
     def is_closing(self) -> bool:
         return self._is_closing

@@ -24,12 +24,13 @@ from h2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError, StreamClosedError
+from h2.exceptions import DenialOfServiceError, FrameTooLargeError, ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 
 from milo_kube.http import errors
 from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
+from milo_kube.rate_limit import Rate, TokenBucket
 
 STREAM_WINDOW = 256 << 10
 """Backpressure: maximum unread bytes of a response body. With more, the server has to wait."""
@@ -40,8 +41,18 @@ _CONNECTION_WINDOW = 1 << 30
 PING_AFTER_S = 30.0
 """Silence after which a PING checks the connection."""
 PING_WITHIN_S = 15.0
-_UNSENT_LIMIT = 16 << 20
-"""Maximum unsent bytes: bounds the memory if a server sends PINGs, for example, but does not read the replies."""
+FRAMES_AT_ONCE = 64
+"""Frames that are processed between two iterations of the event loop."""
+OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
+"""Frames without content, beyond those that requests and content pay for. A server that sends more is attacking."""
+_FRAMES_PER_REQUEST = 20
+_CREDIT_LIMIT = 10_000
+_SHORT_DATA = 32
+"""Content of a DATA frame that is shorter does not pay for other frames."""
+_FRAME_HEADER = 9
+_LARGEST_FRAME = 16_384
+_DATA = 0
+_PADDED = 0x8
 _HIGHEST_STREAM_ID = (1 << 31) - 1
 _CONFIGURATION = H2Configuration(client_side=True, header_encoding=None)
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
@@ -79,8 +90,9 @@ class Http2Connection(asyncio.Protocol):
     """An HTTP/2 connection. Error messages name `origin`."""
 
     __slots__ = (
-        *("_check", "_failure", "_h2", "_has_settings", "_is_going_away", "_is_pinged", "_loop", "_origin"),
-        *("_read_at", "_responses", "_transport", "_waiter", "requests"),
+        *("_check", "_credit", "_failure", "_frames_left", "_h2", "_has_settings", "_is_going_away", "_is_pinged"),
+        *("_loop", "_next_turn", "_origin", "_overhead", "_read_at", "_responses", "_transport", "_unread", "_waiter"),
+        "requests",
     )
 
     def __init__(self, origin: str) -> None:
@@ -96,6 +108,13 @@ class Http2Connection(asyncio.Protocol):
         self._read_at = self._loop.time()
         self._is_pinged = False
         self._check: asyncio.TimerHandle | None = None
+        self._unread = b""
+        """Received bytes that are not processed yet: a part of a frame, or more frames than are processed at once."""
+        self._frames_left = FRAMES_AT_ONCE
+        self._next_turn: asyncio.Handle | None = None
+        self._overhead = TokenBucket(OVERHEAD_FRAMES, self._read_at)
+        self._credit = 0
+        """Frames without content that requests and content have paid for."""
         self.requests = 0
 
     @property
@@ -133,6 +152,7 @@ class Http2Connection(asyncio.Protocol):
             if name.lower() not in _CONNECTION_HEADERS:
                 fields.append((name.lower(), value))
         self.requests += 1
+        self._credit = min(self._credit + _FRAMES_PER_REQUEST, _CREDIT_LIMIT)
         response = _Response(self._origin, self)
         if self._failure is not None:
             response.failed(self._failure)
@@ -178,20 +198,75 @@ class Http2Connection(asyncio.Protocol):
         if self._failure is not None:
             return
         self._read_at, self._is_pinged = self._loop.time(), False
-        try:
-            events = self._h2.receive_data(data)
-        except ProtocolError as error:
-            self._flush()  # GOAWAY with the reason
-            self._fail(TransportError("closed", f"{self._origin} sent invalid HTTP/2: {errors.reason(error)}"))
-            return
-        for event in events:
-            self._received(event)
-        self._flush()
+        self._unread = self._unread + data if self._unread else data
+        self._read_frames()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        while self._has_frame and self._failure is None:
+            self._frames_left = FRAMES_AT_ONCE
+            self._read_frames()
         self._fail(errors.from_exchange(exc, self._origin))
 
     # --- internals ---
+
+    def _read_frames(self) -> None:
+        """Process as many frames as are allowed in this iteration of the event loop, so that no server blocks it."""
+        try:
+            size = self._next_frames()
+        except ProtocolError as error:
+            with suppress(ProtocolError):
+                self._h2.close_connection(error.error_code)
+            self._refuse(error)
+            return
+        if size:
+            frames, self._unread = self._unread[:size], self._unread[size:]
+            try:
+                events = self._h2.receive_data(frames)
+            except ProtocolError as error:
+                self._refuse(error)
+                return
+            for event in events:
+                self._received(event)
+            self._flush()
+            if self._next_turn is None:
+                self._next_turn = self._loop.call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._next_turn = None
+        self._frames_left = FRAMES_AT_ONCE
+        if self._failure is None and self._transport is not None:
+            self._read_frames()
+            (self._transport.pause_reading if self._has_frame else self._transport.resume_reading)()
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self._flush()  # GOAWAY with the reason
+        self._fail(TransportError("closed", f"{self._origin} sent invalid HTTP/2: {errors.reason(error)}"))
+
+    @property
+    def _has_frame(self) -> bool:
+        return len(self._unread) >= _FRAME_HEADER + int.from_bytes(self._unread[:3])
+
+    def _next_frames(self) -> int:
+        """Return the size of the complete frames to process now. Raises ProtocolError."""
+        received, position = self._unread, 0
+        while self._frames_left and len(received) - position >= _FRAME_HEADER:
+            length = int.from_bytes(received[position : position + 3])
+            if length > _LARGEST_FRAME:
+                raise FrameTooLargeError("a frame is too long")
+            end = position + _FRAME_HEADER + length
+            if len(received) < end:
+                break
+            kind, flags = received[position + 3], received[position + 4]
+            padding = received[position + _FRAME_HEADER] + 1 if flags & _PADDED and length else 0
+            if kind == _DATA and length - padding >= _SHORT_DATA:
+                self._credit = min(self._credit + 1, _CREDIT_LIMIT)
+            elif self._credit:
+                self._credit -= 1
+            elif self._overhead.take(self._read_at):
+                raise DenialOfServiceError("too many frames without content")
+            self._frames_left -= 1
+            position = end
+        return position
 
     def _received(self, event: Event) -> None:
         match event:
@@ -264,8 +339,6 @@ class Http2Connection(asyncio.Protocol):
         if self._transport is None or not (data := self._h2.data_to_send()):
             return
         self._transport.write(data)
-        if self._transport.get_write_buffer_size() > _UNSENT_LIMIT:
-            self._fail(TransportError("closed", f"{self._origin} does not read the requests sent to it"))
 
     def _fail(self, error: TransportError) -> None:
         """End the connection and every exchange on it."""
