@@ -192,8 +192,23 @@ class MiloSandbox:
                 return False  # not listening yet
 
 
+# The tests may be killed, and end nothing then: their end of the pipe is closed by the kernel.
+_UNTIL_ABANDONED = """\
+import os, runpy, shutil, signal, sys, threading
+
+def wait(directory):
+    os.read(0, 1)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+directory, sys.argv = sys.argv[1], ["milo-discoveryd", *sys.argv[2:]]
+threading.Thread(target=wait, args=(directory,), daemon=True).start()
+runpy.run_module("milo_discoveryd", run_name="__main__")
+"""
+
+
 class _Process:
-    """A `milo-discoveryd` process that logs to a file."""
+    """A `milo-discoveryd` process that logs to a file, and ends with this process however that ends."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._name = f"milo-discoveryd {arguments[0]}"
@@ -204,8 +219,8 @@ class _Process:
         environment["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
-                [sys.executable, "-m", "milo_discoveryd", *arguments],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-c", _UNTIL_ABANDONED, str(log.parent), *arguments],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -216,6 +231,7 @@ class _Process:
         while not predicate():
             status = self._process.poll()
             if status is not None:
+                self.end()
                 raise SandboxError(
                     f"{self._name} exited with status {status} before it {expected}:\n{self._log_tail()}"
                 )
@@ -236,6 +252,8 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def _log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])

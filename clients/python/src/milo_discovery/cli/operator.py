@@ -1,0 +1,161 @@
+"""The commands `run` and `objects`, for the authors of operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from milo_discovery._address import ADDRESS_VARIABLE
+from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.options import formatted
+
+_POLL_S = 0.3
+_END_LIMIT_S = 60.0
+_TIMEOUT_S = 10.0
+_DEFAULT_PAGES = "127.0.0.1:8080"
+
+
+@click.command("run")
+@click.argument("program", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--address", envvar=ADDRESS_VARIABLE, show_envvar=True, help="The daemon's address.")
+@click.option("--no-restart", is_flag=True, help="Do not restart the operator when a file changes.")
+def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_restart: bool) -> None:
+    """Run the operator in FILE, and restart it when a Python file beside or below it changes.
+
+    Without an address, it runs against the demo (`./dev demo`) on this machine.
+    """
+    address = address or _address_of_demo()
+    environment = {**os.environ, ADDRESS_VARIABLE: address}
+    print_message(f"running {program} against {address}")
+    with _signaled() as ending:
+        while True:
+            before = _versions(program)
+            process = subprocess.Popen([sys.executable, str(program), *arguments], env=environment)  # noqa: S603
+            has_changed = False
+            while process.poll() is None and not ending.is_set() and not has_changed:
+                ending.wait(_POLL_S)
+                has_changed = not no_restart and _versions(program) != before
+            status = _ended(process)
+            if ending.is_set() or no_restart:
+                sys.exit(status)
+            if not has_changed:
+                print_message(f"{program} ended with status {status}; it is restarted when it changes")
+                while _versions(program) == before:
+                    if ending.wait(_POLL_S):
+                        sys.exit(status)
+            print_message(f"{program} changed: restarting")
+
+
+def _address_of_demo() -> str:
+    """Return the address of the newest demo that this user runs."""
+    sockets = [
+        each
+        for each in Path(tempfile.gettempdir()).glob("milo-demo-*/discovery.sock")
+        if each.is_socket() and each.stat().st_uid == os.getuid()
+    ]
+    if not sockets:
+        raise CommandFailure("no demo runs on this machine: start ./dev demo in another terminal, or pass --address")
+    return f"unix://{max(sockets, key=lambda each: each.stat().st_mtime)}"
+
+
+def _versions(program: Path) -> Mapping[Path, int]:
+    """Return when each Python file was changed. Hidden directories, such as virtual environments, are left out."""
+    found: dict[Path, int] = {}
+    for directory, subdirectories, names in os.walk(program.parent):
+        subdirectories[:] = [each for each in subdirectories if not each.startswith((".", "__"))]
+        for path in (Path(directory) / name for name in names if name.endswith(".py")):
+            try:
+                found[path] = path.stat().st_mtime_ns
+            except FileNotFoundError:
+                continue  # it was replaced just now
+    return found
+
+
+@contextmanager
+def _signaled() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set."""
+    ending = threading.Event()
+    before = {each: signal.signal(each, lambda *_: ending.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """End the operator by SIGTERM, and return its status."""
+    if process.poll() is None:
+        process.terminate()
+    deadline = time.monotonic() + _END_LIMIT_S
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            print_message(f"the operator did not end within {_END_LIMIT_S:g} s: killing it")
+            process.kill()
+        time.sleep(_POLL_S / 10)
+    return process.returncode
+
+
+@click.command("objects")
+@click.option(
+    "--operator",
+    "pages",
+    envvar="MILO_OPERATOR_LISTEN",
+    default=_DEFAULT_PAGES,
+    show_default=True,
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Where the operator serves its probes and metrics.",
+)
+@click.option("--cluster", help="Only objects of this cluster.")
+@formatted("table", "json")
+def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> None:
+    """List the objects whose last reconcile failed, with the error, the attempts and the next try.
+
+    The operator is one that `milo_discovery.controllers.main` runs.
+    """
+    found = [each for each in _page(pages, "/debug/objects") if cluster in (None, each["cluster"])]
+    if form == "json":
+        click.echo(json.dumps(found, indent=2))
+        return
+    from milo_discovery.cli.text_output import age, table  # noqa: PLC0415  (loads the model)
+
+    now = datetime.now(UTC)
+    rows = [("CONTROLLER", "CLUSTER", "OBJECT", "ATTEMPTS", "FAILING FOR", "NEXT TRY", "ERROR")] if headers else []
+    for each in sorted(found, key=lambda each: each["since"]):
+        place = f"{each['namespace']}/{each['name']}" if each["namespace"] else each["name"]
+        due = each["next_try"]
+        next_try = "when it changes" if due is None else f"in {age(now, datetime.fromisoformat(due))}"
+        since = age(datetime.fromisoformat(each["since"]), now)
+        rows.append((each["controller"], each["cluster"], place, str(each["attempts"]), since, next_try, each["error"]))
+    for line in table(rows) if rows else ():
+        click.echo(line)
+
+
+def _page(pages: str, path: str) -> list[dict[str, Any]]:
+    host, _, port = pages.rpartition(":")
+    url = f"http://{host or '127.0.0.1'}:{port}{path}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=_TIMEOUT_S) as response:
+            found: list[dict[str, Any]] = json.load(response)
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise CommandFailure(f"no operator answers on {url}: {reason}; pass --operator HOST:PORT") from error
+    return found

@@ -1,0 +1,234 @@
+"""Operators that `milo_discovery.controllers.main` runs, as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discovery.testing import MiloSandbox, eventually_blocking
+
+pytestmark = pytest.mark.timeout(600)
+
+eventually = partial(eventually_blocking, within_s=120)
+CONFIG_MAPS = "v1/configmaps"
+PROGRAM = """\
+import asyncio, logging
+from datetime import timedelta
+from milo_discovery.controllers import Controllers, Kind, Permanent, Request, main
+
+controllers = Controllers()
+log = logging.getLogger("operator")
+
+@controllers.reconcile(Kind("v1/configmaps", selector="work"))
+async def reconcile(request: Request) -> None:
+    work = (await request.get() or {{"data": {{}}}})["data"].get("work")
+    log.info("began %s", work)
+    try:
+        if work == "hang":
+            await asyncio.Event().wait()
+        if work == "short":
+            await asyncio.sleep(0.5)
+        if work == "invalid":
+            raise Permanent("it is not valid")
+        if work == "missing":
+            await request.read("v1/secrets", "missing")
+    finally:
+        log.info("ended %s", work)
+
+main(controllers, grace=timedelta(seconds={grace}), lease={lease!r})
+"""
+
+
+class Operator:
+    """A running operator, with the lines that it has logged."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(iter(self.process.stderr.readline, ""))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def logged(self, text: str) -> list[str]:
+        return [line for line in tuple(self.lines) if text in line]
+
+    def ended(self) -> int:
+        """End the operator, and return its status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    @property
+    def pages(self) -> str:
+        [line] = eventually(lambda: self.logged("serving probes"))
+        return line.split()[-1]
+
+    def page(self, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(self.pages + path, timeout=10) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+
+@pytest.fixture
+def operator(milo_sandbox: MiloSandbox, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
+    """Return a function that starts an operator."""
+    started: list[Operator] = []
+
+    def start(*, grace: float = 20.0, lease: str | None = None, **environ: str) -> Operator:
+        program = tmp_path / "my_operator.py"
+        program.write_text(PROGRAM.format(grace=grace, lease=lease))
+        defaults = {"MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "MILO_OPERATOR_LISTEN": "127.0.0.1:0"}
+        process = subprocess.Popen(
+            [sys.executable, str(program)],
+            env={**os.environ, **defaults, **environ},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(Operator(process))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def config_map(name: str, work: str) -> dict[str, Any]:
+    metadata = {"name": name, "labels": {"work": "yes"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"work": work}}
+
+
+def test_sigterm_lets_reconciles_end_within_the_grace_and_then_cancels_them(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    running = operator(grace=3.0)
+    eventually(lambda: running.page("/readyz")[0] == 200)
+    for name in ("hang", "short"):
+        alpha.create(config_map(name, name))
+    eventually(lambda: running.logged("began hang") and running.logged("began short"))
+    assert running.ended() == 0
+    order = [line.split()[-1] for line in running.lines if "operator: " in line and "ended" in line]
+    assert order == ["short", "hang"]
+    hung = [line for line in running.lines if "ended hang" in line]
+    assert "[alpha default/hang " in hung[0]
+
+
+def test_second_signal_cancels_reconciles_at_once(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    running = operator(grace=300.0)
+    alpha.create(config_map("hang", "hang"))
+    eventually(lambda: running.logged("began hang"))
+    running.process.send_signal(signal.SIGTERM)
+    eventually(lambda: running.logged("stopping"))
+    assert running.ended() == 0
+    assert running.logged("ended hang")
+
+
+def test_pages_show_readiness_metrics_and_failing_objects(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    milo_sandbox.stop_daemon()
+    running = operator()
+    assert running.page("/livez") == (200, b"ok\n")
+    assert running.page("/readyz")[0] == 503
+    health = json.loads(running.page("/debug/health")[1])
+    assert (health["ready"], health["discovery"]["connected"]) == (False, False)
+    milo_sandbox.start_daemon()
+    alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
+    alpha.create(config_map("invalid", "invalid"))
+    beta.create(config_map("missing", "missing"))
+    eventually(lambda: running.page("/readyz")[0] == 200)
+
+    def failing() -> dict[str, dict[str, Any]]:
+        return {each["name"]: each for each in json.loads(running.page("/debug/objects")[1])}
+
+    eventually(lambda: failing().keys() == {"invalid", "missing"} and failing()["missing"]["attempts"] > 1)
+    assert failing()["invalid"]["error"] == "it is not valid"
+    assert failing()["invalid"]["next_try"] is None
+    missing = failing()["missing"]
+    assert missing["error"].startswith("GET /api/v1/namespaces/default/secrets/missing: 404 ")
+    assert json.loads(running.page("/debug/objects?cluster=alpha")[1])[0]["cluster"] == "alpha"
+    assert (
+        b'controller_runtime_terminal_reconcile_errors_total{controller="configmaps"} 1.0'
+        in running.page("/metrics")[1]
+    )
+    assert running.page("/unknown")[0] == 404
+    # Beta's failure is logged although alpha has one too.
+    assert running.logged("beta: reconciling default/missing failed")
+    listed = subprocess.run(
+        [
+            Path(sys.executable).with_name("milo-discovery"),
+            "objects",
+            "--operator",
+            running.pages.removeprefix("http://"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    rows = {line.split()[2]: line for line in listed.splitlines()}
+    assert "when it changes" in rows["default/invalid"]
+    assert "404" in rows["default/missing"]
+
+
+def test_replica_takes_over_with_synced_caches_within_two_seconds_of_sigterm(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+) -> None:
+    alpha, own = milo_sandbox.create_control_planes("alpha", "own")
+    environ = {"KUBECONFIG": str(own.write_kubeconfig(tmp_path / "kubeconfig"))}
+    first = operator(lease="operator", **environ)
+    eventually(lambda: first.logged("leading"))
+    second = operator(lease="operator", **environ)
+    eventually(lambda: second.logged("waiting") and second.page("/readyz")[0] == 200)
+    alpha.create(config_map("any", "any"))
+    eventually(lambda: first.logged("began any"))
+    assert not second.logged("began any")
+    began = time.monotonic()
+    assert first.ended() == 0
+    eventually(lambda: second.logged("began any"))
+    assert time.monotonic() - began < 2.0
+
+
+def test_logs_are_json_in_pods(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    alpha.create(config_map("any", "any"))
+    running = operator(KUBERNETES_SERVICE_HOST="10.0.0.1", MILO_OPERATOR_LISTEN="off")
+    [line] = eventually(lambda: running.logged("began any"))
+    found = json.loads(line)
+    assert (found["message"], found["cluster"], found["object"]) == ("began any", "alpha", "default/any")
+    assert len(found["reconcile"]) == 16
+    assert (found["level"], found["logger"]) == ("info", "operator")
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [("nonsense", "write HOST:PORT, :PORT or off"), ("192.0.2.1:80", "cannot listen on 192.0.2.1:80")],
+)
+def test_invalid_address_of_the_pages_ends_the_operator(
+    operator: Callable[..., Operator], listen: str, why: str
+) -> None:
+    running = operator(MILO_OPERATOR_LISTEN=listen)
+    assert running.process.wait(60) == 1
+    assert eventually(lambda: running.logged(why))
