@@ -16,7 +16,7 @@ DECLARED = r'(__version__ = ")([^"]+)'
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:discovery-client|kube)==)([^"]+)'),
-    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube\[http2\]==)([^"]+)'),
+    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube(?:\[http2\])?==)([^"]+)'),
     "kube/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
     "conformance/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),

@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import msgspec
 
-from milo_discoveryd import yaml_document
 from milo_discoveryd.config.fields import Group, fields, nearest
 from milo_discoveryd.config.settings import Settings
+from milo_kube import yaml_document
 
 SettingPath: TypeAlias = tuple[str, ...]
 

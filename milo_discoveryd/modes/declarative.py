@@ -14,7 +14,6 @@ from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields,
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes.endpoints import checked_authorities, checked_url
 from milo_discoveryd.modes.field_path import FieldPath, Template, text
-from milo_discoveryd.modes.kubeconfig_fields import server_of
 from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch
 from milo_discoveryd.modes.reading import (
     DNS_LABEL,
@@ -26,7 +25,9 @@ from milo_discoveryd.modes.reading import (
     passed_on,
     shared,
 )
+from milo_discoveryd.modes.stated_kubeconfig import decoded, server_of
 from milo_kube import addresses
+from milo_kube.kubeconfig import SERVER
 
 OBJECTS, SECRETS = 0, 1
 """Positions of the resources in `DeclarativeMode.watches`."""
@@ -161,7 +162,7 @@ class DeclarativeMode:
         if not encoded:
             return None
         origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
-        url, authorities = server_of(encoded, origin)
+        url, authorities = server_of(decoded(encoded, origin), SERVER, origin)
         try:
             return StatedServer(checked_url(url, self._definition.endpoint.hosts), authorities)
         except MalformedError as error:
@@ -230,7 +231,8 @@ class DeclarativeMode:
         if endpoint.secret_key:
             return (), authorities
         if endpoint.kubeconfig is not None:
-            server, found = server_of(_required(endpoint.kubeconfig, document), endpoint.kubeconfig.source)
+            origin = endpoint.kubeconfig.source
+            server, found = server_of(decoded(_required(endpoint.kubeconfig, document), origin), SERVER, origin)
             authorities = authorities or found
         elif endpoint.url is not None:
             server = _required(endpoint.url, document)

@@ -14,9 +14,10 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.modes.endpoints import checked_url
-from milo_discoveryd.modes.kubeconfig_fields import KubeconfigFields, parse
 from milo_discoveryd.modes.mode import FileObject, Setting
 from milo_discoveryd.modes.reading import DNS_SUBDOMAIN, MalformedError, checked
+from milo_discoveryd.modes.stated_kubeconfig import parsed, server_of
+from milo_kube.kubeconfig import STATED, Kubeconfig
 
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
 """File name extensions, which are not part of a cluster's name."""
@@ -59,8 +60,7 @@ class KubeconfigDirectoryMode(_KubeconfigMode):
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
         try:
-            config = parse(content, file)
-            yield _object(file, cluster_name(file), config, config.required_context(file), file)
+            yield _object(file, cluster_name(file), parsed(content, file), None, file)
         except MalformedError as error:
             yield FileObject(file, problem=str(error))
 
@@ -76,8 +76,8 @@ class KindMode(_KubeconfigMode):
 
     def read_file(self, file: str, content: bytes) -> Iterable[FileObject]:
         """Read the contexts. Raises MalformedError if the file cannot be read as a whole: then no cluster is known."""
-        config = parse(content, file)
-        for context in dict.fromkeys(config.context_names):
+        config = parsed(content, file)
+        for context in dict.fromkeys(config.contexts):
             if not context.startswith(KIND_PREFIX):
                 continue
             try:
@@ -95,10 +95,9 @@ def cluster_name(file: str) -> str:
     return file.removesuffix(ending)
 
 
-def _object(key: str, name: str, config: KubeconfigFields, context: str, origin: str) -> FileObject:
+def _object(key: str, name: str, config: Kubeconfig, context: str | None, origin: str) -> FileObject:
     checked(name, DNS_SUBDOMAIN, 253, "the name of the cluster")
-    server, authorities = config.server(context, origin)
-    config.require_inline_user(context, origin)
+    server, authorities = server_of(config, STATED, origin, context)
     place = checked_url(server, ())
     # A kubeconfig contains no UID, but a cluster that was created again has another CA.
     uid = str(uuid.uuid5(_IDENTITIES, "\n".join((name, place, (authorities or b"").decode("latin-1")))))

@@ -9,7 +9,6 @@ import msgspec
 from milo_discoveryd.config import Settings, issuers
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.authentication.shared_identity import share_identity
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
@@ -28,6 +27,7 @@ from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.open_upstream import open_upstream
+from milo_kube.exec_plugin import ExecCommand
 from milo_kube.http.proxy import environment_proxy
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd import yaml_document
-from milo_discoveryd.yaml_document import DocumentError, read
+from milo_kube import yaml_document
+from milo_kube.yaml_document import DocumentError, read
 
 
 def test_yaml_values_have_line_numbers() -> None:

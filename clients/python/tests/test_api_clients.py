@@ -248,7 +248,7 @@ async def test_missing_kubernetes_package_error_names_the_extra(client, monkeypa
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     monkeypatch.setitem(sys.modules, "kubernetes.aio", None)
     monkeypatch.setitem(sys.modules, "kubernetes.aio.client", None)
-    with pytest.raises(ImportError, match=r"pip install './clients/python\[kubernetes\]'"):
+    with pytest.raises(ImportError, match=r"pip install ./kube './clients/python\[kubernetes\]'"):
         async with client.api_client("alpha"):
             pass
 

@@ -86,7 +86,7 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
     ],
 )
 def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, object]):
-    with pytest.raises(UnusableKubeconfig, match="does not write"):
+    with pytest.raises(UnusableKubeconfig, match="is not one that the daemon writes"):
         read_access(changed(text(token=CANARY), part, **fields))
 
 

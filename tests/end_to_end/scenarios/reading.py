@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from milo_discovery import Cluster
-from milo_discoveryd import yaml_document
+from milo_kube import yaml_document
 from tests.end_to_end.scenarios import steps
 from tests.end_to_end.scenarios.steps import MAIN, MODES, Expected, Happening, Malformed, Mode, Scenario, Step
 

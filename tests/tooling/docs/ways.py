@@ -89,7 +89,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.FOUND
         case ["grpcurl", *_]:
             return Way.CALLED
-        case ["pip", "install", "./clients/python"] | ["pip", "install", "./kube", "./clients/python[controllers]"]:
+        case ["pip", "install", "./kube", "./clients/python" | "./clients/python[controllers]"]:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES

@@ -11,16 +11,13 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd import yaml_document
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_schema
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.selector import SelectorError
@@ -31,7 +28,8 @@ from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.state_file import encoding
-from milo_kube import retry_after
+from milo_kube import kubeconfig, retry_after, yaml_document
+from milo_kube.exec_plugin import ExecCommand, ExecPluginError, read_answer
 from milo_kube.reflect.wire import (
     Bookmark,
     Decoder,
@@ -267,14 +265,15 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
 
 @target
 def kubeconfigs(data: bytes) -> None:
-    with suppress(ConfigError):
-        kubeconfig_schema.read(data, "kubeconfig test")
+    for policy in (kubeconfig.LOCAL, kubeconfig.STATED):
+        with suppress(kubeconfig.KubeconfigError):
+            kubeconfig.parse(data).select(policy)
 
 
 @target
 def exec_plugins(data: bytes) -> None:
     command = ExecCommand(api_version="client.authentication.k8s.io/v1", argv=("plugin",), environment={})
-    with suppress(CredentialError):
+    with suppress(ExecPluginError):
         read_answer(data, command, NOW)
 
 

@@ -23,7 +23,6 @@ FORBIDDEN = {
     "sandbox-store": ("milo_sandbox/history.py", "import time"),
     "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
     "client": ("milo_discovery/model.py", "import milo_discoveryd.model"),
-    "controllers": ("milo_discovery/fleet.py", "import milo_kube.addresses"),
     "controllers-layers": ("milo_discovery/controllers/kinds.py", "import milo_discovery.controllers.request"),
     "shared": ("milo_kube/addresses.py", "import milo_discovery.model"),
     "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),

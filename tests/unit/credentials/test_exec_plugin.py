@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
-from milo_discoveryd.credentials.authentication.exec_plugin import REPEAT_AFTER_S, ExecCommand, ExecPlugin, redacted
+from milo_discoveryd.credentials.authentication.exec_plugin import REPEAT_AFTER_S, ExecPlugin
 from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.exec_plugin import ExecCommand, redacted
 
 V1 = "client.authentication.k8s.io/v1"
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z

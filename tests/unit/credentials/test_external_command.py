@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.credentials.authentication.external_command import Outcome, run
+from milo_kube.external_command import Outcome, run
 
 LIMITS = {"timeout_s": 20, "output_limit": 1000}
 

@@ -99,15 +99,24 @@ async def test_credential_without_expiry_is_rejected_with_any_setting() -> None:
         (secret(f"token: {CANARY}: {{"), "does not contain a kubeconfig"),
         (secret(b"\xff\xfe"), "does not contain a kubeconfig"),
         (secret(f"users: {CANARY}"), "does not contain a kubeconfig"),
-        (secret("current-context: c"), "has no user"),
+        (secret("current-context: c"), "has no context"),
         (secret(kubeconfig({})), "has no credential"),
         (secret(kubeconfig({"token": CANARY})), "without an expiry"),
         (secret(kubeconfig({"token": CANARY + "\n x"})), "not a bearer token"),
-        (secret(kubeconfig({"tokenFile": "/etc/passwd"})), "names a command or a file"),
-        (secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})), "names a command or a file"),
-        (secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})), "names a command or a file"),
+        (
+            secret(kubeconfig({"tokenFile": "/etc/passwd"})),
+            "only a token, or client-cert",
+        ),
+        (
+            secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})),
+            "only a token, or client-cert",
+        ),
+        (
+            secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})),
+            "only a token, or client-cert",
+        ),
         (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": "!"})), "not valid base64"),
-        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "without a key"),
+        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "only one of a client certificate and its key"),
         (secret(kubeconfig(pair(NOW - 1))), "an expired credential"),
     ],
 )
@@ -160,5 +169,5 @@ async def test_kubeconfig_secret_of_restored_cluster_is_not_read_until_its_objec
 async def test_invalid_ca_is_rejected() -> None:
     content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": "!"}}]
-    with pytest.raises(CredentialError, match="CA certificates"):
+    with pytest.raises(CredentialError, match="certificate-authority-data that is not valid base64"):
         await a_source(ScriptedApi(secret(yaml.safe_dump(content)))).mint(WANTED)

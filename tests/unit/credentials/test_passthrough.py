@@ -10,7 +10,6 @@ import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.files import FileContent
@@ -21,6 +20,7 @@ from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RETRY_AFTER_S, RenewingCredential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_kube.exec_plugin import ExecCommand
 from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 

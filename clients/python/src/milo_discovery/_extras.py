@@ -2,13 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
-
-_COMMANDS: Final = {
-    "controllers": "pip install ./kube './clients/python[controllers]'",
-    "kopf": "pip install './clients/python[kopf]'",
-    "kubernetes": "pip install './clients/python[kubernetes]'",
-}
 
 
 class MissingPackageError(ImportError):
@@ -27,6 +20,6 @@ def needs_extra(extra: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         raise MissingPackageError(
             f"the package {package} of the extra milo-discovery-client[{extra}] is not installed; "
-            f"in a clone of the repository: {_COMMANDS[extra]}",
+            f"in a clone of the repository: pip install ./kube './clients/python[{extra}]'",
             name=error.name,
         ) from error

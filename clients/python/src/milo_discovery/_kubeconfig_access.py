@@ -1,21 +1,20 @@
 """Reads the kubeconfigs that the daemon issues, strictly, and renders kubeconfigs.
 
-The daemon writes JSON with all data inline, so reading needs neither a YAML library nor other files. Whatever answers
-at the daemon's address could send a kubeconfig that runs a program, so everything that the daemon does not write is
-refused.
+The daemon writes JSON with all data inline. Whatever answers at the daemon's address could send a kubeconfig that runs
+a program, so everything that the daemon does not write is refused.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from milo_discovery.errors import UnusableKubeconfig
+from milo_kube import kubeconfig as kubeconfig_reader
+from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +32,18 @@ class KubeconfigAccess:
     """Private key of the client certificate as PEM."""
 
 
-# The fields that the daemon writes. Others are refused: an unknown field could name a program, a proxy or a file.
-_CONFIG_FIELDS = frozenset({"apiVersion", "kind", "clusters", "users", "contexts", "current-context"})
 _CLUSTER_FIELDS = frozenset({"server", "certificate-authority-data", "tls-server-name"})
-_USER_FIELDS = frozenset({"token", "client-certificate-data", "client-key-data"})
-_EXEC_FIELDS = frozenset(
-    {"apiVersion", "command", "args", "env", "installHint", "interactiveMode", "provideClusterInfo"}
+_CREDENTIAL = Policy(
+    cluster=_CLUSTER_FIELDS, user=frozenset({"token", "client-certificate-data", "client-key-data"}), is_exact=True
 )
+_PLUGIN = Policy(cluster=_CLUSTER_FIELDS, user=frozenset({"exec"}), is_exact=True)
 EXEC_COMMAND = "milo-discovery"
 
 
 def read_access(kubeconfig: bytes) -> KubeconfigAccess:
     """Read a kubeconfig with an embedded credential. Raises UnusableKubeconfig for anything else."""
-    access, _ = _read(kubeconfig, _USER_FIELDS)
-    if access.token is None and (access.certificate is None or access.key is None):
+    access = inline_access(_read(kubeconfig, _CREDENTIAL), "the kubeconfig")
+    if access.token is None and access.certificate is None:
         raise UnusableKubeconfig("the kubeconfig has neither a token nor a client certificate with its key")
     return access
 
@@ -56,13 +53,24 @@ def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
 
     The result holds only the server and its trust root: callers build the exec entry themselves.
     """
-    access, user = _read(kubeconfig, frozenset({"exec"}))
-    call = user.get("exec")
-    if not isinstance(call, dict) or not _EXEC_FIELDS.issuperset(call):
-        raise UnusableKubeconfig("the kubeconfig has an exec entry that the daemon does not write")
-    if call.get("command") != EXEC_COMMAND or call.get("args") != exec_arguments(cluster):
+    found = _read(kubeconfig, _PLUGIN)
+    if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
         raise UnusableKubeconfig(f"the kubeconfig calls another program than `{EXEC_COMMAND} credential`: refused")
-    return access
+    return inline_access(found, "the kubeconfig")
+
+
+def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
+    """Return what a context has as inline data. Raises UnusableKubeconfig."""
+    authorities = _pem(found.authorities, origin)
+    return KubeconfigAccess(
+        server=found.server,
+        # Interned: the clusters of a fleet have the same CA, which is then held in memory once.
+        authorities=None if authorities is None else sys.intern(authorities),
+        tls_server_name=found.tls_server_name or None,
+        token=found.token or None,
+        certificate=_pem(found.certificate, origin),
+        key=_pem(found.key, origin),
+    )
 
 
 def exec_arguments(cluster: str) -> list[str]:
@@ -92,65 +100,19 @@ def render_kubeconfig(name: str, access: KubeconfigAccess, user: Mapping[str, An
     }
 
 
-def _read(kubeconfig: bytes, user_fields: frozenset[str]) -> tuple[KubeconfigAccess, dict[str, Any]]:
-    """Read the only cluster and user. Error messages never quote the content, which holds secrets."""
+def _read(content: bytes, policy: Policy) -> ContextAccess:
+    """Read the only cluster and user. Error messages never quote a value, which may be a secret."""
     try:
-        document = json.loads(kubeconfig)
-        [cluster_entry], [user_entry], [context_entry] = (document[each] for each in ("clusters", "users", "contexts"))
-        cluster, user, context = cluster_entry["cluster"], user_entry["user"], context_entry["context"]
-        is_consistent = (context["cluster"], context["user"]) == (cluster_entry["name"], user_entry["name"])
-        access = KubeconfigAccess(
-            server=_text(cluster, "server") or "",
-            authorities=_interned(_decoded(cluster, "certificate-authority-data")),
-            tls_server_name=_text(cluster, "tls-server-name"),
-            token=_text(user, "token"),
-            certificate=_decoded(user, "client-certificate-data"),
-            key=_decoded(user, "client-key-data"),
-        )
-        unknown = {
-            *set(document) - _CONFIG_FIELDS,
-            *set(cluster) - _CLUSTER_FIELDS,
-            *set(user) - user_fields,
-            *set(context) - {"cluster", "user"},
-            *(set(cluster_entry) | set(user_entry) | set(context_entry)) - {"name", "cluster", "user", "context"},
-        }
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        # `from None`: the decoding error as a cause would show the decoded text in tracebacks.
-        raise UnusableKubeconfig("the kubeconfig does not have the form that the daemon writes") from None
-    if unknown:
-        raise UnusableKubeconfig(f"the kubeconfig has fields that the daemon does not write: {sorted(unknown)!a:.200}")
-    if not is_consistent or document["current-context"] != context_entry["name"]:
-        raise UnusableKubeconfig("the kubeconfig's current context does not name its cluster and user")
-    if not is_http_url(access.server):
-        raise UnusableKubeconfig("the kubeconfig has no server of the form https://HOST or https://HOST:PORT")
-    if access.token is not None and not (access.token.isascii() and access.token.isprintable()):
-        raise UnusableKubeconfig("the kubeconfig's token has characters that no HTTP header may contain")
-    return access, user
+        return kubeconfig_reader.parse(content, yaml=False).select(policy)
+    except KubeconfigError as error:
+        raise UnusableKubeconfig(f"the kubeconfig is not one that the daemon writes: {error}") from None
 
 
-def is_http_url(url: str) -> bool:
+def _pem(content: bytes | None, origin: str) -> str | None:
     try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _text(part: Mapping[str, Any], key: str) -> str | None:
-    value = part.get(key)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(key)
-    return value or None
-
-
-def _decoded(part: Mapping[str, Any], key: str) -> str | None:
-    value = _text(part, key)
-    return None if value is None else base64.b64decode(value, validate=True).decode("ascii")
-
-
-def _interned(text: str | None) -> str | None:
-    """Return the interned text: the clusters of a fleet have the same CA, which is then held in memory once."""
-    return None if text is None else sys.intern(text)
+        return None if content is None else content.decode("ascii")
+    except UnicodeDecodeError:
+        raise UnusableKubeconfig(f"{origin} has a CA, a certificate or a key that is not PEM") from None
 
 
 def _encoded(value: str | None) -> str | None:

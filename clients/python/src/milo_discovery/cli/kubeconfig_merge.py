@@ -68,26 +68,12 @@ def _is_named_list(value: object) -> bool:
 
 
 def _read_yaml(path: Path, content: bytes) -> Any:
-    try:
-        import yaml  # noqa: PLC0415  (an optional dependency)
-    except ModuleNotFoundError as error:
-        raise CommandFailure(
-            f"reading {path} needs PyYAML: pip install './clients/python[kubernetes]' in a clone of the repository"
-        ) from error
-
-    class Loader(yaml.SafeLoader):
-        """A SafeLoader without dates, so that strings which look like dates are written back unchanged."""
-
-        yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's name)
-            first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+    from milo_kube import yaml_document  # noqa: PLC0415  (many files are JSON)
 
     try:
-        return yaml.load(content, Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError:
-        # `from None`: the error quotes the file, which may hold secrets.
-        raise CommandFailure(f"{path} is not valid YAML; it was not changed") from None
+        return yaml_document.read(content, scalars="typed").value
+    except yaml_document.DocumentError as error:
+        raise CommandFailure(f"{path} was not changed: {error}") from None
 
 
 @contextmanager

@@ -1,48 +1,29 @@
 """Access to an API server from local files: a kubeconfig, or the service account of a pod.
 
-These files belong to the user, so they may name further files, a proxy and a credential plugin. Fields that would
-have to be ignored are refused.
+These files belong to the user, so they may name further files, a proxy and a credential plugin.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
-import signal
+import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, is_http_url, render_kubeconfig
+from milo_discovery._kubeconfig_access import KubeconfigAccess, inline_access, render_kubeconfig
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.model import Kubeconfig
-from milo_kube import addresses
+from milo_kube import addresses, exec_plugin, kubeconfig
+from milo_kube.exec_plugin import ExecCommand, ExecPluginError, cluster_info
+from milo_kube.kubeconfig import ContextAccess, ExecEntry, KubeconfigError
 
 _READ_AGAIN = timedelta(seconds=60)
 _PLUGIN_TIMEOUT_S = 30.0
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_CLUSTER_FIELDS = frozenset(
-    {"server", "certificate-authority", "certificate-authority-data", "tls-server-name", "proxy-url", "extensions"}
-    | {"disable-compression"}
-)
-_USER_FIELDS = frozenset(
-    {"token", "tokenFile", "client-certificate", "client-certificate-data", "client-key", "client-key-data"}
-    | {"exec", "extensions"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """An exec credential plugin."""
-
-    entry: Mapping[str, Any]
-    directory: Path
-    """The directory that a relative path of the command is resolved in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +35,7 @@ class LocalAccess:
     """The namespace of the context or the pod; empty if none is stated."""
     proxy: str | None = field(default=None, repr=False)
     """The URL of the proxy that the kubeconfig names."""
-    plugin: Plugin | None = None
+    plugin: ExecCommand | None = None
     """The plugin to run for a credential, if the kubeconfig has no other credential."""
 
 
@@ -86,61 +67,40 @@ class KubeconfigFile:
         self._context = context
 
     def read(self) -> LocalAccess:
-        """Read the kubeconfig and the files that it names. Raises UnusableKubeconfig, which quotes no content."""
-        context, cluster, user = self._selected(_document(self._path))
-        given = {key for entry in (cluster, user) for key, value in entry.items() if value not in (None, "", False)}
-        if unsupported := given - _CLUSTER_FIELDS - _USER_FIELDS:
-            raise UnusableKubeconfig(
-                f"the kubeconfig {self._path} has fields that are not supported: {', '.join(sorted(unsupported))}; use "
-                "a CA, and a token, a client certificate or an exec credential plugin"
-            )
-        token_file = user.get("tokenFile")
+        """Read the kubeconfig and the files that it names. Raises UnusableKubeconfig, which quotes no value."""
         try:
-            access = KubeconfigAccess(
-                server=cluster["server"].rstrip("/"),
-                authorities=self._content(cluster, "certificate-authority"),
-                tls_server_name=cluster.get("tls-server-name") or None,
-                token=_text(self._path.parent / token_file).strip() if token_file else user.get("token") or None,
-                certificate=self._content(user, "client-certificate"),
-                key=self._content(user, "client-key"),
-            )
-        except (LookupError, TypeError, ValueError, AttributeError):
-            raise UnusableKubeconfig(f"the kubeconfig {self._path} has an invalid cluster or user") from None
+            found = kubeconfig.parse(_bytes(self._path)).select(kubeconfig.LOCAL, self._context)
+        except KubeconfigError as error:
+            raise UnusableKubeconfig(f"the kubeconfig {self._path} is refused: {error}") from None
+        inline = inline_access(found, f"the kubeconfig {self._path}")
+        access = replace(
+            inline,
+            authorities=inline.authorities or self._content(found.authorities_file),
+            token=inline.token or self._content(found.token_file),
+            certificate=inline.certificate or self._content(found.certificate_file),
+            key=inline.key or self._content(found.key_file),
+        )
         has_credential = access.token is not None or access.certificate is not None
         return LocalAccess(
             access=access,
-            namespace=str(context.get("namespace") or ""),
-            proxy=self._proxy(cluster.get("proxy-url")),
-            plugin=None if has_credential or not user.get("exec") else Plugin(user["exec"], self._path.parent),
+            namespace=found.namespace,
+            proxy=found.proxy_url or None,
+            plugin=None if has_credential or found.plugin is None else self._command(found.plugin, found, access),
         )
 
-    def _selected(self, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        try:
-            context = _named(document["contexts"], self._context or document["current-context"])["context"]
-            cluster = _named(document["clusters"], context["cluster"])["cluster"]
-            user = _named(document["users"], context["user"])["user"] if context.get("user") else {}
-        except (LookupError, TypeError, AttributeError):
-            which = "a current context" if self._context is None else f"the context {self._context!r}"
-            raise UnusableKubeconfig(
-                f"the kubeconfig {self._path} does not have {which} with a cluster and a user"
-            ) from None
-        return context, cluster, user or {}
+    def _content(self, file: str) -> str | None:
+        return _text(self._path.parent / file).strip() if file else None
 
-    def _content(self, fields: Mapping[str, Any], name: str) -> str | None:
-        """Return the content of a PEM file that the kubeconfig embeds or names."""
-        if fields.get(f"{name}-data"):
-            return base64.b64decode(fields[f"{name}-data"], validate=True).decode("ascii")
-        return _text(self._path.parent / fields[name]) if fields.get(name) else None
-
-    def _proxy(self, url: str | None) -> str | None:
-        if not url:
-            return None
-        if not is_http_url(url):
-            # The URL is not shown: it may contain a password.
-            raise UnusableKubeconfig(
-                f"the kubeconfig {self._path} has a proxy-url other than http://HOST:PORT or https://HOST:PORT"
-            )
-        return url
+    def _command(self, plugin: ExecEntry, found: ContextAccess, access: KubeconfigAccess) -> ExecCommand:
+        program = str(self._path.parent / plugin.command) if os.sep in plugin.command else plugin.command
+        authorities = None if access.authorities is None else access.authorities.encode()
+        return ExecCommand(
+            api_version=plugin.api_version,
+            argv=(program, *plugin.args),
+            environment=plugin.env,
+            install_hint=plugin.install_hint,
+            cluster=(lambda: cluster_info(found, authorities)) if plugin.provide_cluster_info else None,
+        )
 
 
 LocalSource = ServiceAccount | KubeconfigFile
@@ -174,75 +134,26 @@ async def issue(name: str, source: LocalSource) -> Kubeconfig:
     )
 
 
-async def _with_plugin(access: KubeconfigAccess, plugin: Plugin) -> tuple[KubeconfigAccess, datetime | None]:
-    """Run the plugin, without a terminal, and return the access with its credential."""
-    entry = plugin.entry
-    command = str(entry.get("command", ""))
-    program = str(plugin.directory / command) if os.sep in command else command
-    asked = {"apiVersion": entry.get("apiVersion"), "kind": "ExecCredential", "spec": {"interactive": False}}
+async def _with_plugin(access: KubeconfigAccess, command: ExecCommand) -> tuple[KubeconfigAccess, datetime | None]:
+    """Run the plugin, and return the access with its credential. Raises UnusableKubeconfig."""
     try:
-        environment = {**os.environ, **{each["name"]: each["value"] for each in entry.get("env") or ()}}
-        process = await asyncio.create_subprocess_exec(
-            program, *(entry.get("args") or ()), env={**environment, "KUBERNETES_EXEC_INFO": json.dumps(asked)},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(_PLUGIN_TIMEOUT_S):
-                output, _ = await process.communicate()
-        except BaseException:
-            # With its children, of which one that keeps the output open would delay `wait` until its own end.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            raise
-        return _plugin_credential(access, json.loads(output)["status"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # `from None`: the error quotes the output, which may hold a token.
-        raise UnusableKubeconfig(f"the credential plugin {command!r} of the kubeconfig failed") from None
-
-
-def _plugin_credential(access: KubeconfigAccess, status: Mapping[str, Any]) -> tuple[KubeconfigAccess, datetime | None]:
-    certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
-    expiry = status.get("expirationTimestamp")
-    expires_at = None if expiry is None else datetime.fromisoformat(expiry)
-    if not isinstance(certificate, str | None) or not isinstance(key, str | None):
-        raise TypeError("a certificate or key of another type")
-    if expires_at is not None and expires_at.tzinfo is None:
-        raise ValueError("an expiry without a time zone")
-    return replace(access, token=status.get("token"), certificate=certificate, key=key), expires_at
-
-
-def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    return next((entry for entry in entries if entry["name"] == name), {})
+        output = await exec_plugin.run(command, timeout_s=_PLUGIN_TIMEOUT_S)
+        answer = exec_plugin.read_answer(output, command, time.time())
+    except ExecPluginError as error:
+        raise UnusableKubeconfig(str(error)) from None
+    certificate, key = answer.client_certificate_data or None, answer.client_key_data or None
+    return replace(access, token=answer.token or None, certificate=certificate, key=key), answer.expiration_timestamp
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError as error:
-        raise UnusableKubeconfig(f"cannot read {path}: {error.strerror}") from error
+        return _bytes(path).decode()
     except UnicodeDecodeError:
         raise UnusableKubeconfig(f"{path} is not a text file") from None
 
 
-def _document(path: Path) -> dict[str, Any]:
-    text = _text(path)
+def _bytes(path: Path) -> bytes:
     try:
-        found = json.loads(text) if text.lstrip().startswith("{") else _yaml(path, text)
-    except ValueError:
-        raise UnusableKubeconfig(f"the kubeconfig {path} is neither JSON nor YAML") from None
-    if not isinstance(found, dict):
-        raise UnusableKubeconfig(f"the file {path} is not a kubeconfig")
-    return found
-
-
-def _yaml(path: Path, text: str) -> Any:
-    try:
-        import yaml  # noqa: PLC0415  (an optional dependency)
-    except ModuleNotFoundError:
-        raise UnusableKubeconfig(f"the kubeconfig {path} in YAML needs PyYAML: pip install PyYAML") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        # `from None`: the error quotes the file, which may hold secrets.
-        raise UnusableKubeconfig(f"the kubeconfig {path} is neither JSON nor YAML") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise UnusableKubeconfig(f"cannot read {path}: {error.strerror}") from error

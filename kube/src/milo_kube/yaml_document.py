@@ -6,9 +6,9 @@ unknown tags from constructing objects, limits the expansion of aliases, and can
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import msgspec
 import yaml
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -34,7 +34,8 @@ class DocumentError(ValueError):
         super().__init__(f"line {line}: {message}" if line else message)
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
     value: Any
     lines: Mapping[Path, int]  # of each key (for mappings) and item (for lists)
 

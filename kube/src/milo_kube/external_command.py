@@ -10,9 +10,8 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
-
-import msgspec
 
 ERRORS_KEPT = 8192
 GRACE_S = 1.0  # to read what is left in the pipes after the process group has ended
@@ -20,7 +19,8 @@ GRACE_S = 1.0  # to read what is left in the pipes after the process group has e
 End: TypeAlias = Literal["exited", "timeout", "flood"]
 
 
-class Outcome(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Outcome:
     end: End
     status: int
     output: bytes

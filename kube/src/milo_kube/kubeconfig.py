@@ -1,0 +1,385 @@
+"""Reads a context of a kubeconfig under a policy that says what it may contain. Pure: the files that it names are read
+elsewhere.
+
+Everything else is refused: to ignore a proxy, a CA or an impersonation would be worse than not to connect. Errors quote
+names of contexts, clusters and fields, and never a value, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+MAX_BYTES: Final = 1 << 20
+EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+
+_TYPES: Final[Mapping[str, tuple[type, str]]] = {
+    "exec": (dict, "a mapping"),
+    "extensions": (list, "a list"),
+    "insecure-skip-tls-verify": (bool, "a boolean"),
+    "disable-compression": (bool, "a boolean"),
+}
+_WITHOUT_EFFECT: Final = frozenset({"extensions", "disable-compression"})
+_LISTS: Final = {"clusters": "cluster", "users": "user", "contexts": "context"}
+_EXEC_FIELDS: Final = frozenset(
+    {"apiVersion", "command", "args", "env", "installHint", "interactiveMode", "provideClusterInfo"}
+)
+_INSTEAD: Final = {
+    "insecure-skip-tls-verify": "set certificate-authority-data, or tls-server-name if only the name differs",
+    "auth-provider": "Kubernetes removed it; use an exec credential plugin or a tokenFile",
+    "username": "API servers no longer accept it; use a token or a certificate",
+    "password": "API servers no longer accept it; use a token or a certificate",
+    "as": "it impersonates another user; use a credential of that user",
+}
+
+
+class KubeconfigError(ValueError):
+    """A kubeconfig that is refused, with all of its problems, each of which reads as the end of a sentence."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the cluster and the user of a context may contain."""
+
+    cluster: frozenset[str]
+    user: frozenset[str] | None
+    """None: the user is not read."""
+    instead: str = "it is not supported"
+    """What to say of a field that only other policies allow."""
+    needs_server: bool = True
+    is_exact: bool = False
+    """Whether there is one cluster, one user and one context, and nothing else in the document."""
+
+
+_DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"})
+_FILES: Final = frozenset({"tokenFile", "client-certificate", "client-key"})
+_INLINE: Final = "only a token, or client-certificate-data with client-key-data, is accepted"
+
+LOCAL: Final = Policy(
+    cluster=_WITHOUT_EFFECT
+    | {"server", "certificate-authority", "certificate-authority-data", "tls-server-name", "proxy-url"},
+    user=_DATA | _FILES | _WITHOUT_EFFECT | {"exec"},
+)
+"""A kubeconfig of the user that runs the program, which may name files, a proxy and a plugin."""
+SERVER: Final = Policy(
+    cluster=_WITHOUT_EFFECT | {"server", "certificate-authority-data"},
+    user=None,
+    instead="only a server and certificate-authority-data are used",
+)
+"""A kubeconfig of which only the server and its CA are used."""
+STATED: Final = Policy(
+    cluster=SERVER.cluster,
+    user=_DATA | _WITHOUT_EFFECT,
+    instead=f"only a server and certificate-authority-data are used of a cluster, and {_INLINE}",
+)
+"""A kubeconfig of another author: it can neither name files nor commands, which the reader would read and run."""
+RECEIVED: Final = Policy(
+    cluster=LOCAL.cluster | {"insecure-skip-tls-verify"}, user=STATED.user, instead=_INLINE, needs_server=False
+)
+"""A kubeconfig of which only the credential and, if there are any, the server and the CA are used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecEntry:
+    """An exec credential plugin."""
+
+    api_version: str
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    install_hint: str = ""
+    provide_cluster_info: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextAccess:
+    """A context's API server and user. Empty texts are unset; `..._file` are paths as written."""
+
+    cluster: str
+    """The name of the cluster."""
+    namespace: str
+    server: str
+    """Without a trailing slash."""
+    authorities: bytes | None
+    authorities_file: str
+    tls_server_name: str
+    proxy_url: str = field(repr=False)
+    extensions: tuple[Mapping[str, Any], ...]
+    has_user: bool
+    token: str = field(repr=False)
+    token_file: str
+    certificate: bytes | None = field(repr=False)
+    certificate_file: str
+    key: bytes | None = field(repr=False)
+    key_file: str
+    plugin: ExecEntry | None
+
+
+class Kubeconfig:
+    """A parsed kubeconfig."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
+        self._entries = {kind: _entries(document, kind) for kind in _LISTS}
+        current = document.get("current-context")
+        self.current_context = current if isinstance(current, str) else ""
+
+    @property
+    def contexts(self) -> list[str]:
+        return [name for name, _ in self._entries["contexts"]]
+
+    def select(self, policy: Policy, context: str | None = None) -> ContextAccess:
+        """Return a context, by default the current one. Raises KubeconfigError."""
+        name = context if context is not None else self.current_context
+        if not name:
+            raise KubeconfigError("has no current-context; set it with kubectl config use-context")
+        chosen = self._named("contexts", name)
+        problems: list[str] = []
+        cluster = _text(chosen, "cluster", "context", problems)
+        user = _text(chosen, "user", "context", problems)
+        namespace = _text(chosen, "namespace", "context", problems)
+        if problems:
+            raise KubeconfigError(*problems)
+        if policy.is_exact:
+            self._require_exact(chosen)
+        of_cluster = self._named("clusters", cluster) if policy.needs_server else self._found("clusters", cluster) or {}
+        of_user = self._named("users", user) if user and policy.user is not None else {}
+        return _Reader(policy).read(cluster, of_cluster, of_user, namespace)
+
+    def _found(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        return next((entry for each, entry in self._entries[kind] if each == name), None)
+
+    def _named(self, kind: str, name: str) -> Mapping[str, Any]:
+        found = self._found(kind, name)
+        if found is None:
+            known = ", ".join(each for each, _ in self._entries[kind]) or "none"
+            raise KubeconfigError(f"has no {_LISTS[kind]} {name[:80]!r}; it has: {known:.200}")
+        return found
+
+    def _require_exact(self, context: Mapping[str, Any]) -> None:
+        unknown = {*self._document} - {"apiVersion", "kind", "current-context", *_LISTS} | {*context} - {
+            "cluster",
+            "user",
+        }
+        for kind, part in _LISTS.items():
+            unknown |= {key for each in self._document.get(kind) or () for key in each} - {"name", part}
+        if unknown:
+            raise KubeconfigError(f"has fields that are not supported: {sorted(unknown)!a:.200}")
+        if any(len(entries) != 1 for entries in self._entries.values()):
+            raise KubeconfigError("has more than one cluster, user or context")
+
+
+def parse(content: bytes, *, yaml: bool = True) -> Kubeconfig:
+    """Parse JSON or, unless that is excluded, YAML. Raises KubeconfigError."""
+    if len(content) > MAX_BYTES:
+        raise KubeconfigError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
+    try:
+        document = json.loads(content, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, KubeconfigError):
+            raise
+        if not yaml:
+            raise KubeconfigError("is not JSON") from None
+        document = _yaml(content)
+    if not isinstance(document, dict):
+        raise KubeconfigError("is not a kubeconfig: it is empty or not a mapping")
+    return Kubeconfig(document)
+
+
+def _yaml(content: bytes) -> Any:
+    from milo_kube import yaml_document  # noqa: PLC0415  (programs that read only JSON start without it)
+
+    try:
+        return yaml_document.read(content, scalars="typed").value
+    except yaml_document.DocumentError as error:
+        raise KubeconfigError(str(error)) from None
+
+
+def server_problem(server: str) -> str | None:
+    """Return what is wrong with an API server's URL, as the end of a sentence, or None."""
+    try:
+        parts = urlsplit(server)
+        port = parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in {"https", "http"} or not parts.hostname or port == 0:
+        return "is not https://HOST[:PORT][/PREFIX]"
+    if parts.username is not None or parts.query or parts.fragment:
+        return "has a user, a query or a fragment: only https://HOST[:PORT][/PREFIX] is allowed"
+    if any(segment in {".", ".."} for segment in parts.path.split("/")) or "%" in parts.path:
+        return "has an ambiguous path: dot segments and percent signs are not allowed"
+    return None
+
+
+class _Reader:
+    """Reads one cluster and its user, and collects what is wrong with them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._problems: list[str] = []
+        self._has_wrong_type = False
+
+    def read(self, name: str, cluster: Mapping[str, Any], user: Mapping[str, Any], namespace: str) -> ContextAccess:
+        about = f'cluster "{name[:80]}"'
+        cluster = self._checked(about, cluster, self._policy.cluster)
+        user = self._checked("user", user, self._policy.user or frozenset())
+        if self._has_wrong_type:
+            raise KubeconfigError(*self._problems)
+        server = cluster.get("server") or ""
+        if (server or self._policy.needs_server) and (problem := server_problem(server)):
+            self._problems.append(f"{about} has a server that {problem}")
+        found = ContextAccess(
+            cluster=name,
+            namespace=namespace,
+            server=server.rstrip("/"),
+            authorities=self._data(about, cluster, "certificate-authority"),
+            authorities_file=cluster.get("certificate-authority") or "",
+            tls_server_name=cluster.get("tls-server-name") or "",
+            proxy_url=self._proxy(about, cluster.get("proxy-url") or ""),
+            extensions=tuple(each for each in cluster.get("extensions") or () if isinstance(each, dict)),
+            has_user=bool(user),
+            token="" if user.get("tokenFile") else self._token(user.get("token") or ""),
+            token_file=user.get("tokenFile") or "",
+            certificate=self._data("user", user, "client-certificate"),
+            certificate_file=user.get("client-certificate") or "",
+            key=self._data("user", user, "client-key"),
+            key_file=user.get("client-key") or "",
+            plugin=self._plugin(user["exec"]) if user.get("exec") else None,
+        )
+        self._check_pair(found)
+        if self._problems:
+            raise KubeconfigError(*self._problems)
+        return found
+
+    def _checked(self, about: str, entry: Mapping[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
+        """Return the fields that are set and allowed."""
+        given = _set(entry)
+        refused: dict[str, list[str]] = {}
+        for each in sorted(given.keys() - allowed):
+            refused.setdefault(_INSTEAD.get(each, self._policy.instead), []).append(each[:80])
+        self._problems += [f"{about} has {', '.join(names)}: {instead}" for instead, names in refused.items()]
+        for each in sorted(given.keys() & allowed):
+            self._has_wrong_type |= not _typed(given[each], each, about, self._problems)
+        return {each: value for each, value in given.items() if each in allowed}
+
+    def _data(self, about: str, entry: Mapping[str, Any], name: str) -> bytes | None:
+        """Return the data if there is any, as kubectl does: it takes precedence over the file."""
+        data = entry.get(f"{name}-data")
+        if not data:
+            return None
+        try:
+            return base64.b64decode(data, validate=True) or None
+        except (binascii.Error, ValueError):
+            self._problems.append(f"{about} has {name}-data that is not valid base64")
+            return None
+
+    def _token(self, token: str) -> str:
+        token = token if self._policy.is_exact else token.strip()
+        if token and (not token.isascii() or not token.isprintable() or " " in token):
+            self._problems.append("user has a token that is not a bearer token: it has spaces or control characters")
+        return token
+
+    def _proxy(self, about: str, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port)
+        except ValueError:
+            good = False
+        if url and not good:
+            self._problems.append(
+                f"{about} has a proxy-url other than http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
+            )
+        return url
+
+    def _check_pair(self, found: ContextAccess) -> None:
+        chain, key = found.certificate is not None, found.key is not None
+        if (chain or bool(found.certificate_file)) != (key or bool(found.key_file)):
+            self._problems.append("user has only one of a client certificate and its key: set both")
+        elif chain != key:
+            self._problems.append(
+                "user has the certificate as data and the key as a file, or vice versa: use one form for both"
+            )
+
+    def _plugin(self, entry: Mapping[str, Any]) -> ExecEntry | None:
+        about = "user has an exec plugin"
+        version, command = entry.get("apiVersion"), entry.get("command")
+        args, env = entry.get("args") or [], entry.get("env") or []
+        before = len(self._problems)
+        if version not in EXEC_VERSIONS:
+            self._problems.append(f"{about} of an apiVersion other than {' and '.join(EXEC_VERSIONS)}")
+        if not isinstance(command, str) or not command:
+            self._problems.append(f"{about} without a command")
+        if entry.get("interactiveMode") == "Always":
+            self._problems.append(f"{about} that needs a terminal (interactiveMode: Always); there is none")
+        if {*entry} - _EXEC_FIELDS:
+            self._problems.append(f"{about} with fields that are not supported")
+        if (
+            not _are_texts(args)
+            or not isinstance(env, list)
+            or not all(isinstance(each, dict) and _are_texts([each.get("name"), each.get("value")]) for each in env)
+        ):
+            self._problems.append(f"{about} whose args or env are not lists of strings")
+        if len(self._problems) > before:
+            return None
+        return ExecEntry(
+            api_version=str(version),
+            command=str(command),
+            args=tuple(args),
+            env={each["name"]: each["value"] for each in env},
+            install_hint=str(entry.get("installHint") or ""),
+            provide_cluster_info=entry.get("provideClusterInfo") is True,
+        )
+
+
+def _set(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in entry.items() if value not in (None, "", False, [], {})}
+
+
+def _typed(value: Any, name: str, about: str, problems: list[str]) -> bool:
+    wanted, said = _TYPES.get(name, (str, "a string"))
+    if isinstance(value, wanted):
+        return True
+    problems.append(f"{about} has the wrong type of {name}: it must be {said}")
+    return False
+
+
+def _text(entry: Mapping[str, Any], name: str, about: str, problems: list[str]) -> str:
+    value = entry.get(name)
+    if value not in (None, ""):
+        _typed(value, name, about, problems)
+    return value or ""
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) for each in values)
+
+
+def _entries(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+    part, listed = _LISTS[kind], document.get(kind)
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list")
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for each in listed:
+        inner = (each.get(part) or {}) if isinstance(each, dict) else None
+        if inner is None or not isinstance(inner, dict) or not isinstance(each.get("name"), str):
+            raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list of a name with a {part} each")
+        found.append((each["name"], inner))
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise KubeconfigError("has a key twice")
+    return found

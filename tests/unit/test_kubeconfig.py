@@ -1,0 +1,180 @@
+"""The kubeconfig reader: what each policy accepts, and that errors quote no value."""
+
+import base64
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, parse
+
+V1 = "client.authentication.k8s.io/v1"
+CANARY = "canary-7c41e0"
+PLUGIN = {"apiVersion": V1, "command": "login", "args": ["-x"], "env": [{"name": "A", "value": "b"}]}
+EXACT = Policy(cluster=frozenset({"server"}), user=frozenset({"token"}), is_exact=True)
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def document(cluster: Any = None, user: Any = None, context: Any = None) -> dict[str, Any]:
+    return {
+        "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": "https://a.test/x/", **(cluster or {})}}],
+        "users": [{"name": "u", "user": {"token": "t"} if user is None else user}],
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", **(context or {})}}],
+    }
+
+
+def content(**parts: Any) -> bytes:
+    return json.dumps(document(**parts)).encode()
+
+
+def refused(policy: Policy, body: bytes, context: str | None = None) -> str:
+    with pytest.raises(KubeconfigError) as raised:
+        parse(body).select(policy, context)
+    assert CANARY not in str(raised.value)
+    return str(raised.value)
+
+
+def test_local_kubeconfig_names_files_a_proxy_and_a_plugin() -> None:
+    cluster = {"certificate-authority": "ca", "proxy-url": "http://p:1", "tls-server-name": "n", "extensions": [{}, 5]}
+    user = {"tokenFile": "f", "token": "older", "client-certificate": "cert", "client-key": "key", "exec": PLUGIN}
+    found = parse(content(cluster=cluster, user=user, context={"namespace": "ns"})).select(LOCAL)
+    assert (found.cluster, found.namespace, found.server) == ("c", "ns", "https://a.test/x")
+    assert (found.authorities_file, found.proxy_url, found.tls_server_name) == ("ca", "http://p:1", "n")
+    assert (found.token, found.token_file, found.certificate_file, found.key_file) == ("", "f", "cert", "key")
+    assert found.plugin is not None
+    assert (found.plugin.command, found.plugin.args, found.plugin.env) == ("login", ("-x",), {"A": "b"})
+    assert found.extensions == ({},)
+
+
+@pytest.mark.parametrize("policy", [LOCAL, STATED, RECEIVED])
+def test_inline_data_is_read_under_every_policy_with_a_user(policy: Policy) -> None:
+    cluster = {"certificate-authority-data": encoded("CA")}
+    user = {"client-certificate-data": encoded("CERT"), "client-key-data": encoded("KEY"), "token": " t "}
+    found = parse(content(cluster=cluster, user=user)).select(policy)
+    assert (found.authorities, found.certificate, found.key, found.token) == (b"CA", b"CERT", b"KEY", "t")
+    assert found.has_user
+    assert CANARY not in repr(parse(content(user={"token": CANARY})).select(policy))
+
+
+def test_user_is_not_read_under_the_policy_for_servers() -> None:
+    found = parse(content(user={"exec": {"command": "rm"}, "as": "admin"})).select(SERVER)
+    assert (found.server, found.has_user, found.plugin) == ("https://a.test/x", False, None)
+
+
+def test_received_kubeconfig_needs_no_cluster() -> None:
+    body = json.dumps({**document(), "clusters": None}).encode()
+    assert parse(body).select(RECEIVED).server == ""
+    assert "has no cluster 'c'; it has: none" in refused(STATED, body)
+
+
+@pytest.mark.parametrize(
+    ("policy", "parts", "problem"),
+    [
+        (LOCAL, {"cluster": {"insecure-skip-tls-verify": True}}, "set certificate-authority-data"),
+        (LOCAL, {"user": {"username": CANARY, "password": CANARY}}, "user has password, username: API servers"),
+        (LOCAL, {"user": {"as": CANARY, "as-uid": CANARY}}, "impersonates another user"),
+        (LOCAL, {"user": {"unheard-of": CANARY}}, "user has unheard-of: it is not supported"),
+        (LOCAL, {"user": {"token": 5}}, "wrong type of token: it must be a string"),
+        (LOCAL, {"user": {"exec": "rm"}}, "wrong type of exec: it must be a mapping"),
+        (LOCAL, {"user": {"token": f"{CANARY} x"}}, "not a bearer token"),
+        (LOCAL, {"user": {"client-key-data": "!"}}, "client-key-data that is not valid base64"),
+        (LOCAL, {"user": {"client-key-data": encoded("x")}}, "only one of a client certificate and its key"),
+        (LOCAL, {"user": {"client-key-data": encoded("x"), "client-certificate": "f"}}, "one form for both"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "apiVersion": "v1"}}}, "an apiVersion other than"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "command": ""}}}, "without a command"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "interactiveMode": "Always"}}}, "needs a terminal"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "stdin": "x"}}}, "fields that are not supported"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "args": [5]}}}, "not lists of strings"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "env": {"A": "b"}}}}, "not lists of strings"),
+        (LOCAL, {"user": {"exec": {**PLUGIN, "env": ["A"]}}}, "not lists of strings"),
+        (LOCAL, {"cluster": {"proxy-url": f"socks5://{CANARY}@p"}}, "SOCKS is not supported"),
+        (LOCAL, {"cluster": {"proxy-url": "http://p:port"}}, "proxy-url other than"),
+        (LOCAL, {"cluster": {"server": "https://a:port"}}, "is not a URL"),
+        (LOCAL, {"cluster": {"server": "ftp://a"}}, "is not https://HOST"),
+        (LOCAL, {"cluster": {"server": f"https://{CANARY}@a"}}, "has a user, a query or a fragment"),
+        (LOCAL, {"cluster": {"server": "https://a/../b"}}, "an ambiguous path"),
+        (LOCAL, {"context": {"namespace": 5}}, "wrong type of namespace"),
+        (STATED, {"user": {"tokenFile": "/etc/passwd"}}, "user has tokenFile: only"),
+        (STATED, {"cluster": {"tls-server-name": "x"}}, 'cluster "c" has tls-server-name'),
+        (EXACT, {"context": {"namespace": "n"}}, "fields that are not supported: ['namespace']"),
+        (EXACT, {"user": {"token": f"{CANARY}\n"}}, "not a bearer token"),
+    ],
+)
+def test_what_a_policy_does_not_allow_is_refused_without_its_value(
+    policy: Policy, parts: dict[str, Any], problem: str
+) -> None:
+    assert problem in refused(policy, content(**parts))
+
+
+def test_problems_of_cluster_and_user_are_reported_together() -> None:
+    with pytest.raises(KubeconfigError) as raised:
+        parse(content(cluster={"server": "milo"}, user={"username": "u", "exec": {"command": "x"}})).select(LOCAL)
+    assert len(raised.value.problems) == 3
+
+
+def test_exact_policy_refuses_a_second_cluster() -> None:
+    twice = document()
+    twice["clusters"] *= 2
+    assert "more than one cluster" in refused(EXACT, json.dumps(twice).encode())
+    assert parse(content()).select(EXACT).token == "t"
+
+
+def test_context_is_selected_by_name() -> None:
+    both = document()
+    both["contexts"].append({"name": "bare", "context": {"cluster": "c"}})
+    kubeconfig = parse(json.dumps(both).encode())
+    assert kubeconfig.contexts == ["here", "bare"]
+    assert not kubeconfig.select(LOCAL, "bare").has_user
+    assert "has no context 'other'; it has: here, bare" in refused(LOCAL, json.dumps(both).encode(), "other")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "it is empty or not a mapping"),
+        (b"[]", "it is empty or not a mapping"),
+        (b"{}", "has no current-context"),
+        (b'{"current-context": 5}', "has no current-context"),
+        (b'{"contexts": {}}', "contexts must be a list"),
+        (b'{"contexts": [5]}', "a list of a name with a context each"),
+        (b'{"contexts": [{"context": {}}]}', "a list of a name with a context each"),
+        (b'{"a": 1, "a": 2}', "has a key twice"),
+        (b"a: 1\na: 2", 'line 2: has the key "a" twice'),
+        (b" " * (MAX_BYTES + 1), "bytes long"),
+        (b"[" * 100_000, "brackets"),
+    ],
+)
+def test_content_that_is_not_a_kubeconfig_is_refused(body: bytes, problem: str) -> None:
+    assert problem in refused(LOCAL, body)
+
+
+def test_yaml_is_refused_where_only_json_is_expected() -> None:
+    with pytest.raises(KubeconfigError, match="is not JSON"):
+        parse(b"a: 1", yaml=False)
+
+
+WORDS = (
+    *("current-context", "contexts", "clusters", "users", "name", "context", "cluster", "user", "server", "token"),
+    *("exec", "command", "args", "env", "apiVersion", "tokenFile", "proxy-url", "certificate-authority-data"),
+)
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["https://a", "here", "c", "u"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@given(DOCUMENTS, DOCUMENTS, DOCUMENTS)
+def test_any_document_is_read_or_refused(cluster: Any, user: Any, whole: Any) -> None:
+    parts = {"clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": user}]}
+    for body in (whole, {**document(), **parts}):
+        for policy in (LOCAL, STATED, RECEIVED, SERVER, EXACT):
+            with suppress(KubeconfigError):
+                parse(json.dumps(body).encode()).select(policy)
