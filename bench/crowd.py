@@ -16,7 +16,7 @@ import msgspec
 from bench.process import Process, standard_input
 from bench.projects import MARK
 from bench.subscribers import Subscriber, meanwhile, synced
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 _MOMENT = re.compile(rb"%s\x12.([0-9]+\.[0-9]+)" % MARK.encode(), re.DOTALL)
 _DISENGAGED = bytes([pb.ClusterEvent.TYPE_FIELD_NUMBER << 3, pb.ClusterEvent.TYPE_DISENGAGED])

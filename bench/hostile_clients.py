@@ -23,8 +23,8 @@ from h2.connection import H2Connection
 
 from bench.process import Process, standard_input
 from milo_discovery import ClientCredentials, ClusterNotFound, DiscoveryClient, PermissionDenied
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 CALLS_AT_ONCE = 50
 """All kinds at the same time; the daemon decides how many a second."""

@@ -9,7 +9,7 @@ import grpc
 
 from bench.wire import METHOD, Batch
 from milo_discovery._address import CHANNEL_OPTIONS
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 
 class Subscriber:

@@ -6,7 +6,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 _FULL = pb.WatchClustersResponse.DESCRIPTOR
 _KEPT = ("revision", "previous_revision", "synced", "reset")

@@ -18,8 +18,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "milo/discovery/v1/discovery.proto"
-PYTHON_TARGET = ROOT / "clients/python/src/milo_discovery/_gen"
-PYTHON_PACKAGE = "milo_discovery._gen"
+PYTHON_TARGET = ROOT / "clients/python/src/milo_discovery/v1"
+PYTHON_PACKAGE = "milo_discovery.v1"
 PYTHON_PLUGINS = ("mypy", "mypy_grpc")
 GO_TARGET = ROOT / "clients/go/v1"
 GO_MODULE = "go.miloapis.com/discovery"

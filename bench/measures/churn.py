@@ -15,7 +15,7 @@ from bench.projects import MARK
 from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber, meanwhile
 from milo_discovery import DiscoveryClient
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 _WEIGHED_EVERY_S = 1.0
 _END, _END_WITHIN_S = "end", 60.0

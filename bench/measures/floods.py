@@ -21,8 +21,8 @@ from bench.floods import OPEN, flood
 from bench.measures.hostile_clients import certificates
 from bench.process import free_port
 from bench.setting import Samples, Setting
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 _DAY_S = 86_400
 _PROJECTS = 100

@@ -17,7 +17,7 @@ from bench import projects
 from bench.setting import Samples, Setting
 from bench.subscribers import synced
 from milo_discovery import DiscoveryClient
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 SOURCE = """kubeconfigs:
   issuers:

@@ -22,8 +22,8 @@ import grpc
 from google.protobuf import unknown_fields
 from google.rpc import error_details_pb2, status_pb2
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 BROKEN = sys.argv[1] if len(sys.argv) > 1 else ""
 ENVIRONMENT = os.environ

@@ -15,7 +15,7 @@ from typing import Any
 import trustme
 
 from milo_discovery import Kubeconfig
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 MINUTE = timedelta(minutes=1)
 

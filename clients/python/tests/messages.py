@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .kubeconfigs import text
 

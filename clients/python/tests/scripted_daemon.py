@@ -14,8 +14,8 @@ from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .cli_process import ALPHA, BETA, COMMAND, FLEET, ago
 from .messages import cluster

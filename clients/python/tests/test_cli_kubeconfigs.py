@@ -16,7 +16,7 @@ import pytest
 import yaml
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .cli_process import COMMAND
 from .kubeconfigs import issued, text

@@ -13,9 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 
 from milo_discovery import _convert
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
 from milo_discovery.cli import json_output, yaml_output
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .kubeconfigs import text
 from .messages import disengaged, engaged, following, snapshot

@@ -7,7 +7,7 @@ import json
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .cli_process import AGO, FLEET, ago
 

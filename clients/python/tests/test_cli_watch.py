@@ -11,7 +11,7 @@ import grpc
 import pytest
 import yaml
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .cli_process import ALPHA, COMMAND, ago, running
 from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated

@@ -31,7 +31,7 @@ from milo_discovery import (
     Transition,
     Unavailable,
 )
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .eventually import eventually
 from .kubeconfigs import text

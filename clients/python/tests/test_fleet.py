@@ -19,7 +19,7 @@ from milo_discovery import (
     HandlerFailed,
     PermissionDenied,
 )
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .eventually import eventually

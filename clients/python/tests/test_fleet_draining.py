@@ -10,7 +10,7 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .eventually import eventually

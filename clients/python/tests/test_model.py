@@ -6,7 +6,7 @@ import pytest
 
 import milo_discovery
 from milo_discovery import model
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 ENUMS = {
     model.DisengageReason: pb.DisengageReason,

@@ -20,8 +20,8 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
 )
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._ownership import Ownership, boottime
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .eventually import eventually

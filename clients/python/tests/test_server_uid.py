@@ -11,9 +11,9 @@ import pytest
 
 from milo_discovery import ClientCredentials, DiscoveryClient, SyncDiscoveryClient, Unavailable, UntrustedServer
 from milo_discovery._channel import open_channel
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery.errors import InvalidCredentials
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 from .conftest import daemon as daemon  # noqa: PLC0414  (the mutants run without conftest)
 from .messages import engaged, snapshot

@@ -12,8 +12,8 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from milo_discovery import Cluster, Event, Kubeconfig, Refreshed, StreamBroken, StreamNotice, Synced
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import _CLUSTER_FIELDS, Session
+from milo_discovery.v1 import discovery_pb2 as pb
 
 CASES = json.loads((Path(__file__).parents[2] / "testdata" / "session_cases.json").read_text())["cases"]
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from milo_discovery import Event, EventType, StreamBroken
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .messages import cluster, disengaged, engaged, following, updated
 

@@ -22,8 +22,8 @@ from milo_discovery import (
     SyncDiscoveryClient,
     TimedOut,
 )
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.sync import SyncWatch
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .eventually import eventually

@@ -10,10 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 
 from milo_discovery import BackoffPolicy, StreamBroken, _convert
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 from milo_discovery.cli import json_output, text_output, yaml_output
 from milo_discovery.events import Event
+from milo_discovery.v1 import discovery_pb2 as pb
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 INT32 = st.integers(-(2**31), 2**31 - 1)

@@ -27,8 +27,8 @@ from milo_discovery import (
 from milo_discovery._channel import open_aio_channel
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import silence_limit
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
+from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .messages import disengaged, engaged, following, snapshot, updated, waiting

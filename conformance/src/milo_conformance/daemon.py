@@ -19,8 +19,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from milo_conformance.failure import CaseFailed
 from milo_conformance.relay import Relay
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen import discovery_pb2_grpc as rpc
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2_grpc as rpc
 
 LIMIT_S = 15.0
 """How long the kit waits for anything: far more than a busy machine needs."""

@@ -9,7 +9,7 @@ from importlib import metadata
 from xml.sax.saxutils import quoteattr
 
 from milo_conformance.run import Case, Outcome, Profile
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension

@@ -8,7 +8,7 @@ Map entries are sorted by key.
 from collections.abc import Iterable
 from functools import lru_cache
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import (
     SOURCE_SEPARATOR,
     UNPROBED,

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls.grpc_errors import CallError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls

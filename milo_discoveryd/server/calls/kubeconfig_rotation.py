@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord

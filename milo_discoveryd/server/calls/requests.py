@@ -7,7 +7,7 @@ from functools import lru_cache
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.selector import SelectorError, parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecords

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import SourceFleet, worst
 from milo_discoveryd.rights.scope import ClusterScope

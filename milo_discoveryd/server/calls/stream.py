@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment

@@ -5,7 +5,7 @@ import re
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from milo_discovery._gen import discovery_pb2
+from milo_discovery.v1 import discovery_pb2
 from tests.end_to_end.examples.building import ROOT
 
 

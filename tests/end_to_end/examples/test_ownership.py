@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
 from tests.end_to_end.examples.program import Program
 
 pytestmark = pytest.mark.timeout(600)  # the first build compiles gRPC

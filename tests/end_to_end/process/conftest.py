@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from milo_discovery import DiscoveryClient
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_sandbox import Sandbox
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.streams import Stream

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.server.calls.revision import Position, parse
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process import streams
 from tests.end_to_end.process.history import History, Stream, noted
 from tests.end_to_end.process.issued_credentials import IssuedCredential, Token, token_in

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process import streams, test_churn
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.recorder import Recorder

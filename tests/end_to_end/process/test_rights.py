@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
 from tests.support.eventually import eventually

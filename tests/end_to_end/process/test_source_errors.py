@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from milo_discovery import EngagementReason
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_sandbox.rights import EVERYTHING, Rule
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream

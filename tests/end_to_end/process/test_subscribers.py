@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import LIMIT_S, eventually
@@ -23,8 +23,8 @@ HANDLED = "grpc_server_handled_total"
 IDLE_READERS = """
 import sys, time
 import grpc
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 streams = []
 for _ in range(int(sys.argv[2])):
     channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.use_local_subchannel_pool", 1)])

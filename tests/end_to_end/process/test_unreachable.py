@@ -3,7 +3,7 @@
 import asyncio
 
 from milo_discovery import ClusterNotFound, DisengageReason, EngagementReason
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
 from tests.support.eventually import LIMIT_S

@@ -28,8 +28,8 @@ STALLED_S = 10
 _IDLE = """
 import sys, time
 import grpc
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 calls = []
 for address in sys.argv[1:]:
     channel = grpc.insecure_channel("unix:" + address, options=[("grpc.use_local_subchannel_pool", 1)])

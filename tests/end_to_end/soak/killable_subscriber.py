@@ -6,7 +6,7 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.recorder import Received
 from tests.end_to_end.soak.subscriber_process import HEADER, STREAM
 

@@ -13,7 +13,7 @@ from typing import Final
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.streams import Stream
 
 STREAM: Final = 0

@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClusterNotFound, DiscoveryClient, Event, EventType, InvalidRequest, SourceState
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
 from milo_discoveryd.server.calls.handlers import NAME

@@ -10,8 +10,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms

@@ -12,8 +12,8 @@ import grpc
 import msgspec
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target

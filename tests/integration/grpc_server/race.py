@@ -14,7 +14,7 @@ from random import Random
 
 import click
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment

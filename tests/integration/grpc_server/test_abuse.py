@@ -11,8 +11,8 @@ import pytest
 from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, ready
 from tests.integration.grpc_server.raw import Raw, headers

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus

@@ -11,8 +11,8 @@ import pytest
 
 from milo_discovery import DiscoveryClient
 from milo_discovery import _channel as client_library
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server import server
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from tests.integration.grpc_server.conftest import a_harness, ready

@@ -18,8 +18,8 @@ import grpc
 import pytest
 from cryptography import x509
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.modes.reading import ORGANIZATION_LABEL

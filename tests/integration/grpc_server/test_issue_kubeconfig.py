@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment

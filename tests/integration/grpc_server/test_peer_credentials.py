@@ -17,7 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.caller_selector import CallerSelector
@@ -38,8 +38,8 @@ NOBODY = Rule(CallerSelector(uids=frozenset({4242})), Grant(rule="nobody", scope
 AS_ANOTHER = """
 import json, os, sys
 import grpc
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 os.setgroups([int(each) for each in sys.argv[3:]])
 os.setgid(int(sys.argv[2]))
 os.setuid(int(sys.argv[2]))

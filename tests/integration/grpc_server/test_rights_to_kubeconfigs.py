@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope as Kind
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment

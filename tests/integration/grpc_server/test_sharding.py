@@ -2,7 +2,7 @@
 
 import msgspec
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from tests.integration.grpc_server.conftest import Harness, ready
 

@@ -1,6 +1,6 @@
 """F48: several streams on one connection."""
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.integration.grpc_server.conftest import Harness, Subscriber, ready
 
 BIG = "x" * 60

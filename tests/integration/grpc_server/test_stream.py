@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
 from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready

@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import grpc
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
 from tests.support.eventually import eventually

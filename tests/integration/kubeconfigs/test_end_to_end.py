@@ -13,8 +13,8 @@ import aiohttp
 import grpc
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
 from milo_sandbox.refusals import RefusedError
 from tests.end_to_end.real.proxy import Proxy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_sandbox import Sandbox
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import LIMIT_S

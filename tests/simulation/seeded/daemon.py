@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from milo_discovery import model as client_model
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs

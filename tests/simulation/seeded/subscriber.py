@@ -9,9 +9,9 @@ from random import Random
 from typing import Protocol
 
 from milo_discovery import Event
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
 from milo_discovery.errors import StreamBroken
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.server.calls.grpc_errors import CallError

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from milo_discovery import EventType
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
 from milo_discovery.events import Event
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs

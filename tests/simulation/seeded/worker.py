@@ -8,9 +8,9 @@ from random import Random
 from typing import Protocol
 
 from milo_discovery import Event, EventType, Refreshed
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.events import StreamNotice
 from milo_discovery.model import Cluster
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.server.calls.grpc_errors import CallError
 
 CLEANUPS_S = (0.0, 0.0, 0.5, 5.0, 40.0)

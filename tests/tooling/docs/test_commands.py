@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from milo_discovery import cli as client
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.eventually import LIMIT_S

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from milo_discovery import BackoffPolicy, _convert
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 from milo_discovery.events import Event as ClientEvent
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config.declarative import Declaration
 from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.identity.caller import Caller

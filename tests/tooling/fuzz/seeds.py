@@ -8,7 +8,7 @@ import msgspec
 import yaml
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 from google.protobuf.message import DecodeError
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate

@@ -1,6 +1,7 @@
 """The import contracts hold, cover every package, and fail on an import that they forbid."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,9 @@ def test_layers_contract_fails_on_a_package_without_a_layer(tmp_path: Path) -> N
 def test_settings_contract_covers_every_part_that_does_not_start_the_daemon() -> None:
     parts = {path.stem for path in PACKAGES[0].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {module.partition(".")[2] for module in modules("settings")} == parts - START_UP
+
+
+def test_daemon_imports_no_private_module_of_another_distribution() -> None:
+    private = re.compile(r"^\s*(?:from|import) (milo_(?:discovery|kube)(?:\.\w+)*\._\w+)", re.MULTILINE)
+    found = {path: private.findall(path.read_text()) for path in PACKAGES[0].rglob("*.py")}
+    assert {path: names for path, names in found.items() if names} == {}

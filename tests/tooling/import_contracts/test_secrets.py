@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig

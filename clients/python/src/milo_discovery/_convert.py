@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery import model
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 DEFAULT_HEARTBEAT = timedelta(seconds=30)
 SHORTEST_HEARTBEAT = timedelta(seconds=1)

@@ -10,7 +10,7 @@ import time
 from math import inf
 
 from milo_discovery import _convert
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 RENEWAL_INTERVAL_S = 3.0
 RENEWAL_TIMEOUT_S = 3.0

@@ -18,10 +18,10 @@ from operator import attrgetter
 from types import MappingProxyType
 
 from milo_discovery import _convert
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.errors import StreamBroken
 from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
+from milo_discovery.v1 import discovery_pb2 as pb
 
 OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own"
 MISSING_AFTER_RECONNECT = "it was missing when the connection to the daemon was restored"

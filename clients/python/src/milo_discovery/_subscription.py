@@ -12,13 +12,13 @@ from types import MappingProxyType
 from milo_discovery import _convert
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._convert import WatchOptions
-from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._ownership import Ownership, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.model import Cluster, EventType, SourceStatus
+from milo_discovery.v1 import discovery_pb2 as pb
 
 log = logging.getLogger("milo_discovery.watch")
 

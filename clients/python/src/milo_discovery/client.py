@@ -20,8 +20,6 @@ from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._channel import open_aio_channel
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import FilterOptions, WatchOptions
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery._shared_channel import SharedChannel
@@ -36,6 +34,8 @@ from milo_discovery.model import (
     Listing,
     ServerInfo,
 )
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery.watch import Watch
 
 if TYPE_CHECKING:

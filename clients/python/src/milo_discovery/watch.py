@@ -11,14 +11,14 @@ from typing import Protocol, Self
 import grpc
 
 from milo_discovery._change_signal import ChangeSignal
-from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 # Backpressure: no further batch is read while this many events are pending, and the daemon coalesces meanwhile.
 # Only the differences from a snapshot are queued all at once.

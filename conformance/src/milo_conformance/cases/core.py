@@ -12,7 +12,7 @@ import grpc
 from milo_conformance.daemon import cluster, disengaged, engaged, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import HEARTBEAT_S, Feature, Profile, Run, case
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 SILENCE_S = 3 * HEARTBEAT_S
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

@@ -11,7 +11,7 @@ from milo_conformance.certificates import Authority
 from milo_conformance.daemon import Stream, Tls, kubeconfig
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Feature, Profile, Run, case
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 identity = partial(case, Profile.IDENTITY)
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

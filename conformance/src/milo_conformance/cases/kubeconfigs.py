@@ -11,7 +11,7 @@ import grpc
 from milo_conformance.daemon import Abort, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Feature, Profile, Run, case
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 kubeconfigs = partial(case, Profile.KUBECONFIGS)
 WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}

@@ -10,7 +10,7 @@ import grpc
 from milo_conformance.daemon import Abort, disengaged, draining, engaged, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import SUBSCRIBER, Profile, Run, case
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 release = partial(case, Profile.RELEASE)
 CONFIRMS = {"CONFORMANCE_SUBSCRIBER": SUBSCRIBER}

@@ -13,7 +13,7 @@ import grpc
 from milo_conformance.daemon import Abort, Stream, engaged
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Profile, Run, case
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 
 sharded = partial(case, Profile.SHARDED)
 LATE_S = 0.9

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.secret import Secret

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from milo_discovery._gen import discovery_pb2
+from milo_discovery.v1 import discovery_pb2
 from milo_discoveryd.server.calls.reflection import NAME, ReflectionServicer
 
 REQUEST = reflection_pb2.ServerReflectionRequest

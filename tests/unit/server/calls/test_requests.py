@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls import requests

@@ -24,7 +24,7 @@ from milo_discovery.cli.options import Connection, unary
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
-    from milo_discovery._gen import discovery_pb2 as pb
+    from milo_discovery.v1 import discovery_pb2 as pb
 
 EXEC_INFO_VARIABLE = "KUBERNETES_EXEC_INFO"
 _VERSION = "client.authentication.k8s.io/v1"
@@ -67,8 +67,8 @@ def _issue(connection: Connection, cluster: str) -> pb.Kubeconfig:
     import grpc  # noqa: PLC0415  (not needed for usage errors)
 
     from milo_discovery._channel import open_channel  # noqa: PLC0415
-    from milo_discovery._gen import discovery_pb2 as messages  # noqa: PLC0415
-    from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub  # noqa: PLC0415
+    from milo_discovery.v1 import discovery_pb2 as messages  # noqa: PLC0415
+    from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub  # noqa: PLC0415
 
     timeout = None if connection.timeout is None else connection.timeout.total_seconds()
     try:

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from milo_discovery._gen import discovery_pb2 as milo_dot_discovery_dot_v1_dot_discovery__pb2
+from milo_discovery.v1 import discovery_pb2 as milo_dot_discovery_dot_v1_dot_discovery__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__

@@ -30,7 +30,7 @@ DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!milo/discovery/v1
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'milo_discovery._gen.discovery_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'milo_discovery.v1.discovery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\031com.miloapis.discovery.v1P\001Z(go.miloapis.com/discovery/v1;discoveryv1'

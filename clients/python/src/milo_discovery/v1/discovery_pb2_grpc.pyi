@@ -18,7 +18,7 @@ daemon, a broken connection: none of them disengages a cluster. See SourceStatus
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from milo_discovery._gen import discovery_pb2 as _discovery_pb2
+from milo_discovery.v1 import discovery_pb2 as _discovery_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
