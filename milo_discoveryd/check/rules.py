@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import RuleSettings, Settings
-from milo_discoveryd.config.issuers import DatumServiceAccount, ExecSettings, ProjectKubeconfig, TokenFile, TokenRequest
+from milo_discoveryd.config.issuers import (
+    DatumServiceAccount,
+    ExecSettings,
+    ProjectKubeconfig,
+    TokenExchange,
+    TokenFile,
+    TokenRequest,
+)
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
@@ -42,7 +49,7 @@ def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
     """Yield the permitted credential issuers with one credential for every cluster."""
     for each in settings.kubeconfigs.issuers:
         match each:
-            case DatumServiceAccount() | TokenFile() | ProjectKubeconfig():
+            case DatumServiceAccount() | TokenExchange() | TokenFile() | ProjectKubeconfig():
                 is_wide = True
             case ExecSettings():
                 is_wide = not each.per_cluster

@@ -12,6 +12,7 @@ from milo_discoveryd.config.fields import ByType, Group, ListOf, Text, one_of, s
 _RequiredFile = Annotated[Path, values.required_file]
 _File = Annotated[Path | None, values.file_path]
 _Text = Annotated[str, Text(least=1, most=1024)]
+_OptionalText = Annotated[str, Text(most=1024)]
 _Words = Annotated[tuple[str, ...], ListOf(Text(least=1, most=1024))]
 _Label = Annotated[str, values.cluster_name]
 _ObjectName = Annotated[str, values.object_name]
@@ -41,6 +42,54 @@ class DatumServiceAccount(_Issuer, frozen=True, kw_only=True):
     """CA certificates of the token endpoint; required for a loopback address. Default: the system's CAs."""
     audiences: _Words = ()
     """Accepted audiences: if the token is a JWT, it must have one of them. Default: any."""
+
+
+class TokenExchange(_Issuer, frozen=True, kw_only=True):
+    type: Annotated[Literal["token-exchange"], one_of("token-exchange")] = "token-exchange"
+    token_url: Annotated[str, values.https_url]
+    """URL of the token endpoint."""
+    ca_file: _File = None
+    """CA certificates of the token endpoint; required for a loopback address. Default: the system's CAs."""
+    subject_token_file: _RequiredFile
+    """File with the token that is exchanged, reloaded when it changes: a projected service-account token, a JWT-SVID,
+    or any token that another process renews."""
+    subject_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - the name of a type
+    """Type of the subject token, as the token endpoint names it."""
+    actor_token_file: _File = None
+    """File with a token of the party that acts for the subject. Default: none."""
+    actor_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - as above
+    """Type of the actor token."""
+    grant: Annotated[str, one_of("token-exchange", "jwt-bearer")] = "token-exchange"
+    """`token-exchange` (RFC 8693), or `jwt-bearer` to send the subject token as an assertion (RFC 7523)."""
+    audience: _Words = ()
+    """Names of the services that the requested token is for."""
+    resource: _Words = ()
+    """URIs of the services that the requested token is for."""
+    scope: _OptionalText = ""
+    """Scope of the requested token, with spaces between several. Default: the endpoint's."""
+    requested_token_type: _OptionalText = ""
+    """Type of the requested token. Default: an access token."""
+    parameters: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
+    """Further parameters of the request, such as `connector_id` for Dex."""
+    client_id: _OptionalText = ""
+    """Name of the daemon as a client of the token endpoint. Default: none is sent."""
+    client_secret_file: _File = None
+    """File with the client's secret, for client authentication by HTTP Basic."""
+    client_key_file: _File = None
+    """File with the client's private key (RSA or P-256, PEM), for client authentication by a signed assertion
+    (`private_key_jwt`)."""
+    client_key_id: _OptionalText = ""
+    """ID of the client's key, sent as `kid` of the assertion."""
+    audiences: _Words = ()
+    """Accepted audiences: if the issued token is a JWT, it must have one of them. Default: any."""
+
+    def __post_init__(self) -> None:
+        if self.client_secret_file is not None and self.client_key_file is not None:
+            raise ValueError("has client_secret_file and client_key_file: remove one")
+        if (self.client_secret_file or self.client_key_file) is not None and not self.client_id:
+            raise ValueError("authenticates a client without a name: set client_id")
+        if self.grant == "jwt-bearer" and self.actor_token_file is not None:
+            raise ValueError('has actor_token_file, which "grant: jwt-bearer" does not send: remove it')
 
 
 class TokenRequest(_Issuer, frozen=True, kw_only=True):
@@ -142,6 +191,7 @@ class ProjectKubeconfig(_Issuer, frozen=True, kw_only=True):
 IssuerSettings = (
     ProjectKubeconfig
     | DatumServiceAccount
+    | TokenExchange
     | TokenRequest
     | ClientCertificateSettings
     | ExecSettings
@@ -153,6 +203,7 @@ IssuerSettings = (
 ISSUERS = ByType(
     ProjectKubeconfig,
     DatumServiceAccount,
+    TokenExchange,
     TokenRequest,
     ClientCertificateSettings,
     ExecSettings,

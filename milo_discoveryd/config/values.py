@@ -260,6 +260,14 @@ def one_of(value: object, *, choices: Collection[str]) -> str:
     return str(value)
 
 
+def https_url(value: object) -> str:
+    text = str(value).strip()
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.fragment:
+        raise ValueError("must be a URL of the form https://HOST[:PORT]/PATH")
+    return text
+
+
 def url_path(value: object) -> str:
     text = str(value)
     if not re.fullmatch(r"(?:/[A-Za-z0-9_-]+)+", text):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -18,6 +19,7 @@ from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigReq
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
+from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
@@ -105,10 +107,11 @@ class Issuers:
                 return DatumServiceAccountIssuer(
                     of.name,
                     FileContent(of.key_file),
-                    authorities=FileContent(of.ca_file) if of.ca_file else None,
+                    TokenEndpoint(_file(of.ca_file), self._proxy),
                     audiences=of.audiences,
-                    proxy=self._proxy,
                 )
+            case issuers.TokenExchange():
+                return self._token_exchange(of)
             case issuers.TokenRequest():
                 api, origin = self._infrastructure(of)
                 return TokenRequestIssuer(
@@ -175,6 +178,35 @@ class Issuers:
             case _:
                 assert_never(of)
 
+    def _token_exchange(self, of: issuers.TokenExchange) -> Issuer:
+        from milo_discoveryd.credentials.issuers import token_exchange as exchange
+
+        client: exchange.ClientAuthentication = exchange.PublicClient(of.client_id)
+        if of.client_secret_file is not None:
+            client = exchange.ClientSecret(of.client_id, FileContent(of.client_secret_file))
+        elif of.client_key_file is not None:
+            client = exchange.ClientKey(of.client_id, FileContent(of.client_key_file), of.client_key_id)
+        actor = None
+        if of.actor_token_file is not None:
+            actor = exchange.RenewedToken(FileContent(of.actor_token_file), of.actor_token_type)
+        return exchange.TokenExchangeIssuer(
+            of.name,
+            TokenEndpoint(_file(of.ca_file), self._proxy),
+            exchange.ExchangeRequest(
+                url=of.token_url,
+                grant=exchange.EXCHANGE if of.grant == "token-exchange" else exchange.ASSERTION,
+                audiences=of.audience,
+                resources=of.resource,
+                scope=of.scope,
+                requested_token_type=of.requested_token_type,
+                parameters=tuple(of.parameters.items()),
+            ),
+            subject=exchange.RenewedToken(FileContent(of.subject_token_file), of.subject_token_type),
+            actor=actor,
+            client=client,
+            accepted_audiences=of.audiences,
+        )
+
     def _project(self, of: issuers.IssuerSettings) -> Upstream:
         return next(self._projects[name] for name in (*of.sources, *self._projects) if name in self._projects)
 
@@ -215,3 +247,7 @@ class Issuers:
     @property
     def _proxy(self) -> Callable[[str], str | None]:
         return lambda url: environment_proxy(url, self._environ)
+
+
+def _file(path: Path | None) -> FileContent | None:
+    return None if path is None else FileContent(path)

@@ -1,21 +1,14 @@
 """The JSON key file of a Datum service account, and the assertion signed with it."""
 
-import base64
-import secrets
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from milo_discoveryd.credentials import signed_assertion
+from milo_discoveryd.credentials.signed_assertion import SigningKey
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_kube import addresses
 
 TYPE = "datum_service_account"
-ASSERTION_LIFE_S = 60
-_KEY_BITS = 2048
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -38,7 +31,7 @@ class ServiceAccountKey:
 
     __slots__ = ("_private_key", "account", "client_id", "key_id", "scope", "token_uri")
 
-    def __init__(self, file: _File, private_key: rsa.RSAPrivateKey) -> None:
+    def __init__(self, file: _File, private_key: SigningKey) -> None:
         self._private_key = private_key
         self.token_uri = file.token_uri
         self.scope = file.scope
@@ -46,25 +39,13 @@ class ServiceAccountKey:
         self.key_id = file.private_key_id
         self.account = file.client_email or file.client_id
 
-    @property
-    def is_local(self) -> bool:
-        """Whether its token endpoint is on this machine."""
-        return addresses.is_loopback(urlsplit(self.token_uri).hostname or "")
-
     def assertion(self, now: float) -> str:
         """Return a JWT, valid for a minute, that authenticates the account to the token endpoint."""
         parts = urlsplit(self.token_uri)
-        header = {"alg": "RS256", "typ": "JWT", "kid": self.key_id}
-        claims = {
-            "iss": self.client_id,
-            "sub": self.client_id,
-            "aud": f"{parts.scheme}://{parts.netloc}",
-            "iat": int(now),
-            "exp": int(now) + ASSERTION_LIFE_S,
-            "jti": secrets.token_hex(16),
-        }
-        signed = f"{_encoded(msgspec.json.encode(header))}.{_encoded(msgspec.json.encode(claims))}"
-        return f"{signed}.{_encoded(self._private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"
+        audience = f"{parts.scheme}://{parts.netloc}"
+        return signed_assertion.assertion(
+            self._private_key, self.key_id, subject=self.client_id, audience=audience, now=now
+        )
 
 
 def parse(content: bytes, origin: str) -> ServiceAccountKey:
@@ -77,13 +58,7 @@ def parse(content: bytes, origin: str) -> ServiceAccountKey:
     if file.type != TYPE:
         raise CredentialError(f"{origin} is a key file whose type is not {TYPE}")
     _require_https(file.token_uri, origin)
-    try:
-        key = load_pem_private_key(file.private_key.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise CredentialError(f"the private_key of {origin} is not an unencrypted PEM key") from None
-    if not isinstance(key, rsa.RSAPrivateKey) or key.key_size < _KEY_BITS:
-        raise CredentialError(f"the private_key of {origin} is not an RSA key of at least {_KEY_BITS} bits")
-    return ServiceAccountKey(file, key)
+    return ServiceAccountKey(file, signed_assertion.load_key(file.private_key.encode(), f"the private_key of {origin}"))
 
 
 def _require_https(url: str, origin: str) -> None:
@@ -94,7 +69,3 @@ def _require_https(url: str, origin: str) -> None:
         good = False
     if not good:
         raise CredentialError(f"the token_uri of {origin} is not of the form https://HOST[:PORT]/PATH")
-
-
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

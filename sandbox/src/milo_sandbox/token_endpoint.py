@@ -12,12 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from milo_sandbox import answers
+from milo_sandbox import answers, refusals
 from milo_sandbox.resources import Document
 from milo_sandbox.tokens import Tokens, decoded
 
 PATH = ("oauth", "v2", "token")
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - the name of a type
 _LONGEST_ASSERTION_S = 3600
 _SKEW_S = 30
 
@@ -79,14 +81,31 @@ class TokenEndpoint:
     async def answer(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
         """Answer a request; the audience of its assertion must be the server's `url`."""
         form = dict(parse_qsl((await request.read()).decode("ascii", "replace")))
+        answer: Document = {"token_type": "Bearer", "expires_in": self._tokens.life}
         try:
-            subject = self._subject(form, url)
+            if form.get("grant_type") == EXCHANGE:
+                subject = self._exchanged(form, url)
+                answer["issued_token_type"] = ACCESS_TOKEN
+            else:
+                subject = self._subject(form, url)
         except _Refused as refused:
             self.answered.append(str(refused))
             return answers.document({"error": str(refused), "error_description": "by the sandbox"}, 400)
         self.answered.append("ok")
-        token = self._tokens.issue(subject)
-        return answers.document({"access_token": token, "token_type": "Bearer", "expires_in": self._tokens.life})
+        return answers.document(answer | {"access_token": self._tokens.issue(subject)})
+
+    def _exchanged(self, form: Mapping[str, str], url: str) -> str:
+        """Return the subject of a token that the sandbox issued for its token endpoint, as a kubelet projects one."""
+        token = form.get("subject_token", "")
+        try:
+            subject = self._tokens.subject(token)
+        except refusals.RefusedError:
+            raise _Refused("invalid_request") from None
+        if url not in self._tokens.claims(token).aud:
+            raise _Refused("invalid_request")
+        if form.get("audience", url) != url:
+            raise _Refused("invalid_target")
+        return subject
 
     def _subject(self, form: Mapping[str, str], url: str) -> str:
         if form.get("grant_type") != GRANT:

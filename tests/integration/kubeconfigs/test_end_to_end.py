@@ -17,9 +17,13 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
 from milo_sandbox.refusals import RefusedError
+from milo_sandbox.rights import EVERYTHING
 from tests.end_to_end.real.proxy import Proxy
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import LIMIT_S, eventually
+
+
+WORKLOAD = "system:serviceaccount:milo:discovery"
 
 
 def credential(kubeconfig: bytes) -> tuple[str, str]:
@@ -77,6 +81,51 @@ async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(t
         assert len(set(tokens)) == 1
         assert sandbox.tokens.subject(tokens[0]) == "sandbox-admin"
         assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one token for the daemon itself
+
+
+def exchanged(tmp_path: Path, sandbox: Sandbox, name: str, audience: str) -> dict[str, Any]:
+    """Return an issuer that exchanges a token which is projected for an audience."""
+    sandbox.rights.grant(WORKLOAD, [EVERYTHING])
+    subject = tmp_path / f"{name}.token"
+    subject.write_text(sandbox.tokens.issue(WORKLOAD, audiences=[audience]))
+    return {
+        "name": name,
+        "type": "token-exchange",
+        "token_url": f"{sandbox.url}/oauth/v2/token",
+        "ca_file": str(tmp_path / "ca.pem"),
+        "subject_token_file": str(subject),
+    }
+
+
+async def test_projected_token_alone_authenticates_daemon_and_issued_kubeconfigs(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        issuer = exchanged(tmp_path, sandbox, "workload", sandbox.url)
+        config = sources(tmp_path, issuer, watch={"credentials": "workload"})
+        (tmp_path / "upstream.token").write_text("not this one")
+        tls = ssl.create_default_context(cadata=sandbox.ca_pem.decode())
+        async with (
+            a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub,
+            aiohttp.ClientSession() as session,
+        ):
+            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            server, token = credential(answer.kubeconfig.kubeconfig)
+            headers = {"Authorization": f"Bearer {token}"}
+            async with session.get(f"{server}/api/v1/namespaces", headers=headers, ssl=tls) as response:
+                assert response.status == 200
+        assert sandbox.tokens.subject(token) == WORKLOAD
+        assert token != (tmp_path / "workload.token").read_text()
+
+
+async def test_failing_token_exchange_issues_nothing_and_harms_no_other_issuer(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        sandbox.projects.label("alpha", {"issuer": "broken"})
+        broken = exchanged(tmp_path, sandbox, "broken", "https://elsewhere.example.com")
+        working = exchanged(tmp_path, sandbox, "working", sandbox.url)
+        config = sources(tmp_path, {**broken, "label_selector": "issuer=broken"}, working)
+        async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match="does not accept this subject token"):
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            assert (await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="beta"))).kubeconfig.kubeconfig
 
 
 async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:

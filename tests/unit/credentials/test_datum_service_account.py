@@ -13,8 +13,9 @@ from aiohttp import web
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers import service_account_key
-from milo_discoveryd.credentials.issuers.datum_service_account import MAX_ANSWER, DatumServiceAccountIssuer
+from milo_discoveryd.credentials.issuers.datum_service_account import DatumServiceAccountIssuer
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.token_endpoint import MAX_ANSWER, TokenEndpoint
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
@@ -28,7 +29,8 @@ def a_source(directory: Path, key_file: Path, ca: bytes | None, **differing: obj
     if ca is not None:
         (directory / "ca.pem").write_bytes(ca)
         authorities = FileContent(directory / "ca.pem")
-    return DatumServiceAccountIssuer("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
+    endpoint = TokenEndpoint(authorities, lambda _: None)
+    return DatumServiceAccountIssuer("datum", FileContent(key_file), endpoint, **differing)  # type: ignore[arg-type]
 
 
 @asynccontextmanager

@@ -1,0 +1,170 @@
+"""Access tokens in exchange for a token that another process renews: a projected service-account token, a JWT-SVID.
+
+No long-lived key is needed. One access token is valid for every cluster of the identity, so one exchange serves the
+whole fleet.
+"""
+
+import base64
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import msgspec
+
+from milo_discoveryd.credentials import jwt, signed_assertion
+from milo_discoveryd.credentials.credential import token_of
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.token_endpoint import Form, TokenEndpoint
+from milo_discoveryd.daemon_errors import CredentialError
+
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ASSERTION = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+_ADVICE = {
+    "invalid_grant": "the subject token has expired, is for another audience, or its issuer is not trusted by the "
+    "endpoint; the clock may be wrong, too",
+    "invalid_request": "the endpoint does not accept this subject token; check subject_token_type, the token's "
+    "audience, and whether the endpoint trusts its issuer",
+    "invalid_target": "the endpoint issues no tokens for this audience or resource; correct audience and resource",
+    "invalid_client": "client authentication failed, or the audience is unknown; correct client_id and audience, or "
+    "renew the client's secret or key",
+    "invalid_scope": "the scope is not available to this identity; correct scope",
+    "unauthorized_client": "the client may not use this grant; allow it at the endpoint, or set grant",
+    "unsupported_grant_type": "the endpoint does not support this grant; check token_url, or set grant",
+    "access_denied": "the endpoint's policy denies this exchange",
+}
+"""What to do about the error codes of RFC 6749 and RFC 8693."""
+
+
+class RenewedToken(msgspec.Struct, frozen=True):
+    """A token in a file that another process renews."""
+
+    file: FileContent
+    type: str
+
+    def read(self, now: float) -> str:
+        """Return the token. Raises CredentialError if it is known to be unusable."""
+        origin = str(self.file.path)
+        token = token_of(self.file.read().decode("utf-8", "replace"), origin).reveal()
+        try:
+            claims = jwt.claims(token)
+        except ValueError as error:
+            raise CredentialError(f"{origin} is not a valid JWT: {error}") from None
+        if claims is not None and claims.exp is not None and claims.exp <= now:
+            expired_at = datetime.fromtimestamp(claims.exp, UTC).isoformat()
+            raise CredentialError(f"the token in {origin} expired at {expired_at}: what writes it must renew it")
+        if claims is not None and claims.nbf is not None and claims.nbf > now + SKEW_S:
+            raise CredentialError(f"the token in {origin} is not valid yet: check this machine's clock")
+        return token
+
+
+class ClientSecret(msgspec.Struct, frozen=True):
+    """Client authentication by HTTP Basic."""
+
+    client_id: str
+    secret: FileContent
+
+
+class ClientKey(msgspec.Struct, frozen=True):
+    """Client authentication by a signed assertion (`private_key_jwt`)."""
+
+    client_id: str
+    key: FileContent
+    key_id: str
+
+
+class PublicClient(msgspec.Struct, frozen=True):
+    """A client that states its name, if it has one, and proves nothing."""
+
+    client_id: str = ""
+
+
+ClientAuthentication = ClientSecret | ClientKey | PublicClient
+ANYBODY = PublicClient()
+
+
+class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is requested of the token endpoint, besides the tokens."""
+
+    url: str
+    grant: str = EXCHANGE
+    audiences: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    scope: str = ""
+    requested_token_type: str = ""
+    parameters: tuple[tuple[str, str], ...] = ()
+    """Further parameters, which some endpoints need: `connector_id` of Dex."""
+
+    def form(self, subject: str, subject_type: str, actor: str | None, actor_type: str) -> Form:
+        if self.grant == ASSERTION:
+            sent = [("assertion", subject)]
+        else:
+            sent = [("subject_token", subject), ("subject_token_type", subject_type)]
+            sent += [] if actor is None else [("actor_token", actor), ("actor_token_type", actor_type)]
+        sent += [("audience", each) for each in self.audiences]
+        sent += [("resource", each) for each in self.resources]
+        optional = (("scope", self.scope), ("requested_token_type", self.requested_token_type))
+        return [("grant_type", self.grant), *sent, *(each for each in optional if each[1]), *self.parameters]
+
+
+class TokenExchangeIssuer:
+    type = "token-exchange"
+    scope = Scope.IDENTITY
+    takes_ttl = False
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: TokenEndpoint,
+        request: ExchangeRequest,
+        *,
+        subject: RenewedToken,
+        actor: RenewedToken | None = None,
+        client: ClientAuthentication = ANYBODY,
+        accepted_audiences: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._endpoint = endpoint
+        self._request = request
+        self._subject = subject
+        self._actor = actor
+        self._client = client
+        self._accepted_audiences = accepted_audiences
+        self._clock = clock
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        now, url = self._clock(), self._request.url
+        about = f"the token in {self._subject.file.path}"
+        actor, actor_type = (None, "") if self._actor is None else (self._actor.read(now), self._actor.type)
+        form = self._request.form(self._subject.read(now), self._subject.type, actor, actor_type)
+        authorization, proof = self._authentication(now)
+        received = await self._endpoint.ask(
+            url, [*form, *proof], about=about, advice=_ADVICE, authorization=authorization
+        )
+        return validate(
+            received.credential,
+            now,
+            origin=f"{url} (for {about})",
+            expires_at=None if received.life_s is None else now + received.life_s,
+            audiences=self._accepted_audiences,
+        )
+
+    def _authentication(self, now: float) -> tuple[str, Form]:
+        """Return the Authorization header and the parameters that authenticate the client."""
+        match self._client:
+            case ClientSecret(client_id, file):
+                secret = token_of(file.read().decode("utf-8", "replace"), str(file.path)).reveal()
+                # Percent-encoded first, by RFC 6749, section 2.3.1.
+                pair = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
+                return f"Basic {base64.b64encode(pair.encode()).decode()}", ()
+            case ClientKey(client_id, file, key_id):
+                key = signed_assertion.load_key(file.read(), str(file.path))
+                signed = signed_assertion.assertion(key, key_id, subject=client_id, audience=self._request.url, now=now)
+                return "", (("client_assertion_type", CLIENT_ASSERTION), ("client_assertion", signed))
+            case PublicClient(client_id):
+                return "", (("client_id", client_id),) if client_id else ()

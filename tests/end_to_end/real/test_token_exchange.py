@@ -1,0 +1,141 @@
+"""Token exchange at a token endpoint that others wrote: Keycloak."""
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives import serialization
+
+from milo_discoveryd.credentials import jwt
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
+from milo_discoveryd.credentials.issuers.token_exchange import (
+    ClientAuthentication,
+    ClientKey,
+    ClientSecret,
+    ExchangeRequest,
+    RenewedToken,
+    TokenExchangeIssuer,
+)
+from milo_discoveryd.daemon_errors import CredentialError
+from tests.end_to_end.real.certificates import Authority
+from tests.end_to_end.real.keycloak import Keycloak, keycloak
+from tests.end_to_end.real.programs import Programs
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+TARGET, SECRET = "milo-api", "a secret: with & in it"
+
+
+def audience(name: str) -> dict[str, Any]:
+    """Return a mapper that adds an audience to the tokens of a client."""
+    return {
+        "name": f"audience {name}",
+        "protocol": "openid-connect",
+        "protocolMapper": "oidc-audience-mapper",
+        "config": {"included.client.audience": name, "access.token.claim": "true"},
+    }
+
+
+def exchanging(name: str, **differing: Any) -> dict[str, Any]:
+    """Return a client that may exchange tokens for the target."""
+    return {
+        "clientId": name,
+        "serviceAccountsEnabled": True,
+        "standardFlowEnabled": False,
+        "protocolMappers": [audience(TARGET)],
+        **differing,
+        "attributes": {"standard.token.exchange.enabled": "true", **differing.get("attributes", {})},
+    }
+
+
+class Exchange:
+    def __init__(self, server: Keycloak, directory: Path, authority: Authority) -> None:
+        self.server = server
+        self.directory = directory
+        self.authorities = FileContent(authority.file)
+
+    def written(self, name: str, content: str) -> FileContent:
+        (self.directory / name).write_text(content)
+        return FileContent(self.directory / name)
+
+    async def issuer(self, client: ClientAuthentication, target: str = TARGET) -> TokenExchangeIssuer:
+        subject = self.written("subject", await self.server.workload_token("workload", "workload-secret"))
+        return TokenExchangeIssuer(
+            "workload",
+            TokenEndpoint(self.authorities, lambda _: None),
+            ExchangeRequest(url=self.server.token_url, audiences=(target,)),
+            subject=RenewedToken(subject, ACCESS_TOKEN),
+            client=client,
+            accepted_audiences=[target],
+        )
+
+    def by_secret(self, secret: str = SECRET) -> ClientSecret:
+        return ClientSecret("daemon", self.written("secret", secret))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def exchange(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exchange]:
+    directory = tmp_path_factory.mktemp("keycloak")
+    authority = Authority(directory)
+    key = authority.signing_key("client").read_bytes()
+    der = serialization.load_pem_private_key(key, None).public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )  # fmt: skip
+    signing = {
+        "clientAuthenticatorType": "client-jwt",
+        "attributes": {
+            "jwt.credential.public.key": base64.b64encode(der).decode(),
+            "token.endpoint.auth.signing.alg": "ES256",
+        },
+    }
+    workload = {
+        "clientId": "workload",
+        "secret": "workload-secret",
+        "serviceAccountsEnabled": True,
+        "standardFlowEnabled": False,
+        "protocolMappers": [audience("daemon"), audience("daemon-with-key")],
+    }
+    async with keycloak(directory, authority) as server:
+        await server.configure(
+            [
+                {"clientId": TARGET, "secret": "unused"},
+                workload,
+                exchanging("daemon", secret=SECRET),
+                exchanging("daemon-with-key", **signing),
+            ]
+        )
+        yield Exchange(server, directory, authority)
+
+
+async def test_workload_token_is_exchanged_for_the_target(exchange: Exchange) -> None:
+    minted = await (await exchange.issuer(exchange.by_secret())).mint(MintRequest(ttl_s=600))
+    assert minted.credential.token is not None
+    claims = jwt.claims(minted.credential.token.reveal())
+    assert claims is not None
+    assert TARGET in claims.audiences
+    assert 250 < minted.life_s <= 301
+
+
+async def test_client_authenticates_by_signed_assertion(exchange: Exchange) -> None:
+    client = ClientKey("daemon-with-key", FileContent(exchange.directory / "client.key"), "")
+    minted = await (await exchange.issuer(client)).mint(MintRequest(ttl_s=600))
+    assert minted.credential.token is not None
+
+
+async def test_refusals_of_keycloak_say_what_to_do(exchange: Exchange) -> None:
+    unknown = await exchange.issuer(exchange.by_secret(), target="nobody")
+    with pytest.raises(CredentialError, match="correct client_id and audience"):
+        await unknown.mint(MintRequest(ttl_s=600))
+    wrong = await exchange.issuer(exchange.by_secret("not the secret"))
+    with pytest.raises(CredentialError, match="renew the client's secret or key"):
+        await wrong.mint(MintRequest(ttl_s=600))
+    forged = await exchange.issuer(exchange.by_secret())
+    exchange.written("subject", "not-a-token")
+    with pytest.raises(CredentialError, match="does not accept this subject token"):
+        await forged.mint(MintRequest(ttl_s=600))
