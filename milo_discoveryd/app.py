@@ -31,10 +31,11 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
+from milo_discoveryd.telemetry.history import SAMPLE_INTERVAL_S
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Identity
+from milo_discoveryd.telemetry.status import Identity, when
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
@@ -222,9 +223,9 @@ class Daemon:
                 from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
 
                 board = StatusBoard(
-                    Identity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=time.time()),
+                    Identity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())),
                     self._fleet,
-                    self._journal.recent,
+                    self._journal.history,
                     subscribers=lambda: service.streams,
                     credentials=kubeconfigs.health,
                     credential_of=kubeconfigs.describe,
@@ -246,6 +247,7 @@ class Daemon:
                 tasks.create_task(self._tell_health(server), name="report health")
                 tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
+                tasks.create_task(self._sample(service), name="sample for the status page")
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
                     # Before discovery starts, so that the prober receives every engagement.
@@ -271,6 +273,12 @@ class Daemon:
             await asyncio.sleep(FRAME_EVICTION_INTERVAL_S)
             for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
+
+    async def _sample(self, service: Service) -> None:
+        while True:
+            lag = max((stream.lag for stream in service.streams), default=0)
+            self._journal.history.sample(self._fleet.registry.engaged, lag)
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
         traces = self._settings.traces

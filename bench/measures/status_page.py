@@ -20,6 +20,7 @@ from bench.subscribers import meanwhile
 
 _VIEWERS = 3
 _LOAD_EVERY_S = 0.1
+_POLL_S = 2.0
 _SUBSCRIBERS = 20
 _HERE, _ELSEWHERE = "here", "elsewhere"
 
@@ -57,17 +58,19 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _view(url: str) -> None:
-    """Keep a page open."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/events") as events:
-        async for _ in events.content.iter_any():
-            pass
+    """Poll as an open page does."""
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{url}/?json") as answer:
+                await answer.read()
+            await asyncio.sleep(_POLL_S)
 
 
 async def _load(url: str, took_ms: list[float]) -> None:
     """Load the page, its search and an explanation again and again."""
     async with aiohttp.ClientSession() as session:
         while True:
-            for path in ("/", "/?q=org", "/?cluster=none"):
+            for path in ("/", "/?json&q=org", "/?json&cluster=none"):
                 began = time.perf_counter()
                 async with session.get(url + path) as answer:
                     await answer.read()

@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -15,13 +14,14 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
-from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
+from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.status import (
+    ORDER,
     PAGE_SIZE,
     ClusterExplanation,
     ClusterQuery,
@@ -30,33 +30,22 @@ from milo_discoveryd.telemetry.status import (
     CredentialSummary,
     DaemonStatus,
     Identity,
-    RecentChange,
+    IssuerRow,
     ShardSummary,
     SourceRow,
     SourceSummary,
     SubscriberRow,
     is_unreachable,
+    organization_of,
+    when,
 )
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
-RECENT_CHANGES_KEPT = 50
 SLICE = 250
 """The number of records that are searched in one step of the event loop."""
 LISTING_SHARE = 0.02
 """The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3
-# States that need attention come first.
-_ORDER = (
-    ObjectState.REFUSED,
-    ObjectState.MALFORMED,
-    ObjectState.UNREACHABLE,
-    ObjectState.NOT_READY,
-    ObjectState.READY,
-    ObjectState.UNASSIGNED,
-    ObjectState.OUTSIDE,
-    ObjectState.WITHDRAWN,
-    ObjectState.DELETED,
-)
 
 
 class Subscriber(Protocol):
@@ -85,27 +74,6 @@ class ShardStatus(Protocol):
     def unowned(self) -> int: ...
 
 
-class RecentChanges:
-    """The last engagements and disengagements. Updates are left out: connectivity probes alone make too many."""
-
-    def __init__(self) -> None:
-        self._kept: deque[RecentChange] = deque(maxlen=RECENT_CHANGES_KEPT)
-
-    def note(self, done: Event) -> None:
-        self._kept.appendleft(
-            RecentChange(
-                at=time.time(),
-                type=done.type.value,
-                cluster=done.cluster.target.name,
-                reason="" if done.reason is None else done.reason.value,
-                message=done.message,
-            )
-        )
-
-    def __iter__(self) -> Iterator[RecentChange]:
-        return iter(self._kept)
-
-
 class StatusBoard:
     """Gathers the status. Without names, it leaves out everything that could contain one: filters and messages."""
 
@@ -113,7 +81,7 @@ class StatusBoard:
         self,
         identity: Identity,
         fleet: Fleet,
-        recent: RecentChanges,
+        history: RecentHistory,
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[IssuerHealth]],
@@ -123,12 +91,12 @@ class StatusBoard:
         """`shard` is set if the clusters are distributed among several daemons."""
         self._identity = identity
         self._fleet = fleet
-        self._recent = recent
+        self._history = history
         self._subscribers = subscribers
         self._credentials = credentials
         self._credential_of = credential_of
         self._shard = shard
-        self._listings: dict[tuple[str, str], _Listing] = {}
+        self._listings: dict[tuple[str, str, str], _Listing] = {}
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
         """Return the status. Searching the clusters lets other tasks run in between."""
@@ -137,7 +105,7 @@ class StatusBoard:
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
         return DaemonStatus(
-            at=now.wall,
+            at=when(now.wall),
             identity=self._identity,
             source=_source(self._fleet.status, now, synced=self._fleet.synced, with_message=with_names),
             context=self._fleet.sources[0].context if with_names and len(self._fleet.sources) == 1 else "",
@@ -154,41 +122,41 @@ class StatusBoard:
             ),
             sharding=None if self._shard is None else _sharding(self._shard, registry.draining_count, with_names),
             engaged=registry.engaged,
-            counts={state.value: registry.count(state) for state in _ORDER},
+            counts={state.value: registry.count(state) for state in ORDER},
             unreachable=registry.unreachable + registry.count(ObjectState.UNREACHABLE),
             deletions_unconfirmed=len(self._fleet.pending_reports),
             revision=self._fleet.log.head,
             clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),
             matching=len(matching),
-            recent_changes=tuple(self._recent) if with_names else (),
+            first=first,
+            recent_changes=tuple(self._history) if with_names else (),
             subscribers=_rows(self._subscribers(), with_names=with_names),
-            credentials=tuple(each if with_names else _without_message(each) for each in self._credentials()),
+            credentials=tuple(_issuer(each, with_message=with_names) for each in self._credentials()),
+            history=self._history.samples(),
             explanation=self._explanation(question.cluster) if with_names and question.cluster else None,
         )
 
     async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
-        """Return the clusters that match, sorted by urgency and name.
+        """Return the clusters that match, in the order of the query.
 
         A result is used again for a while, so that listings take at most a small share of the time.
         """
-        key = (question.search, question.state)
+        key = (question.search, question.state, question.sort)
         kept = self._listings.get(key)
         if kept is not None and kept.until > time.monotonic():
             return kept.clusters
         self._listings = {each: listing for each, listing in self._listings.items() if listing.until > time.monotonic()}
         busy_s, matches = 0.0, question.matches
-        found: dict[ObjectState, list[tuple[str, ClusterRecord]]] = {state: [] for state in _ORDER}
+        found: list[tuple[str, ClusterRecord]] = []
         known = list(self._fleet.registry.items())
         for begin in range(0, len(known), SLICE):
             if begin:
                 await asyncio.sleep(0)
             began = time.thread_time()
-            for each in known[begin : begin + SLICE]:
-                if matches(*each):
-                    found[each[1].state].append(each)
+            found += [each for each in known[begin : begin + SLICE] if matches(*each)]
             busy_s += time.thread_time() - began
         began = time.thread_time()
-        clusters = [each for state in _ORDER for each in sorted(found[state], key=_name)]
+        clusters = question.sorted(found)
         busy_s += time.thread_time() - began
         self._listings[key] = _Listing(clusters, time.monotonic() + busy_s / LISTING_SHARE)
         return clusters
@@ -209,7 +177,7 @@ class StatusBoard:
             labels=() if record.present is None else record.present.labels,
             transitions=tuple(
                 ClusterTransition(
-                    at=each.at,
+                    at=when(each.at),
                     type=each.type.value,
                     reason="" if each.reason is None else each.reason.value,
                     message=each.message,
@@ -228,10 +196,14 @@ class StatusBoard:
             uid=target.uid,
             labels=target.labels,
             connectivity=cluster.connectivity.state.value,
-            connectivity_since=cluster.connectivity.since,
-            deletion_requested_at=target.deletion_requested_at,
+            connectivity_since=_when(cluster.connectivity.since),
+            deletion_requested_at=_when(target.deletion_requested_at),
             deletion_waits_for=target.deletion_message,
-            credential=None if held is None else CredentialSummary(**msgspec.structs.asdict(held)),
+            credential=None
+            if held is None
+            else CredentialSummary(
+                issuer=held.issuer, type=held.type, expires_at=_when(held.expires_at), problem=held.problem
+            ),
             subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
         )
 
@@ -245,8 +217,8 @@ def _sharding(shard: ShardStatus, draining: int, with_message: bool) -> ShardSum
 
 
 def _source(status: SourceStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:
-    def wall(steady: float) -> float:
-        return now.wall - (now.steady - steady)
+    def wall(steady: float) -> datetime:
+        return when(now.wall - (now.steady - steady))
 
     return SourceSummary(
         state=status.state.value,
@@ -264,13 +236,10 @@ class _Listing(NamedTuple):
     """When another one is made, on the monotonic clock."""
 
 
-_name = itemgetter(0)
-
-
 def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:
     rows = (
         SubscriberRow(
-            since=each.opened_at,
+            since=when(each.opened_at),
             lag=each.lag,
             caller=_identity(each.caller) if with_names else "",
             wants=_in_words(each.wanted) if with_names else "",
@@ -291,9 +260,19 @@ def _identity(caller: Caller) -> str:
     return known or f"any caller of {caller.listener}"
 
 
-def _without_message(health: IssuerHealth) -> IssuerHealth:
-    """Remove the message: a failure may be about one cluster, and name it."""
-    return msgspec.structs.replace(health, problem="failing" if health.problem else "")
+def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
+    """Without the message if it may name a cluster."""
+    return IssuerRow(
+        name=health.name,
+        type=health.type,
+        problem=health.problem if with_message or not health.problem else "failing",
+        expires_at=_when(health.expires_at),
+        leases=health.leases,
+    )
+
+
+def _when(wall: float | None) -> datetime | None:
+    return None if wall is None else when(wall)
 
 
 def _row(
@@ -305,14 +284,13 @@ def _row(
     is_graced: bool,
 ) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
-    fields = record.present or target
     return ClusterRow(
         name=name,
         state=record.state.value,
         engaged=record.engaged,
-        since=record.since,
+        since=when(record.since),
         unreachable=is_unreachable(record),
-        organization="" if fields is None else fields.organization,
+        organization=organization_of(record),
         endpoint=target.endpoint if target is not None and record.engaged else "",
         notes=tuple(_notes(record, suspicion, waits_for, is_graced=is_graced)),
     )

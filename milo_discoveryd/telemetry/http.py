@@ -1,4 +1,4 @@
-"""The HTTP port: `/metrics`, `/livez`, `/readyz`, the status page at `/`, and `/events`, which keeps it up to date.
+"""The HTTP port: `/metrics`, `/livez`, `/readyz` and the status page at `/`.
 
 Live means that the process answers. Ready means that one complete list was seen, and stays so while the source is lost:
 a daemon with stale data serves better than none.
@@ -7,9 +7,9 @@ a daemon with stale data serves better than none.
 import asyncio
 import ipaddress
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -20,11 +20,9 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube import addresses
-from milo_kube.http.server import HttpReply, HttpServer, Request, StreamedReply
+from milo_kube.http.server import HttpReply, HttpServer, Request
 
 CONNECTIONS = 64
-VIEWERS = 16
-"""Maximum number of status pages that are kept up to date; others reload."""
 
 _NAMED = frozenset(
     {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
@@ -56,7 +54,6 @@ class HttpEndpoint:
         self._ready = ready
         self._names_for = names_for
         self._hosts = frozenset(each.lower() for each in hosts)
-        self._viewers = 0
         self._server = HttpServer(self._answer, connections=CONNECTIONS)
 
     async def start(self, host: str, port: int) -> str:
@@ -69,25 +66,23 @@ class HttpEndpoint:
     async def stop(self) -> None:
         await self._server.stop()
 
-    async def _answer(self, request: Request) -> HttpReply | StreamedReply:
+    async def _answer(self, request: Request) -> HttpReply:
         match request.path:
             case "/livez":
                 return HttpReply(b"ok\n")
             case "/readyz":
                 return _checked(self._ready(), is_verbose="verbose" in request.query)
-            case "/metrics" | "/" | "/events" if self._is_ours(request.headers.get("Host", "")):
+            case "/metrics" | "/" if self._is_ours(request.headers.get("Host", "")):
                 return await self._shown(request)
-            case "/metrics" | "/" | "/events":
+            case "/metrics" | "/":
                 return HttpReply(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
             case _:
-                return HttpReply(b"not found; there are /, /events, /metrics, /livez and /readyz\n", status=404)
+                return HttpReply(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
 
-    async def _shown(self, request: Request) -> HttpReply | StreamedReply:
+    async def _shown(self, request: Request) -> HttpReply:
         match request.path:
             case "/metrics":
                 return await self._scraped(request)
-            case "/events":
-                return self._events(request)
             case _:
                 return await self._status(request)
 
@@ -124,31 +119,12 @@ class HttpEndpoint:
         return HttpReply(encoded, content_type)
 
     async def _status(self, request: Request) -> HttpReply:
-        from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show
+        from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - few daemons show it
 
-        question = _question(request.query)
-        status = await self._board.status(question, with_names=self._shows_names(request))
-        if "json" in request.query:
-            return HttpReply(status_page.to_json(status), "application/json", headers=status_page.HEADERS)
-        page = status_page.render(status, question).encode()
-        return HttpReply(page, "text/html; charset=utf-8", headers=status_page.HEADERS)
-
-    def _events(self, request: Request) -> HttpReply | StreamedReply:
-        if self._viewers >= VIEWERS:
-            return HttpReply(f"{VIEWERS} status pages are open; reload the page instead\n".encode(), status=503)
-        events = self._viewed(_question(request.query), with_names=self._shows_names(request))
-        return StreamedReply(events, "text/event-stream", headers={"Cache-Control": "no-store"})
-
-    async def _viewed(self, question: ClusterQuery, *, with_names: bool) -> AsyncGenerator[bytes, None]:
-        from milo_discoveryd.telemetry.live_status import live_status  # noqa: PLC0415 - as above
-
-        self._viewers += 1
-        try:
-            async with aclosing(live_status(self._board, question, with_names=with_names)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._viewers -= 1
+        if "json" not in request.query:
+            return HttpReply(status_page.PAGE, "text/html; charset=utf-8", headers=status_page.HEADERS)
+        status = await self._board.status(_question(request.query), with_names=self._shows_names(request))
+        return HttpReply(msgspec.json.encode(status), "application/json", headers=status_page.HEADERS)
 
 
 def _question(query: Mapping[str, str]) -> ClusterQuery:
@@ -156,6 +132,7 @@ def _question(query: Mapping[str, str]) -> ClusterQuery:
     return ClusterQuery(
         search=query.get("q", ""),
         state=query.get("state", ""),
+        sort=query.get("sort", ""),
         page=int(page) if page.isascii() and page.isdigit() and len(page) < 10 else 1,
         cluster=query.get("cluster", ""),
     )

@@ -1,5 +1,6 @@
 """Counts and logs the changes of the fleet and of its source."""
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -11,7 +12,7 @@ from milo_discoveryd.registry.fleet import NOT_READY_HELD
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.board import RecentChanges
+from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
@@ -25,14 +26,14 @@ class Journal:
         self._source = ""
         self._about: dict[str, str] = {}
         """Fields of all messages about the source."""
-        self.recent = RecentChanges()
+        self.history = RecentHistory()
 
     def of_source(self, name: str) -> "Journal":
         """Return the journal of one of several sources; itself for an empty name."""
         if not name:
             return self
         journal = Journal(self._metrics, self._audit)
-        journal.recent, journal._source, journal._about = self.recent, name, {"source": name}
+        journal.history, journal._source, journal._about = self.history, name, {"source": name}
         return journal
 
     def changed(self, done: Event, *, is_live: bool) -> None:
@@ -43,7 +44,7 @@ class Journal:
         if done.type is EventType.UPDATED:
             log.debug("updated", cluster=target.name, uid=target.uid)
             return
-        self.recent.note(done)
+        self.history.note(done, time.time())
         if (duration := _time_to_ready(done)) is not None:
             self._metrics.project_became_ready(duration, self._source)
         if done.type is EventType.ENGAGED:

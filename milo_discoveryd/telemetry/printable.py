@@ -1,7 +1,6 @@
-"""Text from tenants and callers for logs, metrics and the status page: control characters and bidirectional overrides
+"""Text from tenants and callers for logs and metrics: control characters and bidirectional overrides
 could hide or rearrange what an administrator reads."""
 
-import html
 import re
 
 # Newlines separate the lines of metrics.
@@ -13,11 +12,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def escape(text: str) -> str:
-    """Escape a text for HTML."""
-    return html.escape(printable(text))
 
 
 def printable_metrics(encoded: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cached_property
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import ConnectivityState, Pairs
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus
@@ -16,19 +18,27 @@ ENGAGED, UNREACHABLE = "engaged", "unreachable"
 """States that queries can select, besides those of objects."""
 
 
+FORMAT = 1
+"""The version of the status as JSON: it grows when a field is removed or changes its meaning."""
+
+
+def when(wall: float) -> datetime:
+    return datetime.fromtimestamp(wall, UTC)
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     mode: str
     epoch: str
-    started_at: float
+    started_at: datetime
 
 
 class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
     state: str
-    since: float
+    since: datetime
     reason: str
     message: str
-    last_contact: float | None
+    last_contact: datetime | None
     synced: bool
     """Whether one complete list was received."""
 
@@ -59,7 +69,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: str
     engaged: bool
-    since: float
+    since: datetime
     unreachable: bool = False
     """The cluster does not answer connectivity probes; it is engaged, or was disengaged for that reason."""
     organization: str = ""
@@ -68,7 +78,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
-    at: float
+    at: datetime
     type: str
     cluster: str
     reason: str = ""
@@ -76,7 +86,7 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
-    since: float
+    since: datetime
     lag: int
     """The number of revisions that it has not been sent yet."""
     caller: str = ""
@@ -89,13 +99,36 @@ class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     issuer: str
     type: str
-    expires_at: float | None = None
+    expires_at: datetime | None = None
     """When the credential expires; None if none is held."""
     problem: str = ""
 
 
+class IssuerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An issuer of credentials."""
+
+    name: str
+    type: str
+    problem: str
+    """Why the last attempt failed; empty if it succeeded."""
+    expires_at: datetime | None
+    """When the first of its credentials expires."""
+    leases: int
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples of the last hour, the oldest first."""
+
+    interval_s: int
+    engaged: tuple[int, ...]
+    changes: tuple[int, ...]
+    """Engagements and disengagements since the sample before."""
+    lag: tuple[int, ...]
+    """The largest lag of a subscriber."""
+
+
 class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True):
-    at: float
+    at: datetime
     type: str
     reason: str = ""
     message: str = ""
@@ -110,8 +143,8 @@ class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True):
     uid: str = ""
     labels: Pairs = ()
     connectivity: str = ""
-    connectivity_since: float | None = None
-    deletion_requested_at: float | None = None
+    connectivity_since: datetime | None = None
+    deletion_requested_at: datetime | None = None
     deletion_waits_for: str = ""
     credential: CredentialSummary | None = None
     transitions: tuple[ClusterTransition, ...] = ()
@@ -127,19 +160,20 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Words, of which each must be in the name, the organization, the message or a label, in any case."""
     state: str = ""
     page: int = 1
+    sort: str = ""
+    """A key of `SORTING`, after "-" for the reverse order. By default states that need attention come first."""
     cluster: str = ""
     """The name of a cluster to explain, instead of listing any."""
 
-    @property
-    def is_selective(self) -> bool:
-        return bool(self.search or self.state or self.page > 1)
-
-    def pages(self, matching: int) -> int:
-        return max(1, math.ceil(matching / PAGE_SIZE))
-
     def first_row(self, matching: int) -> int:
         """Return the index of the first row on the page, or on the last page if there are fewer."""
-        return (min(max(self.page, 1), self.pages(matching)) - 1) * PAGE_SIZE
+        pages = max(1, math.ceil(matching / PAGE_SIZE))
+        return (min(max(self.page, 1), pages) - 1) * PAGE_SIZE
+
+    def sorted(self, found: list[tuple[str, ClusterRecord]]) -> list[tuple[str, ClusterRecord]]:
+        by_name = sorted(found, key=itemgetter(0))
+        key = SORTING.get(self.sort.removeprefix("-"), SORTING[""])
+        return sorted(by_name, key=key, reverse=self.sort.startswith("-"))
 
     @cached_property
     def matches(self) -> Callable[[str, ClusterRecord], bool]:
@@ -149,6 +183,34 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if not words:
             return lambda _, record: has_state(record)
         return lambda name, record: has_state(record) and all(_has_word(name, record, word) for word in words)
+
+
+# States that need attention come first.
+ORDER = (
+    ObjectState.REFUSED,
+    ObjectState.MALFORMED,
+    ObjectState.UNREACHABLE,
+    ObjectState.NOT_READY,
+    ObjectState.READY,
+    ObjectState.UNASSIGNED,
+    ObjectState.OUTSIDE,
+    ObjectState.WITHDRAWN,
+    ObjectState.DELETED,
+)
+_URGENCY = {state: place for place, state in enumerate(ORDER)}
+
+SORTING: dict[str, Callable[[tuple[str, ClusterRecord]], Any]] = {
+    "": lambda each: _URGENCY[each[1].state],
+    "state": lambda each: _URGENCY[each[1].state],
+    "name": itemgetter(0),
+    "since": lambda each: each[1].since,
+    "organization": lambda each: organization_of(each[1]),
+}
+
+
+def organization_of(record: ClusterRecord) -> str:
+    fields = record.present or (None if record.latest is None else record.latest.target)
+    return "" if fields is None else fields.organization
 
 
 _STATES: dict[str, Callable[[ClusterRecord], bool]] = {
@@ -179,7 +241,8 @@ def is_unreachable(record: ClusterRecord) -> bool:
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    at: float
+    format: int = FORMAT
+    at: datetime
     identity: Identity
     context: str = ""
     """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
@@ -195,11 +258,15 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     clusters: tuple[ClusterRow, ...]
     matching: int
     """The number of clusters that match the query; `clusters` has one page of them."""
+    first: int
+    """The index of the first of `clusters`."""
+    page_size: int = PAGE_SIZE
     recent_changes: tuple[RecentChange, ...]
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
     """Those that are furthest behind first."""
-    credentials: tuple[IssuerHealth, ...]
+    credentials: tuple[IssuerRow, ...]
+    history: History
     explanation: ClusterExplanation | None = None
     sources: tuple[SourceRow, ...] = ()
     """Empty if there is one source."""

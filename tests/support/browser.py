@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import itertools
+import os
 import shutil
+import subprocess
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ import pytest
 from tests.support.eventually import eventually
 
 _STARTED_WITHIN_S = 60.0
+_AXE_VERSION = "4.11.0"
 
 
 def chromium() -> str:
@@ -86,6 +89,14 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
 
+    async def press(self, key: str) -> None:
+        codes = {"Tab": 9, "Enter": 13}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            await self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text
+            )
+
     async def theme(self, name: str) -> None:
         feature = {"name": "prefers-color-scheme", "value": name}
         await self.call("Emulation.setEmulatedMedia", features=[feature])
@@ -124,3 +135,26 @@ async def browsing() -> AsyncIterator[Browser]:
         finally:
             process.kill()
             await process.wait()
+
+
+async def violations(browser: Browser) -> list[str]:
+    """Return what axe finds on the page, by rule and element; skip the test where axe cannot be installed."""
+    await browser.evaluate((await asyncio.to_thread(_axe)).read_text() + "; undefined")
+    found = await browser.evaluate(
+        "axe.run().then(({violations}) => "
+        "violations.flatMap(each => each.nodes.map(node => `${each.id}: ${node.html}`)))"
+    )
+    return [str(each) for each in found]
+
+
+def _axe() -> Path:
+    """Return the script of axe-core, from a cache of its npm package."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / f"axe-{_AXE_VERSION}"
+    script = cache / "node_modules/axe-core/axe.min.js"
+    if not script.exists():
+        if (npm := shutil.which("npm")) is None:
+            pytest.skip("no npm on this machine: axe, which checks accessibility, is an npm package")
+        cache.mkdir(parents=True, exist_ok=True)
+        package = f"axe-core@{_AXE_VERSION}"
+        subprocess.run([npm, "install", "--silent", "--no-save", "--prefix", str(cache), package], check=True)
+    return script

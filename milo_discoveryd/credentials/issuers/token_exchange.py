@@ -33,7 +33,8 @@ _ADVICE = {
     "invalid_client": "client authentication failed, or the audience is unknown; correct client_id and audience, or "
     "renew the client's secret or key",
     "invalid_scope": "the scope is not available to this identity; correct scope",
-    "unauthorized_client": "the client may not use this grant; allow it at the endpoint, or set grant",
+    "unauthorized_client": "the client may not use this grant, or its secret is wrong; allow the grant, "
+    "or renew the secret",
     "unsupported_grant_type": "the endpoint does not support this grant; check token_url, or set grant",
     "access_denied": "the endpoint's policy denies this exchange",
 }
@@ -158,7 +159,7 @@ class TokenExchangeIssuer:
         """Return the Authorization header and the parameters that authenticate the client."""
         match self._client:
             case ClientSecret(client_id, file):
-                secret = token_of(file.read().decode("utf-8", "replace"), str(file.path)).reveal()
+                secret = file.read().decode("utf-8", "replace").strip()
                 # Percent-encoded first, by RFC 6749, section 2.3.1.
                 pair = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
                 return f"Basic {base64.b64encode(pair.encode()).decode()}", ()

@@ -1,6 +1,7 @@
 """Token exchange at a token endpoint that others wrote: Keycloak."""
 
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.files import FileContent
@@ -54,6 +56,16 @@ def exchanging(name: str, **differing: Any) -> dict[str, Any]:
     }
 
 
+def public_key(pem: bytes) -> bytes:
+    public = serialization.load_pem_private_key(pem, None).public_key()
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_id(public: bytes) -> str:
+    """Return the ID that Keycloak gives to a key of a client that states none."""
+    return base64.urlsafe_b64encode(hashlib.sha256(public).digest()).rstrip(b"=").decode()
+
+
 class Exchange:
     def __init__(self, server: Keycloak, directory: Path, authority: Authority) -> None:
         self.server = server
@@ -83,15 +95,15 @@ class Exchange:
 async def exchange(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exchange]:
     directory = tmp_path_factory.mktemp("keycloak")
     authority = Authority(directory)
-    key = authority.signing_key("client").read_bytes()
-    der = serialization.load_pem_private_key(key, None).public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )  # fmt: skip
+    key = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (directory / "client.key").write_bytes(key)
     signing = {
         "clientAuthenticatorType": "client-jwt",
         "attributes": {
-            "jwt.credential.public.key": base64.b64encode(der).decode(),
-            "token.endpoint.auth.signing.alg": "ES256",
+            "jwt.credential.public.key": base64.b64encode(public_key(key)).decode(),
+            "token.endpoint.auth.signing.alg": "RS256",
         },
     }
     workload = {
@@ -123,7 +135,8 @@ async def test_workload_token_is_exchanged_for_the_target(exchange: Exchange) ->
 
 
 async def test_client_authenticates_by_signed_assertion(exchange: Exchange) -> None:
-    client = ClientKey("daemon-with-key", FileContent(exchange.directory / "client.key"), "")
+    file = FileContent(exchange.directory / "client.key")
+    client = ClientKey("daemon-with-key", file, key_id(public_key(file.read())))
     minted = await (await exchange.issuer(client)).mint(MintRequest(ttl_s=600))
     assert minted.credential.token is not None
 
@@ -133,7 +146,7 @@ async def test_refusals_of_keycloak_say_what_to_do(exchange: Exchange) -> None:
     with pytest.raises(CredentialError, match="correct client_id and audience"):
         await unknown.mint(MintRequest(ttl_s=600))
     wrong = await exchange.issuer(exchange.by_secret("not the secret"))
-    with pytest.raises(CredentialError, match="renew the client's secret or key"):
+    with pytest.raises(CredentialError, match="renew the secret"):
         await wrong.mint(MintRequest(ttl_s=600))
     forged = await exchange.issuer(exchange.by_secret())
     exchange.written("subject", "not-a-token")

@@ -22,7 +22,6 @@ from tests.end_to_end.real.proxy import Proxy
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import LIMIT_S, eventually
 
-
 WORKLOAD = "system:serviceaccount:milo:discovery"
 
 

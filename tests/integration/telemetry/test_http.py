@@ -17,13 +17,14 @@ from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.board import RecentChanges, StatusBoard
-from milo_discoveryd.telemetry.http import CONNECTIONS, VIEWERS, HttpEndpoint
+from milo_discoveryd.telemetry.board import StatusBoard
+from milo_discoveryd.telemetry.history import RecentHistory
+from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Identity
+from milo_discoveryd.telemetry.status import Identity, when
 from milo_kube.http.headers import Headers
-from milo_kube.http.server import HttpReply, Request, StreamedReply
+from milo_kube.http.server import HttpReply, Request
 from tests.support.eventually import LIMIT_S
 
 
@@ -70,11 +71,11 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     metrics = Metrics()
     metrics.follow(fleet, 10)
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
-    identity = Identity(version="1", mode="single", epoch="e", started_at=0.0)
+    identity = Identity(version="1", mode="single", epoch="e", started_at=when(0.0))
     board = StatusBoard(
         identity,
         fleet,
-        RecentChanges(),
+        RecentHistory(),
         subscribers=lambda: (),
         credentials=lambda: [health],
         credential_of=lambda _: None,
@@ -126,33 +127,7 @@ async def test_http_names_setting_hides_cluster_names_from_other_clients(
 )
 async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) -> None:
     port = a_port(hosts=["metrics.example.com"])
-    for path in ("/", "/events", "/metrics"):
+    for path in ("/", "/metrics"):
         assert (await port._answer(request(path, host=host))).status == (200 if is_ours else 421)
     for path in ("/livez", "/readyz"):  # a kubelet may send any Host header, and these paths show no names
         assert (await port._answer(request(path, host=host))).status == 200
-
-
-async def test_http_names_setting_applies_to_the_event_stream() -> None:
-    for names_for, is_shown in (("everyone", True), ("nobody", False)):
-        reply = await a_port(names_for)._answer(request("/events"))
-        assert isinstance(reply, StreamedReply)
-        assert reply.content_type == "text/event-stream"
-        async with asyncio.timeout(LIMIT_S):
-            assert await anext(reply.chunks) == b"retry: 2000\n\n"
-            event = await anext(reply.chunks)
-        await reply.chunks.aclose()
-        assert event.startswith(b"event: status\ndata: {")
-        assert event.count(b"\n") == 3, "the event has one line of data"
-        assert (b"shop" in event) == is_shown
-
-
-async def test_event_streams_are_limited_and_free_their_slots_when_closed() -> None:
-    port = a_port()
-    open_ones = [await port._answer(request("/events")) for _ in range(VIEWERS)]
-    for each in open_ones:
-        assert isinstance(each, StreamedReply)
-        await anext(each.chunks)
-    assert (await port._answer(request("/events"))).status == 503
-    assert isinstance(open_ones[0], StreamedReply)
-    await open_ones[0].chunks.aclose()
-    assert (await port._answer(request("/events"))).status == 200

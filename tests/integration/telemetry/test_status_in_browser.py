@@ -3,13 +3,12 @@
 import json
 from collections.abc import AsyncIterator
 
-import aiohttp
 import pytest
 
 from milo_discovery import DiscoveryClient
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser, browsing, violations
 from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
 
@@ -49,19 +48,21 @@ async def test_status_page_updates_live_at_each_width(
         await browser.open(f"{url}/")
         for words in ("STREAMING", "alpha", "acme", "waiting", "not ready", "env in (prod)", "any caller of"):
             await browser.until(shows(words))
-        await browser.until("document.getElementById('live').textContent === 'live'")
         workspace.sandbox.projects.create("beta", ready=True)
         await browser.until(shows("beta"))
         workspace.sandbox.projects.delete("alpha")
         await browser.until(shows("DISENGAGED"))
         await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
-        cells = "[...document.querySelector('#clusters ~ * td, #clusters td').parentElement.children]"
+        cells = "[...document.querySelector('#clusters ~ table td').parentElement.children]"
         tops = await browser.evaluate(f"new Set({cells}.map(cell => cell.getBoundingClientRect().top)).size")
         assert (tops > 1) == (size == NARROW), "rows are stacked on phones only"
         assert browser.complaints == []
         await daemon.kill()
-        await browser.until("document.getElementById('live').textContent !== 'live'")
+        await browser.until(shows("NO CONNECTION"))
+        await browser.until(shows("this page is old"))
+        assert await browser.evaluate("document.querySelector('.banner').className") == "banner bad"
+        assert await browser.evaluate("document.title.startsWith('NO CONNECTION')")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -90,6 +91,7 @@ async def test_status_page_has_readable_contrast_in_each_theme(
         for path in ("/", "/?cluster=alpha", "/?state=engaged"):
             await has_readable_text(path, "STREAMING")
         await browser.open(f"{url}/")
+        await browser.until(shows("DISENGAGED"))
         color = "getComputedStyle([...document.querySelectorAll('.tag')].find(tag => tag.innerText === '{}')).color"
         engaged, disengaged = [await browser.evaluate(color.format(kind)) for kind in ("ENGAGED", "DISENGAGED")]
         assert engaged != disengaged
@@ -127,18 +129,93 @@ async def test_status_page_search_results_link_to_explanations(workspace: Worksp
         assert browser.complaints == []
 
 
-async def test_status_page_reloads_itself_when_event_streams_are_exhausted(
-    workspace: Workspace, browser: Browser
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280 px", "390 px"])
+async def test_status_page_has_no_accessibility_violation(
+    workspace: Workspace, browser: Browser, size: tuple[int, int]
 ) -> None:
-    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, aiohttp.ClientSession() as session:
+    workspace.sandbox.projects.create("alpha", ready=True, organization="acme")
+    for number in range(60):
+        workspace.sandbox.projects.create(f"p-{number}", ready=number > 2)
+    async with workspace.daemon(http_listen="127.0.0.1:0", kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         url = await page_of(daemon)
-        viewers = [await session.get(f"{url}/events") for _ in range(16)]
-        for viewer in viewers:
-            assert await viewer.content.readline() == b"retry: 2000\n"
+        await browser.resize(*size)
+        for path in ("/", "/?cluster=alpha", "/?q=p&sort=-since&page=2"):
+            await browser.open(f"{url}{path}")
+            await browser.until(shows("STREAMING"))
+            assert await violations(browser) == []
+
+
+async def test_status_page_is_used_by_keyboard_while_clusters_change(workspace: Workspace, browser: Browser) -> None:
+    for number in range(40):
+        workspace.sandbox.projects.create(f"p-{number:02}", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
+        url = await page_of(daemon)
+        await browser.open(f"{url}/?state=engaged")
+        await browser.until(shows("p-39"))
+        focused = "(document.activeElement.textContent || document.activeElement.name)"
+        await browser.press("Tab")
+        assert await browser.evaluate(focused) == "q", "the search is first"
+        reached = set()
+        for number in range(40):
+            workspace.sandbox.projects.create(f"a-{number:02}", ready=True)
+            if number % 10 == 0:
+                await browser.until(shows(f"a-{number:02}"))
+            await browser.press("Tab")
+            reached.add(await browser.evaluate(focused))
+        assert len([each for each in reached if each.startswith(("a-", "p-"))]) > 10, (
+            "the focus moves on through the rows"
+        )
+        row = await browser.evaluate(focused)
+        await browser.evaluate("getSelection().selectAllChildren(document.activeElement.closest('tr').firstChild)")
+        workspace.sandbox.projects.create("a-last", ready=True)
+        await browser.until(shows("a-last"))
+        assert await browser.evaluate(focused) == row, "focus survives changes"
+        assert await browser.evaluate("getSelection().toString()") == row, "and so does a selection"
+        await browser.press("Enter")
+        await browser.until(shows("its readiness condition is True"))
+        assert browser.complaints == []
+
+
+async def test_paused_status_page_does_not_change(workspace: Workspace, browser: Browser) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
+        url = await page_of(daemon)
         await browser.open(f"{url}/")
-        await browser.until("document.getElementById('live').textContent.startsWith('reloads')")
-        for viewer in viewers:
-            viewer.close()
+        await browser.until(shows("alpha"))
+        await browser.evaluate("document.getElementById('pause').click()")
+        await browser.until(shows("Paused."))
+        workspace.sandbox.projects.create("beta", ready=True)
+        await daemon.wait_for_output('"beta"')
+        await browser.evaluate("poll()")
+        assert not await browser.evaluate(shows("beta"))
+        await browser.evaluate("document.getElementById('pause').click()")
+        await browser.until(shows("beta"))
+
+
+async def test_values_of_tenants_are_shown_as_text(workspace: Workspace, browser: Browser) -> None:
+    hostile = "<img src=x onerror=alert(1)>\u202ex\x1b"
+    workspace.sandbox.projects.create("alpha", ready=True, organization=hostile)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
+        url = await page_of(daemon)
+        await browser.open(f"{url}/")
+        await browser.until(shows("<img src=x onerror=alert(1)>\\u{202e}x\\u{1b}"))
+        assert await browser.evaluate("document.images.length") == 0
+        assert browser.complaints == []
+
+
+async def test_clusters_are_sorted_by_column(workspace: Workspace, browser: Browser) -> None:
+    for name, organization in (("alpha", "zeta"), ("beta", "acme"), ("gamma", "mint")):
+        workspace.sandbox.projects.create(name, ready=True, organization=organization)
+    names = "[...document.querySelectorAll('#clusters ~ table td:first-child')].map(each => each.textContent).join()"
+    press = "[...document.querySelectorAll('th button')].find(each => each.textContent === 'organization').click()"
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
+        await browser.open(f"{await page_of(daemon)}/")
+        await browser.until(f"{names} === 'alpha,beta,gamma'")
+        await browser.evaluate(press)
+        await browser.until(f"{names} === 'beta,gamma,alpha'")
+        assert await browser.evaluate("document.querySelector('th[aria-sort=ascending]').textContent") == "organization"
+        await browser.evaluate(press)
+        await browser.until(f"{names} === 'alpha,gamma,beta'")
 
 
 async def test_status_page_filters_clusters_by_search_and_state(workspace: Workspace) -> None:

@@ -172,11 +172,11 @@ async def test_assertion_grant_sends_the_token_as_assertion(tmp_path: Path) -> N
 
 async def test_client_secret_is_sent_as_basic_authentication(tmp_path: Path) -> None:
     async with recording() as (server, received):
-        client = ClientSecret("the daemon", written(tmp_path / "secret", "p&ss:word\n"))
+        client = ClientSecret("the daemon", written(tmp_path / "secret", "p&ss: word\n"))
         await an_issuer(tmp_path, f"{server.url}/token", server.pem, "opaque", client=client).mint(WANTED)
     [(form, authorization)] = received
     assert "client_id" not in form
-    assert base64.b64decode(authorization.removeprefix("Basic ")) == b"the%20daemon:p%26ss%3Aword"
+    assert base64.b64decode(authorization.removeprefix("Basic ")) == b"the%20daemon:p%26ss%3A%20word"
 
 
 @pytest.mark.parametrize("kind", ["RS256", "ES256"])

@@ -4,8 +4,7 @@ A reply is either complete or a stream, which ends with its connection.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qsl, unquote
@@ -20,8 +19,6 @@ REQUEST_LIMIT = 64 << 10
 """Maximum bytes of a request, with its headers and body."""
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the end of the next request."""
-STALLED_S = 30.0
-"""Maximum time in which the client of a stream may read nothing."""
 _METHODS = ("GET", "HEAD")
 
 
@@ -40,16 +37,7 @@ class HttpReply(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-class StreamedReply(msgspec.Struct, frozen=True):
-    """A reply whose chunks are taken one by one, each when the client has read the previous ones."""
-
-    chunks: AsyncGenerator[bytes, None]
-    content_type: str
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    status: int = 200
-
-
-Handler = Callable[[Request], Awaitable[HttpReply | StreamedReply]]
+Handler = Callable[[Request], Awaitable[HttpReply]]
 
 
 class HttpServer:
@@ -90,8 +78,6 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_writable = asyncio.Event()
-        self._is_writable.set()
         self._begin()
 
     def _begin(self) -> None:
@@ -119,12 +105,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end()
-
-    def pause_writing(self) -> None:
-        self._is_writable.clear()
-
-    def resume_writing(self) -> None:
-        self._is_writable.set()
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
@@ -179,11 +159,6 @@ class _Connection(asyncio.Protocol):
             self.end()
             raise
         assert self._transport is not None
-        if isinstance(response, StreamedReply):
-            await self._stream(response, with_body=with_body)
-            self._task = None
-            self._transport.close()
-            return
         self._write(response, with_body=with_body, keep_alive=self._keep_alive)
         self._task = None
         if not self._keep_alive:
@@ -191,21 +166,6 @@ class _Connection(asyncio.Protocol):
             return
         self._begin()
         self._wait()
-
-    async def _stream(self, response: StreamedReply, *, with_body: bool) -> None:
-        assert self._transport is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        fields = {**response.headers, "Content-Type": response.content_type, "Connection": "close"}
-        self._transport.write(_head(response.status, fields))
-        if not with_body:
-            return
-        async with aclosing(response.chunks) as chunks:
-            with suppress(TimeoutError):
-                async for chunk in chunks:
-                    self._transport.write(chunk)
-                    async with asyncio.timeout(STALLED_S):
-                        await self._is_writable.wait()
 
     def _refuse(self, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> None:
         assert self._transport is not None
