@@ -94,7 +94,7 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     bookmarks once a minute."""
     liveness_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
     """Interval of liveness probes (`/livez`, on another connection) while the API server is silent. After three
-    unanswered probes all connections are reopened."""
+    unanswered or failed probes in a row the source is stale, and all connections are reopened."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
     """Timeout for connecting to the API server."""
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)

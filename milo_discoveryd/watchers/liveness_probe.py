@@ -1,4 +1,8 @@
-"""Waits for an API server's responses, and probes its liveness while it is silent."""
+"""Waits for an API server's responses, and probes its liveness while it is silent.
+
+An API server whose etcd does not answer keeps its watches open, opens others from its cache, and sends nothing. Its
+liveness check fails then, so repeated failures count as silence, and no response is waited for until a check succeeds.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer, UnresponsiveError
 from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
+from milo_kube.reflect.messages import UNRESPONSIVE, Failure
 from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")
@@ -33,6 +38,10 @@ class LivenessProbe:
         self._tracker = LivenessTracker(policy)
         self._deadline: Deadline | None = None
         self._is_lost = False
+        self._failure = ""
+        """How the server answered the last check, if that was a failure (5xx)."""
+        self._is_failing = False
+        """Whether a wait was ended because checks failed, and none has succeeded since."""
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
@@ -56,7 +65,8 @@ class LivenessProbe:
             if not self._is_lost:
                 raise
             await self._api.drop()
-            raise UnresponsiveError(self._policy, PATH) from None
+            self._is_failing = bool(self._failure)
+            raise self._unresponsive() from None
         finally:
             self._deadline = None
             self._tracker.end_wait()
@@ -65,6 +75,13 @@ class LivenessProbe:
         """Wait for one response; only within `waiting`."""
         assert self._deadline is not None, "waits are made within `waiting`"
         self._is_lost = False
+        if self._is_failing:
+            result = await self._ask()
+            if self._failure or result in _SILENCE:
+                if asyncio.iscoroutine(response):
+                    response.close()
+                raise self._unresponsive()
+            self._is_failing = False
         self._tracker.start_wait(self._clock())
         if until is not None:
             self._deadline.set(until)
@@ -74,14 +91,34 @@ class LivenessProbe:
         return found
 
     async def _check(self, check: LivenessCheck) -> None:
-        result = "answered"
-        try:
-            # A response of any status shows that the server is alive.
-            await self._api.get(PATH, timeout_s=self._policy.timeout_s)
-        except TransportError as error:
-            result = error.cause
-        self._report(result)
-        if self._tracker.result(check, is_silent=result in _SILENCE):
+        result = await self._ask()
+        if self._tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
             assert self._deadline is not None, "only a wait can be ended early"
             self._is_lost = True
             self._deadline.give_up()
+
+    async def _ask(self) -> str:
+        """Send a check, and return its result as a metric label."""
+        result, self._failure = "answered", ""
+        try:
+            answer = await self._api.get(PATH, timeout_s=self._policy.timeout_s)
+        except TransportError as error:
+            result = error.cause
+        else:
+            # Any other status shows that the server is alive, and a denied request is a usual one.
+            if answer.status >= 500:
+                result, self._failure = "failed", f"{answer.status}: {_excerpt(answer.body)}"
+        self._report(result)
+        return result
+
+    def _unresponsive(self) -> UnresponsiveError:
+        error = UnresponsiveError(self._policy, PATH)
+        if self._failure:
+            error.failure = Failure(UNRESPONSIVE, f"the server answers {PATH} with {self._failure}")
+        return error
+
+
+def _excerpt(body: bytes) -> str:
+    """Return what failed, as far as the server says so: a line for each failed check begins with [-]."""
+    lines = body.decode(errors="replace").splitlines()
+    return "; ".join([line for line in lines if line.startswith("[-]")] or lines[:1])[:300]

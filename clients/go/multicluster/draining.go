@@ -3,8 +3,11 @@ package multicluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
@@ -21,17 +24,33 @@ func (p *Provider) Owns(name multicluster.ClusterName) bool {
 	return e != nil && e.cluster() != nil
 }
 
-// Reconciler returns the reconciler, limited to the clusters that the provider owns. Requests that are still queued for
-// another cluster are dropped: multicluster-runtime keeps the queue of a cluster that was disengaged. Those in flight may
-// finish while their cluster drains, and the cluster is released to the daemon after they have returned; without this,
-// it is released when its cache has stopped. Their context ends when the cluster is disengaged, with a *Disengaged as
-// cause.
+// ReconcilerOption changes which requests Reconciler passes on.
+type ReconcilerOption func(*guard)
+
+// WhileDeleting also reconciles objects that are not terminating in a project whose deletion was requested. It is for
+// reconcilers that create nothing there: Milo deletes a project when nothing is left in it.
+func WhileDeleting() ReconcilerOption { return func(g *guard) { g.whileDeleting = true } }
+
+type guard struct{ whileDeleting bool }
+
+// Reconciler returns the reconciler of the object's kind, limited to the clusters that the provider owns. Requests that are
+// still queued for another cluster are dropped: multicluster-runtime keeps the queue of a cluster that was disengaged. Those
+// in flight may finish while their cluster drains, and the cluster is released to the daemon after they have returned;
+// without this, it is released when its cache has stopped. Their context ends when the cluster is disengaged, with a
+// *Disengaged as cause.
+//
+// In a project whose deletion was requested, only terminating objects are reconciled. Milo empties such a project again and
+// again, and what a reconciler restores keeps it from ending.
 //
 // The names in requests must be the provider's: inside another provider that adds a prefix, it drops everything.
-func Reconciler[request mcreconcile.ClusterAware[request]](
-	p *Provider, inner reconcile.TypedReconciler[request],
-) reconcile.TypedReconciler[request] {
-	return reconcile.TypedFunc[request](func(ctx context.Context, r request) (reconcile.Result, error) {
+func Reconciler(
+	p *Provider, object client.Object, inner reconcile.TypedReconciler[mcreconcile.Request], options ...ReconcilerOption,
+) reconcile.TypedReconciler[mcreconcile.Request] {
+	var g guard
+	for _, each := range options {
+		each(&g)
+	}
+	return mcreconcile.Func(func(ctx context.Context, r mcreconcile.Request) (reconcile.Result, error) {
 		if r.Cluster() == "" { // the operator's own cluster
 			return inner.Reconcile(ctx, r)
 		}
@@ -43,8 +62,29 @@ func Reconciler[request mcreconcile.ClusterAware[request]](
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(e.owned, func() { cancel(context.Cause(e.owned)) })()
+		if !g.whileDeleting && !e.info().DeletionRequestedAt.IsZero() {
+			if terminating, err := e.isTerminating(ctx, object, r.NamespacedName); err != nil || !terminating {
+				return reconcile.Result{}, err
+			}
+		}
 		return inner.Reconcile(ctx, r)
 	})
+}
+
+// isTerminating reports whether the object exists in the cluster, and was deleted.
+func (e *entry) isTerminating(ctx context.Context, kind client.Object, name types.NamespacedName) (bool, error) {
+	of := e.cluster()
+	if of == nil { // it began to drain
+		return false, nil
+	}
+	found, ok := kind.DeepCopyObject().(client.Object)
+	if !ok {
+		return false, fmt.Errorf("%T is not an object", kind)
+	}
+	if err := of.GetClient().Get(ctx, name, found); err != nil {
+		return false, client.IgnoreNotFound(err)
+	}
+	return !found.GetDeletionTimestamp().IsZero(), nil
 }
 
 // enterReconcile counts a reconcile, unless Get does not return the cluster.

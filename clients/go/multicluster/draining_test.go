@@ -7,8 +7,14 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
@@ -43,7 +49,7 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 // reconciling calls the guarded reconciler, and returns when the call has begun; release ends the call.
 func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
 	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
-	guarded := multicluster.Reconciler(provider, mcreconcile.Func(
+	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
 		func(ctx context.Context, _ mcreconcile.Request) (reconcile.Result, error) {
 			began <- ctx
 			<-may
@@ -112,7 +118,7 @@ func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
 func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 	env, provider, _, _ := draining(t)
 	var saw []mc.ClusterName
-	guarded := multicluster.Reconciler(provider, mcreconcile.Func(
+	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
 		func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
 			saw = append(saw, request.ClusterName)
 			return reconcile.Result{}, nil
@@ -130,6 +136,56 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 	all()
 	if want := []mc.ClusterName{"", "alpha", ""}; !slices.Equal(saw, want) {
 		t.Errorf("reconciled %q, want %q", saw, want)
+	}
+}
+
+func TestOnlyTerminatingObjectsAreReconciledInAProjectThatIsBeingDeleted(t *testing.T) {
+	env, provider, engaged, _ := draining(t)
+	maps := schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+	project := env.api.Project("alpha")
+	for _, name := range []string{"present", "terminating"} {
+		object := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": name, "namespace": "default"},
+		}}
+		if name == "terminating" {
+			now := metav1.Now()
+			object.SetDeletionTimestamp(&now)
+			object.SetFinalizers([]string{"example.com/hold"})
+		}
+		project.Apply(maps, object)
+	}
+	var saw []string
+	inner := mcreconcile.Func(func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+		saw = append(saw, request.Name)
+		return reconcile.Result{}, nil
+	})
+	all := func(guarded reconcile.TypedReconciler[mcreconcile.Request]) []string {
+		saw = nil
+		for _, name := range []string{"present", "terminating", "absent"} {
+			request := mcreconcile.Request{ClusterName: "alpha"}
+			request.NamespacedName = types.NamespacedName{Namespace: "default", Name: name}
+			if _, err := guarded.Reconcile(engaged.context("alpha"), request); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return saw
+	}
+	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, inner)
+	if found := all(guarded); len(found) != 3 {
+		t.Errorf("reconciled %q before the deletion was requested", found)
+	}
+	env.daemon.Update("alpha", func(c *discovery.Cluster) { c.DeletionRequestedAt = time.Now() })
+	within(t, "the deletion to be known", func() error {
+		if known, _ := provider.Info("alpha"); known.DeletionRequestedAt.IsZero() {
+			return errors.New("it is not requested")
+		}
+		return nil
+	})
+	if found := all(guarded); !slices.Equal(found, []string{"terminating"}) {
+		t.Errorf("reconciled %q, want the terminating one", found)
+	}
+	if found := all(multicluster.Reconciler(provider, &corev1.ConfigMap{}, inner, multicluster.WhileDeleting())); len(found) != 3 {
+		t.Errorf("reconciled %q with WhileDeleting", found)
 	}
 }
 

@@ -98,6 +98,8 @@ class Api:
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))
+        if call.verb != "watch":  # opened from a cache
+            await self._faults.thawed()
         return await self._handlers[call.verb](request, call)
 
     # Reading

@@ -1,5 +1,6 @@
 """Injected faults of responses, each of which was observed on real API servers."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from math import inf
 
@@ -41,10 +42,17 @@ class Faults:
         self._clock = clock
         self._faults: list[Fault] = []
         self._lists_are_empty = False
+        self._thawed = asyncio.Event()
+        self._thawed.set()
 
     def clear(self) -> None:
         self._faults.clear()
         self._lists_are_empty = False
+        self._thawed.set()
+
+    async def thawed(self) -> None:
+        """Wait while etcd does not answer."""
+        await self._thawed.wait()
 
     def check(self, approach: Approach) -> None:
         """Raise the response of the first fault that applies to a request."""
@@ -80,6 +88,15 @@ class Faults:
         """Act as a server that has just started, and serves no paths yet."""
         text = "the request has been made before all known HTTP paths have been installed, please try again"
         self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
+
+    def freeze_etcd(self) -> None:
+        """Act as a server whose etcd does not answer: its health checks fail, and requests hang.
+
+        `Sandbox.freeze_etcd` also silences the open watches.
+        """
+        text = "[+]ping ok\n[-]etcd failed: reason withheld\nlivez check failed\n"
+        self._add(lambda approach: _HEALTH.issuperset(approach.segments), lambda *_: PlainError(500, text), seconds=inf)
+        self._thawed.clear()
 
     def overloaded(self, *, seconds: float = inf, times: float = inf) -> None:
         """Act as a server whose API priority and fairness rejects requests, in plain text."""

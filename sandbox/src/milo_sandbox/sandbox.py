@@ -253,6 +253,11 @@ class Sandbox:
         """Silence all current and future watches, bookmarks included, or let them catch up."""
         self._api.streams.set_silent(silent=silent)
 
+    def freeze_etcd(self) -> None:
+        """Act as a server whose etcd does not answer, until `faults.clear` and `silence_watches(silent=False)`."""
+        self.silence_watches()
+        self.faults.freeze_etcd()
+
     def compact(self) -> None:
         """Compact the history: watches cannot resume from any version seen so far."""
         self.store.compact()

@@ -93,8 +93,8 @@ async def test_hung_list_is_abandoned() -> None:
         await run.expect_events("ENGAGED alpha")
 
 
-@pytest.mark.parametrize("status", [200, 403, 500])
-async def test_liveness_probe_accepts_any_http_status(status: int) -> None:
+@pytest.mark.parametrize("status", [200, 403, 404])
+async def test_liveness_probe_accepts_any_status_but_failures(status: int) -> None:
     server_script = ScriptedServer()
     server_script.alive = answering(lambda: web.Response(status=status))
     watch = ScriptedResponse(bookmark(5, ends_list=True))
@@ -109,6 +109,29 @@ async def test_liveness_probe_accepts_any_http_status(status: int) -> None:
             assert set(run.reads) == {"answered"}
             assert run.fleet.status.state is SourceState.STREAMING
             assert not watch.gone.is_set()
+
+
+async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() -> None:
+    server_script = ScriptedServer()
+    checks = [b"[+]ping ok\n[-]etcd failed: reason withheld\nlivez check failed\n"]
+    server_script.alive = answering(
+        lambda: web.Response(status=500, body=checks[0]) if checks else web.Response(text="ok")
+    )
+    # The watch cache of such a server serves watches, and has nothing new.
+    watches = [ScriptedResponse(bookmark(5, ends_list=True)), ScriptedResponse()]
+    server_script.watches = list(watches)
+    async with running(server_script, liveness=OFTEN) as run:
+        await run.synced()
+        await eventually(lambda: run.fleet.status.state is SourceState.STALE)
+        since = run.fleet.status.since
+        await eventually(lambda: run.reads.count("failed") > 4 * OFTEN.misses)
+        status = run.fleet.status
+        assert (status.state, status.since, status.reason) == (SourceState.STALE, since, "Unresponsive")
+        assert status.message == "the server answers /livez with 500: [-]etcd failed: reason withheld"
+        assert not watches[1].asked.is_set()
+        checks.clear()
+        await watches[1].asked.wait()
+        await eventually(lambda: run.fleet.status.state is SourceState.STREAMING)
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:

@@ -201,3 +201,14 @@ async def test_rejected_requests_make_source_stale_and_disengage_nothing(
         sandbox.faults.clear()
         await streaming.is_streaming()
     await streaming.engages("gamma")
+
+
+async def test_server_whose_etcd_does_not_answer_is_stale_until_it_does(sandbox: Sandbox, streaming: Follower) -> None:
+    with streaming.without_events():
+        sandbox.freeze_etcd()
+        await streaming.shows_reason("Unresponsive")
+        assert streaming.fleet.status.state is SourceState.STALE
+    sandbox.faults.clear()
+    sandbox.silence_watches(silent=False)
+    await streaming.is_streaming()
+    await streaming.engages("gamma")

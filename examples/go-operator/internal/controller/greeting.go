@@ -48,7 +48,7 @@ func (r *GreetingReconciler) SetupWithManager(provider *discoverymc.Provider, op
 		For(&v1alpha1.Greeting{}).
 		Owns(&corev1.ConfigMap{}).
 		WithOptions(options).
-		Complete(discoverymc.Reconciler(provider, mcreconcile.Reconciler(r)))
+		Complete(discoverymc.Reconciler(provider, &v1alpha1.Greeting{}, mcreconcile.Reconciler(r)))
 }
 
 // Reconcile puts a Greeting's ConfigMap in place, or cleans up.
