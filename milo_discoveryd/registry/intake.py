@@ -352,8 +352,15 @@ class Intake:
 
     def _deletion_reported(self, name: str, uid: str, now: Moment) -> None:
         record = self._registry[name]
-        if record is not None and record.state is not ObjectState.DELETED and uid in ("", record.uid):
+        if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
+            return
+        held = None
+        if self._guard is not None and record.engaged and not self._pending_deletions.is_doubted(name):
+            held = self._guard.reported(self._registry.engaged, now.steady)
+        if held is None:
             self._confirm(name, record.uid, now)
+        else:
+            self._pending_deletions.hold(name, record.uid, now.steady, held.message)
 
     def _confirm(self, name: str, uid: str, now: Moment) -> None:
         if self._keys.can_be_read(name):

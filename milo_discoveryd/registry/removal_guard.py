@@ -5,8 +5,12 @@ address answers lists and single reads consistently but incorrectly. Accepting t
 on every cluster. So such a list is held: it disengages nothing until a later list lacks the same clusters. If the
 server's resource versions went back, the clusters are held until an administrator accepts what the server shows.
 Clusters that the restored server has shown are not affected: later lists may lack them.
+
+Deletions that a watch reports are held in the same way, if they are many within a short time, until a list lacks the
+clusters too: when the definition of a resource is deleted, the API server deletes all objects one by one.
 """
 
+from collections import deque
 from collections.abc import Sized
 
 import msgspec
@@ -64,6 +68,8 @@ class RemovalGuard:
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
         self._held_by_restore: HeldRemovals | None = None
         self._accepts = False
+        self._reported: deque[float] = deque()
+        """When the watch reported recent deletions of engaged clusters."""
         self.held: HeldRemovals | None = None
 
     @property
@@ -83,6 +89,23 @@ class RemovalGuard:
         self._accepts = True
         self.held = msgspec.structs.replace(self.held, verify_at=now)
         return True
+
+    def reported(self, engaged: int, now: float) -> HeldRemovals | None:
+        """Count a deletion of one of `engaged` clusters that the watch reported; return why it is held, if it is."""
+        while self._reported and self._reported[0] <= now - self._limits.verify_after_s:
+            self._reported.popleft()
+        self._reported.append(now)
+        count = len(self._reported)
+        if count <= max(self._limits.count, self._limits.share * (engaged + count)):
+            return None
+        if self.held is None:
+            self.held = HeldRemovals(
+                now,
+                now + self._limits.verify_after_s,
+                f"the API server's watch reported the deletion of {count} of its clusters within "
+                f"{self._limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too",
+            )
+        return self.held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
         """Return whether a list is older than what was seen before, or since a restore."""

@@ -280,3 +280,28 @@ def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
     done = source.lists(*recreated("abcdef"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
     assert not source.intake.is_restored
+
+
+def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_the_clusters_too() -> None:
+    source = Source()
+    assert source.take(*(DeletionReported(name, "u1") for name in "abcd")) == []
+    assert source.requested_names() == ["a"]
+    held = source.intake.held
+    assert held is not None
+    assert held.message in (source.pending_deletions.explain("d") or (0.0, ""))[1]
+
+    source.now = 30.0
+    source.lists(*FLEET[4:])
+    assert source.intake.held is None
+    assert source.requested_names() == []
+    source.now = 33.0
+    assert source.requested_names() == ["b", "c", "d"]
+
+
+def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed() -> None:
+    source = Source()
+    source.take(*(DeletionReported(name, "u1") for name in "abcd"))
+    source.answers(NotFound())
+    source.now = 30.0
+    assert source.lists(*FLEET[1:]) == []
+    assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)

@@ -171,3 +171,30 @@ def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
 
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
     assert RemovalGuard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == ConfirmEach()
+
+
+def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
+    guard = RemovalGuard(LIMITS)
+    assert [guard.reported(20 - each, float(each)) for each in range(10)] == [None] * 10
+    held = guard.reported(10, 10.0)
+    assert held is not None
+    assert held == guard.held
+    assert (held.since, held.verify_at) == (10.0, 40.0)
+    assert held.message.startswith("the API server's watch reported the deletion of 11 of its clusters within 30 s")
+    assert guard.reported(10, 11.0) == held
+
+
+def test_deletions_that_the_watch_reports_are_counted_within_a_time_and_of_a_share() -> None:
+    guard = RemovalGuard(LIMITS)
+    assert [guard.reported(20, 31.0 * each) for each in range(30)] == [None] * 30
+    guard = RemovalGuard(LIMITS)
+    assert [guard.reported(1000 - each, 0.0) for each in range(200)] == [None] * 200
+    assert guard.reported(800, 0.0) is not None
+
+
+def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> None:
+    guard = RemovalGuard(LIMITS)
+    for each in range(30):
+        guard.reported(100 - each, 0.0)
+    assert isinstance(judge(guard, 60, 80, now=29.0), HeldRemovals)
+    assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
