@@ -9,23 +9,30 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from h2.config import H2Configuration
-from h2.connection import ConnectionInputs, H2Connection, H2ConnectionStateMachine
-from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    InformationalResponseReceived,
-    RemoteSettingsChanged,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-    WindowUpdated,
-)
-from h2.exceptions import DenialOfServiceError, FrameTooLargeError, ProtocolError, StreamClosedError
-from h2.settings import SettingCodes, Settings
+try:
+    from h2.config import H2Configuration
+    from h2.connection import ConnectionInputs, H2Connection, H2ConnectionStateMachine
+    from h2.errors import ErrorCodes
+    from h2.events import (
+        ConnectionTerminated,
+        DataReceived,
+        Event,
+        InformationalResponseReceived,
+        RemoteSettingsChanged,
+        ResponseReceived,
+        StreamEnded,
+        StreamReset,
+        TrailersReceived,
+        WindowUpdated,
+    )
+    from h2.exceptions import DenialOfServiceError, FrameTooLargeError, ProtocolError, StreamClosedError
+    from h2.settings import SettingCodes, Settings
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "HTTP/2 needs the package h2 of the extra milo-kube[http2]; in a clone of the repository: "
+        "pip install './kube[http2]'",
+        name=error.name,
+    ) from error
 
 from milo_kube.http import errors
 from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_header, close_at_once
