@@ -21,6 +21,7 @@ from bench.measures import (
     fanout,
     floods,
     go,
+    handover,
     herd,
     hostile_clients,
     idle,
@@ -72,11 +73,14 @@ MEASURES: dict[str, Measure] = {
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
     "controllers": controllers.measure,
+    "tenants": controllers.tenants,
+    "handover": handover.measure,
     "go": go.measure,
     "sharding": sharding.measure,
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
+    *("tenants", "handover"),
 }
 """Measurements that take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}

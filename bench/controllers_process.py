@@ -1,8 +1,9 @@
-"""`python -m bench.controllers_process ADDRESS OBJECTS [busy|marks]`: controllers with one informer in each cluster.
+"""`python -m bench.controllers_process ADDRESS OBJECTS [busy|marks|tenants [N]]`: one informer in each cluster.
 
 It prints WORKING once OBJECTS ConfigMaps were reconciled, and answers each line of its standard input with its state.
 The reconciler does nothing; with `busy` each object is reconciled again at once, and with `marks` it prints the mark of
-each object and the time.
+each object and the time. With `tenants` it does so too, while those of N clusters hang, fail, or change their object
+again and again.
 """
 
 import asyncio
@@ -19,20 +20,31 @@ from prometheus_client import CollectorRegistry
 from bench.process import standard_input
 from bench.projects import MARK
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, QueuePolicy, Request, Result
+from milo_discovery.controllers import Controllers, QueuePolicy, Request, Result, Target
 
+CONFIG_MAPS = "v1/configmaps"
 _AT_ONCE = Result(requeue_after=timedelta(0))
 
 
-async def work(address: str, objects: int, mode: str) -> None:
+async def work(address: str, objects: int, mode: str = "", misbehaving: str = "0") -> None:
     reconciles = 0
+    tenants: list[str] = []
 
     async def reconcile(request: Request) -> Result | None:
         nonlocal reconciles
         reconciles += 1
         if reconciles == objects:
+            if mode == "tenants":
+                # Not the first cluster, in which objects are written.
+                tenants.extend(sorted(controllers.view.names())[-int(misbehaving) :])
+                for cluster, found in controllers.view.list(CONFIG_MAPS):
+                    if cluster.name in tenants:
+                        metadata = found["metadata"]
+                        controllers.enqueue(Target(metadata["name"], metadata["namespace"], cluster.name))
             say("WORKING")
-        if mode == "marks" and reconciles > objects:
+        if request.cluster.name in tenants:
+            await misbehave(request, tenants.index(request.cluster.name))
+        elif mode in ("marks", "tenants") and reconciles > objects:
             found = await request.get()
             mark = (found or {}).get("metadata", {}).get("labels", {}).get(MARK)
             if mark:
@@ -42,13 +54,24 @@ async def work(address: str, objects: int, mode: str) -> None:
     async with DiscoveryClient(address) as client:
         fleet = Fleet(client, include_kubeconfigs=True)
         controllers = Controllers(fleet, registry=CollectorRegistry())
-        controllers.reconcile("v1/configmaps", queue=QueuePolicy(min_requeue_s=0.0))(reconcile)
+        controllers.reconcile(CONFIG_MAPS, queue=QueuePolicy(min_requeue_s=0.0))(reconcile)
         async with controllers:
             reader = await standard_input()
             while await reader.readline():
                 trim_memory()
                 state = {"reconciles": reconciles, "at": time.perf_counter(), "threads": threading.active_count()}
                 say(f"STATUS {msgspec.json.encode(state).decode()}")
+
+
+async def misbehave(request: Request, number: int) -> None:
+    match number % 3:
+        case 0:
+            await asyncio.Event().wait()
+        case 1:
+            raise OSError("no reconcile of this cluster succeeds")
+        case _:
+            label = {"metadata": {"labels": {"changed": str(time.time_ns())}}}
+            await request.patch(CONFIG_MAPS, request.name, label)
 
 
 def trim_memory() -> None:
@@ -64,4 +87,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work(sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])))
+    asyncio.run(work(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

@@ -7,6 +7,7 @@ Memory is measured on an API server in Go as well, which speaks HTTP/2, beside t
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -39,6 +40,8 @@ kubeconfigs:
     - {{name: bench, type: project-kubeconfig, share_discovery_identity: true}}
 """
 _CONFIG_MAPS = "control-plane/api/v1/namespaces/default/configmaps"
+_MISBEHAVING = 0.05
+"""The share of clusters that misbehave."""
 _CUTS = (("p50", 50), ("p99", 99))
 
 
@@ -63,7 +66,7 @@ async def measure(setting: Setting) -> Samples:
                 found |= {"controllers.seconds_beside_kopf": seconds} | figures
     found["controllers.kib"] = (ours[many] - ours[few]) / (many - few)
     found["controllers.kopf_kib"] = (kopf[beside_kopf] - kopf[few]) / (beside_kopf - few)
-    samples: Samples = {key: [value] for key, value in found.items()}
+    samples: Samples = {key: [value] for key, value in found.items()} | await tenants(setting)
     binary = peers.operator() if setting.scale.with_go else None
     if binary is not None:
         samples |= {key: [value] for key, value in (await _over_http2(setting, binary, few, many)).items()}
@@ -212,6 +215,31 @@ async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
             f"controllers.{name}_ratio": mine / other,
         }
     return found
+
+
+async def tenants(setting: Setting) -> Samples:
+    """Measure the latency in one cluster while reconciles of other clusters hang, fail, or never end their work."""
+    count = max(setting.scale.controllers[0], 1 / _MISBEHAVING)
+    async with _control_planes(setting, int(count)) as place:
+        return {key: [value] for key, value in (await _beside_tenants(setting, place)).items()}
+
+
+async def _beside_tenants(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
+    scale = setting.scale
+    read: dict[str, list[Writes]] = {"marks": [], "tenants": []}
+    for _ in range(scale.latency_rounds):
+        for mode, done in read.items():
+            first = sum(map(len, read.values())) * scale.latency_writes
+            writes = Writes(place.milo, scale.latency_writes, scale.writes_per_s, OBJECTS, first, path=_config_map)
+            async with place.controllers(mode, str(math.ceil(place.count * _MISBEHAVING))) as operator:
+                await operator.working()
+                done.append(await read_by(partial(peer_marks, operator), writes))
+    alone, beside = (sorted(each.at(99) for each in done)[len(done) // 2] for done in read.values())
+    return {
+        "controllers.tenants_p99_ms": beside,
+        "controllers.tenants_alone_p99_ms": alone,
+        "controllers.tenants_p99_ratio": beside / alone,
+    }
 
 
 async def _kopf(place: _ControlPlanes) -> tuple[float, dict[str, float]]:

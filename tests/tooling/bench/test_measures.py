@@ -50,8 +50,11 @@ KEYS = {
             *("seconds", "rss_mib", "kib", "reconciles_per_s", "kopf_seconds", "kopf_kib", "kopf_threads"),
             *(f"{reader}{cut}_ms" for cut in ("p50", "p99") for reader in ("", "kubernetes_aio_")),
             *("p50_ratio", "p99_ratio"),
+            *("tenants_p99_ms", "tenants_alone_p99_ms", "tenants_p99_ratio"),
         )
     },
+    "tenants": {f"controllers.tenants_{key}" for key in ("p99_ms", "alone_p99_ms", "p99_ratio")},
+    "handover": {"handover.seconds", "handover.objects", "handover.unreconciled"},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},

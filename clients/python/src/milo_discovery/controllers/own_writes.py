@@ -104,6 +104,8 @@ class _Held(msgspec.Struct, eq=False):
 class OwnWrites:
     """The writes in one cluster that its caches do not have yet."""
 
+    __slots__ = ("_held",)
+
     def __init__(self) -> None:
         self._held: dict[tuple[CacheKey, Place], list[_Held]] = {}
 
