@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from bench import projects
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Malformed, Observation
-from milo_discoveryd.modes.mode import Setting as ModeSetting
-from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import Kind, SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -36,17 +36,10 @@ def lines(
     ]
 
 
-def decoder(mode: type[ProjectMode | ProjectControlPlaneMode] = ProjectMode) -> Decoder[KubeObject, Observation]:
-    made = mode(
-        ModeSetting(
-            project_endpoint="https://127.0.0.1:6443",
-            internal_address_template="milo-apiserver.{namespace}.svc:6443",
-            internal_namespace_template="project-{name}",
-            annotation_prefixes=(),
-            clusters=(),
-        )
-    )
-    return Decoder(mode.object_type, made.observe, Malformed)
+def decoder(kind: Kind | None = None) -> Decoder[KubeObject, Observation]:
+    options = SourceOptions(project_server="https://127.0.0.1:6443")
+    (projects,) = KeyedSource((kind or ProjectKind()).follow(options)).collections
+    return projects.decoder
 
 
 def observed(by: Decoder[KubeObject, Observation], read: list[bytes]) -> list[Observation]:

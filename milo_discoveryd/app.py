@@ -5,15 +5,15 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
@@ -37,9 +37,8 @@ from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity, when
 from milo_discoveryd.telemetry.traces import exporting
-from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
-from milo_discoveryd.wiring.configured_source import ConfiguredSource, files_of
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
@@ -96,7 +95,7 @@ class Daemon:
         self._file = file
         self._environ = environ
         self._epoch = secrets.token_hex(8)
-        self._metrics = Metrics([*settings.by_source])
+        self._metrics = Metrics([each.name for each in settings.sources])
         self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
         self._journal = Journal(self._metrics, self._audit)
@@ -175,17 +174,16 @@ class Daemon:
     async def serve(self) -> None:
         """Serve until canceled, then drain the streams."""
         settings = self._settings
-        configured = [ConfiguredSource(name, of, self._environ) for name, of in settings.by_source.items()]
-        projects = {each.name: each.project for each in configured}
-        self._fleet = new_fleet(configured, self._log, self._journal.of_source)
+        sources = [ConfiguredSource(each, settings, self._environ) for each in settings.sources]
+        self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
-            issuers = Issuers(settings, projects, files_of(configured), self._environ, stack, run=run)
-            kubeconfigs = self._kubeconfigs(issuers, projects)
+            issuers = Issuers(settings, sources, self._environ, stack, run=run)
+            kubeconfigs = self._kubeconfigs(issuers, sources)
             self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
             self._group = self._shard = group = self._shard_group(issuers, stack)
             self._metrics.follow_group(group)
@@ -254,7 +252,7 @@ class Daemon:
                     tasks.create_task(
                         probe(
                             settings,
-                            projects,
+                            sources,
                             self._environ,
                             fleet=self._fleet,
                             kubeconfigs=kubeconfigs,
@@ -265,8 +263,9 @@ class Daemon:
                 if group is not None:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
-                for each, fleet in zip(configured, self._fleet.sources, strict=True):
-                    tasks.create_task(each.follow(fleet, issuers, self._epoch), name=f"discover {each.name}".rstrip())
+                for each, fleet in zip(sources, self._fleet.sources, strict=True):
+                    following = each.follow(fleet, issuers.authenticated, self._epoch)
+                    tasks.create_task(following, name=f"discover {each.of.name}".rstrip())
 
     async def _evict_frames(self) -> None:
         while True:
@@ -300,10 +299,10 @@ class Daemon:
             fencing=issuers.fencing,
         )
 
-    def _kubeconfigs(self, issuers: Issuers, projects: Mapping[str, Upstream]) -> Kubeconfigs:
+    def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
 
-        trusts = {name: cluster_trust(of, projects[name]) for name, of in self._settings.by_source.items()}
+        trusts = {each.of.name: cluster_trust(each.of.settings, each.project) for each in sources}
 
         def trust(target: Target, stated: bytes | None) -> ClusterTrust:
             return trusts[target.source](target, stated)

@@ -15,14 +15,21 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
-from milo_discoveryd.config import ListenAddress, Settings, TcpAddress, values
-from milo_discoveryd.config.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
+from milo_discoveryd.config import ListenAddress, TcpAddress
+from milo_discoveryd.config.given import GivenSettings
 from milo_discoveryd.config.listeners import ListenerSettings
-from milo_discoveryd.modes.field_path import FieldPath, Template
+from milo_discoveryd.config.sources import SourceParser, SourceSettings
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
+from milo_discoveryd.sources import kind as kinds
+from milo_discoveryd.sources.field_path import FieldPath, Template
+from milo_discoveryd.sources.kind import Kind
 
 DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 _DEFAULT_IN_WORDS = re.compile(r" *Default: ([^.]+(?:\.\w[^.]*)*)\.$")
+_FLAT_KINDS = tuple(field.type for field in fields(GivenSettings).values())
+"""Kinds whose settings are also a group of flat ones, whose table describes them."""
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 
@@ -43,7 +50,7 @@ class Entry(NamedTuple):
         return self.name == selected or (inside != self.name and "[" not in inside)
 
 
-def entries(group: type[Group] = Settings, around: str = "") -> Iterator[Entry]:
+def entries(group: type[Group] = GivenSettings, around: str = "") -> Iterator[Entry]:
     for name, field in fields(group).items():
         place = around + name
         if name == "type":  # the tables of the types have it
@@ -57,10 +64,12 @@ def entries(group: type[Group] = Settings, around: str = "") -> Iterator[Entry]:
 
 def _entry(name: str, field: Field, said: str) -> Entry:
     in_words = _DEFAULT_IN_WORDS.search(said)
-    if field.is_required:
+    if in_words and (field.is_required or field.default in _NOTHING):
+        shown = in_words[1]
+    elif field.is_required:
         shown = "required"
     elif field.default in _NOTHING:
-        shown = in_words[1] if in_words else "none"
+        shown = "none"
     else:
         shown = f"`{_written(field)}`"
     return Entry(name, _takes(field), shown, _DEFAULT_IN_WORDS.sub("", said))
@@ -74,6 +83,12 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
             yield from entries(group, f"{place}[].")
         case ListOf(item=ByType(groups=groups)):
             yield from _by_type(groups, place)
+        case ListOf(item=SourceParser()):
+            yield from entries(SourceSettings, f"{place}[].")
+            for name in kinds.KINDS:
+                kind = kinds.load(name)
+                if kind not in _FLAT_KINDS:
+                    yield from entries(kind, f"{place}[{name}].")
 
 
 @cache
@@ -122,6 +137,7 @@ def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
         ListenAddress: "address",
         FieldPath: "path of a field",
         Template: "text",
+        Kind: "mapping",
     }
     return names[get_origin(field.type) if get_origin(field.type) in names else field.type]
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from bench import in_process, projects
 from bench.setting import Samples, Setting
-from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.logging import configure
 from milo_kube.reflect.messages import ObjectChanged
 
@@ -41,7 +41,9 @@ def _round(count: int) -> dict[str, float]:
             assert batch.frames.joined
 
     control_planes = in_process.lines("MODIFIED", count, count + 1, "changed", projects.control_plane)
-    control_plane_decoder = in_process.decoder(ProjectControlPlaneMode)
+    control_plane_decoder = in_process.decoder(
+        ProjectControlPlaneKind(address_template="milo-apiserver.{namespace}.svc:6443")
+    )
     took = {
         "decode": _timed(lambda: in_process.observed(decoder, changed)),
         "decode_control_plane": _timed(lambda: in_process.observed(control_plane_decoder, control_planes)),

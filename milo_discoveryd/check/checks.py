@@ -15,18 +15,16 @@ from milo_discoveryd.check.issuers import check_issuers
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.token_review import check_token_reviews
-from milo_discoveryd.config import Settings, TcpAddress, UnixAddress
+from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import FileMode, FixedMode
+from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, discovery_of, mode_of, project_of
-from milo_discoveryd.wiring.source import FollowedCollection
+from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -51,8 +49,8 @@ def _summary(levels: Mapping[Level, int]) -> str:
 
 
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
-    for each in settings.by_source.values():
-        for finding in _settings(each):
+    for each in settings.sources:
+        for finding in _settings(each, settings):
             yield finding
     for finding in check_rules(settings):
         yield finding
@@ -68,57 +66,62 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
         yield finding
 
 
-def _settings(settings: Settings) -> Iterator[Finding]:
-    """Check the settings of one source: see `Settings.by_source`."""
-    subject = _subject("settings", settings)
-    is_fixed = _is_fixed(settings)
-    selected = f", label_selector {settings.label_selector}" if settings.label_selector else ""
-    yield ok(subject, f"mode {settings.mode}{selected}")
-    if is_fixed and settings.label_selector:
-        yield warn(subject, f"mode {settings.mode} watches nothing", "label_selector has no effect: remove it")
+def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
+    """Check the settings of one source."""
+    subject, kind = _subject("settings", of), of.settings
+    selected = f", label_selector {of.label_selector}" if of.label_selector else ""
+    yield ok(subject, f"mode {of.kind}{selected}")
+    if not kind.is_watched and of.label_selector:
+        yield warn(subject, f"mode {of.kind} watches nothing", "label_selector has no effect: remove it")
     silence = settings.watch.silence_limit.total_seconds()
-    if not is_fixed and silence <= _BOOKMARKS_EVERY_S + 10:
+    if kind.is_watched and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
             subject,
             f"watch.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
             "set it to 75s or more",
         )
-    if settings.declarative is not None and settings.declarative.ca_file is not None:
-        yield files.ca_file(_subject("declarative.ca_file", settings), settings.declarative.ca_file)
+    if kind.authorities_file is not None:
+        yield files.ca_file(_subject("ca_file", of), kind.authorities_file)
 
 
-def _subject(subject: str, settings: Settings) -> str:
-    """Return the subject of a finding, with the name of the source if it is an item of `sources`."""
-    return f"{settings.sources[0].name}: {subject}" if settings.sources else subject
-
-
-def _is_fixed(settings: Settings) -> bool:
-    """Return whether the mode knows its clusters from the start, and watches nothing."""
-    return modes.is_fixed(settings.mode)
+def _subject(subject: str, of: SourceSettings) -> str:
+    """Return the subject of a finding, with the name of the source if it has one."""
+    return f"{of.name}: {subject}" if of.name else subject
 
 
 async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     problems: list[Finding] = []
-    loaded: dict[str, tuple[Settings, Upstream | None, Upstream | None]] = {}
-    for name, of in settings.by_source.items():
-        if modes.reads_files(of.mode):
-            loaded[name] = of, None, project_of(of, environ)
-            continue
-        watched = None
-        if not _is_fixed(of):
-            watched = _load("discovery", partial(discovery_of, of, environ), problems)
-        leading = _load("project", partial(project_of, of, environ), problems)
-        loaded[name] = of, watched, leading
+    sources: list[ConfiguredSource] = []
+    unconfigured: list[tuple[SourceSettings, Upstream]] = []
+    for each in settings.sources:
+        watched = _load("discovery", partial(discovery_upstream, each, settings, environ), problems)
+        leading = _load("project", partial(project_upstream, each, settings, environ), problems)
+        if watched and leading:
+            sources.append(ConfiguredSource(each, settings, environ))
+        elif watched and watched[0] is not None:
+            unconfigured.append((each, watched[0]))
     for problem in problems:
         yield problem
-    projects = {name: leading for name, (_, _, leading) in loaded.items() if leading is not None}
+    for each, upstream in unconfigured:
+        async for finding in _server(_subject("discovery", each), upstream, settings, []):
+            yield finding
+    async for finding in _sources(sources, settings, environ):
+        yield finding
+
+
+async def _sources(
+    sources: Sequence[ConfiguredSource], settings: Settings, environ: Mapping[str, str]
+) -> AsyncIterator[Finding]:
+    """Check the sources whose kubeconfigs could be read, and the issuers, unless some could not."""
     async with AsyncExitStack() as closing:
-        issuers = _issuers(settings, projects, environ, closing) if len(projects) == len(loaded) else None
+        issuers = None
+        if len(sources) == len(settings.sources):
+            issuers = _issuers(settings, sources, environ, closing)
         if isinstance(issuers, Finding):
             yield issuers
             return
-        for of, watched, leading in loaded.values():
-            async for finding in _source(of, watched, leading, issuers):
+        for source in sources:
+            async for finding in _source(source, settings, issuers):
                 yield finding
         if issuers is None:
             return
@@ -130,29 +133,31 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
             yield finding
 
 
-async def _source(
-    settings: Settings, watched: Upstream | None, leading: Upstream | None, issuers: Issuers | None
-) -> AsyncIterator[Finding]:
+async def _source(source: ConfiguredSource, settings: Settings, issuers: Issuers | None) -> AsyncIterator[Finding]:
     """Check the API servers, or the files, of one source."""
-    if modes.reads_files(settings.mode):
-        assert leading is not None
-        mode = mode_of(settings, leading, None)
-        assert isinstance(mode, FileMode)
-        for finding in files.kubeconfig_files(_subject("files", settings), mode):
+    of, followed = source.of, source.followed
+    if source.files is not None:
+        for finding in files.kubeconfig_files(_subject("files", of), source.files):
             yield finding
+    if source.discovery is not None:
+        watched = source.discovery if issuers is None else issuers.authenticated(source.discovery, of.credentials)
+        resources = [each.watched.resource for each in followed.collections]
+        async for finding in _server(_subject("discovery", of), watched, settings, resources):
+            yield finding
+        async for finding in check_context(_subject("context", of), source, watched, settings):
+            yield finding
+    if issuers is None:
         return
-    if watched is not None:
-        followed = watched if issuers is None else issuers.authenticated(watched, settings.watch.credentials)
-        collections = [] if leading is None else _collections(settings, leading, watched)
-        resources = [each.watched.resource for each in collections]
-        async for finding in _server(_subject("discovery", settings), followed, settings, resources):
-            yield finding
-        if collections:
-            async for finding in check_context(_subject("context", settings), settings, followed, collections[0]):
+    subject = _subject("project", of)
+    if source.discovery is not None and source.project.origin == source.discovery.origin:
+        yield ok(subject, f"same as discovery ({source.project.origin})")
+        return
+    match of.settings.project_server:
+        case ProjectServer.SERVES:
+            async for finding in _server(subject, source.project, settings, []):
                 yield finding
-    if leading is not None and issuers is not None:
-        async for finding in _project(settings, watched, leading):
-            yield finding
+        case ProjectServer.IDENTITY:
+            yield await usable(subject, source.project)
 
 
 async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
@@ -169,15 +174,13 @@ async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> Asyn
 
 
 def _issuers(
-    settings: Settings, projects: Mapping[str, Upstream], environ: Mapping[str, str], closing: AsyncExitStack
+    settings: Settings, sources: Sequence[ConfiguredSource], environ: Mapping[str, str], closing: AsyncExitStack
 ) -> Issuers | Finding:
     try:
-        # Only files are used of the modes here, and these have no context.
-        modes_of = {name: mode_of(of, projects[name], None) for name, of in settings.by_source.items()}
-        in_files = {name: KubeconfigFiles(mode) for name, mode in modes_of.items() if isinstance(mode, FileMode)}
-        made = Issuers(settings, projects, in_files, environ, closing, run="check")
-        for name, of in settings.by_source.items():
-            made.authenticated(projects[name], of.watch.credentials)
+        made = Issuers(settings, sources, environ, closing, run="check")
+        for each in sources:
+            if each.discovery is not None:
+                made.authenticated(each.discovery, each.of.credentials)
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
     except StartError as error:
@@ -197,18 +200,6 @@ def _fencing(issuers: Issuers) -> Finding:
     return ok(SUBJECT, "all kubeconfigs can be revoked")
 
 
-async def _project(settings: Settings, watched: Upstream | None, leading: Upstream) -> AsyncIterator[Finding]:
-    subject = _subject("project", settings)
-    if watched is not None and leading.origin == watched.origin:
-        yield ok(subject, f"same as discovery ({leading.origin})")
-    elif settings.mode == "project-control-plane":
-        # The kubeconfig's scheme, CA and identity are used at the clusters' own addresses; its server is not contacted.
-        yield await usable(subject, leading)
-    else:
-        async for finding in _server(subject, leading, settings, []):
-            yield finding
-
-
 async def _server(
     name: str, upstream: Upstream, settings: Settings, resources: Sequence[Resource]
 ) -> AsyncIterator[Finding]:
@@ -219,15 +210,18 @@ async def _server(
             yield finding
 
 
-def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding]) -> Upstream | None:
-    """Load an upstream. Only new problems are added to `problems`, because both kubeconfigs may be the same file."""
+def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding]) -> list[Upstream | None]:
+    """Load an upstream, and return it in a list, which is empty if that fails.
+
+    Only new problems are added to `problems`, because both kubeconfigs may be the same file.
+    """
     try:
-        return load()
+        return [load()]
     except ConfigError as error:
         fix = f"correct the kubeconfig, or set another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the file"
         known = {problem.message for problem in problems}
         problems += [fail(f"{name} kubeconfig", problem, fix) for problem in error.problems if problem not in known]
-        return None
+        return []
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
@@ -270,9 +264,3 @@ def _files(settings: Settings) -> Iterator[Finding]:
         yield files.audit_file(settings.audit.file)
     if settings.traces.endpoint is not None:
         yield files.trace_exporter()
-
-
-def _collections(settings: Settings, project: Upstream, discovery: Upstream) -> list[FollowedCollection]:
-    """Return what a source watches, within its selectors."""
-    mode = mode_of(settings, project, discovery)
-    return [] if isinstance(mode, FixedMode | FileMode) else collections_of(settings, mode)

@@ -8,10 +8,9 @@ from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.model.observation import Refused
-from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.context import ContextKind, MiloContext, context_of
+from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.source import FollowedCollection
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import ListPageError
 
@@ -29,14 +28,14 @@ _SERVERS = {
 
 
 async def check_context(
-    subject: str, settings: Settings, upstream: Upstream, collection: FollowedCollection
+    subject: str, source: ConfiguredSource, upstream: Upstream, settings: Settings
 ) -> AsyncIterator[Finding]:
-    accepted = modes.contexts(settings.mode)
+    accepted = source.of.settings.contexts
     if not accepted:
         return
     context = context_of(upstream.server)
     if context.kind not in accepted:
-        yield _wrong(subject, settings.mode, context, accepted)
+        yield _wrong(subject, source.of.kind, context, accepted)
         return
     yield ok(subject, f"{context}, which shows {_SHOWS[context.kind]}")
     if context.kind is not ContextKind.ORGANIZATION:
@@ -44,7 +43,7 @@ async def check_context(
     refused = engageable = 0
     try:
         async with aclosing(Transport(upstream, response_limit=settings.watch.response_limit)) as transport:
-            async for seen in listed_objects(transport, settings, collection):
+            async for seen in listed_objects(transport, settings, source.followed.collections[0]):
                 refused += isinstance(seen, Refused)
                 engageable += not isinstance(seen, Refused)
     except (TransportError, ListPageError) as error:

@@ -6,25 +6,21 @@ from typing import TextIO
 
 from milo_discoveryd.check.rules import issuers_for_all_clusters
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
+from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.modes.mode import FileMode, FixedMode
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.reduction import Reduction
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.rights import Grant
+from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.mode import (
-    collections_of,
-    discovery_of,
-    engaged,
-    keyed_target,
-    mode_of,
-    observe_file,
-    project_of,
-)
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.rules import rights
-from milo_discoveryd.wiring.source import FollowedCollection
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import ListPageError
 
@@ -100,7 +96,8 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
 
 async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
-        targets = [each for name, of in settings.by_source.items() for each in await _engaged(name, of, environ)]
+        sources = [ConfiguredSource(each, settings, environ) for each in settings.sources]
+        targets = [target for source in sources for target in await _engaged(source, settings, environ)]
     except (ConfigError, FilesError, TransportError, ListPageError) as error:
         return f"unknown: {error}"
     return _count(targets, grant)
@@ -113,22 +110,36 @@ def _count(targets: Sequence[Target], grant: Grant) -> str:
     return f"{len(visible)} of {len(targets)} ready clusters{names}"
 
 
-async def _engaged(source: str, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
+async def _engaged(source: ConfiguredSource, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
     """List one source completely, and return the clusters that the daemon would engage."""
-    upstream = discovery_of(settings, environ)
-    mode = mode_of(settings, project_of(settings, environ), upstream)
-    if isinstance(mode, FixedMode):
-        return [keyed_target(each, source) for each in mode.targets()]
-    if isinstance(mode, FileMode):
-        return engaged(mode, [list(map(observe_file(source), KubeconfigFiles(mode).scan().objects))], source)
-    assert upstream is not None
-    transport = Transport(upstream, response_limit=settings.watch.response_limit, environ=environ)
+    if source.files is not None:
+        return engaged(source.followed, [list(map(source.followed.observe_file, source.files.scan().objects))])
+    if source.discovery is None:
+        return list(source.followed.targets)
+    transport = Transport(source.discovery, response_limit=settings.watch.response_limit, environ=environ)
     async with aclosing(transport):
         listed = [
             [each async for each in listed_objects(transport, settings, collection)]
-            for collection in collections_of(settings, mode, source)
+            for collection in source.followed.collections
         ]
-    return engaged(mode, listed, source)
+    return engaged(source.followed, listed)
+
+
+def engaged(followed: KeyedSource, listed: Sequence[Sequence[Observation]]) -> list[Target]:
+    """Return the clusters that complete lists of a source's collections engage."""
+    if followed.reduce is None:
+        return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
+    registry = Registry(ChangeLog(lambda _: b"", Retention()))
+    reduction = Reduction(followed.reduce, registry)
+    for watch, observations in enumerate(listed):
+        objects = [_present(seen) for seen in observations if isinstance(seen, Ready)]
+        reduction.commit(reduction.apply(watch, objects, 0), Moment(0.0, 0.0))
+    return [cluster.target for cluster in registry.clusters()]
+
+
+def _present(seen: Ready) -> Event:
+    cluster = Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0)
+    return Event(EventType.ENGAGED, cluster)
 
 
 async def listed_objects(

@@ -10,7 +10,6 @@ from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_discoveryd.modes.mode import FileMode
 from milo_discoveryd.state_file.state_file import directory_problem
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
 
@@ -57,7 +56,7 @@ def ca_file(subject: str, path: Path) -> Finding:
     try:
         TlsIdentity(authorities=FileContent(path).read(), certificate=None).context()
     except CredentialError as error:
-        return fail(subject, str(error), "correct the file, or set another declarative.ca_file")
+        return fail(subject, str(error), "correct the file, or set another ca_file")
     return ok(subject, "has CA certificates")
 
 
@@ -68,9 +67,8 @@ def trace_exporter() -> Finding:
     return fail(subject, f"{EXPORTER_PACKAGE} is not installed", INSTALL_HINT)
 
 
-def kubeconfig_files(subject: str, mode: FileMode) -> Iterator[Finding]:
+def kubeconfig_files(subject: str, files: KubeconfigFiles) -> Iterator[Finding]:
     """Check the files of a source, and each cluster in them."""
-    files = KubeconfigFiles(mode)
     try:
         objects = files.scan().objects
     except FilesError as error:

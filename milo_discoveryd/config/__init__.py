@@ -4,13 +4,15 @@ from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.load import load, named_file
 from milo_discoveryd.config.rights import RuleSettings
 from milo_discoveryd.config.settings import Settings
-from milo_discoveryd.config.values import ListenAddress, TcpAddress, UnixAddress
+from milo_discoveryd.config.sources import SourceSettings
+from milo_discoveryd.schema.values import ListenAddress, TcpAddress, UnixAddress
 
 __all__ = [
     "ListenAddress",
     "ListenerSettings",
     "RuleSettings",
     "Settings",
+    "SourceSettings",
     "TcpAddress",
     "UnixAddress",
     "load",

@@ -2,12 +2,12 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import ByType, Group, ListOf, Text, one_of, selector_text, span
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import ByType, Group, ListOf, Text, one_of, selector_text, span
 
 _RequiredFile = Annotated[Path, values.required_file]
 _File = Annotated[Path | None, values.file_path]
@@ -32,6 +32,13 @@ class _Issuer(Group, frozen=True, kw_only=True):
     that no credential is sent to an API server that it is not meant for."""
     hand_out: bool = True
     """`false` if only the daemon itself uses the credential issuer, and issues no kubeconfigs from it."""
+
+    is_of_cluster: ClassVar[bool] = False
+    """See `IssuerTraits.is_of_cluster`."""
+    asks_discovery_server: ClassVar[bool] = False
+    """Whether its requests go to the watched API server of the served source, unless `kubeconfig` names another."""
+    min_ttl_s: ClassVar[int] = 0
+    """The shortest lifetime of a credential, in seconds."""
 
 
 class DatumServiceAccount(_Issuer, frozen=True, kw_only=True):
@@ -93,6 +100,9 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
 
 
 class TokenRequest(_Issuer, frozen=True, kw_only=True):
+    asks_discovery_server = True
+    min_ttl_s = MIN_TOKEN_TTL_S
+
     type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
     """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
@@ -146,6 +156,9 @@ class TokenFile(_Issuer, frozen=True, kw_only=True):
 
 
 class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
+    is_of_cluster = True
+    asks_discovery_server = True
+
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
     """Kubeconfig of the infrastructure cluster. Default: the `discovery_kubeconfig` of the served source of clusters,
@@ -163,6 +176,10 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
 
 
 class KubeconfigRequest(_Issuer, frozen=True, kw_only=True):
+    is_of_cluster = True
+    asks_discovery_server = True
+    min_ttl_s = MIN_TOKEN_TTL_S
+
     type: Annotated[Literal["kubeconfig-request"], one_of("kubeconfig-request")] = "kubeconfig-request"
     kubeconfig: _File = None
     """Kubeconfig of the API server with the clusters' objects. Default: the `discovery_kubeconfig` of the served source
@@ -176,6 +193,8 @@ class KubeconfigRequest(_Issuer, frozen=True, kw_only=True):
 
 
 class KubeconfigFile(_Issuer, frozen=True, kw_only=True):
+    is_of_cluster = True
+
     type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
     allow_long_lived: bool = False
     """`true` to issue certificates and tokens that are valid for more than 24 hours."""

@@ -7,15 +7,12 @@ which errors name. Layers merge like dictionaries: a later one overrides an earl
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
-from milo_discoveryd.config.fields import Group, fields, nearest
-from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.config.given import GivenSettings, SettingPath
+from milo_discoveryd.schema.fields import Group, fields, nearest
 from milo_kube import yaml_document
-
-SettingPath: TypeAlias = tuple[str, ...]
 
 ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
 FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
@@ -66,7 +63,7 @@ def _walk(group: type[Group], around: SettingPath = ()) -> Iterator[tuple[Settin
             yield (*around, name), False
 
 
-_TREE = dict(_walk(Settings))
+_TREE = dict(_walk(GivenSettings))
 LEAVES = tuple(key for key, is_group in _TREE.items() if not is_group)
 GROUPS = frozenset(key for key, is_group in _TREE.items() if is_group)
 

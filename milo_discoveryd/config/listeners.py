@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, Text, Whole
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import Group, Text, Whole
 from milo_kube import addresses
 
 DEFAULT_CONNECTIONS = 1000

@@ -4,21 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from milo_discoveryd.config import layers, values
-from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
-from milo_discoveryd.config.issuers import (
-    MIN_TOKEN_TTL_S,
-    IssuerSettings,
-    KubeconfigFile,
-    KubeconfigRequest,
-    KubeconfigSecret,
-    ProjectKubeconfig,
-    TokenRequest,
-)
-from milo_discoveryd.config.layers import Given, Problem, SettingPath
+from milo_discoveryd.config import layers
+from milo_discoveryd.config.given import GivenSettings, SettingPath, expand
+from milo_discoveryd.config.issuers import IssuerSettings, KubeconfigRequest, KubeconfigSecret, ProjectKubeconfig
+from milo_discoveryd.config.layers import Given, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import Complaint, InvalidError, parse_group
+from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
@@ -34,11 +28,12 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     settings: Settings | None = None
     try:
-        settings = parse_group(Settings, _tree(given))
+        settings, disagreements = expand(parse_group(GivenSettings, _tree(given)), given)
+        problems += [Problem(given[path].place, text) for path, text in disagreements]
+        if not disagreements:
+            problems += _disagreements(settings, given)
     except InvalidError as error:
         problems += [_explain(complaint, given) for complaint in error.complaints]
-    if settings is not None:
-        problems += _disagreements(settings, given)
     if settings is None or problems:
         raise ConfigError(problems)
     return settings
@@ -85,174 +80,76 @@ _ITEMS = frozenset({("listen",), ("kubeconfigs", "issuers"), ("rights",), ("sour
 """Settings that are lists of mappings."""
 
 
-def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> list[Problem]:
-    """Return the problems of settings that contradict each other."""
-    return [
-        *_one_address_for_all(settings, given),
-        *_no_such_issuer(settings, given),
-        *_too_short_for_tokens(settings, given),
-        *_rules_about_nothing(settings, given),
-        *_unreachable_hosts(settings, given),
-        *_declaration(settings, given),
-        *_files(settings, given),
-        *_sources_and_mode(settings, given),
-        *_kind_settings(settings, given),
-        *_credentials_for_no_source(settings, given),
-    ]
-
-
-_OF_ONE_SOURCE: tuple[SettingPath, ...] = (
-    ("mode",),
-    ("declarative",),
-    ("discovery_kubeconfig",),
-    ("project_kubeconfig",),
-    ("label_selector",),
-    ("watch", "credentials"),
-)
-
-
-def _sources_and_mode(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    for key in _OF_ONE_SOURCE if settings.sources else ():
-        if key in given:
-            yield Problem(given[key].place, "has no effect together with sources; set it in the items of sources")
-
-
-def _kind_settings(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    """Yield the problems of settings that belong to the kind of a source."""
-    for position, (mode, own) in enumerate(_kinds(settings)):
-        settings_type = modes.settings_type(mode)
-        if settings_type is None:
-            if own:
-                place = given[("sources",)].place_of((position, "settings"))
-                yield Problem(f"{place}[{position}].settings", f"kind {mode} has no settings")
-            continue
-        try:
-            modes.parse_settings(settings_type, own)
-        except ValueError as error:
-            if settings.sources:
-                place = given[("sources",)].place_of((position, "settings"))
-                yield Problem(f"{place}[{position}].settings", str(error))
-            else:
-                complaint = (
-                    f"{layers.quoted(mode)} needs settings: configure it as the kind of an item of sources: {error}"
-                )
-                yield Problem(given[("mode",)].place, complaint)
-
-
-def _kinds(settings: Settings) -> list[tuple[str, dict[str, object]]]:
-    return [(each.kind, each.settings) for each in settings.sources] or [(settings.mode, {})]
-
-
-def _credentials_for_no_source(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    names = [each.name for each in settings.sources]
-    for position, each in enumerate(settings.kubeconfigs.issuers):
-        place = given[("kubeconfigs", "issuers")].place_of((position,))
-        for name in each.sources:
-            if name not in names:
-                there_are = ", ".join(names) or "none"
-                yield Problem(
-                    place, f"{each.name}: {layers.quoted(name)} is not one of sources; configured: {there_are}"
-                )
-        if len(names) > 1 and not each.sources:
-            yield Problem(place, f"{each.name}: set sources, because there are several sources")
-        yield from _different_servers(settings, each, place)
-        if len(each.sources) > 1 and isinstance(each, ProjectKubeconfig):
-            yield Problem(place, f"{each.name}: a project-kubeconfig serves one source only; name one in sources")
-
-
-def _different_servers(settings: Settings, of: IssuerSettings, place: str) -> Iterator[Problem]:
-    """Yield a problem if it is ambiguous to which API server a credential issuer sends its requests."""
-    served = [settings.by_source[name] for name in of.sources if name in settings.by_source]
-    servers = {each.discovery_kubeconfig for each in served}
-    if (
-        isinstance(of, TokenRequest | KubeconfigSecret | KubeconfigRequest)
-        and of.kubeconfig is None
-        and len(servers) > 1
-    ):
-        yield Problem(place, f"{of.name}: the sources in sources differ in discovery_kubeconfig: set kubeconfig")
-    resources = {each.declarative.definition().resource for each in served if each.declarative is not None}
-    if isinstance(of, KubeconfigRequest) and len(resources) > 1:
-        complaint = "the sources in sources watch different resources: use one credential issuer for each"
-        yield Problem(place, f"{of.name}: {complaint}")
-
-
-def _unreachable_hosts(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+    """Yield the problems of settings that contradict each other."""
+    yield from _issuers_that_do_not_exist(settings, given)
+    yield from _too_short_for_tokens(settings, given)
+    yield from _rules_about_nothing(settings, given)
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = '"host" does not probe each cluster, which disengage_unreachable_after requires: use "cluster"'
         yield Problem(given[("connectivity", "per")].place, complaint)
+    yield from _settings_without_an_api_server(settings, given)
+    for position, issuer in enumerate(settings.kubeconfigs.issuers):
+        place = given[("kubeconfigs", "issuers")].place_of((position,))
+        yield from (Problem(place, f"{issuer.name}: {each}") for each in _served(settings, issuer))
 
 
-def _declaration(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    for position, (name, of) in enumerate(settings.by_source.items()):
-        place = given[("sources",)].place_of((position,)) if settings.sources else ""
-        yield from _declaration_of(of, _serving(settings, name), given, place)
+def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]) -> tuple[str, str]:
+    """Return the place of a source, and what complaints begin with there."""
+    if name := settings.sources[position].name:
+        return given[("sources",)].place_of((position,)), f"{name}: "
+    return next((given[key].place for key in (("mode",),) if key in given), "settings"), ""
 
 
-def _serving(settings: Settings, name: str) -> list[IssuerSettings]:
-    """Return the credential issuers that serve the clusters of a source."""
-    several = len(settings.by_source) > 1
-    return [each for each in settings.kubeconfigs.issuers if not several or name in each.sources]
+def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+    for position, source in enumerate(settings.sources):
+        if source.settings.project_server is not ProjectServer.NONE:
+            continue
+        place, of = _place(settings, position, given)
+        for name in ("discovery_kubeconfig", "project_kubeconfig", "label_selector", "credentials"):
+            if getattr(source, name):
+                complaint = f"{of}{name}: a source of the kind {source.kind} has no API server: remove it"
+                yield Problem(place, complaint)
 
 
-def _declaration_of(
-    settings: Settings, issuers: list[IssuerSettings], given: Mapping[SettingPath, Given], place: str
-) -> Iterator[Problem]:
-    """Yield the problems of one source's declaration. `issuers` are the credential issuers of its clusters; `place` is
-    the source's place in `sources`, if it is there."""
-    declared = settings.declarative
-    in_list, kind = (f"{settings.sources[0].name}: ", "kind") if settings.sources else ("", "mode")
-    if declared is None:
-        if settings.mode == "declarative":
-            complaint = f"{in_list}needs the setting declarative, which describes the watched objects"
-            yield Problem(place or given[("mode",)].place, complaint)
-        for issuer in issuers:
-            if isinstance(issuer, KubeconfigRequest):
-                yield Problem(given[("kubeconfigs", "issuers")].place, f"{issuer.name} needs {kind}: declarative")
+def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+    names = [each.name for each in settings.kubeconfigs.issuers]
+    for position, source in enumerate(settings.sources):
+        wanted = source.credentials
+        if wanted is not None and wanted not in names:
+            complaint = (
+                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.issuers; configured: "
+                f"{', '.join(names) or 'none'}"
+            )
+            key = ("watch", "credentials")
+            yield Problem(given[key].place if key in given else _place(settings, position, given)[0], complaint)
+
+
+def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
+    """Yield why an issuer cannot serve the clusters of its sources."""
+    names = [each.name for each in settings.sources if each.name]
+    for name in issuer.sources:
+        if name not in names:
+            yield f"{layers.quoted(name)} is not one of sources; configured: {', '.join(names) or 'none'}"
+    if len(names) > 1 and not issuer.sources:
+        yield "set sources, because there are several sources"
         return
-    for issuer in issuers:
-        named = (issuer.secret, issuer.namespace_template) if isinstance(issuer, KubeconfigSecret) else ()
-        if declared.secret is None and any("{secret" in each for each in named):
-            complaint = f"{issuer.name}: {{secret}} and {{secret_namespace}} need declarative.secret"
-            yield Problem(given[("kubeconfigs", "issuers")].place, complaint)
-    if settings.mode != "declarative":
-        yield Problem(place or given[("declarative",)].place, f"{in_list}needs {kind}: declarative")
-    elif not declared.endpoint.has_fixed_host:
-        for issuer in issuers:
-            if issuer.hand_out and not isinstance(issuer, KubeconfigSecret | KubeconfigRequest):
-                yield Problem(
-                    place or given[("declarative",)].place_of(("endpoint",)),
-                    f"{in_list}endpoint: objects decide where the credential of {issuer.name} is sent, which other "
-                    "clusters accept too: name the hosts that may receive it in endpoint.hosts",
-                )
-
-
-def _files(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    """Yield the problems of sources that read files: these have no API server, labels or namespaces."""
-    for position, (name, of) in enumerate(settings.by_source.items()):
-        in_list = f"{of.sources[0].name}: " if of.sources else ""
-        place = given[("sources",)].place_of((position,)) if of.sources else ""
-        is_of_files = modes.reads_files(of.mode)
-        for setting, is_set in (
-            ("discovery_kubeconfig", of.discovery_kubeconfig is not None),
-            ("project_kubeconfig", of.project_kubeconfig is not None),
-            ("label_selector", of.label_selector != ""),
-            ("watch.credentials", of.watch.credentials is not None),
-        ):
-            if is_of_files and is_set:
-                yield Problem(
-                    place, f"{in_list}{setting}: kind {of.mode} reads files, and has no API server: remove it"
-                )
-        for issuer in _serving(settings, name):
-            if is_of_files and issuer.hand_out and not isinstance(issuer, KubeconfigFile):
-                yield Problem(
-                    place or given[("mode",)].place,
-                    f"{in_list}files decide where the credential of {issuer.name} is sent: use a credential issuer of "
-                    "type kubeconfig-file",
-                )
-            elif not is_of_files and isinstance(issuer, KubeconfigFile):
-                complaint = f"{issuer.name} reads the files of kinds such as kubeconfig-directory; {of.mode} has none"
-                item = settings.kubeconfigs.issuers.index(issuer)
-                yield Problem(given[("kubeconfigs", "issuers")].place_of((item,)), complaint)
+    served = [each for each in settings.sources if not issuer.sources or each.name in issuer.sources]
+    if len(served) > 1:
+        if isinstance(issuer, ProjectKubeconfig):
+            yield "a project-kubeconfig serves one source only; name one in sources"
+        differ = len({each.discovery_kubeconfig for each in served}) > 1
+        if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
+            yield "its sources differ in discovery_kubeconfig: set kubeconfig"
+        if isinstance(issuer, KubeconfigRequest) and any(each.settings != served[0].settings for each in served):
+            yield "its sources differ in their settings: use one issuer for each"
+    if not issuer.hand_out:
+        return
+    templates = (issuer.secret, issuer.namespace_template) if isinstance(issuer, KubeconfigSecret) else ()
+    traits = IssuerTraits(issuer.type, templates, is_of_cluster=issuer.is_of_cluster)
+    for source in served:
+        if refusal := source.settings.refusal(traits):
+            yield f"{source.name}: {refusal}" if source.name else refusal
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
@@ -271,36 +168,13 @@ def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given])
 
 def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for issuer in settings.kubeconfigs.issuers:
-        if not isinstance(issuer, TokenRequest | KubeconfigRequest) or not issuer.hand_out:
+        if not issuer.min_ttl_s or not issuer.hand_out:
             continue
         name = issuer.name
-        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} ({issuer.type}) can mint"
-        if settings.kubeconfigs.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
+        complaint = f"is shorter than {issuer.min_ttl_s} s, the shortest that {name} ({issuer.type}) can mint"
+        if settings.kubeconfigs.max_ttl.total_seconds() < issuer.min_ttl_s:
             yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
         for number, rule in enumerate(settings.rights):
             is_allowed = rule.kubeconfigs and (not rule.issuers or name in rule.issuers)
-            if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
+            if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < issuer.min_ttl_s:
                 yield Problem(f"{given[('rights',)].place}[{number}].max_ttl", complaint)
-
-
-def _no_such_issuer(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    names = [each.name for each in settings.kubeconfigs.issuers]
-    there_are = ", ".join(names) or "none"
-    for of in settings.by_source.values():
-        wanted = of.watch.credentials
-        if wanted is not None and wanted not in names:
-            complaint = (
-                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.issuers; configured: {there_are}"
-            )
-            key = ("sources",) if settings.sources else ("watch", "credentials")
-            yield Problem(given[key].place, complaint)
-
-
-def _one_address_for_all(settings: Settings, given: Mapping[SettingPath, Given]) -> list[Problem]:
-    address = settings.internal_address_template.replace("{namespace}", settings.internal_namespace_template)
-    if "{name}" in address or "{uid}" in address:
-        return []
-    stated = [key for key in (("internal_address_template",), ("internal_namespace_template",)) if key in given]
-    where = given[stated[0]]
-    complaint = f"{layers.quoted(where.value)} gives all projects the same address: use {{name}} or {{uid}}"
-    return [Problem(where.place, complaint)]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
-from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, ListOf, Nested, Parser, Text, Whole, selector_text, span
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import Group, ListOf, Nested, Parser, Text, Whole, selector_text, span
 
 EVERYBODY = "everybody"
 ALL, NONE = "all", "none"

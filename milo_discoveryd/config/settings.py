@@ -1,16 +1,16 @@
 """All settings with their defaults and limits, as one frozen tree. `load` builds the tree; the composition root reads
 it."""
 
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
-
-from milo_discoveryd.config import values
-from milo_discoveryd.config.declarative import Declaration
-from milo_discoveryd.config.fields import (
+from milo_discoveryd.config.issuers import ISSUERS, IssuerSettings
+from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
+from milo_discoveryd.config.rights import RuleSettings, ordered
+from milo_discoveryd.config.sources import SourceSettings
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import (
     Group,
     ListOf,
     Nested,
@@ -18,29 +18,14 @@ from milo_discoveryd.config.fields import (
     Text,
     Whole,
     one_of,
-    selector_text,
     size,
     span,
     span_or_off,
 )
-from milo_discoveryd.config.issuers import ISSUERS, IssuerSettings
-from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
-from milo_discoveryd.config.rights import RuleSettings, ordered
-from milo_discoveryd.modes import mode
+from milo_discoveryd.sources.project import ProjectKind
 
 
-def _mode(value: object) -> str:
-    name = str(value)
-    return name if mode.is_installed(name) else values.one_of(value, choices=mode.names())
-
-
-def _kind_settings(value: object) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise ValueError("must be a mapping of settings to values")  # noqa: TRY004 - what a parser raises
-    return dict(value)
-
-
-def _named_once(items: "tuple[ClusterSource | IssuerSettings, ...]") -> None:
+def named_once(items: "tuple[SourceSettings | IssuerSettings, ...]") -> None:
     names = [each.name for each in items]
     if len(set(names)) < len(names):
         raise ValueError("has items with the same name")
@@ -57,27 +42,6 @@ class Socket(Group, frozen=True, kw_only=True):
     """Permissions of the Unix sockets."""
     group: Annotated[str, Text(most=32)] | None = None
     """Name or number of the group that may connect to the Unix sockets. Default: the daemon's own group."""
-
-
-class ClusterSource(Group, frozen=True, kw_only=True):
-    """A source of clusters."""
-
-    name: Annotated[str, values.cluster_name]
-    """Name of the source. With several sources, a cluster's key is `SOURCE#NAME`."""
-    kind: Annotated[str, _mode]
-    """Kind of the source: a built-in mode, or a mode of an installed package."""
-    settings: Annotated[dict[str, object], _kind_settings] = msgspec.field(default_factory=dict)
-    """Settings of the source's kind."""
-    declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
-    """Like the top-level setting `declarative`, for this source."""
-    discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Like the top-level setting `discovery_kubeconfig`, for this source."""
-    project_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Like the top-level setting `project_kubeconfig`, for this source."""
-    label_selector: Annotated[str, selector_text] = ""
-    """Like the top-level setting `label_selector`, for this source."""
-    credentials: Annotated[str | None, Text(most=63)] = None
-    """Like the setting `watch.credentials`, for this source."""
 
 
 class WatchSettings(Group, frozen=True, kw_only=True):
@@ -142,7 +106,7 @@ class MetricsSettings(Group, frozen=True, kw_only=True):
 class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
-    issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=_named_once)] = ()
+    issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=named_once)] = ()
     """Credential issuers for issued kubeconfigs; the first that matches a cluster serves it. Without issuers, no
     kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
@@ -208,17 +172,6 @@ class Traces(Group, frozen=True, kw_only=True):
     """Share of calls and requests that are traced. Calls with a trace context follow the caller's sampling decision."""
 
 
-class SingleCluster(Group, frozen=True, kw_only=True):
-    """The one cluster of mode `single`."""
-
-    name: Annotated[str, values.cluster_name] = "single"
-    """Name of the cluster of mode `single`."""
-    labels: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Labels of the cluster of mode `single`."""
-    organization: Annotated[str, Text(most=253)] = ""
-    """Organization of the cluster of mode `single`."""
-
-
 class Limits(Group, frozen=True, kw_only=True):
     """Quotas of callers."""
 
@@ -271,29 +224,20 @@ class Log(Group, frozen=True, kw_only=True):
     """`auto`: `console` on a terminal, `json` elsewhere."""
 
 
+UNNAMED = SourceSettings(name="", kind="project", settings=ProjectKind())
+
+
 class Settings(Group, frozen=True, kw_only=True):
-    mode: Annotated[str, _mode] = "project"
-    """`project`, `project-control-plane`, `single`, `declarative`, `kind`, or a mode of an installed package. Kinds
-    with required settings, such as `service-consumer` and `kubeconfig-directory`, are configured in `sources`."""
-    declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
-    """The watched objects of mode `declarative`, and the meaning of their fields."""
-    discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Kubeconfig of the API server where projects are watched. Default: the cluster that the daemon runs in."""
-    project_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Kubeconfig whose address, CA and identity are used for projects. Default: the cluster that the daemon runs in, or
-    `discovery_kubeconfig` outside of a cluster."""
+    """The settings of a daemon. Its sources are in one list, whichever way they were configured."""
+
+    sources: tuple[SourceSettings, ...] = (UNNAMED,)
+    """Sources of clusters."""
     exec_plugins: Annotated[tuple[str, ...], ListOf(Text(least=1, most=4096))] = ()
     """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`.
     `*` allows any command: whoever can write a kubeconfig can then run code as the daemon."""
     plain_loopback: bool = False
     """Allow credentials to be sent over plain HTTP to API servers on loopback, such as a proxy in the same pod. To
     other addresses, credentials are sent over TLS only."""
-    label_selector: Annotated[str, selector_text] = ""
-    """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
-    sources: Annotated[
-        tuple[ClusterSource, ...], ListOf(Nested(ClusterSource), split=values.items, check=_named_once)
-    ] = ()
-    """Sources of clusters, each of its own kind: see [sources](sources.md). Default: one source of the kind `mode`."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
     """How long a project stays engaged after it became not ready."""
     # Off by default, because every project that becomes not ready would wait for a subscriber that died.
@@ -303,14 +247,6 @@ class Settings(Group, frozen=True, kw_only=True):
     # None by default: annotations can contain anything, so sharing them has to be a decision.
     annotation_prefixes: Annotated[tuple[str, ...], ListOf(Text(least=1, most=317))] = ()
     """Prefixes of annotations that are sent to subscribers."""
-    internal_address_template: Annotated[str, values.address_template] = (
-        "milo-apiserver.{namespace}.svc.cluster.local:6443"
-    )
-    """Address of a project's API server in mode `project-control-plane`; variables: `{name}`, `{uid}`,
-    `{namespace}`."""
-    internal_namespace_template: Annotated[str, values.namespace_template] = "project-{name}"
-    """Value of `{namespace}` in `internal_address_template`. Some installations of Milo use `project-{uid}`."""
-    cluster: SingleCluster = SingleCluster()
     watch: WatchSettings = WatchSettings()
     removals: Removals = Removals()
     state_directory: Annotated[Path | None, values.file_path] = None
@@ -352,30 +288,6 @@ class Settings(Group, frozen=True, kw_only=True):
     traces: Traces = Traces()
 
     @property
-    def by_source(self) -> "dict[str, Settings]":
-        """The settings of each source, by the source's name, which is empty if there is only one.
-
-        In these settings, `sources` contains only that source, or nothing if `mode` configures it.
-        """
-        if not self.sources:
-            return {"": self}
-        names = [each.name for each in self.sources] if len(self.sources) > 1 else [""]
-        return {name: self._of(source) for name, source in zip(names, self.sources, strict=True)}
-
-    def _of(self, source: ClusterSource) -> "Settings":
-        return msgspec.structs.replace(
-            self,
-            mode=source.kind,
-            declarative=source.declarative,
-            discovery_kubeconfig=source.discovery_kubeconfig,
-            project_kubeconfig=source.project_kubeconfig,
-            label_selector=source.label_selector,
-            watch=msgspec.structs.replace(self.watch, credentials=source.credentials),
-            sources=(source,),
-        )
-
-    @property
     def title(self) -> str:
-        """The mode, or "sources" if there are several sources."""
-        modes = [each.mode for each in self.by_source.values()]
-        return modes[0] if len(modes) == 1 else "sources"
+        """The kind of the only source, or "sources" if there are several."""
+        return self.sources[0].kind if len(self.sources) == 1 else "sources"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd.modes.mode import FileMode, FileObject
-from milo_discoveryd.modes.reading import MalformedError
+from milo_discoveryd.sources.kind import FileObject, Files
+from milo_discoveryd.sources.reading import MalformedError
 
 MAX_BYTES = 256 << 10
 """Size limit of a file in a directory. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
@@ -76,9 +76,9 @@ class _RefusedFileError(Exception):
 class KubeconfigFiles:
     """The files of one source. Its methods block; the listeners are called in the caller's thread."""
 
-    def __init__(self, mode: FileMode, *, wall: Callable[[], float] = time.time) -> None:
-        self.path = Path(mode.path).expanduser()
-        self._mode = mode
+    def __init__(self, of: Files, *, wall: Callable[[], float] = time.time) -> None:
+        self.path = Path(of.path).expanduser()
+        self._of = of
         self._wall = wall
         self._known: dict[str, _ReadFile] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
@@ -86,7 +86,7 @@ class KubeconfigFiles:
     @property
     def directories(self) -> tuple[Path, ...]:
         """The directories to watch for changes of the files."""
-        if self._mode.is_directory:
+        if self._of.is_directory:
             return (self.path,)
         # Not `Path.resolve`, which raises RuntimeError for links that lead to each other.
         return tuple(dict.fromkeys((self.path.parent, Path(os.path.realpath(self.path)).parent)))
@@ -121,7 +121,7 @@ class KubeconfigFiles:
 
     def find(self, key: str) -> FileObject | None:
         """Return an object as it is now, or None if its file, or its context there, does not exist."""
-        file, _ = self._mode.context_of(key)
+        file, _ = self._of.context_of(key)
         path = self.path / file if file else self.path
         if file and not os.path.lexists(path):
             self._files()  # raises if the whole directory is missing: its objects do not count as deleted
@@ -134,7 +134,7 @@ class KubeconfigFiles:
 
     def kubeconfig(self, key: str) -> StoredKubeconfig:
         """Return the file with the credential of an object. Raises FilesError."""
-        file, context = self._mode.context_of(key)
+        file, context = self._of.context_of(key)
         path = self.path / file if file else self.path
         try:
             content, _ = self._read(path)
@@ -143,7 +143,7 @@ class KubeconfigFiles:
         return StoredKubeconfig(content, context, str(path))
 
     def _files(self) -> Iterable[tuple[str, Path]]:
-        if not self._mode.is_directory:
+        if not self._of.is_directory:
             return [(self.path.name, self.path)]
         try:
             with os.scandir(self.path) as entries:
@@ -160,9 +160,9 @@ class KubeconfigFiles:
             if known is not None and known.signature == _signature(path.stat()):
                 return known
             content, signature = self._read(path)
-            objects = tuple(self._mode.read_file(name, content))
+            objects = tuple(self._of.read_file(name, content))
         except (OSError, _RefusedFileError, MalformedError) as error:
-            if not self._mode.is_directory:
+            if not self._of.is_directory:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
             if not os.path.lexists(path):
                 return None
@@ -178,13 +178,13 @@ class KubeconfigFiles:
         return state
 
     def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
-        limit = MAX_BYTES if self._mode.is_directory else MAX_BYTES_OF_ALL
+        limit = MAX_BYTES if self._of.is_directory else MAX_BYTES_OF_ALL
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
             # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued. The opened
             # file is checked, because a link can be replaced after a check of the path.
-            if self._mode.is_directory and not _opened(descriptor, path).is_relative_to(self.path.resolve()):
+            if self._of.is_directory and not _opened(descriptor, path).is_relative_to(self.path.resolve()):
                 raise _RefusedFileError("is a link to a file outside of the directory")
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

@@ -56,7 +56,7 @@ class Unread:
 UNREAD = Unread()
 
 
-def earliest(cluster: str, claims: Sequence[ObjectClaim]) -> Observation | None:
+def earliest(cluster: str, claims: Sequence[ObjectClaim], _uid: str = "") -> Observation | None:
     """Reduce claims whose contents are observations: the earliest stands, and none if two of them are the earliest.
 
     A user who can create objects could otherwise take over a cluster by an object that names it too.

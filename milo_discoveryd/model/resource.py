@@ -74,5 +74,24 @@ class ObjectKeys(msgspec.Struct, frozen=True):
 NAMES = ObjectKeys()
 
 
+class WatchedCollection(msgspec.Struct, frozen=True):
+    """The watched objects of a resource, under their keys."""
+
+    resource: Resource
+    keys: ObjectKeys = NAMES
+
+    @property
+    def path(self) -> str:
+        return self.resource.path
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        return self.resource.query
+
+    def query_for(self, name: str) -> list[tuple[str, str]]:
+        """Return the query that lists one object if it is within the field selector."""
+        return [("fieldSelector", f"metadata.name={name},{self.resource.field_selector}")]
+
+
 def _is_segment(name: str) -> bool:
     return _SEGMENT.fullmatch(name) is not None

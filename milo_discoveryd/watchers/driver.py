@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from milo_discoveryd.model.observation import Observation, Outside, fields
-from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
+from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationResult,
     Found,
@@ -35,25 +35,6 @@ class SourceApi(CollectionApi, Protocol):
 
     async def drop(self) -> None:
         """Close every connection; the next request opens a new one."""
-
-
-class WatchedCollection(msgspec.Struct, frozen=True):
-    """The watched objects of a resource, under their keys."""
-
-    resource: Resource
-    keys: ObjectKeys = NAMES
-
-    @property
-    def path(self) -> str:
-        return self.resource.path
-
-    @property
-    def query(self) -> list[tuple[str, str]]:
-        return self.resource.query
-
-    def query_for(self, name: str) -> list[tuple[str, str]]:
-        """Return the query that lists one object if it is within the field selector."""
-        return [("fieldSelector", f"metadata.name={name},{self.resource.field_selector}")]
 
 
 class Driver:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles, Scan
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.modes.mode import FileObject
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationResult,
     Found,
@@ -16,6 +15,7 @@ from milo_discoveryd.registry.pending_deletions import (
     NotFound,
     PendingDeletions,
 )
+from milo_discoveryd.sources.kind import FileObject
 from milo_discoveryd.watchers.confirmations import Confirmations, Sink
 from milo_discoveryd.watchers.inotify import Inotify
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent

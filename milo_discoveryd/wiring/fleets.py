@@ -4,9 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.model.cluster import key_of
-from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.modes.mode import FileMode, ReducedMode
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.combined_fleet import CombinedFleet
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -18,36 +15,44 @@ from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
-from milo_discoveryd.wiring.mode import keys_of, reduce_of
 
 
-def new_fleet(sources: Sequence[ConfiguredSource], log: ChangeLog, observer: Callable[[str], Observer]) -> Fleet:
-    """Return the fleet of one source, or the combined fleet of several. `observer` makes that of a source."""
-    if len(sources) == 1:
-        return _source_fleet(sources[0], log, observer(""), None)
+def new_fleet(
+    sources: Sequence[ConfiguredSource], settings: Settings, log: ChangeLog, observer: Callable[[str], Observer]
+) -> Fleet:
+    """Return the fleet of one source without a name, or the combined fleet of named ones. `observer` makes that of a
+    source."""
+    if not sources[0].of.name:
+        return _source_fleet(sources[0], settings, log, observer(""), None)
     notifier = ChangeNotifier()
-    return CombinedFleet(log, notifier, [_source_fleet(each, log, observer(each.name), notifier) for each in sources])
+    return CombinedFleet(
+        log, notifier, [_source_fleet(each, settings, log, observer(each.of.name), notifier) for each in sources]
+    )
 
 
 def _source_fleet(
-    source: ConfiguredSource, log: ChangeLog, observer: Observer, notifier: ChangeNotifier | None
+    source: ConfiguredSource,
+    settings: Settings,
+    log: ChangeLog,
+    observer: Observer,
+    notifier: ChangeNotifier | None,
 ) -> DirectFleet | ReducedFleet:
-    name, settings, mode = source.name, source.settings, source.mode
+    followed = source.followed
     limits, drain_timeout_s = _limits(settings), settings.drain_timeout.total_seconds()
     grace_s = settings.not_ready_grace.total_seconds()
     not_ready = NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None)
-    if isinstance(mode, ReducedMode | FileMode):
+    if followed.reduce is not None:
         return ReducedFleet(
             log,
-            reduce_of(mode, name),
+            followed.reduce,
             observer,
-            keys=keys_of(mode),
+            keys=followed.keys,
             pending_deletions=_pending_deletions,
             guard=lambda: RemovalGuard(limits),
             not_ready=not_ready,
             drain_timeout_s=drain_timeout_s,
-            name=name,
-            kind=settings.mode,
+            name=source.of.name,
+            kind=source.of.kind,
             context=source.context,
             notifier=notifier,
         )
@@ -58,11 +63,11 @@ def _source_fleet(
         not_ready=not_ready,
         drain_timeout_s=drain_timeout_s,
         guard=RemovalGuard(limits),
-        name=name,
-        kind=settings.mode,
+        name=source.of.name,
+        kind=source.of.kind,
         context=source.context,
         notifier=notifier,
-        keys=ObjectKeys(prefix=key_of("", name)),
+        keys=followed.keys[0],
     )
 
 

@@ -1,6 +1,6 @@
 """Builds the credential issuers of the settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import assert_never
@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 
 from milo_discoveryd.config import Settings, issuers
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.shared_identity import share_identity
 from milo_discoveryd.credentials.files import FileContent
@@ -21,14 +21,13 @@ from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
-from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.open_upstream import open_upstream
+from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.exec_plugin import ExecCommand
 from milo_kube.http.proxy import environment_proxy
 
@@ -42,19 +41,15 @@ class Issuers:
     def __init__(
         self,
         settings: Settings,
-        projects: Mapping[str, Upstream],
-        files: Mapping[str, KubeconfigFiles],
+        sources: Sequence[ConfiguredSource],
         environ: Mapping[str, str],
         closing: AsyncExitStack,
         *,
         run: str,
     ) -> None:
-        """`projects`: the API servers of each source's clusters. `files`: the files of sources without an API server.
-        `run`: see `run_identity`.
-        """
+        """`run`: see `run_identity`."""
         self._settings = settings
-        self._projects = projects
-        self._files = files
+        self._sources = sources
         self._environ = environ
         self._closing = closing
         self._run = run
@@ -63,7 +58,7 @@ class Issuers:
     def assignments(self) -> list[IssuerAssignment]:
         """Return the issuers for kubeconfigs, in their order."""
         return [
-            IssuerAssignment(self._made[each.name], parse_selector(each.label_selector), self._sources(each))
+            IssuerAssignment(self._made[each.name], parse_selector(each.label_selector), frozenset(each.sources))
             for each in self._settings.kubeconfigs.issuers
             if each.hand_out
         ]
@@ -97,7 +92,7 @@ class Issuers:
     def _make(self, of: issuers.IssuerSettings) -> Issuer:  # noqa: PLR0911 - one for each type
         match of:
             case issuers.ProjectKubeconfig():
-                project = self._project(of)
+                project = self._served(of)[0].project
                 self._require_own_identity(of, project)
                 origin = f"the user of {project.origin}"
                 return PassthroughIssuer(project.credentials, name=of.name, type=of.type, origin=origin)
@@ -140,7 +135,7 @@ class Issuers:
                 return ExecIssuer(
                     of.name,
                     ExecCommand(api_version=of.api_version, argv=(of.command, *of.args), environment=of.env),
-                    project=self._project(of),
+                    project=self._served(of)[0].project,
                     per_cluster=of.per_cluster,
                     timeout_s=of.timeout.total_seconds(),
                 )
@@ -160,20 +155,18 @@ class Issuers:
                 )
             case issuers.KubeconfigRequest():
                 api, origin = self._infrastructure(of)
-                declared = self._served(of).declarative
-                assert declared is not None, "required by the settings"
+                objects, *_ = self._served(of)[0].followed.collections
                 return KubeconfigRequestIssuer(
                     of.name,
                     api,
                     origin=origin,
-                    resource=declared.definition().resource,
+                    resource=objects.watched.resource,
                     subresource=of.subresource,
                     api_version=of.api_version,
                     kind=of.kind,
                 )
             case issuers.KubeconfigFile():
-                named = of.sources if len(self._projects) > 1 else self._files
-                files = {name: self._files[name] for name in named}
+                files = {each.of.name: each.files for each in self._served(of) if each.files is not None}
                 return KubeconfigFileIssuer(of.name, files, allow_long_lived=of.allow_long_lived)
             case _:
                 assert_never(of)
@@ -207,19 +200,14 @@ class Issuers:
             accepted_audiences=of.audiences,
         )
 
-    def _project(self, of: issuers.IssuerSettings) -> Upstream:
-        return next(self._projects[name] for name in (*of.sources, *self._projects) if name in self._projects)
-
     def _require_own_identity(self, of: issuers.ProjectKubeconfig, project: Upstream) -> None:
         """Reject an issuer that would issue the daemon's own credential without permission. Raises ConfigError."""
         if of.share_discovery_identity or not of.hand_out:
             return
-        for each in self._settings.by_source.values():
-            if each.mode == "single" or modes.reads_files(each.mode) or each.watch.credentials is not None:
+        for each in self._sources:
+            discovery = each.discovery
+            if discovery is None or each.of.credentials is not None:
                 continue  # discovery does not use a kubeconfig's user
-            discovery = load_discovery_upstream(
-                each.discovery_kubeconfig, self._environ, each.exec_plugins, plain_loopback=each.plain_loopback
-            )
             if share_identity(project.credentials, discovery.credentials):
                 raise ConfigError(
                     [
@@ -229,20 +217,15 @@ class Issuers:
                     ]
                 )
 
-    def _sources(self, of: issuers.IssuerSettings) -> frozenset[str]:
-        return frozenset(of.sources if len(self._projects) > 1 else ())
-
     def _infrastructure(
         self, of: issuers.TokenRequest | issuers.KubeconfigSecret | issuers.KubeconfigRequest
     ) -> tuple[KubernetesApi, str]:
-        served = self._served(of)
-        return open_upstream(of.kubeconfig or served.discovery_kubeconfig, served, self._environ, self._closing)
+        kubeconfig = of.kubeconfig or self._served(of)[0].of.discovery_kubeconfig
+        return open_upstream(kubeconfig, self._settings, self._environ, self._closing)
 
-    def _served(self, of: issuers.IssuerSettings) -> Settings:
-        """Return the settings of the source of clusters that an issuer serves: the first one, if there are
-        several."""
-        settings = self._settings.by_source
-        return next(settings[name] for name in (*of.sources, *settings) if name in settings)
+    def _served(self, of: issuers.IssuerSettings) -> list[ConfiguredSource]:
+        """Return the sources whose clusters an issuer serves."""
+        return [each for each in self._sources if not of.sources or each.of.name in of.sources]
 
     @property
     def _proxy(self) -> Callable[[str], str | None]:

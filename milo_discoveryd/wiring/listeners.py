@@ -14,7 +14,7 @@ from milo_discoveryd.log import log
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
-from milo_discoveryd.wiring.open_upstream import open_upstream
+from milo_discoveryd.wiring.upstreams import open_upstream
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:
@@ -73,6 +73,5 @@ def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: Asyn
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review
-    kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
-    transport, origin = open_upstream(kubeconfig, settings, environ, closing)
+    transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
     return TokenReviewer(transport, origin=origin, audiences=wanted.audiences)

@@ -1,50 +1,46 @@
 """Builds and runs the connectivity prober that the settings `connectivity` describe."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
-from milo_discoveryd.modes.mode import has_own_authorities
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.probing import Asker
-from milo_discoveryd.wiring.mode import probes_hosts
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 
 
 async def probe(
     settings: Settings,
-    projects: Mapping[str, Upstream],
+    sources: Sequence[ConfiguredSource],
     environ: Mapping[str, str],
     *,
     fleet: Fleet,
     kubeconfigs: Kubeconfigs,
     metrics: Metrics,
 ) -> None:
-    """Probe the clusters of the fleet until canceled. `projects` has the upstream of each source."""
+    """Probe the clusters of the fleet until canceled."""
     connectivity = settings.connectivity
-    of_hosts = all(map(probes_hosts, settings.by_source.values()))
+    of_hosts = probes_hosts(settings)
     async with AsyncExitStack() as stack:
         askers: dict[str, Asker] = {}
-        for name, project in projects.items():
+        for source in sources:
             asker = Asker(
-                project,
+                source.project,
                 environ,
                 held=kubeconfigs.held,
-                authorities_of=kubeconfigs.authorities_of
-                if has_own_authorities(settings.by_source[name].mode)
-                else None,
+                authorities_of=kubeconfigs.authorities_of if source.of.settings.has_own_authorities else None,
                 path=connectivity.path,
                 timeout_s=connectivity.timeout.total_seconds(),
                 of_hosts=of_hosts,
             )
-            askers[name] = await stack.enter_async_context(aclosing(asker))
+            askers[source.of.name] = await stack.enter_async_context(aclosing(asker))
         prober = Prober(
             (HostSchedule if of_hosts else ProbeSchedule)(_policy(settings), random.random),
             lambda cluster: askers[cluster.target.source].ask(cluster),
@@ -56,6 +52,15 @@ async def probe(
         fleet.on(EventType.UPDATED, prober.updated)
         fleet.on(EventType.DISENGAGED, prober.disengaged)
         await prober.run()
+
+
+def probes_hosts(settings: Settings) -> bool:
+    """Return whether connectivity is probed per host instead of per cluster."""
+    connectivity = settings.connectivity
+    if connectivity.per != "auto":
+        return connectivity.per == "host"
+    share_host = all(each.settings.shares_host for each in settings.sources)
+    return share_host and connectivity.disengage_unreachable_after is None
 
 
 def _policy(settings: Settings) -> ProbePolicy:

@@ -24,7 +24,7 @@ from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.open_upstream import open_upstream
+from milo_discoveryd.wiring.upstreams import open_upstream
 
 LEAVE_S = 20.0
 """The time to leave the group, within the grace period of a pod, which is 30 s by default."""
@@ -39,10 +39,10 @@ def is_stable(member: str) -> bool:
 
 def fleet_digest(settings: Settings) -> str:
     """Return a digest of the settings that define which clusters there are: all members must have the same."""
-    defining = {
-        name: [of.mode, of.label_selector, of.declarative, of.cluster, of.sources, of.discovery_kubeconfig]
-        for name, of in settings.by_source.items()
-    }
+    defining = [
+        [each.name, each.kind, each.settings, each.label_selector, each.discovery_kubeconfig]
+        for each in settings.sources
+    ]
     encoded = msgspec.json.encode(defining, enc_hook=str, order="sorted")
     return blake2b(encoded, digest_size=8).hexdigest()
 

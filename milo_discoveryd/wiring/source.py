@@ -3,24 +3,24 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.modes.mode import FileObject
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.fleet import SourceFleet
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
+from milo_discoveryd.sources.keyed import FollowedCollection
+from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
-from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
+from milo_discoveryd.watchers.driver import Driver, SourceApi
 from milo_discoveryd.watchers.file_driver import FileDriver
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.versions import oldest
-from milo_kube.reflect.wire import Decoder
 
 
 class FleetStore(Protocol):
@@ -38,16 +38,6 @@ class FleetStore(Protocol):
 EARLIER_RUNS = 20
 """How many earlier runs of the daemon the state file names."""
 ANY_REVISION = 2**63 - 1
-
-PlaceOf = Callable[[Target], tuple[str, ...]]
-"""Returns `Target.place` of a stored cluster. Raises ValueError for one that is not to be restored."""
-
-
-class FollowedCollection(NamedTuple):
-    """A watched collection, and the decoder of its objects."""
-
-    watched: WatchedCollection
-    decoder: Decoder[Any, Observation]
 
 
 class Discovery:
@@ -74,9 +64,11 @@ class Discovery:
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
 
-    async def run(self, api: SourceApi, collections: Sequence[FollowedCollection], place_of: PlaceOf) -> None:
+    async def run(
+        self, api: SourceApi, collections: Sequence[FollowedCollection], restored_place: RestoredPlace
+    ) -> None:
         """Follow the source until canceled. `collections` has an item for each of the fleet's feeds."""
-        status, highest_version = self._storage.restore(place_of)
+        status, highest_version = self._storage.restore(restored_place)
         clock = asyncio.get_running_loop().time
         drivers, reflectors = [], []
         feeds: Sequence[DirectFleet | ObjectFeed] = self._fleet.feeds
@@ -113,10 +105,10 @@ class FileDiscovery:
         self._storage = _FleetStorage(fleet, store, epoch)
 
     async def run(
-        self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], place_of: PlaceOf
+        self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], restored_place: RestoredPlace
     ) -> None:
         """Follow the files until canceled."""
-        status, _ = self._storage.restore(place_of)
+        status, _ = self._storage.restore(restored_place)
         (feed,) = self._fleet.feeds
         driver = FileDriver(files, observe, pending_deletions=feed.pending_deletions, sink=feed, status=status)
         async with asyncio.TaskGroup() as tasks:
@@ -132,7 +124,7 @@ class _FleetStorage:
         self._epoch = epoch
         self._store = store
 
-    def restore(self, place_of: PlaceOf) -> tuple[SourceStatus | None, str]:
+    def restore(self, restored_place: RestoredPlace) -> tuple[SourceStatus | None, str]:
         """Return the status and the highest resource version of the stored fleet, if there is one."""
         stored = None if self._store is None else self._store.load()
         if stored is None:
@@ -144,7 +136,7 @@ class _FleetStorage:
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
-        restored = list(restorable(stored.clusters, place_of))
+        restored = list(restorable(stored.clusters, restored_place))
         if len(restored) == len(stored.clusters):
             self._fleet.restored_positions = stored.positions
         self._fleet.restore(restored, stored.objects, status)
@@ -201,11 +193,11 @@ def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:
     return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: fleet.log.head}
 
 
-def restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:
+def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:
     """Yield the stored clusters with addresses from the mode; those in the file are not used."""
     for each in clusters:
         try:
-            place = place_of(each.target)
+            place = restored_place(each.target)
         except ValueError:
             continue  # a name that the mode never engages
         # With an empty version, the first list always replaces the stored state.

@@ -33,7 +33,7 @@ class ServiceProvider:
             "kind": "service-consumer",
             "discovery_kubeconfig": str(directory / "provider"),
             "project_kubeconfig": str(self.workspace.kubeconfig),
-            "settings": {"services": [SERVICE], "drain": drain_s},
+            "settings": {"services": [SERVICE], "drain": f"{drain_s}s"},
         }
         config = {
             "sources": [source],

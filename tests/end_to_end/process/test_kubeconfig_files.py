@@ -89,14 +89,14 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
     files.put("gamma.tmp", "gamma")
     (files.directory / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
     async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
-        assert set(watch.clusters) == {"alpha", "beta"}
-        assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
-        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        assert set(watch.clusters) == {"files#alpha", "files#beta"}
+        assert watch.clusters["files#alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
+        assert await user_of((await client.issue_kubeconfig("files#alpha")).kubeconfig) == "operator"
         files.put("broken.yaml", "broken")
-        await until(watch, lambda seen: "broken" in seen.clusters)
+        await until(watch, lambda seen: "files#broken" in seen.clusters)
         (files.directory / "beta").unlink()
-        await until(watch, lambda seen: "beta" not in seen.clusters)
-        report = await client.get("beta")
+        await until(watch, lambda seen: "files#beta" not in seen.clusters)
+        report = await client.get("files#beta")
         assert report.engagement.reason.name == "DELETED"
 
 
@@ -116,18 +116,18 @@ async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files:
         assert renewed.kubeconfig is not None
         assert await user_of(renewed.kubeconfig.kubeconfig) == "successor"
         assert renewed.cluster.incarnation == first.cluster.incarnation
-        assert set(watch.clusters) == {"alpha"}
+        assert set(watch.clusters) == {"files#alpha"}
 
 
 async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Files) -> None:
     files.put("alpha", "shop")
     async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
-        before = watch.clusters["alpha"]
+        before = watch.clusters["files#alpha"]
         files.put("alpha", "bank")
-        await until(watch, lambda seen: seen.clusters["alpha"].incarnation != before.incarnation)
-        assert watch.clusters["alpha"].endpoint == files.workspace.sandbox.control_plane_url("bank")
-        assert watch.clusters["alpha"].uid != before.uid
-        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        await until(watch, lambda seen: seen.clusters["files#alpha"].incarnation != before.incarnation)
+        assert watch.clusters["files#alpha"].endpoint == files.workspace.sandbox.control_plane_url("bank")
+        assert watch.clusters["files#alpha"].uid != before.uid
+        assert await user_of((await client.issue_kubeconfig("files#alpha")).kubeconfig) == "operator"
 
 
 @pytest.mark.parametrize("content", [b"", b"apiVersion: v1\nkind: Con", b"\xff" * 1000, b"a: " + b"x" * 300_000])
@@ -137,8 +137,8 @@ async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(f
     async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
         (files.directory / "alpha").write_bytes(content)
         files.put("later")
-        await until(watch, lambda seen: "later" in seen.clusters)
-        report = await client.get("alpha")
+        await until(watch, lambda seen: "files#later" in seen.clusters)
+        report = await client.get("files#alpha")
         assert report.engagement.engaged
         assert "it stays as last known: alpha" in report.engagement.message
 
@@ -149,11 +149,11 @@ async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files)
     async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
         moved = files.directory.rename(files.workspace.directory / "moved")
         await source_is(client, SourceState.STALE, "FileNotFound")
-        assert set(watch.clusters) == {"alpha", "beta"}
+        assert set(watch.clusters) == {"files#alpha", "files#beta"}
         moved.rename(files.directory)
         await source_is(client, SourceState.STREAMING, "")
         files.put("gamma")
-        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+        await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
 
 
 async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None:
@@ -164,7 +164,7 @@ async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None
         for each in files.directory.iterdir():
             each.unlink()
         await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
-        assert set(watch.clusters) == names
+        assert set(watch.clusters) == {f"files#{name}" for name in names}
 
 
 async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -> None:
@@ -184,10 +184,10 @@ async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -
 
     publish("1", "alpha", "beta")
     async with following(files, "kubeconfig-directory", files.directory) as watch:
-        assert set(watch.clusters) == {"alpha", "beta"}
+        assert set(watch.clusters) == {"files#alpha", "files#beta"}
         publish("2", "alpha", "beta", "gamma")
         shutil.rmtree(files.directory / "..1")
-        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+        await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
 
 
 async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory_is_missing(files: Files) -> None:
@@ -209,7 +209,7 @@ async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory
         await source_is(client, SourceState.STALE, "FileNotFound")
         moved.rename(files.directory)
         await source_is(client, SourceState.STREAMING, "")
-        assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
+        assert await user_of((await client.issue_kubeconfig("files#alpha")).kubeconfig) == "operator"
 
 
 async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(files: Files) -> None:
@@ -225,14 +225,14 @@ async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(file
 
     save("production", "kind-alpha", "kind-beta")
     async with following(files, "kind", kubeconfig) as watch, files.workspace.client() as client:
-        assert set(watch.clusters) == {"alpha", "beta"}
-        assert await user_of((await client.issue_kubeconfig("beta")).kubeconfig) == "operator"
+        assert set(watch.clusters) == {"files#alpha", "files#beta"}
+        assert await user_of((await client.issue_kubeconfig("files#beta")).kubeconfig) == "operator"
         save("production", "kind-alpha", "kind-beta", "kind-gamma")
-        await until(watch, lambda seen: set(seen.clusters) == {"alpha", "beta", "gamma"})
+        await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
         save("production", "kind-beta", "kind-gamma")
-        await until(watch, lambda seen: set(seen.clusters) == {"beta", "gamma"})
+        await until(watch, lambda seen: set(seen.clusters) == {"files#beta", "files#gamma"})
         kubeconfig.write_text("")
         await source_is(client, SourceState.STALE, "FileMalformed")
         kubeconfig.unlink()
         await source_is(client, SourceState.STALE, "FileNotFound")
-        assert set(watch.clusters) == {"beta", "gamma"}
+        assert set(watch.clusters) == {"files#beta", "files#gamma"}

@@ -43,9 +43,9 @@ async def test_operator_cleans_up_after_deactivation(workspace: Workspace, is_de
 
             draining = await next_event(watch, EventType.UPDATED)
             assert draining.cluster.draining is not None
-            assert (await client.get("shop")).engagement.engaged
+            assert (await client.get("dns#shop")).engagement.engaged
             # Both the operator's credential and a new one are valid for the remaining work.
-            for kubeconfig in (engaged.kubeconfig, await client.issue_kubeconfig("shop")):
+            for kubeconfig in (engaged.kubeconfig, await client.issue_kubeconfig("dns#shop")):
                 assert (await call(kubeconfig.kubeconfig, "GET", f"{MAPS}/zone"))[0] == 200
             assert (await call(engaged.kubeconfig.kubeconfig, "DELETE", f"{MAPS}/zone"))[0] == 200
             assert shop[CONFIG_MAPS].get("zone", "default") is None

@@ -49,7 +49,7 @@ class Operator:
         """Report each suspension and each end of one in the condition Paused of the project's ServiceConsumer."""
         known: dict[str, bool] = {}
         async for event in client.watch():
-            project, suspended = event.cluster.name, event.cluster.suspended
+            project, suspended = event.cluster.name.removeprefix("dns#"), event.cluster.suspended
             if event.type in (EventType.ENGAGED, EventType.UPDATED) and known.get(project, False) != suspended:
                 known[project] = suspended
                 await self._set_paused(project, paused=suspended)
@@ -132,11 +132,11 @@ async def test_operator_pauses_while_its_project_is_suspended_and_resumes_afterw
                 "True",
                 "ConformanceSuspended",
             )
-            report = await client.get("shop")
+            report = await client.get("dns#shop")
             assert report.engagement.engaged
             assert report.cluster is not None
             assert [each.reason for each in report.cluster.suspensions] == ["ConformanceSuspended"]
-            assert "ConformanceSuspended" in await explained(workspace, "shop")
+            assert "ConformanceSuspended" in await explained(workspace, "dns#shop")
 
             # What the operator keeps is not changed, although there is work for it.
             retained = config_map(shop, "zone-copy")
@@ -155,7 +155,7 @@ async def test_operator_pauses_while_its_project_is_suspended_and_resumes_afterw
                 "False",
                 "ConformanceActive",
             )
-            assert "ConformanceSuspended" not in await explained(workspace, "shop")
+            assert "ConformanceSuspended" not in await explained(workspace, "dns#shop")
         reporting.cancel()
         with suppress(asyncio.CancelledError):
             await reporting

@@ -332,12 +332,12 @@ async def test_kind_source_follows_added_and_deleted_clusters(
     source = [{"name": "kind", "kind": "kind", "settings": {"path": str(file)}}]
     async with following(None, "kind", directory, sources=source) as watch:
         await watch.synced()
-        await expect_usable(watch, directory, "one", "admin-of-one")
+        await expect_usable(watch, directory, "kind#one", "admin-of-one")
         add("two", workload)
-        await expect_usable(watch, directory, "two", "admin-of-two")
+        await expect_usable(watch, directory, "kind#two", "admin-of-two")
         merged["contexts"].pop(0)
         file.write_text(yaml.safe_dump(merged))
-        await until(watch, lambda seen: set(seen.clusters) == {"two"})
+        await until(watch, lambda seen: set(seen.clusters) == {"kind#two"})
 
 
 async def test_service_consumer_source_engages_suspends_and_drains_projects(
@@ -349,7 +349,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
         "kind": "service-consumer",
         "discovery_kubeconfig": str(platform.kubeconfig),
         "project_kubeconfig": str(workload.kubeconfig),
-        "settings": {"services": ["dns.example.com"], "drain": 300},
+        "settings": {"services": ["dns.example.com"], "drain": "5m"},
     }
     file, address = directory / "config.yaml", f"unix://{directory}/d.sock"
     settings = {"sources": [source], "http_listen": "off", "connectivity": {"interval": "off"}, "listen": [address]}
@@ -371,8 +371,8 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
                 assert not watch.clusters
                 for name in ("first", "second"):
                     await is_now(api, name, phase="Active")
-                await until(watch, lambda seen: "shop" in seen.clusters)
-                assert watch.clusters["shop"].endpoint == workload.url + PROJECTS.format("shop")
+                await until(watch, lambda seen: "dns#shop" in seen.clusters)
+                assert watch.clusters["dns#shop"].endpoint == workload.url + PROJECTS.format("shop")
                 condition = {
                     "type": "Suspended",
                     "status": "True",
@@ -382,10 +382,10 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
                 }
                 await is_now(api, "first", phase="Active", conditions=[condition])
                 await api.call("DELETE", f"{consumers}/second")
-                await until(watch, lambda seen: seen.clusters["shop"].suspended)
-                assert [each.reason for each in watch.clusters["shop"].suspensions] == ["Billing"]
+                await until(watch, lambda seen: seen.clusters["dns#shop"].suspended)
+                assert [each.reason for each in watch.clusters["dns#shop"].suspensions] == ["Billing"]
                 await is_now(api, "first", phase="Denied")
-                await until(watch, lambda seen: seen.clusters["shop"].draining is not None)
-                await watch.release(watch.clusters["shop"])
+                await until(watch, lambda seen: seen.clusters["dns#shop"].draining is not None)
+                await watch.release(watch.clusters["dns#shop"])
                 await until(watch, lambda seen: not seen.clusters)
-                assert (await client.get("shop")).engagement.reason.name == "REMOVED"
+                assert (await client.get("dns#shop")).engagement.reason.name == "REMOVED"

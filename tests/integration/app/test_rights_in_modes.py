@@ -28,6 +28,8 @@ class Mode(NamedTuple):
     """Creates what engages a cluster with this name, organization and label `env`."""
     relabel: Callable[[Sandbox, str, str], None]
     has_organizations: bool = True
+    prefix: str = ""
+    """What the keys of clusters begin with."""
 
 
 def create_project(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
@@ -70,6 +72,7 @@ MODES = [
         {"settings": {"services": ["dns"]}},
         create_consumer,
         relabel_consumer,
+        prefix="dns#",
         has_organizations=False,
     ),
     Mode("declarative", {"mode": "declarative", "declarative": DECLARATIVE}, create_project, relabel_project),
@@ -131,7 +134,7 @@ async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Pat
         async with serving(daemon):
             await eventually(lambda: daemon._fleet.synced)
             async with workspace.client("all") as client:
-                assert {each.name for each in await client.list()} == {"shop-1", "bank-1"}
+                assert {each.name for each in await client.list()} == {f"{mode.prefix}shop-1", f"{mode.prefix}bank-1"}
             for caller in ("prod", "shop") if mode.has_organizations else ("prod",):
                 await check_limited(workspace, caller)
             await check_stream(workspace)
@@ -139,15 +142,16 @@ async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Pat
 
 async def check_limited(workspace: Workspace, caller: str) -> None:
     """Check that a caller sees only the cluster `shop-1`, by every call."""
+    shop, bank = (f"{workspace.mode.prefix}{name}-1" for name in ("shop", "bank"))
     async with workspace.client(caller) as client:
         listing = await client.list()
-        assert [each.name for each in listing] == ["shop-1"]
+        assert [each.name for each in listing] == [shop]
         assert (await client.server_info()).counts.engaged == 1
-        report = await client.get("shop-1")
+        report = await client.get(shop)
         assert report.engagement.engaged
         assert report.transitions
-        assert (await client.issue_kubeconfig("shop-1")).cluster == "shop-1"
-        for name in ("bank-1", "unknown"):
+        assert (await client.issue_kubeconfig(shop)).cluster == shop
+        for name in (bank, "unknown"):
             with pytest.raises(ClusterNotFound):
                 await client.get(name)
             with pytest.raises(ClusterNotFound):
@@ -156,18 +160,19 @@ async def check_limited(workspace: Workspace, caller: str) -> None:
 
 async def check_stream(workspace: Workspace) -> None:
     """Check that a changed label moves clusters out of a scope and into it."""
+    shop, bank = (f"{workspace.mode.prefix}{name}-1" for name in ("shop", "bank"))
     async with workspace.client("prod") as client, asyncio.timeout(LIMIT_S):
         watch = client.watch()
         event = await anext(watch)
-        assert (event.type, event.cluster.name) == (EventType.ENGAGED, "shop-1")
+        assert (event.type, event.cluster.name) == (EventType.ENGAGED, shop)
         workspace.mode.relabel(workspace.sandbox, "shop-1", "dev")
         event = await anext(watch)
-        assert (event.type, event.cluster.name) == (EventType.DISENGAGED, "shop-1")
+        assert (event.type, event.cluster.name) == (EventType.DISENGAGED, shop)
         assert event.reason is not None
         assert event.reason.name == "LABELS_CHANGED"
         with pytest.raises(ClusterNotFound):
-            await client.get("shop-1")
+            await client.get(shop)
         workspace.mode.relabel(workspace.sandbox, "bank-1", "prod")
         event = await anext(watch)
-        assert (event.type, event.cluster.name) == (EventType.ENGAGED, "bank-1")
-        assert (await client.issue_kubeconfig("bank-1")).cluster == "bank-1"
+        assert (event.type, event.cluster.name) == (EventType.ENGAGED, bank)
+        assert (await client.issue_kubeconfig(bank)).cluster == bank

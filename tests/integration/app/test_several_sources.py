@@ -228,8 +228,8 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
         daemon = Daemon(load({"listen": (address,), "http_listen": "off"}, {}, file))
         async with serving(daemon), DiscoveryClient(address) as client, asyncio.timeout(LIMIT_S):
             events = client.watch()
-            assert await engaged(events) == "shop"
-            assert (await client.get("shop")).cluster.endpoint == sandbox.control_plane_url("shop")  # type: ignore[union-attr]
+            assert await engaged(events) == "dns#shop"
+            assert (await client.get("dns#shop")).cluster.endpoint == sandbox.control_plane_url("shop")  # type: ignore[union-attr]
             store.delete(SERVICE_CONSUMERS, "sc-1")
             set_status(store, "sc-2", conditions=[suspended()])
             while not (event := await anext(events)).cluster.suspended:
@@ -239,7 +239,7 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
             while (event := await anext(events)).type is EventType.UPDATED:
                 pass
             assert (event.type, event.reason.name) == (EventType.DISENGAGED, "REMOVED")
-            report = await client.get("shop")
+            report = await client.get("dns#shop")
             assert (report.engagement.reason.name, report.engagement.message) == ("REMOVED", "mail is Denied")
 
 

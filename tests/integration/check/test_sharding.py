@@ -45,7 +45,8 @@ async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None
     async with ApiServer(answering(b"")) as server:
         ours = settings(tmp_path, server)
         bodies = []
-        for member, of in (("dns-0", ours), ("dns-1", msgspec.structs.replace(ours, label_selector="env=prod"))):
+        selected = msgspec.structs.replace(ours.sources[0], label_selector="env=prod")
+        for member, of in (("dns-0", ours), ("dns-1", msgspec.structs.replace(ours, sources=(selected,)))):
             lease = MemberLease(member=member, holder="h", term="t", fleet=fleet_digest(of))
             written = json.loads(lease_objects.encode_member(lease, names, 0.0))
             written["metadata"] |= {"uid": "u", "resourceVersion": "1"}

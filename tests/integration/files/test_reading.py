@@ -16,8 +16,8 @@ from milo_discoveryd.credentials.kubeconfig_files import (
     FilesError,
     KubeconfigFiles,
 )
-from milo_discoveryd.modes.mode import FileObject
-from tests.unit.modes.test_kubeconfig_files import a_mode, content
+from milo_discoveryd.sources.kind import FileObject
+from tests.unit.sources.test_kubeconfig_files import content, files_of
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def directory(tmp_path: Path) -> Path:
 
 
 def of_directory(directory: Path, wall: float = 4e9) -> KubeconfigFiles:
-    return KubeconfigFiles(a_mode("kubeconfig-directory", path=str(directory)), wall=lambda: wall)
+    return KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), wall=lambda: wall)
 
 
 def of_kind(file: Path) -> KubeconfigFiles:
-    return KubeconfigFiles(a_mode("kind", path=str(file)), wall=lambda: 4e9)
+    return KubeconfigFiles(files_of("kind", path=str(file)), wall=lambda: 4e9)
 
 
 def problems(files: KubeconfigFiles) -> dict[str, str]:
@@ -161,7 +161,7 @@ def uid(files: KubeconfigFiles, name: str = "alpha") -> str:
 
 def test_file_that_names_another_server_after_it_was_changed_in_place_is_believed_later(directory: Path) -> None:
     file, passed_s = directory / "alpha", 0.0
-    files = KubeconfigFiles(a_mode("kubeconfig-directory", path=str(directory)), wall=lambda: time.time() + passed_s)
+    files = KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), wall=lambda: time.time() + passed_s)
     full = content("any", server="https://127.0.0.1:12345")
     file.write_bytes(full)
     before = uid(files)
@@ -212,7 +212,7 @@ def test_unusable_kubeconfig_is_parsed_once(directory: Path, monkeypatch: pytest
     (directory / "alpha").write_bytes(b"a: [")
     files = of_directory(directory)
     first = files.scan()
-    monkeypatch.setattr("milo_discoveryd.modes.kubeconfig_files.parsed", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr("milo_discoveryd.sources.kubeconfig_files.parsed", lambda *_: pytest.fail("parsed again"))
     assert files.scan().objects == first.objects
 
 

@@ -20,19 +20,19 @@ from cryptography import x509
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.modes.reading import ORGANIZATION_LABEL
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import ProjectObjects
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL
 from tests.integration.grpc_server.callers import RulesHarness, error_fields, open_rules_harness, rule
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, ready
 from tests.integration.grpc_server.test_tls import TlsFiles
 from tests.support.certificates import Authority, Pair
-from tests.unit.modes.objects import project
+from tests.unit.sources.objects import project
 
 FRIEND = "spiffe://example.com/ns/milo/sa/operator"
 THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
@@ -208,7 +208,7 @@ async def never_seen(stub: Any, name: str) -> str:
     return words
 
 
-PROJECTS = ProjectMode(Setting(project_endpoint="https://api.test"))
+PROJECTS = ProjectObjects(SourceOptions(project_server="https://api.test"))
 
 
 def of_organization(organization: str, name: str, *, owner: str = "", **labels: str) -> Any:

@@ -14,12 +14,13 @@ import pytest
 
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import PROJECTS, ProjectMode
+from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.watchers.driver import Driver, WatchedCollection
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
+from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
@@ -154,7 +155,7 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[DirectFleet, Ledger]]:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     ledger, pending = Ledger(), PendingDeletions(lambda: 0.0, backoff=QUICK)
     fleet = DirectFleet(ChangeLog(_encoded, Retention()), pending, ledger)
-    mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
+    mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
     transport = Transport(nobody(url))
     driver = Driver(
         transport,

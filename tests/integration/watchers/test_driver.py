@@ -10,16 +10,17 @@ from aiohttp import web
 
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import PROJECTS, ProjectMode
+from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.watchers.driver import Driver, WatchedCollection
+from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -190,7 +191,7 @@ async def running(
     ledger = Ledger()
     pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
     fleet = DirectFleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
-    mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
+    mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
     async with ApiServer(server_script) as server:
         transport = Transport(upstream(server))
         driver = Driver(

@@ -8,22 +8,19 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
-from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.watchers.driver import WatchedCollection
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.mode import place_of
-from milo_discoveryd.wiring.source import Discovery, FollowedCollection
+from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
-from milo_kube.reflect.wire import Decoder
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
 from milo_sandbox.resources import PROJECTS
@@ -53,7 +50,7 @@ class Follower:
         return self.ledger.events
 
     async def run(self, kubeconfig: Path) -> None:
-        mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
+        projects = KeyedSource(ProjectKind().follow(SourceOptions(project_server="https://milo.test")))
         discovery = Discovery(
             self.fleet,
             None,
@@ -64,10 +61,7 @@ class Follower:
             request_timeout_s=5.0,
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
-            projects = FollowedCollection(
-                WatchedCollection(mode.resource), Decoder(mode.object_type, mode.observe, Malformed)
-            )
-            await discovery.run(transport, [projects], place_of(mode))
+            await discovery.run(transport, projects.collections, projects.restored_place)
 
     async def is_streaming(self) -> None:
         await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)

@@ -11,10 +11,10 @@ import msgspec
 from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Outside
-from milo_discoveryd.modes.mode import Setting
-from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import ProjectObjects
 
-_MODE = ProjectMode(Setting(project_endpoint="https://api.example.com"))
+_MODE = ProjectObjects(SourceOptions(project_server="https://api.example.com"))
 
 
 def observe(obj: KubeObject) -> Observation:
@@ -26,7 +26,7 @@ def observe(obj: KubeObject) -> Observation:
 
 
 def place_of(stored: Target) -> tuple[str, ...]:
-    return _MODE.place_of(stored.name, stored.uid)
+    return _MODE.restored_place(stored)
 
 
 @dataclass(frozen=True)

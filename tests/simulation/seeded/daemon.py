@@ -18,6 +18,7 @@ from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Refused
+from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
@@ -35,6 +36,7 @@ from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,
@@ -43,8 +45,7 @@ from milo_discoveryd.state_file.encoding import (
     encode,
 )
 from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
-from milo_discoveryd.watchers.driver import WatchedCollection
-from milo_discoveryd.wiring.source import Discovery, FollowedCollection
+from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.wire import Decoder

@@ -12,14 +12,14 @@ from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
-from milo_discoveryd.modes.mode import ReferencedWatch, Setting, Watch
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.server.calls.frames import encoder
-from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import ReferencedWatch, SeveralResources, Watch
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
@@ -30,9 +30,9 @@ from tests.simulation.seeded.test_sources import (
     ALWAYS_ENGAGED,
     EPOCH,
     EVERY_FAULT,
-    PROJECT_MODE,
+    PROJECTS,
     RECOVERY_S,
-    SETTINGS,
+    SELECTOR,
     Upstream,
     pair_of,
 )
@@ -42,14 +42,15 @@ STORM_S = 600.0
 SECRETS = replace(RESOURCE, plural="secrets")
 
 
-class JoinedMode:
-    """A mode in which two objects each need one Secret. Its UID stands for the server that it states."""
+class Joined:
+    """Two objects each need one Secret. Its UID stands for the server that it states."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.watches = (Watch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
+    def follows(self) -> SeveralResources:
+        watches = (Watch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
+        return SeveralResources(watches, self.reduce, self.restored_place)
 
     def claims(self, obj: KubeObject) -> Iterable[Claim]:
-        observation = PROJECT_MODE.observe(obj)
+        observation = PROJECTS.observe(obj)
         needs = ((1, pair_of(obj.metadata.name)),) if isinstance(observation, Ready) else ()
         yield Claim(obj.metadata.name, observation, needs)
 
@@ -118,12 +119,13 @@ class Simulation:
 
     def start(self) -> None:
         """Start the daemon, from its state file if there is one."""
-        mode = JoinedMode(Setting(project_endpoint="https://api.test"))
+        joined = KeyedSource(Joined().follows(), label_selector=SELECTOR)
+        assert joined.reduce is not None
         self.fleet = ReducedFleet(
             ChangeLog(encoder(EPOCH), Retention()),
-            mode.reduce,
+            joined.reduce,
             self.ledger,
-            keys=keys_of(mode),
+            keys=joined.keys,
             pending_deletions=lambda: PendingDeletions(self._random.random),
             guard=lambda: RemovalGuard(RemovalLimits()),
         )
@@ -136,7 +138,7 @@ class Simulation:
             epoch="run",
             request_timeout_s=30.0,
         )
-        following = discovery.run(self._api, collections_of(SETTINGS, mode), place_of(mode))
+        following = discovery.run(self._api, joined.collections, joined.restored_place)
         self._task = asyncio.create_task(following)
 
     async def stop(self) -> None:

@@ -11,7 +11,6 @@ from milo_discovery import EventType
 from milo_discovery._session import Session
 from milo_discovery.events import Event
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.config import Settings
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
@@ -20,8 +19,6 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.modes.mode import Setting, Watch
-from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.combined_fleet import CombinedFleet
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -35,7 +32,9 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import OneResource, SeveralResources, SourceOptions, Watch
+from milo_discoveryd.sources.project import ProjectObjects
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
@@ -50,12 +49,9 @@ from tests.simulation.seeded.world import NAMES, World
 EPOCH = "0" * 16
 
 
-class CalmMode(ProjectMode):
-    resource = RESOURCE
-
-
-PROJECT_MODE = CalmMode(Setting(project_endpoint="https://api.test"))
-SETTINGS = Settings(label_selector="in=yes")
+PROJECTS = ProjectObjects(SourceOptions(project_server="https://api.test"))
+SELECTOR = "in=yes"
+CALM = KeyedSource(OneResource(RESOURCE, PROJECTS.observe, PROJECTS.restored_place), "calm", SELECTOR)
 ALWAYS_ENGAGED = "e"
 """The one object of the failing source that is never changed."""
 STORM_S = 600.0
@@ -67,14 +63,14 @@ EVERY_FAULT = {f"{fault.row} {fault.name}" for fault in REQUEST_FAULTS} | {
 }
 
 
-class PairsMode:
-    """A mode in which two objects make one cluster: a and b make a, c and d make c, e and f make e."""
+class Pairs:
+    """Two objects make one cluster: a and b make a, c and d make c, e and f make e."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.watches = (Watch(RESOURCE, KubeObject, self.claims),)
+    def follows(self) -> SeveralResources:
+        return SeveralResources((Watch(RESOURCE, KubeObject, self.claims),), self.reduce, self.restored_place)
 
     def claims(self, obj: KubeObject) -> Iterable[Claim]:
-        observation = PROJECT_MODE.observe(obj)
+        observation = PROJECTS.observe(obj)
         yield Claim(pair_of(obj.metadata.name), isinstance(observation, Ready))
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
@@ -147,12 +143,13 @@ class Simulation:
             notifier=notifier,
             keys=ObjectKeys(prefix="calm#"),
         )
-        pairs = PairsMode(Setting(project_endpoint="https://api.test"))
+        pairs = KeyedSource(Pairs().follows(), "failing", SELECTOR)
+        assert pairs.reduce is not None
         failing = ReducedFleet(
             log,
-            reduce_of(pairs, "failing"),
+            pairs.reduce,
             ledger,
-            keys=keys_of(pairs),
+            keys=pairs.keys,
             pending_deletions=lambda: PendingDeletions(random.random),
             guard=lambda: RemovalGuard(RemovalLimits()),
             name="failing",
@@ -162,7 +159,7 @@ class Simulation:
         self.session = Session()
         self.events: list[Event] = []
         self._tasks = [
-            asyncio.create_task(self._discover(calm, self.calm, PROJECT_MODE)),
+            asyncio.create_task(self._discover(calm, self.calm, CALM)),
             asyncio.create_task(self._discover(failing, self.failing, pairs)),
         ]
         about = DaemonInfo(
@@ -174,7 +171,7 @@ class Simulation:
         access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
         self._service = Service(self.fleet, about, ledger, kubeconfigs, access=access, signer=TokenSigner(b"key"))
 
-    async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, mode: Any) -> None:
+    async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, followed: KeyedSource) -> None:
         policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)
         discovery = Discovery(
             fleet,
@@ -185,7 +182,7 @@ class Simulation:
             connect_timeout_s=10.0,
             request_timeout_s=30.0,
         )
-        await discovery.run(upstream.api, collections_of(SETTINGS, mode, fleet.name), place_of(mode))
+        await discovery.run(upstream.api, followed.collections, followed.restored_place)
 
     def subscribe(self, **options: Any) -> None:
         async def send(message: bytes) -> None:

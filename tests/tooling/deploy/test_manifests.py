@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from milo_discoveryd import __version__, cli
 from milo_discoveryd.config import load
-from milo_discoveryd.config.values import UnixAddress
+from milo_discoveryd.schema.values import UnixAddress
 from tests.end_to_end.examples.building import go_program
 from tests.tooling.deploy.manifests import (
     BUILT,
@@ -131,7 +131,7 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
     given = {name: value for name, value in taken.items() if value not in (None, ())}
     variables = environment(directory, container)
     settings = load(given, variables, None)
-    assert settings.mode == variables["MILO_DISCOVERYD_MODE"]
+    assert settings.title == variables["MILO_DISCOVERYD_MODE"]
     assert load({}, variables, None) == settings, "the checks in the container use these settings"
     assert settings.http_listen is not None
     assert settings.http_listen.port == container["ports"][0]["containerPort"]

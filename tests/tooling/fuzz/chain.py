@@ -8,8 +8,8 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,16 +18,9 @@ from milo_discovery import BackoffPolicy, _convert
 from milo_discovery._subscription import Subscription
 from milo_discovery.events import Event as ClientEvent
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.config.declarative import Declaration
-from milo_discoveryd.config.fields import Nested
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.modes.declarative import DeclarativeMode
-from milo_discoveryd.modes.mode import ReducedMode, Setting, WatchedMode
-from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
-from milo_discoveryd.modes.service_consumer import ServiceConsumerMode, ServiceConsumerSettings
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
@@ -36,42 +29,40 @@ from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.sources.declarative import DeclarativeKind
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import Kind, SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
+from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, decode, encode
 from milo_discoveryd.watchers.transport import Answer
-from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.support.logs import capture_logs
 
-Mode = WatchedMode | ReducedMode
 SERVICE = "dns.example.com"
-_DECLARATION: Any = Nested(Declaration)(
-    {
-        "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": False},
-        "name": "{metadata.name}",
-        "ready": {"condition": "Ready"},
-        "endpoint": {"template": "https://{spec.host}:{spec.port}"},
-        "organization": "{spec.ownerRef.name}",
-    }
-)
-_SETTING = Setting(
-    project_endpoint="https://milo.test",
-    annotation_prefixes=("example.com/",),
-    definition=_DECLARATION.definition(),
-    settings=ServiceConsumerSettings((SERVICE,), drain=0.0),
-)
-MODES: tuple[Mode, ...] = (
-    ProjectMode(_SETTING),
-    ProjectControlPlaneMode(_SETTING),
-    DeclarativeMode(_SETTING),
-    ServiceConsumerMode(_SETTING),
+_DECLARED: dict[str, Any] = {
+    "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": False},
+    "name": "{metadata.name}",
+    "ready": {"condition": "Ready"},
+    "endpoint": {"template": "https://{spec.host}:{spec.port}"},
+    "organization": "{spec.ownerRef.name}",
+}
+_OPTIONS = SourceOptions(project_server="https://milo.test", annotation_prefixes=("example.com/",))
+KINDS: tuple[Kind, ...] = (
+    ProjectKind(),
+    ProjectControlPlaneKind(),
+    parse_group(DeclarativeKind, _DECLARED),
+    ServiceConsumerKind(services=(SERVICE,), drain=timedelta()),
 )
 ORIGIN = StateOrigin("https://milo.test", "project")
 EPOCH = "0" * 16
@@ -204,35 +195,36 @@ class Outcome(msgspec.Struct):
     """Names that are engaged in the end."""
 
 
-def run(script: Script, mode: Mode, *, streaming: bool = True) -> Outcome:
+def run(script: Script, kind: Kind, *, streaming: bool = True) -> Outcome:
     """Run a daemon with that API server for two minutes.
 
     Raises any error that would end the daemon or a client.
     """
     loop = VirtualLoop(Random(1))
     with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(_run(script, mode, streaming=streaming))
+        return runner.run(_run(script, kind, streaming=streaming))
 
 
-def _fleet(mode: Mode, observer: Any) -> DirectFleet | ReducedFleet:
+def _fleet(followed: KeyedSource, observer: Any) -> DirectFleet | ReducedFleet:
     log, not_ready = ChangeLog(encoder(EPOCH), Retention()), NotReadyClusters(0.0, LIMITS)
-    if isinstance(mode, WatchedMode):
+    if followed.reduce is None:
         pending_deletions, guard = PendingDeletions(lambda: 0.5), RemovalGuard(LIMITS)
         return DirectFleet(log, pending_deletions, observer, not_ready=not_ready, guard=guard)
     return ReducedFleet(
         log,
-        reduce_of(mode, ""),
+        followed.reduce,
         observer,
-        keys=keys_of(mode),
+        keys=followed.keys,
         pending_deletions=lambda: PendingDeletions(lambda: 0.5),
         guard=lambda: RemovalGuard(LIMITS),
         not_ready=not_ready,
     )
 
 
-async def _run(script: Script, mode: Mode, *, streaming: bool) -> Outcome:
+async def _run(script: Script, kind: Kind, *, streaming: bool) -> Outcome:
     observer: Any = _Silent()
-    fleet = _fleet(mode, observer)
+    followed = KeyedSource(kind.follow(_OPTIONS))
+    fleet = _fleet(followed, observer)
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
     kubeconfigs = Kubeconfigs(
         [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
@@ -248,10 +240,8 @@ async def _run(script: Script, mode: Mode, *, streaming: bool) -> Outcome:
         epoch="run",
         request_timeout_s=30.0,
     )
-    settings: Any = SimpleNamespace(label_selector="")
-    collections = collections_of(settings, mode)
-    server = ScriptedServer(script, collections[0].watched.path)
-    following = asyncio.create_task(discovery.run(server, collections, place_of(mode)))
+    server = ScriptedServer(script, followed.collections[0].watched.path)
+    following = asyncio.create_task(discovery.run(server, followed.collections, followed.restored_place))
     client = _Client()
     watching = asyncio.create_task(service.watch_clusters(client.subscription.next_request(), CALLER, client.receive))
     await asyncio.wait((following, watching), timeout=LIVES_S, return_when=asyncio.FIRST_COMPLETED)

@@ -22,11 +22,11 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.selector import SelectorError
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.modes.mode import Setting, WatchedMode
-from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.state_file import encoding
 from milo_kube import kubeconfig, retry_after, yaml_document
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, read_answer
@@ -51,9 +51,9 @@ Fuzzed = Callable[[bytes], None]
 TARGETS: dict[str, Fuzzed] = {}
 
 NOW = 1_800_000_000.0
-_SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
-_MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
-_DECODERS = tuple((mode, Decoder(mode.object_type, mode.observe, Malformed)) for mode in _MODES)
+_OPTIONS = SourceOptions(project_server="https://milo.test", annotation_prefixes=("example.com/",))
+_FOLLOWED = tuple(kind.follow(_OPTIONS) for kind in (ProjectKind(), ProjectControlPlaneKind()))
+_DECODERS = tuple((each, Decoder(each.object_type, each.observe, Malformed)) for each in _FOLLOWED)
 _ORIGIN = encoding.StateOrigin("https://milo.test", "project")
 _LONGEST_LINE = 400
 
@@ -126,9 +126,9 @@ def pages(data: bytes) -> None:
 def deletions(data: bytes) -> None:
     """Send the bytes of an API server to a client's session, with the confirmation of deletions."""
     listed, watched, found, *rest = [*data.split(b"\0", 3), b"", b"", b""]
-    mode = chain.MODES[len(data) % 2]
+    kind = chain.KINDS[len(data) % 2]
     page = rest[0] or None
-    chain.run(chain.Script(listed, watched, found, page), mode, streaming=page is None)
+    chain.run(chain.Script(listed, watched, found, page), kind, streaming=page is None)
 
 
 @target
@@ -151,13 +151,13 @@ def names(data: bytes) -> None:
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ControlPlaneReady")]
     metadata = {"name": name, "uid": "u", "resourceVersion": "1"}
     document = {"metadata": metadata, "status": {"conditions": conditions}}
-    for mode in _MODES:
+    for mode in _FOLLOWED:
         observation = mode.observe(msgspec.convert(document, mode.object_type))
         if not isinstance(observation, Ready):
             continue
         parts = urlsplit(observation.target.endpoint)
         assert (parts.scheme, parts.query, parts.fragment, parts.username) == ("https", "", "", None)
-        if isinstance(mode, ProjectMode):
+        if mode is _FOLLOWED[0]:
             assert parts.netloc == "milo.test"
             assert parts.path == f"{mode.resource.path}/{name}/control-plane"
         else:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_discovery import EventType
+from milo_discoveryd.sources.kind import Kind
 from tests.tooling.fuzz import chain
 
 JSON = st.recursive(
@@ -89,9 +90,9 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
     return b"\n".join(msgspec.json.encode({"type": kind, "object": each}) for each in documents)
 
 
-@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_fuzz_chain_engages_and_disengages(mode: chain.Mode, streaming: bool) -> None:
+def test_fuzz_chain_engages_and_disengages(mode: Kind, streaming: bool) -> None:
     """Without invalid data everything is served, so that the other tests are meaningful."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})
@@ -103,11 +104,11 @@ def test_fuzz_chain_engages_and_disengages(mode: chain.Mode, streaming: bool) ->
     assert outcome.engaged == []
 
 
-@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @settings(max_examples=60)
 @given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
 def test_any_field_of_an_object_is_served_or_malformed(
-    mode: chain.Mode, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
+    mode: Kind, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
 ) -> None:
     odd, sound = changed(path, value), document("beta")
     listed = lines("ADDED", *((odd, sound) if where == 0 else (document(), sound)))
@@ -120,9 +121,9 @@ def test_any_field_of_an_object_is_served_or_malformed(
         assert event.cluster.endpoint.startswith("https://")
 
 
-@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("field", [*PATHS, ("status", "conditions", 1, "message")], ids=str)
-def test_field_of_five_megabytes_blocks_no_client(mode: chain.Mode, field: tuple[str | int, ...]) -> None:
+def test_field_of_five_megabytes_blocks_no_client(mode: Kind, field: tuple[str | int, ...]) -> None:
     large = "x" * 5_000_000
     odd = document()
     odd["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
@@ -136,11 +137,11 @@ def test_field_of_five_megabytes_blocks_no_client(mode: chain.Mode, field: tuple
 @given(st.lists(st.binary(max_size=40), min_size=4, max_size=4), st.booleans())
 def test_daemon_survives_any_bytes_of_an_api_server(parts: list[bytes], streaming: bool) -> None:
     listed, watched, found, page = parts
-    chain.run(chain.Script(listed, watched, found, page), chain.MODES[0], streaming=streaming)
+    chain.run(chain.Script(listed, watched, found, page), chain.KINDS[0], streaming=streaming)
 
 
 def test_daemon_survives_version_of_5000_digits_and_name_invalid_in_paths() -> None:
     for odd in (changed(("metadata", "resourceVersion"), "9" * 5000), changed(("metadata", "name"), "a?b#c")):
         script = chain.Script(lines("ADDED", odd, document("beta")), lines("DELETED", odd), b"", None)
-        outcome = chain.run(script, chain.MODES[1])
+        outcome = chain.run(script, chain.KINDS[1])
         assert "beta" in {event.cluster.name for event in outcome.events}

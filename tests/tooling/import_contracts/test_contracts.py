@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts, modules
 
 FORBIDDEN = {
-    "layers": ("milo_discoveryd/modes/reading.py", "import milo_discoveryd.registry.events"),
+    "layers": ("milo_discoveryd/sources/reading.py", "import milo_discoveryd.registry.events"),
     "pure": ("milo_discoveryd/registry/log.py", "from asyncio import Event as Bell"),
     "settings": ("milo_discoveryd/watchers/probing.py", "import milo_discoveryd.config"),
-    "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
+    "kinds": ("milo_discoveryd/sources/single.py", "import milo_discoveryd.sources.project"),
     "kubernetes": ("milo_discoveryd/watchers/driver.py", "import kubernetes"),
     "http": ("milo_discoveryd/watchers/probing.py", "import httptools"),
     "http2": ("milo_kube/http/client.py", "import milo_kube.http.http2"),

@@ -10,26 +10,17 @@ import pytest
 
 from tests.tooling.import_contracts.contracts import PACKAGES, ROOT
 
-AT_START = {"parse_settings"}
-"""Functions that convert to a type that they are given, and run only before the first thread is started."""
-
 
 def unprepared(source: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the reason of each call that may build the description of a type after the import."""
     module = ast.parse(source)
     prepared = {ast.unparse(call.args[0]) for node in module.body for call in calls(node, "Decoder") if call.args}
-    exempt = {
-        call
-        for function in ast.walk(module)
-        if isinstance(function, ast.FunctionDef) and function.name in AT_START
-        for call in calls(function, "convert")
-    }
     for call in calls(module, "decode"):
         if any(keyword.arg == "type" for keyword in call.keywords):
             yield call.lineno, "decodes with type=: use a Decoder that is built at import"
     for call in calls(module, "convert"):
         kind = ast.unparse(call.args[1])
-        if kind not in prepared and call not in exempt:
+        if kind not in prepared:
             yield call.lineno, f"converts to {kind}: build a Decoder of it at import"
 
 

@@ -9,6 +9,7 @@ import yaml
 from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.sources.declarative import DeclarativeKind
 
 DEFINITIONS = sorted((Path(__file__).parents[3] / "deploy" / "sources").glob("*.yaml"))
 VALID = """\
@@ -30,8 +31,8 @@ def loaded(tmp_path: Path, text: str) -> Settings:
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
 def test_shipped_definition_is_valid(path: Path) -> None:
     settings = load({}, {}, path)
-    (source,) = settings.by_source.values()
-    assert (source.declarative is not None) == (source.mode == "declarative")
+    (source,) = settings.sources
+    assert isinstance(source.settings, DeclarativeKind) == (source.kind == "declarative")
     assert settings.kubeconfigs.issuers
 
 
@@ -86,7 +87,7 @@ def test_shipped_definition_is_valid(path: Path) -> None:
             2,
             "the selectors have no effect without endpoint.secret_key",
         ),
-        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: needs declarative.secret"),
+        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: needs secret"),
     ],
 )
 def test_invalid_declaration_is_refused_with_its_line(
@@ -126,7 +127,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
     document["kubeconfigs"] = {"issuers": [{"name": "shared", "type": "token-file", "path": "/token"}]}
     text = yaml.safe_dump(document)
     if is_accepted:
-        assert loaded(tmp_path, text).declarative is not None
+        assert loaded(tmp_path, text).title == "declarative"
     else:
         with pytest.raises(ConfigError, match=r"shared.*endpoint\.hosts"):
             loaded(tmp_path, text)
@@ -134,7 +135,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
 
 def test_kubeconfig_request_source_requires_declarative_mode(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
-    with pytest.raises(ConfigError, match="x needs mode: declarative"):
+    with pytest.raises(ConfigError, match="x: it posts to the objects of a source of the kind declarative"):
         loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"issuers": [source]}}))
 
 
@@ -144,7 +145,7 @@ def test_secret_placeholders_of_credential_issuer_require_declared_secret(tmp_pa
     with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} need"):
         loaded(tmp_path, VALID + credentials)
     named = "  secret: {name: '{spec.secretRef.name}', namespace: '{spec.secretRef.namespace}'}\n"
-    assert loaded(tmp_path, VALID + named + credentials).declarative is not None
+    assert loaded(tmp_path, VALID + named + credentials).title == "declarative"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +165,9 @@ def test_endpoint_secrets_are_watched_in_the_namespaces_that_objects_can_name(
     declared["resource"] |= {**resource, "label_selector": "of=objects"}
     selectors = {"label_selector": "of=secrets", "field_selector": "type=Opaque"}
     declared |= {"endpoint": {"secret_key": "value"}, "secret": {"name": "{metadata.name}", **secret, **selectors}}
-    declaration = loaded(tmp_path, yaml.safe_dump(document)).declarative
-    assert declaration is not None
-    assert declaration.definition().secrets == Resource(
+    (source,) = loaded(tmp_path, yaml.safe_dump(document)).sources
+    assert isinstance(source.settings, DeclarativeKind)
+    assert source.settings.secrets == Resource(
         "",
         "v1",
         "secrets",

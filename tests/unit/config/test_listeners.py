@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.config import ListenerSettings, load
-from milo_discoveryd.config.values import InsecureAddress, TcpAddress, UnixAddress
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.schema.values import InsecureAddress, TcpAddress, UnixAddress
 
 TLS = "tls: {certificate: /tls/tls.crt, key: /tls/tls.key, client_ca: /tls/ca.crt}"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress, load
-from milo_discoveryd.config.values import InsecureAddress
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.schema.values import InsecureAddress
+from milo_discoveryd.sources.single import SingleKind
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def problems(
 def test_defaults_apply_without_settings() -> None:
     settings = load({}, {}, None)
     assert settings == Settings()
-    assert settings.mode == "project"
+    assert settings.title == "project"
     assert settings.listen == (ListenerSettings(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.stalled_timeout == timedelta(minutes=5)
@@ -38,8 +39,8 @@ def test_settings_precedence_is_flag_then_environment_then_file_then_default(fil
     file.write_text("mode: single\nlabel_selector: from=file\nsocket: {group: '0', mode: 0600}\nnot_ready_grace: 5s\n")
     environ = {"MILO_DISCOVERYD_LABEL_SELECTOR": "from=environment", "MILO_DISCOVERYD_SOCKET__GROUP": "1"}
     settings = load({"label_selector": "from=flag"}, environ, file)
-    assert settings.mode == "single"
-    assert settings.label_selector == "from=flag"
+    assert settings.title == "single"
+    assert settings.sources[0].label_selector == "from=flag"
     assert settings.socket.group == "1"
     assert settings.socket.mode == 0o600
     assert settings.not_ready_grace == timedelta(seconds=5)
@@ -50,8 +51,8 @@ def test_config_flag_takes_precedence_over_config_environment_variable(file: Pat
     other = tmp_path / "other.yaml"
     other.write_text("mode: single\n")
     file.write_text("mode: project-control-plane\n")
-    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, None).mode == "single"
-    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).mode == "project-control-plane"
+    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, None).title == "single"
+    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).title == "project-control-plane"
 
 
 def test_unset_flags_and_environment_variables_do_not_override_settings_file() -> None:
@@ -62,8 +63,8 @@ def test_unset_flags_and_environment_variables_do_not_override_settings_file() -
 def test_empty_flags_of_a_manifest_do_not_override_settings_file(file: Path) -> None:
     file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
     settings = load({"mode": "", "label_selector": "", "discovery_kubeconfig": ""}, {}, file)
-    assert settings.label_selector == "a=b"
-    assert settings.discovery_kubeconfig == Path("/etc/kubeconfig")
+    assert settings.sources[0].label_selector == "a=b"
+    assert settings.sources[0].discovery_kubeconfig == Path("/etc/kubeconfig")
 
 
 def test_empty_file_has_no_settings(file: Path) -> None:
@@ -76,8 +77,7 @@ def test_empty_file_has_no_settings(file: Path) -> None:
 def test_settings_file_words_are_not_converted_to_booleans_or_numbers(file: Path) -> None:
     file.write_text("mode: single\ncluster:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
     settings = load({}, {}, file)
-    assert settings.cluster.name == "no"
-    assert settings.cluster.labels == {"on": "yes", "version": "1.10"}
+    assert settings.sources[0].settings == SingleKind(name="no", labels={"on": "yes", "version": "1.10"})
 
 
 def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
@@ -85,6 +85,7 @@ def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
         {},
         {
             "MILO_DISCOVERYD_LISTEN": "unix:///run/a.sock, insecure://127.0.0.1:8080",
+            "MILO_DISCOVERYD_MODE": "single",
             "MILO_DISCOVERYD_CLUSTER__LABELS": "env=prod,tier=",
             "MILO_DISCOVERYD_ANNOTATION_PREFIXES": "example.com/,kubernetes.io/display-name",
         },
@@ -94,7 +95,7 @@ def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
         UnixAddress(Path("/run/a.sock")),
         InsecureAddress("127.0.0.1", 8080),
     ]
-    assert settings.cluster.labels == {"env": "prod", "tier": ""}
+    assert settings.sources[0].settings == SingleKind(labels={"env": "prod", "tier": ""})
     assert settings.annotation_prefixes == ("example.com/", "kubernetes.io/display-name")
 
 
@@ -107,9 +108,9 @@ def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: s
         f"{indent}discoveryKubeconfigPath: /etc/discovery\n{indent}projectKubeconfigPath: ''\n"
     )
     settings = load({}, {}, file)
-    assert settings.mode == mode
-    assert settings.discovery_kubeconfig == Path("/etc/discovery")
-    assert settings.project_kubeconfig is None
+    assert settings.title == mode
+    assert settings.sources[0].discovery_kubeconfig == Path("/etc/discovery")
+    assert settings.sources[0].project_kubeconfig is None
 
 
 def test_legacy_and_native_spelling_of_one_setting_conflict(file: Path) -> None:
@@ -128,7 +129,7 @@ def test_legacy_spelling_must_be_boolean(file: Path) -> None:
 
 def test_flag_overrides_legacy_spelling(file: Path) -> None:
     file.write_text("internalServiceDiscovery: true\n")
-    assert load({"mode": "single"}, {}, file).mode == "single"
+    assert load({"mode": "single"}, {}, file).title == "single"
 
 
 def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
@@ -157,7 +158,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
         ("label-selector: a=b", "label_selector"),
         ("socket: {gruop: x}", "group"),
         ("discovery: {mode: milo}", "internalServiceDiscovery"),
-        ("zzz: 1", "valid names are mode"),
+        ("zzz: 1", "valid names are "),
     ],
 )
 def test_unknown_key_suggests_nearest(file: Path, written: str, meant: str) -> None:
@@ -219,11 +220,14 @@ def test_duplicate_and_missing_addresses_are_rejected() -> None:
 
 
 def test_address_template_without_project_is_rejected(file: Path) -> None:
-    file.write_text("internal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n")
+    file.write_text(
+        "mode: project-control-plane\ninternal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n"
+    )
     (problem,) = problems(file=file)
     assert "gives all projects the same address: use {name} or {uid}" in problem
-    file.write_text("internal_namespace_template: milo-{uid}\n")
-    assert load({}, {}, file).internal_namespace_template == "milo-{uid}"
+    assert "line 2 key internal_address_template" in problem
+    file.write_text("mode: project-control-plane\ninternal_namespace_template: milo-{uid}\n")
+    assert load({}, {}, file).title == "project-control-plane"
 
 
 def test_settings_are_immutable() -> None:

@@ -1,12 +1,19 @@
 """The setting `sources`: several sources of clusters."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from milo_discoveryd.config import load
+from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import ConfigError
 
+DECLARED = {
+    "resource": {"version": "v1", "plural": "things"},
+    "endpoint": {"template": "https://a.test/{metadata.name}"},
+}
 TWO = """
 sources:
   - name: milo
@@ -32,10 +39,10 @@ def test_each_cluster_source_has_its_own_settings(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(TWO)
     settings = load({}, {}, file)
-    milo, dns = settings.by_source.values()
-    assert list(settings.by_source) == ["milo", "dns"]
-    assert (milo.mode, milo.label_selector, milo.project_kubeconfig) == ("project", "env=prod", Path("/project"))
-    assert (dns.mode, dns.label_selector, dns.discovery_kubeconfig) == ("service-consumer", "", Path("/provider"))
+    milo, dns = settings.sources
+    assert [milo.name, dns.name] == ["milo", "dns"]
+    assert (milo.kind, milo.label_selector, milo.project_kubeconfig) == ("project", "env=prod", Path("/project"))
+    assert (dns.kind, dns.label_selector, dns.discovery_kubeconfig) == ("service-consumer", "", Path("/provider"))
     assert settings.title == "sources"
 
 
@@ -44,20 +51,57 @@ def test_empty_sidecar_flags_do_not_override_sources(tmp_path: Path) -> None:
     file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
     kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
     settings = load({"mode": "", "label_selector": "", "listen": ("",), **kubeconfigs}, {}, file)
-    assert list(settings.by_source) == ["milo", "dns"]
+    assert [each.name for each in settings.sources] == ["milo", "dns"]
     assert [str(each.address) for each in settings.listen] == ["unix:///run/other/discovery.sock"]
 
 
 def test_settings_without_sources_have_one_unnamed_source() -> None:
     settings = load({"mode": "single"}, {}, None)
-    assert settings.by_source == {"": settings}
+    assert [(each.name, each.kind) for each in settings.sources] == [("", "single")]
     assert settings.title == "single"
 
 
-def test_only_source_in_sources_list_is_unnamed(tmp_path: Path) -> None:
+def test_only_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources: [{name: milo, kind: single}]")
-    assert {name: of.mode for name, of in load({}, {}, file).by_source.items()} == {"": "single"}
+    assert [(each.name, each.kind) for each in load({}, {}, file).sources] == [("milo", "single")]
+
+
+@pytest.mark.parametrize(
+    ("flat", "item"),
+    [
+        ({}, {"kind": "project"}),
+        (
+            {"label_selector": "a=b", "discovery_kubeconfig": "/d", "watch": {"credentials": "t"}},
+            {"kind": "project", "label_selector": "a=b", "discovery_kubeconfig": "/d", "credentials": "t"},
+        ),
+        (
+            {"mode": "project-control-plane", "internal_namespace_template": "p-{uid}"},
+            {"kind": "project-control-plane", "settings": {"namespace_template": "p-{uid}"}},
+        ),
+        (
+            {"mode": "single", "cluster": {"name": "one", "labels": {"a": "b"}}},
+            {"kind": "single", "settings": {"name": "one", "labels": {"a": "b"}}},
+        ),
+        ({"mode": "declarative", "declarative": DECLARED}, {"kind": "declarative", "settings": DECLARED}),
+    ],
+)
+def test_flat_settings_are_those_of_a_source_without_a_name(
+    tmp_path: Path, flat: dict[str, Any], item: dict[str, Any]
+) -> None:
+    def loaded(given: dict[str, Any]) -> Settings:
+        issuers = {"issuers": [{"name": "t", "type": "token-file", "path": "/t"}]}
+        (tmp_path / "config.yaml").write_text(json.dumps({"kubeconfigs": issuers, **given}))
+        return load({}, {}, tmp_path / "config.yaml")
+
+    (unnamed,), (named,) = loaded(flat).sources, loaded({"sources": [{"name": "a", **item}]}).sources
+    assert replace(named, name="") == unnamed
+
+
+def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_named() -> None:
+    watched = {"discovery_kubeconfig": "/d"}
+    assert load(watched, {}, None).token_review.kubeconfig == Path("/d")
+    assert load({**watched, "token_review.kubeconfig": "/r"}, {}, None).token_review.kubeconfig == Path("/r")
 
 
 @pytest.mark.parametrize(
@@ -66,12 +110,15 @@ def test_only_source_in_sources_list_is_unnamed(tmp_path: Path) -> None:
         (f"mode: project{TWO}", "mode: has no effect together with sources; set it in the items of sources"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
         ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
-        ("sources: [{name: a, kind: project, settings: {x: y}}]", "sources[0].settings: kind project has no"),
+        (
+            "sources: [{name: a, kind: project, settings: {x: y}}]",
+            "sources[0].settings.x: is not a setting: there are none",
+        ),
         ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
-        ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings: Object missing required field"),
+        ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings.services: is missing"),
         (
             "mode: service-consumer",
-            'mode: "service-consumer" needs settings: configure it as the kind of an item of sources',
+            "mode: needs settings: make it the kind of an item of sources: services is missing",
         ),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
@@ -110,7 +157,7 @@ def test_project_kubeconfig_credential_for_several_sources_is_rejected(tmp_path:
 def test_credential_issuer_of_sources_on_different_servers_requires_kubeconfig(tmp_path: Path, source: str) -> None:
     text = f"{TWO}\nkubeconfigs: {{issuers: [{{{source}, sources: [milo, dns]%s}}]}}"
     (problem,) = problems(tmp_path, text % "")
-    complaint = "the sources in sources differ in discovery_kubeconfig: set kubeconfig"
+    complaint = "its sources differ in discovery_kubeconfig: set kubeconfig"
     assert problem == f"kubeconfigs.issuers: s: {complaint}"
     file = tmp_path / "config.yaml"
     file.write_text(text % ", kubeconfig: /infrastructure")
@@ -140,7 +187,7 @@ def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> N
     file = tmp_path / "config.yaml"
     file.write_text(FILES)
     settings = load({}, {}, file)
-    assert [of.mode for of in settings.by_source.values()] == ["project", "kubeconfig-directory"]
+    assert [each.kind for each in settings.sources] == ["project", "kubeconfig-directory"]
 
 
 @pytest.mark.parametrize(
@@ -156,13 +203,17 @@ def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> N
         (
             "kind: kubeconfig-d",
             "credentials: milo\n    kind: kubeconfig-d",
-            "line 5 key sources: files: watch.credentials",
+            "line 5 key sources: files: credentials",
         ),
-        ("sources: [milo]", "sources: [milo, files]", "line 5 key sources: files: files decide where"),
+        (
+            "sources: [milo]",
+            "sources: [milo, files]",
+            "line 10 key kubeconfigs.issuers: milo: files: files decide where",
+        ),
         (
             "sources: [files]",
             "sources: [milo]",
-            "line 14 key kubeconfigs.issuers: files reads the files",
+            "line 14 key kubeconfigs.issuers: files: milo: it reads the files",
         ),
         (
             "sources: [files]",
@@ -182,9 +233,9 @@ def test_cluster_source_errors_have_line_number(tmp_path: Path, before: str, aft
 
 def test_kind_mode_rejects_api_server_settings(tmp_path: Path) -> None:
     assert load({"mode": "kind"}, {}, None).title == "kind"
-    with pytest.raises(ConfigError, match="reads files, and has no API server"):
+    with pytest.raises(ConfigError, match="a source of the kind kind has no API server: remove it"):
         load({"mode": "kind", "label_selector": "a=b"}, {}, None)
     file = tmp_path / "config.yaml"
     file.write_text("mode: kind\nkubeconfigs: {issuers: [{name: t, type: token-file, path: /t}]}")
-    with pytest.raises(ConfigError, match="use a credential issuer of type kubeconfig-file"):
+    with pytest.raises(ConfigError, match="use an issuer of type kubeconfig-file"):
         load({}, {}, file)

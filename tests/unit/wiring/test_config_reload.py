@@ -156,7 +156,7 @@ async def test_config_reload_names_settings_that_need_a_restart(reloaded_file: R
             reloaded_file.write_rules("one", mode="project-control-plane")
             await eventually(lambda: reloaded_file.count("applied") == 1)
     (line,) = [line for line in lines if line["event"].startswith("changed settings")]
-    assert line["settings"] == ["mode"]
+    assert line["settings"] == ["sources"]
 
 
 async def test_config_reload_waits_until_file_is_completely_written(reloaded_file: ReloadedFile) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
-from milo_discoveryd.wiring.mode import project_of
 
 OWN = {"name": "own", "type": "project-kubeconfig"}
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "command": "login", "args": ["milo"]}
@@ -46,8 +46,8 @@ def settings(directory: Path, issuing: dict[str, Any], **others: Any) -> Setting
 
 
 def make(configured: Settings) -> None:
-    projects = {name: project_of(of, {}) for name, of in configured.by_source.items()}
-    Issuers(configured, projects, {}, {}, AsyncExitStack(), run="r")
+    sources = [ConfiguredSource(each, configured, {}) for each in configured.sources]
+    Issuers(configured, sources, {}, AsyncExitStack(), run="r")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_single_mode_issues_its_only_identity(tmp_path: Path, files: Callable[..
 
 DECLARED = {
     "kind": "declarative",
-    "declarative": {
+    "settings": {
         "resource": {"version": "v1", "plural": "clusters"},
         "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},
     },

@@ -1,13 +1,12 @@
 """The member of a shard group, from settings and the pod's environment."""
 
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from milo_discoveryd.config import Settings
+from milo_discoveryd.config import Settings, load
 from milo_discoveryd.config.issuers import IssuerSettings, TokenFile
 from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
 from milo_discoveryd.daemon_errors import ConfigError, StartError
@@ -80,16 +79,20 @@ def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool)
 
 
 def test_fleet_digest_differs_with_what_defines_the_clusters() -> None:
-    ours = fleet_digest(Settings(label_selector="env=prod"))
-    assert ours == fleet_digest(Settings(label_selector="env=prod", heartbeat_interval=timedelta(seconds=5)))
-    others = (Settings(), Settings(label_selector="env=prod", mode="project-control-plane"))
-    assert ours not in {fleet_digest(each) for each in others}
+    def digest(**settings: object) -> str:
+        return fleet_digest(load(settings, {}, None))
+
+    ours = digest(label_selector="env=prod")
+    assert ours == digest(label_selector="env=prod", heartbeat_interval="5s")
+    assert ours not in {digest(), digest(label_selector="env=prod", mode="project-control-plane")}
+    single = digest(mode="single")
+    assert single != digest(mode="single", **{"cluster.labels": "a=b"})
 
 
 def credential_issuers(*issuers: IssuerSettings) -> Issuers:
     sharding = ShardingSettings(group="dns", member="a")
     settings = Settings(kubeconfigs=KubeconfigSettings(issuers=issuers), sharding=sharding)
-    return Issuers(settings, {}, {}, {}, AsyncExitStack(), run="r")
+    return Issuers(settings, [], {}, AsyncExitStack(), run="r")
 
 
 def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Decides which CA certificates verify the API server of a cluster, in its kubeconfig and for probes."""
+
+from collections.abc import Callable
+
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.sources.kind import Kind
+
+
+def cluster_trust(kind: Kind, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
+    """Return a function that selects the CA of a source's cluster, given the CA certificates that came with its
+    credential.
+
+    In kinds without a CA per cluster, all clusters share the CA of the project kubeconfig.
+    """
+    if not kind.has_own_authorities:
+        return lambda _, __: ClusterTrust(
+            project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
+        )
+    file = None if kind.authorities_file is None else FileContent(kind.authorities_file)
+
+    def trust(target: Target, stated: bytes | None) -> ClusterTrust:
+        own = target.authorities if isinstance(target, DeclaredTarget) else None
+        return ClusterTrust(own or stated or (None if file is None else file.read()))
+
+    return trust

@@ -1,0 +1,1 @@
+"""The declaration and validation of settings."""

@@ -1,0 +1,449 @@
+"""The kind `declarative`: any resource of a Kubernetes API, as the configuration describes it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim, ObjectReference, earliest
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.objects import Metadata
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, selector_text
+from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
+from milo_discoveryd.sources.field_path import FieldPath, Template, text
+from milo_discoveryd.sources.kind import IssuerTraits, Kind, ReferencedWatch, SeveralResources, SourceOptions, Watch
+from milo_discoveryd.sources.reading import (
+    DNS_LABEL,
+    DNS_SUBDOMAIN,
+    MalformedError,
+    checked,
+    deletion_requested_at,
+    labels,
+    passed_on,
+    shared,
+)
+from milo_discoveryd.sources.stated_kubeconfig import decoded, server_of
+from milo_kube import addresses
+from milo_kube.kubeconfig import SERVER
+
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
+
+
+def _path(value: object) -> FieldPath:
+    return FieldPath.parse(str(value))
+
+
+def _template(value: object) -> Template:
+    return Template.parse(str(value))
+
+
+def _url_template(value: object) -> Template:
+    template = Template.parse(str(value))
+    if not template.literals[0].startswith("https://"):
+        raise ValueError("must begin with https://")
+    return template
+
+
+def _host(value: object) -> str:
+    text = str(value)
+    if not _HOST.fullmatch(text):
+        raise ValueError('must be a host, or all hosts below one, such as "*.example.com"')
+    return text.lower()
+
+
+_Path = Annotated[FieldPath | None, _path]
+
+
+class WatchedResource(Group, frozen=True, kw_only=True):
+    """The watched resource."""
+
+    group: Annotated[str, Text(most=253)] = ""
+    """API group. Default: the core group."""
+    version: Annotated[str, values.cluster_name]
+    """API version, such as `v1beta1`."""
+    plural: Annotated[str, values.object_name]
+    """Plural name of the resource, such as `clusters`."""
+    namespaced: bool = False
+    """Whether the resource is namespaced."""
+    namespace: Annotated[str, Text(most=63)] = ""
+    """The only namespace that is watched. Default: all."""
+    label_selector: Annotated[str, selector_text] = ""
+    """Label selector of the watched objects. Default: all."""
+    field_selector: Annotated[str, Text(most=1024)] = ""
+    """Field selector of the watched objects. Default: all."""
+
+    def __post_init__(self) -> None:
+        if self.namespace and not self.namespaced:
+            raise ValueError("has a namespace, but is not namespaced")
+
+    def resource(self) -> Resource:
+        return Resource(
+            self.group,
+            self.version,
+            self.plural,
+            namespaced=self.namespaced,
+            namespace=self.namespace,
+            label_selector=self.label_selector,
+            field_selector=self.field_selector,
+        )
+
+
+class ReadyField(Group, frozen=True, kw_only=True):
+    """The condition or field that decides whether a cluster is engaged."""
+
+    condition: Annotated[str, Text(most=316)] = ""
+    """Condition in `status.conditions` that must be True."""
+    field: _Path = None
+    """Path of a field that must have one of `ready.values`."""
+    values: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("true",)
+    """Values of the field `ready.field` with which a cluster is engaged."""
+
+    def __post_init__(self) -> None:
+        if bool(self.condition) == (self.field is not None):
+            raise ValueError("needs either condition or field")
+
+    @property
+    def path(self) -> FieldPath:
+        return self.field or FieldPath.parse(f"status.conditions[type={self.condition}].status")
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        return self.values if self.field is not None else ("True",)
+
+
+class EndpointFields(Group, frozen=True, kw_only=True):
+    """The location of a cluster's API server: exactly one of `template`, `field`, `kubeconfig` and `secret_key`."""
+
+    template: Annotated[Template | None, _url_template] = None
+    """URL of the API server, with the paths of fields in braces, such as `https://{spec.host}:{spec.port}`."""
+    field: _Path = None
+    """Path of a field with the URL of the API server."""
+    kubeconfig: _Path = None
+    """Path of a field with a base64-encoded kubeconfig, such as `data[value]` of a Secret. The kubeconfig's server and
+    CA are used."""
+    secret_key: Annotated[str, Text(most=253)] = ""
+    """Key of a kubeconfig in the data of the Secret that `declarative.secret` names. The kubeconfig's server and CA are
+    used. The daemon watches the Secrets. Default: none."""
+    hosts: Annotated[tuple[str, ...], ListOf(_host)] = ()
+    """Accepted hosts of endpoints: names, or patterns such as `*.example.com` for all names below a domain. Required if
+    clusters share a credential. Default: all."""
+
+    def __post_init__(self) -> None:
+        if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
+            raise ValueError("needs exactly one of template, field, kubeconfig and secret_key")
+
+    @property
+    def has_fixed_host(self) -> bool:
+        """Whether the configuration alone decides where the daemon connects."""
+        if self.hosts:
+            return True
+        return self.template is not None and "/" in self.template.literals[0].removeprefix("https://")
+
+
+class SecretFields(Group, frozen=True, kw_only=True):
+    """The Secret that an object names: for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
+    `{secret_namespace}`."""
+
+    name: Annotated[Template, _template]
+    """Name of the Secret, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
+    namespace: Annotated[Template | None, _template] = None
+    """Namespace of the Secret, with the paths of fields in braces. Required for cluster-scoped objects, not allowed for
+    others. Default: the namespace of the object."""
+    label_selector: Annotated[str, selector_text] = ""
+    """Label selector of the Secrets that are watched for `endpoint.secret_key`. Default: all."""
+    field_selector: Annotated[str, Text(most=1024)] = ""
+    """Field selector of the Secrets that are watched for `endpoint.secret_key`, such as `type=cluster.x-k8s.io/secret`.
+    Default: all."""
+
+    def __post_init__(self) -> None:
+        namespace = self.namespace
+        if namespace is not None and not namespace.paths and not DNS_LABEL.fullmatch(namespace.source):
+            raise ValueError(f"namespace: {namespace.source!r} is not a DNS label")
+
+
+class DeclarativeKind(Kind, frozen=True, kw_only=True):
+    has_own_authorities = True
+
+    resource: Annotated[WatchedResource, Nested(WatchedResource)]
+    """The watched resource."""
+    name: Annotated[Template, _template] = Template.parse("{metadata.name}")
+    """Name of a cluster, with the paths of fields in braces."""
+    ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
+    """When a cluster is engaged. Default: as long as its object exists."""
+    endpoint: Annotated[EndpointFields, Nested(EndpointFields)]
+    """Location of a cluster's API server."""
+    ca: _Path = None
+    """Path of a field with the CA certificates of the cluster's API server, as PEM or base64. Default: those of the
+    endpoint's or the credential's kubeconfig, then `ca_file`."""
+    ca_file: Annotated[Path | None, values.file_path] = None
+    """File with the CA certificates of clusters for which neither `ca` nor a kubeconfig provides any, reloaded when it
+    changes. Default: the system's CAs."""
+    organization: Annotated[Template | None, _template] = None
+    """Organization of a cluster, with the paths of fields in braces. Default: none."""
+    secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
+    """The Secret that an object names, for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
+    `{secret_namespace}`. Default: none."""
+
+    def __post_init__(self) -> None:
+        self._check_secret()
+        if self.endpoint.secret_key:
+            if self.secret is None:
+                raise ValueError("endpoint.secret_key: needs secret, the fields of an object that name the Secret")
+        elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
+            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove them")
+
+    def _check_secret(self) -> None:
+        if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
+            # A tenant with write access to one namespace could name a Secret in another tenant's namespace.
+            raise ValueError(
+                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove it"
+            )
+        if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
+            raise ValueError("secret.namespace: is required, because the objects are cluster-scoped")
+
+    @property
+    def authorities_file(self) -> Path | None:
+        return self.ca_file
+
+    @property
+    def secrets(self) -> Resource | None:
+        """The Secrets to watch, if they contain the clusters' endpoints."""
+        of = self.secret
+        if of is None or not self.endpoint.secret_key:
+            return None
+        namespace = self.resource.namespace
+        if of.namespace is not None and not of.namespace.paths:
+            namespace = of.namespace.source
+        return Resource(
+            "",
+            "v1",
+            "secrets",
+            namespaced=True,
+            namespace=namespace,
+            label_selector=of.label_selector,
+            field_selector=of.field_selector,
+        )
+
+    def follow(self, options: SourceOptions) -> SeveralResources:
+        objects = DeclaredObjects(self, options)
+        watches: tuple[Watch | ReferencedWatch, ...] = (
+            Watch(self.resource.resource(), DeclaredObject, objects.claims),
+        )
+        if (secrets := self.secrets) is not None:
+            watches += (ReferencedWatch(secrets, SecretObject, objects.server),)
+        return SeveralResources(watches, objects.reduce, objects.restored_place)
+
+    def refusal(self, issuer: IssuerTraits) -> str:
+        if issuer.type == "kubeconfig-request":
+            return ""
+        if self.secret is None and any("{secret" in each for each in issuer.templates):
+            return "{secret} and {secret_namespace} need the setting secret of the source"
+        if not self.endpoint.has_fixed_host and not issuer.is_of_cluster:
+            return (
+                "objects decide where its credential is sent, which other clusters accept too: name the hosts that may "
+                "receive it in endpoint.hosts"
+            )
+        return super().refusal(issuer)
+
+
+OBJECTS, SECRETS = 0, 1
+"""Positions of the resources in `SeveralResources.watches`."""
+
+
+class DeclaredObject(msgspec.Struct, gc=False):
+    """The top-level fields of an object in which field paths can begin."""
+
+    metadata: Metadata
+    spec: Any = None
+    status: Any = None
+    data: Any = None
+
+    def document(self) -> Mapping[str, Any]:
+        found = self.metadata
+        metadata = {
+            "name": found.name,
+            "namespace": found.namespace,
+            "uid": found.uid,
+            "labels": found.labels,
+            "annotations": found.annotations,
+        }
+        return {"metadata": metadata, "spec": self.spec, "status": self.status, "data": self.data}
+
+
+class SecretObject(msgspec.Struct, gc=False):
+    metadata: Metadata
+    data: dict[str, str] | None = None
+
+
+class StatedServer(msgspec.Struct, frozen=True, gc=False):
+    """The server and the CA certificates of the kubeconfig in a Secret."""
+
+    url: str
+    authorities: bytes | None
+
+
+class DeclaredObjects:
+    """The meaning of objects, by the settings."""
+
+    def __init__(self, kind: DeclarativeKind, options: SourceOptions) -> None:
+        self._kind = kind
+        self._ready = None if kind.ready is None else (kind.ready.path, kind.ready.accepted)
+        self._annotation_prefixes = options.annotation_prefixes
+
+    def claims(self, obj: DeclaredObject) -> Iterable[Claim]:
+        """Return the one cluster that the object stands for."""
+        document, metadata = obj.document(), obj.metadata
+        name = checked(self._kind.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")
+        try:
+            observed = self._observe(name, document, metadata)
+        except MalformedError as error:
+            observed = Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
+        needs: tuple[ObjectReference, ...] = ()
+        if self._kind.endpoint.secret_key and isinstance(observed, Ready):
+            needs = ((SECRETS, _secret_key(observed.target)),)
+        return (Claim(name, observed, needs),)
+
+    def server(self, secret: SecretObject) -> StatedServer | None:
+        """Return the server of the kubeconfig in a Secret. Raises MalformedError."""
+        key, metadata = self._kind.endpoint.secret_key, secret.metadata
+        encoded = (secret.data or {}).get(key)
+        if not encoded:
+            return None
+        origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
+        url, authorities = server_of(decoded(encoded, origin), SERVER, origin)
+        try:
+            return StatedServer(checked_url(url, self._kind.endpoint.hosts), authorities)
+        except MalformedError as error:
+            raise MalformedError(f"{origin}: {error}") from None
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        observed = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+        if not self._kind.endpoint.secret_key or not isinstance(observed, Ready):
+            return observed
+        key = _secret_key(observed.target)
+        server = next((each.content for each in claims if each.watch == SECRETS and each.object == key), None)
+        return self._at(server, observed, key)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
+        return (checked_url(stored.endpoint, self._kind.endpoint.hosts),)
+
+    def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
+        """Return the observation of a cluster from its object and its Secret."""
+        target = observed.target
+        assert isinstance(target, DeclaredTarget)
+        if server is None:
+            missing = f"there is no kubeconfig under the key {self._kind.endpoint.secret_key!r} of Secret {secret}"
+            fields = ObjectFields(target.name, target.organization, target.labels)
+            return NotReady(target.name, observed.uid, observed.version, missing, fields=fields)
+        authorities = target.authorities or server.authorities
+        return replace(observed, target=replace(target, place=(server.url,), authorities=authorities))
+
+    def _observe(self, name: str, document: Mapping[str, Any], metadata: Metadata) -> Observation:
+        organization = self._organization(document)
+        problem = self._not_ready(document)
+        if problem is not None:
+            fields = ObjectFields(name, organization, labels(metadata))
+            return NotReady(name, metadata.uid, metadata.resourceVersion, problem, fields=fields)
+        place, authorities = self._endpoint(document)
+        target = DeclaredTarget(
+            name=name,
+            uid=metadata.uid,
+            place=place,
+            organization=organization,
+            labels=labels(metadata),
+            annotations=passed_on(metadata.annotations, self._annotation_prefixes),
+            deletion_requested_at=deletion_requested_at(metadata),
+            object_namespace=metadata.namespace,
+            object_name=metadata.name,
+            secret=self._secret(document, metadata),
+            authorities=authorities,
+        )
+        return Ready(metadata.uid, metadata.resourceVersion, target)
+
+    def _not_ready(self, document: Mapping[str, Any]) -> str | None:
+        if self._ready is None:
+            return None
+        path, accepted = self._ready
+        found = text(path.find(document))
+        if found in accepted:
+            return None
+        expected = " or ".join(map(repr, accepted))
+        return f"{path.source} is {found[:80]!r} instead of {expected}"
+
+    def _endpoint(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
+        """Return `Target.place` and the CA certificates, as far as the object itself has them."""
+        endpoint, authorities = self._kind.endpoint, self._authorities(document)
+        if endpoint.secret_key:
+            return (), authorities
+        if endpoint.kubeconfig is not None:
+            origin = endpoint.kubeconfig.source
+            server, found = server_of(decoded(_required(endpoint.kubeconfig, document), origin), SERVER, origin)
+            authorities = authorities or found
+        elif endpoint.field is not None:
+            server = _required(endpoint.field, document)
+        else:
+            assert endpoint.template is not None, "one of the four is set"
+            server = endpoint.template.fill(document, _address_part)
+        return (checked_url(server, endpoint.hosts),), authorities
+
+    def _secret(self, document: Mapping[str, Any], metadata: Metadata) -> tuple[str, str]:
+        of = self._kind.secret
+        if of is None:
+            return "", ""
+        name = checked(of.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name of the Secret")
+        if of.namespace is None:
+            return metadata.namespace, name
+        return checked(of.namespace.fill(document, _name_part), DNS_LABEL, 63, "the Secret's namespace"), name
+
+    def _authorities(self, document: Mapping[str, Any]) -> bytes | None:
+        path = self._kind.ca
+        return None if path is None else checked_authorities(_required(path, document), path.source)
+
+    def _organization(self, document: Mapping[str, Any]) -> str:
+        template = self._kind.organization
+        if template is None:
+            return ""
+        try:
+            return shared(template.fill(document, _organization_part)[:253])
+        except MalformedError:
+            return ""  # the organization is optional
+
+
+def _secret_key(target: Target) -> str:
+    """Return the key of the Secret that a cluster's object names."""
+    assert isinstance(target, DeclaredTarget)
+    return "/".join(target.secret)
+
+
+def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
+    found = path.find(document)
+    if not isinstance(found, str) or not found:
+        raise MalformedError(f"the field {path.source} is not set")
+    return found
+
+
+def _name_part(value: str, path: str) -> str:
+    return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+
+
+def _organization_part(value: str, path: str) -> str:
+    if not value.isprintable():
+        raise MalformedError(f"the field {path} contains control characters")
+    return value
+
+
+def _address_part(value: str, path: str) -> str:
+    """Return a value for a URL: a name, an address or a port. Anything else could lead to another host."""
+    if value.isdecimal() and len(value) <= 5:
+        return value
+    if addresses.ip_address(value) is None:
+        return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+    return addresses.bracketed(value)

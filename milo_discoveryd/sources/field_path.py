@@ -1,0 +1,135 @@
+"""Paths to fields of Kubernetes objects, and templates of them. Pure.
+
+A path begins at `metadata`, `spec`, `status` or `data`. `.name` is a field, `[key]` a key of any characters or a
+position in a list, and `[field=value]` the first element of a list with that field: `status.addresses[type=URL].value`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.sources.reading import MalformedError
+
+ROOTS = ("metadata", "spec", "status", "data")
+METADATA = ("name", "namespace", "uid", "labels", "annotations")
+_STEP = re.compile(r"\.(?P<field>[A-Za-z_][A-Za-z0-9_-]*)|\[(?P<key>[^\[\]]+)\]")
+_ROOT = re.compile(r"[a-z]+")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_MAX_TEXT = 2048
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A field or key of a mapping, or a position in a list."""
+
+    name: str
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return value.get(self.name)
+        if isinstance(value, list) and self.name.isdecimal():
+            position = int(self.name[:9])
+            return value[position] if position < len(value) else None
+        return None
+
+
+class Element(msgspec.Struct, frozen=True):
+    """The first element of a list whose field has this value."""
+
+    field: str
+    value: str
+
+    def of(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return None
+        return next(
+            (each for each in value if isinstance(each, Mapping) and text(each.get(self.field)) == self.value), None
+        )
+
+
+class FieldPath(msgspec.Struct, frozen=True):
+    """A path to a field."""
+
+    source: str
+    """The text of the path, as written."""
+    steps: tuple[Key | Element, ...]
+
+    @classmethod
+    def parse(cls, source: str) -> "FieldPath":
+        """Parse the text. Raises ValueError, which says what would be valid."""
+        root = _ROOT.match(source)
+        if root is None or root[0] not in ROOTS:
+            raise ValueError(f"{source!r} is not the path of a field: it must begin with one of {', '.join(ROOTS)}")
+        steps: list[Key | Element] = [Key(root[0])]
+        position = root.end()
+        while position < len(source):
+            step = _STEP.match(source, position)
+            if step is None:
+                raise ValueError(
+                    f"{source!r} is not the path of a field from {source[position:][:40]!r} on: use .field, [key] or "
+                    "[field=value]"
+                )
+            field, separator, value = (step["key"] or "").partition("=")
+            if separator:
+                steps.append(Element(field, value))
+            else:
+                steps.append(Key(step["field"] or step["key"]))
+            position = step.end()
+        _require_known_metadata(source, steps)
+        return cls(source, tuple(steps))
+
+    def find(self, document: Mapping[str, Any]) -> Any:
+        """Return the value, or None if the object does not have the field."""
+        value: Any = document
+        for step in self.steps:
+            value = step.of(value)
+        return value
+
+
+class Template(msgspec.Struct, frozen=True):
+    """Text with paths in braces: `https://{spec.host}:{spec.port}`."""
+
+    source: str
+    literals: tuple[str, ...]
+    """The literal texts around the paths: one more item than `paths`."""
+    paths: tuple[FieldPath, ...]
+
+    def __str__(self) -> str:
+        return self.source
+
+    @classmethod
+    def parse(cls, source: str) -> "Template":
+        """Parse the text. Raises ValueError, which says what would be valid."""
+        *parts, last = _PLACEHOLDER.split(source)
+        literals = (*parts[::2], last)
+        if any("{" in each or "}" in each for each in literals):
+            raise ValueError(f"{source!r} has an unbalanced brace: use {{path.of.a.field}}")
+        return cls(source, literals, tuple(FieldPath.parse(each) for each in parts[1::2]))
+
+    def fill(self, document: Mapping[str, Any], check: Callable[[str, str], str]) -> str:
+        """Return the filled template. `check` validates each value, given with its path. Raises MalformedError if a
+        field is missing."""
+        filled = [self.literals[0]]
+        for path, literal in zip(self.paths, self.literals[1:], strict=True):
+            found = text(path.find(document))
+            if not found:
+                raise MalformedError(f"the field {path.source} is not set")
+            filled += (check(found, path.source), literal)
+        return "".join(filled)
+
+
+def text(value: Any) -> str:
+    """Return a scalar as it is written in YAML; an empty string for anything else."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int):
+        return str(value)[:_MAX_TEXT]
+    return ""
+
+
+def _require_known_metadata(source: str, steps: list[Key | Element]) -> None:
+    if steps[0] != Key("metadata"):
+        return
+    if len(steps) == 1 or not isinstance(steps[1], Key) or steps[1].name not in METADATA:
+        raise ValueError(f"{source!r}: of the metadata only {', '.join(METADATA)} can be used")

@@ -1,0 +1,171 @@
+"""What a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` if the source has no name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, assert_never
+
+from msgspec.structs import replace
+
+from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
+from milo_discoveryd.model.cluster import Target, key_of, local_name
+from milo_discoveryd.model.objects import KubeObject, Metadata
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, fields
+from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.sources.kind import (
+    FileObject,
+    Files,
+    FixedClusters,
+    Follows,
+    OneResource,
+    Reduce,
+    ReferencedWatch,
+    RestoredPlace,
+    SeveralResources,
+    Watch,
+)
+from milo_discoveryd.sources.reading import MalformedError
+from milo_kube.reflect.wire import Decoder
+
+
+class FollowedCollection(NamedTuple):
+    """A watched collection, and the decoder of its objects."""
+
+    watched: WatchedCollection
+    decoder: Decoder[Any, Observation]
+
+
+class KeyedSource:
+    """What a source follows. Its observations name clusters by their keys."""
+
+    def __init__(self, follows: Follows, name: str = "", label_selector: str = "") -> None:
+        self.name = name
+        self.files: Files | None = None
+        self.targets: tuple[Target, ...] = ()
+        """The clusters of a source that follows nothing."""
+        self.collections: tuple[FollowedCollection, ...] = ()
+        self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
+        """The keys of the objects of each collection; files count as one."""
+        self.reduce: Reduce | None = None
+        """None if each object stands for one cluster under the object's key."""
+        self._restored_place: RestoredPlace | None = None
+        self._selector = parse_selector("")
+        match follows:
+            case OneResource():
+                self.collections = (self._of_clusters(follows, label_selector),)
+                self._restored_place = follows.restored_place
+                self._selector = parse_selector(follows.resource.label_selector)
+            case SeveralResources():
+                self.collections = tuple(self._of_objects(each, label_selector) for each in follows.watches)
+                self.keys = [each.watched.keys for each in self.collections]
+                self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
+            case Files():
+                self.files, self.keys = follows, [NAMES]
+                self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
+            case FixedClusters():
+                self.targets = tuple(self._target(each) for each in follows.targets)
+            case _:
+                assert_never(follows)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
+        if self._restored_place is None or key_of(stored.local_name, self.name) != stored.name:
+            raise ValueError(f"{stored.name!r} is not of the source {self.name!r}")
+        if not self._selector.matches(stored.labels):
+            raise ValueError(f"{stored.name!r} is not within {self._selector}")
+        return self._restored_place(replace(stored, name=stored.local_name))
+
+    def observe_file(self, found: FileObject) -> Observation:
+        """Return what a file, or a part of it, says."""
+        if found.problem:
+            return Malformed(found.key, found.uid, "", found.problem)
+        claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in found.claims)
+        return Ready(found.uid, "", ClaimingObject(name=found.key, uid=found.uid, place=(), claims=claims))
+
+    def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
+        resource = _selecting(follows.resource, label_selector)
+        observe = _within(resource, follows.observe, lambda obj: obj.metadata.name)
+        keys = self.keys[0]
+        if not self.name:
+            return FollowedCollection(
+                WatchedCollection(resource, keys), Decoder(follows.object_type, observe, Malformed)
+            )
+        decoder = Decoder(follows.object_type, lambda obj: self._keyed(observe(obj)), Malformed, keys.key)
+        return FollowedCollection(WatchedCollection(resource, keys), decoder)
+
+    def _of_objects(self, watch: Watch | ReferencedWatch, label_selector: str) -> FollowedCollection:
+        # The daemon's label selector applies only to objects that stand for clusters.
+        resource = _selecting(watch.resource, label_selector) if isinstance(watch, Watch) else watch.resource
+        keys = ObjectKeys(namespaced=watch.resource.namespaced)
+
+        def key(obj: KubeObject) -> str:
+            return keys.key(obj.metadata.namespace, obj.metadata.name)
+
+        def observe(obj: KubeObject) -> Observation:
+            metadata, name = obj.metadata, key(obj)
+            try:
+                if isinstance(watch, ReferencedWatch):
+                    return _content(name, metadata, watch.content(obj))
+                claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in watch.claims(obj))
+            except MalformedError as error:
+                return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
+            claiming = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
+            return Ready(metadata.uid, metadata.resourceVersion, claiming)
+
+        decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
+        return FollowedCollection(WatchedCollection(resource, keys), decoder)
+
+    def _keyed_reduce(self, reduce: Reduce) -> Reduce:
+        if not self.name:
+            return reduce
+
+        def keyed(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+            found = reduce(local_name(cluster), claims, uid)
+            return None if found is None else self._keyed(found)
+
+        return keyed
+
+    def _keyed(self, seen: Observation) -> Observation:
+        """Return an observation of a cluster under its key."""
+        if isinstance(seen, Ready):
+            return replace(seen, target=self._target(seen.target))
+        found = replace(seen, name=key_of(seen.name, self.name))
+        if isinstance(found, Malformed) or found.fields is None:
+            return found
+        return replace(found, fields=replace(found.fields, name=found.name))
+
+    def _target(self, target: Target) -> Target:
+        return replace(target, name=key_of(target.name, self.name)) if self.name else target
+
+
+def _content(key: str, metadata: Metadata, content: object) -> Observation:
+    if content is None:
+        # The removal guard counts objects with content, so that others do not hide a mass removal.
+        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a claim needs")
+    referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content)
+    return Ready(metadata.uid, metadata.resourceVersion, referenced)
+
+
+def _selecting(resource: Resource, label_selector: str) -> Resource:
+    both = ",".join(filter(None, (resource.label_selector, label_selector)))
+    return replace(resource, label_selector=both)
+
+
+def _within(
+    resource: Resource, observe: Callable[[Any], Observation], key: Callable[[KubeObject], str]
+) -> Callable[[Any], Observation]:
+    """Extend `observe` by a check of the label selector: a GET by name also returns objects that do not match it."""
+    selector = parse_selector(resource.label_selector)
+    if not selector:
+        return observe
+
+    def checked(obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        if selector.matches((metadata.labels or {}).items()):
+            return observe(obj)
+        seen = observe(obj)
+        if isinstance(seen, Refused):
+            return seen
+        message = f"its labels do not match the daemon's label selector {selector}"
+        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, fields(seen))
+
+    return checked

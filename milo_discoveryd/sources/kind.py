@@ -1,0 +1,221 @@
+"""The protocol of a kind of source, and the lookup of a kind by name."""
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.schema.fields import Group
+from milo_discoveryd.sources.context import ContextKind
+
+GROUP = "milo_discoveryd.sources"
+"""Entry point group of kinds from other packages."""
+KINDS = {
+    "project": "milo_discoveryd.sources.project:ProjectKind",
+    "project-control-plane": "milo_discoveryd.sources.project_control_plane:ProjectControlPlaneKind",
+    "service-consumer": "milo_discoveryd.sources.service_consumer:ServiceConsumerKind",
+    "declarative": "milo_discoveryd.sources.declarative:DeclarativeKind",
+    "kubeconfig-directory": "milo_discoveryd.sources.kubeconfig_files:KubeconfigDirectoryKind",
+    "kind": "milo_discoveryd.sources.kubeconfig_files:KindKind",
+    "single": "milo_discoveryd.sources.single:SingleKind",
+}
+
+Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
+"""Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
+
+It gets the name of the cluster and the claims of all objects that name it, the earliest first; none after the confirmed
+deletion of the last of them. These are followed by the contents of the existing objects that they need; `watch` and
+`object` distinguish them. The last argument is the UID of the current engagement if at least one of its objects
+remains, and otherwise empty. An observation with another UID replaces the cluster.
+"""
+RestoredPlace = Callable[[Target], tuple[str, ...]]
+"""Returns `Target.place` of a cluster from the state file, whose content is not trusted, by its name in the source.
+
+Raises MalformedError for a cluster that must not be served before the source reports it again.
+"""
+
+
+class OneResource(msgspec.Struct, frozen=True):
+    """Objects of a cluster-scoped resource, each of which stands for the cluster of its name."""
+
+    resource: Resource
+    observe: Callable[[Any], Observation]
+    restored_place: RestoredPlace
+    object_type: Any = KubeObject
+    """`KubeObject`, or a type derived from it."""
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """A resource, and the claims of its objects on clusters."""
+
+    resource: Resource
+    object_type: Any
+    """`KubeObject`, or a type derived from it."""
+    claims: Callable[[Any], Iterable[Claim]]
+    """Returns the claims that an object makes on clusters, which may be none. Raises MalformedError for an object that
+    cannot be used: its previous claims remain valid."""
+
+
+class ReferencedWatch(msgspec.Struct, frozen=True):
+    """A resource whose objects do not stand for clusters, but which claims refer to (`Claim.needs`)."""
+
+    resource: Resource
+    object_type: Any
+    """See `Watch.object_type`."""
+    content: Callable[[Any], Any]
+    """Returns the content of an object for the claims that need it, or None if the object has no such content. Equal
+    contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
+    remains valid."""
+
+
+class SeveralResources(msgspec.Struct, frozen=True):
+    """Objects of several resources, or namespaced ones, or such that are not named as their clusters.
+
+    Several objects may stand for one cluster: `reduce` decides what they mean together.
+    """
+
+    watches: tuple[Watch | ReferencedWatch, ...]
+    reduce: Reduce
+    restored_place: RestoredPlace
+
+
+class FileObject(msgspec.Struct, frozen=True):
+    """The content of a file, or of a part of it that stands for a cluster."""
+
+    key: str
+    """Unique in the source."""
+    uid: str = ""
+    """UID of the cluster: another UID under the same key means another cluster."""
+    claims: tuple[Claim, ...] = ()
+    """The object's claims on clusters, as in `Watch.claims`."""
+    problem: str = ""
+    """Why the object cannot be used; its previous claims remain valid. Empty if it can."""
+
+
+class Files(msgspec.Struct, frozen=True):
+    """Kubeconfig files of this machine."""
+
+    path: str
+    """The directory or the file; `~` is the home directory of the daemon's user."""
+    is_directory: bool
+    read_file: Callable[[str, bytes], Iterable[FileObject]]
+    """Returns the clusters that a file describes. Raises MalformedError if it is the only one and describes none."""
+    context_of: Callable[[str], tuple[str, str]]
+    """Returns the name of an object's file in the directory, and the name of its context. An empty file name means the
+    only file; an empty context means the current one."""
+    restored_place: RestoredPlace
+    reduce: Reduce = earliest
+
+
+class FixedClusters(msgspec.Struct, frozen=True):
+    """Nothing: the clusters are known from the start."""
+
+    targets: tuple[Target, ...]
+
+
+Follows = OneResource | SeveralResources | Files | FixedClusters
+"""What a source follows."""
+
+
+class ProjectServer(enum.Enum):
+    """How the kubeconfig `project_kubeconfig` of a source is used."""
+
+    SERVES = "serves"
+    """Its API server serves the clusters."""
+    IDENTITY = "identity"
+    """Its identity and CA are used at the clusters' own addresses. Its server is not contacted."""
+    NONE = "none"
+    """Not at all: there is no such kubeconfig."""
+
+
+class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a kind may depend on besides its own settings."""
+
+    project_server: str = ""
+    """URL of the API server of the project kubeconfig."""
+    discovery_server: str = ""
+    """URL of the watched API server."""
+    annotation_prefixes: tuple[str, ...] = ()
+    """Prefixes of the annotations that are sent to subscribers."""
+
+    @property
+    def project_endpoint(self) -> str:
+        """Scheme, host and port of the project server: `https://api.example.com`."""
+        parts = urlsplit(self.project_server)
+        return f"{parts.scheme}://{parts.netloc}"
+
+
+class IssuerTraits(msgspec.Struct, frozen=True):
+    """What a kind may depend on of an issuer of credentials for its clusters."""
+
+    type: str
+    templates: tuple[str, ...] = ()
+    """Templates of names, in which an issuer refers to fields of a cluster's object."""
+    is_of_cluster: bool = False
+    """Whether a cluster's credential comes from its own object or Secret, so that no other cluster accepts it."""
+
+
+class Kind(Group, frozen=True, kw_only=True):
+    """A kind of source. A class for each kind derives from this one; its fields are the kind's settings."""
+
+    is_watched: ClassVar[bool] = True
+    """Whether the source watches an API server, that of `discovery_kubeconfig`."""
+    project_server: ClassVar[ProjectServer] = ProjectServer.SERVES
+    shares_host: ClassVar[bool] = False
+    """Whether all clusters are paths of the project server, so that one probe says whether it is there."""
+    has_own_authorities: ClassVar[bool] = False
+    """Whether each cluster has its own CA, instead of the CA of the project kubeconfig. The daemon then sends its own
+    credential to none of them."""
+    contexts: ClassVar[tuple[ContextKind, ...]] = ()
+    """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
+
+    @property
+    def authorities_file(self) -> Path | None:
+        """The file with the CA certificates of clusters for which nothing else provides any."""
+        return None
+
+    def follow(self, options: SourceOptions) -> Follows:
+        """Return what a source of this kind follows."""
+        raise NotImplementedError
+
+    def refusal(self, issuer: IssuerTraits) -> str:
+        """Return why an issuer must not serve the clusters; empty if it may."""
+        if issuer.type == "kubeconfig-file":
+            return "it reads the files of kinds such as kubeconfig-directory, and the source has none"
+        if issuer.type == "kubeconfig-request":
+            return "it posts to the objects of a source of the kind declarative"
+        return ""
+
+
+def names() -> list[str]:
+    return sorted({*KINDS, *(entry.name for entry in _others())})
+
+
+def load(name: str) -> type[Kind]:
+    """Import the kind of this name. Raises LookupError, which lists the installed kinds."""
+    kind: type[Kind]
+    if name in KINDS:
+        module, _, attribute = KINDS[name].partition(":")
+        kind = getattr(import_module(module), attribute)
+        return kind
+    for entry in _others():
+        if entry.name == name:
+            kind = entry.load()
+            return kind
+    raise LookupError(f"must be one of {', '.join(names())}")
+
+
+def _others() -> Iterable[Any]:
+    # Imported here: reading the metadata of all installed packages is slow, and built-in kinds do not need it.
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    return entry_points(group=GROUP)

@@ -1,0 +1,97 @@
+"""The kind `project`: watches Project in the core Milo API, which serves each control plane under a path."""
+
+from msgspec.structs import replace
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import ObjectFields, Observation, Ready, Refused
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.sources.context import ContextKind, context_of
+from milo_discoveryd.sources.kind import Kind, OneResource, SourceOptions
+from milo_discoveryd.sources.reading import (
+    DNS_SUBDOMAIN,
+    ORGANIZATION_LABEL,
+    MalformedError,
+    checked,
+    checked_organization,
+    deletion_message,
+    deletion_requested_at,
+    labels,
+    malformed,
+    not_ready,
+    passed_on,
+    readiness,
+    suspensions,
+)
+
+CONDITION = "Ready"
+PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
+
+
+class ProjectKind(Kind, frozen=True, kw_only=True):
+    contexts = (ContextKind.ROOT, ContextKind.ORGANIZATION)
+    shares_host = True
+
+    def follow(self, options: SourceOptions) -> OneResource:
+        objects = ProjectObjects(options)
+        return OneResource(objects.resource, objects.observe, objects.restored_place)
+
+
+class ProjectObjects:
+    """The meaning of Projects."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        self._annotation_prefixes = options.annotation_prefixes
+        self._place = (f"{options.project_endpoint}{PROJECTS.path}/", "/control-plane")
+        context = context_of(options.discovery_server)
+        self._organization = context.name if context.kind is ContextKind.ORGANIZATION else ""
+        # Milo up to v0.32.5 selects the organization's projects in lists only, and not in watches.
+        selector = f"{ORGANIZATION_LABEL}={self._organization}" if self._organization else ""
+        self.resource = replace(PROJECTS, label_selector=selector)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
+        return self._place
+
+    def observe(self, obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        try:
+            name = checked(metadata.name, DNS_SUBDOMAIN, 253, "the name")
+            organization = checked_organization(_organization(obj))
+            if self._organization and organization != self._organization:
+                return self._refused(obj, organization)
+            condition = obj.condition(CONDITION)
+            if condition is None or condition.status != "True":
+                return not_ready(obj, CONDITION, condition, organization)
+            target = Target(
+                name=name,
+                uid=metadata.uid,
+                place=self._place,
+                organization=organization,
+                labels=labels(metadata),
+                annotations=passed_on(metadata.annotations, self._annotation_prefixes),
+                deletion_requested_at=deletion_requested_at(metadata),
+                deletion_message=deletion_message(obj, "ResourceCleanup"),
+                suspensions=suspensions(obj),
+            )
+        except MalformedError as error:
+            return malformed(metadata, error)
+        return Ready(metadata.uid, metadata.resourceVersion, target, readiness(metadata, condition))
+
+    def _refused(self, obj: KubeObject, organization: str) -> Refused:
+        metadata = obj.metadata
+        owner = f"the organization {organization}" if organization else "no organization"
+        message = f"it belongs to {owner}, and the daemon's context is the organization {self._organization}"
+        fields = ObjectFields(metadata.name, organization, labels(metadata))
+        return Refused(metadata.name, metadata.uid, metadata.resourceVersion, message, fields)
+
+
+def _organization(obj: KubeObject) -> str:
+    """Return the organization of a project.
+
+    Milo sets its label when a project is created, and rejects every change of it. `spec.ownerRef` can be changed by
+    everyone who may update the project.
+    """
+    label = (obj.metadata.labels or {}).get(ORGANIZATION_LABEL, "")
+    owner = obj.spec.ownerRef if obj.spec else None
+    return label or (owner.name if owner is not None and owner.kind == "Organization" else "")

@@ -1,0 +1,39 @@
+"""The server of a kubeconfig that a file, or an object of an API server, states. Pure."""
+
+import base64
+import binascii
+
+from milo_discoveryd.sources.endpoints import checked_authorities
+from milo_discoveryd.sources.reading import MalformedError
+from milo_kube import kubeconfig
+from milo_kube.kubeconfig import Kubeconfig, KubeconfigError, Policy
+
+
+def parsed(content: bytes, origin: str) -> Kubeconfig:
+    """Raises MalformedError, which quotes no value of the content, since that holds a secret."""
+    try:
+        return kubeconfig.parse(content)
+    except KubeconfigError as error:
+        raise MalformedError(f"{origin}: {error}") from None
+
+
+def decoded(encoded: str, origin: str) -> Kubeconfig:
+    """Parse a kubeconfig in base64. Raises MalformedError."""
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError(f"{origin} does not contain a kubeconfig in base64") from None
+    return parsed(content, origin)
+
+
+def server_of(config: Kubeconfig, policy: Policy, origin: str, context: str | None = None) -> tuple[str, bytes | None]:
+    """Return a context's server, and its CA certificates as PEM. Raises MalformedError."""
+    try:
+        found = config.select(policy, context)
+    except KubeconfigError as error:
+        raise MalformedError(f"{origin}: {error}") from None
+    authorities = found.authorities
+    if authorities is not None:
+        pem = authorities.decode(errors="replace")
+        authorities = checked_authorities(pem, f"certificate-authority-data of {origin}")
+    return found.server, authorities

@@ -1,0 +1,80 @@
+"""Values too large for a message make the object malformed; long messages are truncated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project_control_plane import ControlPlaneObjects, ProjectControlPlaneKind
+from milo_discoveryd.sources.reading import LABEL_CHARACTERS, MESSAGE_CHARACTERS, METADATA_BYTES, ORGANIZATION_LABEL
+from tests.unit.sources.objects import condition, control_plane, project
+from tests.unit.sources.test_project import MODE
+from tests.unit.sources.test_project_control_plane import API, mode
+
+Observe = Callable[..., Observation]
+
+
+def of_project(*conditions: dict[str, str], **metadata: Any) -> Observation:
+    return MODE.observe(project("apollo", *conditions, **metadata))
+
+
+def of_control_plane(*conditions: dict[str, str], **metadata: Any) -> Observation:
+    return mode().observe(control_plane("apollo", *conditions, **metadata))
+
+
+every_mode = pytest.mark.parametrize("observe", [of_project, of_control_plane])
+
+
+@every_mode
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+def test_deletion_time_outside_the_range_of_protobuf_is_malformed(observe: Observe, at: str) -> None:
+    assert isinstance(observe(deletionTimestamp=at), Malformed)
+
+
+@every_mode
+def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
+    assert isinstance(observe(labels={"a": "b" * LABEL_CHARACTERS}), Malformed)
+    assert isinstance(observe(labels={"a": "b" * (LABEL_CHARACTERS - 1)}), Ready)
+    many = METADATA_BYTES // 4096
+    assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many + 1)}), Malformed)
+    assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many - 4)}), Ready)
+
+
+def test_annotations_that_are_sent_and_larger_than_a_message_are_malformed() -> None:
+    sending = ControlPlaneObjects(
+        ProjectControlPlaneKind(), SourceOptions(project_server=API, annotation_prefixes=("a/",))
+    )
+    observed = [
+        sending.observe(control_plane("apollo", annotations={"a/b": "c" * size, "d": "e" * METADATA_BYTES}))
+        for size in (METADATA_BYTES - len("a/b"), METADATA_BYTES)
+    ]
+    assert [type(each) for each in observed] == [Ready, Malformed]
+
+
+@every_mode
+def test_organization_that_is_longer_than_a_name_is_malformed(observe: Observe) -> None:
+    assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 253}), Ready)
+    assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 254}), Malformed)
+
+
+def test_owner_that_is_longer_than_a_name_is_malformed() -> None:
+    owner = {"ownerRef": {"kind": "Organization", "name": "o" * 254}}
+    assert isinstance(MODE.observe(project("apollo", spec=owner)), Malformed)
+
+
+@every_mode
+def test_long_message_of_a_condition_is_truncated(observe: Observe) -> None:
+    kinds = ("Ready", "ControlPlaneReady")
+    observed = observe(*(condition(kind, "False", "Waiting", "x" * 5_000_000) for kind in kinds))
+    assert isinstance(observed, NotReady)
+    assert len(observed.message) == MESSAGE_CHARACTERS + 1
+    assert observed.message.endswith("x…")
+
+
+def test_long_message_of_a_deletion_is_truncated() -> None:
+    cleanup = condition("ResourceCleanup", "False", "", "y" * 5_000_000)
+    observed = of_project(condition("Ready"), cleanup, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert isinstance(observed, Ready)
+    assert len(observed.target.deletion_message) == MESSAGE_CHARACTERS + 1

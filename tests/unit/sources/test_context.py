@@ -1,0 +1,33 @@
+"""The context of a server's URL."""
+
+import pytest
+
+from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of
+
+RESOURCES = "/apis/resourcemanager.miloapis.com/v1alpha1"
+ORGANIZATION = f"{RESOURCES}/organizations/acme/control-plane"
+PROJECT = f"{RESOURCES}/projects/apollo/control-plane"
+
+
+@pytest.mark.parametrize(
+    ("path", "context"),
+    [
+        ("", MiloContext()),
+        ("/milo", MiloContext()),
+        (RESOURCES, MiloContext()),
+        (f"{RESOURCES}/organizations/acme", MiloContext()),
+        (ORGANIZATION, MiloContext(ContextKind.ORGANIZATION, "acme")),
+        (f"{ORGANIZATION}/", MiloContext(ContextKind.ORGANIZATION, "acme")),
+        (f"/gateway{ORGANIZATION}", MiloContext(ContextKind.ORGANIZATION, "acme")),
+        (f"{RESOURCES}/organizations/%61cme%2Fcontrol-plane", MiloContext(ContextKind.ORGANIZATION, "acme")),
+        (PROJECT, MiloContext(ContextKind.PROJECT, "apollo")),
+        (ORGANIZATION + PROJECT, MiloContext(ContextKind.PROJECT, "apollo")),
+        ("/apis/iam.miloapis.com/v1alpha1/users/ada/control-plane", MiloContext(ContextKind.USER, "ada")),
+    ],
+)
+def test_context_is_that_of_the_end_of_the_path(path: str, context: MiloContext) -> None:
+    assert context_of(f"https://milo.example.com:6443{path}") == context
+
+
+def test_context_is_named_by_kind_and_name() -> None:
+    assert [str(MiloContext()), str(MiloContext(ContextKind.ORGANIZATION, "acme"))] == ["root", "organization acme"]

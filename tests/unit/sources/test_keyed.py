@@ -1,0 +1,157 @@
+"""What a source follows, under the keys of its clusters."""
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.claims import ClaimingObject
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
+from milo_discoveryd.schema.fields import parse_group
+from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
+from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
+from milo_discoveryd.sources.kind import Follows, SourceOptions
+from milo_discoveryd.sources.kubeconfig_files import KindKind
+from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL
+from milo_discoveryd.sources.single import SingleKind
+
+MILO = "https://milo"
+ACME = f"{MILO}/apis/resourcemanager.miloapis.com/v1alpha1/organizations/acme/control-plane"
+OPTIONS = SourceOptions(project_server=MILO)
+PLANTED = ("http://attacker.example.com",)
+
+
+def by_secrets() -> Follows:
+    given = {
+        "resource": {"version": "v1", "plural": "members", "namespaced": True, "label_selector": "a=b"},
+        "endpoint": {"secret_key": "value"},
+        "secret": {"name": "{metadata.name}", "label_selector": "of=members"},
+    }
+    return parse_group(DeclarativeKind, given).follow(OPTIONS)
+
+
+@pytest.fixture
+def collections() -> tuple[FollowedCollection, ...]:
+    return KeyedSource(by_secrets(), "members", "env=prod").collections
+
+
+METADATA = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
+
+
+def seen(followed: FollowedCollection, **fields: Any) -> Observation:
+    found: Observation | None = followed.decoder.object(msgspec.json.encode({"metadata": METADATA, **fields}))
+    assert found is not None
+    return found
+
+
+def encoded(server: str) -> str:
+    document = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x"}}],
+        "clusters": [{"name": "x", "cluster": {"server": server}}],
+    }
+    return base64.b64encode(msgspec.json.encode(document)).decode()
+
+
+def test_label_selector_does_not_hide_that_a_project_is_of_another_organization() -> None:
+    follows = ProjectKind().follow(SourceOptions(discovery_server=ACME))
+    (projects,) = KeyedSource(follows, label_selector="env=prod").collections
+    assert projects.watched.resource.label_selector == f"{ORGANIZATION_LABEL}=acme,env=prod"
+
+    def of(organization: str) -> Observation:
+        return seen(projects, metadata={**METADATA, "labels": {ORGANIZATION_LABEL: organization}})
+
+    assert [type(of("acme")), type(of("evil"))] == [Outside, Refused]
+
+
+def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple[FollowedCollection, ...]) -> None:
+    members, secrets = (each.watched.resource for each in collections)
+    assert (members.path, members.label_selector) == ("/api/v1/members", "a=b,env=prod")
+    assert (secrets.path, secrets.label_selector) == ("/api/v1/secrets", "of=members")
+    assert [each.namespaced for each in KeyedSource(by_secrets()).keys] == [True, True]
+
+
+def test_kubeconfig_secret_is_reduced_to_server_and_ca(collections: tuple[FollowedCollection, ...]) -> None:
+    found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
+    assert isinstance(found, Ready)
+    kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=StatedServer("https://a.example", None))
+    assert found == Ready("1", "7", kept)
+
+
+def test_secret_without_a_kubeconfig_is_observed_as_not_ready(
+    collections: tuple[FollowedCollection, ...],
+) -> None:
+    found = seen(collections[SECRETS], data={"other": "x"})
+    assert isinstance(found, NotReady)
+    assert (found.name, found.uid, found.version) == ("team/alpha", "1", "7")
+
+
+def test_secret_with_an_invalid_kubeconfig_reports_the_problem(collections: tuple[FollowedCollection, ...]) -> None:
+    found = seen(collections[SECRETS], data={"value": encoded("http://plain")})
+    assert isinstance(found, Malformed)
+    assert found.name == "team/alpha"
+    assert found.message.startswith("the key 'value' of Secret team/alpha: the endpoint 'http://plain'")
+
+
+def placed(follows: Follows, name: str, source: str = "", **fields: Any) -> tuple[str, ...] | None:
+    """Return the address of a stored cluster; None if it must not be served."""
+    try:
+        return KeyedSource(follows, source).restored_place(Target(name=name, uid="p", place=PLANTED, **fields))
+    except ValueError:
+        return None
+
+
+def test_restored_endpoint_is_derived_by_kind_and_not_read_from_state_file() -> None:
+    for kind in (ProjectKind(), ProjectControlPlaneKind()):
+        place = placed(kind.follow(OPTIONS), "web")
+        assert place is not None
+        assert "web".join(place).startswith("https://mil")
+
+
+def test_restored_cluster_of_another_organization_than_the_context_is_skipped() -> None:
+    follows = ProjectKind().follow(SourceOptions(project_server=MILO, discovery_server=ACME))
+    acme, evil = (((ORGANIZATION_LABEL, name),) for name in ("acme", "evil"))
+    assert placed(follows, "web", labels=acme)
+    assert placed(follows, "web", labels=evil) is placed(follows, "web") is None
+
+
+def test_restored_cluster_of_another_source_or_of_none_that_is_followed_is_skipped() -> None:
+    follows = ProjectKind().follow(OPTIONS)
+    assert placed(follows, "eu#web", "eu") == placed(follows, "web")
+    assert placed(follows, "us#web", "eu") is placed(follows, "web", "eu") is placed(follows, "eu#web") is None
+    assert placed(SingleKind().follow(OPTIONS), "single") is None
+
+
+@pytest.mark.parametrize("name", ["../bank", "..%2e", "a?b#c", ""])
+def test_invalid_cluster_names_in_state_file_are_skipped(name: str) -> None:
+    assert placed(ProjectKind().follow(OPTIONS), name) is None
+
+
+def test_clusters_of_a_named_source_have_its_name_before_their_own() -> None:
+    projects = KeyedSource(ProjectKind().follow(OPTIONS), "eu")
+    (collection,) = projects.collections
+    condition = {"type": "Ready", "status": "True"}
+    metadata = {"name": "web", "uid": "1", "resourceVersion": "7"}
+    ready = seen(collection, metadata=metadata, status={"conditions": [condition]})
+    assert isinstance(ready, Ready)
+    assert (ready.name, ready.target.local_name) == ("eu#web", "web")
+    missing = seen(collection, metadata=metadata)
+    assert isinstance(missing, NotReady)
+    assert missing.fields is not None
+    assert (missing.name, missing.fields.name) == ("eu#web", "eu#web")
+    assert seen(collection, metadata={**metadata, "name": "a_b"}).name == "eu#a_b"
+    (target,) = KeyedSource(SingleKind().follow(OPTIONS), "one").targets
+    assert target.name == "one#single"
+
+
+def test_reduced_clusters_of_a_named_source_have_its_name_before_their_own() -> None:
+    follows = KindKind().follow(OPTIONS)
+    kind, unnamed = KeyedSource(follows, "local"), KeyedSource(follows)
+    assert kind.files is follows
+    assert kind.reduce is not None
+    assert unnamed.reduce is follows.reduce
+    assert kind.reduce("local#alpha", (), "") is None

@@ -1,0 +1,65 @@
+"""Kinds of sources by name, including those of other packages."""
+
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.schema.fields import parse_group
+from milo_discoveryd.sources import kind as kinds
+from milo_discoveryd.sources.kind import FixedClusters, IssuerTraits, Kind, ProjectServer, SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.single import SingleKind
+
+
+class Theirs(Kind, frozen=True, kw_only=True):
+    is_watched = False
+
+    name: str = "theirs"
+
+    def follow(self, options: SourceOptions) -> FixedClusters:
+        return FixedClusters((Target(name=self.name, uid="u", place=(options.project_server,)),))
+
+
+def test_built_in_kinds_are_found() -> None:
+    assert kinds.load("project") is ProjectKind
+    assert kinds.names() == sorted(kinds.KINDS)
+    assert all(issubclass(kinds.load(name), Kind) for name in kinds.names())
+
+
+def test_unknown_kind_lists_available_kinds() -> None:
+    with pytest.raises(LookupError, match=r"must be one of declarative, kind, .*project, .*single"):
+        kinds.load("projects")
+
+
+def test_kind_of_another_package_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = EntryPoint("theirs", f"{__name__}:Theirs", kinds.GROUP)
+    found = EntryPoints([EntryPoint("other", f"{__name__}:Other", kinds.GROUP), theirs])
+    monkeypatch.setattr("importlib.metadata.entry_points", found.select)
+    assert kinds.names() == sorted([*kinds.KINDS, "other", "theirs"])
+    assert kinds.load("theirs") is Theirs
+
+
+@pytest.mark.parametrize("name", sorted(kinds.KINDS))
+def test_kind_states_which_api_servers_it_uses(name: str) -> None:
+    kind = kinds.load(name)
+    assert kind.is_watched or kind.project_server is not ProjectServer.IDENTITY
+    assert kind.is_watched or not kind.contexts
+    assert (kind.project_server is ProjectServer.NONE) == (name in {"kind", "kubeconfig-directory"})
+    assert kind.has_own_authorities == (name in {"declarative", "kind", "kubeconfig-directory"})
+
+
+def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_files_or_objects() -> None:
+    with pytest.raises(NotImplementedError):
+        Kind().follow(SourceOptions())
+    assert Kind().authorities_file is None
+    assert Kind().refusal(IssuerTraits("token-file")) == ""
+    assert "it reads the files" in Kind().refusal(IssuerTraits("kubeconfig-file"))
+    assert "it posts to the objects" in Kind().refusal(IssuerTraits("kubeconfig-request"))
+
+
+def test_single_kind_has_the_configured_cluster() -> None:
+    kind = parse_group(SingleKind, {"name": "one", "labels": {"b": "2", "a": "1"}, "organization": "acme"})
+    (target,) = kind.follow(SourceOptions(project_server="https://one.example.com/base")).targets
+    assert (target.name, target.endpoint, target.organization) == ("one", "https://one.example.com/base", "acme")
+    assert target.labels == (("a", "1"), ("b", "2"))

@@ -1,0 +1,139 @@
+"""Kind `service-consumer`: the projects that use a service."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim
+from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
+from milo_discoveryd.schema.fields import parse_group
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.reading import MalformedError
+from milo_discoveryd.sources.service_consumer import ConsumerObjects, ServiceConsumer, ServiceConsumerKind
+
+API = "https://api.example.com"
+KIND = ServiceConsumerKind(services=("dns", "mail"), drain=timedelta(minutes=1))
+MODE = ConsumerObjects(KIND, SourceOptions(project_server=API))
+PLACE = (f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/", "/control-plane")
+
+
+def claims(
+    project: str = "shop", service: str = "dns", phase: str = "Active", *conditions: dict[str, str], **more: Any
+) -> list[Claim]:
+    metadata = {"name": "sc-1", "uid": "u1", "resourceVersion": "5", **more.pop("metadata", {})}
+    content = {
+        "metadata": metadata,
+        "spec": {"consumerProjectRef": {"name": project}, **more},
+        "status": {"phase": phase, "serviceName": service, "conditions": list(conditions)},
+    }
+    return list(MODE.claims(msgspec.convert(content, ServiceConsumer)))
+
+
+def reduced(*said: list[Claim], uid: str = "") -> Observation | None:
+    made = [
+        ObjectClaim(0, f"sc-{n}", f"uid-{n}", str(n + 8), n, claim.content) for n, [claim] in enumerate(said, start=1)
+    ]
+    return MODE.reduce("shop", made, uid)
+
+
+DELETING = {"deletionTimestamp": "2026-11-20T08:00:00Z"}
+
+
+def test_service_consumer_kind_watches_consumers() -> None:
+    (watch,) = KIND.follow(SourceOptions(project_server=API)).watches
+    assert watch.resource.path == "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
+
+
+def test_consumer_of_another_service_claims_no_project() -> None:
+    assert claims(service="storage") == []
+    assert (
+        list(
+            MODE.claims(
+                msgspec.convert({"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}}, ServiceConsumer)
+            )
+        )
+        == []
+    )
+    assert claims(project="shop")[0].cluster == "shop"
+
+
+def test_consumer_project_must_be_a_name() -> None:
+    with pytest.raises(MalformedError, match=r"the consumer project '\.\./bank' is not a DNS name"):
+        claims(project="../bank")
+
+
+def test_active_consumer_engages_its_project() -> None:
+    assert reduced(claims(metadata={"labels": {"env": "prod"}})) == Ready(
+        "uid-1", "9", Target(name="shop", uid="uid-1", place=PLACE, labels=(("env", "prod"),))
+    )
+
+
+def test_project_stays_engaged_while_one_of_its_consumers_is_active() -> None:
+    found = reduced(claims(phase="Denied"), claims(service="mail"), uid="before")
+    assert isinstance(found, Ready)
+    assert (found.uid, found.version) == ("before", "10")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ((claims(phase="Denied"),), "dns is Denied"),
+        ((claims(metadata=DELETING),), "dns is being deactivated"),
+        ((claims(phase="Denied"), claims(service="mail", phase="")), "dns is Denied; mail is pending"),
+    ],
+)
+def test_deactivated_consumer_withdraws_its_project_with_drain(said: tuple[list[Claim], ...], message: str) -> None:
+    found = reduced(*said, uid="before")
+    assert isinstance(found, Withdrawn)
+    assert (found.uid, found.message, found.drain_s) == ("before", message, 60.0)
+
+
+def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
+    assert reduced() == Withdrawn("shop", "", "", "the project no longer uses any of the services", 60.0)
+
+
+def test_pending_consumer_does_not_engage() -> None:
+    found = reduced(claims(phase="PendingApproval"))
+    assert found == NotReady("shop", "uid-1", "9", "dns is PendingApproval")
+
+
+def suspended(status: str = "True") -> dict[str, str]:
+    return {"type": "Suspended", "status": status, "reason": "Billing", "lastTransitionTime": "1970-01-01T00:00:09Z"}
+
+
+@pytest.mark.parametrize(
+    ("said", "suspensions"),
+    [
+        ((claims("shop", "dns", "Active", suspended()),), (Suspension("Billing", 9.0, ""),)),
+        ((claims("shop", "dns", "Active", suspended("False")),), None),
+        ((claims(suspended=True),), ()),
+        ((claims("shop", "dns", "Active", suspended()), claims(service="mail")), None),
+        ((claims("shop", "dns", "Active", suspended()), claims(phase="Denied")), (Suspension("Billing", 9.0, ""),)),
+    ],
+)
+def test_project_is_suspended_while_all_active_consumers_are(
+    said: tuple[list[Claim], ...], suspensions: tuple[Suspension, ...] | None
+) -> None:
+    found = reduced(*said)
+    assert isinstance(found, Ready)
+    assert found.target.suspensions == suspensions
+
+
+def test_restored_project_endpoint_is_derived_from_its_name() -> None:
+    assert MODE.restored_place(Target(name="shop", uid="u", place=("https://evil.test",))) == PLACE
+    with pytest.raises(MalformedError):
+        MODE.restored_place(Target(name="../shop", uid="u", place=()))
+
+
+def test_service_consumer_settings_are_validated() -> None:
+    assert parse_group(ServiceConsumerKind, {"services": ["dns"], "drain": "30s"}).drain == timedelta(seconds=30)
+    for given, complaint in (
+        ({"services": ["dns"], "service": "dns"}, "did you mean services"),
+        ({}, "is missing"),
+        ({"services": []}, "must have at least 1 value"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            parse_group(ServiceConsumerKind, given)
