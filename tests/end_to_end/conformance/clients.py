@@ -69,10 +69,30 @@ def node() -> Command:
     return [tool("node"), str(node_packages() / "clients/node/dist/conformance/subscriber.js")]
 
 
+def java() -> Command:
+    """Build with Maven in a copy, so that nothing is written into this repository."""
+    maven, built = tool("mvn"), CACHE / "java"
+    target = built / "clients/java"
+    for source in ("clients/java", "clients/testdata", "proto"):
+        kept = shutil.ignore_patterns("target")
+        shutil.copytree(ROOT / source, built / source, dirs_exist_ok=True, ignore=kept)
+    classpath = ["dependency:build-classpath", "-Dmdep.outputFile=target/classpath", "-DincludeScope=test"]
+    run([maven, "--quiet", "--batch-mode", "test-compile", *classpath], target)
+    entries = [
+        str(target / "target/classes"),
+        str(target / "target/test-classes"),
+        (target / "target/classpath").read_text(),
+    ]
+    # Processes that live for seconds.
+    options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries)]
+    return [tool("java"), *options, "com.miloapis.discovery.ConformanceSubscriber"]
+
+
 CLIENTS = {
     "python": Client(python),
     # The provider for multicluster-runtime renews the credentials of API clients, and not the client below it.
     "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
+    "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),
 }

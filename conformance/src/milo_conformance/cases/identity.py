@@ -54,7 +54,6 @@ async def tls_of_another_ca(run: Run) -> None:
     await run.no_stream(2.5, "and the daemon's certificate is of another CA")
     run.daemon.use_tls(authority.server("localhost"))
     await run.daemon.serve()
-    run.daemon.relay.cut()
     stream = await run.synced("a")
     await run.nothing_else(stream)
 
@@ -71,7 +70,6 @@ async def tls_for_another_name(run: Run) -> None:
     await run.no_stream(2.5, "and the daemon's certificate is for another name")
     run.daemon.use_tls(authority.server("localhost"))
     await run.daemon.serve()
-    run.daemon.relay.cut()
     stream = await run.synced("a")
     await run.nothing_else(stream)
 

@@ -1,0 +1,78 @@
+package com.miloapis.discovery;
+
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import com.google.gson.JsonParseException;
+import com.google.gson.JsonParser;
+import com.miloapis.discovery.v1.Kubeconfig;
+import java.util.Set;
+
+/** What a kubeconfig of the daemon says: where the API server is, and how to authenticate there. Unset parts are null. */
+public record Access(
+    String server, String caData, String tlsServerName, String token, String certificateData, String keyData) {
+
+  /**
+   * Read a kubeconfig of the form that the daemon writes, JSON with a token or a client certificate. Everything else is refused:
+   * whatever answers at the daemon's address could name a program to run, a file to read or a proxy.
+   */
+  static Access of(Kubeconfig kubeconfig) {
+    try {
+      var file = JsonParser.parseString(kubeconfig.getKubeconfig().toStringUtf8());
+      var top = object(file, Set.of("apiVersion", "kind", "current-context", "contexts", "clusters", "users"));
+      only(top, "contexts", "context", Set.of("cluster", "user"));
+      var cluster = only(top, "clusters", "cluster", Set.of("server", "certificate-authority-data", "tls-server-name"));
+      var user = only(top, "users", "user", Set.of("token", "client-certificate-data", "client-key-data"));
+      var access =
+          new Access(
+              text(cluster, "server"),
+              text(cluster, "certificate-authority-data"),
+              text(cluster, "tls-server-name"),
+              text(user, "token"),
+              text(user, "client-certificate-data"),
+              text(user, "client-key-data"));
+      if (access.server == null || (access.token == null && (access.certificateData == null || access.keyData == null))) {
+        throw new DiscoveryException("kubeconfig refused: it lacks a server or a credential");
+      }
+      return access;
+    } catch (JsonParseException | IllegalStateException | UnsupportedOperationException | ClassCastException invalid) {
+      throw new DiscoveryException("kubeconfig refused: it is not of the form that the daemon writes");
+    }
+  }
+
+  /** Whether the daemon would write the kubeconfig. To refuse its event instead would stop the watch. */
+  static boolean isUsable(Kubeconfig kubeconfig) {
+    try {
+      of(kubeconfig);
+      return true;
+    } catch (DiscoveryException refused) {
+      System.getLogger("com.miloapis.discovery")
+          .log(System.Logger.Level.ERROR, "cluster {0}: {1}", kubeconfig.getCluster(), refused.getMessage());
+      return false;
+    }
+  }
+
+  private static JsonObject only(JsonObject top, String list, String inner, Set<String> fields) {
+    var entries = top.getAsJsonArray(list);
+    if (entries == null || entries.size() != 1) {
+      throw new DiscoveryException("kubeconfig refused: it does not have exactly one of " + list);
+    }
+    return object(object(entries.get(0), Set.of("name", inner)).get(inner), fields);
+  }
+
+  private static JsonObject object(JsonElement element, Set<String> allowed) {
+    if (element == null || !element.isJsonObject() || !allowed.containsAll(element.getAsJsonObject().keySet())) {
+      throw new DiscoveryException("kubeconfig refused: it has fields that the daemon does not write");
+    }
+    return element.getAsJsonObject();
+  }
+
+  private static String text(JsonObject object, String name) {
+    var value = object.get(name);
+    return value == null || value.getAsString().isEmpty() ? null : value.getAsString();
+  }
+
+  @Override
+  public String toString() { // without what is secret
+    return "Access[" + server + "]";
+  }
+}

@@ -1,0 +1,72 @@
+package com.miloapis.discovery;
+
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.rpc.RetryInfo;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import java.time.Duration;
+import java.util.Set;
+
+/** The error of a call, a watch, or credentials. */
+public class DiscoveryException extends RuntimeException {
+  private static final Set<Status.Code> FINAL =
+      Set.of(
+          Status.Code.INVALID_ARGUMENT,
+          Status.Code.PERMISSION_DENIED,
+          Status.Code.UNAUTHENTICATED,
+          Status.Code.UNIMPLEMENTED,
+          Status.Code.FAILED_PRECONDITION);
+
+  private final Status.Code code;
+  private final Duration retryAfter;
+
+  DiscoveryException(String message) {
+    this(Status.Code.UNKNOWN, message, Duration.ZERO, null);
+  }
+
+  private DiscoveryException(Status.Code code, String message, Duration retryAfter, Throwable cause) {
+    super(message, cause);
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+
+  /** The status with which the call ended; UNKNOWN if the daemon was not asked. */
+  public Status.Code code() {
+    return code;
+  }
+
+  /** How long the daemon asks to wait before a retry; zero if it does not say. */
+  public Duration retryAfter() {
+    return retryAfter;
+  }
+
+  /** Whether a retry fails too, until the request or a configuration is changed. */
+  public boolean isFinal() {
+    return FINAL.contains(code);
+  }
+
+  static DiscoveryException of(StatusRuntimeException error) {
+    Status status = error.getStatus();
+    String message = status.getCode() + ": " + status.getDescription();
+    return new DiscoveryException(status.getCode(), message, retryAfter(error), error);
+  }
+
+  private static Duration retryAfter(StatusRuntimeException error) {
+    com.google.rpc.Status status = StatusProto.fromThrowable(error);
+    if (status != null) {
+      for (var detail : status.getDetailsList()) {
+        try {
+          if (detail.is(RetryInfo.class)) {
+            var delay = detail.unpack(RetryInfo.class).getRetryDelay();
+            var asked = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+            return asked.isNegative() ? Duration.ZERO : asked;
+          }
+        } catch (InvalidProtocolBufferException invalid) {
+          return Duration.ZERO;
+        }
+      }
+    }
+    return Duration.ZERO;
+  }
+}

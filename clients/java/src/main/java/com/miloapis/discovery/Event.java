@@ -1,0 +1,42 @@
+package com.miloapis.discovery;
+
+import com.miloapis.discovery.v1.Cluster;
+import com.miloapis.discovery.v1.DisengageReason;
+import com.miloapis.discovery.v1.Kubeconfig;
+
+/**
+ * A change to one cluster. There is ENGAGED first, then any number of others, then DISENGAGED.
+ *
+ * @param cluster complete in every type; for DISENGAGED as last known
+ * @param reason set for DISENGAGED. UNSPECIFIED means that the cluster was missing when the daemon was back: do not treat it as
+ *     DELETED
+ * @param message human-readable
+ * @param kubeconfig with KUBECONFIG, and with ENGAGED if one is available; otherwise null
+ */
+public record Event(Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig) {
+  /** What happened. */
+  public enum Type {
+    ENGAGED,
+    UPDATED,
+    DISENGAGED,
+    KUBECONFIG
+  }
+
+  static Event of(Type type, Session.Known known) {
+    boolean hasKubeconfig = type == Type.ENGAGED || type == Type.KUBECONFIG;
+    var none = DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
+    return new Event(type, known.cluster(), none, "", hasKubeconfig ? known.kubeconfig() : null);
+  }
+
+  static Event disengaged(Cluster cluster, DisengageReason reason, String message) {
+    // A reason that a newer daemon adds is an unknown one.
+    boolean isKnown = reason != DisengageReason.UNRECOGNIZED;
+    var known = isKnown ? reason : DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
+    return new Event(Type.DISENGAGED, cluster, known, message, null);
+  }
+
+  @Override
+  public String toString() { // without the kubeconfig, which is secret
+    return type + " " + cluster.getName() + (type == Type.DISENGAGED ? " " + reason : "");
+  }
+}

@@ -1,0 +1,151 @@
+package com.miloapis.discovery;
+
+import com.miloapis.discovery.v1.Cluster;
+import java.time.Duration;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.UUID;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
+import java.util.function.BiConsumer;
+
+/**
+ * Runs one handler per engaged cluster, each in a thread of its own. A cluster that drains is released when its handler has ended.
+ *
+ * <p>A handler ends when {@link EngagedCluster#awaitEnd} returns. One that throws is called again after a backoff; one that returns is
+ * not. A cluster of the same name that is engaged later gets a new call, which begins after the old one has ended.
+ */
+public final class Fleet implements AutoCloseable {
+  private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
+  private static final Duration LONGEST_BACKOFF = Duration.ofMinutes(1);
+
+  /** The work on one cluster. */
+  public interface Handler {
+    void work(EngagedCluster cluster) throws Exception;
+  }
+
+  private record Member(EngagedCluster cluster, CompletableFuture<Void> done) {}
+
+  private final DiscoveryClient client;
+  private final Watch watch;
+  private final String subscriber;
+  private final Executor threads;
+  private final BiConsumer<EngagedCluster, Exception> onError;
+  private final Map<String, Member> members = new HashMap<>(); // of the thread of run()
+  private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
+
+  /** A fleet whose handlers run in threads of their own, and whose errors are logged. */
+  public Fleet(DiscoveryClient client, WatchOptions options) {
+    this(client, options, work -> thread(work).start(), Fleet::log);
+  }
+
+  /**
+   * @param threads runs the handlers; each keeps a thread while its cluster is engaged
+   * @param onError called with each error of a handler
+   */
+  public Fleet(
+      DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Exception> onError) {
+    this.client = client;
+    this.subscriber = options.subscriber().isEmpty() ? "java/" + UUID.randomUUID() : options.subscriber();
+    this.watch = client.watch(options.withSubscriber(subscriber));
+    this.threads = threads;
+    this.onError = onError;
+  }
+
+  /** Run until the fleet is closed. Throws errors that a retry cannot fix. Returns after all handlers have ended. */
+  public void run(Handler handler) throws InterruptedException {
+    try {
+      watch.run(event -> receive(event, handler));
+    } finally {
+      for (String name : members.keySet().toArray(String[]::new)) {
+        disengage(name);
+      }
+      CompletableFuture.allOf(ending.values().toArray(CompletableFuture[]::new)).join();
+      try {
+        client.endSubscription(subscriber);
+      } catch (DiscoveryException error) {
+        // The daemon waits until the deadline of a drain.
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    watch.close();
+  }
+
+  private void receive(Event event, Handler handler) {
+    String name = event.cluster().getName();
+    Member member = members.get(name);
+    if (member != null) {
+      member.cluster.update(event.cluster());
+    }
+    switch (event.type()) {
+      case ENGAGED -> engage(event.cluster(), handler);
+      case DISENGAGED -> disengage(name);
+      default -> {}
+    }
+    if (event.cluster().hasDraining() && event.type() != Event.Type.DISENGAGED) {
+      release(members.get(name));
+    }
+  }
+
+  private void engage(Cluster cluster, Handler handler) {
+    var engaged = new EngagedCluster(client, watch, cluster);
+    var before = ending.getOrDefault(cluster.getName(), CompletableFuture.completedFuture(null));
+    var done = cluster.hasDraining() ? before : before.thenRunAsync(() -> work(engaged, handler), threads);
+    members.put(cluster.getName(), new Member(engaged, done));
+  }
+
+  private void disengage(String name) {
+    Member member = members.remove(name);
+    if (member != null) {
+      member.cluster.end();
+      ending.values().removeIf(CompletableFuture::isDone);
+      ending.put(name, member.done);
+    }
+  }
+
+  private void release(Member member) {
+    member.cluster.end();
+    member.done.thenRunAsync(
+        () -> {
+          try {
+            client.release(member.cluster.current(), subscriber);
+          } catch (DiscoveryException error) {
+            // It is sent again on the next stream if the release did not reach the daemon.
+          }
+        },
+        threads);
+  }
+
+  private void work(EngagedCluster cluster, Handler handler) {
+    for (var backoff = FIRST_BACKOFF; !cluster.hasEnded(); backoff = longer(backoff)) {
+      try {
+        handler.work(cluster);
+        return;
+      } catch (Exception error) {
+        if (!cluster.hasEnded()) {
+          onError.accept(cluster, error);
+          cluster.awaitEnd(backoff);
+        }
+      }
+    }
+  }
+
+  private static Duration longer(Duration backoff) {
+    var doubled = backoff.multipliedBy(2);
+    return doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
+  }
+
+  private static Thread thread(Runnable work) {
+    var thread = new Thread(work, "milo-discovery cluster");
+    thread.setDaemon(true);
+    return thread;
+  }
+
+  private static void log(EngagedCluster cluster, Exception error) {
+    System.getLogger("com.miloapis.discovery")
+        .log(System.Logger.Level.ERROR, "the handler of cluster " + cluster.name() + " failed", error);
+  }
+}

@@ -1,0 +1,256 @@
+package com.miloapis.discovery;
+
+import com.miloapis.discovery.v1.Cluster;
+import com.miloapis.discovery.v1.ClusterEvent;
+import com.miloapis.discovery.v1.DisengageReason;
+import com.miloapis.discovery.v1.Kubeconfig;
+import com.miloapis.discovery.v1.WatchClustersResponse;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.function.Predicate;
+
+/**
+ * Turns batches into events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
+ * cluster.
+ *
+ * <p>A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
+ * cluster, whatever its incarnation; but one that was draining and no longer is was disengaged and engaged again. A batch is applied
+ * completely or not at all, and only then does its revision become the resume revision.
+ */
+final class Session {
+  static final String MISSING = "it was missing when the connection to the daemon was restored";
+  static final String NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own";
+
+  /** A cluster, with its kubeconfig if there is one. */
+  record Known(Cluster cluster, Kubeconfig kubeconfig) {}
+
+  private enum Phase {
+    CLOSED,
+    OPENED,
+    AWAITING_SNAPSHOT,
+    RECEIVING_SNAPSHOT,
+    LIVE
+  }
+
+  private final Predicate<Kubeconfig> isUsable;
+  private Map<String, Known> view = new LinkedHashMap<>();
+  private Map<String, Known> snapshot = new LinkedHashMap<>();
+  private Phase phase = Phase.CLOSED;
+  private String last = "";
+  private String revision = "";
+
+  Session(Predicate<Kubeconfig> isUsable) {
+    this.isUsable = isUsable;
+  }
+
+  /** The engaged cluster of this name; null if there is none. */
+  synchronized Known get(String name) {
+    return view.get(name);
+  }
+
+  synchronized List<Known> view() {
+    return List.copyOf(view.values());
+  }
+
+  String revision() {
+    return revision;
+  }
+
+  /** Begin another stream, dropping an incomplete snapshot, and return the revision to resume from. */
+  String open() {
+    phase = Phase.OPENED;
+    last = revision;
+    return revision;
+  }
+
+  /** Apply a batch. Throws, without any effect, if it does not follow from the ones before. */
+  synchronized List<Event> receive(WatchClustersResponse batch) {
+    Phase before = phase;
+    phase = Phase.CLOSED; // unless the batch is valid
+    if (batch.getReset()) {
+      snapshot = new LinkedHashMap<>(); // it starts over: no earlier batch can be missing
+      return receiveSnapshot(batch);
+    }
+    switch (before) {
+      case CLOSED:
+        throw new StreamBrokenException("a batch arrived on a stream that is not open");
+      case OPENED:
+        if (!batch.getSynced()) {
+          last = ""; // the daemon does not resume
+          return awaitSnapshot(batch);
+        }
+        if (last.isEmpty()) {
+          throw new StreamBrokenException("a new stream began without a snapshot");
+        }
+        return apply(batch);
+      case AWAITING_SNAPSHOT:
+        return awaitSnapshot(batch);
+      case RECEIVING_SNAPSHOT:
+        requireNext(batch);
+        return receiveSnapshot(batch);
+      default:
+        return apply(batch);
+    }
+  }
+
+  /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
+  synchronized List<Event> loseOwnership() {
+    var lost = new ArrayList<Event>();
+    for (Known known : view.values()) {
+      lost.add(Event.disengaged(known.cluster(), DisengageReason.DISENGAGE_REASON_OWNERSHIP_LOST, NOT_RENEWED));
+    }
+    view = new LinkedHashMap<>();
+    phase = Phase.CLOSED;
+    revision = "";
+    return lost;
+  }
+
+  private List<Event> awaitSnapshot(WatchClustersResponse batch) {
+    requireNext(batch);
+    if (batch.getEventsCount() > 0 || batch.getSynced()) {
+      throw contradiction("events arrived before the snapshot");
+    }
+    return proceed(Phase.AWAITING_SNAPSHOT, batch, List.of());
+  }
+
+  private List<Event> receiveSnapshot(WatchClustersResponse batch) {
+    for (ClusterEvent event : batch.getEventsList()) {
+      String name = event.getCluster().getName();
+      switch (event.getType()) {
+        case TYPE_ENGAGED, TYPE_UPDATED, TYPE_KUBECONFIG -> snapshot.put(name, known(event, snapshot.get(name)));
+        case TYPE_DISENGAGED -> snapshot.remove(name);
+        default -> {} // of a newer daemon
+      }
+    }
+    if (!batch.getSynced()) {
+      return proceed(Phase.RECEIVING_SNAPSHOT, batch, List.of());
+    }
+    for (Known known : view.values()) {
+      if (batch.getPendingSourcesList().contains(known.cluster().getSource())) {
+        snapshot.putIfAbsent(known.cluster().getName(), known);
+      }
+    }
+    List<Event> events = differences();
+    view = snapshot;
+    snapshot = new LinkedHashMap<>();
+    revision = batch.getRevision();
+    return proceed(Phase.LIVE, batch, events);
+  }
+
+  private List<Event> differences() {
+    var events = new ArrayList<Event>();
+    view.forEach(
+        (name, known) -> {
+          if (!snapshot.containsKey(name)) {
+            events.add(Event.disengaged(known.cluster(), DisengageReason.DISENGAGE_REASON_UNSPECIFIED, MISSING));
+          }
+        });
+    snapshot.forEach(
+        (name, now) -> {
+          Known before = view.get(name);
+          DisengageReason end = before == null ? null : endOf(before.cluster(), now.cluster());
+          if (before == null) {
+            events.add(Event.of(Event.Type.ENGAGED, now));
+          } else if (end != null) {
+            events.add(Event.disengaged(before.cluster(), end, ""));
+            events.add(Event.of(Event.Type.ENGAGED, now));
+          } else {
+            if (!content(before.cluster()).equals(content(now.cluster()))) {
+              events.add(Event.of(Event.Type.UPDATED, now));
+            }
+            if (now.kubeconfig() != null && !now.kubeconfig().equals(before.kubeconfig())) {
+              events.add(Event.of(Event.Type.KUBECONFIG, now));
+            }
+          }
+        });
+    return events;
+  }
+
+  private List<Event> apply(WatchClustersResponse batch) {
+    requireNext(batch);
+    if (!batch.getSynced()) {
+      throw contradiction("the stream is no longer synced, without a reset");
+    }
+    var changed = new HashMap<String, Known>(); // null: disengaged
+    var events = new ArrayList<Event>();
+    for (ClusterEvent event : batch.getEventsList()) {
+      var type = event.getType();
+      if (type == ClusterEvent.Type.TYPE_UNSPECIFIED || type == ClusterEvent.Type.UNRECOGNIZED) {
+        continue; // of a newer daemon
+      }
+      String name = event.getCluster().getName();
+      Known before = changed.containsKey(name) ? changed.get(name) : view.get(name);
+      if ((before == null) != (type == ClusterEvent.Type.TYPE_ENGAGED)) {
+        throw contradiction(type + " for cluster " + name + ", which is " + (before == null ? "not " : "") + "engaged");
+      }
+      Known after = known(event, before);
+      changed.put(name, type == ClusterEvent.Type.TYPE_DISENGAGED ? null : after);
+      switch (type) {
+        case TYPE_ENGAGED -> events.add(Event.of(Event.Type.ENGAGED, after));
+        case TYPE_UPDATED -> events.add(Event.of(Event.Type.UPDATED, after));
+        case TYPE_DISENGAGED -> events.add(Event.disengaged(after.cluster(), event.getReason(), event.getMessage()));
+        default -> {
+          if (after.kubeconfig() != before.kubeconfig()) { // it was not refused
+            events.add(Event.of(Event.Type.KUBECONFIG, after));
+          }
+        }
+      }
+    }
+    changed.forEach(
+        (name, known) -> {
+          if (known == null) {
+            view.remove(name);
+          } else {
+            view.put(name, known);
+          }
+        });
+    revision = batch.getRevision();
+    return proceed(Phase.LIVE, batch, events);
+  }
+
+  private List<Event> proceed(Phase next, WatchClustersResponse batch, List<Event> events) {
+    phase = next;
+    last = batch.getRevision();
+    return events;
+  }
+
+  private Known known(ClusterEvent event, Known before) {
+    if (event.hasKubeconfig() && isUsable.test(event.getKubeconfig())) {
+      return new Known(event.getCluster(), event.getKubeconfig());
+    }
+    return new Known(event.getCluster(), before == null ? null : before.kubeconfig());
+  }
+
+  private void requireNext(WatchClustersResponse batch) {
+    if (!batch.getPreviousRevision().equals(last)) {
+      throw new StreamBrokenException(
+          "a batch is missing: expected one after '" + last + "', got one after '" + batch.getPreviousRevision() + "'");
+    }
+  }
+
+  /** Drop the resume revision: only a snapshot can tell what is true. */
+  private StreamBrokenException contradiction(String detail) {
+    revision = "";
+    return new StreamBrokenException(detail);
+  }
+
+  /** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */
+  private static DisengageReason endOf(Cluster before, Cluster now) {
+    if (!before.getUid().equals(now.getUid())) {
+      return DisengageReason.DISENGAGE_REASON_REPLACED;
+    }
+    return before.hasDraining() && !now.hasDraining() ? before.getDraining().getReason() : null;
+  }
+
+  /** The cluster without what describes the daemon. */
+  private static Cluster content(Cluster cluster) {
+    var content = cluster.toBuilder().clearEngagedAt().clearIncarnation().clearSourceResourceVersion();
+    if (cluster.hasConnectivity()) {
+      content.getConnectivityBuilder().clearSince();
+    }
+    return content.build();
+  }
+}

@@ -1,0 +1,54 @@
+package com.miloapis.discovery;
+
+import com.miloapis.discovery.v1.ClusterFilter;
+import java.time.Duration;
+import java.util.function.Consumer;
+
+/**
+ * Options of a watch.
+ *
+ * @param filter which clusters
+ * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires
+ * @param heartbeatInterval of an idle stream; three missed heartbeats end the connection
+ * @param subscriber if not empty, planned disengagements wait for a release under this name, which no other watch of the caller may use
+ * @param onDisconnect called with the reason when a stream breaks; every cluster stays engaged, and the watch reconnects
+ */
+public record WatchOptions(
+    ClusterFilter filter,
+    boolean includeKubeconfigs,
+    Duration heartbeatInterval,
+    String subscriber,
+    Consumer<RuntimeException> onDisconnect) {
+
+  /** All clusters, without kubeconfigs and releases. */
+  public static WatchOptions defaults() {
+    return new WatchOptions(ClusterFilter.getDefaultInstance(), false, Duration.ofSeconds(30), "", error -> {});
+  }
+
+  public WatchOptions withLabelSelector(String selector) {
+    var selected = filter.toBuilder().setLabelSelector(selector).build();
+    return new WatchOptions(selected, includeKubeconfigs, heartbeatInterval, subscriber, onDisconnect);
+  }
+
+  public WatchOptions withKubeconfigs() {
+    return new WatchOptions(filter, true, heartbeatInterval, subscriber, onDisconnect);
+  }
+
+  public WatchOptions withHeartbeatInterval(Duration interval) {
+    return new WatchOptions(filter, includeKubeconfigs, interval, subscriber, onDisconnect);
+  }
+
+  public WatchOptions withSubscriber(String name) {
+    return new WatchOptions(filter, includeKubeconfigs, heartbeatInterval, name, onDisconnect);
+  }
+
+  public WatchOptions withOnDisconnect(Consumer<RuntimeException> handler) {
+    return new WatchOptions(filter, includeKubeconfigs, heartbeatInterval, subscriber, handler);
+  }
+
+  /** The interval within the daemon's limits. */
+  Duration heartbeat() {
+    var atLeast = heartbeatInterval.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : heartbeatInterval;
+    return atLeast.compareTo(Duration.ofHours(1)) > 0 ? Duration.ofHours(1) : atLeast;
+  }
+}

@@ -1,0 +1,56 @@
+package com.miloapis.discovery;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+
+import com.google.protobuf.ByteString;
+import com.miloapis.discovery.v1.Kubeconfig;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class AccessTest {
+  private static Kubeconfig kubeconfig(String cluster, String user) {
+    String file =
+        """
+        {"apiVersion": "v1", "kind": "Config", "current-context": "a",
+         "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+         "clusters": [{"name": "a", "cluster": %s}], "users": [{"name": "a", "user": %s}]}"""
+            .formatted(cluster, user);
+    return Kubeconfig.newBuilder().setCluster("a").setKubeconfig(ByteString.copyFromUtf8(file)).build();
+  }
+
+  @Test
+  void kubeconfigWithTokenIsRead() {
+    var access = Access.of(kubeconfig("{\"server\": \"https://milo.test\"}", "{\"token\": \"secret\"}"));
+    assertEquals("https://milo.test", access.server());
+    assertEquals("secret", access.token());
+    assertFalse(access.toString().contains("secret"));
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "{\"exec\": {\"command\": \"/bin/sh\"}}",
+        "{\"tokenFile\": \"/etc/passwd\"}",
+        "{\"token\": [\"secret\"], \"more\": 1}",
+        "{}",
+        "[]",
+      })
+  void otherUserIsRefused(String user) {
+    var error = assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig("{\"server\": \"https://milo.test\"}", user)));
+    assertFalse(error.getMessage().contains("secret"));
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "{}",
+        "{\"server\": \"https://milo.test\", \"proxy-url\": \"http://other\"}",
+        "{\"server\": \"https://milo.test\", \"insecure-skip-tls-verify\": true}",
+      })
+  void otherClusterIsRefused(String cluster) {
+    assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig(cluster, "{\"token\": \"secret\"}")));
+  }
+}
