@@ -8,10 +8,11 @@ from collections.abc import Callable
 from bench import projects
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Encode
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import Kind, SourceOptions
@@ -51,11 +52,13 @@ def encode() -> Encode:
     return encoder(_EPOCH)
 
 
-def fleet(listed: list[Observation]) -> DirectFleet:
-    """Return a fleet after a complete list."""
-    made = DirectFleet(
-        ChangeLog(encode(), Retention()), PendingDeletions(random.random), Journal(Metrics(), Audit(Metrics()))
+def source(listed: list[Observation]) -> Source:
+    """Return a source after a complete list."""
+    made = Source(
+        Fleet(ChangeLog(encode(), Retention())),
+        Journal(Metrics(), Audit(Metrics())),
+        pending_deletions=lambda: PendingDeletions(random.random),
     )
-    for _ in made.take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
+    for _ in made.feeds[0].take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
     return made

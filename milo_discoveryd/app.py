@@ -147,7 +147,7 @@ class Daemon:
     def _accept(self) -> None:
         if self.started.is_set():
             now = asyncio.get_running_loop().time()
-            holds = [feed.accept(now) for feed in self._fleet.feeds]
+            holds = [feed.accept(now) for source in self._fleet.sources for feed in source.feeds]
             self._journal.accepted(any(holds))
 
     def _stop(self, serving: "asyncio.Task[None]") -> None:

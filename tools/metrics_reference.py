@@ -9,11 +9,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
-from milo_discoveryd.registry.change_notifier import ChangeNotifier
-from milo_discoveryd.registry.combined_fleet import CombinedFleet
-from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -62,8 +61,9 @@ def families(*sources: str) -> list[Family]:
     """Return the metrics of a new daemon, with one source or with several."""
     metrics = Metrics(sources or ("",))
     log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics, Audit(metrics))
-    fleets = [DirectFleet(log, PendingDeletions(lambda: 0.0), journal, name=name) for name in sources or ("",)]
-    fleet = CombinedFleet(log, ChangeNotifier(), fleets) if sources else fleets[0]
+    fleet = Fleet(log)
+    for name in sources or ("",):
+        Source(fleet, journal, pending_deletions=lambda: PendingDeletions(lambda: 0.0), name=name)
     metrics.set_build_info("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())

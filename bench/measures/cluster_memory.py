@@ -14,9 +14,9 @@ from bench import in_process
 from bench.setting import Samples, Setting
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.telemetry.logging import configure
 
 _GRAIN = 16
@@ -44,9 +44,9 @@ async def measure(setting: Setting) -> Samples:
 
 def _weighed(count: int) -> Counter[str]:
     decoder = in_process.decoder()
-    fleet = in_process.fleet(in_process.observed(decoder, in_process.lines("ADDED", count, 100_000, "")))
+    source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 100_000, "")))
     found: Counter[str] = Counter()
-    for each in _reachable(fleet):
+    for each in _reachable(source):
         found[f"{_KINDS.get(type(each), 'other')}_bytes"] += -(-sys.getsizeof(each) // _GRAIN) * _GRAIN
         found["objects"] += 1
         if isinstance(each, str):
@@ -54,9 +54,9 @@ def _weighed(count: int) -> Counter[str]:
     return found
 
 
-def _reachable(fleet: Fleet) -> Iterable[object]:
+def _reachable(source: Source) -> Iterable[object]:
     seen: dict[int, object] = {}
-    waiting: list[object] = [fleet.registry]
+    waiting: list[object] = [source.registry]
     while waiting:
         each = waiting.pop()
         if id(each) not in seen:

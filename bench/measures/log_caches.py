@@ -26,8 +26,8 @@ async def measure(setting: Setting) -> Samples:
 
 def _round(count: int) -> dict[str, float]:
     decoder = in_process.decoder()
-    fleet = in_process.fleet(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
-    log, start = fleet.log, fleet.log.head
+    source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
+    log, start = source.fleet.log, source.fleet.log.head
     took = {
         "first_snapshot": _reading(log, None),  # encodes the frames
         "second_snapshot": _reading(log, None),
@@ -36,7 +36,7 @@ def _round(count: int) -> dict[str, float]:
     _reading(log, None)
     took["shared_snapshot"] = _reading(log, None)
     for changed in in_process.observed(decoder, in_process.lines("MODIFIED", count, count + 1, "changed")):
-        for _ in fleet.take([ObjectChanged(changed)], time.monotonic()):
+        for _ in source.feeds[0].take([ObjectChanged(changed)], time.monotonic()):
             pass
     del snapshot
     _reading(log, start)  # encodes the frames

@@ -25,14 +25,14 @@ async def measure(setting: Setting) -> Samples:
 def _round(count: int) -> dict[str, float]:
     changed = in_process.lines("MODIFIED", count, count + 1, "changed")
     decoder, encode = in_process.decoder(), in_process.encode()
-    fleet = in_process.fleet(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
-    log, now = fleet.log, time.monotonic()
+    source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
+    log, now = source.fleet.log, time.monotonic()
     read_up_to = log.head
     changes = [ObjectChanged(each) for each in in_process.observed(decoder, changed)]
 
     def commit() -> None:
         for change in changes:
-            for _ in fleet.take([change], now):
+            for _ in source.feeds[0].take([change], now):
                 pass
 
     def read(after: int) -> None:
@@ -49,7 +49,7 @@ def _round(count: int) -> dict[str, float]:
         "decode_control_plane": _timed(lambda: in_process.observed(control_plane_decoder, control_planes)),
         "commit": _timed(commit),
     }
-    clusters = list(fleet.registry.clusters())
+    clusters = list(source.registry.clusters())
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
     read(read_up_to)  # encodes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))

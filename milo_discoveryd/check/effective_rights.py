@@ -9,11 +9,11 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.rights import Grant
@@ -129,17 +129,13 @@ def engaged(followed: KeyedSource, listed: Sequence[Sequence[Observation]]) -> l
     """Return the clusters that complete lists of a source's collections engage."""
     if followed.reduce is None:
         return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
-    registry = Registry(ChangeLog(lambda _: b"", Retention()))
-    reduction = Reduction(followed.reduce, registry)
+    registry, now = Registry(ChangeLog(lambda _: b"", Retention())), Moment(0.0, 0.0)
+    objects = [ObjectRecords() for _ in listed]
+    reduction = Reduction(followed.reduce, registry, objects)
     for watch, observations in enumerate(listed):
-        objects = [_present(seen) for seen in observations if isinstance(seen, Ready)]
-        reduction.commit(reduction.apply(watch, objects, 0), Moment(0.0, 0.0))
+        changes = objects[watch].commit(observations, now, consistent=True)
+        reduction.commit(reduction.apply(watch, changes, 0), now)
     return [cluster.target for cluster in registry.clusters()]
-
-
-def _present(seen: Ready) -> Event:
-    cluster = Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0)
-    return Event(EventType.ENGAGED, cluster)
 
 
 async def listed_objects(

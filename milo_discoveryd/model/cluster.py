@@ -1,7 +1,7 @@
 """Project control planes, as the daemon tracks them and subscribers see them."""
 
 import enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -14,13 +14,27 @@ SOURCE_SEPARATOR = "#"
 
 
 def key_of(name: str, source: str) -> str:
-    """Return the key of a cluster: SOURCE#NAME, or its name if the daemon has one source."""
+    """Return the key of a cluster: SOURCE#NAME, or its name if its source has no name."""
     return f"{source}{SOURCE_SEPARATOR}{name}" if source else name
 
 
-def local_name(key: str) -> str:
-    """Return the name of a cluster within its source. No name that a mode accepts contains the separator."""
-    return key.rpartition(SOURCE_SEPARATOR)[2]
+def source_of(key: str) -> str:
+    """Return the source of the cluster with a key that a caller or a log names."""
+    return key.rpartition(SOURCE_SEPARATOR)[0]
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """Which cluster something belongs to, whatever its object is named, or states about itself.
+
+    The UID is unique only within the source: the API server of another one may copy it.
+    """
+
+    source: str
+    uid: str
+    """The UID of the upstream object."""
+
+    def __str__(self) -> str:
+        return key_of(self.uid, self.source)
 
 
 class DisengageReason(enum.Enum):
@@ -51,7 +65,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     name: str
-    """The cluster's key: see `local_name`."""
+    """The cluster's key: see `key_of`."""
+    source: str = ""
+    """The name of the source; empty if the only source has none."""
     uid: str
     place: tuple[str, ...]
     """Endpoint without the local name, split where it belongs. Clusters whose endpoints differ only by it share it."""
@@ -62,26 +78,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deletion_message: str = ""
     suspensions: tuple[Suspension, ...] | None = None
     """Why it is suspended, as far as the source says; None if it is not."""
+    states_address: ClassVar[bool] = False
+    """Whether the object itself states the address, so that its author chooses where the daemon connects."""
 
     @property
     def suspended(self) -> bool:
         return self.suspensions is not None
 
     @property
-    def source(self) -> str:
-        """Name of the source, in a daemon with several."""
-        return self.name.partition(SOURCE_SEPARATOR)[0] if SOURCE_SEPARATOR in self.name else ""
-
-    @property
     def local_name(self) -> str:
         """The name within the source."""
-        return local_name(self.name)
+        return self.name[len(self.source) + len(SOURCE_SEPARATOR) :] if self.source else self.name
 
     @property
     def endpoint(self) -> str:
-        name = self.name
         # The common case, without a call: this is part of every encoded event.
-        return (local_name(name) if SOURCE_SEPARATOR in name else name).join(self.place)
+        return (self.local_name if self.source else self.name).join(self.place)
 
 
 class ConnectivityState(enum.Enum):
@@ -117,25 +129,15 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     incarnation: int
     """The revision that engaged it: unique within a run of the daemon."""
     object_uid: str = ""
-    """UID of the upstream object; `target.uid` may come from a label. Credentials are cached by this one."""
+    """UID of the upstream object; `target.uid` may come from a label."""
     connectivity: Connectivity = UNPROBED
-    draining: ClassVar[Draining | None] = None
-    """No field, because nearly no cluster drains: see `DrainingCluster`."""
+    draining: Draining | None = None
+    """Set if its engagement is about to end. A drain that has begun is never taken back."""
 
-
-class DrainingCluster(Cluster, frozen=True, kw_only=True, gc=False):
-    """A cluster whose engagement is about to end. A drain that has begun is never taken back."""
-
-    draining: Draining  # type: ignore[misc]  # instead of the class's None
-
-
-def with_draining(cluster: Cluster, draining: Draining) -> DrainingCluster:
-    return DrainingCluster(**_fields(cluster), draining=draining)
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.target.source, self.object_uid)
 
 
 def without_draining(cluster: Cluster) -> Cluster:
-    return cluster if cluster.draining is None else Cluster(**_fields(cluster))
-
-
-def _fields(cluster: Cluster) -> dict[str, Any]:
-    return {name: getattr(cluster, name) for name in Cluster.__struct_fields__}
+    return cluster if cluster.draining is None else msgspec.structs.replace(cluster, draining=None)

@@ -1,5 +1,7 @@
 """Clusters whose API servers do not share one CA: those of the mode `declarative`, and those in kubeconfig files."""
 
+from typing import ClassVar
+
 from milo_discoveryd.model.cluster import Target
 
 
@@ -13,3 +15,10 @@ class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     """Namespace and name of the Secret that the object names, where the configuration says how."""
     authorities: bytes | None = None
     """CA certificates of the API server as PEM, where the object has them."""
+    states_address: ClassVar[bool] = True
+
+
+class FileTarget(DeclaredTarget, frozen=True, kw_only=True, gc=False):
+    """A cluster in a kubeconfig file, whose author configures the daemon."""
+
+    states_address: ClassVar[bool] = False

@@ -1,8 +1,6 @@
 """The records of all known clusters, engaged or not."""
 
 import enum
-from collections.abc import Iterator
-from typing import Protocol
 
 import msgspec
 
@@ -72,6 +70,9 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
             return self.present
         return None if self.latest is None else self.latest.target
 
+    def describes(self, target: Target) -> bool:
+        return (self.target if self.cluster is None else self.cluster.target) == target
+
     @property
     def transitions(self) -> tuple[Transition, ...]:
         if self.cluster is None:
@@ -83,30 +84,3 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
         ended = Transition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
-
-
-class ClusterRecords(Protocol):
-    """The records of all clusters, for readers."""
-
-    @property
-    def engaged(self) -> int: ...
-
-    @property
-    def draining_count(self) -> int: ...
-
-    @property
-    def unreachable(self) -> int: ...
-
-    def __getitem__(self, name: str) -> ClusterRecord | None: ...
-
-    def items(self) -> Iterator[tuple[str, ClusterRecord]]: ...
-
-    def count(self, state: ObjectState) -> int: ...
-
-    def clusters(self) -> Iterator[Cluster]: ...
-
-    def needs_probe(self, name: str, incarnation: int) -> bool: ...
-
-    def grace_until(self, name: str) -> float | None:
-        """Return the Unix time at which the grace period of a cluster whose object is not ready ends; None if it has
-        none. The cluster stays engaged until then, in case the object becomes ready again."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any, Generic
 
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.known_objects import Change, KnownObjects
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -16,7 +17,6 @@ from milo_discoveryd.registry.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,
@@ -41,24 +41,24 @@ REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
 
 
-class Intake:
-    """The step between a driver and a registry: it applies lists and watch events.
+class Intake(Generic[Change]):
+    """The step between a driver and the known objects of its collection: it applies lists and watch events.
 
     The first list is applied while it is read, because nothing is published before it is complete. A later list is
-    staged until it is complete, and then only its changes are applied; so is the first one if the registry shares its
-    log with others. Without a guard, the deletion of everything that a list lacks is confirmed at once.
+    staged until it is complete, and then only its changes are applied; so is the first one if other objects have
+    entries in the change log too. Without a guard, the deletion of everything that a list lacks is confirmed at once.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        objects: KnownObjects[Any, Change],
         pending_deletions: PendingDeletions,
         guard: RemovalGuard | None = None,
         *,
         keys: ObjectKeys = NAMES,
         shares_log: bool = False,
     ) -> None:
-        self._registry = registry
+        self._objects = objects
         self._keys = keys
         self._shares_log = shares_log
         self._pending_deletions = pending_deletions
@@ -77,19 +77,19 @@ class Intake:
         self.is_restored = False
         """The state is that of an earlier run: this run has not yet accepted a complete list."""
 
-    def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Event]]:
+    def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         """Apply source events in portions, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
         while portion := list(islice(rest, PORTION)):
             yield from self._portion(portion, now)
 
-    def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> list[Event]:
+    def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> list[Change]:
         """Start with the clusters of an earlier run and their engagement times.
 
         The first list is then compared with them, like any later one.
         """
         self.synced = self.is_restored = True
-        return [event for seen, engaged_at in stored for event in self._registry.restore(seen, engaged_at, now)]
+        return [event for seen, engaged_at in stored for event in self._objects.restore(seen, engaged_at, now)]
 
     @property
     def _applies_early(self) -> bool:
@@ -118,19 +118,19 @@ class Intake:
         if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
             map(self._should_exist, self._reference_objects)
         ):
-            found = filter(self._should_exist, self._registry.present())
+            found = filter(self._should_exist, self._objects.present())
             self._reference_objects = tuple(islice(found, REFERENCE_OBJECTS))
         return self._reference_objects
 
     def _should_exist(self, present: tuple[str, str]) -> bool:
         name, uid = present
-        return not self._pending_deletions.is_doubted(name) and self._registry.is_present(name, uid)
+        return not self._pending_deletions.is_doubted(name) and self._objects.is_present(name, uid)
 
-    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Event]:
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Change]:
         if (guard := self._guard) is not None and isinstance(result, Found):
             since = self._pending_deletions.older_since(request.name)
             since = now.steady if since is None else since
-            if self._registry.is_older_than_known(result.observation):
+            if self._objects.is_older_than_known(result.observation):
                 is_pending = self._pending_deletions.explain(request.name) is not None
                 self._pending_deletions.resolve(request, OLDER_READ, now.steady)
                 if is_pending and (held := guard.older_read(since, now.steady)) is not None:
@@ -141,7 +141,7 @@ class Intake:
         settled = self._pending_deletions.resolve(request, result, now.steady)
         if request.name in self._released and self._still_exists(settled):
             self._hold_again(now.steady)
-        return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
+        return [] if settled is None else self._objects.commit((settled,), now, consistent=True)
 
     def _contradicts_list(self, seen: Observation) -> bool:
         """Return whether a state that is older than the last list is news, although the list did not show it.
@@ -149,7 +149,7 @@ class Intake:
         No list shows an object outside of the selector. If that is another object than the known one, whose version
         is not known after a restart, then either may be the later one.
         """
-        record = self._registry[seen.name]
+        record = self._objects[seen.name]
         if record is not None and seen.uid == record.uid:
             is_expected = isinstance(seen, Outside) or seen.version == record.version
         else:
@@ -157,12 +157,12 @@ class Intake:
         return not is_expected and is_older(seen.version, self._listed_version)
 
     def _hold(self, seen: Observation, held: HeldRemovals, now: float) -> None:
-        record = self._registry[seen.name]
+        record = self._objects[seen.name]
         assert record is not None, "no record of an object with a pending deletion"
-        self._registry.set_version(seen.name, seen.version)
+        self._objects.set_version(seen.name, seen.version)
         self._pending_deletions.hold(seen.name, record.uid, now, held.message)
 
-    def _portion(self, portion: list[SourceEvent[Observation]], now: Moment) -> Iterator[list[Event]]:
+    def _portion(self, portion: list[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         changed: list[Observation] = []
         for event in portion:
             match event:
@@ -173,7 +173,7 @@ class Intake:
                     pass
                 case DeletionReported(name, uid, namespace):
                     # The UID that has the name depends on the changes before this event, so commit them first.
-                    yield self._registry.commit(changed, now)
+                    yield self._objects.commit(changed, now)
                     changed = []
                     self._deletion_reported(self._keys.key(namespace, name), uid, now)
                 case ListStarted() | Listed() | Unlisted():
@@ -186,7 +186,7 @@ class Intake:
         if is_early:
             changed, self._staged = list(self._staged.values()), {}
         if changed:
-            yield self._registry.commit(changed, now, consistent=is_early, listed=is_early)
+            yield self._objects.commit(changed, now, consistent=is_early, listed=is_early)
 
     def _accepts(self, seen: Observation) -> bool:
         """Return whether to commit a watch event. If it is news, drop the pending deletion of the object."""
@@ -195,7 +195,7 @@ class Intake:
         if not self._pending_deletions.is_idle:
             if self._is_held_back(seen):
                 return False
-            if self._registry.is_news(seen):
+            if self._objects.is_news(seen):
                 self._pending_deletions.discard(seen.name)
         if self._guard is not None:
             self._guard.seen(seen.version)
@@ -206,17 +206,17 @@ class Intake:
             case ListStarted():
                 self._listed, self._staged = {}, {}
                 if self._applies_early:
-                    self._registry.clear()
+                    self._objects.clear()
             case Listed(observation):
                 self._listed[observation.name] = observation.uid
-                if not self.synced or self._registry.would_change(observation):
+                if not self.synced or self._objects.would_change(observation):
                     self._staged[observation.name] = observation
             case unlisted:
                 key = self._keys.key(unlisted.namespace, unlisted.name)
                 self._listed.pop(key, None)
                 self._staged.pop(key, None)
 
-    def _apply_list(self, now: Moment, ended: ListEnded) -> Iterator[list[Event]]:
+    def _apply_list(self, now: Moment, ended: ListEnded) -> Iterator[list[Change]]:
         versions_went_back = ended.versions_went_back
         if (guard := self._guard) and self.synced:
             versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
@@ -228,12 +228,12 @@ class Intake:
         versions_went_back = versions_went_back or not all(self._is_held_by_restore(seen.name) for seen in regressed)
         for seen in regressed:
             del self._staged[seen.name], self._listed[seen.name]
-            self._registry.set_version(seen.name, seen.version)
-        missing = self._registry.missing_from(self._listed)
+            self._objects.set_version(seen.name, seen.version)
+        missing = self._objects.missing_from(self._listed)
         engaged = [
             (name, uid)
             for name, uid in missing
-            if self._registry.is_engaged(name) and not self._is_held_by_restore(name)
+            if self._objects.is_engaged(name) and not self._is_held_by_restore(name)
         ]
         # Stored clusters may be outdated: a subscriber that knows the replacement must not see the old object again.
         replaced = [] if self.is_restored else list(self._replaced())
@@ -244,7 +244,7 @@ class Intake:
             )
             decision = self._guard.judge(
                 engaged + replaced,
-                self._registry.engaged,
+                self._objects.engaged,
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
@@ -259,20 +259,20 @@ class Intake:
                 self._staged.pop(name, None)
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
-            yield self._registry.commit(portion, now, consistent=True, listed=True)
+            yield self._objects.commit(portion, now, consistent=True, listed=True)
         # Other tasks ran between portions: a confirmation may have settled some of these.
         missing, engaged = (
-            [(name, uid) for name, uid in each if self._registry.is_present(name, uid)] for each in (missing, engaged)
+            [(name, uid) for name, uid in each if self._objects.is_present(name, uid)] for each in (missing, engaged)
         )
         self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
             # Objects that are not engaged are confirmed at once: no subscriber knows them.
             for name, uid in missing:
-                if not self._registry.is_engaged(name):
+                if not self._objects.is_engaged(name):
                     self._confirm(name, uid, now)
             older = {seen.name for seen in regressed}
-            self._registry.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
+            self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
         self._listed, self._staged = {}, {}
         self.synced, self.is_restored = True, self.is_restored and self.held is not None
@@ -298,11 +298,11 @@ class Intake:
         if self._guard is None or not self.synced or self._guard.is_accepting:
             return
         for seen in self._staged.values():
-            record = self._registry[seen.name]
-            if record is None or record.cluster is None or isinstance(seen, Malformed):
+            record = self._objects[seen.name]
+            if record is None or not record.engaged or isinstance(seen, Malformed):
                 continue
-            is_older = self._registry.is_older_than_known(seen) or (versions_went_back and not record.version)
-            differs = not isinstance(seen, Ready) or seen.uid != record.uid or seen.target != record.cluster.target
+            is_older = self._objects.is_older_than_known(seen) or (versions_went_back and not record.version)
+            differs = not isinstance(seen, Ready) or seen.uid != record.uid or not record.describes(seen.target)
             if differs and (is_older or self._is_held_back(seen)):
                 yield seen
 
@@ -310,7 +310,7 @@ class Intake:
         """Return whether this is the older state that a restored server has of a cluster: see `_regressed`."""
         if not self._pending_deletions.is_held(seen.name):
             return False
-        record = self._registry[seen.name]
+        record = self._objects[seen.name]
         return record is not None and record.version != "" and seen.version == record.version
 
     def _is_held_by_restore(self, name: str) -> bool:
@@ -325,19 +325,19 @@ class Intake:
 
     def _proves(self, listed: tuple[str, str]) -> bool:
         """Return whether a listed object is known, which proves that the list is not from another server."""
-        return self._registry.is_engaged(listed[0]) or self._registry.is_present(*listed)
+        return self._objects.is_engaged(listed[0]) or self._objects.is_present(*listed)
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
         """Yield the engaged clusters under whose names the list has other objects."""
         for name, seen in self._staged.items():
-            record = self._registry[name]
+            record = self._objects[name]
             if record is not None and record.engaged and seen.uid not in ("", record.uid):
                 yield name, record.uid
 
     def _still_exists(self, settled: ConfirmedDeletion | Observation | None) -> bool:
         if settled is None or isinstance(settled, ConfirmedDeletion | Outside):
             return False
-        record = self._registry[settled.name]
+        record = self._objects[settled.name]
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
@@ -345,18 +345,18 @@ class Intake:
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:
-            record = self._registry[name]
+            record = self._objects[name]
             if record is not None and self._pending_deletions.explain(name) is not None:
                 self._pending_deletions.hold(name, record.uid, now, held.message)
         self._released.clear()
 
     def _deletion_reported(self, name: str, uid: str, now: Moment) -> None:
-        record = self._registry[name]
+        record = self._objects[name]
         if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
             return
         held = None
         if self._guard is not None and record.engaged and not self._pending_deletions.is_doubted(name):
-            held = self._guard.reported(self._registry.engaged, now.steady)
+            held = self._guard.reported(self._objects.engaged, now.steady)
         if held is None:
             self._confirm(name, record.uid, now)
         else:
@@ -367,4 +367,4 @@ class Intake:
             self._pending_deletions.add(name, uid, now.steady)
         else:
             # An object with an invalid name cannot be read, and was never engaged: no subscriber knows it.
-            self._registry.commit((ConfirmedDeletion(name, uid),), now)
+            self._objects.commit((ConfirmedDeletion(name, uid),), now)

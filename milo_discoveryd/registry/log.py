@@ -6,7 +6,7 @@ or with other labels) are kept for a while, so that such a reader learns what en
 kept state cannot be served: see `reads_from`.
 
 `read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return the same and share it
-between readers; `since` uses `log_fast_path` where it applies.
+between readers.
 """
 
 import weakref
@@ -21,7 +21,6 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_drai
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames, LogSlice, ReadAhead
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log_entry import LogEntry, PastState
-from milo_discoveryd.registry.log_fast_path import STRETCH, FastPath
 from milo_discoveryd.registry.recent import Recent
 
 BATCH_BYTES = 256 * 1024
@@ -93,7 +92,6 @@ class ChangeLog:
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._index: weakref.ref[LogIndex] | None = None
         self._slices: Recent[tuple[int, str, ReadAhead], LogSlice] = Recent(_SLICES_KEPT)
-        self._fast_path = FastPath(self, STRETCH)
         self._has_frames = False
         self._snapshot_was_read = False
         self.head = 0
@@ -207,8 +205,7 @@ class ChangeLog:
         key = (revision, view.fingerprint, ahead)
         found = self._slices.get(key)
         if found is None:
-            fast = None if ahead else self._fast_path.read(revision, view)
-            found = self._slices.put(key, fast or self.read(revision, view, ahead))
+            found = self._slices.put(key, self.read(revision, view, ahead))
         return found
 
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
@@ -232,12 +229,12 @@ class ChangeLog:
         sent: dict[int, tuple[LogEntry, list[bytes]]] = {}
         reached = self.head
         size = 0
-        for slot in self.slots_after(revision):
+        for slot in range(bisect_right(self._revisions, revision), len(self._entries)):
             entry = self._entries[slot]
             is_ahead = ahead and entry.cluster and (entry.cluster.target.name, entry.revision) in ahead
             if id(entry) in sent or is_ahead:
                 continue
-            frames = [*self.changes(entry, revision, self.head, view)]
+            frames = [*self._changes(entry, revision, self.head, view)]
             sent[id(entry)] = (entry, frames)
             size += sum(map(len, frames))
             if size >= self.batch_bytes:
@@ -247,7 +244,7 @@ class ChangeLog:
             # The slice ends before the head, and some of these entries changed again beyond its end. A reader that
             # continues from `reached` is assumed to know the state of each as of `reached`, so send that state.
             for entry in [entry for entry, _ in sent.values() if entry.revision > reached]:
-                sent[id(entry)] = (entry, [*self.changes(entry, revision, reached, view)])
+                sent[id(entry)] = (entry, [*self._changes(entry, revision, reached, view)])
             ahead |= {
                 (entry.cluster.target.name, entry.revision)
                 for entry, frames in sent.values()
@@ -256,7 +253,7 @@ class ChangeLog:
         in_order = sorted(sent.values(), key=lambda pair: pair[0].revision)
         return LogSlice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
 
-    def changes(self, entry: LogEntry, after: int, upto: int, view: ClusterView) -> Iterator[bytes]:
+    def _changes(self, entry: LogEntry, after: int, upto: int, view: ClusterView) -> Iterator[bytes]:
         """Return the frames that take a reader from the entry's state at one revision to its state at another."""
         state = entry.known_at(upto)
         before, now = (
@@ -300,14 +297,6 @@ class ChangeLog:
         """Return the event for a subscriber that may no longer see the cluster."""
         message = "the subscriber's authorization rule no longer covers this cluster"
         return self._encode(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
-
-    def slots_after(self, revision: int) -> range:
-        return range(bisect_right(self._revisions, revision), len(self._entries))
-
-    def slots(self, positions: range) -> Iterator[tuple[LogEntry, int]]:
-        """Return the entries in these slots, each with the revision of the slot."""
-        part = slice(positions.start, positions.stop)
-        return zip(self._entries[part], self._revisions[part], strict=True)
 
     # --- storage ---
 

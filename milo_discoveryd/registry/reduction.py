@@ -2,87 +2,67 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import msgspec
-
-from milo_discoveryd.model.claims import UNREAD, ClaimingObject, ObjectClaim, ObjectReference
+from milo_discoveryd.model.claims import UNREAD, Claim, ObjectClaim, ObjectReference
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.object_records import ObjectChange, ObjectRecord, ObjectRecords
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 
 Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
 """The type of `ReducedMode.reduce`."""
-
-
-class _Group(msgspec.Struct):
-    """The claims on one cluster."""
-
-    members: dict[ObjectReference, ObjectClaim] = msgspec.field(default_factory=dict)
-    engaged_by: frozenset[str] = frozenset()
-    """UIDs of the objects that claimed the cluster at the last change."""
-    needed: tuple[ObjectReference, ...] = ()
-    """The objects that its claims needed at the last change."""
-
-    @property
-    def uids(self) -> frozenset[str]:
-        return frozenset(claim.uid for claim in self.members.values())
-
-    @property
-    def needs(self) -> tuple[ObjectReference, ...]:
-        return tuple(dict.fromkeys(needed for claim in self.members.values() for needed in claim.needs))
-
-    def add(self, member: ObjectReference, claim: ObjectClaim) -> None:
-        """Insert a claim after those of the same or a lower order."""
-        self.members[member] = claim
-        if any(other.order > claim.order for other in self.members.values()):
-            self.members = dict(sorted(self.members.items(), key=lambda item: item[1].order))
+_Members = tuple[ObjectClaim, ...]
+"""The claims on one cluster, the earliest first; a tuple, because nearly all clusters have one."""
 
 
 class Reduction:
     """The claims of all objects by cluster. Commits the result of each cluster's claims to the clusters' registry."""
 
-    def __init__(self, reduce: Reduce, clusters: Registry) -> None:
+    def __init__(self, reduce: Reduce, clusters: Registry, objects: Sequence[ObjectRecords]) -> None:
+        """`objects` has the records of each watched resource."""
         self._reduce = reduce
         self._clusters = clusters
-        self._groups: dict[str, _Group] = {}
-        self._named: dict[ObjectReference, tuple[str, ...]] = {}
-        """The clusters that each object names."""
-        self._contents: dict[ObjectReference, ObjectClaim] = {}
-        """The contents of the objects that claims need."""
+        self._objects = objects
+        self._members: dict[str, _Members] = {}
+        self._committed: dict[str, _Members] = {}
+        """The claims on each cluster at its last commit, where they differ from the present ones."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
         """For each object, existing or not, the clusters with claims that need it."""
-        self._unread: set[ObjectReference] = set()
-        """Objects of an earlier run whose content is not known yet."""
         self._is_listed = False
         """Whether every resource was listed, so that unknown objects do not exist."""
 
-    def apply(self, watch: int, changes: Iterable[Event], order: int) -> list[str]:
+    def apply(self, watch: int, changes: Iterable[ObjectChange], order: int) -> list[str]:
         """Apply changes of one resource's objects; return the names of the clusters to commit.
 
         `order` increases from call to call; it is equal for calls whose order in time is unknown.
         """
         concerned: dict[str, None] = {}
         for change in changes:
-            target = change.cluster.target
-            assert isinstance(target, ClaimingObject)
-            member = (watch, target.name)
-            self._unread.discard(member)
-            self._contents.pop(member, None)
+            member, record = (watch, change.key), self._objects[watch][change.key]
             concerned |= self._dependents.get(member, {})
-            if change.type is EventType.DISENGAGED:
-                concerned |= dict.fromkeys(self._remove(member))
+            known = {cluster: self._remove(cluster, member) for cluster in _named(change.before)}
+            concerned |= dict.fromkeys(known)
+            if record is None or record.claims is None:
                 continue
-            version = change.cluster.source_version
-            if target.content is not None:
-                self._contents[member] = ObjectClaim(*member, target.uid, version, order, target.content)
-            concerned |= dict.fromkeys(self._claim(member, target, version, order))
+            for cluster, claim in _named(record.claims).items():
+                before = known.get(cluster)
+                place = order if before is None or before.uid != record.uid else before.order
+                added = ObjectClaim(*member, record.uid, record.version, place, claim.content, claim.needs)
+                self._add(cluster, added)
+                concerned[cluster] = None
         return [*concerned]
+
+    def restore(self, watch: int, changes: Iterable[ObjectChange]) -> None:
+        """Start with the claims of an earlier run's objects."""
+        for name in self.apply(watch, changes, 0):
+            self._settle(name)
 
     def commit(self, names: Sequence[str], now: Moment) -> list[Event]:
         """Commit the present result of all claims on these clusters; return the resulting changes of clusters."""
         found = [each for name in names for each in self._observations(name)]
-        events = self._clusters.commit(found, now, consistent=True)
+        # Of the claims that one call of `apply` made, none is known to be earlier, as in a list.
+        events = self._clusters.commit(found, now, consistent=True, listed=True)
         for name in names:
             self._settle(name)
         return events
@@ -93,77 +73,66 @@ class Reduction:
         Disengage the clusters that no object names: the earlier run ended before it disengaged them.
         """
         self._is_listed = True
-        unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._groups]
+        unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._members]
         lacking = [name for needed, names in self._dependents.items() if self._is_absent(needed) for name in names]
         return self.commit([*dict.fromkeys([*unclaimed, *lacking])], now)
 
-    def restore(self, watch: int, objects: Iterable[tuple[str, str, tuple[str, ...]]]) -> None:
-        """Start with the objects (key, UID, names of clusters) of an earlier run. Their content is not known yet."""
-        for key, uid, names in objects:
-            self._unread.add((watch, key))
-            self._named[watch, key] = names
-            for name in names:
-                self._group(name).members[watch, key] = ObjectClaim(watch, key, uid, "", 0, UNREAD)
-                self._settle(name)
-
     def objects(self, cluster: str) -> tuple[ObjectReference, ...]:
         """Return the objects that name a cluster, and those that they need."""
-        group = self._groups.get(cluster)
-        return () if group is None else (*group.members, *group.needed)
+        members = self._members.get(cluster, ())
+        return (*((each.watch, each.object) for each in members), *_needs(members))
 
-    def names(self, member: ObjectReference) -> tuple[str, ...]:
-        """Return the clusters that an object names."""
-        return self._named.get(member, ())
+    def _add(self, cluster: str, claim: ObjectClaim) -> None:
+        """Insert a claim after those of the same or a lower order."""
+        members = self._changing(cluster)
+        self._members[cluster] = (*members, claim)
+        if members and members[-1].order > claim.order:
+            self._members[cluster] = tuple(sorted(self._members[cluster], key=lambda each: each.order))
 
-    def _claim(self, member: ObjectReference, found: ClaimingObject, version: str, order: int) -> list[str]:
-        names = self._named.pop(member, ())
-        known = {name: self._groups[name].members.pop(member) for name in names}
-        watch, key = member
-        for claim in found.claims:
-            before = known.get(claim.cluster)
-            place = order if before is None or before.uid != found.uid else before.order
-            added = ObjectClaim(watch, key, found.uid, version, place, claim.content, claim.needs)
-            self._group(claim.cluster).add(member, added)
-        if found.claims:
-            self._named[member] = tuple(dict.fromkeys(claim.cluster for claim in found.claims))
-        return [*names, *self.names(member)]
+    def _remove(self, cluster: str, member: ObjectReference) -> ObjectClaim | None:
+        members = self._changing(cluster)
+        found = next((each for each in members if (each.watch, each.object) == member), None)
+        self._members[cluster] = tuple(each for each in members if each is not found)
+        return found
 
-    def _remove(self, member: ObjectReference) -> tuple[str, ...]:
-        names = self._named.pop(member, ())
-        for name in names:
-            del self._groups[name].members[member]
-        return names
+    def _changing(self, cluster: str) -> _Members:
+        members = self._members.get(cluster, ())
+        self._committed.setdefault(cluster, members)
+        return members
 
     def _observations(self, name: str) -> Iterator[Observation | ConfirmedDeletion]:
         """Yield the result of all claims on a cluster, if there are any."""
-        group, record = self._group(name), self._clusters[name]
-        known = [claim for member, claim in group.members.items() if member not in self._unread]
-        is_complete = len(known) == len(group.members)
-        if not (known or is_complete):
+        members, record = self._members.get(name, ()), self._clusters[name]
+        claims = [claim for claim in members if claim.content is not UNREAD]
+        is_complete = len(claims) == len(members)
+        if not (claims or is_complete):
             return
-        needs = group.needs
-        is_complete = is_complete and all(each in self._contents or self._is_absent(each) for each in needs)
-        known += [self._contents[each] for each in needs if each in self._contents]
-        continues = record is not None and not group.engaged_by.isdisjoint(group.uids)
-        found = self._reduce(name, known, record.uid if record is not None and continues else "")
-        if found is None:
+        for needed in _needs(members):
+            found = self._in_use(needed)
+            if found is not None and found.content is not UNREAD and found.content is not None:
+                claims.append(ObjectClaim(*needed, found.uid, found.version, 0, found.content))
+            else:
+                is_complete = is_complete and self._is_absent(needed)
+        before = {claim.uid for claim in self._committed.get(name, members)}
+        continues = record is not None and any(claim.uid in before for claim in members)
+        result = self._reduce(name, claims, record.uid if record is not None and continues else "")
+        if result is None:
             if is_complete and record is not None:
                 yield ConfirmedDeletion(name, record.uid)
-        elif is_complete or isinstance(found, Ready) or record is None or not record.engaged:
+        elif is_complete or isinstance(result, Ready) or record is None or not record.engaged:
             # An object that was not read since the restart may be the reason for which the cluster is engaged.
-            yield found
+            yield result
 
     def _settle(self, name: str) -> None:
-        group = self._groups[name]
-        group.engaged_by = group.uids
-        before, group.needed = group.needed, group.needs
-        for each in group.needed:
+        members = self._members.get(name, ())
+        needed, before = _needs(members), _needs(self._committed.pop(name, members))
+        for each in needed:
             self._dependents.setdefault(each, {})[name] = None
         for each in before:
-            if each not in group.needed:
+            if each not in needed:
                 self._forget_dependent(each, name)
-        if not group.members:
-            del self._groups[name]
+        if not members:
+            self._members.pop(name, None)
 
     def _forget_dependent(self, needed: ObjectReference, name: str) -> None:
         names = self._dependents[needed]
@@ -173,7 +142,18 @@ class Reduction:
 
     def _is_absent(self, needed: ObjectReference) -> bool:
         """Return whether an object does not exist or has no content, as far as the lists are known."""
-        return self._is_listed and needed not in self._contents and needed not in self._unread
+        found = self._in_use(needed)
+        return self._is_listed and (found is None or found.content is None)
 
-    def _group(self, name: str) -> _Group:
-        return self._groups.setdefault(name, _Group())
+    def _in_use(self, needed: ObjectReference) -> ObjectRecord | None:
+        watch, key = needed
+        found = self._objects[watch][key]
+        return found if found is not None and found.engaged else None
+
+
+def _named(claims: Iterable[Claim]) -> dict[str, Claim]:
+    return {claim.cluster: claim for claim in claims}
+
+
+def _needs(members: _Members) -> tuple[ObjectReference, ...]:
+    return tuple(dict.fromkeys(needed for claim in members for needed in claim.needs))

@@ -6,7 +6,7 @@ with the state of an earlier run.
 
 An end is planned if the cluster's API server stays available: the object is not ready, or left the selector. Such a
 cluster drains first, if a subscriber confirms releases. All other ends are immediate, even during a drain: the object
-was deleted or replaced, the API server is unreachable, or another object claims the UID.
+was deleted or replaced, the API server is unreachable, or another object has a better claim on the UID or address.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,6 @@ from milo_discoveryd.model.cluster import (
     DisengageReason,
     Draining,
     Target,
-    with_draining,
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
@@ -35,17 +34,17 @@ from milo_discoveryd.model.observation import (
     Refused,
     Withdrawn,
 )
+from milo_discoveryd.registry.claims import RESTORED, Claim, Claims, FleetClaims
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.known_objects import OBJECT_READY, STATES, KnownObjects
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.registry.object_records import OBJECT_READY, STATES, ObjectRecords
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
-from milo_discoveryd.registry.uid_claims import UidClaims
 
 
-class Registry(ObjectRecords):
+class Registry(KnownObjects[ClusterRecord, Event]):
     def __init__(
         self,
         log: ChangeLog,
@@ -53,36 +52,47 @@ class Registry(ObjectRecords):
         refused: Callable[[Malformed], None] = lambda _: None,
         *,
         drain_timeout_s: float = 0.0,
+        releases: PendingReleases | None = None,
+        claims: FleetClaims | None = None,
+        server: str = "",
     ) -> None:
-        """`refused` is called with each object whose claim of a project's UID begins to be refused."""
+        """`refused` is called with each object whose claim on a project's UID or an address begins to be refused.
+
+        `log`, `releases` and `claims` are shared by all registries of the daemon. `server` identifies the API server of
+        the objects.
+        """
         super().__init__()
         self.log = log
-        self.releases = PendingReleases()
+        self.releases = PendingReleases() if releases is None else releases
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
         """Returns why this daemon must not engage a cluster; None if it may."""
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
-        self._claims = UidClaims()
+        self._claims = FleetClaims() if claims is None else claims
+        self._claims.members.append(self)
+        self._server = server
+        self._contested: dict[str, Ready] = {}
+        """The last observations of ready objects whose claims are not valid."""
+        self._list_position: int | None = None
+        self._was_listed = False
+        """Whether a complete list was committed in this run."""
+        self._is_restored = False
         self._not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
         """The results of `grace_until`. They are not a field of the records, because few records need it."""
-        self._engaged = 0
         self._unreachable = 0
-        self.outdated = 0
-        """The number of observations that were dropped because a later one of the same object came first."""
-
-    @property
-    def engaged(self) -> int:
-        return self._engaged
 
     @property
     def draining_count(self) -> int:
-        return len(self.releases)
+        return sum(name in self._records for name in self.releases)
 
     @property
     def unreachable(self) -> int:
         """The number of engaged clusters that do not answer connectivity probes."""
         return self._unreachable
+
+    def clusters(self) -> Iterator[Cluster]:
+        return (record.cluster for record in self._records.values() if record.cluster is not None)
 
     def commit(
         self,
@@ -92,30 +102,14 @@ class Registry(ObjectRecords):
         consistent: bool = False,
         listed: bool = False,
     ) -> list[Event]:
-        """Apply observations in order. Each resulting change has a revision of its own.
-
-        The result of a `consistent` read (a list, or a read of one object) is applied whatever version was seen
-        before: after a restore from a backup, versions go back. `listed` objects are of the list that is being read.
-        """
-        events: list[Event] = []
-        for item in observed:
-            if isinstance(item, ConfirmedDeletion):
-                events += self._delete(item, now)
-            elif not consistent and self._is_outdated(item):
-                self.outdated += 1
-            else:
-                events += self._observed(item, now, listed=listed)
+        """Apply observations in order. Each resulting change has a revision of its own."""
+        events = super().commit(observed, now, consistent=consistent, listed=listed)
         self.log.forget(now.steady)
         return events
 
     def list_ended(self, missing: Iterable[str] = ()) -> None:
-        """Record that a complete list was committed. Versions of absent objects are no longer compared: see `commit`.
-
-        The same holds for objects `missing` from a list of an earlier version: the next object of such a name has a
-        version below the known one.
-        """
-        self._forget_versions(missing)
-        self._claims.list_ended()
+        super().list_ended(missing)
+        self._list_position, self._was_listed = None, True
 
     @property
     def due_at(self) -> float | None:
@@ -168,7 +162,7 @@ class Registry(ObjectRecords):
 
             def make(revision: int) -> Cluster:
                 return msgspec.structs.replace(
-                    without_draining(cluster), engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED
+                    cluster, draining=None, engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED
                 )
 
             events.append(self._engage(record, make))
@@ -182,7 +176,7 @@ class Registry(ObjectRecords):
             if record.state is not ObjectState.UNASSIGNED:
                 return []
             assert record.target is not None, "it is ready"
-            return self._observed(Ready(record.uid, record.version, record.target), now, listed=False)
+            return self._observed(Ready(record.uid, record.version, record.target), now)
         events = [*self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)]
         self._unassign_ready(record, elsewhere, now)
         return events
@@ -205,12 +199,10 @@ class Registry(ObjectRecords):
             self._move(target.name, record, ObjectState.UNASSIGNED, now)
         record.present, record.message = target, message
 
-    def draining(self) -> Iterator[ClusterRecord]:
-        return (self._records[name] for name in self.releases)
-
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
         """Engage a cluster of an earlier run. Only allowed before anything was published."""
-        return self._observed(seen, Moment(engaged_at, now.steady), listed=False)
+        self._is_restored = True
+        return self._observed(seen, Moment(engaged_at, now.steady), position=RESTORED)
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""
@@ -261,49 +253,81 @@ class Registry(ObjectRecords):
         self._not_ready.clear()
         self._grace_until.clear()
         self._claims.clear()
-        self._engaged = 0
+        self._contested.clear()
+        self._list_position = None
         self._unreachable = 0
         self.releases.clear()
         self.log.clear()
 
-    def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Event]:
+    def _observed(
+        self, seen: Observation, now: Moment, *, listed: bool = False, position: int | None = None
+    ) -> list[Event]:
         events: list[Event] = []
+        if isinstance(seen, Ready | NotReady):
+            self._claim(seen, now, events, listed=listed, position=position)
         if isinstance(seen, Ready):
-            if self._claim(seen, now, events, listed=listed):
-                events += self._ready(seen, now)
+            if problem := self._claims.problem(seen.name):
+                self._contested[seen.name] = seen
+                events += self._refuse(Malformed(seen.name, seen.uid, seen.version, problem), now)
             else:
-                message = f"project UID {seen.target.uid} is claimed by another object too"
-                events += self._refuse(Malformed(seen.name, seen.uid, seen.version, message), now)
+                self._contested.pop(seen.name, None)
+                events += self._ready(seen, now)
         else:
-            if isinstance(seen, NotReady):
-                self._claim(seen, now, events, listed=listed)
+            self._contested.pop(seen.name, None)
             events += self._not_wanted(seen, now)
         return events
 
-    def _claim(self, seen: Ready | NotReady, now: Moment, events: list[Event], *, listed: bool) -> bool:
-        """Return whether the object may stand for the project whose UID it claims."""
-        uid = (seen.target.uid if isinstance(seen, Ready) else seen.project_uid) or seen.uid
-        if not self._claims:
-            if uid == seen.uid:
-                return True  # in all modes but one, the UID is the object's own and not a label
-            self._claims.begin((name, record.uid) for name, record in self._records.items())
-        if self._claims.claimed_by(seen.name) not in (None, uid):
-            self._release_claim(seen.name, now, events)
-        ready = seen if isinstance(seen, Ready) else None
-        ousted = self._claims.claim(seen.name, uid, ready, listed=listed)
-        record = self._records.get(ousted or "")
-        if ousted and record is not None and record.cluster is not None:
-            was = Ready(record.uid, record.version, record.cluster.target)
-            self._claims.refuse(uid, was)
-            message = f"project UID {uid} is claimed by another object too"
-            events += self._refuse(Malformed(ousted, was.uid, was.version, message), now)
-            events += self._end(record, DisengageReason.NOT_READY, message, now)
-        return ousted is None or ready is None
+    def _claim(
+        self, seen: Ready | NotReady, now: Moment, events: list[Event], *, listed: bool, position: int | None
+    ) -> None:
+        """Make the claims of an observed object, and apply what they mean for other clusters."""
+        for claims in self._claims.kinds:
+            if not claims.is_active:
+                if not claims.states(seen):
+                    continue  # the common case
+                self._claims.begin(claims)
+            if not (value := claims.value_of(seen)):
+                continue
+            if position is None:
+                position = self._position(listed=listed)
+            claim = Claim(self._server, seen.uid, claims.states(seen), position, listed and not self._was_listed)
+            events += self._claims.judge(claims.add(seen.name, value, claim), now)
 
-    def _release_claim(self, name: str, now: Moment, events: list[Event]) -> None:
-        other = self._claims.release(name)
-        if other is not None:
-            events += self._ready(other, now)
+    def _position(self, *, listed: bool) -> int:
+        """Return the position of new claims. Those of one list have the same."""
+        if not listed:
+            return self._claims.next_position()
+        if self._list_position is None:
+            self._list_position = self._claims.next_position()
+        return self._list_position
+
+    def claim_all(self, claims: Claims) -> None:
+        for name, record in self._records.items():
+            known = (
+                NotReady(name, record.uid, "", "") if record.target is None else Ready(record.uid, "", record.target)
+            )
+            if value := claims.value_of(known):
+                is_stated = claims.states(known)
+                claims.add(name, value, Claim(self._server, record.uid, is_stated, RESTORED, not self._is_restored))
+
+    def judge(self, name: str, now: Moment) -> Iterable[Event]:
+        record = self._records.get(name)
+        if record is None:
+            return
+        problem = self._claims.problem(name)
+        if not problem:
+            if (seen := self._contested.pop(name, None)) is not None:
+                yield from self._ready(seen, now)
+            return
+        if record.state in OBJECT_READY:
+            assert record.target is not None, "it is ready"
+            seen = self._contested[name] = Ready(record.uid, record.version, record.target)
+            yield from self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
+        yield from self._end(record, DisengageReason.NOT_READY, problem, now)
+
+    def _release_claims(self, name: str, now: Moment) -> Iterable[Event]:
+        self._contested.pop(name, None)
+        return self._claims.judge(self._claims.release(name), now)
 
     def _refuse(self, seen: Malformed, now: Moment) -> Iterable[Event]:
         record = self._records.get(seen.name)
@@ -388,15 +412,29 @@ class Registry(ObjectRecords):
             return ()
         return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
 
-    def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> Iterable[Event]:
+    def _new(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        return ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
+
+    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        record = super()._record(seen, state, now)
+        record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
+        return record
+
+    def _was_engaged(self, seen: Ready) -> bool:
+        """Return whether this object, and not another one of the same name, is or was engaged."""
+        record = self._records.get(seen.name)
+        return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
+
+    def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
         record = self._records.get(deleted.name)
         if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
-            return ()
+            return []
         self._move(deleted.name, record, ObjectState.DELETED, now)
         record.message = "the object was deleted"
-        events = [*self._end(record, DisengageReason.DELETED, record.message, now)]
-        self._release_claim(deleted.name, now, events)
-        return events
+        return [
+            *self._end(record, DisengageReason.DELETED, record.message, now),
+            *self._release_claims(deleted.name, now),
+        ]
 
     def _engage(
         self, record: ClusterRecord, make: Callable[[int], Cluster], readiness: tuple[str, str] | None = None
@@ -436,7 +474,7 @@ class Registry(ObjectRecords):
         self._grace_until.pop(name, None)
         self._keep(name)
         draining = Draining(reason, message, now.wall + timeout_s)
-        return self._update(record, with_draining(cluster, draining), now)
+        return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
     def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
         cluster = record.cluster

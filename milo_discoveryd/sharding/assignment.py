@@ -73,7 +73,7 @@ class FleetAssignment:
 
     def _uncleared(self, name: str) -> str | None:
         """Return why a cluster that this member owns cannot be engaged yet; None if it can, or is engaged already."""
-        record = self._fleet.registry[name]
+        record = self._fleet[name]
         is_engaged = record is not None and record.engaged
         if self._revocation is None or is_engaged or self._revocation.fence.clears(name):
             return None
@@ -85,8 +85,12 @@ class FleetAssignment:
             each.lose_ownership(LOST)
 
     def lost(self) -> Iterator[str]:
-        for each in self._fleet.sources:
-            yield from each.lost()
+        """Yield the clusters that this daemon no longer owns and that are still draining."""
+        return filter(self._is_lost, self._fleet.releases)
+
+    def _is_lost(self, name: str) -> bool:
+        source = self._fleet.source_of(name)
+        return source is not None and source.registry.assigned_elsewhere(name) is not None
 
     def unowned(self) -> int:
         decisions = self._decisions
@@ -94,5 +98,5 @@ class FleetAssignment:
             return 0
         return sum(
             record.state is ObjectState.UNASSIGNED and decisions[name].state is not KeyOwnership.FOREIGN
-            for name, record in self._fleet.registry.items()
+            for name, record in self._fleet.items()
         )

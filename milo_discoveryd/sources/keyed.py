@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, assert_never
 from msgspec.structs import replace
 
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
-from milo_discoveryd.model.cluster import Target, key_of, local_name
+from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.model.objects import KubeObject, Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, fields
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
@@ -68,11 +68,12 @@ class KeyedSource:
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
-        if self._restored_place is None or key_of(stored.local_name, self.name) != stored.name:
+        is_ours = (stored.source, stored.name) == (self.name, key_of(stored.local_name, self.name))
+        if self._restored_place is None or not is_ours:
             raise ValueError(f"{stored.name!r} is not of the source {self.name!r}")
         if not self._selector.matches(stored.labels):
             raise ValueError(f"{stored.name!r} is not within {self._selector}")
-        return self._restored_place(replace(stored, name=stored.local_name))
+        return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
     def observe_file(self, found: FileObject) -> Observation:
         """Return what a file, or a part of it, says."""
@@ -117,9 +118,10 @@ class KeyedSource:
     def _keyed_reduce(self, reduce: Reduce) -> Reduce:
         if not self.name:
             return reduce
+        prefix = key_of("", self.name)
 
         def keyed(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-            found = reduce(local_name(cluster), claims, uid)
+            found = reduce(cluster.removeprefix(prefix), claims, uid)
             return None if found is None else self._keyed(found)
 
         return keyed
@@ -134,7 +136,7 @@ class KeyedSource:
         return replace(found, fields=replace(found.fields, name=found.name))
 
     def _target(self, target: Target) -> Target:
-        return replace(target, name=key_of(target.name, self.name)) if self.name else target
+        return replace(target, name=key_of(target.name, self.name), source=self.name) if self.name else target
 
 
 def _content(key: str, metadata: Metadata, content: object) -> Observation:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from milo_discoveryd.model.claims import Claim
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import Text
 from milo_discoveryd.sources.endpoints import checked_url
@@ -101,7 +101,7 @@ def _object(key: str, name: str, config: Kubeconfig, context: str | None, origin
     place = checked_url(server, ())
     # A kubeconfig contains no UID, but a cluster that was created again has another CA.
     uid = str(uuid.uuid5(_IDENTITIES, "\n".join((name, place, (authorities or b"").decode("latin-1")))))
-    target = DeclaredTarget(
+    target = FileTarget(
         name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities
     )
     return FileObject(key, uid, (Claim(name, Ready(uid, "", target)),))

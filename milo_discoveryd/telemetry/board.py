@@ -103,7 +103,8 @@ class StatusBoard:
         matching = await self._matching(question) if with_names and not question.cluster else []
         first = question.first_row(len(matching))
         now = Moment(time.time(), time.monotonic())
-        registry = self._fleet.registry
+        registries = [each.registry for each in self._fleet.sources]
+        counts = {state: sum(each.count(state) for each in registries) for state in ORDER}
         return DaemonStatus(
             at=when(now.wall),
             identity=self._identity,
@@ -120,11 +121,11 @@ class StatusBoard:
                 for each in self._fleet.sources
                 if each.name
             ),
-            sharding=None if self._shard is None else _sharding(self._shard, registry.draining_count, with_names),
-            engaged=registry.engaged,
-            counts={state.value: registry.count(state) for state in ORDER},
-            unreachable=registry.unreachable + registry.count(ObjectState.UNREACHABLE),
-            deletions_unconfirmed=len(self._fleet.pending_reports),
+            sharding=None if self._shard is None else _sharding(self._shard, len(self._fleet.releases), with_names),
+            engaged=sum(each.engaged for each in registries),
+            counts={state.value: count for state, count in counts.items()},
+            unreachable=sum(each.unreachable for each in registries) + counts[ObjectState.UNREACHABLE],
+            deletions_unconfirmed=sum(each.deletions_unconfirmed for each in self._fleet.sources),
             revision=self._fleet.log.head,
             clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),
             matching=len(matching),
@@ -148,7 +149,7 @@ class StatusBoard:
         self._listings = {each: listing for each, listing in self._listings.items() if listing.until > time.monotonic()}
         busy_s, matches = 0.0, question.matches
         found: list[tuple[str, ClusterRecord]] = []
-        known = list(self._fleet.registry.items())
+        known = list(self._fleet.items())
         for begin in range(0, len(known), SLICE):
             if begin:
                 await asyncio.sleep(0)
@@ -162,12 +163,14 @@ class StatusBoard:
         return clusters
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
-        waits_for = [each.key.name for each in self._fleet.releases_of(name).awaited(name)]
-        is_graced = self._fleet.registry.grace_until(name) is not None
-        return _row(name, record, self._fleet.pending_reports.explain(name), waits_for, is_graced=is_graced)
+        source = self._fleet.source_of(name)
+        assert source is not None, "the cluster has a record"
+        waits_for = [each.key.name for each in self._fleet.releases.awaited(name)]
+        is_graced = source.registry.grace_until(name) is not None
+        return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)
 
     def _explanation(self, name: str) -> ClusterExplanation:
-        record = self._fleet.registry[name]
+        record = self._fleet[name]
         if record is None:
             return ClusterExplanation(name=name)
         explained = ClusterExplanation(

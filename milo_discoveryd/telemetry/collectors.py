@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.fleet import Fleet, SourceFleet
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.source import Source
 from milo_kube.reflect.source_status import SourceState
 
 
@@ -30,7 +31,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_draining_clusters",
             "Engaged clusters that wait for subscribers to release them before they are disengaged.",
-            lambda of: len(of.registry.releases),
+            lambda of: of.registry.draining_count,
         )
         known = GaugeMetricFamily(
             "milo_discoveryd_known_clusters",
@@ -44,13 +45,13 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
             "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
-            lambda of: len(of.pending_reports),
+            lambda of: of.deletions_unconfirmed,
         )
         yield self._by_source(
             "milo_discoveryd_removals_held",
             "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
             "because the resource versions of the API server went back.",
-            lambda of: of.pending_reports.held,
+            lambda of: of.deletions_held,
         )
         yield self._by_source(
             "milo_discoveryd_not_ready_held",
@@ -89,10 +90,10 @@ class FleetCollector(Collector):
         """The label `source` exists only if there are several."""
         return ("source",) if len(self._fleet.sources) > 1 else ()
 
-    def _values(self, of: SourceFleet) -> tuple[str, ...]:
+    def _values(self, of: Source) -> tuple[str, ...]:
         return (of.name,) if self._labels else ()
 
-    def _by_source(self, name: str, documentation: str, value: Callable[[SourceFleet], float]) -> Metric:
+    def _by_source(self, name: str, documentation: str, value: Callable[[Source], float]) -> Metric:
         family = GaugeMetricFamily(name, documentation, labels=self._labels)
         for of in self._fleet.sources:
             family.add_metric(self._values(of), value(of))
@@ -109,14 +110,15 @@ class FleetCollector(Collector):
             "1 if the cluster's API server answers connectivity probes, 0 if not; absent before the first result.",
             labels=("cluster",),
         )
-        for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
+        for cluster in islice(self._fleet.clusters(), self._cluster_cap):
             target = cluster.target
             info.add_metric((target.name, target.uid, target.organization), 1)
             if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
                 reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
         yield info
         yield reachable
-        left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
+        engaged = sum(of.registry.engaged for of in self._fleet.sources)
+        left_out = max(0, engaged - self._cluster_cap)
         yield _gauge(
             "milo_discoveryd_cluster_info_omitted",
             "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
@@ -124,7 +126,7 @@ class FleetCollector(Collector):
         )
 
     def _organizations(self) -> Iterator[Metric]:
-        counts = Counter(cluster.target.organization for cluster in self._fleet.registry.clusters())
+        counts = Counter(cluster.target.organization for cluster in self._fleet.clusters())
         clusters = GaugeMetricFamily(
             "milo_discoveryd_organization_clusters",
             "Engaged clusters by organization, for the organizations with the most, up to metrics.cluster_info_cap.",

@@ -8,9 +8,7 @@ from contextlib import aclosing
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.fleet import SourceFleet
-from milo_discoveryd.registry.reduced_fleet import ReducedFleet
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.sources.context import context_of
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -52,20 +50,17 @@ class ConfiguredSource:
             return ""
         return str(context_of(self.discovery.server))
 
-    async def follow(self, fleet: SourceFleet, authenticated: Authenticate, epoch: str) -> None:
+    async def follow(self, source: Source, authenticated: Authenticate, epoch: str) -> None:
         """Follow the source until canceled. `epoch` identifies the run of the daemon."""
-        assert isinstance(fleet, DirectFleet | ReducedFleet)
         if self.discovery is not None:
-            await self._follow_collections(authenticated(self.discovery, self.of.credentials), fleet, epoch)
+            await self._follow_collections(authenticated(self.discovery, self.of.credentials), source, epoch)
         elif self.files is not None:
-            assert isinstance(fleet, ReducedFleet)
-            discovery = FileDiscovery(fleet, self._state_file(f"file:{self.files.path}"), epoch)
+            discovery = FileDiscovery(source, self._state_file(f"file:{self.files.path}"), epoch)
             await discovery.run(self.files, self.followed.observe_file, self.followed.restored_place)
         else:
-            assert isinstance(fleet, DirectFleet)
-            fleet.set_targets(self.followed.targets, asyncio.get_running_loop().time())
+            source.set_targets(self.followed.targets, asyncio.get_running_loop().time())
 
-    async def _follow_collections(self, upstream: Upstream, fleet: DirectFleet | ReducedFleet, epoch: str) -> None:
+    async def _follow_collections(self, upstream: Upstream, source: Source, epoch: str) -> None:
         watch = self._settings.watch
         transport = Transport(
             upstream,
@@ -80,7 +75,7 @@ class ConfiguredSource:
             liveness=LivenessPolicy(every_s=watch.liveness_interval.total_seconds()),
         )
         discovery = Discovery(
-            fleet,
+            source,
             self._state_file(upstream.server),
             epoch=epoch,
             policy=policy,

@@ -46,7 +46,7 @@ async def probe(
             lambda cluster: askers[cluster.target.source].ask(cluster),
             fleet.connectivity_changed,
             metrics,
-            is_wanted=fleet.registry.needs_probe,
+            is_wanted=fleet.needs_probe,
         )
         fleet.on(EventType.ENGAGED, prober.engaged)
         fleet.on(EventType.UPDATED, prober.updated)

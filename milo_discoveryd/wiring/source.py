@@ -10,9 +10,7 @@ import msgspec
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.fleet import SourceFleet
-from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
@@ -48,7 +46,7 @@ class Discovery:
 
     def __init__(
         self,
-        fleet: DirectFleet | ReducedFleet,
+        source: Source,
         store: FleetStore | None,
         *,
         epoch: str,
@@ -57,8 +55,8 @@ class Discovery:
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
-        self._fleet = fleet
-        self._storage = _FleetStorage(fleet, store, epoch)
+        self._source = source
+        self._storage = _SourceStorage(source, store, epoch)
         self._policy = policy
         self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
@@ -71,8 +69,7 @@ class Discovery:
         status, highest_version = self._storage.restore(restored_place)
         clock = asyncio.get_running_loop().time
         drivers, reflectors = [], []
-        feeds: Sequence[DirectFleet | ObjectFeed] = self._fleet.feeds
-        for feed, (watched, decoder) in zip(feeds, collections, strict=True):
+        for feed, (watched, decoder) in zip(self._source.feeds, collections, strict=True):
             reflector: Reflector[Observation] = Reflector(
                 self._policy, self._jitter, clock(), status, highest_version=highest_version
             )
@@ -100,27 +97,27 @@ class Discovery:
 class FileDiscovery:
     """The tasks that follow kubeconfig files, and store the fleet."""
 
-    def __init__(self, fleet: ReducedFleet, store: FleetStore | None, epoch: str) -> None:
-        self._fleet = fleet
-        self._storage = _FleetStorage(fleet, store, epoch)
+    def __init__(self, source: Source, store: FleetStore | None, epoch: str) -> None:
+        self._source = source
+        self._storage = _SourceStorage(source, store, epoch)
 
     async def run(
         self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], restored_place: RestoredPlace
     ) -> None:
         """Follow the files until canceled."""
         status, _ = self._storage.restore(restored_place)
-        (feed,) = self._fleet.feeds
+        (feed,) = self._source.feeds
         driver = FileDriver(files, observe, pending_deletions=feed.pending_deletions, sink=feed, status=status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._storage.save(lambda: ""), name="save the fleet")
             tasks.create_task(driver.run(), name="follow files")
 
 
-class _FleetStorage:
+class _SourceStorage:
     """Restores a fleet from its store, and saves it there."""
 
-    def __init__(self, fleet: DirectFleet | ReducedFleet, store: FleetStore | None, epoch: str) -> None:
-        self._fleet = fleet
+    def __init__(self, source: Source, store: FleetStore | None, epoch: str) -> None:
+        self._source = source
         self._epoch = epoch
         self._store = store
 
@@ -138,9 +135,9 @@ class _FleetStorage:
         )
         restored = list(restorable(stored.clusters, restored_place))
         if len(restored) == len(stored.clusters):
-            self._fleet.restored_positions = stored.positions
-        self._fleet.restore(restored, stored.objects, status)
-        self._fleet.expect_subscribers()
+            self._source.restored_positions = stored.positions
+        self._source.restore(restored, stored.objects, status)
+        self._source.fleet.releases.expect_return(asyncio.get_running_loop().time())
         return status, stored.highest_version
 
     async def save(self, highest_version: Callable[[], str]) -> None:
@@ -152,25 +149,25 @@ class _FleetStorage:
         def stored() -> StoredFleet:
             return StoredFleet(
                 origin,
-                current_at(self._fleet.status, clock()),
+                current_at(self._source.status, clock()),
                 tuple(self._engaged()),
                 highest_version(),
-                tuple(self._fleet.stored_objects()),
-                positions(self._fleet, self._epoch),
+                tuple(self._source.stored_objects()),
+                positions(self._source, self._epoch),
             )
 
-        with self._fleet.notifier.waiter() as waiter:
+        with self._source.fleet.notifier.waiter() as waiter:
 
             async def changed() -> None:
                 nonlocal saved_at
-                while not self._fleet.synced or self._fleet.log.head == saved_at:
+                while not self._source.synced or self._source.fleet.log.head == saved_at:
                     await waiter.wait(3600.0)
-                saved_at = self._fleet.log.head
+                saved_at = self._source.fleet.log.head
 
             await self._store.save_changes(stored, changed)
 
     def _engaged(self) -> Iterator[StoredCluster]:
-        for record in self._fleet.registry.records():
+        for record in self._source.registry.records():
             if record.cluster is not None:
                 yield StoredCluster(record.uid, record.cluster.target, record.cluster.engaged_at)
 
@@ -180,17 +177,17 @@ def current_at(status: SourceStatus, now: float) -> float:
     return time.time() - (now - status.since if status.state is SourceState.STALE else 0.0)
 
 
-def positions(fleet: SourceFleet, epoch: str) -> dict[str, int]:
+def positions(source: Source, epoch: str) -> dict[str, int]:
     """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
     received."""
-    registry = fleet.registry
+    registry = source.registry
     # Subscribers also receive drains and the additional fields of declared clusters, which are not stored.
-    if registry.releases or not all(type(cluster.target) is Target for cluster in registry.clusters()):
+    if registry.draining_count or not all(type(cluster.target) is Target for cluster in registry.clusters()):
         return {}
-    earlier = fleet.restored_positions
-    if not fleet.is_restored:
+    earlier = source.restored_positions
+    if not source.is_restored:
         earlier = dict.fromkeys(earlier, ANY_REVISION)
-    return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: fleet.log.head}
+    return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: source.fleet.log.head}
 
 
 def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:

@@ -1,7 +1,8 @@
 """Tokens of a service account of the infrastructure cluster, by TokenRequest.
 
 Bound tokens belong to a Secret per engagement. Deleting the Secret at disengagement revokes them. A Secret is
-identified by the daemon's run and the object's UID, so that two daemons with one service account do not interfere.
+identified by the daemon's run and the cluster's identity, so that two daemons with one service account do not
+interfere, nor two sources that follow one object, or whose API servers give two objects one UID.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, Identity
 from milo_kube.http.errors import TransportError
 
 MIN_TTL_S = 600
@@ -37,7 +38,7 @@ ENDED_KEPT = 10_000
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "milo-discoveryd"
 RUN_LABEL = "discovery.miloapis.com/run"
-OBJECT_LABEL = "discovery.miloapis.com/object-uid"
+CLUSTER_LABEL = "discovery.miloapis.com/cluster-identity"
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
 
@@ -122,10 +123,10 @@ class TokenRequestIssuer:
         self._name_prefix = f"milo-discovery-{member or self._run}"
         self._audiences = tuple(audiences)
         self._clock = clock
-        self._bound: dict[str, _BoundSecret] = {}
-        self._ended: OrderedDict[str, int] = OrderedDict()
-        """The last revoked incarnation of each object: a late mint must not create its Secret again."""
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._bound: dict[Identity, _BoundSecret] = {}
+        self._ended: OrderedDict[Identity, int] = OrderedDict()
+        """The last revoked incarnation of each cluster: a late mint must not create its Secret again."""
+        self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._clean_up_at = float("-inf")
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
@@ -133,33 +134,33 @@ class TokenRequestIssuer:
         if cluster is None:
             return await self._request(request.ttl_s, None)
         await self._clean_up()
-        uid = cluster.object_uid
-        async with self._exclusive(uid):
-            if self._ended.get(uid, 0) >= cluster.incarnation:
+        identity = cluster.identity
+        async with self._exclusive(identity):
+            if self._ended.get(identity, 0) >= cluster.incarnation:
                 raise BackendError(f"{cluster.target.name} was disengaged meanwhile", of_cluster=True)
-            bound = self._bound.get(uid)
+            bound = self._bound.get(identity)
             if bound is not None and bound.incarnation != cluster.incarnation:
-                await self._delete_secrets(uid)
+                await self._delete_secrets(identity)
                 bound = None
             if bound is None or self._clock() >= bound.rotate_at:
-                self._bound[uid] = bound = await self._create_secret(cluster)
+                self._bound[identity] = bound = await self._create_secret(cluster)
             try:
                 return await self._request(request.ttl_s, bound)
             except _GoneError:
-                del self._bound[uid]  # the Secret was deleted by others: the next attempt creates another
+                del self._bound[identity]  # the Secret was deleted by others: the next attempt creates another
                 raise
 
     async def revoke(self, cluster: Cluster) -> None:
-        uid = cluster.object_uid
-        async with self._exclusive(uid):
-            bound = self._bound.get(uid)
+        identity = cluster.identity
+        async with self._exclusive(identity):
+            bound = self._bound.get(identity)
             if bound is not None and bound.incarnation > cluster.incarnation:
                 return  # a later incarnation deleted the Secrets of this one
-            self._ended[uid] = cluster.incarnation
-            self._ended.move_to_end(uid)
+            self._ended[identity] = cluster.incarnation
+            self._ended.move_to_end(identity)
             if len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
-            await self._delete_secrets(uid)
+            await self._delete_secrets(identity)
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
         """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts."""
@@ -171,17 +172,17 @@ class TokenRequestIssuer:
         )
 
     @asynccontextmanager
-    async def _exclusive(self, uid: str) -> AsyncIterator[None]:
-        """Serialize the requests about one object; locks without users are dropped."""
-        lock, users = self._locks.get(uid, (asyncio.Lock(), 0))
-        self._locks[uid] = (lock, users + 1)
+    async def _exclusive(self, identity: Identity) -> AsyncIterator[None]:
+        """Serialize the requests about one cluster; locks without users are dropped."""
+        lock, users = self._locks.get(identity, (asyncio.Lock(), 0))
+        self._locks[identity] = (lock, users + 1)
         try:
             async with lock:
                 yield
         finally:
-            lock, users = self._locks.pop(uid)
+            lock, users = self._locks.pop(identity)
             if users > 1:
-                self._locks[uid] = (lock, users - 1)
+                self._locks[identity] = (lock, users - 1)
 
     async def _request(self, ttl_s: float, bound: _BoundSecret | None) -> IssuedCredential:
         spec: dict[str, object] = {"audiences": self._audiences, "expirationSeconds": max(MIN_TTL_S, int(ttl_s))}
@@ -211,7 +212,8 @@ class TokenRequestIssuer:
 
     async def _create_secret(self, cluster: Cluster) -> _BoundSecret:
         # The suffix is random, so that two daemons never use one Secret, and neither do two runs of one daemon.
-        name = f"{self._name_prefix}-{cluster.incarnation}-{secrets.token_hex(4)}"
+        identity = _digest(str(cluster.identity))
+        name = f"{self._name_prefix}-{identity[:6]}-{secrets.token_hex(4)}"
         now = self._clock()
         answer = await self._post(
             self._secrets,
@@ -223,7 +225,7 @@ class TokenRequestIssuer:
                     "labels": {
                         MANAGED_BY: MANAGER,
                         RUN_LABEL: self._run,
-                        OBJECT_LABEL: _digest(cluster.object_uid),
+                        CLUSTER_LABEL: identity,
                         **self._group_label,
                     },
                     "annotations": {CLUSTER_ANNOTATION: cluster.target.name},
@@ -236,10 +238,10 @@ class TokenRequestIssuer:
         created = kubernetes_api.read(self._origin, answer, _SECRET_OBJECT).metadata
         return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
-    async def _delete_secrets(self, uid: str) -> None:
-        """Delete all Secrets of this run for the object, including those whose creation got no response."""
-        await self._delete(await self._list(f"{RUN_LABEL}={self._run},{OBJECT_LABEL}={_digest(uid)}"))
-        self._bound.pop(uid, None)
+    async def _delete_secrets(self, identity: Identity) -> None:
+        """Delete all Secrets of this run for the cluster, including those whose creation got no response."""
+        await self._delete(await self._list(f"{RUN_LABEL}={self._run},{CLUSTER_LABEL}={_digest(str(identity))}"))
+        self._bound.pop(identity, None)
 
     async def _clean_up(self) -> None:
         """Periodically delete Secrets of earlier runs, once all tokens bound to them have expired."""

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import (
-    SOURCE_SEPARATOR,
     UNPROBED,
     Cluster,
     Connectivity,
@@ -170,13 +169,11 @@ def decode_frame(frame: bytes) -> pb.ClusterEvent:
 def _cluster(of: Cluster, epoch: str) -> bytes:
     target = of.target
     suspensions = target.suspensions
-    # Split the name once instead of using the target's properties, since this runs for every event.
-    source, _, local_name = target.name.rpartition(SOURCE_SEPARATOR)
     return b"".join(
         (
             _text(_NAME, target.name),
             _text(_UID, target.uid),
-            _text(_ENDPOINT, local_name.join(target.place)),
+            _text(_ENDPOINT, target.endpoint),
             _text(_ORGANIZATION, target.organization),
             *map(_label, target.labels),
             *map(_annotation, target.annotations),
@@ -188,7 +185,7 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             _text(_SOURCE_RESOURCE_VERSION, of.source_version),
             _text(_INCARNATION, incarnation(epoch, of.incarnation)),
             b"" if of.draining is None else _draining(of.draining),
-            _text(_CLUSTER_SOURCE, source) if source else b"",
+            _text(_CLUSTER_SOURCE, target.source) if target.source else b"",
             *map(_suspension, suspensions or ()),
         )
     )

@@ -147,7 +147,7 @@ class KubeconfigRotation:
 
     def catch_up(self) -> None:
         """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters."""
-        for cluster in self._fleet.registry.clusters():
+        for cluster in self._fleet.clusters():
             if cluster.target.name not in self._deliveries and self._shown.matches(cluster):
                 self._schedule_now(cluster)
 
@@ -199,7 +199,7 @@ class KubeconfigRotation:
         )
 
     def _engaged(self, name: str) -> Cluster | None:
-        record = self._fleet.registry[name]
+        record = self._fleet[name]
         cluster = None if record is None else record.cluster
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 

@@ -11,8 +11,8 @@ import msgspec
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecords
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert, requests, visibility
@@ -58,7 +58,7 @@ class ServerInfo:
     async def describe(
         self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, at: Moment
     ) -> pb.GetServerInfoResponse:
-        counts = await _counts(self._fleet.registry, scope)
+        counts = [await _counts(each.registry, scope) for each in self._fleet.sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, at)
         issuers = [each for each in self._kubeconfigs.health() if to is not None and to.terms.allow(each.name)]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
@@ -75,14 +75,14 @@ class ServerInfo:
                     kind=each.kind,
                     status=status,
                     synced=each.synced,
-                    counts=_counted(await _counts(each.registry, scope)),
+                    counts=_counted(found),
                     context=each.context if scope.is_everything else "",
                 )
-                for each, status in zip(self._fleet.sources, statuses, strict=False)
+                for each, status, found in zip(self._fleet.sources, statuses, counts, strict=False)
             ],
             context=self._fleet.sources[0].context if scope.is_everything and not statuses else "",
             synced=self._fleet.synced,
-            counts=_counted(counts, streams),
+            counts=_counted(sum(counts, visibility.VisibleCounts()), streams),
             sharding=await self._sharding(scope, shard),
             credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],
             limits=pb.Limits(
@@ -106,18 +106,17 @@ class ServerInfo:
             found.problem = ""
             return found
         clusters: Counter[str | None] = Counter()
-        names = iter([name for name, record in self._fleet.registry.items() if record.target is not None])
+        names = iter([name for name, record in self._fleet.items() if record.target is not None])
         while portion := [*islice(names, CLUSTERS_PER_STEP)]:
             clusters.update(rendezvous.owner(name, status.weights) for name in portion)
             await asyncio.sleep(0)
         for member in found.members:
             member.clusters = clusters[member.name]
-        draining = (name for each in self._fleet.sources for name in each.registry.releases)
-        found.draining.extend(nsmallest(DRAINING_NAMED, draining))
+        found.draining.extend(nsmallest(DRAINING_NAMED, self._fleet.releases))
         return found
 
 
-async def _counts(registry: ClusterRecords, scope: ClusterScope) -> visibility.VisibleCounts:
+async def _counts(registry: Registry, scope: ClusterScope) -> visibility.VisibleCounts:
     if scope.is_everything:
         return visibility.total_counts(registry)
     found, records = visibility.VisibleCounts(), iter([*registry.items()])

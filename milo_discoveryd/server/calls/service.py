@@ -102,12 +102,12 @@ class Service:
         async with self.access.authorize(caller, "ListClusters") as call:
             parsed = requests.listing(request)
             requests.known_sources(parsed.wanted, self._source_names)
-            fleets = self._fleet.select(parsed.wanted.sources)
-            pending = frozenset(each.name for each in fleets if not each.synced)
-            if len(pending) == len(fleets):
+            selected = self._fleet.select(parsed.wanted.sources)
+            pending = frozenset(each.name for each in selected if not each.synced)
+            if len(pending) == len(selected):
                 raise self._not_synced(call)
             now = self._clock()
-            source, *sources = source_statuses(fleets, call.scope, Moment(time.time(), now))
+            source, *sources = source_statuses(selected, call.scope, Moment(time.time(), now))
             shown = scoped(parsed.wanted, call.scope)
             owner = ListingOwner(call.identity, call.holder(shown))
 
@@ -159,18 +159,17 @@ class Service:
         async with self.access.authorize(caller, "GetCluster", cluster=requests.truncated_name(request.name)) as call:
             name = requests.name(request.name, "name")
             record = self._visible(name, call)
-            fleet = self._fleet.source_of(name)
-            if record is None:
-                hint = "" if fleet is None or fleet.synced else "; no complete list of the source was read yet"
+            source = self._fleet.source_of(name)
+            if record is None or source is None:
+                hint = "" if source is None or source.synced else "; no complete list of the source was read yet"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
-        pending = self._fleet.pending_reports.explain(name)
+        pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
-        elsewhere = None if fleet is None else fleet.registry.assigned_elsewhere(name)
-        grace_until = self._fleet.registry.grace_until(name)
+        elsewhere, grace_until = source.registry.assigned_elsewhere(name), source.registry.grace_until(name)
         engagement = convert.engagement(record, confirming, elsewhere, grace_until)
-        if grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
+        if grace_until is not None and source.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
-        if fleet is not None and (unusable := fleet.problem_of(name)):
+        if unusable := source.problem_of(name):
             stays = "it stays as last known: " if record.engaged else ""
             engagement.message += f"; {stays}{unusable}"
         if self.shard is not None and engagement.reason == pb.Engagement.REASON_ENGAGED:
@@ -188,8 +187,8 @@ class Service:
                 convert.transition(each, self._info.epoch)
                 for each in visibility.visible_transitions(record, call.scope)
             ],
-            pending_releases=releases.pending(name, self._fleet.releases_of(name), call.identity, call.scope, now),
-            source=None if fleet is None else source_status(fleet, call.scope, now),
+            pending_releases=releases.pending(name, self._fleet.releases, call.identity, call.scope, now),
+            source=source_status(source, call.scope, now),
         )
 
     async def release_cluster(self, request: pb.ReleaseClusterRequest, caller: Caller) -> pb.ReleaseClusterResponse:
@@ -197,8 +196,8 @@ class Service:
         async with self.access.authorize(caller, "ReleaseCluster", cluster=named) as call:
             parsed = requests.release(request)
             key = SubscriberKey(call.identity, parsed.subscriber)
-            record, pending = self._visible(parsed.cluster, call), self._fleet.releases_of(parsed.cluster)
-            if releases.must_note(parsed, record, key, pending, self._info.epoch):
+            record = self._visible(parsed.cluster, call)
+            if releases.must_note(parsed, record, key, self._fleet.releases, self._info.epoch):
                 self._fleet.release(key, parsed.cluster)
                 call.noted(
                     "cluster released",
@@ -269,8 +268,8 @@ class Service:
 
     async def _issued(self, parsed: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
-        fleet = self._fleet.source_of(parsed.cluster)
-        if fleet is not None and not fleet.synced:
+        source = self._fleet.source_of(parsed.cluster)
+        if source is not None and not source.synced:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
@@ -285,7 +284,7 @@ class Service:
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _visible(self, name: str, call: CallContext) -> ClusterRecord | None:
-        return visibility.visible_record(name, self._fleet.registry[name], call.scope)
+        return visibility.visible_record(name, self._fleet[name], call.scope)
 
     def _requested_cluster(self, parsed: requests.IssueRequest, call: CallContext) -> Cluster:
         record = self._visible(parsed.cluster, call)

@@ -17,8 +17,9 @@ from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter, without_sources
-from milo_discoveryd.registry.fleet import Fleet, SourceFleet
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
@@ -194,7 +195,7 @@ class WatchStream:
             each.name for each in self._sources if not each.synced or (each.is_restored and self._may_know_more(each))
         )
 
-    def _may_know_more(self, restored: SourceFleet) -> bool:
+    def _may_know_more(self, restored: Source) -> bool:
         """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
         if not self._asked.resume_revision:
             return False
@@ -222,13 +223,9 @@ class WatchStream:
         """Return the draining clusters that wait for this subscriber, to send them again: it may have restarted."""
         if self._subscription is None:
             return iter(())
-        key = self._subscription.key
-        waiting = (
-            record
-            for registry in (each.registry for each in self._fleet.sources)
-            for record in registry.draining()
-            if record.cluster is not None and registry.releases.awaits(record.cluster.target.name, key)
-        )
+        releases, key = self._fleet.releases, self._subscription.key
+        found = (self._fleet[name] for name in releases if releases.awaits(name, key))
+        waiting = (record for record in found if record is not None)
         return self._fleet.log.draining_frames(waiting, resumed, self._shown)
 
     async def _wait(self, waiter: Waiter) -> None:

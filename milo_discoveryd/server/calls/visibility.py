@@ -7,7 +7,8 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.source_status import SourceStatus
 
@@ -49,7 +50,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
         return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-def total_counts(registry: ClusterRecords) -> VisibleCounts:
+def total_counts(registry: Registry) -> VisibleCounts:
     states = {state: registry.count(state) for state in ObjectState}
     return _counts(states, registry.engaged, registry.unreachable, registry.draining_count)
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from milo_discovery import Event
-from milo_discoveryd.credentials.issuers.token_request import OBJECT_LABEL
+from milo_discoveryd.credentials.issuers.token_request import CLUSTER_LABEL
 from milo_sandbox.resources import SECRETS
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -206,7 +206,7 @@ def object_digests(workspace: Workspace) -> dict[str, str]:
     store, found = workspace.sandbox.infrastructure.api.store, dict[str, str]()
 
     def note() -> None:
-        found.update((record.name, record.labels.get(OBJECT_LABEL, "")) for record in store[SECRETS])
+        found.update((record.name, record.labels.get(CLUSTER_LABEL, "")) for record in store[SECRETS])
 
     store.listen(note)
     return found

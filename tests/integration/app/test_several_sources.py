@@ -180,7 +180,7 @@ async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace:
     daemon = workspace.daemon()
     async with serving(daemon) as get, grpc.aio.insecure_channel(workspace.address) as channel:
         stub: Any = DiscoveryServiceStub(channel)
-        await eventually(lambda: daemon._fleet.registry.engaged == 2)
+        await eventually(lambda: len([*daemon._fleet.clusters()]) == 2)
         first = await stub.ListClusters(pb.ListClustersRequest(page_size=1))
         await workspace.us.start()
         await eventually(lambda: daemon._fleet.synced)

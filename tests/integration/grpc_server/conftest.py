@@ -18,10 +18,8 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfig
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
@@ -38,6 +36,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.support.eventually import LIMIT_S
+from tests.support.sources import new_source
 
 EPOCH = "0123456789abcdef"
 NO_RULES = Rights()
@@ -91,12 +90,9 @@ class Harness:
             address=lambda: "unix:///d.sock",
             per_second=per_second,
         )
-        self.fleet = DirectFleet(
-            ChangeLog(encoder(EPOCH), retention),
-            PendingDeletions(lambda: 0.0),
-            Journal(self.metrics, self.audit),
-            drain_timeout_s=drain_timeout_s,
-        )
+        journal = Journal(self.metrics, self.audit)
+        self.followed = new_source(journal, ChangeLog(encoder(EPOCH), retention), drain_timeout_s=drain_timeout_s)
+        self.fleet = self.followed.fleet
         self.metrics.follow(self.fleet, 1000)
         about = DaemonInfo(
             version="0",
@@ -131,11 +127,11 @@ class Harness:
         return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))
 
     def found(self, *findings: SourceEvent) -> None:
-        for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):
+        for _ in self.followed.feeds[0].take(findings, asyncio.get_running_loop().time()):
             pass
 
     def source(self, state: SourceState, reason: str = "") -> None:
-        self.fleet.source(SourceStatus(state, time.monotonic(), reason))
+        self.followed.feeds[0].source(SourceStatus(state, time.monotonic(), reason))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[DiscoveryServiceStub]:

@@ -53,7 +53,7 @@ class Race:
         except CallError:
             return
         # Still in the step of the event loop that sent the response.
-        record = self._harness.fleet.registry["alpha"]
+        record = self._harness.fleet["alpha"]
         assert record is not None
         assert record.cluster is not None
         token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]

@@ -39,7 +39,7 @@ def confirming(harness: Harness, name: str = "operator", **request: object) -> A
 
 
 def incarnation(harness: Harness, name: str = "alpha") -> str:
-    record = harness.fleet.registry[name]
+    record = harness.fleet[name]
     assert record is not None
     assert record.latest is not None
     return f"{EPOCH}.{record.latest.incarnation}"
@@ -248,7 +248,7 @@ async def test_revoked_subscriber_does_not_delay_a_drain(tmp_path: Path) -> None
             assert await mine.events() == ["UPDATED alpha"]
             rules_harness.harness.service.change_rights(rules(rule("shop", PROD)))
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]
-            await eventually(lambda: rules_harness.harness.fleet.registry.engaged == 0)
+            await eventually(lambda: rules_harness.harness.followed.registry.engaged == 0)
 
 
 async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_server_info_names_draining_clusters_of_a_shard_group(draining_har
 
 async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=LONG_S) as harness:
-        harness.fleet.restore(
+        harness.followed.restore(
             [(ready("alpha"), 1.0)], (), SourceStatus(SourceState.STALE, time.monotonic(), "Restored")
         )
         of_an_earlier_run = f"{'f' * 16}.7.{'x' * 22}"
@@ -370,12 +370,12 @@ async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harnes
             harness.seen(not_ready("alpha"))
             assert await other.events() == ["DISENGAGED alpha NOT_READY"]
             await cleans_up.wait()
-            record = harness.fleet.registry["alpha"]
+            record = harness.fleet["alpha"]
             assert record is not None
             assert record.engaged
-            assert [each.key.name for each in harness.fleet.registry.releases.awaited("alpha")] == ["fleet"]
+            assert [each.key.name for each in harness.fleet.releases.awaited("alpha")] == ["fleet"]
             may_end.set()
             await eventually(lambda: not record.engaged)
     await eventually(lambda: not harness.service.streams)
     harness.seen(not_ready("beta"))
-    assert harness.fleet.registry.engaged == 0, "the drain does not wait for a closed Fleet"
+    assert harness.followed.registry.engaged == 0, "the drain does not wait for a closed Fleet"

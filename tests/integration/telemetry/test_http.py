@@ -13,9 +13,6 @@ import pytest
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.history import RecentHistory
@@ -26,6 +23,7 @@ from milo_discoveryd.telemetry.status import Identity, when
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import HttpReply, Request
 from tests.support.eventually import LIMIT_S
+from tests.support.sources import new_source
 
 
 @pytest.fixture
@@ -62,12 +60,9 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
     """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
-    fleet = DirectFleet(
-        ChangeLog(lambda event: b"", Retention()),
-        PendingDeletions(lambda: 0.0),
-        Journal(Metrics(), Audit(Metrics())),
-    )
-    fleet.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
+    source = new_source(Journal(Metrics(), Audit(Metrics())))
+    fleet = source.fleet
+    source.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
     metrics = Metrics()
     metrics.follow(fleet, 10)
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)

@@ -9,15 +9,13 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, Identity, when
+from tests.support.sources import new_source
 
 PROJECTS = 2_000
 ANSWER_S = 0.05
@@ -39,13 +37,11 @@ def targets() -> Iterator[Target]:
 @pytest.fixture
 def board() -> StatusBoard:
     metrics = Metrics()
-    fleet = DirectFleet(
-        ChangeLog(lambda event: b"", Retention()), PendingDeletions(lambda: 0.0), Journal(metrics, Audit(metrics))
-    )
-    fleet.set_targets(targets(), 0.0)
+    source = new_source(Journal(metrics, Audit(metrics)))
+    source.set_targets(targets(), 0.0)
     return StatusBoard(
         Identity(version="1", mode="project", epoch="e", started_at=when(0.0)),
-        fleet,
+        source.fleet,
         RecentHistory(),
         subscribers=lambda: (),
         credentials=lambda: (),

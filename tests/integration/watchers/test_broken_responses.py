@@ -15,9 +15,8 @@ import pytest
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.watchers.driver import Driver
@@ -29,6 +28,7 @@ from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.test_driver import PATH, QUICK, Ledger, bookmark, line, project
 from tests.integration.watchers.test_transport_faults import nobody
 from tests.support.eventually import eventually
+from tests.support.sources import new_source
 
 OK = b"HTTP/1.1 200 OK\r\n"
 ENDS = OK + b"Connection: close\r\n\r\n"
@@ -142,7 +142,7 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def followed(api: ApiServer) -> AsyncIterator[tuple[DirectFleet, Ledger]]:
+async def followed(api: ApiServer) -> AsyncIterator[tuple[Source, Ledger]]:
     """Run a driver of the API server."""
     serving: set[asyncio.Task[None]] = set()
 
@@ -154,7 +154,7 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[DirectFleet, Ledger]]:
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     ledger, pending = Ledger(), PendingDeletions(lambda: 0.0, backoff=QUICK)
-    fleet = DirectFleet(ChangeLog(_encoded, Retention()), pending, ledger)
+    source = new_source(ledger, pending_deletions=pending)
     mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
     transport = Transport(nobody(url))
     driver = Driver(
@@ -165,14 +165,14 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[DirectFleet, Ledger]]:
             ReflectorPolicy(backoff=QUICK, streaming_lists=False), lambda: 0.0, asyncio.get_running_loop().time()
         ),
         pending_deletions=pending,
-        sink=fleet,
+        sink=source.feeds[0],
         connect_timeout_s=10.0,
         request_timeout_s=10.0,
         liveness=LivenessPolicy(),
     )
     running = asyncio.create_task(driver.run())
     try:
-        yield fleet, ledger
+        yield source, ledger
         assert not running.done(), "the driver ended"
     finally:
         running.cancel()
@@ -191,13 +191,13 @@ def _encoded(_: Any) -> bytes:
 @pytest.mark.parametrize("kind", BROKEN)
 async def test_broken_responses_disengage_nothing_and_are_recovered_from(kind: str) -> None:
     api = ApiServer(BROKEN[kind])
-    async with followed(api) as (fleet, ledger):
-        await eventually(lambda: fleet.status.state is SourceState.STREAMING)
+    async with followed(api) as (source, ledger):
+        await eventually(lambda: source.status.state is SourceState.STREAMING)
         assert sorted(ledger.events) == ["ENGAGED alpha", "ENGAGED beta"]
         api.break_down()
         await eventually(lambda: api.broken_answers >= BROKEN_FOR)
-        await eventually(lambda: fleet.status.state is SourceState.STALE)
+        await eventually(lambda: source.status.state is SourceState.STALE)
         api.names.append("gamma")
         api.recover()
-        await eventually(lambda: fleet.status.state is SourceState.STREAMING and "ENGAGED gamma" in ledger.events)
+        await eventually(lambda: source.status.state is SourceState.STREAMING and "ENGAGED gamma" in ledger.events)
         assert not [event for event in ledger.events if "DISENGAGED" in event]

@@ -11,10 +11,10 @@ from aiohttp import web
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.telemetry.audit import Audit
@@ -29,6 +29,7 @@ from milo_kube.reflect.source_status import SourceState
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import LIMIT_S, eventually
+from tests.support.sources import new_source
 
 PATH = PROJECTS.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
@@ -143,19 +144,19 @@ class DriverRun:
         self,
         server_script: ScriptedServer,
         server: ApiServer,
-        fleet: DirectFleet,
+        source: Source,
         ledger: "Ledger",
         task: asyncio.Task[None],
     ) -> None:
         self.server_script = server_script
         self.server = server
-        self.fleet = fleet
+        self.source = source
         self.events = ledger.events
         self.reads = ledger.reads
         self.task = task
 
     async def synced(self) -> None:
-        await eventually(lambda: self.fleet.synced and self.fleet.status.state is SourceState.STREAMING)
+        await eventually(lambda: self.source.synced and self.source.status.state is SourceState.STREAMING)
 
     async def expect_events(self, *events: str) -> None:
         await eventually(lambda: self.events == list(events))
@@ -190,7 +191,7 @@ async def running(
 
     ledger = Ledger()
     pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
-    fleet = DirectFleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
+    source = new_source(ledger, ChangeLog(encode, Retention()), pending_deletions=pending_deletions)
     mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
     async with ApiServer(server_script) as server:
         transport = Transport(upstream(server))
@@ -202,14 +203,14 @@ async def running(
                 policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()
             ),
             pending_deletions=pending_deletions,
-            sink=fleet,
+            sink=source.feeds[0],
             connect_timeout_s=10.0,
             request_timeout_s=10.0,
             liveness=liveness or LivenessPolicy(),
         )
         task = asyncio.create_task(driver.run())
         try:
-            yield DriverRun(server_script, server, fleet, ledger, task)
+            yield DriverRun(server_script, server, source, ledger, task)
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -269,7 +270,7 @@ async def test_inconclusive_confirmation_is_retried_and_cluster_stays_engaged(
         watch.send(line("DELETED", project("alpha", 6)))
         await asked.asked.wait()
         assert run.events == ["ENGAGED alpha"]
-        assert run.fleet.pending_deletions.explain("alpha") is not None
+        assert run.source.feeds[0].pending_deletions.explain("alpha") is not None
 
 
 async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> None:
@@ -285,7 +286,7 @@ async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> No
         watch.send(line("DELETED", project("alpha", 6)))
         await eventually(lambda: again.asked.is_set() or len(run.events) > 3)
         assert run.events == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
-        why = run.fleet.pending_deletions.explain("alpha")
+        why = run.source.feeds[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1] == "the server has none of the other objects either, and may be another server"
 
@@ -302,7 +303,7 @@ async def test_failed_read_of_reference_objects_is_reported() -> None:
         await run.synced()
         watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
-        why = run.fleet.pending_deletions.explain("alpha")
+        why = run.source.feeds[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("the server may be another one, and reading beta from it failed: 403: ")
 
@@ -334,7 +335,7 @@ async def test_deletion_is_not_confirmed_before_the_new_watch_answers() -> None:
         await second.asked.wait()
         assert not read.asked.is_set()
         second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.fleet.pending_deletions))
+        await eventually(lambda: not len(run.source.feeds[0].pending_deletions))
         assert (run.events, read.asked.is_set()) == (["ENGAGED alpha"], False)
 
 
@@ -359,9 +360,9 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
         first.send(expired())
         await second.asked.wait()
         may_answer.set()
-        await eventually(lambda: (run.fleet.pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
+        await eventually(lambda: (run.source.feeds[0].pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
         second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.fleet.pending_deletions))
+        await eventually(lambda: not len(run.source.feeds[0].pending_deletions))
         assert run.events == ["ENGAGED alpha"]
 
 
@@ -396,7 +397,7 @@ async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(w
                 await run.synced()
                 reached, gone = watch.asked, watch.gone
             case "back-off":
-                await eventually(lambda: run.fleet.status.state is SourceState.STALE)
+                await eventually(lambda: run.source.status.state is SourceState.STALE)
                 gone.set()
             case _:
                 await reached.wait()
@@ -423,7 +424,7 @@ async def test_confirmation_read_that_returns_another_object_is_inconclusive(ans
         watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
         assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
-        why = run.fleet.pending_deletions.explain("alpha")
+        why = run.source.feeds[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("the response is not the object")
 
@@ -439,8 +440,8 @@ async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
         await run.synced()
         watch.send(b"".join(line("DELETED", project(name, 6)) for name in names))
         await again.asked.wait()
-        assert run.fleet.pending_deletions.refused == "403: Forbidden"
-        assert run.fleet.pending_deletions.take_due(float("inf")) == []
+        assert run.source.feeds[0].pending_deletions.refused == "403: Forbidden"
+        assert run.source.feeds[0].pending_deletions.take_due(float("inf")) == []
 
 
 async def test_deletion_is_confirmed_while_every_watch_expires() -> None:

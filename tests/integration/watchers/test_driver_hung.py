@@ -54,9 +54,9 @@ async def test_hung_server_is_reported_as_unresponsive() -> None:
     patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
     async with running(server_script, patient, OFTEN) as run:
         await run.synced()
-        await eventually(lambda: run.fleet.status.state is SourceState.STALE)
-        assert run.fleet.status.reason == "Unresponsive"
-        assert run.fleet.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
+        await eventually(lambda: run.source.status.state is SourceState.STALE)
+        assert run.source.status.reason == "Unresponsive"
+        assert run.source.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
 
 
 async def test_hung_server_before_first_answer_is_abandoned() -> None:
@@ -79,8 +79,8 @@ async def test_hung_watch_of_otherwise_live_server_is_abandoned(monkeypatch: pyt
     server_script.alive = answering(web.Response)
     server_script.watches = [never]
     async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
-        await eventually(lambda: run.fleet.status.reason == "Timeout")
-        assert run.fleet.status.message == "no response to the watch request within 0.1 s"
+        await eventually(lambda: run.source.status.reason == "Timeout")
+        assert run.source.status.message == "no response to the watch request within 0.1 s"
 
 
 async def test_hung_list_is_abandoned() -> None:
@@ -107,7 +107,7 @@ async def test_liveness_probe_accepts_any_status_but_failures(status: int) -> No
                 clock.advance(timedelta(seconds=SELDOM.every_s))
                 await eventually(lambda: len(run.reads) >= checks)  # noqa: B023 - awaited in this iteration
             assert set(run.reads) == {"answered"}
-            assert run.fleet.status.state is SourceState.STREAMING
+            assert run.source.status.state is SourceState.STREAMING
             assert not watch.gone.is_set()
 
 
@@ -146,4 +146,4 @@ async def test_watch_survives_closed_listener_of_terminating_server() -> None:
         await eventually(lambda: run.reads.count("connect") > 2 * OFTEN.misses)
         watch.send(line("ADDED", project("alpha", 6)))
         await run.expect_events("ENGAGED alpha")
-        assert run.fleet.status.state is SourceState.STREAMING
+        assert run.source.status.state is SourceState.STREAMING

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.sources.keyed import KeyedSource
@@ -27,6 +25,7 @@ from milo_sandbox.resources import PROJECTS
 from milo_sandbox.watch import Pace
 from tests.integration.watchers.test_driver import Ledger
 from tests.support.eventually import eventually
+from tests.support.sources import new_source
 
 QUICK = Backoff(first_s=0.01, cap_s=0.1)
 POLICY = ReflectorPolicy(backoff=QUICK, silence_s=1.2, liveness=LivenessPolicy(every_s=0.1, misses=4))
@@ -38,10 +37,9 @@ class Follower:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.ledger = Ledger()
-        self.fleet = DirectFleet(
-            ChangeLog(lambda event: b"", Retention()),
-            PendingDeletions(lambda: 0.0, backoff=QUICK),
+        self.source = new_source(
             self.ledger,
+            pending_deletions=PendingDeletions(lambda: 0.0, backoff=QUICK),
             guard=RemovalGuard(RemovalLimits(verify_after_s=600.0)),
         )
 
@@ -52,7 +50,7 @@ class Follower:
     async def run(self, kubeconfig: Path) -> None:
         projects = KeyedSource(ProjectKind().follow(SourceOptions(project_server="https://milo.test")))
         discovery = Discovery(
-            self.fleet,
+            self.source,
             None,
             epoch="run",
             policy=POLICY,
@@ -64,10 +62,10 @@ class Follower:
             await discovery.run(transport, projects.collections, projects.restored_place)
 
     async def is_streaming(self) -> None:
-        await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)
+        await eventually(lambda: self.source.status.state is SourceState.STREAMING)
 
     async def shows_reason(self, reason: str) -> None:
-        await eventually(lambda: self.fleet.status.reason == reason)
+        await eventually(lambda: self.source.status.reason == reason)
 
     async def engages(self, name: str) -> None:
         """Create a project; its engagement is the only event."""
@@ -111,10 +109,10 @@ async def streaming(follower: Follower) -> Follower:
 
 async def test_paged_list_engages_clusters_while_watch_cache_initializes(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.initializing(seconds=30.0)  # its task has not run yet, so it has sent no request
-    await eventually(lambda: follower.fleet.synced)
+    await eventually(lambda: follower.source.synced)
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
     await follower.shows_reason("TooManyRequests")
-    assert follower.fleet.status.state is SourceState.STALE
+    assert follower.source.status.state is SourceState.STALE
 
     sandbox.faults.clear()
 
@@ -137,7 +135,7 @@ async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sa
         sandbox.drop_watches()
         await streaming.shows_reason("RemovalsHeld")
         assert streaming.ledger.relistings == ["Silence"]
-        assert streaming.fleet.registry.engaged == 3
+        assert streaming.source.registry.engaged == 3
     await streaming.engages("delta")
 
 
@@ -145,7 +143,7 @@ async def test_watch_of_terminating_server_survives_its_closed_listener(sandbox:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
     # By then more liveness probes were refused than a hung server is allowed.
     await eventually(lambda: streaming.ledger.reads.count("connect") > POLICY.liveness.misses)
-    assert streaming.fleet.status.state is SourceState.STREAMING
+    assert streaming.source.status.state is SourceState.STREAMING
     await streaming.engages("gamma")
     with streaming.without_events():
         await ending
@@ -167,7 +165,7 @@ async def test_schema_change_leads_to_one_relist_without_events(sandbox: Sandbox
 async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.without_events():
         sandbox.delete_definition(PROJECTS)
-        await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
+        await eventually(lambda: streaming.source.status.state is SourceState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
     await streaming.engages("gamma")
@@ -180,7 +178,7 @@ async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, strea
         sandbox.drop_watches()
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
         await streaming.is_streaming()
-        await eventually(lambda: not len(streaming.fleet.pending_deletions))
+        await eventually(lambda: not len(streaming.source.feeds[0].pending_deletions))
     await streaming.engages("gamma")
 
 
@@ -191,7 +189,7 @@ async def test_rejected_requests_make_source_stale_and_disengage_nothing(
     with streaming.without_events():
         getattr(sandbox.faults, fault)()
         sandbox.drop_watches()
-        await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
+        await eventually(lambda: streaming.source.status.state is SourceState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
     await streaming.engages("gamma")
@@ -201,7 +199,7 @@ async def test_server_whose_etcd_does_not_answer_is_stale_until_it_does(sandbox:
     with streaming.without_events():
         sandbox.freeze_etcd()
         await streaming.shows_reason("Unresponsive")
-        assert streaming.fleet.status.state is SourceState.STALE
+        assert streaming.source.status.state is SourceState.STALE
     sandbox.faults.clear()
     sandbox.silence_watches(silent=False)
     await streaming.is_streaming()

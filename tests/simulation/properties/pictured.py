@@ -1,8 +1,9 @@
 """A changing fleet with a snapshot of every revision, as the model that readers are compared with."""
 
+import msgspec
 from hypothesis.stateful import RuleBasedStateMachine
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining, with_draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining
 from milo_discoveryd.registry.log import Retention
 from tests.unit.registry.fleets import NamedLog, cluster
 
@@ -27,14 +28,14 @@ class ModeledFleet(RuleBasedStateMachine):
         else:
             changed = self.make_cluster(name, before.incarnation, labels, organization)
             if before.draining is not None:
-                changed = with_draining(changed, before.draining)
+                changed = msgspec.structs.replace(changed, draining=before.draining)
             self.log.update(self.log.entry(changed.target.name), changed, self.now)
         self.record({**self.snapshot, name: changed})
 
     def drain(self, name: str, labels: dict[str, str], organization: str) -> None:
         before = self.snapshot.get(name)
         if before is not None and before.draining is None:
-            changed = with_draining(before, Draining(DisengageReason.NOT_READY, "", self.now))
+            changed = msgspec.structs.replace(before, draining=Draining(DisengageReason.NOT_READY, "", self.now))
             self.log.update(self.log.entry(name), changed, self.now)
             self.record({**self.snapshot, name: changed})
 

@@ -19,14 +19,15 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
+from milo_discoveryd.registry.feed import REMOVALS_HELD
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls import convert
@@ -234,14 +235,16 @@ class Daemon:
         self._handed = handed
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
-        self.fleet = DirectFleet(
-            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
-            PendingDeletions(random.random),
+        self.source = Source(
+            Fleet(ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots)),
             self.ledger,
+            pending_deletions=lambda: PendingDeletions(random.random),
             not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
             drain_timeout_s=drain_s,
-            guard=RemovalGuard(RemovalLimits()),
+            guard=lambda: RemovalGuard(RemovalLimits()),
         )
+        self.fleet = self.source.fleet
+        (self.feed,) = self.source.feeds
         self._calls: set[asyncio.Task[None]] = set()
         about = DaemonInfo(
             version="0",
@@ -266,7 +269,7 @@ class Daemon:
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
-            self.fleet,
+            self.source,
             disk,
             epoch=epoch,
             policy=policy,
@@ -313,7 +316,7 @@ class Daemon:
 
     @property
     def holds_for_good(self) -> bool:
-        return self.holds_removals and self.fleet.relist_at is None
+        return self.holds_removals and self.feed.relist_at is None
 
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
@@ -348,7 +351,7 @@ class Daemon:
         try:
             answer = await self._service.issue_kubeconfig(request, CALLER)
         except CallError as error:
-            record = self.fleet.registry[cluster.name]
+            record = self.fleet[cluster.name]
             engaged = None if record is None else record.cluster
             drains = engaged is not None and convert.incarnation(self.epoch, engaged.incarnation) == cluster.incarnation
             is_wrong = drains and error.reason not in ("CREDENTIALS_UNAVAILABLE", "NOT_SYNCED")
@@ -392,7 +395,7 @@ class Daemon:
         await self._end()
 
     async def _end(self) -> None:
-        self.fleet.registry.releases.clear()  # the killed run's timer would go on in this process
+        self.fleet.releases.clear()  # the killed run's timer would go on in this process
         tasks = [self._discovering, self._keeping, self._letting_go, *self._calls]
         for task in tasks:
             task.cancel()
@@ -403,21 +406,21 @@ class Daemon:
     @property
     def is_quiet(self) -> bool:
         """Whether it follows the source, with nothing left to confirm or to wait for."""
-        fleet = self.fleet
-        waits = fleet.due_at is not None or len(fleet.registry.releases)
-        return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and not waits
+        waits = self.source.due_at is not None or len(self.fleet.releases)
+        is_following = self.fleet.status.state is SourceState.STREAMING
+        return is_following and not len(self.feed.pending_deletions) and not waits
 
     @property
     def defers_rechecks(self) -> bool:
         """Whether a refuted deletion waits for the server to prove that it is the one from before."""
-        pending = self.fleet.pending_deletions
+        pending = self.feed.pending_deletions
         return pending.defers_rechecks and not pending.is_idle
 
     @property
     def has_older_reads(self) -> bool:
         """Whether the confirmation of a deletion waits for a replica that may lag behind."""
-        names = (name for name, _ in self.fleet.registry.items())
-        return any(self.fleet.pending_deletions.older_since(name) is not None for name in names)
+        names = (name for name, _ in self.fleet.items())
+        return any(self.feed.pending_deletions.older_since(name) is not None for name in names)
 
     @property
     def has_settled(self) -> bool:

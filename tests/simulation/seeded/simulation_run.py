@@ -149,7 +149,7 @@ class SimulationRun:
     def _cluster_ended(self, ended: Cluster) -> None:
         """Check a disengagement, in the step in which it happens."""
         assert self._daemon is not None
-        draining, record = ended.draining, self._daemon.fleet.registry[ended.target.name]
+        draining, record = ended.draining, self._daemon.fleet[ended.target.name]
         assert record is not None
         # The name may have been engaged and disengaged again in the same commit.
         reason = next(each.reason for each in reversed(record.past) if each.incarnation == ended.incarnation)
@@ -166,7 +166,7 @@ class SimulationRun:
             handler = None if worker is None else worker.handlers.get(ended.target.name)
             if worker is None or handler is None or handler.cluster.incarnation != incarnation:
                 continue
-            is_known = self._daemon.fleet.registry.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
+            is_known = self._daemon.fleet.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
             if is_known and subscriber.selects(ended):
                 self._wrong_ends.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
 
@@ -309,7 +309,7 @@ class SimulationRun:
     @property
     def _knows_several_clusters(self) -> bool:
         assert self._daemon is not None
-        engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.registry.clusters()}
+        engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.clusters()}
         return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
 
     async def _is_calm(self) -> bool:
@@ -417,7 +417,7 @@ class SimulationRun:
             # held: an administrator accepts it, or starts the daemon without its state file.
             self._waited_for.add("a person")
             if self._seed % 2:
-                self._daemon.fleet.accept(self._clock())
+                self._daemon.feed.accept(self._clock())
             else:
                 await self._daemon.kill()
                 if self._disk is not None:
@@ -426,7 +426,7 @@ class SimulationRun:
             self._patient_until = self._clock() + ADMINISTRATOR_DELAY_S
         elif self._daemon.holds_removals:
             self._waited_for.add("a verification")
-        elif self._daemon.fleet.due_at is not None:
+        elif self._daemon.source.due_at is not None:
             self._waited_for.add("a grace")
         if self._daemon.defers_rechecks:
             self._waited_for.add("a bookmark")
@@ -484,7 +484,7 @@ class SimulationRun:
     @property
     def _has_listed(self) -> bool:
         """Whether the daemon has a list of its own; before that it cannot detect incomplete lists."""
-        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_restored
+        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.source.is_restored
 
     def _start(self) -> None:
         self._runs += 1

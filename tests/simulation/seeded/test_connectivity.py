@@ -20,14 +20,13 @@ from milo_discoveryd.connectivity.schedule import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.simulation.seeded.daemon import Ledger
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
 
 CLUSTERS = [f"p-{number:03}" for number in range(500)]
@@ -59,14 +58,16 @@ class World:
         self.reached: dict[str, float] = {}
         self.journal = TimedJournal()
         self._clock = asyncio.get_running_loop().time
-        self.fleet = DirectFleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.journal)
+        self.source = new_source(self.journal, ChangeLog(encoder("0" * 16), Retention()))
         schedule = ProbeSchedule(policy, lambda: 0.5)
-        prober = Prober(schedule, self._ask, self._tell, self.journal, self.fleet.registry.needs_probe)
-        self.fleet.on(EventType.ENGAGED, prober.engaged)
-        self.fleet.on(EventType.UPDATED, prober.updated)
-        self.fleet.on(EventType.DISENGAGED, prober.disengaged)
+        prober = Prober(schedule, self._ask, self._tell, self.journal, self.source.registry.needs_probe)
+        self.source.fleet.on(EventType.ENGAGED, prober.engaged)
+        self.source.fleet.on(EventType.UPDATED, prober.updated)
+        self.source.fleet.on(EventType.DISENGAGED, prober.disengaged)
         self.probing = asyncio.create_task(prober.run())
-        for _ in self.fleet.take([ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0):
+        for _ in self.source.feeds[0].take(
+            [ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0
+        ):
             pass
 
     @property
@@ -82,7 +83,7 @@ class World:
 
     def _tell(self, verdict: ConnectivityChange) -> None:
         self.reached.setdefault(verdict.name, self._clock())
-        self.fleet.connectivity_changed(verdict)
+        self.source.connectivity_changed(verdict)
 
 
 def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:
@@ -100,7 +101,7 @@ def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) ->
 def test_f58_black_holes_delay_no_other_cluster() -> None:
     async def steps(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
-        assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), (
+        assert (world.source.registry.engaged, len(world.reached)) == (500, 0), (
             "clusters are engaged before they are probed"
         )
         await asyncio.sleep(30.0)
@@ -133,7 +134,7 @@ def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::every])
         await asyncio.sleep(2 * GIVE_UP_AFTER_S)
-        assert world.fleet.registry.engaged == 500
+        assert world.source.registry.engaged == 500
         world.holes = set(CLUSTERS[:7])
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
         assert world.disengaged == world.holes, "the few that stay unreachable when the others have recovered"

@@ -272,7 +272,7 @@ def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
         harness.world.restore()
         harness.api.cut()
         await harness.until(lambda: harness.daemon.holds_for_good)
-        harness.daemon.fleet.accept(harness.loop.time())
+        harness.daemon.feed.accept(harness.loop.time())
         assert await harness.settled() <= 70.0
         assert harness.received == ["ENGAGED d", "DISENGAGED d"]
 
@@ -286,7 +286,7 @@ def test_f22_server_restored_while_a_refuted_deletion_is_checked_again_disengage
         harness.change("d")
         await harness.until(lambda: harness.received == ["ENGAGED d"])
         harness.watch.say(line("DELETED", harness.server.objects["d"].encoded("d")))
-        await harness.until(lambda: harness.daemon.fleet.pending_deletions.is_doubted("d"))
+        await harness.until(lambda: harness.daemon.feed.pending_deletions.is_doubted("d"))
         await asyncio.sleep(0.5)
         assert harness.api.requests["look"] == 1
         harness.world.restore()

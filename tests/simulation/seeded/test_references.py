@@ -13,10 +13,11 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ReferencedWatch, SeveralResources, Watch
@@ -121,16 +122,16 @@ class Simulation:
         """Start the daemon, from its state file if there is one."""
         joined = KeyedSource(Joined().follows(), label_selector=SELECTOR)
         assert joined.reduce is not None
-        self.fleet = ReducedFleet(
-            ChangeLog(encoder(EPOCH), Retention()),
-            joined.reduce,
+        self.source = Source(
+            Fleet(ChangeLog(encoder(EPOCH), Retention())),
             self.ledger,
+            reduce=joined.reduce,
             keys=joined.keys,
             pending_deletions=lambda: PendingDeletions(self._random.random),
             guard=lambda: RemovalGuard(RemovalLimits()),
         )
         discovery = Discovery(
-            self.fleet,
+            self.source,
             self._disk,
             policy=ReflectorPolicy(streaming_lists=self._random.random() < 0.5),
             jitter=self._random.random,
@@ -147,7 +148,7 @@ class Simulation:
 
     @property
     def view(self) -> dict[str, str]:
-        return {each.target.name: each.target.place[0] for each in self.fleet.registry.clusters()}
+        return {each.target.name: each.target.place[0] for each in self.source.registry.clusters()}
 
     @property
     def truth(self) -> dict[str, str]:
@@ -156,12 +157,12 @@ class Simulation:
 
     @property
     def has_recovered(self) -> bool:
-        return self.view == self.truth and self.fleet.status.state is SourceState.STREAMING
+        return self.view == self.truth and self.source.status.state is SourceState.STREAMING
 
     async def until(self, holds: Callable[[], bool], seconds: float) -> None:
         ends_at = self._loop.time() + seconds
         while not holds():
-            assert self._loop.time() < ends_at, f"{self.view} is not {self.truth}, {self.fleet.status}"
+            assert self._loop.time() < ends_at, f"{self.view} is not {self.truth}, {self.source.status}"
             await asyncio.sleep(0.25)
 
     async def storm(self, failing: Sequence[Upstream], *, restarts: bool) -> None:
@@ -226,7 +227,7 @@ def test_clusters_are_engaged_once_both_first_lists_are_complete(seed: int) -> N
         late.api.down_until = asyncio.get_running_loop().time() + 20.0
         await asyncio.sleep(10.0)
         assert simulation.view == {}
-        assert not simulation.fleet.synced
+        assert not simulation.source.synced
         await simulation.until(lambda: simulation.view == simulation.truth != {}, 60.0)
         assert simulation.ledger.ended == set()
 

@@ -19,13 +19,11 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.registry.change_notifier import ChangeNotifier
-from milo_discoveryd.registry.combined_fleet import CombinedFleet
-from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
@@ -132,30 +130,27 @@ class Simulation:
         self._random = random = Random(seed)
         self._loop = asyncio.get_running_loop()
         self.calm, self.failing = Upstream(random), Upstream(random)
-        log, notifier = ChangeLog(encoder(EPOCH), Retention()), ChangeNotifier()
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), has_several=True)
         ledger = Ledger(lambda *_: None, EPOCH)
-        calm = DirectFleet(
-            log,
-            PendingDeletions(random.random),
+        calm = Source(
+            self.fleet,
             ledger,
-            guard=RemovalGuard(RemovalLimits()),
+            pending_deletions=lambda: PendingDeletions(random.random),
+            guard=lambda: RemovalGuard(RemovalLimits()),
             name="calm",
-            notifier=notifier,
-            keys=ObjectKeys(prefix="calm#"),
+            keys=[ObjectKeys(prefix="calm#")],
         )
         pairs = KeyedSource(Pairs().follows(), "failing", SELECTOR)
         assert pairs.reduce is not None
-        failing = ReducedFleet(
-            log,
-            pairs.reduce,
+        failing = Source(
+            self.fleet,
             ledger,
+            reduce=pairs.reduce,
             keys=pairs.keys,
             pending_deletions=lambda: PendingDeletions(random.random),
             guard=lambda: RemovalGuard(RemovalLimits()),
             name="failing",
-            notifier=notifier,
         )
-        self.fleet = CombinedFleet(log, notifier, [calm, failing])
         self.session = Session()
         self.events: list[Event] = []
         self._tasks = [
@@ -171,10 +166,10 @@ class Simulation:
         access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
         self._service = Service(self.fleet, about, ledger, kubeconfigs, access=access, signer=TokenSigner(b"key"))
 
-    async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, followed: KeyedSource) -> None:
+    async def _discover(self, source: Source, upstream: Upstream, followed: KeyedSource) -> None:
         policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)
         discovery = Discovery(
-            fleet,
+            source,
             None,
             epoch="run",
             policy=policy,

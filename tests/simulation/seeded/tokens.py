@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from milo_discoveryd.credentials.issuers.token_request import OBJECT_LABEL
+from milo_discoveryd.credentials.issuers.token_request import CLUSTER_LABEL
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
 from tests.end_to_end.process.issued_credentials import Token
@@ -110,7 +110,7 @@ class Bound:
 
     @property
     def of(self) -> str:
-        return self.labels[OBJECT_LABEL]
+        return self.labels[CLUSTER_LABEL]
 
 
 class TokenApi:

@@ -61,7 +61,7 @@ async def test_kind_of_another_package_engages_what_its_objects_name(installed: 
         async with serving(daemon):
 
             def engaged() -> dict[str, str]:
-                return {each.target.name: each.target.endpoint for each in daemon._fleet.registry.clusters()}
+                return {each.target.name: each.target.endpoint for each in daemon._fleet.clusters()}
 
             shop, bank = {"shop": "https://shop.example.com"}, {"bank": "https://bank.example.com"}
             await eventually(lambda: engaged() == shop | bank)

@@ -21,12 +21,12 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.schema.fields import parse_group
@@ -205,26 +205,23 @@ def run(script: Script, kind: Kind, *, streaming: bool = True) -> Outcome:
         return runner.run(_run(script, kind, streaming=streaming))
 
 
-def _fleet(followed: KeyedSource, observer: Any) -> DirectFleet | ReducedFleet:
-    log, not_ready = ChangeLog(encoder(EPOCH), Retention()), NotReadyClusters(0.0, LIMITS)
-    if followed.reduce is None:
-        pending_deletions, guard = PendingDeletions(lambda: 0.5), RemovalGuard(LIMITS)
-        return DirectFleet(log, pending_deletions, observer, not_ready=not_ready, guard=guard)
-    return ReducedFleet(
-        log,
-        followed.reduce,
+def _source(followed: KeyedSource, observer: Any) -> Source:
+    return Source(
+        Fleet(ChangeLog(encoder(EPOCH), Retention())),
         observer,
+        reduce=followed.reduce,
         keys=followed.keys,
         pending_deletions=lambda: PendingDeletions(lambda: 0.5),
         guard=lambda: RemovalGuard(LIMITS),
-        not_ready=not_ready,
+        not_ready=NotReadyClusters(0.0, LIMITS),
     )
 
 
 async def _run(script: Script, kind: Kind, *, streaming: bool) -> Outcome:
     observer: Any = _Silent()
     followed = KeyedSource(kind.follow(_OPTIONS))
-    fleet = _fleet(followed, observer)
+    source = _source(followed, observer)
+    fleet = source.fleet
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
     kubeconfigs = Kubeconfigs(
         [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
@@ -232,7 +229,7 @@ async def _run(script: Script, kind: Kind, *, streaming: bool) -> Outcome:
     access = AccessControl(Rights(), QUOTAS, observer, asyncio.get_running_loop().time)
     service = Service(fleet, info, observer, kubeconfigs, access=access, signer=TokenSigner(b"key"))
     discovery = Discovery(
-        fleet,
+        source,
         _Store(),
         policy=ReflectorPolicy(streaming_lists=streaming),
         jitter=lambda: 0.5,
@@ -251,7 +248,7 @@ async def _run(script: Script, kind: Kind, *, streaming: bool) -> Outcome:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-    return Outcome(client.events, [cluster.target.name for cluster in fleet.registry.clusters()])
+    return Outcome(client.events, [cluster.target.name for cluster in fleet.clusters()])
 
 
 class _Client:
@@ -267,11 +264,11 @@ class _Client:
         return [item for item in self.subscription.pending if isinstance(item, ClientEvent)]
 
 
-async def _ask_about_everything(service: Service, fleet: DirectFleet | ReducedFleet) -> None:
+async def _ask_about_everything(service: Service, fleet: Fleet) -> None:
     _convert.server_info(await service.get_server_info(pb.GetServerInfoRequest(), CALLER))
     with suppress(CallError):  # before the first list is complete
         _convert.listing([await service.list_clusters(pb.ListClustersRequest(), CALLER)])
-    for name, _ in [*fleet.registry.items()]:
+    for name, _ in [*fleet.items()]:
         with suppress(CallError):  # a name that no request may have
             report = await service.get_cluster(pb.GetClusterRequest(name=name), CALLER)
             assert report.ByteSize() <= MESSAGE_LIMIT

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
@@ -24,6 +25,7 @@ from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt
 
 BETA = Target(name="beta", uid="uid-beta", place=("https://milo.test/beta",))
+IN_OTHER_SOURCE = msgspec.structs.replace(ALPHA, name="eu#alpha", source="eu")
 WANTED = MintRequest(ttl_s=900, cluster=engaged())
 SUBJECT = "system:serviceaccount:milo:operators"
 
@@ -134,6 +136,17 @@ async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: San
     await source.revoke(engaged(ALPHA, 2, object_uid="shop"))
     assert ours is not None
     assert sandbox.tokens.subject(ours.reveal()) == SUBJECT
+
+
+async def test_sources_with_one_object_do_not_revoke_each_others_tokens(sandbox: Sandbox, api: Transport) -> None:
+    """Two sources follow one API server with overlapping selectors, or the server of one copies a UID of the other."""
+    source = a_source(api)
+    clusters = [engaged(ALPHA, 1), engaged(IN_OTHER_SOURCE, 2)]
+    assert clusters[0].object_uid == clusters[1].object_uid
+    ours, theirs = [(await source.mint(MintRequest(ttl_s=900, cluster=each))).credential.token for each in clusters]
+    assert (_is_accepted(sandbox, ours), _is_accepted(sandbox, theirs)) == (True, True)
+    await source.revoke(clusters[1])
+    assert (_is_accepted(sandbox, ours), _is_accepted(sandbox, theirs)) == (True, False)
 
 
 async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
@@ -301,10 +314,15 @@ async def test_member_revokes_what_other_members_minted_for_its_clusters(sandbox
     ]  # fmt: skip
 
 
-async def test_bound_secret_is_named_after_the_member_and_the_incarnation(sandbox: Sandbox, api: Transport) -> None:
-    await a_source(api, group="ops", member="operator-0").mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 7)))
-    (name,) = sandbox.infrastructure.secret_names()
-    assert name.startswith("milo-discovery-operator-0-7-")
+async def test_bound_secret_is_named_after_the_member_and_the_cluster_identity(
+    sandbox: Sandbox, api: Transport
+) -> None:
+    source = a_source(api, group="ops", member="operator-0")
+    await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 7)))
+    await source.mint(MintRequest(ttl_s=900, cluster=engaged(IN_OTHER_SOURCE, 8)))
+    names = sandbox.infrastructure.secret_names()
+    assert all(name.startswith("milo-discovery-operator-0-") for name in names)
+    assert len({name.rpartition("-")[0] for name in names}) == 2
 
 
 def _is_accepted(sandbox: Sandbox, token: Secret | None) -> bool:

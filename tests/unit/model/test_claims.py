@@ -1,7 +1,7 @@
 """Claims of objects on clusters, and the keys of clusters."""
 
 from milo_discoveryd.model.claims import ObjectClaim, earliest
-from milo_discoveryd.model.cluster import Target, key_of
+from milo_discoveryd.model.cluster import Target, key_of, source_of
 from milo_discoveryd.model.observation import Malformed, Ready
 
 
@@ -27,6 +27,8 @@ def test_cluster_claimed_by_two_objects_of_one_list_is_malformed() -> None:
 
 def test_cluster_key_contains_source_and_cluster_name() -> None:
     assert key_of("shop", "") == "shop"
-    target = Target(name=key_of("shop", "eu"), uid="u", place=("https://", ".test"))
+    assert source_of("shop") == ""
+    assert source_of("eu#shop") == "eu"
+    target = Target(name=key_of("shop", "eu"), source="eu", uid="u", place=("https://", ".test"))
     assert (target.name, target.source, target.local_name) == ("eu#shop", "eu", "shop")
     assert target.endpoint == "https://shop.test"

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining, Target, with_draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.registry.events import Event, EventType
@@ -19,15 +19,7 @@ from milo_discoveryd.registry.registry import Registry
 WALL_AT_ZERO = 1_000_000.0
 
 
-class _AnyCluster(Cluster, frozen=True, kw_only=True, gc=False):
-    draining: Draining | None = None  # type: ignore[misc]  # instead of the class's
-
-
-class _AnyEvent(Event, frozen=True):
-    cluster: _AnyCluster
-
-
-_EVENTS = msgspec.json.Decoder(_AnyEvent)
+_EVENTS = msgspec.json.Decoder(Event)
 
 
 def at(seconds: float) -> Moment:
@@ -97,14 +89,7 @@ def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Registry:
 
 
 def read(frames: Iterable[bytes]) -> list[Event]:
-    return [_read(_EVENTS.decode(frame)) for frame in frames]
-
-
-def _read(found: _AnyEvent) -> Event:
-    fields = {name: getattr(found, name) for name in Event.__struct_fields__}
-    plain = Cluster(**{name: getattr(found.cluster, name) for name in Cluster.__struct_fields__})
-    draining = found.cluster.draining
-    return Event(**{**fields, "cluster": plain if draining is None else with_draining(plain, draining)})
+    return [_EVENTS.decode(frame) for frame in frames]
 
 
 def engaged(of: Cluster) -> Event:

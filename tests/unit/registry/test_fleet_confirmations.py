@@ -1,9 +1,9 @@
 """Confirmation reads that the API server refuses are logged once, and counted."""
 
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Inconclusive, NotFound
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted
 from tests.support.logs import capture_logs
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import readable_log, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 
@@ -23,16 +23,18 @@ class CountingLedger(Ledger):
 def logged(*answers: ConfirmationResult) -> tuple[list[str], list[str]]:
     """Answer each confirmation read; return the events logged and the results counted."""
     ledger, now = CountingLedger(), 0.0
-    fleet = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
+    source = new_source(ledger, readable_log())
     reported = (DeletionReported(name, "u1") for name in NAMES)
-    for _ in fleet.take([ListStarted(), *(Listed(ready(name)) for name in NAMES), ListEnded(), *reported], now):
+    for _ in source.feeds[0].take(
+        [ListStarted(), *(Listed(ready(name)) for name in NAMES), ListEnded(), *reported], now
+    ):
         pass
     left = [*answers]
     with capture_logs() as logs:
         while left:
             now += 100.0
-            for request in fleet.pending_deletions.take_due(now):
-                fleet.resolve(request, left.pop(0) if left else NotFound(), now)
+            for request in source.feeds[0].pending_deletions.take_due(now):
+                source.feeds[0].resolve(request, left.pop(0) if left else NotFound(), now)
     return [entry["event"] for entry in logs if "confirmed" in entry["event"]], ledger.results
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import readable_log, ready
 
 AWAY = Connectivity(ConnectivityState.UNREACHABLE, 5.0, "timeout: it did not answer in time")
@@ -18,33 +18,33 @@ BACK = Connectivity(ConnectivityState.REACHABLE, 9.0)
 
 
 @pytest.fixture
-async def fleet() -> DirectFleet:
-    made = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
-    for _ in made.take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
+async def source() -> Source:
+    made = new_source(Journal(Metrics(), Audit(Metrics())), readable_log())
+    for _ in made.feeds[0].take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made
 
 
 async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_when_reachable(
-    fleet: DirectFleet,
+    source: Source,
 ) -> None:
     heard: list[str] = []
     for kind in EventType:
-        fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]
-    (cluster,) = fleet.registry.clusters()
+        source.fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]
+    (cluster,) = source.registry.clusters()
     incarnation = cluster.incarnation
-    with fleet.notifier.waiter() as waiter:
-        fleet.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
-        fleet.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
+    with source.fleet.notifier.waiter() as waiter:
+        source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
+        source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
         await waiter.wait(1.0)
-    record = fleet.registry["a"]
+    record = source.registry["a"]
     assert record is not None
     assert record.message == "unreachable for too long; timeout: it did not answer in time"
-    assert fleet.registry.needs_probe("a", incarnation)
-    for _ in fleet.take([ObjectChanged(ready(version="2"))], 1.0):
+    assert source.registry.needs_probe("a", incarnation)
+    for _ in source.feeds[0].take([ObjectChanged(ready(version="2"))], 1.0):
         pass
-    assert fleet.registry.engaged == 0
-    fleet.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
+    assert source.registry.engaged == 0
+    source.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
     assert heard[2:] == ["ENGAGED a"]
-    assert fleet.registry.engaged == 1
+    assert source.registry.engaged == 1

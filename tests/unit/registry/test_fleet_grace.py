@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import Source
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.source_status import SourceState, SourceStatus
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 
@@ -23,54 +23,54 @@ def lost(since: float, last_contact: float) -> SourceStatus:
     return SourceStatus(SourceState.STALE, since, "ConnectionLost", "", last_contact)
 
 
-def take(fleet: DirectFleet, now: float, *events: SourceEvent) -> None:
-    for _ in fleet.take(events, now):
+def take(source: Source, now: float, *events: SourceEvent) -> None:
+    for _ in source.feeds[0].take(events, now):
         pass
 
 
 @pytest.fixture
-def fleet() -> DirectFleet:
+def source() -> Source:
     """Return a fleet with one cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
-    made = DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready=NotReadyClusters(GRACE_S))
+    made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S))
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
-    made.source(streaming(0.0))
+    made.feeds[0].source(streaming(0.0))
     take(made, 100.0, ObjectChanged(not_ready("a", "2")))
     return made
 
 
-def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(fleet: DirectFleet) -> None:
-    assert fleet.due_at == 110.0
-    fleet.tick(110.0)
-    assert fleet.registry.engaged == 0
+def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(source: Source) -> None:
+    assert source.due_at == 110.0
+    source.tick(110.0)
+    assert source.registry.engaged == 0
 
 
-def test_not_ready_grace_does_not_end_while_the_source_is_lost(fleet: DirectFleet) -> None:
-    fleet.source(lost(100.5, 100.5))
-    assert fleet.due_at is None
-    fleet.tick(1000.0)
-    assert fleet.registry.engaged == 1
+def test_not_ready_grace_does_not_end_while_the_source_is_lost(source: Source) -> None:
+    source.feeds[0].source(lost(100.5, 100.5))
+    assert source.due_at is None
+    source.tick(1000.0)
+    assert source.registry.engaged == 1
 
 
-def test_not_ready_grace_resumes_with_its_remaining_time(fleet: DirectFleet) -> None:
-    fleet.source(lost(104.0, 103.0))
-    fleet.source(lost(110.0, 103.0))
-    fleet.source(streaming(203.0))
-    assert fleet.due_at == 210.0
-    take(fleet, 204.0, ObjectChanged(ready("a", "3")))
-    fleet.tick(300.0)
-    assert fleet.registry.engaged == 1
+def test_not_ready_grace_resumes_with_its_remaining_time(source: Source) -> None:
+    source.feeds[0].source(lost(104.0, 103.0))
+    source.feeds[0].source(lost(110.0, 103.0))
+    source.feeds[0].source(streaming(203.0))
+    assert source.due_at == 210.0
+    take(source, 204.0, ObjectChanged(ready("a", "3")))
+    source.tick(300.0)
+    assert source.registry.engaged == 1
 
 
-def test_not_ready_grace_that_began_after_source_loss_is_not_extended(fleet: DirectFleet) -> None:
-    fleet.source(lost(104.0, 104.0))
-    take(fleet, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
-    fleet.source(streaming(200.0))
-    assert fleet.due_at == 210.0
+def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: Source) -> None:
+    source.feeds[0].source(lost(104.0, 104.0))
+    take(source, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
+    source.feeds[0].source(streaming(200.0))
+    assert source.due_at == 210.0
 
 
 def test_not_ready_grace_is_not_paused_before_first_contact() -> None:
-    fleet = DirectFleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
-    fleet.source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
-    fleet.source(streaming(6.0))
-    assert fleet.due_at is None
+    source = new_source(Ledger())
+    source.feeds[0].source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
+    source.feeds[0].source(streaming(6.0))
+    assert source.due_at is None

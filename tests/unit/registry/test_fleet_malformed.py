@@ -1,12 +1,11 @@
 """Malformed objects are reported once each, however often they are written."""
 
 from milo_discoveryd.model.observation import Malformed, Refused
-from milo_discoveryd.registry.direct_fleet import DirectFleet
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import malformed, readable_log, ready
 
 
@@ -21,9 +20,9 @@ class Ledger(Journal):
 
 def reported(*findings: SourceEvent) -> list[tuple[str, str]]:
     ledger = Ledger()
-    fleet = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
+    source = new_source(ledger, readable_log())
     for finding in findings:
-        for _ in fleet.take([finding], 0.0):
+        for _ in source.feeds[0].take([finding], 0.0):
             pass
     return ledger.refused
 

@@ -10,7 +10,6 @@ from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import Retention
-from milo_discoveryd.registry.log_fast_path import FastPath
 from tests.unit.registry.fleets import NamedLog, cluster, readable_log
 
 DELETED = DisengageReason.DELETED
@@ -87,20 +86,6 @@ def test_readers_with_different_filters_get_different_snapshots() -> None:
     assert [len(batch.frames) for batch in batches if batch] == [2, 1]
 
 
-def test_readers_with_different_filters_share_identical_batches() -> None:
-    log = readable_log()
-    for name in "ab":
-        engage(log, name)
-    update_all(log)
-    batches = [
-        Cursor(log, wanted, 2).take()
-        for wanted in (EVERYTHING, Filter(names=frozenset("ab")), Filter(names=frozenset("b")))
-    ]
-    everything, both, only_b = (batch.frames for batch in batches if batch)
-    assert both is everything
-    assert only_b == everything[1:]
-
-
 def test_update_batches_respect_the_size_limit() -> None:
     log = readable_log(batch_bytes=1)
     for name in "abc":
@@ -119,13 +104,6 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
     for _ in range(2):
         batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
         assert [len(batch.frames) for batch in batches if batch] == [*range(100, 0, -1)]
-
-
-@pytest.mark.parametrize("view", [EVERYTHING, Filter(names=frozenset({"alpha"}))])
-def test_log_fast_path_returns_no_batch_at_the_head(view: Filter) -> None:
-    log = NamedLog(msgspec.json.encode, Retention())
-    engage(log, "alpha")
-    assert FastPath(log, 2).read(log.head, view) is None
 
 
 def test_update_frame_is_encoded_once_for_all_readers() -> None:

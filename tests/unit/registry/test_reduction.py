@@ -10,13 +10,14 @@ from milo_discoveryd.model.observation import NotReady, Observation, Ready, With
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
+from milo_discoveryd.registry.feed import REMOVALS_HELD, Feed
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import Inconclusive, NotFound, PendingDeletions
-from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
 from milo_discoveryd.registry.reduction import Reduce
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -68,10 +69,10 @@ class RecordedFleet:
 
     def __init__(self, reduce: Reduce = any_of, resources: int = 1, grace_s: float = 0.0) -> None:
         self.journal = RecordingJournal()
-        self.reduced = ReducedFleet(
-            ChangeLog(lambda _: b"", Retention()),
-            reduce,
+        self.source = Source(
+            Fleet(ChangeLog(lambda _: b"", Retention())),
             self.journal,
+            reduce=reduce,
             keys=[NAMES] * resources,
             pending_deletions=lambda: PendingDeletions(lambda: 0.0),
             guard=lambda: RemovalGuard(RemovalLimits()),
@@ -80,10 +81,10 @@ class RecordedFleet:
 
     @property
     def engaged(self) -> set[str]:
-        return {cluster.target.name for cluster in self.reduced.registry.clusters()}
+        return {cluster.target.name for cluster in self.source.registry.clusters()}
 
-    def feed(self, watch: int = 0) -> ObjectFeed:
-        return self.reduced.feeds[watch]
+    def feed(self, watch: int = 0) -> Feed:
+        return self.source.feeds[watch]
 
     def take(self, *events: SourceEvent[Observation], watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
         before = len(self.journal.events)
@@ -124,9 +125,9 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     fleet.listed(thing("x", shop=True), thing("y", shop=True))
     assert fleet.delete("x", "uid-x") == []
     fleet.take(DeletionReported("y", "uid-y"))
-    assert fleet.reduced.pending_reports.explain("shop") == (0.0, "")
-    assert fleet.reduced.pending_reports.explain("none") is None
-    assert len(fleet.reduced.pending_reports) == 1
+    assert fleet.source.pending_deletion("shop") == (0.0, "")
+    assert fleet.source.pending_deletion("none") is None
+    assert fleet.source.deletions_unconfirmed == 1
     (request,) = fleet.feed().pending_deletions.take_due(0.0)
     fleet.feed().resolve(request, Inconclusive("timeout"), 0.0)
     assert fleet.engaged == {"shop"}
@@ -134,7 +135,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     (request,) = fleet.feed().pending_deletions.take_due(100.0)
     fleet.feed().resolve(request, NotFound(), 100.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", DisengageReason.DELETED.value)
-    assert fleet.reduced.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
+    assert fleet.source.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
 def test_object_may_claim_several_clusters_and_change_its_claims() -> None:
@@ -170,7 +171,7 @@ def test_cluster_claimed_by_two_objects_of_one_list_is_not_engaged() -> None:
     fleet = RecordedFleet(first_of)
     both = [thing(name, shop=Ready(f"uid-{name}", "1", target("shop", name))) for name in "ab"]
     assert fleet.listed(*both) == []
-    assert fleet.reduced.registry["shop"].state is ObjectState.MALFORMED  # type: ignore[union-attr]
+    assert fleet.source.registry["shop"].state is ObjectState.MALFORMED  # type: ignore[union-attr]
     assert fleet.delete("a", "uid-a") == [("ENGAGED", "shop")]
 
 
@@ -184,29 +185,29 @@ def test_object_that_becomes_invalid_keeps_its_last_claims() -> None:
 def test_fleet_is_synced_when_every_resource_was_listed() -> None:
     fleet = RecordedFleet(resources=2)
     fleet.listed(thing("x", shop=True))
-    assert not fleet.reduced.synced
+    assert not fleet.source.synced
     fleet.listed(thing("x", shop=False), watch=1)
-    assert fleet.reduced.synced
+    assert fleet.source.synced
     assert fleet.engaged == {"shop"}
 
 
 def test_source_status_is_that_of_the_worst_resource() -> None:
     fleet = RecordedFleet(resources=2)
     fleet.feed(0).source(STREAMING)
-    assert fleet.reduced.status.state is SourceState.CATCHING_UP
+    assert fleet.source.status.state is SourceState.CATCHING_UP
     fleet.feed(1).source(STREAMING)
-    assert fleet.reduced.status.state is SourceState.STREAMING
+    assert fleet.source.status.state is SourceState.STREAMING
     fleet.feed(0).source(SourceStatus(SourceState.STALE, 5.0, "Timeout", "", 4.0))
-    assert (fleet.reduced.status.reason, fleet.reduced.status.last_contact) == ("Timeout", 0.0)
+    assert (fleet.source.status.reason, fleet.source.status.last_contact) == ("Timeout", 0.0)
 
 
 def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)))
     assert fleet.listed() == []
-    assert fleet.reduced.pending_reports.held == 30
+    assert fleet.source.deletions_held == 30
     fleet.feed().source(STREAMING)
-    assert fleet.reduced.status.reason == REMOVALS_HELD
+    assert fleet.source.status.reason == REMOVALS_HELD
     assert fleet.feed().relist_at is not None
 
 
@@ -234,13 +235,13 @@ def restored() -> RecordedFleet:
     before.listed(thing("x", shop=True), thing("y", shop=True), thing("w"))
     before.listed(thing("z", bank=True), watch=1)
     fleet = RecordedFleet(resources=2)
-    stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.reduced.registry.items()]  # type: ignore[union-attr]
+    stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.source.registry.items()]  # type: ignore[union-attr]
     stored.append((Ready("gone", "", target("farm", "farm")), 5.0))
     status = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
-    fleet.reduced.restore(stored, before.reduced.stored_objects(), status)
+    fleet.source.restore(stored, before.source.stored_objects(), status)
     assert fleet.engaged == {"shop", "bank", "farm"}
-    assert fleet.reduced.synced
-    assert fleet.reduced.is_restored
+    assert fleet.source.synced
+    assert fleet.source.is_restored
     fleet.journal.events.clear()
     return fleet
 
@@ -248,7 +249,7 @@ def restored() -> RecordedFleet:
 def test_restored_clusters_stay_engaged_until_all_their_objects_were_seen_again(restored: RecordedFleet) -> None:
     assert restored.listed(thing("x", 9, shop=False), thing("y", 9, shop=True)) == []
     assert restored.listed(thing("z", 9, bank=False), watch=1)[0] == ("DISENGAGED", "bank", "NOT_READY")
-    assert not restored.reduced.is_restored
+    assert not restored.source.is_restored
     assert restored.engaged == {"shop"}
 
 
@@ -272,10 +273,10 @@ def test_restored_cluster_without_claims_is_disengaged_once_all_resources_were_l
 
 def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> None:
     fleet = RecordedFleet()
-    fleet.reduced = ReducedFleet(
-        ChangeLog(lambda _: b"", Retention()),
-        any_of,
+    fleet.source = Source(
+        Fleet(ChangeLog(lambda _: b"", Retention())),
         fleet.journal,
+        reduce=any_of,
         keys=[ObjectKeys(namespaced=True)],
         pending_deletions=lambda: PendingDeletions(lambda: 0.0),
     )
@@ -290,7 +291,7 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
 def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:
     fleet = RecordedFleet(lambda *_: None)
     assert fleet.listed(thing("x", shop=True)) == []
-    assert fleet.reduced.registry["shop"] is None
+    assert fleet.source.registry["shop"] is None
 
 
 def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
@@ -302,4 +303,4 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     fleet = RecordedFleet(withdrawn)
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == [("DISENGAGED", "shop", "REMOVED")]
-    assert fleet.reduced.registry["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
+    assert fleet.source.registry["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]

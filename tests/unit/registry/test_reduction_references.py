@@ -2,22 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ObjectReference, earliest
+from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject, ObjectClaim, ObjectReference, earliest
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import PORTION
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import NotFound
+from milo_discoveryd.registry.object_records import ObjectRecords
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion, NotFound
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.source import PORTION
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.unit.registry.fleets import target
@@ -62,10 +64,10 @@ class JoinedFleet(RecordedFleet):
 
     @property
     def servers(self) -> dict[str, str]:
-        return {each.target.name: each.target.organization for each in self.reduced.registry.clusters()}
+        return {each.target.name: each.target.organization for each in self.source.registry.clusters()}
 
     def message(self, cluster: str) -> str:
-        record = self.reduced.registry[cluster]
+        record = self.source.registry[cluster]
         assert record is not None
         return record.message
 
@@ -91,7 +93,7 @@ def fleet() -> JoinedFleet:
 
 def test_cluster_is_not_ready_until_its_secret_is_created(fleet: JoinedFleet) -> None:
     assert fleet.take(ObjectChanged(an_object("farm", "n", 2))) == []
-    record = fleet.reduced.registry["farm"]
+    record = fleet.source.registry["farm"]
     assert record is not None
     assert (record.state, record.message) == (ObjectState.NOT_READY, "there is no kubeconfig in Secret n")
     assert fleet.take(ObjectChanged(a_secret("n", version=3)), watch=SECRETS) == [("ENGAGED", "farm")]
@@ -134,8 +136,8 @@ def test_cluster_is_updated_when_its_object_references_another_secret(fleet: Joi
 
 def test_cluster_is_not_ready_after_the_deletion_of_its_secret_was_confirmed(fleet: JoinedFleet) -> None:
     fleet.take(DeletionReported("k", "uid-k"), watch=SECRETS)
-    assert fleet.reduced.pending_reports.explain("shop") == (0.0, "")
-    assert fleet.reduced.pending_reports.explain("bank") is None
+    assert fleet.source.pending_deletion("shop") == (0.0, "")
+    assert fleet.source.pending_deletion("bank") is None
     assert fleet.engaged == {"shop", "bank"}
     assert fleet.delete("k", "uid-k", SECRETS) == [("DISENGAGED", "shop", "NOT_READY")]
     assert fleet.message("shop") == "there is no kubeconfig in Secret k"
@@ -148,30 +150,30 @@ def test_secret_recreated_within_grace_sends_no_event() -> None:
     fleet.listed(a_secret("k"), watch=SECRETS)
     assert fleet.delete("k", "uid-k", SECRETS) == []
     assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == []
-    assert fleet.reduced.due_at is None
+    assert fleet.source.due_at is None
 
 
 def test_malformed_secret_keeps_last_state_of_its_cluster(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("k", "uid-k", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("shop", "k", 4))) == []
     assert fleet.servers["shop"] == "s1"
-    assert fleet.reduced.problem_of("shop") == "no YAML"
-    assert fleet.reduced.problem_of("bank") == ""
+    assert fleet.source.problem_of("shop") == "no YAML"
+    assert fleet.source.problem_of("bank") == ""
 
 
 def test_cluster_of_malformed_secret_reports_the_problem(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("n", "uid-n", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("farm", "n", 4))) == []
     assert fleet.message("farm") == "there is no kubeconfig in Secret n"
-    assert fleet.reduced.problem_of("farm") == "no YAML"
+    assert fleet.source.problem_of("farm") == "no YAML"
 
 
 def test_secret_without_a_kubeconfig_is_neither_stored_nor_counted_by_the_removal_guard(fleet: JoinedFleet) -> None:
     others: list[Observation] = [NotReady(f"other-{n}", f"uid-other-{n}", "1", "nothing") for n in range(30)]
     fleet.take(*map(ObjectChanged, others), watch=SECRETS)
-    assert len(list(fleet.reduced.stored_objects())) == 4
+    assert len(list(fleet.source.stored_objects())) == 4
     assert fleet.listed(*others, watch=SECRETS) == []
-    assert fleet.reduced.pending_reports.held == 2
+    assert fleet.source.deletions_held == 2
 
 
 def test_list_that_lacks_most_secrets_is_held() -> None:
@@ -180,16 +182,16 @@ def test_list_that_lacks_most_secrets_is_held() -> None:
     fleet.listed(*(a_secret(f"k{n}") for n in range(30)), watch=SECRETS)
     assert len(fleet.engaged) == 30
     assert fleet.listed(watch=SECRETS) == []
-    assert fleet.reduced.pending_reports.held == 30
+    assert fleet.source.deletions_held == 30
     assert len(fleet.engaged) == 30
 
 
 def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
     """Return a fleet with the state of another one; `without` is a Secret that the state lacks."""
     fleet = JoinedFleet()
-    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.reduced.registry.clusters()]
-    objects = [each for each in before.reduced.stored_objects() if each.key != without]
-    fleet.reduced.restore(stored, objects, RESTORED)
+    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.registry.clusters()]
+    objects = [each for each in before.source.stored_objects() if each.key != without]
+    fleet.source.restore(stored, objects, RESTORED)
     fleet.journal.events.clear()
     return fleet
 
@@ -225,7 +227,7 @@ def test_restored_cluster_with_malformed_secret_stays_engaged(fleet: JoinedFleet
     after.listed(Malformed("k", "uid-k", "9", "no YAML"), a_secret("m", version=9), watch=SECRETS)
     assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
     assert after.engaged == {"shop", "bank"}
-    assert after.reduced.problem_of("shop") == "no YAML"
+    assert after.source.problem_of("shop") == "no YAML"
 
 
 def test_cluster_reports_missing_secret_before_all_resources_were_listed(fleet: JoinedFleet) -> None:
@@ -255,7 +257,8 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, Ready]]) -> None:
         self.clusters = Registry(ChangeLog(lambda _: b"", Retention()))
-        self.reduction = Reduction(at_secret, self.clusters)
+        self.records = [ObjectRecords(), ObjectRecords()]
+        self.reduction = Reduction(at_secret, self.clusters, self.records)
         self.ended: set[str] = set()
         self.uncommitted: list[str] = []
         for each in engaged:
@@ -263,10 +266,14 @@ class ReductionOfReferences(RuleBasedStateMachine):
         for watch, seen in known:
             found = seen.target
             assert isinstance(found, ClaimingObject)
-            self.reduction.restore(watch, [(found.name, found.uid, tuple(each.cluster for each in found.claims))])
+            claims = tuple(Claim(each.cluster, UNREAD) for each in found.claims)
+            unread = msgspec.structs.replace(found, claims=claims, content=UNREAD)
+            changes = self.records[watch].restore(Ready(seen.uid, "", unread), 0.0, Moment(0.0, 0.0))
+            self.reduction.restore(watch, changes)
 
-    def apply(self, watch: int, *changes: Event) -> None:
+    def apply(self, watch: int, *seen: Ready | ConfirmedDeletion) -> None:
         self.version += 1
+        changes = self.records[watch].commit(seen, Moment(0.0, 0.0), consistent=True)
         self.uncommitted += self.reduction.apply(watch, changes, self.version)
         if not self.commits_later:
             self.commit(len(self.uncommitted))
@@ -286,9 +293,9 @@ class ReductionOfReferences(RuleBasedStateMachine):
     def note(self, events: Iterable[Event]) -> None:
         self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
 
-    def change(self, watch: int, seen: Ready, kind: EventType = EventType.UPDATED) -> None:
+    def change(self, watch: int, seen: Ready | ConfirmedDeletion) -> None:
         if watch not in self.must_list:
-            self.apply(watch, changed(seen, kind))
+            self.apply(watch, seen)
 
     @rule(name=st.sampled_from(NAMES), needs=st.sampled_from(KEYS), ready=st.booleans())
     def put_object(self, name: str, needs: str, ready: bool) -> None:
@@ -302,13 +309,13 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def delete_object(self, name: str) -> None:
-        if (seen := self.objects.pop(name, None)) is not None:
-            self.change(OBJECTS, seen, EventType.DISENGAGED)
+        if self.objects.pop(name, None) is not None:
+            self.change(OBJECTS, deleted(name))
 
     @rule(name=st.sampled_from(KEYS))
     def delete_secret(self, name: str) -> None:
-        if (seen := self.secrets.pop(name, None)) is not None:
-            self.change(SECRETS, seen, EventType.DISENGAGED)
+        if self.secrets.pop(name, None) is not None:
+            self.change(SECRETS, deleted(name))
 
     @initialize(order=st.permutations((OBJECTS, SECRETS)))
     def start(self, order: list[int]) -> None:
@@ -321,9 +328,8 @@ class ReductionOfReferences(RuleBasedStateMachine):
         watch = self.must_list[0]
         listed = (self.objects, self.secrets)[watch]
         missing = self.known[watch] - listed.keys()
-        self.apply(watch, *map(changed, listed.values()))
-        for name in missing:
-            self.apply(watch, changed(a_secret(name), EventType.DISENGAGED))
+        self.apply(watch, *listed.values())
+        self.apply(watch, *map(deleted, missing))
         self.must_list = self.must_list[1:]
         if not self.must_list:
             self.note(self.reduction.listed(Moment(0.0, 0.0)))
@@ -343,16 +349,19 @@ class ReductionOfReferences(RuleBasedStateMachine):
         if self.must_list or self.uncommitted:
             return
         scratch = Registry(ChangeLog(lambda _: b"", Retention()))
-        reduction = Reduction(at_secret, scratch)
+        records, now = [ObjectRecords(), ObjectRecords()], Moment(0.0, 0.0)
+        reduction = Reduction(at_secret, scratch, records)
         for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
-            reduction.commit(reduction.apply(watch, map(changed, present.values()), 0), Moment(0.0, 0.0))
+            changes = records[watch].commit(present.values(), now, consistent=True)
+            reduction.commit(reduction.apply(watch, changes, 0), now)
         found, expected = map(servers, (self.clusters, scratch))
         assert found == expected == self.truth
         for name in NAMES:
             assert set(self.reduction.objects(name)) == set(reduction.objects(name))
         # Anything else would be a leak.
         assert self.reduction._dependents.keys() == reduction._dependents.keys()
-        assert not self.reduction._unread
+        assert self.reduction._members.keys() == reduction._members.keys()
+        assert not self.reduction._committed
 
     @invariant()
     def nothing_ends_that_should_be_engaged(self) -> None:
@@ -387,8 +396,8 @@ def needs_of(obj: Ready) -> list[ObjectReference]:
     return [each for claim in obj.target.claims for each in claim.needs]
 
 
-def changed(seen: Ready, kind: EventType = EventType.UPDATED) -> Event:
-    return Event(kind, Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0))
+def deleted(key: str) -> ConfirmedDeletion:
+    return ConfirmedDeletion(key, f"uid-{key}")
 
 
 TestReductionOfReferences = ReductionOfReferences.TestCase

@@ -5,7 +5,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry import object_records as module
+from milo_discoveryd.registry import known_objects as module
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType

@@ -1,5 +1,6 @@
 """Planned ends wait for subscribers that confirm releases; all other ends are immediate."""
 
+import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import (
@@ -9,11 +10,10 @@ from milo_discoveryd.model.cluster import (
     ConnectivityState,
     DisengageReason,
     Draining,
-    with_draining,
 )
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry import object_records
+from milo_discoveryd.registry import known_objects
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
@@ -50,7 +50,7 @@ def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Registry
 
 
 def draining(message: str = "degraded", since: float = 10.0, reason: DisengageReason = NOT_READY) -> Cluster:
-    return with_draining(cluster(), Draining(reason, message, wall(since + 30.0)))
+    return msgspec.structs.replace(cluster(), draining=Draining(reason, message, wall(since + 30.0)))
 
 
 def drained(fleet: Registry | None = None) -> Registry:
@@ -199,7 +199,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
 
 
 def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_records, "ABSENT_RECORDS_KEPT", 1)
+    monkeypatch.setattr(known_objects, "ABSENT_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
     assert fleet["a"] is not None
@@ -254,7 +254,9 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
     engaged_at = fleet.log.head
     drained(fleet)
     draining_at = fleet.log.head
-    records = [*fleet.draining()]
+    record = fleet["a"]
+    assert record is not None
+    records = [record]
     assert read(fleet.log.draining_frames(records, draining_at, CONFIRMING)) == [updated(draining())]
     assert read(fleet.log.draining_frames(records, engaged_at, CONFIRMING)) == [], (
         "the drain is an update for a reader that knows the cluster"

@@ -5,17 +5,17 @@ from typing import Any
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
-from tests.unit.sharding.fleets import new_fleet
+from tests.unit.sharding.fleets import empty_source
 
 KEY = SubscriberKey("caller", "operator")
 ALONE = Ownership(view=View(number=1, id="1", members={"a": ViewMember("a.1")}), member="a", term="a.1")
@@ -34,13 +34,13 @@ CONTINUED = Ownership(
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str, revocation: Any = None) -> tuple[DirectFleet, FleetAssignment]:
-    fleet = new_fleet()
-    assignment = FleetAssignment(fleet, 30.0, revocation)
+def listed(*names: str, revocation: Any = None) -> tuple[Source, FleetAssignment]:
+    source = empty_source()
+    assignment = FleetAssignment(source.fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
-    for _ in fleet.take([ListStarted(), *found, ListEnded()], 0.0):
+    for _ in source.feeds[0].take([ListStarted(), *found, ListEnded()], 0.0):
         pass
-    return fleet, assignment
+    return source, assignment
 
 
 def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
@@ -48,62 +48,62 @@ def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
         pass
 
 
-def message(fleet: DirectFleet, name: str = "x") -> str:
-    record = fleet.registry[name]
+def message(source: Source, name: str = "x") -> str:
+    record = source.registry[name]
     assert record is not None
     return record.message
 
 
 async def test_fleet_is_not_synced_before_its_member_may_engage() -> None:
-    fleet, assignment = listed("x", "y")
-    assert (fleet.synced, fleet.registry.engaged, message(fleet)) == (False, 0, STARTING)
+    source, assignment = listed("x", "y")
+    assert (source.synced, source.registry.engaged, message(source)) == (False, 0, STARTING)
     assert assignment.unowned() == 0
     assign(assignment, STARTED)
-    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (False, 0, 2)
-    assert "waits until the Leases are known to be current" in message(fleet)
+    assert (source.synced, source.registry.engaged, assignment.unowned()) == (False, 0, 2)
+    assert "waits until the Leases are known to be current" in message(source)
     assign(assignment, ALONE)
-    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 2, 0)
+    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 2, 0)
 
 
 async def test_member_outside_the_view_is_synced_and_owns_nothing() -> None:
-    fleet, assignment = listed("x")
+    source, assignment = listed("x")
     assign(assignment, GONE)
-    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 0, 0)
-    assert message(fleet) == "member b of the shard group owns it (view 2)"
+    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 0, 0)
+    assert message(source) == "member b of the shard group owns it (view 2)"
 
 
 async def test_cluster_that_another_member_has_not_released_is_unowned() -> None:
-    fleet, assignment = listed("x")
+    source, assignment = listed("x")
     assign(assignment, NEXT)
-    assert (fleet.registry.engaged, assignment.unowned()) == (0, 1)
-    assert message(fleet) == "this member will own it (view 2) once member b has released it"
+    assert (source.registry.engaged, assignment.unowned()) == (0, 1)
+    assert message(source) == "this member will own it (view 2) once member b has released it"
 
 
 async def test_moved_clusters_are_kept_until_they_are_released() -> None:
-    fleet, assignment = listed("x", "y")
+    source, assignment = listed("x", "y")
     assign(assignment, ALONE)
-    fleet.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
+    source.fleet.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
     ended: list[str] = []
-    fleet.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    source.fleet.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
     assign(assignment, GONE)
     assert (set(assignment.lost()), ended) == ({"x", "y"}, [])
-    fleet.release(KEY, "x")
+    source.fleet.release(KEY, "x")
     assert (set(assignment.lost()), ended) == ({"y"}, ["x"])
-    fleet.release(KEY, "y")
+    source.fleet.release(KEY, "y")
     assert (set(assignment.lost()), ended) == (set(), ["x", "y"])
 
 
 async def test_lost_ownership_disengages_every_cluster() -> None:
-    fleet, assignment = listed("x")
+    source, assignment = listed("x")
     assign(assignment, ALONE)
     assignment.lose_ownership()
-    record = fleet.registry["x"]
+    record = source.registry["x"]
     assert record is not None
-    assert (record.state, record.message, fleet.synced) == (ObjectState.UNASSIGNED, LOST, True)
+    assert (record.state, record.message, source.synced) == (ObjectState.UNASSIGNED, LOST, True)
     assert record.transitions[-1].reason is DisengageReason.OWNERSHIP_LOST
     assert assignment.unowned() == 1
     assign(assignment, ALONE)
-    assert fleet.registry.engaged == 1
+    assert source.registry.engaged == 1
 
 
 async def test_clusters_are_assigned_in_batches() -> None:
@@ -129,27 +129,27 @@ class Revocation:
 
 async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_revoked() -> None:
     revocation = Revocation()
-    fleet, assignment = listed("x", "y", revocation=revocation)
+    source, assignment = listed("x", "y", revocation=revocation)
     assign(assignment, ALONE)
-    assert (fleet.synced, fleet.registry.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
-    assert message(fleet) == "this member owns it, and waits until the credentials of former owners are revoked"
+    assert (source.synced, source.registry.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
+    assert message(source) == "this member owns it, and waits until the credentials of former owners are revoked"
     revocation.done()
     assign(assignment, ALONE)
-    assert (fleet.synced, fleet.registry.engaged, assignment.unowned()) == (True, 2, 0)
+    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 2, 0)
 
 
 async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_another_view() -> None:
     revocation = Revocation()
-    fleet, assignment = listed("x", revocation=revocation)
+    source, assignment = listed("x", revocation=revocation)
     assign(assignment, ALONE)
     revocation.done()
     assign(assignment, ALONE)
     assign(assignment, CONTINUED)
-    assert (fleet.registry.engaged, revocation.fence.is_cleared) == (1, False)
+    assert (source.registry.engaged, revocation.fence.is_cleared) == (1, False)
     assignment.lose_ownership()
-    assert fleet.registry.engaged == 0
+    assert source.registry.engaged == 0
     assign(assignment, CONTINUED)
-    assert fleet.registry.engaged == 0
+    assert source.registry.engaged == 0
     revocation.done()
     assign(assignment, CONTINUED)
-    assert fleet.registry.engaged == 1
+    assert source.registry.engaged == 1

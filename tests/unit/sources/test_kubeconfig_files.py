@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.model.claims import ObjectClaim
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, SourceOptions, load
@@ -63,7 +63,7 @@ def target(found: FileObject) -> Target:
 
 def test_kubeconfig_file_becomes_a_cluster_named_after_the_file() -> None:
     found = one("alpha.yaml", content("any"))
-    assert target(found) == DeclaredTarget(
+    assert target(found) == FileTarget(
         name="alpha",
         uid=found.uid,
         place=("https://127.0.0.1:6443",),

@@ -5,47 +5,47 @@ import msgspec
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.registry.source import Source
 from milo_discoveryd.wiring.source import ANY_REVISION, EARLIER_RUNS, positions
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.source_status import SourceState, SourceStatus
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 
 STALE = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
 
 
-def fleet() -> DirectFleet:
+def source() -> Source:
     log = ChangeLog(msgspec.json.encode, Retention())
-    return DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), drain_timeout_s=60.0)
+    return new_source(Ledger(), log, drain_timeout_s=60.0)
 
 
-def lists(of: DirectFleet, *seen: Ready) -> None:
-    for _ in of.take([ListStarted(), *map(Listed, seen), ListEnded()], 0.0):
+def lists(of: Source, *seen: Ready) -> None:
+    for _ in of.feeds[0].take([ListStarted(), *map(Listed, seen), ListEnded()], 0.0):
         pass
 
 
 def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
-    of = fleet()
+    of = source()
     lists(of, ready("a", "1"), ready("b", "2"))
-    assert positions(of, "this") == {"this": of.log.head}
+    assert positions(of, "this") == {"this": of.fleet.log.head}
 
 
 def test_resume_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
-    of = fleet()
+    of = source()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)
-    assert positions(of, "this") == {"before": 7, "this": of.log.head}
+    assert positions(of, "this") == {"before": 7, "this": of.fleet.log.head}
     lists(of, ready("a", "1"))
-    assert positions(of, "this") == {"before": ANY_REVISION, "this": of.log.head}
+    assert positions(of, "this") == {"before": ANY_REVISION, "this": of.fleet.log.head}
 
 
 def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:
-    of = fleet()
+    of = source()
     of.restored_positions = {f"run-{number}": 1 for number in range(100)}
     lists(of, ready("a", "1"))
     assert [*positions(of, "this")] == [*(f"run-{number}" for number in range(100 - EARLIER_RUNS, 100)), "this"]
@@ -53,7 +53,7 @@ def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:
 
 def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     """A drain is not stored: its subscribers would see it canceled."""
-    of = fleet()
+    of = source()
     lists(of, ready("a", "1"))
     key = SubscriberKey("caller", "name")
     of.registry.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
@@ -64,7 +64,7 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
 
 def test_declared_clusters_have_no_resume_positions() -> None:
     """The file has not all that is sent of them, such as their CA."""
-    of = fleet()
+    of = source()
     seen = ready("a", "1")
     fields = {name: getattr(seen.target, name) for name in seen.target.__struct_fields__}
     declared = DeclaredTarget(**fields, object_namespace="", object_name="a")

@@ -14,7 +14,7 @@ from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.sharding import fleet_digest, is_stable, lease_client, shard_group
-from tests.unit.sharding.fleets import new_fleet
+from tests.unit.sharding.fleets import empty_source
 
 KUBECONFIG = """
 current-context: c
@@ -29,7 +29,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, new_fleet(), Metrics(), stack, fencing=list)
+        return shard_group(settings, environ, empty_source().fleet, Metrics(), stack, fencing=list)
 
 
 async def test_daemon_without_a_shard_group_has_no_member(tmp_path: Path) -> None:

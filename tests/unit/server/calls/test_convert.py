@@ -13,10 +13,8 @@ from milo_discoveryd.model.cluster import (
     ConnectivityState,
     DisengageReason,
     Draining,
-    DrainingCluster,
     Suspension,
     Target,
-    with_draining,
 )
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
@@ -32,7 +30,7 @@ encode = encoder(EPOCH)
 SMALL = Cluster(
     target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.5, incarnation=3
 )
-FULL = DrainingCluster(
+FULL = Cluster(
     target=Target(
         name="apollo",
         uid="u1",
@@ -82,7 +80,7 @@ def test_cluster_message_has_all_fields() -> None:
 
 
 def test_cluster_message_names_source_and_endpoint_of_a_key() -> None:
-    target = Target(name="eu#a", uid="u", place=("https://", ".example.com"))
+    target = Target(name="eu#a", source="eu", uid="u", place=("https://", ".example.com"))
     message = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
     assert (message.name, message.source, message.endpoint) == ("eu#a", "eu", "https://a.example.com")
 
@@ -208,14 +206,14 @@ def test_engagement_of_draining_cluster_has_reason_draining(
     state: ObjectState, again: str, why: str, expected: str
 ) -> None:
     of = record(state)
-    of.cluster = with_draining(SMALL, Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
+    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
     message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
 def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
     of = record(ObjectState.READY)
-    of.cluster = with_draining(SMALL, Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
+    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
         "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
@@ -226,7 +224,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
 def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> None:
     of = record(ObjectState.READY)
     moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
-    of.cluster = with_draining(SMALL, moves)
+    of.cluster = msgspec.structs.replace(SMALL, draining=moves)
     message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 

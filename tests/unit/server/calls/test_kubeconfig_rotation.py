@@ -18,17 +18,17 @@ from milo_discoveryd.kubeconfigs.minter import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls.frames import decode_frame, encode_frame, encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
+from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
+from tests.unit.registry.test_fleet_malformed import Ledger
 
 EPOCH = "0123456789abcdef"
 LIFE_S = 600.0
@@ -66,8 +66,9 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
-        self.fleet = DirectFleet(ChangeLog(encoder(EPOCH), Retention()), PendingDeletions(lambda: 0.0), None)  # type: ignore[arg-type]
-        self.fleet.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
+        self.source = new_source(Ledger(), ChangeLog(encoder(EPOCH), Retention()))
+        self.fleet = self.source.fleet
+        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
     # The call
 
@@ -131,11 +132,11 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.take() is not None
     alpha = ready("alpha", "2", labels={"env": "prod"})
-    world.fleet.registry.commit([alpha], Moment(0.0, 0.0))
+    world.source.registry.commit([alpha], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == []
     moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
-    world.fleet.registry.commit([moved], Moment(0.0, 0.0))
+    world.source.registry.commit([moved], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == ["alpha"]
     assert given(rotation.take_due()) == []
@@ -160,7 +161,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
 
 
 def change_labels(world: World, version: str, **labels: str) -> None:
-    world.fleet.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
+    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
 
 
 def updates(cursor: Cursor) -> list[bytes]:

@@ -1,0 +1,222 @@
+"""The known state of a source's objects, and comparisons of observations with it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, Withdrawn
+from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
+from milo_kube.reflect.versions import is_older
+
+# Tuples: faster than a set, because members of an Enum are slow to hash.
+_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE, ObjectState.REFUSED)
+"""States of objects that a list within the selector does not contain."""
+_FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
+"""States in which only a limited number of records is kept."""
+OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
+ABSENT_RECORDS_KEPT = 10_000
+STATES = {
+    NotReady: ObjectState.NOT_READY,
+    Withdrawn: ObjectState.WITHDRAWN,
+    Outside: ObjectState.OUTSIDE,
+    Refused: ObjectState.REFUSED,
+    Malformed: ObjectState.MALFORMED,
+}
+
+
+class Record(Protocol):
+    """The known state of one object."""
+
+    uid: str
+    version: str
+    state: ObjectState
+    since: float
+    message: str
+
+    @property
+    def engaged(self) -> bool:
+        """Whether the object is in use: its cluster is engaged, or its claims are valid."""
+
+    def describes(self, target: Any) -> bool:
+        """Return whether the object is in use, or known, with that target."""
+
+
+R = TypeVar("R", bound=Record)
+Change = TypeVar("Change")
+
+
+class KnownObjects(ABC, Generic[R, Change]):
+    """The known state of each object, by key, and comparisons of observations with it."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, R] = {}
+        self._absent: dict[str, None] = {}
+        """Keys of absent objects, oldest first. The latest are kept to explain why a cluster is not engaged."""
+        self._counts = dict.fromkeys(ObjectState, 0)
+        self._engaged = 0
+        self.outdated = 0
+        """The number of observations that were dropped because a later one of the same object came first."""
+
+    @property
+    def engaged(self) -> int:
+        """The number of objects in use."""
+        return self._engaged
+
+    @abstractmethod
+    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Change]:
+        """Apply an object of an earlier run. Only allowed before anything was published."""
+
+    @abstractmethod
+    def _new(self, seen: Observation, state: ObjectState, now: Moment) -> R: ...
+
+    @abstractmethod
+    def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Change]: ...
+
+    @abstractmethod
+    def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Change]: ...
+
+    def commit(
+        self,
+        observed: Iterable[Observation | ConfirmedDeletion],
+        now: Moment,
+        *,
+        consistent: bool = False,
+        listed: bool = False,
+    ) -> list[Change]:
+        """Apply observations in order, and return what changed.
+
+        The result of a `consistent` read (a list, or a read of one object) is applied whatever version was seen
+        before: after a restore from a backup, versions go back. `listed` objects are of the list that is being read.
+        """
+        changes: list[Change] = []
+        for item in observed:
+            if isinstance(item, ConfirmedDeletion):
+                changes += self._delete(item, now)
+            elif not consistent and self._is_outdated(item):
+                self.outdated += 1
+            else:
+                changes += self._observed(item, now, listed=listed)
+        return changes
+
+    def list_ended(self, missing: Iterable[str] = ()) -> None:
+        """Record that a complete list was committed. Versions of absent objects are no longer compared: see `commit`.
+
+        The same holds for objects `missing` from a list of an earlier version: the next object of such a name has a
+        version below the known one.
+        """
+        for name in (*self._absent, *missing):
+            self._records[name].version = ""
+
+    def clear(self) -> None:
+        """Drop all records. Only allowed before anything was published."""
+        self._records.clear()
+        self._absent.clear()
+        self._counts = dict.fromkeys(ObjectState, 0)
+        self._engaged = 0
+
+    def __getitem__(self, name: str) -> R | None:
+        return self._records.get(name)
+
+    def items(self) -> Iterator[tuple[str, R]]:
+        return iter(self._records.items())
+
+    def count(self, state: ObjectState) -> int:
+        return self._counts[state]
+
+    def records(self) -> Iterator[R]:
+        return iter(self._records.values())
+
+    def present(self) -> Iterator[tuple[str, str]]:
+        """Yield the names and UIDs that a complete list within the selector should contain."""
+        return ((name, record.uid) for name, record in self._records.items() if record.state not in _ABSENT)
+
+    def missing_from(self, listed: Container[str]) -> list[tuple[str, str]]:
+        """Return the names and UIDs that a complete list within the selector should contain, but does not."""
+        # Test the membership first: nearly all objects are listed.
+        return [
+            (name, record.uid)
+            for name, record in self._records.items()
+            if name not in listed and record.state not in _ABSENT
+        ]
+
+    def is_present(self, name: str, uid: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.uid == uid and record.state not in _ABSENT
+
+    def would_change(self, listed: Observation) -> bool:
+        record = self._records.get(listed.name)
+        if record is None or record.state in _ABSENT:
+            return True
+        if (record.uid, record.version) != (listed.uid, listed.version):
+            return True
+        # After a restore from a backup, the server may use a version again for another state.
+        if isinstance(listed, Ready):
+            return record.state not in OBJECT_READY or not record.describes(listed.target)
+        return record.state is not STATES[type(listed)]
+
+    def is_news(self, seen: Observation) -> bool:
+        """Return whether an observation is newer than the known state, and not a repetition of it."""
+        return self.would_change(seen) and not self._is_outdated(seen)
+
+    def is_older_than_known(self, seen: Observation) -> bool:
+        record = self._records.get(seen.name)
+        return record is not None and is_older(seen.version, record.version)
+
+    def set_version(self, name: str, version: str) -> None:
+        """Record that the source now has the object at that version, without applying its state."""
+        self._records[name].version = version
+
+    def is_engaged(self, name: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.engaged
+
+    def _replaced_by(self, seen: Observation) -> str:
+        """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
+        record = self._records.get(seen.name)
+        if record is None or seen.uid in ("", record.uid):
+            return ""
+        return f"the name now belongs to another object: UID {seen.uid}, previously {record.uid or 'unknown'}"
+
+    def _is_outdated(self, seen: Observation) -> bool:
+        record = self._records.get(seen.name)
+        if record is None:
+            return False
+        if seen.version == record.version and seen.uid == record.uid:
+            return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
+        return is_older(seen.version, record.version)
+
+    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> R:
+        """Return the record of the observed object, in that state."""
+        message = "" if isinstance(seen, Ready) else seen.message
+        record = self._records.get(seen.name)
+        if record is None:
+            record = self._records[seen.name] = self._new(seen, state, now)
+            self._counts[state] += 1
+            self._note_absent(seen.name, state)
+        elif record.state is not state or self._replaced_by(seen):
+            self._move(seen.name, record, state, now)
+        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
+        return record
+
+    def _move(self, name: str, record: R, state: ObjectState, now: Moment) -> None:
+        self._counts[record.state] -= 1
+        self._counts[state] += 1
+        record.state, record.since = state, now.wall
+        self._note_absent(name, state)
+
+    def _note_absent(self, name: str, state: ObjectState) -> None:
+        self._absent.pop(name, None)
+        if state in _FORGETTABLE:
+            self._absent[name] = None
+            if len(self._absent) > ABSENT_RECORDS_KEPT:
+                self._drop(next(iter(self._absent)))
+
+    def _keep(self, name: str) -> None:
+        """Keep a record: only absent ones are dropped, oldest first."""
+        self._absent.pop(name, None)
+
+    def _drop(self, name: str) -> None:
+        del self._absent[name]
+        self._counts[self._records.pop(name).state] -= 1

@@ -1,0 +1,31 @@
+"""A source of clusters without an API server: the test feeds it."""
+
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.observer import Observer
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_discoveryd.registry.source import Source
+
+
+def new_source(
+    observer: Observer,
+    log: ChangeLog | None = None,
+    *,
+    pending_deletions: PendingDeletions | None = None,
+    guard: RemovalGuard | None = None,
+    **settings: Any,
+) -> Source:
+    """Return the only source of a fleet, with one collection unless `settings` give `keys`."""
+    pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
+    return Source(
+        Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
+        observer,
+        pending_deletions=lambda: pending,
+        guard=lambda: guard,
+        **settings,
+    )
