@@ -276,7 +276,7 @@ class Daemon:
     async def _sample(self, service: Service) -> None:
         while True:
             lag = max((stream.lag for stream in service.streams), default=0)
-            self._journal.history.sample(self._fleet.registry.engaged, lag)
+            self._journal.history.sample(sum(each.registry.engaged for each in self._fleet.sources), lag)
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
