@@ -23,7 +23,7 @@ def source_of(key: str) -> str:
     return key.rpartition(SOURCE_SEPARATOR)[0]
 
 
-class Identity(msgspec.Struct, frozen=True, gc=False):
+class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
     """Which cluster something belongs to, whatever its object is named, or states about itself.
 
     The UID is unique only within the source: the API server of another one may copy it.
@@ -135,8 +135,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Set if its engagement is about to end. A drain that has begun is never taken back."""
 
     @property
-    def identity(self) -> Identity:
-        return Identity(self.target.source, self.object_uid)
+    def identity(self) -> ClusterIdentity:
+        return ClusterIdentity(self.target.source, self.object_uid)
 
 
 def without_draining(cluster: Cluster) -> Cluster:

@@ -21,7 +21,7 @@ RESTORED = 0
 """The position of claims that an earlier run of the daemon accepted: before all others."""
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False):
+class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     """An object's claim on a value. Positions grow with the time at which the daemon learned of the claims."""
 
     server: str
@@ -34,7 +34,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     """It was found in the first list of a source, so that it may be older than its position."""
 
 
-class Claims:
+class ValueClaims:
     """The claims on values of one kind. Nothing is stored until an object states such a value."""
 
     what: str
@@ -44,7 +44,7 @@ class Claims:
 
     def __init__(self) -> None:
         self.is_active = False
-        self._by_value: dict[str, dict[str, Claim]] = {}
+        self._by_value: dict[str, dict[str, ValueClaim]] = {}
         """The claims on each value, by the key of the cluster."""
         self._by_key: dict[str, tuple[str, ...]] = {}
         """The values that each cluster's object claims; the last one is that of its present state."""
@@ -57,8 +57,8 @@ class Claims:
         """Return the value that an object claims; empty if it claims none."""
         raise NotImplementedError
 
-    def add(self, key: str, value: str, claim: Claim) -> set[str]:
-        """Claim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.
+    def add(self, key: str, value: str, claim: ValueClaim) -> set[str]:
+        """ValueClaim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.
 
         An object that changes its claim keeps the former one as well while the new one is not valid, because its
         cluster stays engaged as it was.
@@ -107,7 +107,7 @@ class Claims:
             del self._by_value[value]
         return {*claims}
 
-    def _precedes(self, own: Claim, other: Claim) -> bool:
+    def _precedes(self, own: ValueClaim, other: ValueClaim) -> bool:
         if (own.server, own.uid) == (other.server, other.uid) or not (own.is_stated or other.is_stated):
             return True  # one object that two sources show, or values that no object states
         if own.is_stated != other.is_stated and (self.trusts_servers or own.server == other.server):
@@ -115,7 +115,7 @@ class Claims:
         return own.position < other.position and not (own.is_first and other.is_first)
 
 
-class UidClaims(Claims):
+class UidClaims(ValueClaims):
     """In mode `project-control-plane`, a label states the project's UID. Each object without it claims its own."""
 
     what = "project UID"
@@ -128,7 +128,7 @@ class UidClaims(Claims):
         return (seen.target.uid if isinstance(seen, Ready) else seen.project_uid) or seen.uid
 
 
-class AddressClaims(Claims):
+class AddressClaims(ValueClaims):
     """In mode `declarative`, a field states the address. All other addresses follow from the configuration."""
 
     what = "address"
@@ -144,7 +144,7 @@ class AddressClaims(Claims):
 class Claimants(Protocol):
     """The clusters of a registry, as far as claims concern them."""
 
-    def claim_all(self, claims: Claims) -> None:
+    def claim_all(self, claims: ValueClaims) -> None:
         """Add the claims of all clusters."""
 
     def judge(self, key: str, now: Moment) -> Iterable[Event]:
@@ -155,7 +155,7 @@ class FleetClaims:
     """The claims in all registries of the daemon."""
 
     def __init__(self) -> None:
-        self.kinds: tuple[Claims, ...] = (UidClaims(), AddressClaims())
+        self.kinds: tuple[ValueClaims, ...] = (UidClaims(), AddressClaims())
         self.members: list[Claimants] = []
         self._position = RESTORED
 
@@ -163,7 +163,7 @@ class FleetClaims:
         self._position += 1
         return self._position
 
-    def begin(self, claims: Claims) -> None:
+    def begin(self, claims: ValueClaims) -> None:
         """Begin to store claims of a kind, because an object states such a value."""
         claims.is_active = True
         for each in self.members:

@@ -34,7 +34,7 @@ from milo_discoveryd.model.observation import (
     Refused,
     Withdrawn,
 )
-from milo_discoveryd.registry.claims import RESTORED, Claim, Claims, FleetClaims
+from milo_discoveryd.registry.claims import RESTORED, FleetClaims, ValueClaim, ValueClaims
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.known_objects import OBJECT_READY, STATES, KnownObjects
@@ -290,7 +290,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                 continue
             if position is None:
                 position = self._position(listed=listed)
-            claim = Claim(self._server, seen.uid, claims.states(seen), position, listed and not self._was_listed)
+            claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, listed and not self._was_listed)
             events += self._claims.judge(claims.add(seen.name, value, claim), now)
 
     def _position(self, *, listed: bool) -> int:
@@ -301,14 +301,16 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             self._list_position = self._claims.next_position()
         return self._list_position
 
-    def claim_all(self, claims: Claims) -> None:
+    def claim_all(self, claims: ValueClaims) -> None:
         for name, record in self._records.items():
             known = (
                 NotReady(name, record.uid, "", "") if record.target is None else Ready(record.uid, "", record.target)
             )
             if value := claims.value_of(known):
                 is_stated = claims.states(known)
-                claims.add(name, value, Claim(self._server, record.uid, is_stated, RESTORED, not self._is_restored))
+                claims.add(
+                    name, value, ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored)
+                )
 
     def judge(self, name: str, now: Moment) -> Iterable[Event]:
         record = self._records.get(name)

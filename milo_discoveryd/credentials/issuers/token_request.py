@@ -23,7 +23,7 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.model.cluster import Cluster, Identity
+from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
 from milo_kube.http.errors import TransportError
 
 MIN_TTL_S = 600
@@ -123,10 +123,10 @@ class TokenRequestIssuer:
         self._name_prefix = f"milo-discovery-{member or self._run}"
         self._audiences = tuple(audiences)
         self._clock = clock
-        self._bound: dict[Identity, _BoundSecret] = {}
-        self._ended: OrderedDict[Identity, int] = OrderedDict()
+        self._bound: dict[ClusterIdentity, _BoundSecret] = {}
+        self._ended: OrderedDict[ClusterIdentity, int] = OrderedDict()
         """The last revoked incarnation of each cluster: a late mint must not create its Secret again."""
-        self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
+        self._locks: dict[ClusterIdentity, tuple[asyncio.Lock, int]] = {}
         self._clean_up_at = float("-inf")
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
@@ -172,7 +172,7 @@ class TokenRequestIssuer:
         )
 
     @asynccontextmanager
-    async def _exclusive(self, identity: Identity) -> AsyncIterator[None]:
+    async def _exclusive(self, identity: ClusterIdentity) -> AsyncIterator[None]:
         """Serialize the requests about one cluster; locks without users are dropped."""
         lock, users = self._locks.get(identity, (asyncio.Lock(), 0))
         self._locks[identity] = (lock, users + 1)
@@ -238,7 +238,7 @@ class TokenRequestIssuer:
         created = kubernetes_api.read(self._origin, answer, _SECRET_OBJECT).metadata
         return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
-    async def _delete_secrets(self, identity: Identity) -> None:
+    async def _delete_secrets(self, identity: ClusterIdentity) -> None:
         """Delete all Secrets of this run for the cluster, including those whose creation got no response."""
         await self._delete(await self._list(f"{RUN_LABEL}={self._run},{CLUSTER_LABEL}={_digest(str(identity))}"))
         self._bound.pop(identity, None)
