@@ -46,7 +46,7 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
         raise BackendError(f"{origin} found no object to {what} (404)")
     raise BackendError(
         f"{origin} answered {status} to the request to {what}",
-        retry_after_s=retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC)),
+        retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),
     )
 
 

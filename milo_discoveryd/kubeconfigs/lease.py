@@ -14,6 +14,7 @@ import msgspec
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.moment import Moment
+from milo_kube import retry_after
 
 RENEWAL = (0.36, 0.42)
 """Renewal starts at a random point in this part of a credential's life. It is early enough that an outage of half a
@@ -159,7 +160,7 @@ class Lease:
         least, most = BACKOFF_S[0], longest_s
         longest = most if held is None else min(most, max(least, BACKOFF_SHARE * held.issued.life_s))
         wait = min(longest, least * 2.0**self.state.attempts)
-        wait = max(self._between((0.5, 1.0)) * wait, min(retry_after_s or 0.0, most))
+        wait = retry_after.delay_s(self._between((0.5, 1.0)) * wait, retry_after_s, at_most_s=most)
         if held is not None and held.left_s(now) > 0:
             self.state = Retrying(held, now.steady + wait, attempts, failure)
         else:

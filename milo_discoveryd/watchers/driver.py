@@ -142,6 +142,6 @@ class Driver:
 
 
 def _inconclusive(answer: Answer) -> Inconclusive:
-    wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
+    wait = retry_after.stated(answer.headers, datetime.now(UTC))
     refused = error_status(answer.body, answer.status)
     return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)

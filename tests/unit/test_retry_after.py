@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from milo_kube.retry_after import seconds
+from milo_kube.retry_after import LONGEST_S, delay_s, stated
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -16,7 +16,7 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
         ("30", 30.0),
         ("999999999", 999999999.0),
         ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
-        ("Thu, 01 Jan 2026 11:59:00 GMT", -60.0),
+        ("Thu, 01 Jan 2026 11:59:00 GMT", 0.0),
         ("Thu, 01 Jan 2026 12:00:30 -0000", None),  # without a time zone
         ("Thu, 01 Jan 99999 12:00:30 GMT", None),
         ("", None),
@@ -30,4 +30,19 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     ids=lambda value: str(value)[:40],
 )
 def test_retry_after_accepts_seconds_and_dates_and_ignores_the_rest(text: str, wanted: float | None) -> None:
-    assert seconds(text, NOW) == wanted
+    assert stated({"Retry-After": text}, NOW) == wanted
+
+
+@pytest.mark.parametrize(
+    ("own_s", "stated_s", "delay"),
+    [
+        (0.4, None, 0.4),
+        (0.4, 5.0, 5.4),  # with the jitter of the own delay
+        (8.0, 5.0, 8.0),
+        (8.0, 7.5, 8.5),  # at most a second of it
+        (0.4, 0.0, 0.4),
+        (0.4, 1e9, LONGEST_S + 0.4),
+    ],
+)
+def test_retry_waits_for_the_stated_delay_and_for_its_own(own_s: float, stated_s: float | None, delay: float) -> None:
+    assert delay_s(own_s, stated_s) == delay

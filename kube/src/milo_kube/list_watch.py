@@ -305,4 +305,4 @@ def _refused(status: int, headers: Any, body: bytes) -> Failure:
         # (some send 404 then). The Retry-After of five seconds that some send is ignored: they need far less.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
-    return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))
+    return Failure(reason, message, status, retry_after.stated(headers, datetime.now(UTC)))

@@ -1,17 +1,34 @@
-"""The Retry-After header: seconds, or a date."""
+"""How long to wait where a server states a delay, as in the header Retry-After. Pure.
+
+One policy for all clients: not earlier than the server states, up to a limit, and with jitter, so that clients that
+were told the same time do not return together.
+"""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 
+LONGEST_S = 300.0
+"""Limit for what a server, or a proxy before it, states."""
+_JITTER_S = 1.0
 
-def seconds(text: str, now: datetime) -> float | None:
-    """Parse the header; None if it is invalid. The result for a past date is negative."""
+
+def delay_s(own_s: float, stated_s: float | None, *, at_most_s: float = LONGEST_S) -> float:
+    """Return the delay before a retry. `own_s`: that of the client's own backoff, with its jitter."""
+    if stated_s is None:
+        return own_s
+    return max(own_s, min(stated_s, at_most_s) + min(own_s, _JITTER_S))
+
+
+def stated(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return what a response states, in seconds; None if that is nothing or invalid. A past date means 0."""
+    text = headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     # Imported here to save start-up time: API servers send seconds, only some proxies send dates.
     from email.utils import parsedate_to_datetime  # noqa: PLC0415
 
     try:
-        return (parsedate_to_datetime(text) - now).total_seconds()
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
     except (ValueError, TypeError):  # TypeError: a date without a time zone
         return None

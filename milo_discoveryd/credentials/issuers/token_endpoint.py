@@ -131,9 +131,7 @@ def _refused(url: str, response: Response, body: bytes, about: str, advice: Mapp
         message = f"{url} answered with a redirect ({response.status}): set the URL that it redirects to"
     else:
         message = f"{url} answered {response.status} for {about}"
-    return BackendError(
-        message, retry_after_s=retry_after.seconds(response.headers.get("Retry-After", ""), datetime.now(UTC))
-    )
+    return BackendError(message, retry_after_s=retry_after.stated(response.headers, datetime.now(UTC)))
 
 
 def _reason(error: TransportError) -> str:

@@ -155,7 +155,7 @@ def test_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: f
 
 
 def test_lease_respects_retry_after_within_limits() -> None:
-    for asked, waited in ((5.0, 5.0), (1e9, BACKOFF_S[1]), (None, 0.375)):
+    for asked, waited in ((5.0, 5.375), (1e9, BACKOFF_S[1] + 0.375), (None, 0.375)):
         made = fresh()
         made.begin()
         made.failed(DOWN, at(50), asked)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from milo_kube.retry_after import delay_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
@@ -30,11 +32,12 @@ class Backoff:
         self._failures = 0
 
     def failed(self, *, ran: timedelta, retry_after: timedelta | None = None) -> timedelta:
-        """Record a failure after running for `ran`; return the delay, on top of the server's `retry_after`."""
+        """Record a failure after running for `ran`; return the delay, not less than the server's `retry_after`."""
         if ran >= self._policy.healthy:
             self._failures = 0
         # Capped at 2^32: the maximum applies anyway, and the product would eventually overflow.
         ceiling = min(self._policy.initial * (1 << min(self._failures, 32)), self._policy.maximum)
         self._failures += 1
-        delay = ceiling * (0.5 + self._draw() / 2)
-        return delay + (retry_after or timedelta())
+        own = ceiling.total_seconds() * (0.5 + self._draw() / 2)
+        stated = None if retry_after is None else retry_after.total_seconds()
+        return timedelta(seconds=delay_s(own, stated))

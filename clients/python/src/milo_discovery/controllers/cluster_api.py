@@ -285,5 +285,5 @@ def _refused(answer: Answer, request: str) -> Exception:
         status.reason,
         f"{request}: {answer.status} {status.message}",
         causes=causes,
-        retry_after_s=retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC)),
+        retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),
     )

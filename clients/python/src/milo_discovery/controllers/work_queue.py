@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from milo_kube.rate_limit import Rate, TokenBucket
+from milo_kube.retry_after import delay_s
 
 
 class Priority(enum.IntEnum):
@@ -301,7 +302,7 @@ class WorkQueue:
                 # The debt is bounded, so that no object of the cluster waits longer than the longest backoff.
                 max_debt = self._policy.max_delay_s * self._policy.cluster_retries.per_second
                 turn_s = queue.retries.charge(now, max_debt=max_debt)
-                return max(self._backoff_s(failures, retry_after_s or 0.0), turn_s)
+                return max(self._backoff_s(failures, retry_after_s), turn_s)
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
                 return None if requeue_after_s is None else max(requeue_after_s, self._policy.min_requeue_s)
@@ -313,11 +314,11 @@ class WorkQueue:
                 queue.parked.add(key)
         return None
 
-    def _backoff_s(self, failures: int, retry_after_s: float) -> float:
+    def _backoff_s(self, failures: int, retry_after_s: float | None) -> float:
         custom = self._policy.delay_s
         own = self._policy.first_delay_s * 2.0 ** min(failures - 1, 60) if custom is None else custom(failures)
-        base = min(self._policy.max_delay_s, max(own, retry_after_s))
-        return base * (1.0 + self._policy.jitter * self._jitter())
+        own = min(self._policy.max_delay_s, own) * (1.0 + self._policy.jitter * self._jitter())
+        return delay_s(own, retry_after_s, at_most_s=self._policy.max_delay_s)
 
     def _delay(self, queue: _ClusterQueue, key: ObjectKey, until: float, priority: Priority) -> None:
         queue.delayed[key] = until, priority
