@@ -115,6 +115,8 @@ type Suspension struct {
 	SuspendedAt time.Time
 	// ReinstateAuthority is who can reinstate the project: "Operator" or "Consumer".
 	ReinstateAuthority string
+	// Message is what the source says of the suspension as a whole.
+	Message string
 }
 
 // Draining is the planned end of an engagement.

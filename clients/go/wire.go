@@ -87,6 +87,7 @@ func toSuspensions(messages []*pb.Suspension) []Suspension {
 			Reason:             each.GetReason(),
 			SuspendedAt:        toTime(each.GetSuspendedAt()),
 			ReinstateAuthority: each.GetReinstateAuthority(),
+			Message:            each.GetMessage(),
 		}
 	})
 }

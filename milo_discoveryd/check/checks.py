@@ -19,7 +19,9 @@ from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAdd
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.kind import ProjectServer
+from milo_discoveryd.sources.project_control_plane import PROJECT_NAME_LABEL, PROJECT_UID_LABEL
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
@@ -73,6 +75,14 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
     yield ok(subject, f"mode {of.kind}{selected}")
     if not kind.is_watched and of.label_selector:
         yield warn(subject, f"mode {of.kind} watches nothing", "label_selector has no effect: remove it")
+    foreign = _foreign_labels(of)
+    if foreign:
+        yield warn(
+            subject,
+            f"label_selector asks for {foreign}, but Milo gives its ProjectControlPlanes two labels alone: "
+            f"{PROJECT_NAME_LABEL} and {PROJECT_UID_LABEL}",
+            "select by these, or use mode project, whose objects have the projects' labels",
+        )
     silence = settings.watch.silence_limit.total_seconds()
     if kind.is_watched and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
@@ -82,6 +92,14 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
         )
     if kind.authorities_file is not None:
         yield files.ca_file(_subject("ca_file", of), kind.authorities_file)
+
+
+def _foreign_labels(of: SourceSettings) -> str:
+    """Return the label keys of the selector that no ProjectControlPlane of Milo has."""
+    if of.kind != "project-control-plane":
+        return ""
+    keys = {each.key for each in parse_selector(of.label_selector).requirements}
+    return ", ".join(sorted(keys - {PROJECT_NAME_LABEL, PROJECT_UID_LABEL}))
 
 
 def _subject(subject: str, of: SourceSettings) -> str:

@@ -55,6 +55,8 @@ class Suspension(msgspec.Struct, frozen=True, gc=False):
     reason: str
     suspended_at: float | None
     reinstate_authority: str
+    message: str = ""
+    """What the source says of the suspension as a whole."""
 
 
 # One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.

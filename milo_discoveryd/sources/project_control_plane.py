@@ -28,6 +28,7 @@ from milo_discoveryd.sources.reading import (
 )
 
 CONDITION = "ControlPlaneReady"
+PROJECT_NAME_LABEL = "resourcemanager.miloapis.com/project-name"
 PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
 OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
 _NAME = "\0"

@@ -19,6 +19,7 @@ DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 
 
+_HOLDING = re.compile(r"due to active suspensions: (?P<names>.+)\Z")
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999: the range of a protobuf Timestamp."""
 _LONGEST_WORD = 128
@@ -116,17 +117,28 @@ def excerpt(message: str) -> str:
 
 
 def suspensions(obj: KubeObject) -> tuple[Suspension, ...] | None:
-    """Return the suspensions of a suspended object. An invalid time is omitted, but the object still counts as
-    suspended."""
+    """Return the suspensions that hold, of a suspended object. An invalid time is omitted, but the object still counts
+    as suspended.
+
+    Milo also lists suspensions that were lifted. The condition's message names the others, by names that the list
+    lacks: if they are fewer, it is not known which of the list hold.
+    """
     condition = obj.condition("Suspended")
     if condition is None or condition.status != "True":
         return None
-    return suspensions_of((obj.status.suspensions if obj.status is not None else None) or ())
+    listed = (obj.status.suspensions if obj.status is not None else None) or ()
+    message = excerpt(condition.message or "")
+    named = _HOLDING.search(message)
+    if named is not None and len(named["names"].split(", ")) < len(listed):
+        return (Suspension("", None, "", message),)
+    return suspensions_of(listed, message)
 
 
-def suspensions_of(listed: Sequence[SuspensionInfo]) -> tuple[Suspension, ...]:
+def suspensions_of(listed: Sequence[SuspensionInfo], message: str = "") -> tuple[Suspension, ...]:
     return tuple(
-        Suspension(each.reason[:_LONGEST_WORD], _moment(each.suspendedAt), each.reinstateAuthority[:_LONGEST_WORD])
+        Suspension(
+            each.reason[:_LONGEST_WORD], _moment(each.suspendedAt), each.reinstateAuthority[:_LONGEST_WORD], message
+        )
         for each in listed[:_MOST_SUSPENSIONS]
     )
 

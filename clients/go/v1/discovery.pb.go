@@ -1015,8 +1015,10 @@ type Suspension struct {
 	SuspendedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=suspended_at,json=suspendedAt,proto3" json:"suspended_at,omitempty"`
 	// Who can reinstate the project: "Operator" or "Consumer".
 	ReinstateAuthority string `protobuf:"bytes,3,opt,name=reinstate_authority,json=reinstateAuthority,proto3" json:"reinstate_authority,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What the source says of the suspension as a whole, such as the names of the objects that suspend the project.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Suspension) Reset() {
@@ -1066,6 +1068,13 @@ func (x *Suspension) GetSuspendedAt() *timestamppb.Timestamp {
 func (x *Suspension) GetReinstateAuthority() string {
 	if x != nil {
 		return x.ReinstateAuthority
+	}
+	return ""
+}
+
+func (x *Suspension) GetMessage() string {
+	if x != nil {
+		return x.Message
 	}
 	return ""
 }
@@ -3094,12 +3103,13 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\bDraining\x12:\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\".milo.discovery.v1.DisengageReasonR\x06reason\x126\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x94\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xae\x01\n" +
 	"\n" +
 	"Suspension\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12=\n" +
 	"\fsuspended_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vsuspendedAt\x12/\n" +
-	"\x13reinstate_authority\x18\x03 \x01(\tR\x12reinstateAuthority\"\xf6\x01\n" +
+	"\x13reinstate_authority\x18\x03 \x01(\tR\x12reinstateAuthority\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xf6\x01\n" +
 	"\fConnectivity\x12;\n" +
 	"\x05state\x18\x01 \x01(\x0e2%.milo.discovery.v1.Connectivity.StateR\x05state\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +

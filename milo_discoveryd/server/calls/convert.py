@@ -57,6 +57,7 @@ def suspension(of: Suspension) -> pb.Suspension:
         reason=of.reason,
         suspended_at=None if of.suspended_at is None else timestamp(of.suspended_at),
         reinstate_authority=of.reinstate_authority,
+        message=of.message,
     )
 
 

@@ -58,14 +58,14 @@ class Milo:
             "suspendedAt": self._store.timestamp(),
             "reinstateAuthority": "Operator" if reason in {"Fraud", "Abuse"} else "Consumer",
         }
-        self.projects.set_status(name, {"suspensions": [suspension]})
-        self.projects.set_condition(
-            name, type_="Suspended", reason=reason, message=f"The project is suspended: {reason.lower()}"
-        )
+        listed = self.projects.read(name).get("status", {}).get("suspensions", [])
+        self.projects.set_status(name, {"suspensions": [*listed, suspension]})
+        message = f"Project is suspended due to active suspensions: {name}-{reason.lower()}"
+        self.projects.set_condition(name, type_="Suspended", reason="Suspended", message=message)
 
     def reinstate(self, name: str) -> None:
-        self.projects.set_status(name, {"suspensions": None})
-        self.projects.set_condition(name, "False", type_="Suspended", reason="Reinstated")
+        """Lift the suspension of a project, which goes on listing it."""
+        self.projects.set_condition(name, "False", type_="Suspended", reason="Active", message="Project is active")
 
     def report_cleanup(self, name: str, reason: str, message: str) -> None:
         self.projects.set_condition(name, type_="ResourceCleanup", reason=reason, message=message)

@@ -60,7 +60,7 @@ async def test_only_projects_of_the_organization_are_engaged(features: Features,
         assert await engaged(client) == ["own", "p1", "p5", "p9"]
         info = await client.server_info()
         assert (info.context, info.counts.engaged, info.counts.refused) == ("organization org-1", 4, 0)
-        assert "in context organization org-1" in (await get("/"))[1]
+        assert json.loads((await get("/?json"))[1])["context"] == "organization org-1"
 
 
 async def test_projects_of_others_are_refused_from_a_server_that_sends_them(
@@ -76,4 +76,4 @@ async def test_projects_of_others_are_refused_from_a_server_that_sends_them(
             "it belongs to the organization org-2, and the daemon's context is the organization org-1"
         )
         assert 'milo_discoveryd_known_clusters{state="refused"} 9.0' in (await get("/metrics"))[1]
-        assert "<b>9</b> of other organizations" in (await get("/"))[1]
+        assert json.loads((await get("/?json"))[1])["counts"]["refused"] == 9

@@ -86,6 +86,7 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
         tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
     )
     assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
+    assert "warn  settings: label_selector asks for no, but Milo gives its ProjectControlPlanes two" in output.text
     assert "warn  discovery list: no projectcontrolplanes match" in output.text
     assert output.status == 0
 

@@ -159,6 +159,28 @@ def test_suspensions_of_a_suspended_project_are_listed() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("holding", "sent"),
+    [
+        ("a, b", (("Billing", 5.0), ("Fraud", 6.0))),
+        ("a", (("", None),)),
+    ],
+)
+def test_lifted_suspensions_are_not_sent(holding: str, sent: tuple[tuple[str, float | None], ...]) -> None:
+    listed = [
+        {"reason": "Billing", "suspendedAt": "1970-01-01T00:00:05Z", "reinstateAuthority": "Consumer"},
+        {"reason": "Fraud", "suspendedAt": "1970-01-01T00:00:06Z", "reinstateAuthority": "Operator"},
+    ]
+    message = f"Project is suspended due to active suspensions: {holding}"
+    conditions = [condition("Ready"), condition("Suspended", message=message)]
+    status = msgspec.convert({"conditions": conditions, "suspensions": listed}, Status)
+    observed = MODE.observe(msgspec.structs.replace(project("apollo"), status=status))
+    assert isinstance(observed, Ready)
+    found = observed.target.suspensions or ()
+    assert tuple((each.reason, each.suspended_at) for each in found) == sent
+    assert {each.message for each in found} == {message}
+
+
 def test_fields_invisible_to_subscribers_do_not_change_target() -> None:
     one = MODE.observe(project("apollo", condition("Ready", message="checked at 8"), condition("Quota")))
     other = MODE.observe(project("apollo", condition("Ready", message="checked at 9"), resourceVersion="8"))

@@ -129,6 +129,7 @@ def cluster(message: pb.Cluster) -> model.Cluster:
                 reason=each.reason,
                 suspended_at=_time(each, "suspended_at"),
                 reinstate_authority=each.reinstate_authority,
+                message=each.message,
             )
             for each in message.suspensions
         ),

@@ -115,6 +115,8 @@ class Suspension:
     suspended_at: datetime | None = None
     reinstate_authority: str = ""
     """Who can reinstate the project: "Operator" or "Consumer"."""
+    message: str = ""
+    """What the source says of the suspension as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -236,7 +236,8 @@ def _release_row(pending: PendingRelease, now: datetime) -> tuple[str, ...]:
 
 def _suspension(of: Suspension, now: datetime) -> str:
     by = f"; reinstated by {of.reinstate_authority}" if of.reinstate_authority else ""
-    return f"{of.reason or 'no reason given'}, {_since(of.suspended_at, now)}{by}"
+    message = f"; {of.message}" if of.message else ""
+    return f"{of.reason or 'no reason given'}, {_since(of.suspended_at, now)}{by}{message}"
 
 
 def _transition_row(transition: Transition) -> tuple[str, ...]:

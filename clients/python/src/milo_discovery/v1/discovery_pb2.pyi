@@ -520,10 +520,13 @@ class Suspension(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SUSPENDED_AT_FIELD_NUMBER: _builtins.int
     REINSTATE_AUTHORITY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Its category: "Fraud", "Abuse", "Billing", "Compliance", "Administrative", or what the source says."""
     reinstate_authority: _builtins.str
     """Who can reinstate the project: "Operator" or "Consumer"."""
+    message: _builtins.str
+    """What the source says of the suspension as a whole, such as the names of the objects that suspend the project."""
     @_builtins.property
     def suspended_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -532,10 +535,11 @@ class Suspension(_message.Message):
         reason: _builtins.str = ...,
         suspended_at: _timestamp_pb2.Timestamp | None = ...,
         reinstate_authority: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["suspended_at", b"suspended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reinstate_authority", b"reinstate_authority", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "reinstate_authority", b"reinstate_authority", "suspended_at", b"suspended_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
