@@ -140,7 +140,7 @@ def refusals(data: bytes) -> None:
 
 @target
 def retry_after_headers(data: bytes) -> None:
-    delay = retry_after.seconds(data.decode("latin-1"), datetime.fromtimestamp(NOW, UTC))
+    delay = retry_after.stated({"Retry-After": data.decode("latin-1")}, datetime.fromtimestamp(NOW, UTC))
     assert delay is None or abs(delay) < 1e12
 
 
