@@ -39,6 +39,7 @@ class Way(Enum):
     PUBLISHING = f"{_COMMANDS}::test_documented_publishers_parse_their_arguments"
     """Run by tests/end_to_end/real/test_publishing; its arguments are parsed."""
     SIGNALLED = "tests/integration/telemetry/test_logging.py"
+    TUTORIAL = "tests/tooling/docs/test_tutorial.py"
 
 
 NEED_A_CLUSTER = (
@@ -69,6 +70,8 @@ def way(block: Block, words: Sequence[str]) -> Way:
     match words:
         case _ if block.document == ROOT / "README.md":
             return Way.README
+        case _ if block.document == ROOT / "docs" / "tutorial.md":
+            return Way.TUTORIAL
         case ["milo-discovery", "publish", *_]:
             return Way.PUBLISHING
         case ["milo-discovery" | "milo-discoveryd", *_] | ["kubectl", "--kubeconfig", *_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import urlencode
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
@@ -35,17 +35,25 @@ class ControlPlane:
         """Apply manifests: objects, or YAML files of objects, such as a CustomResourceDefinition."""
         return [self.apply(document) for manifest in manifests for document in _documents(manifest)]
 
-    def apply(self, manifest: Mapping[str, Any], *, namespace: str = "default") -> dict[str, Any]:
+    @overload
+    def apply(self, kind: str, body: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
+    @overload
+    def apply(self, manifest: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
+    def apply(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
         """Apply an object by server-side apply, taking over fields of other managers."""
-        path = self._object_path(self._resource_of(manifest), manifest["metadata"]["name"], _place(manifest, namespace))
+        resource, manifest = self._named(*what)
+        path = self._object_path(resource, manifest["metadata"]["name"], _place(manifest, namespace))
         query = urlencode({"fieldManager": _FIELD_MANAGER, "force": "true"})
         return self._document("PATCH", f"{path}?{query}", manifest, content_type=_APPLY)
 
-    def create(self, manifest: Mapping[str, Any], *, namespace: str = "default") -> dict[str, Any]:
-        """Create an object."""
-        return self._document(
-            "POST", self._collection(self._resource_of(manifest), _place(manifest, namespace)), manifest
-        )
+    @overload
+    def create(self, kind: str, body: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
+    @overload
+    def create(self, manifest: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
+    def create(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
+        """Create an object: of a kind, as `Request.create` does, or by its manifest alone."""
+        resource, manifest = self._named(*what)
+        return self._document("POST", self._collection(resource, _place(manifest, namespace)), manifest)
 
     def get(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
         """Return an object. Raises NotFound."""
@@ -88,6 +96,11 @@ class ControlPlane:
     def _document(self, method: str, path: str, body: Any = None, *, content_type: str = "") -> dict[str, Any]:
         document: dict[str, Any] = self._http.request(method, path, body, content_type=content_type)
         return document
+
+    def _named(self, first: Any, body: Mapping[str, Any] | None = None) -> tuple[str, Mapping[str, Any]]:
+        if body is None:
+            return self._resource_of(first), first
+        return first, {"apiVersion": first.rpartition("/")[0], **body}
 
     def _resource_of(self, manifest: Mapping[str, Any]) -> str:
         version, kind = manifest["apiVersion"], manifest["kind"]

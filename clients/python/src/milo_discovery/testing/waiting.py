@@ -8,19 +8,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from milo_discovery.testing.control_plane import RefusedError
-
 ResultT = TypeVar("ResultT")
 
 _INTERVAL_S = 0.02
-_RETRIED = (AssertionError, RefusedError)
 
 
 async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 60.0) -> ResultT:
     """Call a check until its result is true, and return that. The event loop runs between the calls.
 
-    A check that raises AssertionError or an error of the API server, such as NotFound, is repeated. At the end of the
-    time its last error is raised, or else TimeoutError.
+    A check that raises is repeated. At the end of the time its last error is raised, or else TimeoutError.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -28,7 +24,7 @@ async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, withi
         try:
             called = check()
             outcome = await called if inspect.isawaitable(called) else called
-        except _RETRIED as error:
+        except Exception as error:  # noqa: BLE001  (raised at the end of the time)
             outcome = error
         if _is_final(outcome, deadline, within_s):
             return outcome  # type: ignore[return-value]  # errors are raised
@@ -42,7 +38,7 @@ def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0)
         outcome: ResultT | Exception
         try:
             outcome = check()
-        except _RETRIED as error:
+        except Exception as error:  # noqa: BLE001  (raised at the end of the time)
             outcome = error
         if _is_final(outcome, deadline, within_s):
             return outcome  # type: ignore[return-value]  # errors are raised
@@ -51,8 +47,7 @@ def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0)
 
 def _is_final(outcome: object, deadline: float, within_s: float) -> bool:
     """Return whether to stop, or raise the last error at the deadline."""
-    is_error = isinstance(outcome, _RETRIED)
-    if outcome and not is_error:
+    if outcome and not isinstance(outcome, Exception):
         return True
     if time.monotonic() < deadline:
         return False
