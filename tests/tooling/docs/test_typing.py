@@ -1,5 +1,4 @@
-"""The samples of the controllers' pages and the examples pass `mypy --strict` and pyright, as their readers run them, and
-wrong uses do not."""
+"""The samples of the controllers' pages and the examples pass `mypy --strict` and pyright, and wrong uses do not."""
 
 import os
 import re
