@@ -14,6 +14,7 @@ from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.issuers import check_issuers
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
+from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials import Upstream
@@ -143,6 +144,11 @@ async def _sources(
                 yield finding
         if issuers is None:
             return
+        if settings.state_directory is not None:
+            for finding in check_stored_keys(
+                settings.state_directory, ((each.of.name, each.origin) for each in sources)
+            ):
+                yield finding
         if settings.sharding.fence_credentials:
             yield _fencing(issuers)
         assigned = [each.issuer for each in issuers.assignments()]

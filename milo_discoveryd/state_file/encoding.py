@@ -65,7 +65,8 @@ def encode(fleet: StoredFleet) -> bytes:
     return b"%s%d %s\n%s" % (_MAGIC, FORMAT, _checksum(body), body)
 
 
-def decode(data: bytes, origin: StateOrigin) -> StoredFleet:
+def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
+    """Decode a fleet of that source, or of any. Raises StateFileError."""
     head, newline, body = data.partition(b"\n")
     words = head.removeprefix(_MAGIC).split(b" ")
     if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
@@ -80,7 +81,7 @@ def decode(data: bytes, origin: StateOrigin) -> StoredFleet:
         raise StateFileError(f"invalid content: {error}") from error
     if not all(map(math.isfinite, (fleet.current_at, *(each.engaged_at for each in fleet.clusters)))):
         raise StateFileError("invalid content: a time is not finite")
-    if fleet.origin != origin:
+    if origin is not None and fleet.origin != origin:
         raise StateFileError(f"written for another source ({fleet.origin}; this daemon's is {origin})")
     return fleet
 

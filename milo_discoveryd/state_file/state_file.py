@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from milo_discoveryd.log import log
@@ -21,6 +21,7 @@ from milo_discoveryd.state_file.encoding import (
 )
 
 FILE = "fleet.state"
+FILE_OF = "fleet-%s.state"
 WRITE_INTERVAL_S = 5.0
 WRITE_TIME_FACTOR = 20
 """The pause after a write, as a multiple of the write's duration."""
@@ -31,15 +32,15 @@ WaitForChange = Callable[[], Awaitable[None]]
 
 class StateFile:
     def __init__(self, directory: Path, origin: StateOrigin, source: str = "") -> None:
-        """`source` is the source's name if there are several."""
-        self._path = directory / (f"fleet-{source}.state" if source else FILE)
+        """`source` is the name of the source; empty if it has none."""
+        self._path = directory / (FILE_OF % source if source else FILE)
         self.origin = origin
         self._write_lock = threading.Lock()
 
     def load(self) -> StoredFleet | None:
         """Return the stored fleet, or None (with a warning in the log) if there is none that can be used."""
         try:
-            data = self._read()
+            data = _read(self._path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -53,19 +54,6 @@ class StateFile:
         except StateFileError as error:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
-
-    def _read(self) -> bytes:
-        """Read the file. Raises StateFileError if another user can have written it."""
-        if problem := directory_problem(self._path.parent):
-            raise StateFileError(problem)
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise StateFileError("not a regular file")
-            if problem := _writers_problem(found, "the file", allow_sticky=False):
-                raise StateFileError(problem)
-            return file.read()
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: WaitForChange) -> None:
         """Save what `fleet` returns after each change and each failed write, and once more when canceled.
@@ -105,6 +93,31 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+
+def stored_fleets(directory: Path) -> Iterator[tuple[str, StoredFleet]]:
+    """Yield the fleets that can be used, with the names of their sources, whichever daemon wrote them."""
+    head, tail = (directory / FILE_OF).name.split("%s")
+    for path in (*sorted(directory.glob(FILE_OF % "*")), directory / FILE):
+        try:
+            fleet = decode(_read(path), None)
+        except (OSError, StateFileError):
+            continue
+        yield path.name.removeprefix(head).removesuffix(tail) if path.name != FILE else "", fleet
+
+
+def _read(path: Path) -> bytes:
+    """Read the file. Raises StateFileError if another user can have written it."""
+    if problem := directory_problem(path.parent):
+        raise StateFileError(problem)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise StateFileError("not a regular file")
+        if problem := _writers_problem(found, "the file", allow_sticky=False):
+            raise StateFileError(problem)
+        return file.read()
 
 
 def prepare_directory(directory: Path) -> None:

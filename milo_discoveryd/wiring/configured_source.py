@@ -55,7 +55,7 @@ class ConfiguredSource:
         if self.discovery is not None:
             await self._follow_collections(authenticated(self.discovery, self.of.credentials), source, epoch)
         elif self.files is not None:
-            discovery = FileDiscovery(source, self._state_file(f"file:{self.files.path}"), epoch)
+            discovery = FileDiscovery(source, self._state_file(), epoch)
             await discovery.run(self.files, self.followed.observe_file, self.followed.restored_place)
         else:
             source.set_targets(self.followed.targets, asyncio.get_running_loop().time())
@@ -76,7 +76,7 @@ class ConfiguredSource:
         )
         discovery = Discovery(
             source,
-            self._state_file(upstream.server),
+            self._state_file(),
             epoch=epoch,
             policy=policy,
             jitter=random.random,
@@ -86,6 +86,13 @@ class ConfiguredSource:
         async with aclosing(transport):
             await discovery.run(transport, self.followed.collections, self.followed.restored_place)
 
-    def _state_file(self, server: str) -> StateFile | None:
+    @property
+    def origin(self) -> StateOrigin:
+        """Where the clusters come from, whatever the source is called."""
+        if self.discovery is not None:
+            return StateOrigin(self.discovery.server, self.of.kind)
+        return StateOrigin(f"file:{self.files.path}" if self.files else self.project.server, self.of.kind)
+
+    def _state_file(self) -> StateFile | None:
         directory = self._settings.state_directory
-        return None if directory is None else StateFile(directory, StateOrigin(server, self.of.kind), self.of.name)
+        return None if directory is None else StateFile(directory, self.origin, self.of.name)

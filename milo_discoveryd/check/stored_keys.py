@@ -1,0 +1,38 @@
+"""Reports which clusters of the state files this configuration gives other keys, or none."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from milo_discoveryd.check.finding import Finding, warn
+from milo_discoveryd.model.cluster import key_of
+from milo_discoveryd.state_file.encoding import StateOrigin
+from milo_discoveryd.state_file.state_file import stored_fleets
+
+_SHOWN = 3
+
+
+def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrigin]]) -> Iterator[Finding]:
+    """Compare the stored sources with the configured ones, which are given by name and origin."""
+    origins = dict(configured)
+    for source, fleet in stored_fleets(directory):
+        if origins.get(source) == fleet.origin or not fleet.clusters:
+            continue
+        names = sorted(each.target.local_name for each in fleet.clusters)[:_SHOWN]
+        old = ", ".join(key_of(name, source) for name in names)
+        more = f" and {len(fleet.clusters) - len(names)} more" if len(fleet.clusters) > len(names) else ""
+        become = next((name for name, origin in origins.items() if origin == fleet.origin), None)
+        subject, count = f"keys of {f'source {source}' if source else 'the source without a name'}", len(fleet.clusters)
+        if become is None:
+            yield warn(
+                subject,
+                f"{count} stored clusters ({old}{more}) are of {fleet.origin}, which is not configured under that name",
+                "their subscribers will see them disengaged; remove the state file if that is intended",
+            )
+        else:
+            yield warn(
+                subject,
+                f"{count} stored clusters get other keys: {old}{more} become "
+                f"{', '.join(key_of(name, become) for name in names)}{more}",
+                "subscribers will see them disengaged and others engaged; to keep the keys, "
+                + (f"name the source {source}" if source else "configure it by mode, without a name"),
+            )
