@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     Probe,
     ProbeOutcome,

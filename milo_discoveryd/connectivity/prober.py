@@ -7,7 +7,13 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
-from milo_discoveryd.connectivity.schedule import ConnectivityChange, Probe, ProbeOutcome, ProbeReached, ProbeSchedule
+from milo_discoveryd.connectivity.reachability import (
+    ConnectivityChange,
+    Probe,
+    ProbeOutcome,
+    ProbeReached,
+    ProbeSchedule,
+)
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from milo_discoveryd.connectivity.schedule import ConnectivityChange
+from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.claims import FleetClaims

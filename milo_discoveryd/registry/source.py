@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.connectivity.schedule import ConnectivityChange
+from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from milo_discoveryd import USER_AGENT
-from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
+from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url

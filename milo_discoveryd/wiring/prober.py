@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing
 from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
+from milo_discoveryd.connectivity.reachability import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet

@@ -29,7 +29,10 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
         ({"not_ready_grace": "2h"}, 'key not_ready_grace: "2h" must be'),
         ({"stalled_timeuot": "5s"}, "key stalled_timeuot: is not a setting; did you mean stalled_timeout?"),
         ({"watch": {"page_size": 0}}, 'key watch.page_size: "0" must be at least 1'),
-        ({"mode": "project-control-plane", "internal_address_template": "milo.example.com:6443"}, "gives all projects the same address"),
+        (
+            {"mode": "project-control-plane", "internal_address_template": "milo.example.com:6443"},
+            "gives all projects the same address",
+        ),
         ({"listen": ["0.0.0.0:9000"]}, "0.0.0.0:9000"),
         ({"listen": ["somewhere"]}, '"somewhere" must be'),
         ({"socket": {"group": "no-such-group"}}, "socket.group: there is no group 'no-such-group' on this machine"),

@@ -9,7 +9,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
+from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     ProbeFailed,
     ProbeOutcome,

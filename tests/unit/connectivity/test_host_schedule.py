@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     Probe,
     ProbeFailed,

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     ProbeFailed,
     ProbeOutcome,

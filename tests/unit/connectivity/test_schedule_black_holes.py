@@ -2,7 +2,7 @@
 
 import heapq
 
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     Probe,
     ProbeFailed,
     ProbeOutcome,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.connectivity.schedule import ConnectivityChange
+from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.source import Source

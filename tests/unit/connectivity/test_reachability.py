@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.connectivity.schedule import (
+from milo_discoveryd.connectivity.reachability import (
     Probe,
     ProbeFailed,
     ProbeOutcome,
