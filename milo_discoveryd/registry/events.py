@@ -40,6 +40,14 @@ class Frames(tuple[bytes, ...]):
     def joined(self) -> bytes:
         return b"".join(self)
 
+    _counted: int | None = None
+
+    def counted(self, count: Callable[[bytes], int]) -> int:
+        """Return the sum of `count` over the frames, computed once for all subscribers that are sent the same."""
+        if self._counted is None:
+            self._counted = sum(map(count, self))
+        return self._counted
+
     _message = (b"", b"")
     """The last long message, and the bytes that follow the joined frames in it."""
 

@@ -93,8 +93,8 @@ class Feed:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again, to compare the result with a list that was not accepted."""
-        return None if self.intake.held is None else self.intake.held.verify_at
+        """When to list again, to verify a list."""
+        return self.intake.relist_at
 
     @property
     def due_at(self) -> float | None:

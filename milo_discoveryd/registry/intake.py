@@ -99,10 +99,23 @@ class Intake(Generic[Change]):
     @property
     def held(self) -> HeldRemovals | None:
         """Why clusters that a list lacks stay engaged, or why the list is not believed."""
-        if self._guard is None or self._guard.held is None:
+        if self._guard is None:
             return None
+        if self._guard.held is None:
+            return self._guard.doubted
         is_current = self._guard.held.is_stale or self._pending_deletions.held or self.is_restored
-        return self._guard.held if is_current else None
+        return self._guard.held if is_current else self._guard.doubted
+
+    @property
+    def relist_at(self) -> float | None:
+        """When to list again, to verify a list."""
+        if (held := self.held) is not None:
+            return held.verify_at
+        return None if self._guard is None else self._guard.verify_first_at
+
+    def doubt(self, known: int, engaged: int, now: float) -> bool:
+        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
+        return self._guard is not None and self._guard.doubt(known, engaged, now)
 
     @property
     def ignores_lists(self) -> bool:

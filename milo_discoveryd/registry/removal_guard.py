@@ -70,6 +70,11 @@ class RemovalGuard:
         self._accepts = False
         self._reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
+        self._first_verify_at: float | None = None
+        """When the second list of this run is due, which tells whether the first one was complete."""
+        self._is_verified = False
+        """A list of this run was accepted, and so was another one, later."""
+        self._doubted: HeldRemovals | None = None
         self.held: HeldRemovals | None = None
 
     @property
@@ -82,13 +87,46 @@ class RemovalGuard:
         """Whether the next list is accepted whatever it lacks."""
         return self._accepts
 
+    @property
+    def verify_first_at(self) -> float | None:
+        """When to list again, to verify the first list of this run; None if it is verified, or did not arrive yet."""
+        return None if self._is_verified else self._first_verify_at
+
+    @property
+    def doubted(self) -> HeldRemovals | None:
+        """Why subscribers of an earlier run wait for the second list of this one; None if none does."""
+        return self._doubted
+
+    def doubt(self, known: int, engaged: int, now: float) -> bool:
+        """Return whether the first list of this run may be incomplete: it has `engaged` of `known` clusters."""
+        if self._is_verified or not self._is_mass(known - engaged, known):
+            return False
+        if self._doubted is None:
+            verify_at = now + self._limits.verify_after_s if self._first_verify_at is None else self._first_verify_at
+            self._doubted = HeldRemovals(
+                now,
+                verify_at,
+                f"the first list since the daemon's start has {engaged} of the {known} clusters that a subscriber "
+                "knows: such subscribers keep their clusters until a second list lacks them too",
+            )
+        return True
+
+    def _listed(self, now: float) -> None:
+        """Record a complete list."""
+        if self._first_verify_at is None:
+            self._first_verify_at = now + self._limits.verify_after_s
+        elif now >= self._first_verify_at or self._accepts:
+            self._is_verified, self._doubted = True, None
+
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
-        if self.held is None:
-            return False
-        self._accepts = True
-        self.held = msgspec.structs.replace(self.held, verify_at=now)
-        return True
+        if self._doubted is not None:
+            self._accepts = True
+            self._doubted = msgspec.structs.replace(self._doubted, verify_at=now)
+        if self.held is not None:
+            self._accepts = True
+            self.held = msgspec.structs.replace(self.held, verify_at=now)
+        return self._accepts
 
     def reported(self, engaged: int, now: float) -> HeldRemovals | None:
         """Count a deletion of one of `engaged` clusters that the watch reported; return why it is held, if it is."""
@@ -159,6 +197,8 @@ class RemovalGuard:
         The list `is_foreign` if it contains objects, but none that is known. `still_held` clusters are held since a
         restore: the list lacks them as well, or shows them in their old state.
         """
+        if not self._is_verified:
+            self._listed(now)
         held, self.held = self.held, None
         if self._accepts:
             self._accepts, self._held_by_restore = False, None

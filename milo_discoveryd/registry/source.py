@@ -154,6 +154,13 @@ class Source:
         if now != progress:
             self.fleet.notifier.notify()
 
+    def must_wait(self, known: int, engaged: int, now: float) -> bool:
+        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
+        doubting = [feed for feed in self.feeds if feed.intake.doubt(known, engaged, now)]
+        if doubting:
+            self.status_changed()
+        return bool(doubting)
+
     def status_changed(self) -> None:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))
         self._set_status()

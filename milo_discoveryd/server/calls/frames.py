@@ -156,6 +156,15 @@ def batch(
     )
 
 
+def growth(frame: bytes) -> int:
+    """Return by how many clusters a view grows with a frame."""
+    start = 1
+    while frame[start] & 0x80:  # the length of the event
+        start += 1
+    event = frame[start + 1 : start + 3]
+    return (event == _TYPES[EventType.ENGAGED]) - (event == _TYPES[EventType.DISENGAGED])
+
+
 def encode_frame(event: pb.ClusterEvent) -> bytes:
     return _field(_EVENTS, event.SerializeToString(deterministic=True))
 

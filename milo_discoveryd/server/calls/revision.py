@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import msgspec
 
-_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
+_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.known([0-9]{1,9}))?(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
 _SIGNATURE_BYTES = 16
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -22,9 +22,12 @@ class Position(msgspec.Struct, frozen=True):
     revision: int
     part: int | None = None
     """The number of snapshot parts that were read. A stream cannot be resumed within a snapshot."""
+    known: int | None = None
+    """The number of clusters that the subscriber knows. Another run of the daemon cannot verify it."""
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.revision}{'' if self.part is None else f'.part{self.part}'}"
+        known = "" if self.known is None else f".known{self.known}"
+        return f"{self.epoch}.{self.revision}{known}{'' if self.part is None else f'.part{self.part}'}"
 
 
 class TokenSigner:
@@ -56,5 +59,9 @@ def parse(text: str) -> Position | None:
     form = _FORM.fullmatch(text)
     if form is None:
         return None
-    epoch, revision, part, _ = form.groups()
-    return Position(epoch, int(revision), None if part is None else int(part))
+    epoch, revision, known, part, _ = form.groups()
+    return Position(epoch, int(revision), part=_number(part), known=_number(known))
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)

@@ -124,7 +124,8 @@ class Service:
         clusters, taken = await self._converted(page)
         listing = page.listing
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
-        position = Position(self._info.epoch, listing.revision, 1 if listing.pending else None)
+        part = 1 if listing.pending else None
+        position = Position(self._info.epoch, listing.revision, known=len(listing.clusters), part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
             next_page_token=self._listings.next_token(page, taken, now),

@@ -33,6 +33,8 @@ from milo_kube.reusable_timeout import Deadline
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
+DOUBT_S = 1.0
+"""How often a subscriber that waits for a second list is compared with the fleet, which takes some milliseconds."""
 LARGE_BATCH = 1 / 4
 """A batch of at least this fraction of the maximum size is probably followed by another, which is prefetched."""
 
@@ -85,6 +87,10 @@ class WatchStream:
         self._subscription = subscription
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
+        self._known = 0
+        """The number of clusters that the subscriber knows."""
+        self._doubt_at = 0.0
+        self._doubts = False
         self._parts = 0
         """The number of parts of the current snapshot that were sent."""
         self._last_revision = ""
@@ -128,7 +134,7 @@ class WatchStream:
             ) from None
 
     async def _follow(self, waiter: Waiter) -> None:
-        while self._must_wait():
+        while self._must_wait() or self._lacks_known():
             await self._send_batch(Batch(Frames(), 0, synced=False))
             await self._wait(waiter)
             self._pending = self._pending_sources()
@@ -136,6 +142,7 @@ class WatchStream:
         resume = await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.resumed:
+            self._known = (self._resumes and self._resumes.known) or 0
             self._last_revision = self._asked.resume_revision
             changes = cursor.take() or Batch(Frames(), cursor.revision)
             await self._send_changes(
@@ -204,6 +211,20 @@ class WatchStream:
             return True
         return known.epoch != self._epoch and known.revision > restored.restored_positions.get(known.epoch, -1)
 
+    def _lacks_known(self) -> bool:
+        """Return whether to wait for a second list: the first one of this run lacks much of what the subscriber knows.
+
+        In a shard group, clusters can have moved to other members since: the subscriber must not keep them.
+        """
+        known = self._resumes
+        if known is None or known.epoch == self._epoch or not known.known or self._pending or self._sharded:
+            return False
+        if (now := self._clock()) >= self._doubt_at:
+            self._doubt_at = now + DOUBT_S
+            engaged = sum(map(self._shown.matches, self._fleet.log.clusters()))
+            self._doubts = any(each.must_wait(known.known, engaged, now) for each in self._sources)
+        return self._doubts
+
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
 
@@ -243,10 +264,14 @@ class WatchStream:
                 "the daemon is shutting down; keep all clusters engaged and resume",
                 retry_after_s=RETRY_S,
             )
+        if self._doubts:
+            await waiter.wait(DOUBT_S)
+            return
         heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
         await waiter.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
 
     async def _send_changes(self, batch: Batch) -> None:
+        self._known = (0 if batch.reset else self._known) + batch.frames.counted(frames.growth)
         is_live = bool(self._source) and not batch.reset and batch.synced
         if self._rotation:
             await self._send_batch(
@@ -297,7 +322,7 @@ class WatchStream:
             return ""  # the subscriber cannot resume yet
         # Parts are numbered, so that the client detects a missing part.
         self._parts = 0 if batch.is_whole and not self._pending else self._parts + 1
-        position = Position(self._epoch, batch.revision, self._parts or None)
+        position = Position(self._epoch, batch.revision, known=self._known, part=self._parts or None)
         return self._signer.sign(str(position), self._call.holder(self._shown))
 
     async def _resume_from(self) -> int | None:

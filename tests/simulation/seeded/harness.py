@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
+from milo_discoveryd.registry.removal_guard import RemovalLimits
 from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
@@ -109,6 +110,10 @@ class Harness:
 
     def _note(self, *parts: object) -> None:
         self.notes.append(parts)
+
+
+VERIFIED_S = RemovalLimits().verify_after_s + 5
+"""When the first list has been verified by a second one, which ends the wait for a fault that only a list ends."""
 
 
 def run_steps(

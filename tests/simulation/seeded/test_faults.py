@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.source_status import SourceState
 from tests.simulation.properties.api_server import ApiObject, bookmark, line
-from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
+from tests.simulation.seeded.harness import TRAITS, VERIFIED_S, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
 
 ANSWERED = [each for each in REQUEST_FAULTS if set(each.kinds) == {"list", "open", "look"}]
@@ -65,6 +65,7 @@ def test_failed_watch_is_resumed_or_relisted_within_seconds(
 
 def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
     async def steps(harness: Harness) -> None:
+        await asyncio.sleep(VERIFIED_S)
         harness.watch.mute = True
         harness.change("d")
         assert 60.0 <= await harness.settled() <= 150.0
@@ -326,6 +327,7 @@ def test_f25_false_deletion_is_refuted() -> None:
 
 def test_f25_missed_deletion_is_found_by_next_list() -> None:
     async def steps(harness: Harness) -> None:
+        await asyncio.sleep(VERIFIED_S)
         harness.world.delete("a")
         assert harness.watch.watch is not None
         harness.watch.watch.position = harness.server.version

@@ -198,3 +198,40 @@ def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> 
         guard.reported(100 - each, 0.0)
     assert isinstance(judge(guard, 60, 80, now=29.0), HeldRemovals)
     assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "engaged", "is_doubted"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, False), (0, 5, False)]
+)
+def test_first_list_far_smaller_than_what_a_subscriber_knew_is_verified(
+    known: int, engaged: int, is_doubted: bool
+) -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, engaged, now=2.0)
+    assert guard.verify_first_at == 32.0
+    assert guard.doubt(known, engaged, 5.0) is is_doubted
+    assert (guard.doubted is not None) is is_doubted
+    judge(guard, 0, engaged, now=10.0)
+    assert guard.doubt(known, engaged, 11.0) is is_doubted, "a list before `verify_after_s` is no second look"
+    judge(guard, 0, engaged, now=32.0)
+    assert guard.doubted is None
+    assert guard.verify_first_at is None
+    assert not guard.doubt(known, engaged, 33.0)
+
+
+def test_doubted_first_list_says_what_is_missing_and_until_when() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3, now=2.0)
+    guard.doubt(20, 3, 5.0)
+    assert guard.doubted is not None
+    assert (guard.doubted.since, guard.doubted.verify_at) == (5.0, 32.0)
+    assert "has 3 of the 20 clusters" in guard.doubted.message
+
+
+def test_doubted_first_list_can_be_accepted() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3, now=2.0)
+    guard.doubt(20, 3, 5.0)
+    assert guard.accept(6.0)
+    judge(guard, 0, 3, now=7.0)
+    assert not guard.doubt(20, 3, 8.0)

@@ -16,6 +16,8 @@ SIGNER = TokenSigner(b"key")
     [
         (Position(EPOCH, 42), f"{EPOCH}.42"),
         (Position(EPOCH, 42, part=3), f"{EPOCH}.42.part3"),
+        (Position(EPOCH, 42, known=7), f"{EPOCH}.42.known7"),
+        (Position(EPOCH, 42, part=3, known=0), f"{EPOCH}.42.known0.part3"),
     ],
 )
 def test_revision_position_round_trips(position: Position, text: str) -> None:

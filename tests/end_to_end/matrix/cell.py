@@ -1,0 +1,181 @@
+"""One cell of the matrix: daemon processes, what they follow, and their consumers."""
+
+import asyncio
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from milo_discovery import DiscoveryClient, EventType, Watch
+from milo_sandbox import Sandbox
+from milo_sandbox.kubeconfigs import write
+from milo_sandbox.resources import SECRETS
+from tests.end_to_end.matrix.upstreams import Upstream, open_upstreams
+from tests.end_to_end.matrix.validator import Validator
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.eventually import eventually
+
+SETTLED_WITHIN_S = 120.0
+VERIFY_AFTER_S = 10
+HUB = "hub"
+
+
+class Cell(NamedTuple):
+    sources: str
+    """One, two of a kind, reduced or files."""
+    state: str
+    daemons: int
+    consumer: str
+    phase: str
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+
+class World:
+    """The cell, running."""
+
+    def __init__(self, cell: Cell, directory: Path, upstreams: dict[str, Upstream], hub: Sandbox) -> None:
+        self.cell, self._directory, self._upstreams, self._hub = cell, directory, upstreams, hub
+        self.validator = Validator(is_shared=cell.daemons > 1 and cell.consumer != "publisher")
+        self._kubeconfig = directory / "hub"
+        hub.projects.create(HUB, ready=True)
+        write(self._kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
+        self._kubeconfigs: dict[str, set[str]] = {}
+        self.watches: list[Watch] = []
+        self.daemons = [self._daemon(number) for number in range(cell.daemons)]
+        self._publishers: list[Process] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, cell: Cell, directory: Path) -> AsyncIterator[Self]:
+        async with AsyncExitStack() as stack:
+            upstreams = await stack.enter_async_context(open_upstreams(cell.sources, directory))
+            hub = await stack.enter_async_context(Sandbox())
+            world = cls(cell, directory, upstreams, hub)
+            for number in range(6):
+                world.create(f"p-{number}")
+            for daemon in world.daemons:
+                await stack.enter_async_context(daemon)
+                await daemon.start()
+            async with asyncio.TaskGroup() as tasks:
+                following = [tasks.create_task(each) for each in world._consumers(stack)]
+                await world._start_publishers(stack)
+                yield world
+                for each in following:
+                    each.cancel()
+
+    def _key(self, source: str, cluster: str) -> str:
+        return f"{source}#{cluster}"
+
+    def create(self, cluster: str) -> None:
+        for name, upstream in self._upstreams.items():
+            self.validator.created(self._key(name, cluster))
+            upstream.create(cluster)
+
+    def delete(self, cluster: str) -> None:
+        for name, upstream in self._upstreams.items():
+            self.validator.deleted(self._key(name, cluster))
+            upstream.delete(cluster)
+
+    def empty(self, *, on: bool) -> None:
+        for upstream in self._upstreams.values():
+            upstream.empty(on=on)
+
+    async def settled(self) -> None:
+        """Wait until each consumer knows what exists."""
+        await eventually(lambda: self.validator.breaches or self._is_current, within_s=SETTLED_WITHIN_S)
+        assert not self.validator.breaches, "; ".join(self.validator.breaches)
+
+    @property
+    def _is_current(self) -> bool:
+        has_kubeconfigs = all(self.validator.views[name] <= found for name, found in self._kubeconfigs.items())
+        return bool(self.validator.views) and self.validator.is_current and has_kubeconfigs
+
+    def _address(self, number: int) -> str:
+        return f"unix://{self._directory}/{number}.sock"
+
+    def _daemon(self, number: int) -> DaemonProcess:
+        config: dict[str, Any] = {
+            "sources": [upstream.settings(name) for name, upstream in self._upstreams.items()],
+            "kubeconfigs": {"issuers": [self._issuer(name) for name in self._upstreams]},
+            "listen": [self._address(number)],
+            "http_listen": "off",
+            "connectivity": {"interval": "off"},
+            "removals": {"verify_after": f"{VERIFY_AFTER_S}s"},
+            "watch": {"streaming_lists": "off"},  # so that a list can be empty
+        }
+        if self.cell.state == "state":
+            (self._directory / f"state-{number}").mkdir(mode=0o700)
+            config["state_directory"] = str(self._directory / f"state-{number}")
+        if self.cell.daemons > 1:
+            config["sharding"] = {"group": "matrix", "namespace": "default", "kubeconfig": str(self._kubeconfig)}
+        file = self._directory / f"{number}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        environ = {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
+        return DaemonProcess(self._address(number), "--config", str(file), environ=environ)
+
+    def _issuer(self, name: str) -> dict[str, Any]:
+        several = {"sources": [name]} if len(self._upstreams) > 1 else {}
+        return {**self._upstreams[name].issuer(name), **several}
+
+    def _consumers(self, stack: AsyncExitStack) -> list[Any]:
+        if self.cell.consumer == "publisher":
+            return [self._read_hub()]
+        return [self._follow(number) for number in range(self.cell.daemons)]
+
+    async def _follow(self, number: int) -> None:
+        name, with_kubeconfigs = f"consumer-{number}", self.cell.consumer == "kubeconfigs"
+        self.validator.views[name] = set()
+        if with_kubeconfigs:
+            self._kubeconfigs[name] = set()
+        async with (
+            DiscoveryClient(self._address(number)) as client,
+            client.watch(include_kubeconfigs=with_kubeconfigs) as watch,
+        ):
+            self.watches.append(watch)
+            async for event in watch:
+                match event.type:
+                    case EventType.ENGAGED:
+                        self.validator.engaged(name, event.cluster.name)
+                    case EventType.DISENGAGED:
+                        reason = event.reason.name if event.reason.value else event.message
+                        self.validator.disengaged(name, event.cluster.name, reason)
+                if event.kubeconfig is not None:
+                    self._kubeconfigs[name].add(event.cluster.name)
+
+    async def _start_publishers(self, stack: AsyncExitStack) -> None:
+        for number in range(self.cell.daemons if self.cell.consumer == "publisher" else 0):
+            command = ("publish", "flux-kubeconfigs", "--kubeconfig", str(self._kubeconfig), "--namespace", "default")
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "milo_discovery", *command, "--resync-interval", "1s"),
+                *("--address", self._address(number)),
+                stderr=DEVNULL,
+            )
+            stack.push_async_callback(_end, process)
+
+    async def _read_hub(self) -> None:
+        """Read the published objects, as often as their users do."""
+        store = self._hub.control_plane(HUB)
+        while True:
+            names = [each.name.removesuffix("-kubeconfig") for each in store[SECRETS] if "kubeconfig" in each.name]
+            keys = [name.replace(".", "#", 1) for name in names]
+            self.validator.listed("readers of the hub", keys)
+            await asyncio.sleep(0.05)
+
+
+async def _end(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+async def restart(world: World, while_down: Callable[[], Awaitable[None]]) -> None:
+    """Kill the first daemon, and start it again."""
+    await world.daemons[0].kill()
+    await while_down()
+    await world.daemons[0].start()

@@ -1,0 +1,125 @@
+"""The sources of clusters of a cell: each can create and delete clusters, and show an empty list."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from milo_sandbox import Sandbox
+from milo_sandbox.admission import Part
+from milo_sandbox.kubeconfigs import write
+from milo_sandbox.resources import SERVICE_CONSUMERS
+
+SERVICE = "dns.example.com"
+
+
+class Upstream(Protocol):
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the source's settings."""
+
+    def issuer(self, name: str) -> dict[str, Any]:
+        """Return the settings of the issuer of its kubeconfigs."""
+
+    def create(self, cluster: str) -> None: ...
+
+    def delete(self, cluster: str) -> None: ...
+
+    def empty(self, *, on: bool) -> None:
+        """Show an empty list, or everything again."""
+
+
+class Projects:
+    def __init__(self, sandbox: Sandbox, directory: Path) -> None:
+        self.sandbox, self._directory = sandbox, directory
+        directory.mkdir()
+        self._kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
+        self._token = directory / "token"
+        self._token.write_text(sandbox.token())
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return {"name": name, "kind": "project", "discovery_kubeconfig": str(self._kubeconfig)}
+
+    def issuer(self, name: str) -> dict[str, Any]:
+        return {"name": name, "type": "token-file", "path": str(self._token)}
+
+    def create(self, cluster: str) -> None:
+        self.sandbox.projects.create(cluster, ready=True)
+
+    def delete(self, cluster: str) -> None:
+        self.sandbox.projects.delete(cluster)
+
+    def empty(self, *, on: bool) -> None:
+        self.sandbox.faults.empty_lists(on=on)
+
+
+class Consumers(Projects):
+    """ServiceConsumers, which several objects of a project can be: their clusters are reduced from them."""
+
+    def __init__(self, sandbox: Sandbox, directory: Path) -> None:
+        super().__init__(sandbox, directory)
+        sandbox.projects.create("provider", ready=True)
+        self._store = sandbox.control_plane("provider")
+        self._provider = directory / "provider"
+        write(self._provider, sandbox.kubeconfig(project="provider"))
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "kind": "service-consumer",
+            "discovery_kubeconfig": str(self._provider),
+            "project_kubeconfig": str(self._kubeconfig),
+            "settings": {"services": [SERVICE], "drain": "0s"},
+        }
+
+    def create(self, cluster: str) -> None:
+        super().create(cluster)
+        spec = {"consumerProjectRef": {"name": cluster}}
+        self._store.create(SERVICE_CONSUMERS, {"metadata": {"name": f"sc-{cluster}"}, "spec": spec})
+        status = {"serviceName": SERVICE, "phase": "Active"}
+        self._store.modify(
+            SERVICE_CONSUMERS, f"sc-{cluster}", lambda document: {**document, "status": status}, part=Part.STATUS
+        )
+
+    def delete(self, cluster: str) -> None:
+        self._store.delete(SERVICE_CONSUMERS, f"sc-{cluster}")
+
+
+class Files:
+    def __init__(self, sandbox: Sandbox, directory: Path) -> None:
+        directory.mkdir()
+        self._sandbox, self._directory, self._aside = sandbox, directory / "clusters", directory / "aside"
+        self._directory.mkdir()
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return {"name": name, "kind": "kubeconfig-directory", "settings": {"path": str(self._directory)}}
+
+    def issuer(self, name: str) -> dict[str, Any]:
+        return {"name": name, "type": "kubeconfig-file"}
+
+    def create(self, cluster: str) -> None:
+        self._sandbox.projects.create(cluster, ready=True)
+        write(self._directory / cluster, self._sandbox.kubeconfig(project=cluster, token=self._sandbox.token()))
+
+    def delete(self, cluster: str) -> None:
+        (self._directory / cluster).unlink()
+
+    def empty(self, *, on: bool) -> None:
+        if on:
+            shutil.copytree(self._directory, self._aside)
+            for each in self._directory.iterdir():
+                each.unlink()
+        else:
+            for each in self._aside.iterdir():
+                each.rename(self._directory / each.name)
+
+
+KINDS = {"one": [Projects], "two": [Projects, Projects], "reduced": [Consumers], "files": [Files]}
+
+
+@asynccontextmanager
+async def open_upstreams(kind: str, directory: Path) -> AsyncIterator[dict[str, Upstream]]:
+    """Provide the sources of a cell, by name."""
+    async with Sandbox() as first, Sandbox() as second:
+        pairs = zip(KINDS[kind], ("eu", "us"), (first, second), strict=False)
+        yield {name: upstream(sandbox, directory / name) for upstream, name, sandbox in pairs}

@@ -1,0 +1,59 @@
+"""The rules that hold in each cell of the matrix. It knows what exists and what consumers were told, and nothing of the
+daemon's code."""
+
+from collections.abc import Iterable
+
+_OWNERSHIP = ("MOVED", "OWNERSHIP_LOST")
+
+
+class Validator:
+    """The truth, and the view of each consumer."""
+
+    def __init__(self, *, is_shared: bool) -> None:
+        """`is_shared`: whether consumers share the clusters, so that each cluster has one of them at a time."""
+        self._is_shared = is_shared
+        self.truth: set[str] = set()
+        self._ever: set[str] = set()
+        self.views: dict[str, set[str]] = {}
+        self.breaches: list[str] = []
+
+    def created(self, name: str) -> None:
+        self.truth.add(name)
+        self._ever.add(name)
+
+    def deleted(self, name: str) -> None:
+        self.truth.discard(name)
+
+    def engaged(self, consumer: str, name: str) -> None:
+        view = self.views.setdefault(consumer, set())
+        if name in view:
+            self._breach(f"{consumer} was told twice that {name} is engaged")
+        if name not in self._ever:
+            self._breach(f"{consumer} was told of {name}, which never existed")
+        others = [each for each, found in self.views.items() if each != consumer and name in found]
+        if self._is_shared and others:
+            self._breach(f"{name} was engaged for {consumer} and for {', '.join(others)}")
+        view.add(name)
+
+    def disengaged(self, consumer: str, name: str, reason: str) -> None:
+        if name not in self.views.setdefault(consumer, set()):
+            self._breach(f"{consumer} was told that {name} is disengaged, which it did not know")
+        self.views[consumer].discard(name)
+        if name in self.truth and not (self._is_shared and reason in _OWNERSHIP):
+            self._breach(f"{consumer} was told that {name} is disengaged ({reason}), which exists")
+
+    def listed(self, consumer: str, names: Iterable[str]) -> None:
+        """Record the complete view of a consumer that lists, as readers of published objects do."""
+        found, before = set(names), self.views.get(consumer, set())
+        for name in sorted(before - found):
+            self.disengaged(consumer, name, "missing from the list")
+        for name in sorted(found - before):
+            self.engaged(consumer, name)
+
+    @property
+    def is_current(self) -> bool:
+        views = list(self.views.values())
+        return set().union(*views) == self.truth if self._is_shared else all(each == self.truth for each in views)
+
+    def _breach(self, text: str) -> None:
+        self.breaches.append(text)

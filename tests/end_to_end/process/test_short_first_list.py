@@ -1,0 +1,56 @@
+"""Restart of the daemon while Milo lists less than there is: returning subscribers keep what they know."""
+
+import asyncio
+
+import pytest
+
+from milo_discovery import EventType, SourceState
+from tests.end_to_end.process.conftest import Workspace
+from tests.support.eventually import eventually
+
+REMOVALS = {"verify_after": "5s"}
+
+
+async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]:
+    """Restart the daemon while lists are empty; return the disengagements that a subscriber was sent."""
+    disengaged: list[str] = []
+    for number in range(20):
+        workspace.sandbox.projects.create(f"p-{number}", ready=True)
+    # An empty list is a fault of the sandbox for lists by pages.
+    async with workspace.daemon(removals=REMOVALS, watch={"streaming_lists": "off"}) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch() as watch:
+
+            async def follow() -> None:
+                async for event in watch:
+                    disengaged.extend([event.cluster.name] if event.type is EventType.DISENGAGED else [])
+
+            def is_held() -> bool:
+                source = watch.source
+                held = (SourceState.CATCHING_UP, "RemovalsHeld")
+                return watch.connected and source is not None and (source.state, source.reason) == held
+
+            following = asyncio.create_task(follow())
+            await eventually(lambda: len(watch.clusters) == 20)
+            await daemon.kill()
+            workspace.sandbox.faults.empty_lists()
+            await daemon.start()
+            await daemon.during(eventually(is_held))
+            assert watch.source is not None
+            assert "has 0 of the 20 clusters that a subscriber knows" in watch.source.message
+            workspace.sandbox.faults.empty_lists(on=not is_complete_again)
+            async with workspace.client() as other:
+                workspace.sandbox.projects.create("later", ready=True)
+                await daemon.during(eventually(lambda: "later" in watch.clusters))
+                assert (await other.server_info()).source.state is SourceState.STREAMING
+            following.cancel()
+    return disengaged
+
+
+async def test_first_list_that_lacks_what_a_subscriber_knew_disengages_nothing(workspace: Workspace) -> None:
+    assert await restart(workspace, is_complete_again=True) == []
+
+
+@pytest.mark.timeout(120)
+async def test_fleet_that_a_second_list_lacks_too_is_disengaged(workspace: Workspace) -> None:
+    assert len(await restart(workspace, is_complete_again=False)) == 20
