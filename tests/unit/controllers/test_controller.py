@@ -1,6 +1,7 @@
 """The workers of one reconciler."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,14 @@ from milo_discovery.controllers.work_queue import ObjectKey
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
     """Engage a cluster in which one object is ready."""
     members[name] = SimpleNamespace(
-        cluster=SimpleNamespace(name=name, engaged=True), incarnation=1, tasks=tasks, api=None, view=None, informers={}
+        cluster=SimpleNamespace(
+            name=name, engaged=True, current=SimpleNamespace(deletion_requested_at=None, suspended=False)
+        ),
+        incarnation=1,
+        tasks=tasks,
+        api=None,
+        view=None,
+        informers={},
     )
     controller.engage(members[name])
     controller.queue.open(name, 1)
@@ -29,14 +37,7 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
     controller.pump_soon()
 
 
-async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_have_failed() -> None:
-    reconciled = asyncio.Event()
-
-    async def reconcile(_request: Request) -> None:
-        reconciled.set()
-
-    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), while_deleting=True, workers=1)
-    members: dict[str, Any] = {}
+def controller_of(reconcile: Callable[[Request], Awaitable[None]], members: dict[str, Any]) -> Controller:
     shared = Shared(
         members=members,
         clusters=FleetView({}),
@@ -45,8 +46,19 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
         failures=FailureLog(),
         threads=ThreadPoolExecutor,
     )
-    controller = Controller(spec, reconcile, shared)
+    controller = Controller(ControllerSpec("widgets", Kind("example.com/v1/widgets"), workers=1), reconcile, shared)
     controller.resume()
+    return controller
+
+
+async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_have_failed() -> None:
+    reconciled = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.set()
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
 
     async def fail() -> None:
         raise RuntimeError("an informer has failed")
@@ -65,3 +77,19 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
     async with asyncio.TaskGroup() as healthy:
         with pytest.raises(ExceptionGroup):
             await run_until_failure()
+
+
+async def test_no_reconcile_begins_in_a_cluster_that_was_disengaged_after_its_task_was_created() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        controller._pump()
+        members["alpha"].cluster.engaged = False
+    assert reconciled == []
+    assert controller.tasks == frozenset()

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import Fleet
-from milo_discovery.controllers import Controllers, Kind, Request, Target, Watched, watches
+from milo_discovery.controllers import Controllers, Kind, QueuePolicy, Request, Target, Watched, watches
 from milo_discovery.testing import FakeDiscovery
 
 WIDGETS = "example.com/v1/widgets"
@@ -102,3 +102,10 @@ async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_control
     made.enqueue(
         Target("a", "default", "alpha"), controller="widgets"
     )  # not running: each object is reconciled at first
+
+
+async def test_queue_policy_leaves_the_limit_per_cluster_as_it_is() -> None:
+    made = controllers()
+    made.reconcile(WIDGETS, per_cluster=2, queue=QueuePolicy(max_delay_s=1.0))(works)
+    [(spec, _)] = made._specs
+    assert (spec.per_cluster, spec.policy.max_delay_s) == (2, 1.0)
