@@ -34,7 +34,7 @@ TESTS += [sample for sample in samples(CONTROLLERS) if "import pytest" in sample
     [
         (FOLLOW, "ENGAGED alpha https://"),
         (FLEET, "working on alpha at https://"),
-        (OPERATOR, "alpha has ['default', 'kube-system']"),
+        (OPERATOR, "alpha has ['default', 'milo-system']"),
         (BLOCKING, "ENGAGED alpha"),
         (LEADER, "leading in alpha"),
     ],

@@ -97,7 +97,7 @@ async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox
 
     async with fleet:
         await fleet.synced()
-        assert await eventually(lambda: seen.get("alpha")) == ["default", "kube-system"]
+        assert await eventually(lambda: seen.get("alpha")) == ["default", "milo-system"]
         discovery.engage(beta, labels={"env": "prod"})
         await eventually(lambda: "beta" in seen)
         assert fleet.get("beta").current.labels == {"env": "prod"}

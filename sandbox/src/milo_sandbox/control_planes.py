@@ -13,36 +13,44 @@ from milo_sandbox.calls import Call
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
+from milo_sandbox.records import Event
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, Resource
 from milo_sandbox.store import Store
 
-_FIRST_NAMESPACES = ("default", "kube-system")
+_DEFAULT, _SYSTEM = "default", "milo-system"
 
 
 class ControlPlanes:
-    """The APIs by project UID: a recreated project has none of the objects of its predecessor."""
+    """The APIs by project name. As in Milo, a name has one whether or not there is such a project.
+
+    A recreated project keeps what its predecessor left: its cluster-scoped objects and the namespace `default`.
+    """
 
     def __init__(self, milo: Store, new_api: Callable[[Store], Api]) -> None:
         self._milo = milo
         self._new_api = new_api
-        self._apis: dict[str, tuple[str, Api]] = {}
+        self._apis: dict[str, Api] = {}
+        milo.add_controller(self)
 
     def opened(self) -> list[Api]:
-        return [api for _, api in self._apis.values()]
+        return list(self._apis.values())
 
     def of(self, project: str) -> Api:
-        """Return the API of a project, or raise a refusal if there is none."""
-        record = self._milo[PROJECTS].get(project)
-        if record is None:
-            self._apis.pop(project, None)
-            raise refusals.not_found(PROJECTS, project)
-        uid, api = self._apis.get(project, ("", None))
-        if api is None or uid != record.uid:
-            api = self._new_api(_furnished())
+        """Return the API under a name."""
+        api = self._apis.get(project)
+        if api is None:
+            api = self._apis[project] = self._new_api(_furnished())
             api.admit = partial(self._refuse_if_suspended, project)
-            self._apis[project] = (record.uid, api)
+        namespaces = api.store[NAMESPACES]
+        if self._milo[PROJECTS].get(project) is not None and namespaces.get(_DEFAULT) is None:
+            api.store.create(NAMESPACES, {"metadata": {"name": _DEFAULT}})
         return api
+
+    def after(self, resource: Resource, event: Event) -> None:
+        """Empty the control plane of a project that ended, as Milo does before a project ends."""
+        if resource == PROJECTS and event.deleted and (api := self._apis.get(event.record.name)) is not None:
+            _purge(api.store)
 
     def _refuse_if_suspended(self, project: str, call: Call, before: Document | None) -> None:
         """Refuse to create or change an object of a suspended project, unless it is terminating."""
@@ -57,9 +65,18 @@ def _furnished() -> Store:
     store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
     store.add_controller(GarbageCollector(store))
     store.add_controller(Definitions(store))
-    for name in _FIRST_NAMESPACES:
-        store.create(NAMESPACES, {"metadata": {"name": name}})
+    store.create(NAMESPACES, {"metadata": {"name": _SYSTEM}})
     return store
+
+
+def _purge(store: Store) -> None:
+    for resource in store.resources:
+        if resource.namespaced:
+            for record in list(store[resource]):
+                store.discard(resource, record.key)
+    for record in list(store[NAMESPACES]):
+        if record.name != _DEFAULT:
+            store.discard(NAMESPACES, record.key)
 
 
 def _is_suspended(project: Document) -> bool:

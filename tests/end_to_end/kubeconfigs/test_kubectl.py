@@ -13,7 +13,7 @@ async def test_kubectl_reads_and_writes_in_the_control_plane(start: Start, kubec
     async with start() as workspace:
         path = await workspace.kubeconfig(form)
         namespaces = await workspace.run(kubectl, f"--kubeconfig={path}", "get", "namespaces", "-o", "name")
-        assert (namespaces.out, namespaces.err) == ("namespace/default\nnamespace/kube-system\n", "")
+        assert (namespaces.out, namespaces.err) == ("namespace/default\nnamespace/milo-system\n", "")
         created = await workspace.run(
             kubectl, f"--kubeconfig={path}", "create", "configmap", "made", "--from-literal=a=b"
         )

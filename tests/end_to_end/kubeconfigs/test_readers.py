@@ -15,7 +15,7 @@ from tests.end_to_end.kubeconfigs.reading import READERS, Command
 from tests.end_to_end.kubeconfigs.workspace import COMMANDS
 from tests.support.eventually import eventually
 
-EXPECTED = ["default", "kube-system"]
+EXPECTED = ["default", "milo-system"]
 
 
 async def blocking(path: Path) -> list[str]:

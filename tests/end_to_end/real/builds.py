@@ -147,8 +147,8 @@ def source_directory(program: GoProgram) -> Path:
 
 
 def module_version(binary: Path, module: str) -> str | None:
-    """Return the version of a module in a binary, as the binary reports it."""
-    output = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=True)
+    """Return the version of a module in a binary, as the binary reports it; None for a script or another program."""
+    output = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=False)
     found = (line.split() for line in output.stdout.splitlines())
     return next((fields[2] for fields in found if fields[:2] in (["mod", module], ["dep", module])), None)
 

@@ -22,6 +22,7 @@ from tests.end_to_end.real.builds import (
 # Existing binaries to use, such as those built from a working copy.
 KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
+MILO_FEATURE_GATES = "MILO_FEATURE_GATES"
 PEER_BINARY = "MILO_PEER"
 KUBERNETES_MINOR = "KUBERNETES"
 
@@ -95,9 +96,11 @@ def peer_title() -> str:
 
 
 def _milo(say: Say) -> ApiProgram:
+    gates = os.environ.get(MILO_FEATURE_GATES)
+    more = (f"--feature-gates={gates}",) if gates else ()
     if given := _given(MILO_BINARY):
-        return ApiProgram(title=_titled("milo", given, MILO_BINARY), argv=(str(given), "apiserver"))
-    return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
+        return ApiProgram(title=_titled("milo", given, MILO_BINARY), argv=(str(given), "apiserver", *more))
+    return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver", *more))
 
 
 def _titled(name: str, binary: Path, variable: str) -> str:

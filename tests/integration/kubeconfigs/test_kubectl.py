@@ -38,7 +38,7 @@ async def test_embedded_kubeconfig_opens_control_plane_of_its_project(tmp_path: 
             answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
         path = tmp_path / "alpha.yaml"
         path.write_bytes(answer.kubeconfig.kubeconfig)
-        assert "kube-system" in await kubectl(path, "get", "namespaces")
+        assert "milo-system" in await kubectl(path, "get", "namespaces")
         viewed = json.loads(await kubectl(path, "config", "view", "--raw", "-o", "json"))
     assert viewed["clusters"][0]["cluster"]["server"] == sandbox.control_plane_url("alpha")
     left = answer.kubeconfig.expires_at.ToDatetime() - answer.kubeconfig.issued_at.ToDatetime()

@@ -2,6 +2,7 @@
 
 from milo_sandbox import Sandbox
 from tests.integration.sandbox.client import PROJECTS, Client
+from tests.integration.sandbox.widgets import DEFINITIONS, definition
 
 
 def behind(project: str, path: str = "") -> str:
@@ -19,17 +20,17 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     assert (await client.get(behind("alpha", "/api"))).json["versions"] == ["v1"]
     resources = (await client.get(behind("alpha", "/api/v1"))).json["resources"]
     assert {each["name"] for each in resources} == {"namespaces", "configmaps", "secrets", "events"}
-    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
+    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "milo-system"]
 
 
 async def test_control_plane_separates_namespaces(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
-    for namespace in ("default", "kube-system"):
+    for namespace in ("default", "milo-system"):
         path = behind("alpha", f"/api/v1/namespaces/{namespace}/configmaps")
         await client.call("POST", path, {"metadata": {"name": f"in-{namespace}"}})
         assert (await client.get(path)).names == [f"in-{namespace}"]
     everywhere = await client.get(behind("alpha", "/api/v1/configmaps"))
-    assert everywhere.names == ["in-default", "in-kube-system"]
+    assert everywhere.names == ["in-default", "in-milo-system"]
     assert (await client.call("POST", behind("alpha", "/api/v1/configmaps"), {})).status == 405
 
 
@@ -40,18 +41,30 @@ async def test_control_plane_is_separate_per_project(client: Client, sandbox: Sa
     assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
 
 
-async def test_control_plane_of_a_recreated_project_is_empty(client: Client, sandbox: Sandbox) -> None:
+async def test_recreated_project_keeps_cluster_scoped_objects_and_its_default_namespace(
+    client: Client, sandbox: Sandbox
+) -> None:
+    namespaces = behind("alpha", "/api/v1/namespaces")
     sandbox.projects.create("alpha")
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
+    await client.call("POST", behind("alpha", DEFINITIONS), definition())
+    before = (await client.get(f"{namespaces}/default")).json["metadata"]["uid"]
     sandbox.projects.delete("alpha")
-    assert (await client.get(behind("alpha", "/readyz"))).status == 404
-    sandbox.projects.create("alpha")
     assert (await client.get(behind("alpha", CONFIG_MAPS))).names == []
+    assert (await client.get(namespaces)).names == ["default"]
+    sandbox.projects.create("alpha")
+    assert (await client.get(namespaces)).names == ["default"]
+    assert (await client.get(f"{namespaces}/default")).json["metadata"]["uid"] == before
+    assert (await client.get(behind("alpha", DEFINITIONS))).names == ["widgets.example.com"]
 
 
-async def test_control_plane_of_an_unknown_project_is_not_found(client: Client) -> None:
-    missing = await client.get(behind("alpha", "/version"))
-    assert (missing.status, missing.json["details"]["name"]) == (404, "alpha")
+async def test_name_without_a_project_answers_and_stores(client: Client, sandbox: Sandbox) -> None:
+    assert (await client.get(behind("alpha", "/readyz"))).status == 200
+    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["milo-system"]
+    maps = "/api/v1/namespaces/milo-system/configmaps"
+    assert (await client.call("POST", behind("alpha", maps), {"metadata": {"name": "early"}})).status == 201
+    sandbox.projects.create("alpha")
+    assert (await client.get(behind("alpha", maps))).names == ["early"]
 
 
 async def test_suspended_project_refuses_to_create_and_to_change_objects(client: Client, sandbox: Sandbox) -> None:

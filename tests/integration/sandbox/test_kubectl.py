@@ -169,6 +169,6 @@ async def test_kubectl_writes_in_a_project_control_plane_until_it_is_suspended(
     await inside("create", "configmap", "one", "-n", "work", "--from-literal=a=1")
     assert await inside("get", "configmap", "one", "-n", "work", "-o", "jsonpath={.data.a}") == "1"
     sandbox.milo.suspend("alpha", "Billing")
-    refused = await inside.run("delete", "configmap", "one", "-n", "work")
+    refused = await inside.run("create", "configmap", "two", "-n", "work")
     assert "is suspended (Billing) and cannot accept new updates" in refused.err
     assert "one" in await inside("get", "configmaps", "-A")
