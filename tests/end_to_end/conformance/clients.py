@@ -69,23 +69,54 @@ def node() -> Command:
     return [tool("node"), str(node_packages() / "clients/node/dist/conformance/subscriber.js")]
 
 
-def java() -> Command:
-    """Build with Maven in a copy, so that nothing is written into this repository."""
-    maven, built = tool("mvn"), CACHE / "java"
-    target = built / "clients/java"
-    for source in ("clients/java", "clients/testdata", "proto"):
+def node_operator() -> Command:
+    tool("npm")
+    return [tool("node"), str(node_packages() / "examples/node/operator.mjs")]
+
+
+def java_sources() -> Path:
+    """Copy the client and the example in Java, so that nothing is written into this repository."""
+    copy = CACHE / "java"
+    for source in ("clients/java", "clients/testdata", "examples/java", "proto"):
         kept = shutil.ignore_patterns("target")
-        shutil.copytree(ROOT / source, built / source, dirs_exist_ok=True, ignore=kept)
+        shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=kept)
+    return copy
+
+
+def java_program(module: Path, main: str, goals: Iterable[str], *classes: str) -> Command:
     classpath = ["dependency:build-classpath", "-Dmdep.outputFile=target/classpath", "-DincludeScope=test"]
-    run([maven, "--quiet", "--batch-mode", "test-compile", *classpath], target)
-    entries = [
-        str(target / "target/classes"),
-        str(target / "target/test-classes"),
-        (target / "target/classpath").read_text(),
-    ]
-    # Processes that live for seconds.
-    options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries)]
-    return [tool("java"), *options, "com.miloapis.discovery.ConformanceSubscriber"]
+    run([tool("mvn"), "--quiet", "--batch-mode", *goals, *classpath], module)
+    entries = [*(str(module / "target" / each) for each in classes), (module / "target/classpath").read_text()]
+    # The processes live for seconds.
+    return [tool("java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
+
+
+def java() -> Command:
+    tool("mvn")
+    main = "com.miloapis.discovery.ConformanceSubscriber"
+    return java_program(java_sources() / "clients/java", main, ["test-compile"], "classes", "test-classes")
+
+
+def java_operator() -> Command:
+    maven, copy = tool("mvn"), java_sources()
+    run([maven, "--quiet", "--batch-mode", "-DskipTests", "install"], copy / "clients/java")
+    main = "com.miloapis.discovery.example.GreetingOperator"
+    return java_program(copy / "examples/java", main, ["compile"], "classes")
+
+
+def rust_program(name: str) -> Command:
+    target = CACHE / "rust"
+    command = [tool("cargo"), "build", "--locked", "--quiet", "--bin", name, "--target-dir", str(target)]
+    run(command, ROOT / "examples/rust")
+    return [str(target / "debug" / name)]
+
+
+def rust() -> Command:
+    return rust_program("conformance")
+
+
+def rust_operator() -> Command:
+    return rust_program("milo-discovery-subscriber")
 
 
 CLIENTS = {
@@ -95,4 +126,10 @@ CLIENTS = {
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),
+    # An example to copy, without releases, ownership and credentials of its own.
+    "rust": Client(
+        rust,
+        lacks_profiles=frozenset({Profile.RELEASE, Profile.SHARDED, Profile.IDENTITY}),
+        lacks_features=frozenset({Feature.CREDENTIALS}),
+    ),
 }

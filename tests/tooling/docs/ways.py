@@ -96,7 +96,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES
-        case ["go", *_] | ["npm", *_]:
+        case ["go" | "npm" | "mvn" | "cargo", *_]:
             return Way.EXAMPLE
         case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
             return Way.SIGNALLED

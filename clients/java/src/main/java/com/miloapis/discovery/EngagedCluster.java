@@ -55,6 +55,7 @@ public final class EngagedCluster {
             .withCaCertData(access.caData())
             .withClientCertData(access.certificateData())
             .withClientKeyData(access.keyData())
+            .withOnlyHttpWatches(true) // WebSockets need more of proxies and servers
             .withOauthTokenProvider(access.token() == null ? null : () -> credential.access().token())
             .build();
     return new KubernetesClientBuilder().withConfig(config).build();
