@@ -15,7 +15,7 @@ from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import Source
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import Kind, SourceOptions
+from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -37,7 +37,7 @@ def lines(
     ]
 
 
-def decoder(kind: Kind | None = None) -> Decoder[KubeObject, Observation]:
+def decoder(kind: SourceKind | None = None) -> Decoder[KubeObject, Observation]:
     options = SourceOptions(project_server="https://127.0.0.1:6443")
     (projects,) = KeyedSource((kind or ProjectKind()).follow(options)).collections
     return projects.decoder

@@ -23,7 +23,7 @@ from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
 from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.field_path import FieldPath, Template
-from milo_discoveryd.sources.kind import Kind
+from milo_discoveryd.sources.kind import SourceKind
 
 DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
@@ -137,7 +137,7 @@ def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
         ListenAddress: "address",
         FieldPath: "path of a field",
         Template: "text",
-        Kind: "mapping",
+        SourceKind: "mapping",
     }
     return names[get_origin(field.type) if get_origin(field.type) in names else field.type]
 

@@ -9,7 +9,7 @@ from milo_discoveryd.config.issuers import (
     ExecSettings,
     ProjectKubeconfig,
     TokenExchange,
-    TokenFile,
+    TokenFileSettings,
     TokenRequest,
 )
 from milo_discoveryd.rights.rights import Terms
@@ -49,7 +49,7 @@ def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
     """Yield the permitted credential issuers with one credential for every cluster."""
     for each in settings.kubeconfigs.issuers:
         match each:
-            case DatumServiceAccount() | TokenExchange() | TokenFile() | ProjectKubeconfig():
+            case DatumServiceAccount() | TokenExchange() | TokenFileSettings() | ProjectKubeconfig():
                 is_wide = True
             case ExecSettings():
                 is_wide = not each.per_cluster

@@ -12,7 +12,7 @@ from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import InvalidError, ListOf, Nested, parse_group, selector_text
 from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.declarative import DeclarativeKind
-from milo_discoveryd.sources.kind import Kind
+from milo_discoveryd.sources.kind import SourceKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.single import SingleKind
 
@@ -91,23 +91,25 @@ def expand(
     return Settings(**{**common, "sources": sources, "token_review": token_review}), problems
 
 
-def _kind(given: GivenSettings, is_set: Mapping[SettingPath, object]) -> tuple[Kind, list[tuple[SettingPath, str]]]:
+def _kind(
+    given: GivenSettings, is_set: Mapping[SettingPath, object]
+) -> tuple[SourceKind, list[tuple[SettingPath, str]]]:
     """Return the kind of the only source, from the flat settings."""
     if given.declarative is not None and given.mode != "declarative":
-        return Kind(), [(("declarative",), "needs mode: declarative")]
+        return SourceKind(), [(("declarative",), "needs mode: declarative")]
     if given.declarative is None and given.mode == "declarative":
-        return Kind(), [(("mode",), "needs the setting declarative, which describes the watched objects")]
+        return SourceKind(), [(("mode",), "needs the setting declarative, which describes the watched objects")]
     try:
         return _flat_kind(given), []
     except InvalidError as error:
         missing = "; ".join(f"{'.'.join(map(str, each.path))} {each.text}" for each in error.complaints)
-        return Kind(), [(("mode",), f"needs settings: make it the kind of an item of sources: {missing}")]
+        return SourceKind(), [(("mode",), f"needs settings: make it the kind of an item of sources: {missing}")]
     except ValueError as error:
         templates = ("internal_address_template",), ("internal_namespace_template",)
-        return Kind(), [(next(each for each in templates if each in is_set), str(error))]
+        return SourceKind(), [(next(each for each in templates if each in is_set), str(error))]
 
 
-def _flat_kind(given: GivenSettings) -> Kind:
+def _flat_kind(given: GivenSettings) -> SourceKind:
     match given.mode:
         case "single":
             return given.cluster

@@ -147,7 +147,7 @@ class ExecSettings(_Issuer, frozen=True, kw_only=True):
     """Time after which the command is killed with its child processes."""
 
 
-class TokenFile(_Issuer, frozen=True, kw_only=True):
+class TokenFileSettings(_Issuer, frozen=True, kw_only=True):
     type: Annotated[Literal["token-file"], one_of("token-file")] = "token-file"
     path: _RequiredFile
     """Path of the token file, reloaded when it changes."""
@@ -192,7 +192,7 @@ class KubeconfigRequest(_Issuer, frozen=True, kw_only=True):
     """`kind` of the request, such as `AdminKubeconfigRequest`."""
 
 
-class KubeconfigFile(_Issuer, frozen=True, kw_only=True):
+class KubeconfigFileSettings(_Issuer, frozen=True, kw_only=True):
     is_of_cluster = True
 
     type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
@@ -214,10 +214,10 @@ IssuerSettings = (
     | TokenRequest
     | ClientCertificateSettings
     | ExecSettings
-    | TokenFile
+    | TokenFileSettings
     | KubeconfigSecret
     | KubeconfigRequest
-    | KubeconfigFile
+    | KubeconfigFileSettings
 )
 ISSUERS = ByType(
     ProjectKubeconfig,
@@ -226,8 +226,8 @@ ISSUERS = ByType(
     TokenRequest,
     ClientCertificateSettings,
     ExecSettings,
-    TokenFile,
+    TokenFileSettings,
     KubeconfigSecret,
     KubeconfigRequest,
-    KubeconfigFile,
+    KubeconfigFileSettings,
 )

@@ -83,7 +83,7 @@ class Who(Group, frozen=True, kw_only=True):
         return not any(getattr(self, field) for field in Who.__struct_fields__)
 
 
-class Clusters(Group, frozen=True, kw_only=True):
+class ClusterSelection(Group, frozen=True, kw_only=True):
     """Conditions for a cluster. Every field that is set must match."""
 
     label_selector: Annotated[str, selector_text] = ""
@@ -104,16 +104,16 @@ def _who(value: object) -> object:
 
 def _clusters(value: object) -> object:
     if value == ALL:
-        return Clusters()
+        return ClusterSelection()
     if value == NONE:
         return None
     if isinstance(value, Mapping) and not str(value.get("label_selector", ALL) or "").strip():
         raise ValueError(
             f'has an empty label_selector, which matches every cluster: remove it, or write "clusters: {ALL}"'
         )
-    if isinstance(value, Mapping | Clusters) and value != {}:
+    if isinstance(value, Mapping | ClusterSelection) and value != {}:
         return value
-    raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(Clusters.__struct_fields__)}')
+    raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(ClusterSelection.__struct_fields__)}')
 
 
 class RuleSettings(Group, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     """Name of the rule, in audit events and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
     """`everybody`, or conditions that a caller must meet: every one of them, by any of its values."""
-    clusters: Annotated[Clusters | None, Nested(Clusters, _clusters)]
+    clusters: Annotated[ClusterSelection | None, Nested(ClusterSelection, _clusters)]
     """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
     kubeconfigs: bool = False
     """`true` to issue kubeconfigs to these callers, as limited by `issuers`, `max_ttl` and `kubeconfigs_per_minute`."""

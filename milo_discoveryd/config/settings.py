@@ -80,7 +80,7 @@ class Tombstones(Group, frozen=True, kw_only=True):
     """How long the change log keeps a disengaged cluster."""
 
 
-class Removals(Group, frozen=True, kw_only=True):
+class RemovalSettings(Group, frozen=True, kw_only=True):
     """The mass-removal limit: when removals found by a list are held. See `registry.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
@@ -172,7 +172,7 @@ class Traces(Group, frozen=True, kw_only=True):
     """Share of calls and requests that are traced. Calls with a trace context follow the caller's sampling decision."""
 
 
-class Limits(Group, frozen=True, kw_only=True):
+class LimitSettings(Group, frozen=True, kw_only=True):
     """Quotas of callers."""
 
     streams: Annotated[int, Whole(1, 100_000)] = 2_000
@@ -248,7 +248,7 @@ class Settings(Group, frozen=True, kw_only=True):
     annotation_prefixes: Annotated[tuple[str, ...], ListOf(Text(least=1, most=317))] = ()
     """Prefixes of annotations that are sent to subscribers."""
     watch: WatchSettings = WatchSettings()
-    removals: Removals = Removals()
+    removals: RemovalSettings = RemovalSettings()
     state_directory: Annotated[Path | None, values.file_path] = None
     """Directory for the last known clusters (without credentials), which a daemon that restarts while Milo is
     unreachable serves as stale. Default: clusters are not stored."""
@@ -262,7 +262,7 @@ class Settings(Group, frozen=True, kw_only=True):
     rights: Annotated[tuple[RuleSettings, ...], ListOf(Nested(RuleSettings), split=values.items, check=ordered)] = ()
     """Authorization rules: which callers see which clusters and get kubeconfigs. The first rule that matches a caller
     applies. Without rules, every caller sees all clusters, and gets kubeconfigs on Unix sockets."""
-    limits: Limits = Limits()
+    limits: LimitSettings = LimitSettings()
     sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)

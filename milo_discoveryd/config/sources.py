@@ -7,7 +7,7 @@ from typing import Annotated
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Complaint, Group, InvalidError, Text, parse_group, selector_text
 from milo_discoveryd.sources import kind as kinds
-from milo_discoveryd.sources.kind import Kind
+from milo_discoveryd.sources.kind import SourceKind
 
 
 def kind_name(value: object) -> str:
@@ -18,8 +18,8 @@ def kind_name(value: object) -> str:
     return str(value)
 
 
-def _own(value: object) -> Kind:
-    assert isinstance(value, Kind), "parsed by SourceParser"
+def _own(value: object) -> SourceKind:
+    assert isinstance(value, SourceKind), "parsed by SourceParser"
     return value
 
 
@@ -30,7 +30,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
     """Name of the source. A cluster's key is `SOURCE#NAME`."""
     kind: Annotated[str, kind_name]
     """Kind of the source: a built-in kind, or a kind of an installed package."""
-    settings: Annotated[Kind, _own]
+    settings: Annotated[SourceKind, _own]
     """Settings of the source's kind. Default: those of the kind."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Like the top-level setting `discovery_kubeconfig`, for this source."""
@@ -52,7 +52,9 @@ class SourceParser:
         try:
             kind = kinds.load(str(value.get("kind")))
         except LookupError:
-            return parse_group(SourceSettings, {**value, "settings": Kind()})  # raises, too, for what else is wrong
+            return parse_group(
+                SourceSettings, {**value, "settings": SourceKind()}
+            )  # raises, too, for what else is wrong
         given = value.get("settings")
         if not isinstance(given, Mapping | None):
             raise InvalidError([Complaint(("settings",), given, "must be a mapping of settings to values")])

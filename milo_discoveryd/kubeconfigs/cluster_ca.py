@@ -7,10 +7,10 @@ from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.sources.kind import Kind
+from milo_discoveryd.sources.kind import SourceKind
 
 
-def cluster_trust(kind: Kind, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
+def cluster_trust(kind: SourceKind, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
     """Return a function that selects the CA of a source's cluster, given the CA certificates that came with its
     credential.
 

@@ -18,7 +18,14 @@ from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, selector_text
 from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
 from milo_discoveryd.sources.field_path import FieldPath, Template, text
-from milo_discoveryd.sources.kind import IssuerTraits, Kind, ReferencedWatch, SeveralResources, SourceOptions, Watch
+from milo_discoveryd.sources.kind import (
+    ClaimWatch,
+    IssuerTraits,
+    ReferencedWatch,
+    SeveralResources,
+    SourceKind,
+    SourceOptions,
+)
 from milo_discoveryd.sources.reading import (
     DNS_LABEL,
     DNS_SUBDOMAIN,
@@ -168,7 +175,7 @@ class SecretFields(Group, frozen=True, kw_only=True):
             raise ValueError(f"namespace: {namespace.source!r} is not a DNS label")
 
 
-class DeclarativeKind(Kind, frozen=True, kw_only=True):
+class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     has_own_authorities = True
 
     resource: Annotated[WatchedResource, Nested(WatchedResource)]
@@ -233,8 +240,8 @@ class DeclarativeKind(Kind, frozen=True, kw_only=True):
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = DeclaredObjects(self, options)
-        watches: tuple[Watch | ReferencedWatch, ...] = (
-            Watch(self.resource.resource(), DeclaredObject, objects.claims),
+        watches: tuple[ClaimWatch | ReferencedWatch, ...] = (
+            ClaimWatch(self.resource.resource(), DeclaredObject, objects.claims),
         )
         if (secrets := self.secrets) is not None:
             watches += (ReferencedWatch(secrets, SecretObject, objects.server),)

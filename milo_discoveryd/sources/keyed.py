@@ -12,6 +12,7 @@ from milo_discoveryd.model.observation import Malformed, NotReady, Observation, 
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.kind import (
+    ClaimWatch,
     FileObject,
     Files,
     FixedClusters,
@@ -21,7 +22,6 @@ from milo_discoveryd.sources.kind import (
     ReferencedWatch,
     RestoredPlace,
     SeveralResources,
-    Watch,
 )
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube.reflect.wire import Decoder
@@ -93,9 +93,9 @@ class KeyedSource:
         decoder = Decoder(follows.object_type, lambda obj: self._keyed(observe(obj)), Malformed, keys.key)
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
-    def _of_objects(self, watch: Watch | ReferencedWatch, label_selector: str) -> FollowedCollection:
+    def _of_objects(self, watch: ClaimWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
         # The daemon's label selector applies only to objects that stand for clusters.
-        resource = _selecting(watch.resource, label_selector) if isinstance(watch, Watch) else watch.resource
+        resource = _selecting(watch.resource, label_selector) if isinstance(watch, ClaimWatch) else watch.resource
         keys = ObjectKeys(namespaced=watch.resource.namespaced)
 
         def key(obj: KubeObject) -> str:

@@ -54,7 +54,7 @@ class OneResource(msgspec.Struct, frozen=True):
     """`KubeObject`, or a type derived from it."""
 
 
-class Watch(msgspec.Struct, frozen=True):
+class ClaimWatch(msgspec.Struct, frozen=True):
     """A resource, and the claims of its objects on clusters."""
 
     resource: Resource
@@ -70,7 +70,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 
     resource: Resource
     object_type: Any
-    """See `Watch.object_type`."""
+    """See `ClaimWatch.object_type`."""
     content: Callable[[Any], Any]
     """Returns the content of an object for the claims that need it, or None if the object has no such content. Equal
     contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
@@ -83,7 +83,7 @@ class SeveralResources(msgspec.Struct, frozen=True):
     Several objects may stand for one cluster: `reduce` decides what they mean together.
     """
 
-    watches: tuple[Watch | ReferencedWatch, ...]
+    watches: tuple[ClaimWatch | ReferencedWatch, ...]
     reduce: Reduce
     restored_place: RestoredPlace
 
@@ -96,7 +96,7 @@ class FileObject(msgspec.Struct, frozen=True):
     uid: str = ""
     """UID of the cluster: another UID under the same key means another cluster."""
     claims: tuple[Claim, ...] = ()
-    """The object's claims on clusters, as in `Watch.claims`."""
+    """The object's claims on clusters, as in `ClaimWatch.claims`."""
     problem: str = ""
     """Why the object cannot be used; its previous claims remain valid. Empty if it can."""
 
@@ -164,7 +164,7 @@ class IssuerTraits(msgspec.Struct, frozen=True):
     """Whether a cluster's credential comes from its own object or Secret, so that no other cluster accepts it."""
 
 
-class Kind(Group, frozen=True, kw_only=True):
+class SourceKind(Group, frozen=True, kw_only=True):
     """A kind of source. A class for each kind derives from this one; its fields are the kind's settings."""
 
     is_watched: ClassVar[bool] = True
@@ -200,9 +200,9 @@ def names() -> list[str]:
     return sorted({*KINDS, *(entry.name for entry in _others())})
 
 
-def load(name: str) -> type[Kind]:
+def load(name: str) -> type[SourceKind]:
     """Import the kind of this name. Raises LookupError, which lists the installed kinds."""
-    kind: type[Kind]
+    kind: type[SourceKind]
     if name in KINDS:
         module, _, attribute = KINDS[name].partition(":")
         kind = getattr(import_module(module), attribute)

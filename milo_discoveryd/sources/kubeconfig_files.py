@@ -13,7 +13,7 @@ from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import Text
 from milo_discoveryd.sources.endpoints import checked_url
-from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, Kind, ProjectServer, SourceOptions
+from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError, checked
 from milo_discoveryd.sources.stated_kubeconfig import parsed, server_of
 from milo_kube.kubeconfig import STATED, Kubeconfig
@@ -24,7 +24,7 @@ KIND_PREFIX = "kind-"
 _IDENTITIES = uuid.UUID("5c0a3d5e-6f1c-4a53-9a0d-6f1f7a8f1a0e")
 
 
-class _KubeconfigKind(Kind, frozen=True, kw_only=True):
+class _KubeconfigKind(SourceKind, frozen=True, kw_only=True):
     """The common part of kinds whose clusters are in kubeconfig files."""
 
     is_watched = False

@@ -7,7 +7,7 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import ObjectFields, Observation, Ready, Refused
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.context import ContextKind, context_of
-from milo_discoveryd.sources.kind import Kind, OneResource, SourceOptions
+from milo_discoveryd.sources.kind import OneResource, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import (
     DNS_SUBDOMAIN,
     ORGANIZATION_LABEL,
@@ -28,7 +28,7 @@ CONDITION = "Ready"
 PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
 
 
-class ProjectKind(Kind, frozen=True, kw_only=True):
+class ProjectKind(SourceKind, frozen=True, kw_only=True):
     contexts = (ContextKind.ROOT, ContextKind.ORGANIZATION)
     shares_host = True
 

@@ -11,7 +11,7 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
-from milo_discoveryd.sources.kind import Kind, OneResource, ProjectServer, SourceOptions
+from milo_discoveryd.sources.kind import OneResource, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import (
     DNS_LABEL,
     ORGANIZATION_LABEL,
@@ -38,7 +38,7 @@ _NAME = "\0"
 CONTROL_PLANES = Resource("infrastructure.miloapis.com", "v1alpha1", "projectcontrolplanes")
 
 
-class ProjectControlPlaneKind(Kind, frozen=True, kw_only=True):
+class ProjectControlPlaneKind(SourceKind, frozen=True, kw_only=True):
     project_server = ProjectServer.IDENTITY
 
     address_template: Annotated[str, values.address_template] = "milo-apiserver.{namespace}.svc.cluster.local:6443"

@@ -17,7 +17,7 @@ from milo_discoveryd.model.observation import NotReady, Observation, Ready, With
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
 from milo_discoveryd.sources.context import ContextKind
-from milo_discoveryd.sources.kind import Kind, SeveralResources, SourceOptions, Watch
+from milo_discoveryd.sources.kind import ClaimWatch, SeveralResources, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, checked, labels, suspensions_of
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
@@ -27,7 +27,7 @@ ACTIVE = "Active"
 # ruff: noqa: N815
 
 
-class ServiceConsumerKind(Kind, frozen=True, kw_only=True):
+class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     contexts = (ContextKind.PROJECT,)
 
     services: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253), least=1)]
@@ -37,7 +37,7 @@ class ServiceConsumerKind(Kind, frozen=True, kw_only=True):
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = ConsumerObjects(self, options)
-        watch = Watch(SERVICE_CONSUMERS, ServiceConsumer, objects.claims)
+        watch = ClaimWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.claims)
         return SeveralResources((watch,), objects.reduce, objects.restored_place)
 
 

@@ -8,10 +8,10 @@ import msgspec
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Text
-from milo_discoveryd.sources.kind import FixedClusters, Kind, SourceOptions
+from milo_discoveryd.sources.kind import FixedClusters, SourceKind, SourceOptions
 
 
-class SingleKind(Kind, frozen=True, kw_only=True):
+class SingleKind(SourceKind, frozen=True, kw_only=True):
     is_watched = False
 
     name: Annotated[str, values.cluster_name] = "single"

@@ -139,7 +139,7 @@ class Issuers:
                     per_cluster=of.per_cluster,
                     timeout_s=of.timeout.total_seconds(),
                 )
-            case issuers.TokenFile():
+            case issuers.TokenFileSettings():
                 file = FileCredential(token=FileContent(of.path))
                 return PassthroughIssuer(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
             case issuers.KubeconfigSecret():
@@ -165,7 +165,7 @@ class Issuers:
                     api_version=of.api_version,
                     kind=of.kind,
                 )
-            case issuers.KubeconfigFile():
+            case issuers.KubeconfigFileSettings():
                 files = {each.of.name: each.files for each in self._served(of) if each.files is not None}
                 return KubeconfigFileIssuer(of.name, files, allow_long_lived=of.allow_long_lived)
             case _:

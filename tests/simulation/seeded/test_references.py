@@ -20,7 +20,7 @@ from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import Source
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import ReferencedWatch, SeveralResources, Watch
+from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState
@@ -47,7 +47,7 @@ class Joined:
     """Two objects each need one Secret. Its UID stands for the server that it states."""
 
     def follows(self) -> SeveralResources:
-        watches = (Watch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
+        watches = (ClaimWatch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
         return SeveralResources(watches, self.reduce, self.restored_place)
 
     def claims(self, obj: KubeObject) -> Iterable[Claim]:

@@ -31,7 +31,7 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import OneResource, SeveralResources, SourceOptions, Watch
+from milo_discoveryd.sources.kind import ClaimWatch, OneResource, SeveralResources, SourceOptions
 from milo_discoveryd.sources.project import ProjectObjects
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -65,7 +65,7 @@ class Pairs:
     """Two objects make one cluster: a and b make a, c and d make c, e and f make e."""
 
     def follows(self) -> SeveralResources:
-        return SeveralResources((Watch(RESOURCE, KubeObject, self.claims),), self.reduce, self.restored_place)
+        return SeveralResources((ClaimWatch(RESOURCE, KubeObject, self.claims),), self.reduce, self.restored_place)
 
     def claims(self, obj: KubeObject) -> Iterable[Claim]:
         observation = PROJECTS.observe(obj)

@@ -38,7 +38,7 @@ from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.declarative import DeclarativeKind
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import Kind, SourceOptions
+from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
@@ -58,7 +58,7 @@ _DECLARED: dict[str, Any] = {
     "organization": "{spec.ownerRef.name}",
 }
 _OPTIONS = SourceOptions(project_server="https://milo.test", annotation_prefixes=("example.com/",))
-KINDS: tuple[Kind, ...] = (
+KINDS: tuple[SourceKind, ...] = (
     ProjectKind(),
     ProjectControlPlaneKind(),
     parse_group(DeclarativeKind, _DECLARED),
@@ -195,7 +195,7 @@ class Outcome(msgspec.Struct):
     """Names that are engaged in the end."""
 
 
-def run(script: Script, kind: Kind, *, streaming: bool = True) -> Outcome:
+def run(script: Script, kind: SourceKind, *, streaming: bool = True) -> Outcome:
     """Run a daemon with that API server for two minutes.
 
     Raises any error that would end the daemon or a client.
@@ -217,7 +217,7 @@ def _source(followed: KeyedSource, observer: Any) -> Source:
     )
 
 
-async def _run(script: Script, kind: Kind, *, streaming: bool) -> Outcome:
+async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
     observer: Any = _Silent()
     followed = KeyedSource(kind.follow(_OPTIONS))
     source = _source(followed, observer)

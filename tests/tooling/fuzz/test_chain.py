@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_discovery import EventType
-from milo_discoveryd.sources.kind import Kind
+from milo_discoveryd.sources.kind import SourceKind
 from tests.tooling.fuzz import chain
 
 JSON = st.recursive(
@@ -92,7 +92,7 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_fuzz_chain_engages_and_disengages(mode: Kind, streaming: bool) -> None:
+def test_fuzz_chain_engages_and_disengages(mode: SourceKind, streaming: bool) -> None:
     """Without invalid data everything is served, so that the other tests are meaningful."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})
@@ -108,7 +108,7 @@ def test_fuzz_chain_engages_and_disengages(mode: Kind, streaming: bool) -> None:
 @settings(max_examples=60)
 @given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
 def test_any_field_of_an_object_is_served_or_malformed(
-    mode: Kind, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
+    mode: SourceKind, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
 ) -> None:
     odd, sound = changed(path, value), document("beta")
     listed = lines("ADDED", *((odd, sound) if where == 0 else (document(), sound)))
@@ -123,7 +123,7 @@ def test_any_field_of_an_object_is_served_or_malformed(
 
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("field", [*PATHS, ("status", "conditions", 1, "message")], ids=str)
-def test_field_of_five_megabytes_blocks_no_client(mode: Kind, field: tuple[str | int, ...]) -> None:
+def test_field_of_five_megabytes_blocks_no_client(mode: SourceKind, field: tuple[str | int, ...]) -> None:
     large = "x" * 5_000_000
     odd = document()
     odd["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

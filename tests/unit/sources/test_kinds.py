@@ -7,12 +7,12 @@ import pytest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources import kind as kinds
-from milo_discoveryd.sources.kind import FixedClusters, IssuerTraits, Kind, ProjectServer, SourceOptions
+from milo_discoveryd.sources.kind import FixedClusters, IssuerTraits, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.single import SingleKind
 
 
-class Theirs(Kind, frozen=True, kw_only=True):
+class Theirs(SourceKind, frozen=True, kw_only=True):
     is_watched = False
 
     name: str = "theirs"
@@ -24,7 +24,7 @@ class Theirs(Kind, frozen=True, kw_only=True):
 def test_built_in_kinds_are_found() -> None:
     assert kinds.load("project") is ProjectKind
     assert kinds.names() == sorted(kinds.KINDS)
-    assert all(issubclass(kinds.load(name), Kind) for name in kinds.names())
+    assert all(issubclass(kinds.load(name), SourceKind) for name in kinds.names())
 
 
 def test_unknown_kind_lists_available_kinds() -> None:
@@ -51,11 +51,11 @@ def test_kind_states_which_api_servers_it_uses(name: str) -> None:
 
 def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_files_or_objects() -> None:
     with pytest.raises(NotImplementedError):
-        Kind().follow(SourceOptions())
-    assert Kind().authorities_file is None
-    assert Kind().refusal(IssuerTraits("token-file")) == ""
-    assert "it reads the files" in Kind().refusal(IssuerTraits("kubeconfig-file"))
-    assert "it posts to the objects" in Kind().refusal(IssuerTraits("kubeconfig-request"))
+        SourceKind().follow(SourceOptions())
+    assert SourceKind().authorities_file is None
+    assert SourceKind().refusal(IssuerTraits("token-file")) == ""
+    assert "it reads the files" in SourceKind().refusal(IssuerTraits("kubeconfig-file"))
+    assert "it posts to the objects" in SourceKind().refusal(IssuerTraits("kubeconfig-request"))
 
 
 def test_single_kind_has_the_configured_cluster() -> None:

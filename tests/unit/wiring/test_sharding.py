@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.config import Settings, load
-from milo_discoveryd.config.issuers import IssuerSettings, TokenFile
+from milo_discoveryd.config.issuers import IssuerSettings, TokenFileSettings
 from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
@@ -96,11 +96,11 @@ def credential_issuers(*issuers: IssuerSettings) -> Issuers:
 
 
 def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:
-    file = TokenFile(name="file", path=tmp_path / "token")
+    file = TokenFileSettings(name="file", path=tmp_path / "token")
     with pytest.raises(ConfigError, match=r"sharding\.fence_credentials: kubeconfigs of file cannot be revoked"):
         credential_issuers(file).fencing()
 
 
 def test_credential_issuer_that_is_not_issued_needs_no_fence(tmp_path: Path) -> None:
-    file = TokenFile(name="file", path=tmp_path / "token", hand_out=False)
+    file = TokenFileSettings(name="file", path=tmp_path / "token", hand_out=False)
     assert credential_issuers(file).fencing() == []
