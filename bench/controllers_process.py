@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from bench.process import standard_input
 from bench.projects import MARK
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, QueuePolicy, Request, Result, Target
+from milo_discovery.controllers import Controllers, QueuePolicy, ReconcileTarget, Request, Result
 
 CONFIG_MAPS = "v1/configmaps"
 _AT_ONCE = Result(requeue_after=timedelta(0))
@@ -40,7 +40,7 @@ async def work(address: str, objects: int, mode: str = "", misbehaving: str = "0
                 for cluster, found in controllers.view.list(CONFIG_MAPS):
                     if cluster.name in tenants:
                         metadata = found["metadata"]
-                        controllers.enqueue(Target(metadata["name"], metadata["namespace"], cluster.name))
+                        controllers.enqueue(ReconcileTarget(metadata["name"], metadata["namespace"], cluster.name))
             say("WORKING")
         if request.cluster.name in tenants:
             await misbehave(request, tenants.index(request.cluster.name))

@@ -35,7 +35,7 @@ from milo_discoveryd.telemetry.history import SAMPLE_INTERVAL_S
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Identity, when
+from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
@@ -116,7 +116,7 @@ class Daemon:
         SIGUSR1 toggles debug logging. SIGUSR2 accepts the source's current state and releases held clusters. SIGHUP
         reloads the authorization rules and reopens the audit file.
 
-        Raises expected errors as DiscoveryError, alone or in an exception group.
+        Raises expected errors as DaemonError, alone or in an exception group.
         """
         loop = asyncio.get_running_loop()
         serving = asyncio.create_task(self.serve(), name="daemon")
@@ -221,7 +221,9 @@ class Daemon:
                 from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
 
                 board = StatusBoard(
-                    Identity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())),
+                    DaemonIdentity(
+                        version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())
+                    ),
                     self._fleet,
                     self._journal.history,
                     subscribers=lambda: service.streams,

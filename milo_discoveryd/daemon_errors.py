@@ -1,6 +1,6 @@
 """Errors that the daemon expects, with messages for its administrator.
 
-DiscoveryError
+DaemonError
 ├── ConfigError        the settings, or a file that they name, are invalid; carries all problems
 ├── StartError         the daemon cannot listen at its addresses, or set up its process
 └── CredentialError    no credential is available
@@ -11,11 +11,11 @@ DiscoveryError
 from collections.abc import Sequence
 
 
-class DiscoveryError(Exception):
+class DaemonError(Exception):
     """The base class of all expected errors."""
 
 
-class ConfigError(DiscoveryError):
+class ConfigError(DaemonError):
     """All problems of a configuration, one line each."""
 
     def __init__(self, problems: Sequence[object]) -> None:
@@ -23,11 +23,11 @@ class ConfigError(DiscoveryError):
         super().__init__("\n".join(self.problems))
 
 
-class StartError(DiscoveryError):
+class StartError(DaemonError):
     """The daemon cannot start or continue to serve, because of its addresses or process; the message states a fix."""
 
 
-class CredentialError(DiscoveryError):
+class CredentialError(DaemonError):
     """No credential is available; the message names the source that failed, and a fix."""
 
 

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 
-from milo_discovery.controllers import Controllers, Kind, NotSynced, Request, Result, Target, Watched, main, watches
+from milo_discovery.controllers import (
+    Controllers,
+    Kind,
+    NotSynced,
+    ReconcileTarget,
+    Request,
+    Result,
+    Watched,
+    main,
+    watches,
+)
 
 log = logging.getLogger("replicator")
 
@@ -55,19 +65,19 @@ async def reconcile(request: Request) -> Result | None:
     return AGAIN if source is not None else None
 
 
-def copies_of_a_source(change: Watched) -> Iterator[Target]:
+def copies_of_a_source(change: Watched) -> Iterator[ReconcileTarget]:
     """A changed Secret of the source project concerns its copy in every project."""
     if change.cluster.name == SOURCE:
         for name in change.clusters.names():
-            yield Target(change.name, change.namespace, name)
+            yield ReconcileTarget(change.name, change.namespace, name)
 
 
-def copies_in_a_namespace(change: Watched) -> Iterator[Target]:
+def copies_in_a_namespace(change: Watched) -> Iterator[ReconcileTarget]:
     """A new namespace, such as those of a project that was just engaged, may need copies."""
     shared = change.clusters.cluster(SOURCE)
     with suppress(NotSynced):  # each source is mapped when it is listed
         for source in shared.list(SECRETS, change.name) if shared else ():
-            yield Target(source["metadata"]["name"], change.name, change.cluster.name)
+            yield ReconcileTarget(source["metadata"]["name"], change.name, change.cluster.name)
 
 
 controllers.reconcile(

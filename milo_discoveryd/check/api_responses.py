@@ -27,13 +27,13 @@ _TRANSPORT_FIXES = {
 }
 
 
-class _ListMeta(msgspec.Struct, rename="camel"):
+class _ListMetaBody(msgspec.Struct, rename="camel"):
     resource_version: str = ""
     remaining_item_count: int = 0
 
 
 class _Page(msgspec.Struct):
-    metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
+    metadata: _ListMetaBody = msgspec.field(default_factory=_ListMetaBody)
     items: list[msgspec.Raw] | None = None
 
 
@@ -56,13 +56,13 @@ class _Review(msgspec.Struct):
 _REVIEW = msgspec.json.Decoder(_Review)
 
 
-class _StatusObject(msgspec.Struct):
+class _StatusBody(msgspec.Struct):
     kind: str = ""
     code: int = 0
     message: str = ""
 
 
-_STATUS_OBJECT = msgspec.json.Decoder(_StatusObject)
+_STATUS_OBJECT = msgspec.json.Decoder(_StatusBody)
 
 
 class _Event(msgspec.Struct):

@@ -10,7 +10,7 @@ from cryptography import x509
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.daemon_errors import DiscoveryError
+from milo_discoveryd.daemon_errors import DaemonError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.http.errors import TransportError
@@ -121,6 +121,6 @@ async def usable(name: str, upstream: Upstream) -> Finding:
     """Check the credential of a kubeconfig whose server the daemon does not contact."""
     try:
         await upstream.credentials.credential()
-    except DiscoveryError as error:
+    except DaemonError as error:
         return fail(f"{name} credential", str(error), f"fix the credential that {upstream.origin} names")
     return ok(f"{name} credential", f"available ({upstream.origin})")

@@ -89,14 +89,14 @@ def validate(
     return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end)
 
 
-def _claims(token: str, origin: str) -> jwt.Claims | None:
+def _claims(token: str, origin: str) -> jwt.JwtClaims | None:
     try:
         return jwt.claims(token)
     except ValueError as error:
         raise BackendError(f"{origin} returned an invalid JWT: {error}") from None
 
 
-def _require_audience_and_subject(found: jwt.Claims, audiences: Collection[str], subject: str, origin: str) -> None:
+def _require_audience_and_subject(found: jwt.JwtClaims, audiences: Collection[str], subject: str, origin: str) -> None:
     if audiences and found.audiences.isdisjoint(audiences):
         raise BackendError(f"{origin} returned a token for an audience other than {', '.join(sorted(audiences))}")
     if subject and found.sub != subject:

@@ -9,7 +9,7 @@ MAX_LENGTH = 32 * 1024
 """The longest bearer token accepted; servers limit headers to about this size."""
 
 
-class Claims(msgspec.Struct, frozen=True):
+class JwtClaims(msgspec.Struct, frozen=True):
     exp: float | None = None
     nbf: float | None = None
     iat: float | None = None
@@ -21,17 +21,17 @@ class Claims(msgspec.Struct, frozen=True):
         return frozenset((self.aud,) if isinstance(self.aud, str) else self.aud) - {""}
 
 
-_CLAIMS = msgspec.json.Decoder(Claims)
+_CLAIMS = msgspec.json.Decoder(JwtClaims)
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _JwtHeader(msgspec.Struct, frozen=True):
     alg: str
 
 
-_HEADER = msgspec.json.Decoder(_Header)
+_HEADER = msgspec.json.Decoder(_JwtHeader)
 
 
-def claims(token: str) -> Claims | None:
+def claims(token: str) -> JwtClaims | None:
     """Return the claims, or None if the token is not a JWT.
 
     Raises ValueError if they are malformed. The message does not quote the token.

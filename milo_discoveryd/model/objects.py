@@ -8,7 +8,7 @@ import msgspec
 # ruff: noqa: N815
 
 
-class OwnerReference(msgspec.Struct, gc=False):
+class ObjectOwner(msgspec.Struct, gc=False):
     kind: str = ""
     name: str = ""
 
@@ -34,7 +34,7 @@ class Condition(msgspec.Struct, gc=False):
 
 
 class Spec(msgspec.Struct, gc=False):
-    ownerRef: OwnerReference | None = None
+    ownerRef: ObjectOwner | None = None
 
 
 class SuspensionInfo(msgspec.Struct, gc=False):

@@ -30,7 +30,7 @@ class ObjectState(enum.Enum):
     DELETED = "deleted"
 
 
-class Transition(msgspec.Struct, frozen=True):
+class RecordedTransition(msgspec.Struct, frozen=True):
     type: EventType
     at: float
     incarnation: int
@@ -51,7 +51,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
     """The fields that authorization scopes match, if the object was last seen in a state that is not engaged."""
     former: Cluster | None = None
     """The cluster as it was last engaged, if it is not engaged now."""
-    past: tuple[Transition, ...] = ()
+    past: tuple[RecordedTransition, ...] = ()
     """Earlier transitions, oldest first. The transition to the current engagement is derived from `cluster`."""
 
     @property
@@ -74,13 +74,13 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
         return (self.target if self.cluster is None else self.cluster.target) == target
 
     @property
-    def transitions(self) -> tuple[Transition, ...]:
+    def transitions(self) -> tuple[RecordedTransition, ...]:
         if self.cluster is None:
             return self.past
-        return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
+        return (*self.past, RecordedTransition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
     def end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
         """Record the end of `cluster` as a transition, and return its event. Call it before `cluster` is unset."""
-        ended = Transition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
+        ended = RecordedTransition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)

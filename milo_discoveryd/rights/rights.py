@@ -49,7 +49,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum open streams of the caller. None: the daemon's default."""
 
 
-class Rule(msgspec.Struct, frozen=True):
+class RightsRule(msgspec.Struct, frozen=True):
     who: CallerSelector
     grant: Grant
 
@@ -57,7 +57,7 @@ class Rule(msgspec.Struct, frozen=True):
 class Rights(msgspec.Struct, frozen=True):
     """The authorization rules in force, in order."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[RightsRule, ...] = ()
 
     def of(self, caller: Caller) -> Grant | None:
         """Return what the caller is granted, or None if there are rules and none matches it."""

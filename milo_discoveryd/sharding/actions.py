@@ -34,9 +34,9 @@ class WriteView(msgspec.Struct, frozen=True):
     version: str
 
 
-class Wait(msgspec.Struct, frozen=True):
+class WaitUntil(msgspec.Struct, frozen=True):
     until: float
 
 
 Request: TypeAlias = Read | WriteLease | Evict | Delete | WriteView
-Action: TypeAlias = Request | Wait
+Action: TypeAlias = Request | WaitUntil

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.log import log
-from milo_discoveryd.sharding.actions import Evict, Read, Request, Wait, WriteView
+from milo_discoveryd.sharding.actions import Evict, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
@@ -132,7 +132,7 @@ class ShardGroup:
             while not self.member.has_ended:
                 action = self.member.next(self._clock())
                 self._woken.set()
-                if isinstance(action, Wait):
+                if isinstance(action, WaitUntil):
                     await self._wait(action.until)
                 else:
                     await self._perform(action)

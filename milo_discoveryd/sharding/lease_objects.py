@@ -23,7 +23,7 @@ class LeaseFormatError(ValueError):
     """A response of the API server is not what was requested."""
 
 
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+class _LeaseMetadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
     resource_version: str
@@ -36,7 +36,7 @@ class _Spec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Lease(msgspec.Struct, frozen=True):
-    metadata: _Metadata
+    metadata: _LeaseMetadata
     spec: _Spec = _Spec()
 
     @property

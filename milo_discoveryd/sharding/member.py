@@ -27,7 +27,7 @@ from math import inf
 
 import msgspec
 
-from milo_discoveryd.sharding.actions import Action, Delete, Evict, Read, Request, Wait, WriteLease, WriteView
+from milo_discoveryd.sharding.actions import Action, Delete, Evict, Read, Request, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, Seen, State, Timing
@@ -151,9 +151,9 @@ class Member:
         self.check(now)
         state = self.state
         if self.has_ended:
-            return Wait(inf)
+            return WaitUntil(inf)
         if now < state.retry_at:
-            return Wait(min([state.retry_at, *(at for at in (self.fence_at,) if at > now)]))
+            return WaitUntil(min([state.retry_at, *(at for at in (self.fence_at,) if at > now)]))
         if state.group is None or state.is_read_due:
             return Read()
         if state.lease is None:
@@ -162,7 +162,7 @@ class Member:
         if own is not None and own.lease.content not in self._written:
             self._set(attempts=(*state.attempts, own.lease.content))
         due = own or self._group_request(state.group, now)
-        return due or Wait(min(at for at in self._deadlines(state.group) if at > now))
+        return due or WaitUntil(min(at for at in self._deadlines(state.group) if at > now))
 
     def was_read(self, group: GroupState, started_at: float, now: float) -> None:
         self.check(now)
@@ -269,9 +269,9 @@ class Member:
         state, timing = self.state, self._timing
         if state.intent is not Intent.STAY:
             self._set(intent=Intent.ENDED)
-            return Wait(inf)
+            return WaitUntil(inf)
         if now < state.rejoin_at:
-            return Wait(state.rejoin_at)
+            return WaitUntil(state.rejoin_at)
         lease = group.members.get(self.name)
         joined = MemberLease(
             member=self.name,
@@ -297,7 +297,7 @@ class Member:
                 )
             )
         read_at = state.read_at + timing.renew_interval_s
-        return Read() if read_at <= now else Wait(min(read_at, expires_at))
+        return Read() if read_at <= now else WaitUntil(min(read_at, expires_at))
 
     def _hold(self, lease: MemberLease, started_at: float, now: float) -> None:
         if not lease.is_held or lease.is_stopped:

@@ -28,8 +28,8 @@ from milo_discoveryd.telemetry.status import (
     ClusterRow,
     ClusterTransition,
     CredentialSummary,
+    DaemonIdentity,
     DaemonStatus,
-    Identity,
     IssuerRow,
     ShardSummary,
     SourceRow,
@@ -79,7 +79,7 @@ class StatusBoard:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: DaemonIdentity,
         fleet: Fleet,
         history: RecentHistory,
         *,

@@ -20,7 +20,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube import addresses
-from milo_kube.http.server import HttpReply, HttpServer, Request
+from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 
 CONNECTIONS = 64
 
@@ -66,7 +66,7 @@ class HttpEndpoint:
     async def stop(self) -> None:
         await self._server.stop()
 
-    async def _answer(self, request: Request) -> HttpReply:
+    async def _answer(self, request: ServerRequest) -> HttpReply:
         match request.path:
             case "/livez":
                 return HttpReply(b"ok\n")
@@ -79,7 +79,7 @@ class HttpEndpoint:
             case _:
                 return HttpReply(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
 
-    async def _shown(self, request: Request) -> HttpReply:
+    async def _shown(self, request: ServerRequest) -> HttpReply:
         match request.path:
             case "/metrics":
                 return await self._scraped(request)
@@ -101,7 +101,7 @@ class HttpEndpoint:
             or addresses.ip_address(host) is not None
         )
 
-    def _shows_names(self, request: Request) -> bool:
+    def _shows_names(self, request: ServerRequest) -> bool:
         match self._names_for:
             case "everyone":
                 return True
@@ -110,7 +110,7 @@ class HttpEndpoint:
             case _:
                 return False
 
-    async def _scraped(self, request: Request) -> HttpReply:
+    async def _scraped(self, request: ServerRequest) -> HttpReply:
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
         shows_names = self._shows_names(request)
@@ -118,7 +118,7 @@ class HttpEndpoint:
         encoded = await asyncio.to_thread(lambda: printable_metrics(encode(_Collected(families))))
         return HttpReply(encoded, content_type)
 
-    async def _status(self, request: Request) -> HttpReply:
+    async def _status(self, request: ServerRequest) -> HttpReply:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - few daemons show it
 
         if "json" not in request.query:

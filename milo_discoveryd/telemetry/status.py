@@ -26,7 +26,7 @@ def when(wall: float) -> datetime:
     return datetime.fromtimestamp(wall, UTC)
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     mode: str
     epoch: str
@@ -243,7 +243,7 @@ def is_unreachable(record: ClusterRecord) -> bool:
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     at: datetime
-    identity: Identity
+    identity: DaemonIdentity
     context: str = ""
     """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
     source: SourceSummary

@@ -6,12 +6,12 @@ from milo_discoveryd.config import RuleSettings
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
-from milo_discoveryd.rights.rights import Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.rights import Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
 
 
 def rights(rules: Iterable[RuleSettings]) -> Rights:
-    return Rights(tuple(Rule(_who(rule), _grant(rule)) for rule in rules))
+    return Rights(tuple(RightsRule(_who(rule), _grant(rule)) for rule in rules))
 
 
 def _who(rule: RuleSettings) -> CallerSelector:

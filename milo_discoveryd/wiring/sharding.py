@@ -94,7 +94,7 @@ def shard_group(
 
 
 def lease_client(settings: Settings, group: str, environ: Mapping[str, str], closing: AsyncExitStack) -> LeaseClient:
-    """Return a client for the Leases of a group. `closing` closes its connections. Raises DiscoveryError."""
+    """Return a client for the Leases of a group. `closing` closes its connections. Raises DaemonError."""
     wanted = settings.sharding
     transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
     return LeaseClient(transport, LeaseNames(wanted.namespace or _own_namespace(environ), group), origin=origin)

@@ -41,7 +41,7 @@ def project_upstream(of: SourceSettings, settings: Settings, environ: Mapping[st
 def open_upstream(
     kubeconfig: Path | None, settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack
 ) -> tuple[Transport, str]:
-    """Return a transport, which `closing` closes, and its origin for messages. Raises DiscoveryError.
+    """Return a transport, which `closing` closes, and its origin for messages. Raises DaemonError.
 
     Without a kubeconfig, the server is that of the cluster that the daemon runs in.
     """

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 from milo_discovery import BackoffPolicy
-from milo_discovery._backoff import Backoff
+from milo_discovery._backoff import StreamBackoff
 
 POLICY = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=5), healthy=timedelta(seconds=10))
 AT_ONCE = timedelta()
 
 
-def always(draw: float) -> Backoff:
-    return Backoff(POLICY, draw=lambda: draw)
+def always(draw: float) -> StreamBackoff:
+    return StreamBackoff(POLICY, draw=lambda: draw)
 
 
 def test_backoff_doubles_up_to_the_maximum():

@@ -20,7 +20,7 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
 )
-from milo_discovery._ownership import Ownership, boottime
+from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -58,17 +58,17 @@ class Connector:
 
 class TestDeadline:
     def test_ownership_without_sharding_never_ends(self):
-        assert Ownership().until == inf
-        assert Ownership().is_held(1e9)
+        assert OwnershipDeadline().until == inf
+        assert OwnershipDeadline().is_held(1e9)
 
     def test_ownership_counts_from_the_request(self):
-        ownership = Ownership()
+        ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         assert ownership.until == 700.0
         assert (ownership.is_held(699.0), ownership.is_held(700.0)) == (True, False)
 
     def test_ownership_response_without_a_time_keeps_previous_deadline(self):
-        ownership = Ownership()
+        ownership = OwnershipDeadline()
         ownership.renewed(NONE, 50.0)
         assert not ownership.is_held(50.0)
         ownership.renewed(LONG, 100.0)
@@ -76,19 +76,19 @@ class TestDeadline:
         assert ownership.until == 700.0
 
     def test_ownership_response_with_a_time_out_of_range_keeps_previous_deadline(self):
-        ownership = Ownership()
+        ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         ownership.renewed(UNREADABLE, 200.0)
         assert ownership.until == 700.0
 
     def test_delayed_renewal_response_does_not_shorten_ownership(self):
-        ownership = Ownership()
+        ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         ownership.renewed(LONG, 90.0)
         assert ownership.until == 700.0
 
     def test_ownership_renewal_times_out_before_ownership_ends(self):
-        ownership = Ownership()
+        ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         assert ownership.next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
         assert (ownership.next_renewal_s(698.0), ownership.timeout_s(698.0)) == (1.0, 2.0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from milo_discovery import Cluster, Connectivity, ConnectivityState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse, Removal
+from milo_discovery.publishing.decisions import Apply, Create, DeleteObject, Hold, Publication, Refuse, Removal
 from milo_discovery.publishing.objects import DesiredObject, Document, Identity, ObservedObject, object_name
 from milo_discovery.publishing.rendering import ClusterProfiles
 
@@ -80,7 +80,7 @@ class ModelServer:
                     after = {**before, **(body or {}), **({"status": status["status"]} if status else {})}
                     after["metadata"] = {**before["metadata"], **(body or before)["metadata"]}
                     self.put(after)
-                case Delete(uid, resource_version):
+                case DeleteObject(uid, resource_version):
                     metadata = self.objects[name]["metadata"]
                     assert (metadata["uid"], metadata["resourceVersion"]) == (uid, resource_version)
                     self.writes += 1

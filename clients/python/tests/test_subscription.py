@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from milo_discovery import BackoffPolicy, Event, StreamBroken
-from milo_discovery._subscription import Subscription
+from milo_discovery._subscription import StreamSubscription
 
 from .kubeconfigs import text
 from .messages import engaged, following, snapshot
@@ -14,11 +14,11 @@ from .summaries import summary
 SECOND = timedelta(seconds=1)
 
 
-def subscription() -> Subscription:
-    return Subscription({}, BackoffPolicy(initial=SECOND, maximum=8 * SECOND, healthy=10 * SECOND))
+def subscription() -> StreamSubscription:
+    return StreamSubscription({}, BackoffPolicy(initial=SECOND, maximum=8 * SECOND, healthy=10 * SECOND))
 
 
-def taken(watched: Subscription) -> list[str]:
+def taken(watched: StreamSubscription) -> list[str]:
     items = [summary(item) for item in watched.pending]
     watched.pending.clear()
     return items

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 
 from milo_discovery import BackoffPolicy, StreamBroken, _convert
-from milo_discovery._subscription import Subscription
+from milo_discovery._subscription import StreamSubscription
 from milo_discovery.cli import json_output, text_output, yaml_output
 from milo_discovery.events import Event
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -60,7 +60,7 @@ BATCHES = st.builds(
 @given(BATCHES)
 @example(pb.WatchClustersResponse(reset=True, synced=True, source=pb.SourceStatus(since=Timestamp(seconds=2**62))))
 def test_any_watch_batch_is_applied_or_rejected(batch: pb.WatchClustersResponse):
-    subscription = Subscription({}, BackoffPolicy())
+    subscription = StreamSubscription({}, BackoffPolicy())
     subscription.next_request()
     try:
         subscription.received(batch, 0)

@@ -27,7 +27,7 @@ from milo_discovery import (
 from milo_discovery._channel import open_aio_channel
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import silence_limit
-from milo_discovery._subscription import Subscription
+from milo_discovery._subscription import StreamSubscription
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -175,7 +175,7 @@ class TestReconnecting:
             assert await take(watch, 1) == ["ENGAGED a"]
 
     async def test_silent_stream_is_reconnected(self, client, daemon):
-        subscription = Subscription({}, AT_ONCE)
+        subscription = StreamSubscription({}, AT_ONCE)
         subscription.silence_limit = timedelta(milliseconds=50)
         watch = Watch(
             subscription,

@@ -12,7 +12,7 @@ import click
 from milo_conformance import report
 from milo_conformance.cases import every_case
 from milo_conformance.failure import CannotRun
-from milo_conformance.run import Case, Feature, Outcome, Profile, judge
+from milo_conformance.run import Case, CaseOutcome, Feature, Profile, judge
 from milo_conformance.subscriber import Launch, Program
 
 
@@ -97,10 +97,10 @@ def select(profiles: Sequence[str], names: Sequence[str]) -> list[Case]:
 
 async def judge_all(
     cases: Sequence[Case], launch: Launch, unsupported: frozenset[Feature], jobs: int, *, is_verbose: bool = False
-) -> list[Outcome]:
+) -> list[CaseOutcome]:
     """Run the cases, some at a time and large ones alone; return their outcomes in order."""
     slots = asyncio.Semaphore(jobs)
-    outcomes: dict[Case, Outcome] = {}
+    outcomes: dict[Case, CaseOutcome] = {}
 
     async def judged(one: Case) -> None:
         async with slots:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from milo_conformance.daemon import Tls
+from milo_conformance.daemon import TlsFiles
 
 
 def name(common: str) -> x509.Name:
@@ -37,10 +37,10 @@ class Authority:
         )
         self.certificate = self._own.public_bytes(serialization.Encoding.PEM)
 
-    def server(self, host: str) -> Tls:
+    def server(self, host: str) -> TlsFiles:
         names = x509.SubjectAlternativeName([x509.DNSName(host)])
         pair = self._issue(host, ExtendedKeyUsageOID.SERVER_AUTH, names)
-        return Tls(pair.certificate, pair.key)
+        return TlsFiles(pair.certificate, pair.key)
 
     def client(self, common: str) -> KeyPair:
         return self._issue(common, ExtendedKeyUsageOID.CLIENT_AUTH)

@@ -50,7 +50,7 @@ class Abort(Exception):  # noqa: N818  (an answer, not an error of the kit)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ScriptedCall:
     """A unary call that the subscriber made."""
 
     method: str
@@ -60,7 +60,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class TlsFiles:
     """The files of a server that requires TLS, and client certificates if it has a CA for them."""
 
     certificate: bytes
@@ -68,10 +68,10 @@ class Tls:
     client_ca: bytes | None = None
 
 
-class Stream:
+class ScriptedStream:
     """A WatchClusters stream that the subscriber opened. It sends heartbeats unless it is told not to."""
 
-    def __init__(self, daemon: Daemon, request: pb.WatchClustersRequest, context: Any, number: int) -> None:
+    def __init__(self, daemon: ScriptedDaemon, request: pb.WatchClustersRequest, context: Any, number: int) -> None:
         self.daemon = daemon
         self.request = request
         self.number = number
@@ -173,26 +173,26 @@ class Stream:
             await self.heartbeat(synced=self._synced)
 
 
-class Daemon(rpc.DiscoveryServiceServicer):
+class ScriptedDaemon(rpc.DiscoveryServiceServicer):
     """The daemon's side of the protocol. Cases script its streams and the answers to unary calls."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.streams: asyncio.Queue[Stream] = asyncio.Queue()
-        self.calls: list[Call] = []
+        self.streams: asyncio.Queue[ScriptedStream] = asyncio.Queue()
+        self.calls: list[ScriptedCall] = []
         self.called = asyncio.Condition()
         self.answers: dict[str, Answer] = {}
         """The answers to unary calls, by method."""
         self.opened = 0
         """The streams so far."""
-        self._tls: Tls | None = None
+        self._tls: TlsFiles | None = None
         self._revisions = 0
         self._servers: list[grpc.aio.Server] = []
         self._directory = tempfile.TemporaryDirectory(prefix="milo-conformance-")
         self.directory = Path(self._directory.name)
         self.relay = Relay(self.directory / "d.sock")
 
-    async def __aenter__(self) -> Daemon:
+    async def __aenter__(self) -> ScriptedDaemon:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -219,7 +219,7 @@ class Daemon(rpc.DiscoveryServiceServicer):
         self._servers.append(server)
         self.relay.target = target
 
-    def use_tls(self, tls: Tls) -> None:
+    def use_tls(self, tls: TlsFiles) -> None:
         """Serve the next server on TCP with this certificate."""
         self._tls = tls
         self.relay.is_tcp = True
@@ -238,7 +238,7 @@ class Daemon(rpc.DiscoveryServiceServicer):
 
     async def WatchClusters(self, request: pb.WatchClustersRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         self.opened += 1
-        stream = Stream(self, request, context, self.opened)
+        stream = ScriptedStream(self, request, context, self.opened)
         self.trace(f"stream {stream.number} is opened, resume_revision={request.resume_revision!r}")
         self.streams.put_nowait(stream)
         await stream.serve()
@@ -259,7 +259,7 @@ class Daemon(rpc.DiscoveryServiceServicer):
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         self.trace(f"call: {method} {one_line(request)}")
         async with self.called:
-            self.calls.append(Call(method, request, metadata, time.monotonic()))
+            self.calls.append(ScriptedCall(method, request, metadata, time.monotonic()))
             self.called.notify_all()
         try:
             answer = self.answers.get(method)
@@ -271,18 +271,18 @@ class Daemon(rpc.DiscoveryServiceServicer):
             self.trace(f"daemon: {method} answers {one_line(response)}")
             return response
 
-    async def wait_for_stream(self, limit_s: float | None = None) -> Stream:
+    async def wait_for_stream(self, limit_s: float | None = None) -> ScriptedStream:
         limit_s = LIMIT_S if limit_s is None else limit_s
         try:
             return await asyncio.wait_for(self.streams.get(), limit_s)
         except TimeoutError:
             raise CaseFailed(f"no stream was opened within {limit_s:g} s") from None
 
-    async def wait_for_call(self, method: str, *, after: int = 0, limit_s: float | None = None) -> Call:
+    async def wait_for_call(self, method: str, *, after: int = 0, limit_s: float | None = None) -> ScriptedCall:
         """Return a call of the method, the first one or the one after so many."""
         limit_s = LIMIT_S if limit_s is None else limit_s
 
-        def found() -> Call | None:
+        def found() -> ScriptedCall | None:
             calls = [call for call in self.calls if call.method == method]
             return calls[after] if len(calls) > after else None
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from xml.sax.saxutils import quoteattr
 
-from milo_conformance.run import Case, Outcome, Profile
+from milo_conformance.run import Case, CaseOutcome, Profile
 from milo_discovery.v1 import discovery_pb2 as pb
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(outcomes: Sequence[CaseOutcome]) -> str:
     """Return what failed, and the results by profile."""
     lines = []
     for outcome in outcomes:
@@ -30,7 +30,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def tap(outcomes: Sequence[Outcome]) -> str:
+def tap(outcomes: Sequence[CaseOutcome]) -> str:
     """Return the results in the Test Anything Protocol, version 14."""
     lines = ["TAP version 14", f"1..{len(outcomes)}"]
     for number, outcome in enumerate(outcomes, 1):
@@ -49,7 +49,7 @@ def tap(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def junit(outcomes: Sequence[Outcome]) -> str:
+def junit(outcomes: Sequence[CaseOutcome]) -> str:
     """Return the results as JUnit XML, a suite for each profile."""
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<testsuites>"]
     for profile in Profile:
@@ -71,7 +71,7 @@ def junit(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "</testsuites>", ""])
 
 
-def to_publish(outcomes: Sequence[Outcome], client: str) -> str:
+def to_publish(outcomes: Sequence[CaseOutcome], client: str) -> str:
     """Return a report: the client, the version of the kit, and the results of each profile."""
     profiles = []
     for profile in Profile:
@@ -106,7 +106,7 @@ def place(one: Case) -> str:
 PROTO = pb.DESCRIPTOR.name
 
 
-def counts(outcomes: Iterable[Outcome]) -> tuple[int, int, int]:
+def counts(outcomes: Iterable[CaseOutcome]) -> tuple[int, int, int]:
     outcomes = list(outcomes)
     failed = sum(outcome.failure is not None for outcome in outcomes)
     skipped = sum(outcome.skipped is not None for outcome in outcomes)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
-from milo_conformance.daemon import LIMIT_S, Daemon, Stream, engaged
+from milo_conformance.daemon import LIMIT_S, ScriptedDaemon, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
-from milo_conformance.subscriber import Launch, Subscriber, Told
+from milo_conformance.subscriber import ClientProgram, Launch, Told
 
 HEARTBEAT_S = 1
 CASE_LIMIT_S = 90.0
@@ -85,8 +85,8 @@ class Run:
     profile: Profile
     started_at: float = field(default_factory=time.monotonic)
     exchange: list[str] = field(default_factory=list)
-    daemon: Daemon = field(init=False)
-    _subscriber: Subscriber | None = None
+    daemon: ScriptedDaemon = field(init=False)
+    _subscriber: ClientProgram | None = None
     _environment: dict[str, str] = field(default_factory=dict)
     _told: list[Told] = field(default_factory=list)
     _barriers: int = 0
@@ -111,11 +111,11 @@ class Run:
             await self._subscriber.close()
 
     @property
-    def subscriber(self) -> Subscriber:
+    def subscriber(self) -> ClientProgram:
         assert self._subscriber is not None, "the case starts its subscriber first"
         return self._subscriber
 
-    async def stream(self, *, resuming: str | None = None, limit_s: float | None = None) -> Stream:
+    async def stream(self, *, resuming: str | None = None, limit_s: float | None = None) -> ScriptedStream:
         """Return the next stream that the subscriber opens, starting the subscriber before the first one.
 
         `resuming` is the revision that it has to resume from: empty to start over.
@@ -137,7 +137,7 @@ class Run:
             raise CaseFailed(f"the stream was opened without confirm_releases as the subscriber {name!r}")
         return stream
 
-    async def synced(self, *names: str) -> Stream:
+    async def synced(self, *names: str) -> ScriptedStream:
         """Return a stream that has delivered these clusters in one batch, of which the subscriber was told."""
         stream = await self.stream(resuming="")
         await stream.snapshot(*map(engaged, names))
@@ -168,7 +168,7 @@ class Run:
         compare(expected, [each.without(ignoring) for each in found])
         return found
 
-    async def nothing_else(self, stream: Stream) -> None:
+    async def nothing_else(self, stream: ScriptedStream) -> None:
         """Fail if the subscriber was told anything since: it is told of another cluster, and of nothing before that."""
         self._barriers += 1
         name = f"barrier-{self._barriers}"
@@ -224,7 +224,7 @@ def by_cluster(lines: list[str] | tuple[str, ...]) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CaseOutcome:
     """The result of a case."""
 
     case: Case
@@ -238,14 +238,14 @@ class Outcome:
         return self.failure is None and self.skipped is None
 
 
-async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> Outcome:
+async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> CaseOutcome:
     """Run a case."""
     if one.needs is not None and one.needs in unsupported:
-        return Outcome(one, None, f"needs {one.needs.value}", 0.0, ())
+        return CaseOutcome(one, None, f"needs {one.needs.value}", 0.0, ())
     run = Run(launch, one.profile)
     failure: str | None = None
     try:
-        async with asyncio.timeout(CASE_LIMIT_S), Daemon(run.trace) as run.daemon:  # type: ignore[abstract]  # other calls are UNIMPLEMENTED
+        async with asyncio.timeout(CASE_LIMIT_S), ScriptedDaemon(run.trace) as run.daemon:  # type: ignore[abstract]  # other calls are UNIMPLEMENTED
             try:
                 await one.script(run)
             finally:
@@ -254,4 +254,4 @@ async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = fro
         failure = str(error)
     except TimeoutError:
         failure = f"the case did not end within {CASE_LIMIT_S:g} s"
-    return Outcome(one, failure, None, time.monotonic() - run.started_at, tuple(run.exchange))
+    return CaseOutcome(one, failure, None, time.monotonic() - run.started_at, tuple(run.exchange))

@@ -60,7 +60,7 @@ def token_of(kubeconfig: str) -> str:
         return "other"
 
 
-class Subscriber(Protocol):
+class ClientProgram(Protocol):
     """A running subscriber."""
 
     lines: asyncio.Queue[Told | None]
@@ -78,7 +78,7 @@ class Subscriber(Protocol):
 class Launch(Protocol):
     """Starts a subscriber with these environment variables."""
 
-    async def __call__(self, environment: Mapping[str, str], trace: Trace) -> Subscriber: ...
+    async def __call__(self, environment: Mapping[str, str], trace: Trace) -> ClientProgram: ...
 
 
 class SubscriberProcess:
@@ -145,7 +145,7 @@ class Program:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
 
-    async def __call__(self, environment: Mapping[str, str], trace: Trace) -> Subscriber:
+    async def __call__(self, environment: Mapping[str, str], trace: Trace) -> ClientProgram:
         inherited = {
             name: value
             for name, value in os.environ.items()

@@ -130,7 +130,7 @@ class DeadlineWaits:
         return found
 
 
-class _Opened:
+class _OpenedStream:
     """A response as a context manager, with a limit on the wait for its beginning."""
 
     __slots__ = ("_response", "_wait")
@@ -238,7 +238,7 @@ class ListWatch(Generic[Seen]):
             silence_s=None,
         )
         try:
-            async with _Opened(opened, self._response) as stream:
+            async with _OpenedStream(opened, self._response) as stream:
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))

@@ -10,7 +10,7 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.sharding.status import GroupStatus
@@ -150,7 +150,7 @@ def sharding(of: GroupStatus) -> pb.Sharding:
     )
 
 
-def transition(of: Transition, epoch: str) -> pb.Transition:
+def transition(of: RecordedTransition, epoch: str) -> pb.Transition:
     return pb.Transition(
         type=_TYPES[of.type],
         reason=_reason(of.reason),

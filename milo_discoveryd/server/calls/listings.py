@@ -29,7 +29,7 @@ class ListingOwner(msgspec.Struct, frozen=True):
     """The caller and its view, to which page tokens are bound: see `CallContext.holder`."""
 
 
-class Listing(msgspec.Struct, frozen=True):
+class OpenListing(msgspec.Struct, frozen=True):
     """The clusters of one caller's listing, at one revision."""
 
     clusters: tuple[Cluster, ...]
@@ -47,7 +47,7 @@ class Listing(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True):
     """A page before it is cut to the size of a message."""
 
-    listing: Listing
+    listing: OpenListing
     key: str
     """The key of the listing; empty before a page token is issued for it."""
     start: int
@@ -61,7 +61,7 @@ class Listings:
     def __init__(self, log: ChangeLog, signer: TokenSigner) -> None:
         self._log = log
         self._signer = signer
-        self._listings: OrderedDict[str, Listing] = OrderedDict()
+        self._listings: OrderedDict[str, OpenListing] = OrderedDict()
         self._entries: Counter[str] = Counter()
 
     def first(
@@ -75,7 +75,7 @@ class Listings:
     ) -> Page:
         """Return the first page. `pending` are the sources that the view leaves out."""
         clusters = tuple(sorted(filter(view.matches, self._log.clusters()), key=attrgetter("target.name")))
-        listing = Listing(clusters, self._log.head, owner, now + LIFE_S, pending)
+        listing = OpenListing(clusters, self._log.head, owner, now + LIFE_S, pending)
         return Page(listing, "", 0, clusters[:size])
 
     def next(
@@ -100,7 +100,7 @@ class Listings:
             return ""
         return self._signer.sign(f"{page.key or self._add(listing, now)}.{end}", listing.owner.holder)
 
-    def _add(self, listing: Listing, now: float) -> str:
+    def _add(self, listing: OpenListing, now: float) -> str:
         while self._listings and next(iter(self._listings.values())).ends_at < now:
             self._remove(next(iter(self._listings)))
         key, caller = secrets.token_hex(8), listing.owner.caller

@@ -47,7 +47,7 @@ class ShardMembership(Protocol):
     def status(self) -> GroupStatus: ...
 
 
-class ServerInfo:
+class DaemonDescription:
     """Describes the daemon to a caller, within the caller's scope."""
 
     def __init__(self, fleet: Fleet, kubeconfigs: Kubeconfigs, info: DaemonInfo) -> None:

@@ -30,8 +30,8 @@ from milo_discoveryd.server.calls.revision import Position, TokenSigner
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,
     CREDENTIALS_FAILING,
+    DaemonDescription,
     DaemonInfo,
-    ServerInfo,
     ShardMembership,
 )
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
@@ -65,7 +65,7 @@ class Service:
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
-        self._server_info = ServerInfo(fleet, kubeconfigs, info)
+        self._server_info = DaemonDescription(fleet, kubeconfigs, info)
         self._stopping = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()

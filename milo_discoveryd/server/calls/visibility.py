@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.source_status import SourceStatus
@@ -28,7 +28,7 @@ def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope)
     return record if (is_covered if fields is not None else scope.covers_by_name(name)) else None
 
 
-def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[Transition]:
+def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[RecordedTransition]:
     """Return the transitions of the current object's last incarnation: earlier ones may belong to another tenant."""
     if scope.is_everything:
         return record.transitions

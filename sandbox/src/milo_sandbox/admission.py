@@ -5,7 +5,7 @@ from enum import Enum, auto
 import msgspec
 
 from milo_sandbox import metadata, refusals, schema
-from milo_sandbox.records import Record
+from milo_sandbox.records import SandboxRecord
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import Document, Resource
 
@@ -68,7 +68,7 @@ def judge(resource: Resource, document: Document, *, strict: bool) -> None:
         raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
 
 
-def check_identity(resource: Resource, before: Record, given: Document) -> None:
+def check_identity(resource: Resource, before: SandboxRecord, given: Document) -> None:
     if given.get("name", before.name) != before.name:
         raise refusals.bad_request(
             f"the name of the object ({given['name']}) does not match the name on the URL ({before.name})"
@@ -81,7 +81,7 @@ def check_identity(resource: Resource, before: Record, given: Document) -> None:
         raise refusals.conflict(resource, before.name, why)
 
 
-def check_preconditions(preconditions: Preconditions, resource: Resource, before: Record) -> None:
+def check_preconditions(preconditions: Preconditions, resource: Resource, before: SandboxRecord) -> None:
     for what, wanted, found in (
         ("UID", preconditions.uid, before.uid),
         ("ResourceVersion", preconditions.version, str(before.version)),

@@ -23,19 +23,19 @@ from milo_sandbox import (
 )
 from milo_sandbox.admission import Part, Preconditions
 from milo_sandbox.calls import Call
-from milo_sandbox.collection import Page
+from milo_sandbox.collection import CollectionPage
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.history import CompactedError
 from milo_sandbox.options import Continue, ListOptions
-from milo_sandbox.records import Record, decode, encode
+from milo_sandbox.records import SandboxRecord, decode, encode
 from milo_sandbox.resources import Document, Resource
-from milo_sandbox.rights import Rights
+from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server_side_apply import Writer
 from milo_sandbox.store import Store
 from milo_sandbox.streams import Streams
 from milo_sandbox.tables import Table
 from milo_sandbox.tokens import Tokens
-from milo_sandbox.watch import Pace, Plain, Watch
+from milo_sandbox.watch import ObjectWatch, Pace, Plain
 
 _REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
 _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
@@ -58,7 +58,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 class Api:
     """The HTTP API of one store: it parses requests, calls the store, and writes responses."""
 
-    def __init__(self, store: Store, *, features: Features, rights: Rights, tokens: Tokens, faults: Faults) -> None:
+    def __init__(
+        self, store: Store, *, features: Features, rights: SubjectRights, tokens: Tokens, faults: Faults
+    ) -> None:
         self.store = store
         self.streams = Streams()
         self._features = features
@@ -124,10 +126,10 @@ class Api:
         )
         now = asyncio.get_running_loop().time()
         rendering = _table(request, call) or Plain()
-        watch = Watch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
+        watch = ObjectWatch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
         return await self.streams.send(request, watch)
 
-    async def _page(self, resource: Resource, wanted: ListOptions) -> Page:
+    async def _page(self, resource: Resource, wanted: ListOptions) -> CollectionPage:
         version = wanted.continued.rv if wanted.continued else wanted.version
         if version is not None and version > self.store.version:
             await self._wait_for(version)
@@ -296,7 +298,7 @@ def _table(request: web.BaseRequest, call: Call) -> Table | None:
     return Table(call.resource, clock=lambda: datetime.now(UTC), include=request.query.get("includeObject", ""))
 
 
-def _list_metadata(resource: Resource, page: Page) -> Document:
+def _list_metadata(resource: Resource, page: CollectionPage) -> Document:
     metadata: Document = {"resourceVersion": str(page.version)}
     if resource.is_custom:
         metadata["continue"] = ""
@@ -307,7 +309,7 @@ def _list_metadata(resource: Resource, page: Page) -> Document:
     return metadata
 
 
-def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
+def _listing(resource: Resource, page: CollectionPage) -> Iterator[bytes]:
     head = {
         "apiVersion": resource.api_version,
         "kind": f"{resource.kind}List",
@@ -327,7 +329,7 @@ def _page_expired(continued: Continue) -> refusals.RefusedError:
     )
 
 
-def _deleted(call: Call, record: Record) -> Document:
+def _deleted(call: Call, record: SandboxRecord) -> Document:
     return {
         "kind": "Status",
         "apiVersion": "v1",

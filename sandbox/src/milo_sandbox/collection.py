@@ -7,29 +7,29 @@ from itertools import islice
 
 import msgspec
 
-from milo_sandbox.history import History
-from milo_sandbox.records import Event, Record, key_of
+from milo_sandbox.history import ObjectHistory
+from milo_sandbox.records import RecordedChange, SandboxRecord, key_of
 from milo_sandbox.resources import Resource
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 
 
-class Page(msgspec.Struct, frozen=True, kw_only=True):
+class CollectionPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of a list; the next page starts after `last_key`, which is empty on the last page."""
 
-    records: list[Record]
+    records: list[SandboxRecord]
     version: int
     last_key: str = ""
     remaining: int = 0
 
 
-class Collection:
+class StoredCollection:
     """The objects of one resource. A read at an old version reverts the later events."""
 
     def __init__(
-        self, resource: Resource, history_limit: int, records: Iterable[Record] = (), version: int = 0
+        self, resource: Resource, history_limit: int, records: Iterable[SandboxRecord] = (), version: int = 0
     ) -> None:
         self.resource = resource
-        self.history = History(history_limit)
+        self.history = ObjectHistory(history_limit)
         self.history.compact(version)
         self._records = {record.key: record for record in records}
         self._order = sorted(self._records)
@@ -37,7 +37,7 @@ class Collection:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[SandboxRecord]:
         return (self._records[key] for key in self._order)
 
     @property
@@ -45,10 +45,10 @@ class Collection:
         """The records in order; not to be changed."""
         return self._order
 
-    def get(self, name: str, namespace: str = "") -> Record | None:
+    def get(self, name: str, namespace: str = "") -> SandboxRecord | None:
         return self._records.get(key_of(name, namespace))
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: RecordedChange) -> None:
         key = event.record.key
         if event.deleted:
             del self._records[key]
@@ -59,7 +59,7 @@ class Collection:
             self._records[key] = event.record
         self.history.append(event)
 
-    def extend(self, events: Iterable[Event]) -> None:
+    def extend(self, events: Iterable[RecordedChange]) -> None:
         """Apply the creation of many new objects."""
         for event in events:
             self._records[event.record.key] = event.record
@@ -67,27 +67,29 @@ class Collection:
             self.history.append(event)
         self._order.sort()
 
-    def page(self, *, version: int, current: int, selector: Selector, limit: int = 0, after: str = "") -> Page:
+    def page(
+        self, *, version: int, current: int, selector: LabelSelector, limit: int = 0, after: str = ""
+    ) -> CollectionPage:
         """Return the objects as of `version`, after the key `after`. Raises `CompactedError`."""
         undone = self._undone_since(version) if version < current else {}
-        found: list[Record] = []
+        found: list[SandboxRecord] = []
         scanned = self._scan(after, undone)
         for record in scanned:
             if not record.selected_by(selector):
                 continue
             if limit and len(found) == limit:
                 remaining = 1 + sum(1 for _ in scanned) if selector.is_everything else 0
-                return Page(records=found, version=version, last_key=found[-1].key, remaining=remaining)
+                return CollectionPage(records=found, version=version, last_key=found[-1].key, remaining=remaining)
             found.append(record)
-        return Page(records=found, version=version)
+        return CollectionPage(records=found, version=version)
 
-    def _undone_since(self, version: int) -> dict[str, Record | None]:
-        undone: dict[str, Record | None] = {}
+    def _undone_since(self, version: int) -> dict[str, SandboxRecord | None]:
+        undone: dict[str, SandboxRecord | None] = {}
         for event in self.history.since(version):
             undone.setdefault(event.record.key, event.before)
         return undone
 
-    def _scan(self, after: str, undone: dict[str, Record | None]) -> Iterator[Record]:
+    def _scan(self, after: str, undone: dict[str, SandboxRecord | None]) -> Iterator[SandboxRecord]:
         order = self._order
         keys: Iterator[str] = islice(order, bisect_right(order, after), None)
         if undone:

@@ -13,7 +13,7 @@ import msgspec
 from milo_sandbox import churn as changes
 from milo_sandbox import saved_server
 from milo_sandbox.api import Features
-from milo_sandbox.errors import SandboxError, write
+from milo_sandbox.errors import CommandError, write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
 from milo_sandbox.signals import stop_signals
@@ -71,13 +71,13 @@ async def serve(
         try:
             await stack.enter_async_context(sandbox)
         except OSError as error:
-            raise SandboxError(_not_listening(listen, port, server.port, error)) from error
+            raise CommandError(_not_listening(listen, port, server.port, error)) from error
         try:
             sandbox.write_kubeconfig(kubeconfig)
             saved_server.save(kubeconfig, msgspec.structs.replace(server, port=sandbox.port))
         except OSError as error:
             why = error.strerror or error
-            raise SandboxError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
+            raise CommandError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
         _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None
@@ -90,7 +90,7 @@ async def serve(
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise SandboxError(f"--listen: {listen!r} is not HOST:PORT; try 127.0.0.1:0, where 0 is any free port")
+        raise CommandError(f"--listen: {listen!r} is not HOST:PORT; try 127.0.0.1:0, where 0 is any free port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

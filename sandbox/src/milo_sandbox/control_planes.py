@@ -13,7 +13,7 @@ from milo_sandbox.calls import Call
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
-from milo_sandbox.records import Event
+from milo_sandbox.records import RecordedChange
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, Resource
 from milo_sandbox.store import Store
@@ -47,7 +47,7 @@ class ControlPlanes:
             api.store.create(NAMESPACES, {"metadata": {"name": _DEFAULT}})
         return api
 
-    def after(self, resource: Resource, event: Event) -> None:
+    def after(self, resource: Resource, event: RecordedChange) -> None:
         """Empty the control plane of a project that ended, as Milo does before a project ends."""
         if resource == PROJECTS and event.deleted and (api := self._apis.get(event.record.name)) is not None:
             _purge(api.store)

@@ -2,9 +2,9 @@
 
 from typing import Protocol
 
-from milo_sandbox.collection import Collection
+from milo_sandbox.collection import StoredCollection
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS, resource_of
-from milo_sandbox.records import Event, Record
+from milo_sandbox.records import RecordedChange, SandboxRecord
 from milo_sandbox.resources import Document, Resource
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
@@ -13,8 +13,8 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 class DefinitionStore(Protocol):
     """The part of a store that definitions use."""
 
-    def __getitem__(self, resource: Resource) -> Collection: ...
-    def find(self, resource: Resource, key: str) -> Record | None: ...
+    def __getitem__(self, resource: Resource) -> StoredCollection: ...
+    def find(self, resource: Resource, key: str) -> SandboxRecord | None: ...
     def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None: ...
     def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None: ...
     def edit_status(self, resource: Resource, key: str, status: Document) -> None: ...
@@ -30,7 +30,7 @@ class Definitions:
         self._store = store
         self._served: dict[str, tuple[Document, Resource]] = {}
 
-    def after(self, resource: Resource, event: Event) -> None:
+    def after(self, resource: Resource, event: RecordedChange) -> None:
         """Handle a write."""
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._follow(event.record.name, None if event.deleted else event.record.document())

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 
-class SandboxError(Exception):
+class CommandError(Exception):
     """A command cannot continue; the message says what failed and what to change."""
 
 
-class OutputError(SandboxError):
+class OutputError(CommandError):
     """Standard output cannot be written; the message is empty if its reader was closed."""
 
     def __init__(self, error: OSError) -> None:
@@ -40,7 +40,7 @@ def write(text: str) -> None:
 def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception]) -> None:
     """Run a command; an expected error becomes a line on standard error and exit status 1."""
     status = 0
-    reported: tuple[type[Exception], ...] = (SandboxError, *expected)
+    reported: tuple[type[Exception], ...] = (CommandError, *expected)
     try:
         try:
             asyncio.run(main)

@@ -8,7 +8,7 @@ import msgspec
 
 from milo_sandbox import refusals
 from milo_sandbox.calls import Call
-from milo_sandbox.collection import Page
+from milo_sandbox.collection import CollectionPage
 from milo_sandbox.refusals import PlainError, RefusedError
 from milo_sandbox.resources import Resource
 
@@ -63,9 +63,9 @@ class Faults:
                 fault.times -= 1
                 raise fault.answer(approach, now - fault.since)
 
-    def seen(self, page: Page) -> Page:
+    def seen(self, page: CollectionPage) -> CollectionPage:
         """Return the page as a fault shows it."""
-        return Page(records=[], version=page.version) if self._lists_are_empty else page
+        return CollectionPage(records=[], version=page.version) if self._lists_are_empty else page
 
     # The faults
 

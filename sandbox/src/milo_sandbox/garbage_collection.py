@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from milo_sandbox.records import Event, Record
+from milo_sandbox.records import RecordedChange, SandboxRecord
 from milo_sandbox.resources import Document, Resource
 
 FOREGROUND = "foregroundDeletion"
@@ -18,7 +18,7 @@ Key = tuple[Resource, str]
 class DependentStore(Protocol):
     """The writes of a store that the collector uses."""
 
-    def find(self, resource: Resource, key: str) -> Record | None: ...
+    def find(self, resource: Resource, key: str) -> SandboxRecord | None: ...
     def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None: ...
     def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None: ...
 
@@ -32,7 +32,7 @@ class GarbageCollector:
         self._dependents: dict[str, dict[Key, None]] = {}
         self._owners: dict[Key, frozenset[str]] = {}
 
-    def after(self, resource: Resource, event: Event) -> None:
+    def after(self, resource: Resource, event: RecordedChange) -> None:
         """Handle a write."""
         key = (resource, event.record.key)
         before = self._owners.get(key, frozenset())
@@ -73,7 +73,7 @@ class GarbageCollector:
         elif len(present) < len(references):
             self._store.edit_metadata(*key, {"ownerReferences": present})
 
-    def _is_present(self, reference: Document, dependent: Record) -> bool:
+    def _is_present(self, reference: Document, dependent: SandboxRecord) -> bool:
         owner = self._by_uid.get(reference["uid"])
         if owner is None:
             return False
@@ -82,7 +82,7 @@ class GarbageCollector:
         is_reachable = not resource.namespaced or key.rpartition("/")[0] == dependent.namespace
         return is_reachable and (resource.kind, key.rpartition("/")[2]) == (reference["kind"], reference["name"])
 
-    def _propagate(self, key: Key, record: Record) -> None:
+    def _propagate(self, key: Key, record: SandboxRecord) -> None:
         """Continue the deletion of an owner that waits for its dependents."""
         metadata = record.document()["metadata"]
         finalizers = metadata.get("finalizers", [])
@@ -122,7 +122,7 @@ class GarbageCollector:
         )
 
 
-def _references(record: Record) -> list[Document]:
+def _references(record: SandboxRecord) -> list[Document]:
     if _MENTIONS_OWNERS not in record.body:
         return []
     found: Iterable[Document] = record.document()["metadata"].get("ownerReferences") or ()

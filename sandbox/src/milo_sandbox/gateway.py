@@ -11,7 +11,7 @@ from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.refusals import PlainError, RefusedError
-from milo_sandbox.token_endpoint import TokenEndpoint
+from milo_sandbox.token_endpoint import AssertionEndpoint
 from milo_sandbox.tokens import Tokens
 
 INFRASTRUCTURE = "infrastructure"
@@ -25,7 +25,7 @@ class Gateway:
         milo: Api,
         control_planes: ControlPlanes,
         infrastructure: Infrastructure,
-        endpoint: TokenEndpoint,
+        endpoint: AssertionEndpoint,
         *,
         garden: Garden,
         kcp: Kcp,

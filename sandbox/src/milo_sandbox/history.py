@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 
-from milo_sandbox.records import Event
+from milo_sandbox.records import RecordedChange
 
 _version = attrgetter("version")
 
@@ -18,28 +18,28 @@ class CompactedError(Exception):
         self.compacted = compacted
 
 
-class History:
+class ObjectHistory:
     """Events in the order of their versions; the oldest are dropped beyond a limit, or by `compact`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._events: list[Event] = []
+        self._events: list[RecordedChange] = []
         self._compacted = 0
         self._lost = 0
 
-    def append(self, event: Event) -> None:
+    def append(self, event: RecordedChange) -> None:
         self._events.append(event)
         # Only at twice the limit, so that the remaining events are moved once per `limit` events.
         if len(self._events) > 2 * self._limit:
             self.compact(self._events[-self._limit - 1].version)
 
-    def since(self, version: int) -> Sequence[Event]:
+    def since(self, version: int) -> Sequence[RecordedChange]:
         """Return the events after a version, which may be in the future, for a new watch."""
         if version < self._compacted:
             raise CompactedError(version, self._compacted)
         return self.following(version)
 
-    def following(self, version: int) -> Sequence[Event]:
+    def following(self, version: int) -> Sequence[RecordedChange]:
         """Return the events after a version for a running watch: compaction matters only if it lost an event."""
         if version < self._lost:
             raise CompactedError(version, self._compacted)

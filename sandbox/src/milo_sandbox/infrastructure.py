@@ -8,14 +8,14 @@ from aiohttp import web
 from milo_sandbox import answers, refusals
 from milo_sandbox.api import Api
 from milo_sandbox.resources import SECRETS, SERVICE_ACCOUNTS, Document
-from milo_sandbox.rights import Action, Rights
+from milo_sandbox.rights import Action, SubjectRights
 from milo_sandbox.tokens import BoundTo, Tokens
 
 _LEAST_S = 600
 
 
 class Infrastructure:
-    def __init__(self, api: Api, *, tokens: Tokens, rights: Rights) -> None:
+    def __init__(self, api: Api, *, tokens: Tokens, rights: SubjectRights) -> None:
         self.api = api
         self._tokens = tokens
         self._rights = rights

@@ -38,7 +38,7 @@ def write_secret(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-class TokenFile:
+class RenewedTokenFile:
     """A file with a token, which is replaced after half its lifetime."""
 
     def __init__(self, path: Path, issue: Callable[[], str], *, life: float) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from milo_sandbox import refusals, selectors
 from milo_sandbox.refusals import Cause, RefusedError
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 
 NOT_OLDER_THAN = "NotOlderThan"
 EXACT = "Exact"
@@ -27,15 +27,15 @@ class Continue(msgspec.Struct, frozen=True):
 
 
 class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
-    selector: Selector
+    selector: LabelSelector
     version: int | None  # None: the newest
     match: str
     limit: int
     continued: Continue | None
 
 
-class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
-    selector: Selector
+class WatchParameters(msgspec.Struct, frozen=True, kw_only=True):
+    selector: LabelSelector
     version: int  # 0: from the current state
     bookmarks: bool
     initial_events: bool
@@ -81,7 +81,7 @@ def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
     )
 
 
-def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: bool) -> WatchOptions:
+def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: bool) -> WatchParameters:
     match = query.get("resourceVersionMatch", "")
     asked = "sendInitialEvents" in query
     causes = []
@@ -104,7 +104,7 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
     version = _version(query, refuse=refusals.own_failure)
     streaming_list = asked and _flag(query, "sendInitialEvents")
     timeout = _integer(query, "timeoutSeconds")
-    return WatchOptions(
+    return WatchParameters(
         selector=_selector(query, namespace),
         version=version,
         bookmarks=_flag(query, "allowWatchBookmarks"),
@@ -115,7 +115,7 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
     )
 
 
-def _selector(query: Mapping[str, str], namespace: str) -> Selector:
+def _selector(query: Mapping[str, str], namespace: str) -> LabelSelector:
     return selectors.parse(query.get("labelSelector", ""), query.get("fieldSelector", ""), namespace=namespace)
 
 

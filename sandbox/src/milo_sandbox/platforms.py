@@ -14,7 +14,7 @@ from milo_sandbox import answers, kubeconfigs, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.api import Api
 from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, OPEN, SECRETS, Column, Document, Resource
-from milo_sandbox.rights import EVERYTHING, Action, Rights
+from milo_sandbox.rights import EVERYTHING, Action, SubjectRights
 from milo_sandbox.store import Store
 from milo_sandbox.tokens import Tokens
 
@@ -61,7 +61,7 @@ class Garden:
         new_api: Callable[[Store], Api],
         *,
         tokens: Tokens,
-        rights: Rights,
+        rights: SubjectRights,
         url_of: Callable[[str], str],
         ca_pem: Callable[[], bytes],
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from milo_sandbox.resources import Document
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 
 ADDED: Final = "ADDED"
 MODIFIED: Final = "MODIFIED"
@@ -17,7 +17,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One version of an object. Immutable."""
 
     key: str  # "name", or "namespace/name"
@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         document: Document = _decode(self.body)
         return document
 
-    def selected_by(self, selector: Selector) -> bool:
+    def selected_by(self, selector: LabelSelector) -> bool:
         return selector.is_everything or selector.matches(self.name, self.namespace, self.labels)
 
 
@@ -46,11 +46,11 @@ def key_of(name: str, namespace: str = "") -> str:
     return f"{namespace}/{name}" if namespace else name
 
 
-def record_of(document: Document, version: int) -> Record:
+def record_of(document: Document, version: int) -> SandboxRecord:
     """Set the document's version and serialize it; the caller must not use the document afterwards."""
     metadata = document["metadata"]
     metadata["resourceVersion"] = str(version)
-    return Record(
+    return SandboxRecord(
         key=key_of(metadata["name"], metadata.get("namespace", "")),
         uid=metadata["uid"],
         version=version,
@@ -59,7 +59,7 @@ def record_of(document: Document, version: int) -> Record:
     )
 
 
-def restamped(record: Record, version: int) -> Record:
+def restamped(record: SandboxRecord, version: int) -> SandboxRecord:
     return record_of(record.document(), version)
 
 
@@ -71,16 +71,16 @@ def decode(body: bytes) -> Any:
     return _decode(body)
 
 
-class Event(msgspec.Struct, kw_only=True):
+class RecordedChange(msgspec.Struct, kw_only=True):
     """One change of an object: created, changed or deleted."""
 
     version: int
-    before: Record | None
-    record: Record  # for a deletion: the last state, with the deletion's version
+    before: SandboxRecord | None
+    record: SandboxRecord  # for a deletion: the last state, with the deletion's version
     deleted: bool = False
     _frames: dict[str, bytes] | None = None
 
-    def seen_through(self, selector: Selector) -> tuple[str, Record] | None:
+    def seen_through(self, selector: LabelSelector) -> tuple[str, SandboxRecord] | None:
         """Return the type and the object that a watch with this selector reports, or None."""
         was = self.before is not None and self.before.selected_by(selector)
         if not self.deleted and self.record.selected_by(selector):
@@ -90,7 +90,7 @@ class Event(msgspec.Struct, kw_only=True):
         # An object that leaves a selector is reported as deleted, with its old labels and the new version.
         return DELETED, self.record if self.deleted else restamped(self.before, self.version)
 
-    def frame(self, selector: Selector) -> bytes | None:
+    def frame(self, selector: LabelSelector) -> bytes | None:
         """Return the serialized watch line, shared by all watches."""
         seen = self.seen_through(selector)
         if seen is None:

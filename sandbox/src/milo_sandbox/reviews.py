@@ -3,11 +3,11 @@
 from milo_sandbox import refusals
 from milo_sandbox.discovery import Review
 from milo_sandbox.resources import Document
-from milo_sandbox.rights import ADMIN, Action, Rights
+from milo_sandbox.rights import ADMIN, Action, SubjectRights
 from milo_sandbox.tokens import Tokens
 
 
-def answer(review: Review, question: Document, subject: str, rights: Rights, tokens: Tokens) -> Document:
+def answer(review: Review, question: Document, subject: str, rights: SubjectRights, tokens: Tokens) -> Document:
     spec = question.get("spec", {})
     if not isinstance(spec, dict):
         raise refusals.bad_request("spec must be a JSON object")
@@ -48,7 +48,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     return {"authenticated": True, "user": user, **({"audiences": both} if both else {})}
 
 
-def _access(spec: Document, subject: str, rights: Rights) -> Document:
+def _access(spec: Document, subject: str, rights: SubjectRights) -> Document:
     asked = spec.get("resourceAttributes")
     if not isinstance(asked, dict):
         if isinstance(spec.get("nonResourceAttributes"), dict):
@@ -58,7 +58,7 @@ def _access(spec: Document, subject: str, rights: Rights) -> Document:
     return {"allowed": rights.allows(subject, Action(**{field: str(asked.get(field, "")) for field in fields}))}
 
 
-def _rules(subject: str, rights: Rights) -> Document:
+def _rules(subject: str, rights: SubjectRights) -> Document:
     rules = [
         {
             "verbs": sorted(rule.verbs),

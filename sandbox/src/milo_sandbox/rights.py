@@ -36,7 +36,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
 
-class Rights:
+class SubjectRights:
     """The rules of all subjects. The administrator may do everything, and a subject without rules nothing."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from milo_sandbox.faults import Faults
 from milo_sandbox.gateway import INFRASTRUCTURE as INFRASTRUCTURE_PATH
 from milo_sandbox.gateway import Gateway
 from milo_sandbox.infrastructure import Infrastructure
-from milo_sandbox.kubeconfigs import TokenFile
+from milo_sandbox.kubeconfigs import RenewedTokenFile
 from milo_sandbox.milo import Milo
 from milo_sandbox.names import Names
 from milo_sandbox.platforms import CLUSTERS, GARDEN, PARENT, Garden, Kcp
@@ -31,10 +31,10 @@ from milo_sandbox.resources import (
     Document,
     Resource,
 )
-from milo_sandbox.rights import ADMIN, EVERYTHING, Rights, Rule
-from milo_sandbox.server import Server
-from milo_sandbox.store import Snapshot, Store
-from milo_sandbox.token_endpoint import TokenEndpoint
+from milo_sandbox.rights import ADMIN, EVERYTHING, Rule, SubjectRights
+from milo_sandbox.server import HttpsServer
+from milo_sandbox.store import Store, StoreBackup
+from milo_sandbox.token_endpoint import AssertionEndpoint
 from milo_sandbox.tokens import Tokens
 
 
@@ -60,7 +60,7 @@ class Sandbox:
         self.milo = Milo(self.store)
         self.projects = self.milo.projects
         self.control_planes = self.milo.control_planes
-        self.rights = Rights()
+        self.rights = SubjectRights()
         self.tokens = Tokens(life=token_life, clock=time.time)
         self.faults = Faults(time.monotonic)
         self._identity = identity or issue_identity(host)
@@ -76,7 +76,7 @@ class Sandbox:
             rights=self.rights,
         )
         self.tokens.holds = self.infrastructure.holds
-        self.token_endpoint = TokenEndpoint(self.tokens, time.time)
+        self.token_endpoint = AssertionEndpoint(self.tokens, time.time)
         self.garden = Garden(
             new_api,
             tokens=self.tokens,
@@ -97,8 +97,8 @@ class Sandbox:
             faults=self.faults,
             limits_organization_watches=features.organization_watches,
         )
-        self._server = Server(gateway, self._identity.ssl_context(), host, port)
-        self._token_files: list[TokenFile] = []
+        self._server = HttpsServer(gateway, self._identity.ssl_context(), host, port)
+        self._token_files: list[RenewedTokenFile] = []
         self.populate(projects)
 
     async def __aenter__(self) -> Self:
@@ -176,7 +176,9 @@ class Sandbox:
     def write_kubeconfig(self, path: Path, *, subject: str = ADMIN) -> Path:
         """Write a kubeconfig with a token file beside it, which is renewed while the sandbox runs."""
         path = path.absolute()
-        file = TokenFile(path.with_name(f"{path.name}.token"), lambda: self.token(subject), life=self.tokens.life)
+        file = RenewedTokenFile(
+            path.with_name(f"{path.name}.token"), lambda: self.token(subject), life=self.tokens.life
+        )
         file.start()
         self._token_files.append(file)
         config = kubeconfigs.kubeconfig(server=self.url, ca_pem=self.ca_pem, user={"tokenFile": str(file.path)})
@@ -283,10 +285,10 @@ class Sandbox:
         for name in names:
             self.store.report_recreated(resource, name)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> StoreBackup:
         return self.store.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: StoreBackup) -> None:
         """Restore a backup, including its versions; resumed watches wait for a version in the future."""
         self.store.restore(snapshot)
 

@@ -12,7 +12,7 @@ _KEY = re.compile(r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-
 _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
-class Requirement(msgspec.Struct, frozen=True):
+class LabelRequirement(msgspec.Struct, frozen=True):
     """One requirement of a selector: key, operator and values."""
 
     key: str
@@ -42,11 +42,11 @@ class Requirement(msgspec.Struct, frozen=True):
         return number > bound if self.operator == ">" else number < bound
 
 
-class Selector(msgspec.Struct, frozen=True):
+class LabelSelector(msgspec.Struct, frozen=True):
     """A selector: requirements on labels, and a name or a namespace, all of which must match."""
 
-    labels: tuple[Requirement, ...] = ()
-    fields: tuple[Requirement, ...] = ()
+    labels: tuple[LabelRequirement, ...] = ()
+    fields: tuple[LabelRequirement, ...] = ()
 
     @property
     def is_everything(self) -> bool:
@@ -60,20 +60,20 @@ class Selector(msgspec.Struct, frozen=True):
         return all(clause.matches(labels) for clause in self.labels)
 
 
-EVERYTHING = Selector()
+EVERYTHING = LabelSelector()
 
 
-def parse(label_selector: str = "", field_selector: str = "", *, namespace: str = "") -> Selector:
+def parse(label_selector: str = "", field_selector: str = "", *, namespace: str = "") -> LabelSelector:
     """Parse the selectors of a request, which may be limited to a namespace."""
     if not label_selector and not field_selector and not namespace:
         return EVERYTHING
     fields = _parse_fields(field_selector)
     if namespace:
-        fields = (Requirement("metadata.namespace", "in", frozenset({namespace})), *fields)
-    return Selector(_Clauses(label_selector).read(), fields)
+        fields = (LabelRequirement("metadata.namespace", "in", frozenset({namespace})), *fields)
+    return LabelSelector(_Clauses(label_selector).read(), fields)
 
 
-def _parse_fields(text: str) -> tuple[Requirement, ...]:
+def _parse_fields(text: str) -> tuple[LabelRequirement, ...]:
     clauses = []
     for part in filter(None, text.split(",")):
         found = re.fullmatch(r"([^=!]+)(==|!=|=)(.*)", part.strip())
@@ -82,7 +82,7 @@ def _parse_fields(text: str) -> tuple[Requirement, ...]:
         key, operator, value = found.groups()
         if key not in {"metadata.name", "metadata.namespace"}:
             raise refusals.bad_request(f'field label not supported: "{key}"; use metadata.name or metadata.namespace')
-        clauses.append(Requirement(key, "notin" if operator == "!=" else "in", frozenset({value})))
+        clauses.append(LabelRequirement(key, "notin" if operator == "!=" else "in", frozenset({value})))
     return tuple(clauses)
 
 
@@ -94,8 +94,8 @@ class _Clauses:
         self._tokens = _TOKEN.findall(text)
         self._at = 0
 
-    def read(self) -> tuple[Requirement, ...]:
-        clauses: list[Requirement] = []
+    def read(self) -> tuple[LabelRequirement, ...]:
+        clauses: list[LabelRequirement] = []
         while self._peek():
             clauses.append(self._clause())
             if self._peek():
@@ -104,29 +104,29 @@ class _Clauses:
                     raise self._wrong("found '', expected: a key after ','")
         return tuple(clauses)
 
-    def _clause(self) -> Requirement:
+    def _clause(self) -> LabelRequirement:
         if self._peek() == "!":
             self._next()
-            return Requirement(self._key(), "!")
+            return LabelRequirement(self._key(), "!")
         key = self._key()
         match self._peek():
             case "" | ",":
-                return Requirement(key, "exists")
+                return LabelRequirement(key, "exists")
             case "=" | "==":
                 self._next()
-                return Requirement(key, "in", frozenset({self._value()}))
+                return LabelRequirement(key, "in", frozenset({self._value()}))
             case "!=":
                 self._next()
-                return Requirement(key, "notin", frozenset({self._value()}))
+                return LabelRequirement(key, "notin", frozenset({self._value()}))
             case ("in" | "notin") as operator:
                 self._next()
-                return Requirement(key, operator, self._values())
+                return LabelRequirement(key, operator, self._values())
             case (">" | "<") as operator:
                 self._next()
                 bound = self._value()
                 if not re.fullmatch(r"-?[0-9]{1,18}", bound):
                     raise self._wrong(f"found {bound!r}, expected: an integer after {operator!r}")
-                return Requirement(key, operator, frozenset({bound}))
+                return LabelRequirement(key, operator, frozenset({bound}))
             case found:
                 raise self._wrong(f"found {found!r}, expected: in, notin, =, ==, !=, gt, lt")
 

@@ -23,7 +23,7 @@ class _Http(web.Server):
             transport.abort()
 
 
-class Server:
+class HttpsServer:
     """The HTTPS listener. It binds at the first start; later starts use the same port."""
 
     def __init__(self, gateway: Gateway, tls: ssl.SSLContext, host: str, port: int) -> None:

@@ -11,9 +11,9 @@ import msgspec
 
 from milo_sandbox import admission, metadata, refusals, server_side_apply
 from milo_sandbox.admission import Part, Preconditions
-from milo_sandbox.collection import Collection
+from milo_sandbox.collection import StoredCollection
 from milo_sandbox.garbage_collection import FINALIZERS
-from milo_sandbox.records import Event, Record, record_of, restamped
+from milo_sandbox.records import RecordedChange, SandboxRecord, record_of, restamped
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import NAMESPACES, Document, Resource
 from milo_sandbox.server_side_apply import APPLY, Writer
@@ -22,17 +22,17 @@ Change = Callable[[Document], Any]
 """A function that returns the new object, given the current one."""
 
 
-class Controller(Protocol):
+class StoreController(Protocol):
     """A controller, which is called after each write and may write itself."""
 
-    def after(self, resource: Resource, event: Event) -> None: ...
+    def after(self, resource: Resource, event: RecordedChange) -> None: ...
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class StoreBackup(msgspec.Struct, frozen=True):
     """A backup: the version and all objects."""
 
     version: int
-    records: dict[Resource, list[Record]]
+    records: dict[Resource, list[SandboxRecord]]
 
 
 class Store:
@@ -50,10 +50,10 @@ class Store:
         self._history_limit = history_limit
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - UIDs need not be secret
-        self._collections = {resource: Collection(resource, history_limit) for resource in resources}
+        self._collections = {resource: StoredCollection(resource, history_limit) for resource in resources}
         self._listeners: list[Callable[[], None]] = []
-        self._controllers: list[Controller] = []
-        self._unfollowed: list[tuple[Resource, Event]] | None = None
+        self._controllers: list[StoreController] = []
+        self._unfollowed: list[tuple[Resource, RecordedChange]] | None = None
         self.version = first_version
 
     @property
@@ -63,14 +63,14 @@ class Store:
     def __contains__(self, resource: Resource) -> bool:
         return resource in self._collections
 
-    def __getitem__(self, resource: Resource) -> Collection:
+    def __getitem__(self, resource: Resource) -> StoredCollection:
         return self._collections[resource]
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call a listener after each write. It must not write."""
         self._listeners.append(listener)
 
-    def add_controller(self, controller: Controller) -> None:
+    def add_controller(self, controller: StoreController) -> None:
         """Call a controller after each write, in order, before the next request is served."""
         self._controllers.append(controller)
 
@@ -80,7 +80,7 @@ class Store:
             self._collections[resource].resource = resource
             self._collections[resource].history.compact(self.version)
         else:
-            self._collections[resource] = Collection(resource, self._history_limit)
+            self._collections[resource] = StoredCollection(resource, self._history_limit)
         self._announce()
 
     def undefine(self, resource: Resource) -> None:
@@ -90,13 +90,13 @@ class Store:
 
     # Reading
 
-    def get(self, resource: Resource, name: str, namespace: str = "") -> Record:
+    def get(self, resource: Resource, name: str, namespace: str = "") -> SandboxRecord:
         record = self._collections[resource].get(name, namespace)
         if record is None:
             raise refusals.not_found(resource, name)
         return record
 
-    def find(self, resource: Resource, key: str) -> Record | None:
+    def find(self, resource: Resource, key: str) -> SandboxRecord | None:
         """Return the object with a key, if there is one."""
         namespace, _, name = key.rpartition("/")
         return self._collections[resource].get(name, namespace) if resource in self._collections else None
@@ -115,7 +115,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
         writer: Writer | None = None,
-    ) -> Record:
+    ) -> SandboxRecord:
         wanted = admission.enveloped(resource, document, namespace)
         given = wanted["metadata"]
         if given.get("resourceVersion"):
@@ -147,7 +147,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
         writer: Writer | None = None,
-    ) -> Record:
+    ) -> SandboxRecord:
         """Write the result of `change`, unless it equals the current object."""
         before = self.get(resource, name, namespace)
         current = before.document()
@@ -187,7 +187,7 @@ class Store:
         dry_run: bool = False,
         manager: str,
         force: bool = False,
-    ) -> tuple[Record, bool]:
+    ) -> tuple[SandboxRecord, bool]:
         """Apply a configuration by server-side apply; return the object and whether it was created."""
         wanted = admission.enveloped(resource, document, namespace)
         if wanted["metadata"].setdefault("name", name) != name:
@@ -220,7 +220,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
         writer: Writer | None = None,
-    ) -> Record:
+    ) -> SandboxRecord:
         """Replace an object, as PUT does."""
         given = document.get("metadata")
         if not resource.allows_blind_update and not (isinstance(given, dict) and given.get("resourceVersion")):
@@ -250,7 +250,7 @@ class Store:
         preconditions: Preconditions | None = None,
         propagation: str = "",
         dry_run: bool = False,
-    ) -> tuple[Record, bool]:
+    ) -> tuple[SandboxRecord, bool]:
         """Delete an object; return it and whether it is removed. With finalizers it is only marked as terminating."""
         before = self.get(resource, name, namespace)
         if preconditions:
@@ -294,7 +294,7 @@ class Store:
         namespace, _, name = key.rpartition("/")
         self.modify(resource, name, change, namespace=namespace, part=part)
 
-    def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
+    def load(self, resource: Resource, documents: Iterable[Document]) -> list[SandboxRecord]:
         """Create many objects with their status, without validation."""
         events = []
         for document in documents:
@@ -302,7 +302,7 @@ class Store:
                 raise refusals.already_exists(resource, document["metadata"]["name"])
             self.version += 1
             record = record_of(self._born(resource, document, ""), self.version)
-            events.append(Event(version=self.version, before=None, record=record))
+            events.append(RecordedChange(version=self.version, before=None, record=record))
         self._collections[resource].extend(events)
         self._announce()
         return [event.record for event in events]
@@ -316,14 +316,14 @@ class Store:
             collection.history.compact(self.version)
         self._announce()
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self.version, {resource: list(kept) for resource, kept in self._collections.items()})
+    def snapshot(self) -> StoreBackup:
+        return StoreBackup(self.version, {resource: list(kept) for resource, kept in self._collections.items()})
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: StoreBackup) -> None:
         """Restore a backup, including its version."""
         self.version = snapshot.version
         for resource, records in snapshot.records.items():
-            self._collections[resource] = Collection(resource, self._history_limit, records, snapshot.version)
+            self._collections[resource] = StoredCollection(resource, self._history_limit, records, snapshot.version)
         self._announce()
 
     def plant(self, resource: Resource, name: str, body: bytes) -> None:
@@ -331,17 +331,17 @@ class Store:
         self.version += 1
         before = self._collections[resource].get(name)
         uid, labels = (before.uid, before.labels) if before else ("", {})
-        record = Record(key=name, uid=uid, version=self.version, labels=labels, body=body)
-        self._collections[resource].apply(Event(version=self.version, before=before, record=record))
+        record = SandboxRecord(key=name, uid=uid, version=self.version, labels=labels, body=body)
+        self._collections[resource].apply(RecordedChange(version=self.version, before=before, record=record))
         self._announce()
 
     def report_recreated(self, resource: Resource, name: str, namespace: str = "") -> None:
         """Report a live object to watches as deleted and added again."""
         live = self.get(resource, name, namespace)
         self.version += 1
-        gone = Event(version=self.version, before=live, record=restamped(live, self.version), deleted=True)
+        gone = RecordedChange(version=self.version, before=live, record=restamped(live, self.version), deleted=True)
         self.version += 1
-        back = Event(version=self.version, before=None, record=restamped(live, self.version))
+        back = RecordedChange(version=self.version, before=None, record=restamped(live, self.version))
         self._collections[resource].apply(gone)
         self._collections[resource].apply(back)
         self._announce()
@@ -361,20 +361,20 @@ class Store:
         return {**document, "metadata": stamped}
 
     def _commit(
-        self, resource: Resource, before: Record | None, after: Document, *, deleted: bool = False, dry_run: bool
-    ) -> Record:
+        self, resource: Resource, before: SandboxRecord | None, after: Document, *, deleted: bool = False, dry_run: bool
+    ) -> SandboxRecord:
         """Commit a write: the only code that increments the version."""
         if dry_run:
             return record_of(after, before.version if before else 0)
         self.version += 1
         record = record_of(after, self.version)
-        event = Event(version=self.version, before=before, record=record, deleted=deleted)
+        event = RecordedChange(version=self.version, before=before, record=record, deleted=deleted)
         self._collections[resource].apply(event)
         self._announce()
         self._follow(resource, event)
         return record
 
-    def _follow(self, resource: Resource, event: Event) -> None:
+    def _follow(self, resource: Resource, event: RecordedChange) -> None:
         """Call the controllers, also for the writes that they make themselves."""
         if self._unfollowed is not None:
             self._unfollowed.append((resource, event))
@@ -392,7 +392,7 @@ class Store:
         for listener in self._listeners:
             listener()
 
-    def _contents(self, namespace: str) -> list[tuple[Resource, Record]]:
+    def _contents(self, namespace: str) -> list[tuple[Resource, SandboxRecord]]:
         namespaced = [each for each in self._collections.values() if each.resource.namespaced]
         return [(each.resource, record) for each in namespaced for record in each if record.namespace == namespace]
 
@@ -400,7 +400,7 @@ class Store:
         if "deletionTimestamp" in self.read(NAMESPACES, namespace)["metadata"]:
             raise refusals.namespace_terminating(resource, name, namespace)
 
-    def _finish_namespace(self, resource: Resource, event: Event) -> None:
+    def _finish_namespace(self, resource: Resource, event: RecordedChange) -> None:
         """Remove a terminating namespace whose last object was removed."""
         namespace = event.record.namespace
         if not event.deleted or not namespace or self._contents(namespace):

@@ -8,7 +8,7 @@ from aiohttp import web
 from milo_sandbox import answers
 from milo_sandbox.bell import Bell
 from milo_sandbox.resources import Resource
-from milo_sandbox.watch import Watch
+from milo_sandbox.watch import ObjectWatch
 
 
 class Streams:
@@ -16,7 +16,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._bell = Bell()
-        self._open: dict[Watch, asyncio.Transport] = {}
+        self._open: dict[ObjectWatch, asyncio.Transport] = {}
         self._silent = False
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Streams:
             watch.set_silent(silent=silent)
         self._bell.ring()
 
-    async def send(self, request: web.BaseRequest, watch: Watch) -> web.StreamResponse:
+    async def send(self, request: web.BaseRequest, watch: ObjectWatch) -> web.StreamResponse:
         response = web.StreamResponse(headers=answers.HEADERS | {"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         if request.transport is None:

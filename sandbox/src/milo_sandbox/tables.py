@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from milo_sandbox.records import ADDED, BOOKMARK, Event, Record, encode, frame
+from milo_sandbox.records import ADDED, BOOKMARK, RecordedChange, SandboxRecord, encode, frame
 from milo_sandbox.resources import Column, Document, Resource
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 
 _META = "meta.k8s.io/v1"
 
@@ -26,26 +26,26 @@ class Table:
         self._include = include or "Metadata"
         self._columns_told = False
 
-    def listing(self, records: Iterator[Record], metadata: Document) -> Iterator[bytes]:
+    def listing(self, records: Iterator[SandboxRecord], metadata: Document) -> Iterator[bytes]:
         yield encode(self._head(metadata))[:-1] + b',"rows":['
         for i, record in enumerate(records):
             yield b"," + encode(self._row(record)) if i else encode(self._row(record))
         yield b"]}\n"
 
-    def event(self, event: Event, selector: Selector) -> bytes | None:
+    def event(self, event: RecordedChange, selector: LabelSelector) -> bytes | None:
         seen = event.seen_through(selector)
         if seen is None:
             return None
         kind, record = seen
         return frame(kind, self._table_of(record))
 
-    def initial(self, record: Record) -> bytes:
+    def initial(self, record: SandboxRecord) -> bytes:
         return frame(ADDED, self._table_of(record))
 
     def bookmark(self, document: Document) -> bytes:
         return frame(BOOKMARK, encode(self._head(document["metadata"]) | {"rows": []}))
 
-    def _table_of(self, record: Record) -> bytes:
+    def _table_of(self, record: SandboxRecord) -> bytes:
         return encode(self._head({"resourceVersion": str(record.version)}) | {"rows": [self._row(record)]})
 
     def _head(self, metadata: Document) -> Document:
@@ -53,7 +53,7 @@ class Table:
         self._columns_told = True
         return {"kind": "Table", "apiVersion": _META, "metadata": metadata, "columnDefinitions": columns}
 
-    def _row(self, record: Record) -> Document:
+    def _row(self, record: SandboxRecord) -> Document:
         document = record.document()
         row: Document = {"cells": [_cell(column, document, self._clock) for column in self._resource.columns]}
         if self._include == "Object":

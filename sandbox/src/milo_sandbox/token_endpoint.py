@@ -47,7 +47,7 @@ class _Refused(Exception):  # noqa: N818 - named after the response
     """An error code of RFC 6749."""
 
 
-class TokenEndpoint:
+class AssertionEndpoint:
     """The token endpoint. `answered` counts requests by result: an error code of RFC 6749, or "ok"."""
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float]) -> None:

@@ -9,10 +9,10 @@ import msgspec
 
 from milo_sandbox import refusals
 from milo_sandbox.history import CompactedError
-from milo_sandbox.options import WatchOptions
-from milo_sandbox.records import ADDED, BOOKMARK, ERROR, Event, Record, encode, frame
+from milo_sandbox.options import WatchParameters
+from milo_sandbox.records import ADDED, BOOKMARK, ERROR, RecordedChange, SandboxRecord, encode, frame
 from milo_sandbox.resources import Document, Resource
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 from milo_sandbox.store import Store
 
 _CHUNK = 128  # objects per step: several TLS records, without delaying other streams
@@ -30,29 +30,36 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 class Rendering(Protocol):
     """The format of a watch's lines."""
 
-    def event(self, event: Event, selector: Selector) -> bytes | None: ...
-    def initial(self, record: Record) -> bytes: ...
+    def event(self, event: RecordedChange, selector: LabelSelector) -> bytes | None: ...
+    def initial(self, record: SandboxRecord) -> bytes: ...
     def bookmark(self, document: Document) -> bytes: ...
 
 
 class Plain:
     """The format of objects as they are stored. All watches share the serialized line of an event."""
 
-    def event(self, event: Event, selector: Selector) -> bytes | None:
+    def event(self, event: RecordedChange, selector: LabelSelector) -> bytes | None:
         return event.frame(selector)
 
-    def initial(self, record: Record) -> bytes:
+    def initial(self, record: SandboxRecord) -> bytes:
         return frame(ADDED, record.body)
 
     def bookmark(self, document: Document) -> bytes:
         return frame(BOOKMARK, encode(document))
 
 
-class Watch:
+class ObjectWatch:
     """A watch of one resource: a cursor in its history, without a queue. Later errors are lines of type ERROR."""
 
     def __init__(
-        self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
+        self,
+        store: Store,
+        resource: Resource,
+        options: WatchParameters,
+        *,
+        rendering: Rendering,
+        pace: Pace,
+        now: float,
     ) -> None:
         self._store = store
         self._collection = store[resource]
@@ -63,7 +70,7 @@ class Watch:
         self._gives_up_at = now + pace.patience
         self._ends_at = now + (pace.lifetime if options.timeout is None else max(options.timeout, 0))
         self._bookmark_at = self._bookmark_after(now)
-        self._initial: Iterator[Record] | None = None
+        self._initial: Iterator[SandboxRecord] | None = None
         self._cursor = options.version
         self._opened = False
         self._ending = False
@@ -138,7 +145,7 @@ class Watch:
         if self.resource not in self._store or self._collection.resource is not self.resource:
             self.end(last_bookmark=False)
 
-    def _more_initial(self, records: Iterator[Record]) -> bytes:
+    def _more_initial(self, records: Iterator[SandboxRecord]) -> bytes:
         chunk = b"".join(self._rendering.initial(record) for record in islice(records, _CHUNK))
         if chunk:
             return chunk

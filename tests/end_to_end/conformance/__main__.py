@@ -7,12 +7,12 @@ import time
 
 from milo_conformance.__main__ import judge_all, select
 from milo_conformance.report import table
-from milo_conformance.run import Outcome, Profile
+from milo_conformance.run import CaseOutcome, Profile
 from milo_conformance.subscriber import Program
 from tests.end_to_end.conformance.clients import CLIENTS, Client, ToolMissing
 
 
-def cell(client: Client, outcomes: list[Outcome], profile: Profile) -> str:
+def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:
     """Return a cell of the table: the cases that passed, of those that the client claims."""
     of_profile = [outcome for outcome in outcomes if outcome.case.profile is profile]
     if not of_profile:

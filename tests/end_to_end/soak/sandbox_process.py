@@ -17,9 +17,9 @@ import msgspec
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
 from milo_sandbox.kubeconfigs import write_secret
-from milo_sandbox.records import Record
+from milo_sandbox.records import SandboxRecord
 from milo_sandbox.resources import PROJECTS
-from milo_sandbox.store import Snapshot, Store
+from milo_sandbox.store import Store, StoreBackup
 from milo_sandbox.watch import Pace
 
 AUTHORITY = "ca.pem"
@@ -35,7 +35,7 @@ _GRACE_S = 4.0
 
 class _Kept(msgspec.Struct):
     version: int
-    projects: list[Record]
+    projects: list[SandboxRecord]
 
 
 def remember(store: Store, path: Path) -> None:
@@ -49,7 +49,7 @@ def remember(store: Store, path: Path) -> None:
 
     if path.exists():
         kept = msgspec.msgpack.decode(path.read_bytes(), type=_Kept)
-        store.restore(Snapshot(kept.version, {PROJECTS: kept.projects}))
+        store.restore(StoreBackup(kept.version, {PROJECTS: kept.projects}))
     store.listen(write)
 
 

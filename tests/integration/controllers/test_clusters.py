@@ -13,8 +13,8 @@ from milo_discovery.controllers import (
     NotSynced,
     ProjectSuspended,
     QueuePolicy,
+    ReconcileTarget,
     Request,
-    Target,
     Watched,
     watches,
 )
@@ -326,10 +326,10 @@ async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -
         each.create(widget("copy"))
     log = Log()
 
-    def everywhere(change: Watched[dict[str, Any]]) -> Iterator[Target]:
+    def everywhere(change: Watched[dict[str, Any]]) -> Iterator[ReconcileTarget]:
         if change.name == "shared":
             for cluster, found in change.clusters.list(WIDGETS):
-                yield Target(found["metadata"]["name"], "default", cluster.name)
+                yield ReconcileTarget(found["metadata"]["name"], "default", cluster.name)
 
     async with reconciling(log, first, second, watches=[watches("v1/configmaps", map=everywhere)]) as running:
         await eventually(lambda: sorted(log.seen) == sorted([(p.project, "copy", {}) for p in (first, second)]))

@@ -20,9 +20,9 @@ from milo_discovery.controllers import (
     Kind,
     NotCached,
     QueuePolicy,
+    ReconcileTarget,
     Request,
     Result,
-    Target,
     Watched,
     watches,
 )
@@ -91,13 +91,13 @@ async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_clust
 
 @pytest.mark.parametrize(
     "found",
-    [["a"], Target("a"), Target("a", "b", "c"), 5, None, [("a", "b", None)]],
+    [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
     ids=str,
 )
 async def test_mapper_that_returns_no_targets_is_logged_and_harmless(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture, found: Any
 ) -> None:
-    def mapper(_change: Watched[Any]) -> Iterable[Target]:
+    def mapper(_change: Watched[Any]) -> Iterable[ReconcileTarget]:
         return found  # type: ignore[no-any-return]
 
     log = Log()
@@ -296,8 +296,8 @@ async def test_object_is_enqueued_from_another_thread(plane: ControlPlane) -> No
     log = Log()
     async with reconciling(log, plane) as running:
         await eventually(lambda: running.controllers.health().ready)
-        await asyncio.to_thread(running.controllers.enqueue, Target("any", "default", plane.project))
-        running.controllers.enqueue(Target("any", "default", "unknown"))
+        await asyncio.to_thread(running.controllers.enqueue, ReconcileTarget("any", "default", plane.project))
+        running.controllers.enqueue(ReconcileTarget("any", "default", "unknown"))
         await eventually(lambda: log.seen == [(plane.project, "any", None)])
 
 

@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
-from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness
@@ -23,14 +23,14 @@ NAMES = ("shop", "bank", "root", "nobody")
 PROD = ClusterScope(parse("env=prod"))
 
 
-def rule(name: str, scope: ClusterScope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> Rule:
+def rule(name: str, scope: ClusterScope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> RightsRule:
     """Return a rule for the caller of that name."""
-    return Rule(
+    return RightsRule(
         CallerSelector(listeners=frozenset({name})), Grant(rule=name, scope=scope, terms=terms, streams=streams)
     )
 
 
-def rules(*those: Rule) -> Rights:
+def rules(*those: RightsRule) -> Rights:
     return Rights(those)
 
 
@@ -74,7 +74,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @asynccontextmanager
-async def open_rules_harness(directory: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesHarness]:
+async def open_rules_harness(directory: Path, *those: RightsRule, **others: Any) -> AsyncIterator[RulesHarness]:
     listeners = [Listener(name=name, address=UnixSocket(directory / f"{name}.sock")) for name in NAMES]
     async with a_harness(directory, rights=rules(*those), listeners=listeners, **others) as harness:
         yield RulesHarness(harness, directory)

@@ -22,7 +22,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
-from milo_discoveryd.rights.rights import Grant, Rights, Rule
+from milo_discoveryd.rights.rights import Grant, Rights, RightsRule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.sources.kind import SourceOptions
@@ -76,12 +76,12 @@ class Intruder:
         return [word for word in (*THEIRS, "ours") for text in self.heard if word in text]
 
 
-def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
-    return Rule(CallerSelector(sans=sans), Grant(rule=name, scope=scope))
+def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> RightsRule:
+    return RightsRule(CallerSelector(sans=sans), Grant(rule=name, scope=scope))
 
 
 @asynccontextmanager
-async def at_the_network(directory: Path, *rules: Rule) -> AsyncIterator[tuple[Harness, TlsFiles]]:
+async def at_the_network(directory: Path, *rules: RightsRule) -> AsyncIterator[tuple[Harness, TlsFiles]]:
     tls_files = TlsFiles(directory)
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
     async with a_harness(directory, listeners=[listener], rights=Rights(rules)) as harness:
@@ -183,7 +183,7 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_peer_with_unmatched_uid_is_denied(open_directory: Path) -> None:
-    us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
+    us = RightsRule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixSocket(open_directory / "d.sock", 0o666), peer_credentials=True)
     async with a_harness(open_directory, listeners=[listener], rights=Rights((us,))) as harness:
         ours_and_theirs(harness)

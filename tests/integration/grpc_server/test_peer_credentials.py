@@ -21,7 +21,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.caller_selector import CallerSelector
-from milo_discoveryd.rights.rights import Grant, Rights, Rule
+from milo_discoveryd.rights.rights import Grant, Rights, RightsRule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import Service
@@ -34,7 +34,7 @@ from tests.integration.grpc_server.conftest import NO_RULES, Harness, a_harness,
 from tests.integration.grpc_server.raw import Raw
 from tests.support.eventually import eventually
 
-NOBODY = Rule(CallerSelector(uids=frozenset({4242})), Grant(rule="nobody", scope=ALL_CLUSTERS))
+NOBODY = RightsRule(CallerSelector(uids=frozenset({4242})), Grant(rule="nobody", scope=ALL_CLUSTERS))
 AS_ANOTHER = """
 import json, os, sys
 import grpc
@@ -132,7 +132,7 @@ async def test_peer_credentials_tell_users_apart(callers: list[Caller], director
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_group_rule_matches_supplementary_groups(directory: Path) -> None:
-    rule = Rule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
+    rule = RightsRule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
     async with guarded(directory, rights=Rights((rule,))) as harness:
         (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
             as_another(harness.address, 1001, 27, 1001, 4242),
@@ -254,7 +254,7 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=0.001, burst=20.0))
-    rule = Rule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
+    rule = RightsRule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
 
     async def codes(harness: Harness, count: int) -> list[grpc.StatusCode]:
         async with harness.client() as stub:

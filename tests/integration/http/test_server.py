@@ -7,16 +7,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from milo_kube.http.server import REQUEST_LIMIT, HttpReply, HttpServer, Request
+from milo_kube.http.server import REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
 from tests.support.eventually import LIMIT_S, eventually
 
 
 @asynccontextmanager
-async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Request]]]:
-    seen: list[Request] = []
+async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[ServerRequest]]]:
+    seen: list[ServerRequest] = []
     never = asyncio.Event()
 
-    async def answer(request: Request) -> HttpReply:
+    async def answer(request: ServerRequest) -> HttpReply:
         seen.append(request)
         if request.path == "/never":
             await never.wait()
@@ -122,7 +122,7 @@ async def test_stopped_server_cancels_requests() -> None:
 
 
 async def test_port_in_use_is_an_error() -> None:
-    async def answer(request: Request) -> HttpReply:
+    async def answer(request: ServerRequest) -> HttpReply:
         return HttpReply(b"")
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):

@@ -4,7 +4,7 @@ import pytest
 
 from milo_sandbox import Rule
 from milo_sandbox.refusals import RefusedError
-from milo_sandbox.rights import ADMIN, Action, Rights
+from milo_sandbox.rights import ADMIN, Action, SubjectRights
 from milo_sandbox.tokens import Tokens
 
 LIST = Action(verb="list", group="resourcemanager.miloapis.com", resource="projects")
@@ -49,7 +49,7 @@ def test_foreign_and_revoked_tokens_are_rejected() -> None:
 
 
 def test_admin_is_allowed_everything_and_unknown_user_nothing() -> None:
-    rights = Rights()
+    rights = SubjectRights()
     rights.demand(ADMIN, LIST)
     with pytest.raises(RefusedError) as error:
         rights.demand("stranger", LIST)
@@ -72,7 +72,7 @@ def test_admin_is_allowed_everything_and_unknown_user_nothing() -> None:
     ],
 )
 def test_rule_covers_named_resources(rule: Rule, allowed: bool) -> None:
-    rights = Rights()
+    rights = SubjectRights()
     rights.grant("reader", [rule])
     assert rights.allows("reader", LIST) is allowed
 
@@ -80,7 +80,7 @@ def test_rule_covers_named_resources(rule: Rule, allowed: bool) -> None:
 def test_forbidden_response_names_subresource_name_and_namespace() -> None:
     action = Action(verb="patch", group="", resource="configmaps", subresource="status", name="one", namespace="work")
     with pytest.raises(RefusedError) as error:
-        Rights().demand("reader", action)
+        SubjectRights().demand("reader", action)
     assert error.value.message == (
         'configmaps "one" is forbidden: User "reader" cannot patch resource "configmaps/status" '
         'in API group "" in the namespace "work"'

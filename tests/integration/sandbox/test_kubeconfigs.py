@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from milo_sandbox import Sandbox
-from milo_sandbox.kubeconfigs import TokenFile, write_secret
+from milo_sandbox.kubeconfigs import RenewedTokenFile, write_secret
 from tests.integration.sandbox.client import PROJECTS, Client
 from tests.support.eventually import LIMIT_S
 
@@ -38,7 +38,7 @@ async def test_token_file_is_replaced_at_half_its_lifetime(tmp_path: Path) -> No
             renewed.set()
         return issued[-1]
 
-    file = TokenFile(tmp_path / "token", issue, life=0.02)
+    file = RenewedTokenFile(tmp_path / "token", issue, life=0.02)
     file.start()
     assert file.path.read_text() == "token-0"
     async with asyncio.timeout(LIMIT_S):

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from milo_sandbox import selectors, tables
-from milo_sandbox.records import Event, Record
+from milo_sandbox.records import RecordedChange, SandboxRecord
 from milo_sandbox.resources import PROJECTS, Resource
 from milo_sandbox.tables import Table
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
 
-def record(document: Any) -> Record:
-    return Record(key="alpha", uid="u", version=7, labels={}, body=json.dumps(document).encode())
+def record(document: Any) -> SandboxRecord:
+    return SandboxRecord(key="alpha", uid="u", version=7, labels={}, body=json.dumps(document).encode())
 
 
 def cells(document: Any, resource: Resource = PROJECTS) -> list[Any]:
@@ -57,7 +57,7 @@ def test_status_column_accepts_any_shape(status: Any) -> None:
 
 
 def test_table_watch_omits_events_outside_selector() -> None:
-    event = Event(version=7, before=None, record=record({}))
+    event = RecordedChange(version=7, before=None, record=record({}))
     assert Table(PROJECTS, clock=lambda: NOW).event(event, selectors.parse("env=prod")) is None
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from milo_sandbox import selectors
 from milo_sandbox.history import CompactedError
 from milo_sandbox.resources import PROJECTS
-from milo_sandbox.selectors import Selector
+from milo_sandbox.selectors import LabelSelector
 from milo_sandbox.store import Store
 
 PROD = selectors.parse("env=prod")
@@ -22,12 +22,12 @@ def put(store: Store, name: str, env: str) -> None:
         store.modify(PROJECTS, name, lambda it: it | {"metadata": it["metadata"] | {"labels": {"env": env}}})
 
 
-def listed(store: Store, version: int, selector: Selector = selectors.EVERYTHING) -> dict[str, int]:
+def listed(store: Store, version: int, selector: LabelSelector = selectors.EVERYTHING) -> dict[str, int]:
     page = store[PROJECTS].page(version=version, current=store.version, selector=selector)
     return {record.name: record.version for record in page.records}
 
 
-def replayed(state: dict[str, int], store: Store, since: int, selector: Selector) -> dict[str, int]:
+def replayed(state: dict[str, int], store: Store, since: int, selector: LabelSelector) -> dict[str, int]:
     for event in store[PROJECTS].history.since(since):
         match event.seen_through(selector):
             case None:
@@ -48,7 +48,7 @@ writes = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(("prod", "de
 
 
 @given(writes=writes, selector=st.sampled_from((selectors.EVERYTHING, PROD)))
-def test_list_and_events_reproduce_any_later_list(writes: list[tuple[str, str]], selector: Selector) -> None:
+def test_list_and_events_reproduce_any_later_list(writes: list[tuple[str, str]], selector: LabelSelector) -> None:
     store = Store([PROJECTS])
     seen = {store.version: listed(store, store.version, selector)}
     for name, what in writes:

@@ -7,7 +7,7 @@ from typing import Any
 from milo_sandbox import options
 from milo_sandbox.resources import PROJECTS
 from milo_sandbox.store import Store
-from milo_sandbox.watch import Pace, Plain, Watch
+from milo_sandbox.watch import ObjectWatch, Pace, Plain
 
 START = 1000.0
 STREAMING = {
@@ -22,12 +22,12 @@ def put(store: Store, name: str) -> None:
     store.create(PROJECTS, {"metadata": {"name": name}, "spec": spec})
 
 
-def watch(store: Store, **query: str) -> Watch:
+def watch(store: Store, **query: str) -> ObjectWatch:
     wanted = options.watch_options(query, namespace="", streaming_lists=True)
-    return Watch(store, PROJECTS, wanted, rendering=Plain(), pace=Pace(), now=START)
+    return ObjectWatch(store, PROJECTS, wanted, rendering=Plain(), pace=Pace(), now=START)
 
 
-def lines(watch: Watch, now: float = START) -> list[Any]:
+def lines(watch: ObjectWatch, now: float = START) -> list[Any]:
     """Return everything that the watch sends at that time."""
     data_sent = b""
     while data := watch.step(now):
@@ -35,7 +35,7 @@ def lines(watch: Watch, now: float = START) -> list[Any]:
     return [json.loads(line) for line in data_sent.splitlines()]
 
 
-def sent(watch: Watch, now: float = START) -> list[tuple[str, str]]:
+def sent(watch: ObjectWatch, now: float = START) -> list[tuple[str, str]]:
     return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines(watch, now)]
 
 

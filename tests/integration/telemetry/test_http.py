@@ -19,9 +19,9 @@ from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Identity, when
+from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_kube.http.headers import Headers
-from milo_kube.http.server import HttpReply, Request
+from milo_kube.http.server import HttpReply, ServerRequest
 from tests.support.eventually import LIMIT_S
 from tests.support.sources import new_source
 
@@ -52,10 +52,10 @@ async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
         assert not crowd[-1].at_eof()
 
 
-def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") -> Request:
+def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") -> ServerRequest:
     headers = Headers()
     headers.add(b"Host", host.encode())
-    return Request(path=path, query={"json": ""}, headers=headers, peer=peer)
+    return ServerRequest(path=path, query={"json": ""}, headers=headers, peer=peer)
 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
@@ -66,7 +66,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     metrics = Metrics()
     metrics.follow(fleet, 10)
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
-    identity = Identity(version="1", mode="single", epoch="e", started_at=when(0.0))
+    identity = DaemonIdentity(version="1", mode="single", epoch="e", started_at=when(0.0))
     board = StatusBoard(
         identity,
         fleet,

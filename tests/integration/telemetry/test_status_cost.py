@@ -14,7 +14,7 @@ from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import ClusterQuery, Identity, when
+from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
 from tests.support.sources import new_source
 
 PROJECTS = 2_000
@@ -40,7 +40,7 @@ def board() -> StatusBoard:
     source = new_source(Journal(metrics, Audit(metrics)))
     source.set_targets(targets(), 0.0)
     return StatusBoard(
-        Identity(version="1", mode="project", epoch="e", started_at=when(0.0)),
+        DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),
         source.fleet,
         RecentHistory(),
         subscribers=lambda: (),

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, Kind, Permanent, QueuePolicy, Request, Result, controllers, watches
-from milo_discovery.controllers.controller import Target, Watched
+from milo_discovery.controllers.controller import ReconcileTarget, Watched
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
 from milo_kube.list_watch import Answer
@@ -244,12 +244,12 @@ class Simulation:
         return found
 
 
-def neighbours(change: Watched[Any]) -> list[Target]:
+def neighbours(change: Watched[Any]) -> list[ReconcileTarget]:
     """Map a change to the object of the same name in the next cluster, if it exists."""
     following = CLUSTERS[(CLUSTERS.index(change.cluster.name) + 1) % len(CLUSTERS)]
     view = change.clusters.cluster(following)
     there = view is not None and view.get(KIND, change.name) is not None
-    return [Target(change.name, "", following)] if there else []
+    return [ReconcileTarget(change.name, "", following)] if there else []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

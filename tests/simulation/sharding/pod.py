@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from milo_discoveryd.sharding.actions import Read, Request, Wait
+from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
 from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
@@ -235,7 +235,7 @@ class Pod:
         self._apply(now)
         if self.member.has_ended:
             self.kill()
-        elif isinstance(action, Wait):
+        elif isinstance(action, WaitUntil):
             self._wake_at(action.until, now)
         else:
             self._send(action, now)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.actions import Read, Request, Wait
+from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
@@ -243,7 +243,7 @@ class Search:
                     draining |= {cluster}
             member.drained(ownership.view.number, frozenset() if self._acknowledges_early else draining)
         in_flight = process.in_flight
-        if in_flight is None and not isinstance(action := member.next(now), Wait):
+        if in_flight is None and not isinstance(action := member.next(now), WaitUntil):
             in_flight = InFlight(action, now)
         return msgspec.structs.replace(
             process,

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from milo_discovery import BackoffPolicy, _convert
-from milo_discovery._subscription import Subscription
+from milo_discovery._subscription import StreamSubscription
 from milo_discovery.events import Event as ClientEvent
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
@@ -253,7 +253,7 @@ async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
 
 class _Client:
     def __init__(self) -> None:
-        self.subscription = Subscription({}, BackoffPolicy())
+        self.subscription = StreamSubscription({}, BackoffPolicy())
 
     async def receive(self, message: bytes) -> None:
         assert len(message) <= MESSAGE_LIMIT, "the batch exceeds a client's default limit"

@@ -1,18 +1,39 @@
-"""Types of the daemon have names of their own, so that a search for one finds one."""
+"""Classes have names of their own, so that a search for one finds one."""
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
-import milo_discoveryd
+from tests.tooling.import_contracts.contracts import PACKAGES
 
-PACKAGE = Path(milo_discoveryd.__file__).parent
+SHARED = {
+    "Cluster",
+    "Connectivity",
+    "ConnectivityState",
+    "DisengageReason",
+    "Draining",
+    "Event",
+    "EventType",
+    "Fleet",
+    "Kind",
+    "Kubeconfig",
+    "NotFound",
+    "RefusedError",
+    "Resource",
+    "Source",
+    "SourceState",
+    "SourceStatus",
+    "Suspension",
+    "Watch",
+}
+"""Words of the protocol that the daemon and the client library both use, each for its own type."""
 
 
-def test_types_of_the_daemon_have_distinct_names() -> None:
+def test_classes_of_all_packages_have_distinct_names() -> None:
     places: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef):
-                places[node.name].append(path.relative_to(PACKAGE).as_posix())
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            if "_gen" not in path.parts:
+                names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+                for name in names:
+                    places[name].append(path.relative_to(package.parent).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED} == {}

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_discovery import Fleet
-from milo_discovery.controllers import Controllers, Kind, QueuePolicy, Request, Target, Watched, watches
+from milo_discovery.controllers import Controllers, Kind, QueuePolicy, ReconcileTarget, Request, Watched, watches
 from milo_discovery.testing import FakeDiscovery
 
 WIDGETS = "example.com/v1/widgets"
@@ -31,7 +31,7 @@ async def async_generator(_request: Request) -> AsyncIterator[None]:
     yield
 
 
-async def async_mapper(_change: Watched[Any]) -> list[Target]:
+async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
     return []
 
 
@@ -95,12 +95,12 @@ async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_control
     made.reconcile(WIDGETS)(works)
     made.reconcile("v1/configmaps")(works)
     with pytest.raises(ValueError, match="names no cluster"):
-        made.enqueue(Target("a"))
+        made.enqueue(ReconcileTarget("a"))
     for controller in (None, "unknown"):
         with pytest.raises(ValueError, match="pass one of 'widgets', 'configmaps'"):
-            made.enqueue(Target("a", "default", "alpha"), controller=controller)
+            made.enqueue(ReconcileTarget("a", "default", "alpha"), controller=controller)
     made.enqueue(
-        Target("a", "default", "alpha"), controller="widgets"
+        ReconcileTarget("a", "default", "alpha"), controller="widgets"
     )  # not running: each object is reconciled at first
 
 

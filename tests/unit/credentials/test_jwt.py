@@ -14,7 +14,7 @@ DEEP = urlsafe_b64encode(b'{"x":' + b"[" * 20_000).decode().rstrip("=") + ".e30.
 
 def test_jwt_claims_are_read() -> None:
     found = jwt.claims(made(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"]))
-    assert found == jwt.Claims(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"])
+    assert found == jwt.JwtClaims(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"])
     assert found.audiences == {"milo", "other"}
 
 
@@ -43,4 +43,4 @@ def test_jwt_parser_accepts_or_rejects_any_text(text: str) -> None:
         found = jwt.claims(text)
     except ValueError:
         return
-    assert found is None or isinstance(found, jwt.Claims)
+    assert found is None or isinstance(found, jwt.JwtClaims)

@@ -6,7 +6,7 @@ import pytest
 from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry import known_objects as module
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING
@@ -293,9 +293,9 @@ def test_connectivity_result_for_disengaged_cluster_is_ignored(name: str, incarn
 def test_cluster_transitions_are_kept_with_their_reasons() -> None:
     fleet = after(ready(), not_ready(message="degraded"), ready(version="3"))
     assert known(fleet).transitions == (
-        Transition(EventType.ENGAGED, wall(0), 1),
-        Transition(EventType.DISENGAGED, wall(1), 1, NOT_READY, "degraded"),
-        Transition(EventType.ENGAGED, wall(2), 3),
+        RecordedTransition(EventType.ENGAGED, wall(0), 1),
+        RecordedTransition(EventType.DISENGAGED, wall(1), 1, NOT_READY, "degraded"),
+        RecordedTransition(EventType.ENGAGED, wall(2), 3),
     )
 
 

@@ -3,14 +3,14 @@
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
-from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 
 PROD = ClusterScope(parse("env=prod"))
 
 
-def rule(name: str, who: CallerSelector, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
-    return Rule(who, Grant(rule=name, scope=scope))
+def rule(name: str, who: CallerSelector, scope: ClusterScope = ALL_CLUSTERS) -> RightsRule:
+    return RightsRule(who, Grant(rule=name, scope=scope))
 
 
 def test_rights_without_rules_grant_everything() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from milo_discoveryd.sharding.actions import Read, Request, Wait
+from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
@@ -27,7 +27,7 @@ class Driver:
         """Perform the next request of a member; return whether there was one."""
         member = self.members[name]
         action = member.next(self.now)
-        if not isinstance(action, Wait):
+        if not isinstance(action, WaitUntil):
             self.requests.append((self.now, name, action))
             self.perform(member, action)
         ownership = member.ownership(self.now)
@@ -35,7 +35,7 @@ class Driver:
             kept = self.pending.get(name, set())
             lost = {key for key in kept if ownership.decide(key).state is not KeyOwnership.OWNED}
             member.drained(ownership.view.number, frozenset(lost))
-        return not isinstance(action, Wait)
+        return not isinstance(action, WaitUntil)
 
     def perform(self, member: Member, action: Request) -> None:
         try:

@@ -5,7 +5,7 @@ from math import inf
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.actions import Delete, Evict, Read, Wait, WriteLease, WriteView
+from milo_discoveryd.sharding.actions import Delete, Evict, Read, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership
@@ -228,7 +228,7 @@ def test_eviction_of_a_member_that_renewed_meanwhile_conflicts() -> None:
     evictor = driver.members["b"]
     at = driver.now
     while not isinstance(action := evictor.next(at), Evict):
-        if isinstance(action, Wait):
+        if isinstance(action, WaitUntil):
             at = action.until
         elif isinstance(action, Read):
             evictor.was_read(driver.api.group, at, at)
@@ -316,7 +316,7 @@ def test_leaving_member_hands_over_and_releases_its_lease() -> None:
     driver.members["a"].leave()
     driver.run_until(lambda: driver.members["a"].has_ended)
     assert not driver.api.group.members["a"].is_held
-    assert driver.members["a"].next(driver.now) == Wait(inf)
+    assert driver.members["a"].next(driver.now) == WaitUntil(inf)
     driver.run_until(lambda: driver.owned("b") == ALL, "b")
 
 
@@ -334,7 +334,7 @@ def test_member_that_never_held_its_lease_ends_at_once() -> None:
     driver = Driver("a")
     driver.step("a")
     driver.members["a"].stop()
-    assert driver.members["a"].next(driver.now) == Wait(inf)
+    assert driver.members["a"].next(driver.now) == WaitUntil(inf)
     assert driver.members["a"].has_ended
 
 
@@ -362,7 +362,7 @@ def test_failed_lease_request_is_retried_after_a_second() -> None:
     member = Member("a", "a#1")
     assert member.next(5.0) == Read()
     member.failed(6.0)
-    assert member.next(6.5) == Wait(7.0)
+    assert member.next(6.5) == WaitUntil(7.0)
     assert member.next(7.0) == Read()
 
 
@@ -370,7 +370,7 @@ def test_member_with_failed_request_wakes_at_its_fence() -> None:
     driver = settled("a")
     member = driver.members["a"]
     member.failed(member.fence_at - 0.5)
-    assert member.next(member.fence_at - 0.4) == Wait(member.fence_at)
+    assert member.next(member.fence_at - 0.4) == WaitUntil(member.fence_at)
 
 
 def test_member_was_written_rejects_read_action() -> None:
@@ -574,7 +574,7 @@ def test_deleted_view_is_not_recreated_by_a_new_member_while_others_acknowledge_
         assert isinstance(action, Read)
         assert member.state.lease is not None
         member.was_read(GroupState(members={"b": other, "a": member.state.lease}), float(now), float(now))
-        assert isinstance(member.next(float(now)), Wait)
+        assert isinstance(member.next(float(now)), WaitUntil)
 
 
 def test_ownership_of_a_member_outside_the_view_owns_nothing() -> None:

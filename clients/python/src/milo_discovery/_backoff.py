@@ -19,7 +19,7 @@ class BackoffPolicy:
     healthy: timedelta = timedelta(seconds=10)
 
 
-class Backoff:
+class StreamBackoff:
     """A counter of consecutive failures, from which the next delay is computed.
 
     Each delay is drawn from the upper half of its range, so that clients which lost the same daemon do not all

@@ -46,7 +46,7 @@ class _SharedRestClient(RESTClientObject):
         pass
 
 
-class RenewingApiClient(ApiClient):
+class RenewingSyncApiClient(ApiClient):
     """An API client that uses the newest credential for each request, and retries once with a newer one after a 401."""
 
     def __init__(

@@ -23,7 +23,7 @@ def boottime() -> float:
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
-class Ownership:
+class OwnershipDeadline:
     """The deadline of the ownership that a daemon reports. Times are those of `boottime`."""
 
     def __init__(self) -> None:

@@ -10,10 +10,10 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from milo_discovery import _convert
-from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._convert import WatchOptions
 from milo_discovery._kubeconfig_access import read_access
-from milo_discovery._ownership import Ownership, boottime
+from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
@@ -23,18 +23,18 @@ from milo_discovery.v1 import discovery_pb2 as pb
 log = logging.getLogger("milo_discovery.watch")
 
 
-class Subscription:
+class StreamSubscription:
     """The session, the events not yet taken, and the connection state. Times are seconds of one monotonic clock."""
 
     def __init__(self, options: WatchOptions, backoff: BackoffPolicy) -> None:
         self._request = _convert.watch_request(options)
-        self._backoff = Backoff(backoff)
+        self._backoff = StreamBackoff(backoff)
         self._connected_at: float | None = None
         self._disconnect_reported = False
         self.session = Session()
         self.subscriber = self._request.subscriber
         """The name under which clusters are released; empty if releases are not confirmed."""
-        self.ownership = Ownership()
+        self.ownership = OwnershipDeadline()
         self.silence_limit = _convert.silence_limit(options)
         """A stream that is silent for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
@@ -94,7 +94,7 @@ def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
 class WatchState:
     """The state of a watch, readable at any time."""
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: StreamSubscription) -> None:
         self._subscription = subscription
         self.clusters: Mapping[str, Cluster] = _ClusterView(subscription.session.view)
         """The current view by name. It may be ahead of the events not yet iterated over."""

@@ -23,7 +23,7 @@ from milo_discovery._convert import FilterOptions, WatchOptions
 from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery._shared_channel import SharedChannel
-from milo_discovery._subscription import Subscription
+from milo_discovery._subscription import StreamSubscription
 from milo_discovery._task_groups import cancelled_from_outside
 from milo_discovery.errors import CallFailed
 from milo_discovery.model import (
@@ -99,7 +99,7 @@ class DiscoveryClient:
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:
         """Watch the clusters that the options select; all by default. Each watch has its own connection."""
         watch = Watch(
-            Subscription(options, self._backoff),
+            StreamSubscription(options, self._backoff),
             self._connect,
             self._watches.discard,
             self._credentials.metadata,

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar, Unpack
 
 from milo_discovery._api_clients import ApiClients
-from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
@@ -36,7 +36,7 @@ OnError = Literal["restart", "raise"] | Callable[[EngagedCluster, Exception], bo
 the Fleet with HandlerFailed. A function: called with the error, returns whether to restart the handler."""
 
 
-class Feed(Protocol):
+class ClusterFeed(Protocol):
     """The events of a watch, and the releases of clusters that drain."""
 
     @property
@@ -51,7 +51,7 @@ class FleetClient(Protocol):
     @property
     def api_clients(self) -> ApiClients: ...
     async def end_subscription(self, subscriber: str) -> None: ...
-    def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[Feed]: ...
+    def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[ClusterFeed]: ...
 
 
 OnDrain = Literal["cancel", "wait"]
@@ -190,7 +190,7 @@ class Fleet(RunsInBackground):
             async with asyncio.timeout(_END_LIMIT_S):
                 await self._client.end_subscription(subscriber)
 
-    def _apply(self, item: Event | StreamNotice, watch: Feed, tasks: asyncio.TaskGroup) -> None:
+    def _apply(self, item: Event | StreamNotice, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
                 self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.api_clients), tasks)
@@ -231,7 +231,7 @@ class Fleet(RunsInBackground):
         task.add_done_callback(lambda done: self._finished(cluster.name, done))
         self._members[cluster.name] = _Member(cluster, task)
 
-    def _drain(self, name: str, watch: Feed, tasks: asyncio.TaskGroup) -> None:
+    def _drain(self, name: str, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
         """End the handler of a draining cluster. The daemon awaits a release each time it sends the cluster."""
         member = self._members[name]
         if member.cluster.draining is None:
@@ -241,11 +241,11 @@ class Fleet(RunsInBackground):
         if member.releasing is None or member.releasing.done():
             member.releasing = tasks.create_task(self._release(member.cluster, watch), name=f"release {name}")
 
-    async def _release(self, cluster: EngagedCluster, watch: Feed) -> None:
+    async def _release(self, cluster: EngagedCluster, watch: ClusterFeed) -> None:
         """Release a draining cluster once its handlers have ended."""
         while unfinished := self._unfinished.get(cluster.name):
             await asyncio.wait(tuple(unfinished))
-        backoff = Backoff(BackoffPolicy())
+        backoff = StreamBackoff(BackoffPolicy())
         released: Cluster | None = None
         while released is None or released.incarnation != cluster.current.incarnation:
             released = cluster.current
@@ -282,7 +282,7 @@ class Fleet(RunsInBackground):
         if previous:
             # A previous engagement of this name is still cleaning up; the two must not overlap.
             await asyncio.wait(previous)
-        backoff = Backoff(self._backoff_policy)
+        backoff = StreamBackoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
         while cluster.draining is None:
             began = clock()

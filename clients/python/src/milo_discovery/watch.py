@@ -13,7 +13,7 @@ import grpc
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
-from milo_discovery._subscription import Subscription, WatchState
+from milo_discovery._subscription import StreamSubscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster
@@ -41,7 +41,7 @@ class Watch(WatchState):
 
     def __init__(
         self,
-        subscription: Subscription,
+        subscription: StreamSubscription,
         connect: Callable[[], grpc.aio.Channel],
         on_close: Callable[[Watch], None],
         metadata: Callable[[], tuple[tuple[str, str], ...]],

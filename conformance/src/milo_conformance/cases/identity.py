@@ -8,7 +8,7 @@ from functools import partial
 import grpc
 
 from milo_conformance.certificates import Authority
-from milo_conformance.daemon import Stream, Tls, kubeconfig
+from milo_conformance.daemon import ScriptedStream, TlsFiles, kubeconfig
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -27,7 +27,7 @@ def write(run: Run, name: str, content: bytes) -> str:
     return str(path)
 
 
-async def resumed(run: Run, stream: Stream) -> Stream:
+async def resumed(run: Run, stream: ScriptedStream) -> ScriptedStream:
     """End a stream, and return the next one."""
     stream.end(UNAVAILABLE)
     again = await run.stream(resuming=stream.revision)
@@ -36,7 +36,7 @@ async def resumed(run: Run, stream: Stream) -> Stream:
     return again
 
 
-def expect_token(stream: Stream, token: str) -> None:
+def expect_token(stream: ScriptedStream, token: str) -> None:
     found = stream.metadata.get("authorization", "")
     if found != f"Bearer {token}":
         raise CaseFailed(f"the stream was opened with the authorization {found!r}, not 'Bearer {token}'")
@@ -127,7 +127,7 @@ async def token_without_tls(run: Run) -> None:
 async def client_certificate(run: Run) -> None:
     servers, first, second = Authority(), Authority(), Authority()
     server = servers.server("localhost")
-    run.daemon.use_tls(Tls(server.certificate, server.key, first.certificate))
+    run.daemon.use_tls(TlsFiles(server.certificate, server.key, first.certificate))
     own = first.client("operator")
     await run.start(
         {
@@ -137,7 +137,7 @@ async def client_certificate(run: Run) -> None:
         }
     )
     stream = await run.synced("a")
-    run.daemon.use_tls(Tls(server.certificate, server.key, second.certificate))
+    run.daemon.use_tls(TlsFiles(server.certificate, server.key, second.certificate))
     await run.daemon.serve()
     own = second.client("operator")
     write(run, "client.key", own.key)

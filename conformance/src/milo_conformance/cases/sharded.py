@@ -10,7 +10,7 @@ from functools import partial
 
 import grpc
 
-from milo_conformance.daemon import Abort, Stream, engaged
+from milo_conformance.daemon import Abort, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -57,7 +57,7 @@ def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
     return renew
 
 
-async def sharded_stream(run: Run, renew: Renewal) -> Stream:
+async def sharded_stream(run: Run, renew: Renewal) -> ScriptedStream:
     """Return a stream of a daemon that owns its clusters, of which the subscriber was told."""
     run.daemon.answers["RenewOwnership"] = renew
     stream = await run.stream(resuming="")

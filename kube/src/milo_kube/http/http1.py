@@ -22,7 +22,7 @@ class Http1Connection(asyncio.Protocol):
     def __init__(self, origin: str) -> None:
         self._origin = origin
         self._transport: asyncio.Transport | None = None
-        self._response: _Response | None = None
+        self._response: _Http1Response | None = None
         self._is_lost = False
         self._loss: Exception | None = None
         self.requests = 0
@@ -54,7 +54,7 @@ class Http1Connection(asyncio.Protocol):
             check_header(name, value)
             lines.append(f"{name}: {value}")
         self.requests += 1
-        self._response = response = _Response(self._origin, self)
+        self._response = response = _Http1Response(self._origin, self)
         if self._is_lost:
             response.connection_lost(self._loss)
         else:
@@ -87,7 +87,7 @@ class Http1Connection(asyncio.Protocol):
             self._response.connection_lost(exc)
 
 
-class _Response(Response):
+class _Http1Response(Response):
     __slots__ = ("_connection", "_ends_with_connection", "_is_paused", "_parser")
 
     def __init__(self, origin: str, connection: Http1Connection) -> None:

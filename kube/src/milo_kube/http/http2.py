@@ -107,7 +107,7 @@ class Http2Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._h2 = _Protocol()
         self._transport: asyncio.Transport | None = None
-        self._responses: dict[int, _Response] = {}
+        self._responses: dict[int, _Http2Response] = {}
         self._failure: TransportError | None = None
         self._has_settings = False
         self._is_going_away = False
@@ -160,7 +160,7 @@ class Http2Connection(asyncio.Protocol):
                 fields.append((name.lower(), value))
         self.requests += 1
         self._credit = min(self._credit + _FRAMES_PER_REQUEST, _CREDIT_LIMIT)
-        response = _Response(self._origin, self)
+        response = _Http2Response(self._origin, self)
         if self._failure is not None:
             response.failed(self._failure)
             return response
@@ -176,7 +176,7 @@ class Http2Connection(asyncio.Protocol):
             self._check = self._loop.call_later(PING_AFTER_S, self._check_liveness)
         return response
 
-    def finished(self, response: "_Response") -> None:
+    def finished(self, response: "_Http2Response") -> None:
         """End the exchange; the stream is reset unless both sides have ended it."""
         if self._responses.pop(response.stream_id, None) is None or self._failure is not None:
             return
@@ -184,7 +184,7 @@ class Http2Connection(asyncio.Protocol):
             self._h2.reset_stream(response.stream_id, ErrorCodes.CANCEL)
         self._flush()
 
-    def consumed(self, response: "_Response", size: int) -> None:
+    def consumed(self, response: "_Http2Response", size: int) -> None:
         """Let the server send `size` more bytes of the body."""
         if size and self._failure is None:
             self._h2.acknowledge_received_data(size, response.stream_id)
@@ -316,7 +316,7 @@ class Http2Connection(asyncio.Protocol):
             with suppress(StreamClosedError):  # by a reset that was received together with the window
                 self._send_body(response)
 
-    def _send_body(self, response: "_Response") -> None:
+    def _send_body(self, response: "_Http2Response") -> None:
         stream_id = response.stream_id
         while response.unsent:
             size = min(
@@ -365,7 +365,7 @@ class Http2Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
 
-class _Response(Response):
+class _Http2Response(Response):
     __slots__ = ("_connection", "stream_id", "unsent")
 
     def __init__(self, origin: str, connection: Http2Connection) -> None:

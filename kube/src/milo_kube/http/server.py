@@ -22,7 +22,7 @@ IDLE_S = 60.0
 _METHODS = ("GET", "HEAD")
 
 
-class Request(msgspec.Struct, frozen=True):
+class ServerRequest(msgspec.Struct, frozen=True):
     path: str
     query: Mapping[str, str]
     headers: Headers
@@ -37,7 +37,7 @@ class HttpReply(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-Handler = Callable[[Request], Awaitable[HttpReply]]
+Handler = Callable[[ServerRequest], Awaitable[HttpReply]]
 
 
 class HttpServer:
@@ -141,7 +141,7 @@ class _Connection(asyncio.Protocol):
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(_METHODS)})
             return
         path, _, query = self._target.decode("latin-1").partition("?")
-        request = Request(
+        request = ServerRequest(
             path=unquote(path),
             query=dict(parse_qsl(query, keep_blank_values=True)),
             headers=self._headers,
@@ -151,7 +151,7 @@ class _Connection(asyncio.Protocol):
         answering = self._answer(request, with_body=method == "GET")
         self._task = asyncio.get_running_loop().create_task(answering, name="answer an HTTP request")
 
-    async def _answer(self, request: Request, *, with_body: bool) -> None:
+    async def _answer(self, request: ServerRequest, *, with_body: bool) -> None:
         try:
             response = await self._handler(request)
         except BaseException:

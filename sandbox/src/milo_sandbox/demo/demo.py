@@ -13,7 +13,7 @@ from typing import Any
 from milo_discovery import DiscoveryClient, EventType, Watch
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
-from milo_discoveryd.daemon_errors import DiscoveryError
+from milo_discoveryd.daemon_errors import DaemonError
 from milo_discoveryd.telemetry import logging
 from milo_sandbox import churn
 from milo_sandbox.demo.scene import Scene
@@ -31,7 +31,7 @@ kubeconfigs:
     - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
 """
 """Kubeconfigs for the examples, whose identity may do everything in the sandbox."""
-EXPECTED = (DiscoveryError,)
+EXPECTED = (DaemonError,)
 """Errors of the daemon that are reported in one line each, without a traceback."""
 
 

@@ -17,7 +17,7 @@ from milo_discoveryd.model.cluster import (
     Target,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
@@ -230,7 +230,7 @@ def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> Non
 
 
 def test_transition_message_has_incarnation() -> None:
-    ended = Transition(EventType.DISENGAGED, 5.0, 3, DisengageReason.DELETED, "gone")
+    ended = RecordedTransition(EventType.DISENGAGED, 5.0, 3, DisengageReason.DELETED, "gone")
     assert convert.transition(ended, EPOCH) == pb.Transition(
         type=pb.ClusterEvent.TYPE_DISENGAGED,
         reason=pb.DISENGAGE_REASON_DELETED,

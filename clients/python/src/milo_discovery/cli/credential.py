@@ -20,7 +20,7 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
-from milo_discovery.cli.options import Connection, unary
+from milo_discovery.cli.options import ConnectionOptions, unary
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 @click.argument("name", type=NAME, required=False, metavar="NAME")
 @click.option("--cluster", metavar="NAME", hidden=True)  # how kubeconfigs call this command
 @unary
-def credential(connection: Connection, *, name: str | None, cluster: str | None) -> None:
+def credential(connection: ConnectionOptions, *, name: str | None, cluster: str | None) -> None:
     """Print a credential as an exec credential plugin does.
 
     kubectl and client libraries call this command, through the kubeconfigs that `milo-discovery kubeconfig` creates.
@@ -51,7 +51,7 @@ def credential(connection: Connection, *, name: str | None, cluster: str | None)
     _print_credential(connection, given, exec_info)
 
 
-def _print_credential(connection: Connection, cluster: str, exec_info: dict[str, Any]) -> None:
+def _print_credential(connection: ConnectionOptions, cluster: str, exec_info: dict[str, Any]) -> None:
     try:
         kubeconfig = _issue(connection, cluster)
         access = read_access(kubeconfig.kubeconfig)
@@ -61,7 +61,7 @@ def _print_credential(connection: Connection, cluster: str, exec_info: dict[str,
     click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
 
 
-def _issue(connection: Connection, cluster: str) -> pb.Kubeconfig:
+def _issue(connection: ConnectionOptions, cluster: str) -> pb.Kubeconfig:
     # Without DiscoveryClient: importing it takes longer than the call.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import grpc  # noqa: PLC0415  (not needed for usage errors)

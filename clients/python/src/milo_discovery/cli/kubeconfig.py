@@ -18,7 +18,7 @@ from milo_discovery._kubeconfig_access import read_access as read_token_access
 from milo_discovery.cli import atomic_files, kubeconfig_merge
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.names import NAME
-from milo_discovery.cli.options import Connection, Duration, unary
+from milo_discovery.cli.options import ConnectionOptions, Duration, unary
 from milo_discovery.cli.text_output import format_duration
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="With -w: replace the file, whatever it contains.")
 @unary
 def kubeconfig(
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     name: str,
     use_exec: bool,
@@ -76,7 +76,7 @@ def kubeconfig(
         raise CommandFailure(f"cannot write {file}: {error.strerror}") from error
 
 
-def _exec_document(name: str, issued: Kubeconfig, connection: Connection) -> dict[str, Any]:
+def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions) -> dict[str, Any]:
     """Return a kubeconfig that calls this program as its exec plugin, with the options that reached the daemon.
 
     The exec entry is built here: one taken from the response could run any program.

@@ -60,7 +60,7 @@ class Duration(click.ParamType[timedelta]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class ConnectionOptions:
     """The address and the credentials of the daemon, from the command line."""
 
     address: str
@@ -155,16 +155,16 @@ def connecting(*, timeout: str | None, timeout_help: str) -> Callable[[Callable[
     return decorate
 
 
-def _connection(address: str, timeout: timedelta | None, credentials: dict[str, Any]) -> Connection:
+def _connection(address: str, timeout: timedelta | None, credentials: dict[str, Any]) -> ConnectionOptions:
     try:
         checked = ClientCredentials(**{name: None if value == "" else value for name, value in credentials.items()})
         checked.check(grpc_target(address))
     except DiscoveryError as error:
         raise CallFailure(error, address) from error
-    return Connection(address=address, timeout=timeout, credentials=checked)
+    return ConnectionOptions(address=address, timeout=timeout, credentials=checked)
 
 
-def completion_connection(context: click.Context, timeout: timedelta) -> Connection:
+def completion_connection(context: click.Context, timeout: timedelta) -> ConnectionOptions:
     """Return the connection that an incomplete command line describes."""
     options: dict[str, Any] = {}
     for each in (context.parent, context):

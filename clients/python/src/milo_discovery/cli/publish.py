@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from milo_discovery.cli.exit_status import CommandFailure, print_message
-from milo_discovery.cli.options import Connection, Duration, connecting, filtering
+from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
 from milo_discovery.errors import TimedOut, UnusableKubeconfig
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     )
     @functools.wraps(command)
     def with_destination(
-        connection: Connection,
+        connection: ConnectionOptions,
         *,
         kubeconfig: Path | None,
         context: str | None,
@@ -169,7 +169,7 @@ def publish() -> None:
 )
 @click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
 def cluster_profiles(
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     only: FilterOptions,
     destination: Destination,
@@ -205,7 +205,7 @@ def cluster_profiles(
 )
 @click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
 def argocd_clusters(
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     only: FilterOptions,
     destination: Destination,
@@ -233,7 +233,7 @@ def argocd_clusters(
 @publishing
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
 def flux_kubeconfigs(
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     only: FilterOptions,
     destination: Destination,
@@ -252,7 +252,7 @@ def flux_kubeconfigs(
     _run(connection, destination, FluxKubeconfigs(copy_labels=copy_labels), options)
 
 
-def _run(connection: Connection, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
+def _run(connection: ConnectionOptions, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
     try:
         source, namespace = destination.target()
     except UnusableKubeconfig as error:
@@ -264,7 +264,7 @@ def _run(connection: Connection, destination: Destination, renderer: Renderer, o
 class _Run:
     """One run of the command."""
 
-    connection: Connection
+    connection: ConnectionOptions
     destination: Destination
     source: LocalSource
     namespace: str

@@ -12,7 +12,7 @@ import click
 from milo_discovery.cli import text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
 from milo_discovery.cli.names import NAME, did_you_mean
-from milo_discovery.cli.options import Connection, filtering, formatted, unary
+from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
 from milo_discovery.errors import ClusterNotFound, DiscoveryError
 from milo_discovery.model import SourceState
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
 @click.pass_context
-def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOptions, form: str, headers: bool) -> None:
+def list_clusters(
+    ctx: click.Context, connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool
+) -> None:
     """List the engaged clusters. Exits with 7 if a source is stale, or was not listed completely yet."""
     listing = connection.run(lambda client: client.list(**only))
     if form in {"table", "wide"}:
@@ -61,7 +63,7 @@ def _no_clusters(only: FilterOptions) -> str:
 @click.argument("name", type=NAME)
 @unary
 @formatted("table", "wide", "json", "yaml", "name")
-def get_cluster(connection: Connection, *, name: str, form: str, headers: bool) -> None:
+def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
     """Show what the daemon knows of a project, engaged or not."""
     report = _report(connection, name)
     if form in {"table", "wide"}:
@@ -78,7 +80,7 @@ def get_cluster(connection: Connection, *, name: str, form: str, headers: bool) 
 @click.argument("name", type=NAME)
 @unary
 @formatted("text", "json", "yaml")
-def explain(connection: Connection, *, name: str, form: str, headers: bool) -> None:
+def explain(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
     """Explain why a project is or is not engaged."""
     report = _report(connection, name)
     if form == "text":
@@ -88,7 +90,7 @@ def explain(connection: Connection, *, name: str, form: str, headers: bool) -> N
         _print(form, report, names=())
 
 
-def _report(connection: Connection, name: str) -> ClusterReport:
+def _report(connection: ConnectionOptions, name: str) -> ClusterReport:
     """Get a cluster; for an unknown name, suggest names of engaged clusters."""
 
     async def get(client: DiscoveryClient) -> ClusterReport:
@@ -106,7 +108,7 @@ def _report(connection: Connection, name: str) -> ClusterReport:
 @unary
 @formatted("table", "json", "yaml")
 @click.pass_context
-def status(ctx: click.Context, connection: Connection, *, form: str, headers: bool) -> None:
+def status(ctx: click.Context, connection: ConnectionOptions, *, form: str, headers: bool) -> None:
     """Show the daemon's state. Exits with 7 while it is not synced or a source is stale."""
     info = connection.run(lambda client: client.server_info())
     if form == "table":
@@ -122,7 +124,7 @@ def status(ctx: click.Context, connection: Connection, *, form: str, headers: bo
 @unary
 @formatted("table", "json", "yaml")
 @click.pass_context
-def shards(ctx: click.Context, connection: Connection, *, form: str, headers: bool) -> None:
+def shards(ctx: click.Context, connection: ConnectionOptions, *, form: str, headers: bool) -> None:
     """Show how the clusters are distributed over a group of daemons. Exits with 7 while the group is not settled."""
     info = connection.run(lambda client: client.server_info())
     sharding = info.sharding

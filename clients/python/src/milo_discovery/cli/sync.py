@@ -14,7 +14,7 @@ import click
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
-from milo_discovery.cli.options import Connection, Duration, connecting, filtering
+from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
 from milo_discovery.cli.text_output import format_duration
 from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import TimedOut
@@ -40,7 +40,9 @@ _DISK_FULL_RETRY_S = 1.0
 @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file.")
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
 @filtering
-def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool) -> None:
+def sync(
+    connection: ConnectionOptions, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool
+) -> None:
     """Keep a directory of kubeconfigs up to date.
 
     It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
@@ -64,7 +66,7 @@ class _Synchronizer:
     """
 
     def __init__(
-        self, directory: KubeconfigDirectory, connection: Connection, ttl: timedelta | None, *, once: bool
+        self, directory: KubeconfigDirectory, connection: ConnectionOptions, ttl: timedelta | None, *, once: bool
     ) -> None:
         self._directory = directory
         self._connection = connection

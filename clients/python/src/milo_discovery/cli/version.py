@@ -6,14 +6,14 @@ from importlib.metadata import version as distribution_version
 
 import click
 
-from milo_discovery.cli.options import Connection, formatted, unary
+from milo_discovery.cli.options import ConnectionOptions, formatted, unary
 
 
 @click.command("version")
 @unary
 @formatted("table", "json", "yaml")
 @click.option("--client", "client_only", is_flag=True, help="Print only the version of this command.")
-def version(connection: Connection, *, form: str, headers: bool, client_only: bool) -> None:
+def version(connection: ConnectionOptions, *, form: str, headers: bool, client_only: bool) -> None:
     """Print the versions of this command and of the daemon."""
     versions = {"client": distribution_version("milo-discovery-client")}
     failure: click.ClickException | None = None

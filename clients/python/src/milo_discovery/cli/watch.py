@@ -20,7 +20,7 @@ from milo_discovery.cli.exit_status import (
     printable,
     root_cause,
 )
-from milo_discovery.cli.options import Connection, connecting, filtering, formatted
+from milo_discovery.cli.options import ConnectionOptions, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
@@ -41,7 +41,7 @@ _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DI
 @click.option("--once", is_flag=True, help="Exit after the first complete view.")
 @click.option("--timestamps", is_flag=True, help="Print the time at which each event arrived.")
 def watch(
-    connection: Connection, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
+    connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
 ) -> None:
     """Watch clusters and print their events.
 
@@ -54,7 +54,7 @@ def watch(
 
 
 async def _print_events(
-    client: DiscoveryClient, connection: Connection, only: FilterOptions, printer: EventPrinter, *, once: bool
+    client: DiscoveryClient, connection: ConnectionOptions, only: FilterOptions, printer: EventPrinter, *, once: bool
 ) -> None:
     import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 

@@ -10,7 +10,7 @@ with needs_extra("controllers"):
 from milo_discovery.controllers.app import main, set_up_logging
 from milo_discovery.controllers.cache_budget import CacheLimits
 from milo_discovery.controllers.conditions import owner_reference, with_condition, with_owner
-from milo_discovery.controllers.controller import Target, Watched, WatchedKind
+from milo_discovery.controllers.controller import ReconcileTarget, Watched, WatchedKind
 from milo_discovery.controllers.controllers import Controllers, watches
 from milo_discovery.controllers.errors import (
     AlreadyExists,
@@ -25,7 +25,7 @@ from milo_discovery.controllers.errors import (
     ReconcileTimeout,
     Unreachable,
 )
-from milo_discovery.controllers.fleet_view import ClusterObject, ClusterView, FleetView
+from milo_discovery.controllers.fleet_view import ClusterCaches, ClusterObject, FleetView
 from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
 from milo_discovery.controllers.kinds import Kind
 from milo_discovery.controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
@@ -38,10 +38,10 @@ __all__ = [
     "ApiError",
     "CacheLimits",
     "CacheProblem",
+    "ClusterCaches",
     "ClusterFilter",
     "ClusterObject",
     "ClusterProblem",
-    "ClusterView",
     "Conflict",
     "ControllerError",
     "Controllers",
@@ -55,11 +55,11 @@ __all__ = [
     "Permanent",
     "ProjectSuspended",
     "QueuePolicy",
+    "ReconcileTarget",
     "ReconcileTimeout",
     "Request",
     "Result",
     "SingleCluster",
-    "Target",
     "Unreachable",
     "Watched",
     "WatchedKind",

@@ -23,7 +23,7 @@ from milo_discovery.controllers.logs import ClusterFilter
 from milo_discovery.controllers.single_cluster import SingleCluster
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
-from milo_kube.http.server import HttpReply, HttpServer, Request
+from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 
 log = logging.getLogger("milo_discovery.controllers")
 
@@ -154,7 +154,7 @@ class Pages:
     def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
 
-    async def answer(self, request: Request) -> HttpReply:
+    async def answer(self, request: ServerRequest) -> HttpReply:
         match request.path:
             case "/livez":
                 return HttpReply(b"ok\n")

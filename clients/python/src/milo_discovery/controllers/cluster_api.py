@@ -82,7 +82,9 @@ class ClusterApi:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Document:
         """Send a request and return the decoded response. Raises ApiError, Unreachable or DiscoveryError."""
-        request = _Request(method, path, query, None if body is None else msgspec.json.encode(body), content_type)
+        request = _PreparedRequest(
+            method, path, query, None if body is None else msgspec.json.encode(body), content_type
+        )
         try:
             answer = await self._whole(request, timeout_s)
         except TransportError as error:
@@ -105,7 +107,7 @@ class ClusterApi:
         self, path: str, query: Query = (), *, timeout_s: float, accept: str = JSON, limit: int = RESPONSE_LIMIT
     ) -> Answer:
         try:
-            return await self._whole(_Request("GET", path, query, accept=accept, limit=limit), timeout_s)
+            return await self._whole(_PreparedRequest("GET", path, query, accept=accept, limit=limit), timeout_s)
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
 
@@ -118,12 +120,12 @@ class ClusterApi:
         silence_s: float | None,
         accept: str = JSON,
     ) -> AbstractAsyncContextManager[Stream]:
-        request = _Request("GET", path, query, accept=accept, encoding="identity")
+        request = _PreparedRequest("GET", path, query, accept=accept, encoding="identity")
         return _Streaming(self._streamed(request, connect_timeout_s, silence_s))
 
     # --- internals ---
 
-    async def _whole(self, request: _Request, timeout_s: float) -> Answer:
+    async def _whole(self, request: _PreparedRequest, timeout_s: float) -> Answer:
         access = await self._credentials.access()
         try:
             async with asyncio.timeout(timeout_s):
@@ -136,14 +138,16 @@ class ClusterApi:
         except TimeoutError:
             raise TransportError("timeout", f"{access.server} did not answer within {timeout_s:g} s") from None
 
-    async def _answered(self, request: _Request, access: KubeconfigAccess) -> Answer:
+    async def _answered(self, request: _PreparedRequest, access: KubeconfigAccess) -> Answer:
         response = await self._opened(request, access, CONNECT_TIMEOUT_S, None)
         try:
             return Answer(response.status, response.headers, await response.read(request.limit))
         finally:
             await response.aclose()
 
-    async def _streamed(self, request: _Request, connect_timeout_s: float, silence_s: float | None) -> _OpenResponse:
+    async def _streamed(
+        self, request: _PreparedRequest, connect_timeout_s: float, silence_s: float | None
+    ) -> _OpenResponse:
         try:
             access = await self._credentials.access()
             response = await self._opened(request, access, connect_timeout_s, silence_s)
@@ -162,7 +166,7 @@ class ClusterApi:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
 
     async def _opened(
-        self, request: _Request, access: KubeconfigAccess, connect_timeout_s: float, silence_s: float | None
+        self, request: _PreparedRequest, access: KubeconfigAccess, connect_timeout_s: float, silence_s: float | None
     ) -> _OpenResponse:
         key, client = self._connections.acquire(access)
         try:
@@ -192,7 +196,7 @@ class ClusterApi:
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class _PreparedRequest:
     method: str
     path: str
     query: Query
@@ -261,16 +265,16 @@ class _Cause(msgspec.Struct):
     reason: str = ""
 
 
-class _Details(msgspec.Struct):
+class _StatusDetails(msgspec.Struct):
     causes: list[_Cause] | None = None
 
 
-class _Refusal(msgspec.Struct):
-    details: _Details | None = None
+class _StatusRefusal(msgspec.Struct):
+    details: _StatusDetails | None = None
 
 
 _MAPPING = msgspec.json.Decoder(dict[str, Any])
-_REFUSAL = msgspec.json.Decoder(_Refusal)
+_REFUSAL = msgspec.json.Decoder(_StatusRefusal)
 
 
 def _refused(answer: Answer, request: str) -> Exception:

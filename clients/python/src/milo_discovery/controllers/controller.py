@@ -27,7 +27,7 @@ from milo_discovery.controllers.errors import (
     ReconcileTimeout,
 )
 from milo_discovery.controllers.event_log import EventLog
-from milo_discovery.controllers.fleet_view import ClusterView, FleetView
+from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
 from milo_discovery.controllers.functions import is_async
 from milo_discovery.controllers.informer import Informer
 from milo_discovery.controllers.kinds import CacheKey, Kind, ObjectT
@@ -64,7 +64,7 @@ _HOT_RECONCILES = 100
 _LONGEST_ERROR = 500
 
 
-class Target(NamedTuple):
+class ReconcileTarget(NamedTuple):
     """An object to reconcile, as a mapper returns it."""
 
     name: str
@@ -97,7 +97,7 @@ class Watched(Generic[ObjectT]):
         return None if self._change.old is None else self._kind.decode(self._change.old.raw)
 
 
-Mapper = Callable[[Watched[T]], Iterable[Target]]
+Mapper = Callable[[Watched[T]], Iterable[ReconcileTarget]]
 Predicate = Literal["generation", "labels", "annotations"] | Callable[[Watched[T]], bool]
 """Which updates of an object matter: those of its generation (its spec), labels or annotations, or those for which the
 function returns true. Without a function, creations and deletions always matter."""
@@ -127,7 +127,7 @@ class ControllerSpec(NamedTuple):
     timeout_s: float | None = None
 
 
-class Failure(msgspec.Struct):
+class ReconcileFailure(msgspec.Struct):
     """The last failure of an object."""
 
     error: str
@@ -136,7 +136,7 @@ class Failure(msgspec.Struct):
     is_stopped: bool
 
 
-class Tracer(Protocol):
+class ReconcileTracer(Protocol):
     """A tracer of OpenTelemetry."""
 
     def start_as_current_span(self, name: str, *args: Any, **options: Any) -> AbstractContextManager[Any]: ...
@@ -151,7 +151,7 @@ class Shared(NamedTuple):
     events: EventLog
     failures: FailureLog
     threads: Callable[[], Executor]
-    tracer: Tracer | None = None
+    tracer: ReconcileTracer | None = None
 
 
 class ReconciledCluster(Protocol):
@@ -164,7 +164,7 @@ class ReconciledCluster(Protocol):
     @property
     def api(self) -> ClusterApi: ...
     @property
-    def view(self) -> ClusterView: ...
+    def view(self) -> ClusterCaches: ...
     @property
     def tasks(self) -> asyncio.TaskGroup: ...
     @property
@@ -186,7 +186,7 @@ class Controller:
         self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failing: dict[ObjectKey, Failure] = {}
+        self._failing: dict[ObjectKey, ReconcileFailure] = {}
         self._recent: dict[ObjectKey, int] = {}
         """Reconciles of each object since `_recent_since`."""
         self._recent_since = self._clock()
@@ -271,7 +271,7 @@ class Controller:
         for found in member.informers[self.spec.kind.key].cache.values():
             self._add(member, found.namespace, found.name, priority)
 
-    def enqueue(self, target: Target) -> None:
+    def enqueue(self, target: ReconcileTarget) -> None:
         """Enqueue an object, if its cluster is engaged."""
         member = self._members.get(target.cluster or "")
         if member is not None:
@@ -281,7 +281,7 @@ class Controller:
         """Return when each running reconcile began."""
         return tuple(self._running.values())
 
-    def failing(self) -> Iterator[tuple[ObjectKey, Failure, float | None]]:
+    def failing(self) -> Iterator[tuple[ObjectKey, ReconcileFailure, float | None]]:
         """Return the objects whose last reconcile failed, and the time of the next one. Safe in any thread."""
         for key, failure in tuple(self._failing.items()):
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
@@ -433,7 +433,7 @@ class Controller:
         since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
         member = self._members.get(key.cluster)
         if member is not None and member.incarnation == key.incarnation:  # it was not dropped meanwhile
-            self._failing[key] = Failure(_text(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
+            self._failing[key] = ReconcileFailure(_text(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -550,13 +550,13 @@ def _text(error: Exception) -> str:
     return str(error) or repr(error)
 
 
-def _targets(found: object) -> list[Target]:
+def _targets(found: object) -> list[ReconcileTarget]:
     """Return what a mapper returned. Raises TypeError if it is not an iterable of Targets."""
-    if isinstance(found, Target) or not isinstance(found, Iterable):
+    if isinstance(found, ReconcileTarget) or not isinstance(found, Iterable):
         raise TypeError(f"the mapper returned {found!r}: return an iterable of Targets, such as [Target(...)]")
     targets = list(found)
     for each in targets:
-        if not isinstance(each, Target):
+        if not isinstance(each, ReconcileTarget):
             raise TypeError(f"the mapper returned {each!r} among its targets: return Target(name, namespace)")
     return targets
 

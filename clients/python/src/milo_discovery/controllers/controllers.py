@@ -29,14 +29,14 @@ from milo_discovery.controllers.controller import (
     Mapper,
     Predicate,
     Reconciler,
+    ReconcileTarget,
+    ReconcileTracer,
     Shared,
-    Target,
-    Tracer,
     WatchedKind,
     stays_suspended,
 )
 from milo_discovery.controllers.event_log import EventLog
-from milo_discovery.controllers.fleet_view import ClusterView, FleetView
+from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
 from milo_discovery.controllers.functions import check_plain, check_reconciler
 from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
 from milo_discovery.controllers.informer import Informer, InformerSpec
@@ -97,7 +97,7 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
     return WatchedKind(kind_of(kind), map, _predicates(on))
 
 
-class _Member:
+class _ClusterTasks:
     """An engaged cluster, while its informers and reconciles run."""
 
     __slots__ = (
@@ -118,7 +118,7 @@ class _Member:
         self.tasks = tasks
         self.informers: dict[CacheKey, Informer] = {}
         self.own_writes = OwnWrites()
-        self.view = ClusterView(self)
+        self.view = ClusterCaches(self)
         self.engaged_at = time.monotonic()
         self._controllers = controllers
 
@@ -152,7 +152,7 @@ class Controllers(RunsInBackground):
         max_clusters_in_metrics: int = 100,
         reporting_controller: str = "milo-controllers",
         cache_limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
-        tracer: Tracer | None = None,
+        tracer: ReconcileTracer | None = None,
     ) -> None:
         """`clusters`: by default the Fleet of the daemon at MILO_DISCOVERY_ADDRESS.
 
@@ -166,7 +166,7 @@ class Controllers(RunsInBackground):
         self._tracer = tracer
         self._specs: list[tuple[ControllerSpec, Reconciler[Any]]] = []
         self._informers: dict[CacheKey, InformerSpec] = {}
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, _ClusterTasks] = {}
         self._controllers: list[Controller] = []
         self._incarnations = itertools.count(1)
         # Imported here, because the daemon's image uses parts of this package to publish clusters, and has no h2.
@@ -374,7 +374,7 @@ class Controllers(RunsInBackground):
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reconcile")
         return self._threads
 
-    def enqueue(self, target: Target, *, controller: str | None = None) -> None:
+    def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
         `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: one of them by its name;
@@ -388,7 +388,7 @@ class Controllers(RunsInBackground):
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._enqueue, target, controller)
 
-    def _enqueue(self, target: Target, name: str | None) -> None:
+    def _enqueue(self, target: ReconcileTarget, name: str | None) -> None:
         for controller in self._controllers:
             if name in (None, controller.spec.name):
                 controller.enqueue(target)
@@ -457,7 +457,7 @@ class Controllers(RunsInBackground):
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:
                             await self._run_member(
-                                _Member(cluster, next(self._incarnations), api, tasks, self._controllers)
+                                _ClusterTasks(cluster, next(self._incarnations), api, tasks, self._controllers)
                             )
                 finally:
                     await api.aclose()
@@ -474,7 +474,7 @@ class Controllers(RunsInBackground):
             if not cluster.engaged:
                 self._crashes.pop(cluster.name, None)
 
-    async def _run_member(self, member: _Member) -> None:
+    async def _run_member(self, member: _ClusterTasks) -> None:
         for key, spec in self._informers.items():
             member.informers[key] = Informer(member.api, spec, _REFLECTION, listener=member, budget=self._budget)
         self._members[member.cluster.name] = member

@@ -30,7 +30,7 @@ class CachedCluster(Protocol):
     def informers(self) -> Mapping[CacheKey, Informer]: ...
 
 
-class ClusterView:
+class ClusterCaches:
     """The caches of one cluster."""
 
     __slots__ = ("_member",)
@@ -123,10 +123,10 @@ class FleetView:
         """Return the names of the engaged clusters."""
         return tuple(self._members)
 
-    def cluster(self, name: str) -> ClusterView | None:
+    def cluster(self, name: str) -> ClusterCaches | None:
         """Return the caches of an engaged cluster; None if it is not engaged."""
         member = self._members.get(name)
-        return None if member is None else ClusterView(member)
+        return None if member is None else ClusterCaches(member)
 
     @overload
     def list(
@@ -154,7 +154,7 @@ class FleetView:
         """Return the objects of every cluster whose cache of the kind is complete, with the cluster in each."""
         for member in tuple(self._members.values()):
             if informer(member, kind).cache.synced:
-                for found in ClusterView(member).list(kind, namespace, index=index):
+                for found in ClusterCaches(member).list(kind, namespace, index=index):
                     yield ClusterObject(member.cluster, found)
 
 

@@ -63,7 +63,7 @@ class InformerSpec(NamedTuple):
         return [(name, value) for name, value in given if value]
 
 
-class Listener(Protocol):
+class InformerListener(Protocol):
     """The receiver of an informer's reports."""
 
     def changed(self, informer: Informer, change: Change) -> None: ...
@@ -88,7 +88,7 @@ class Informer:
         spec: InformerSpec,
         policy: ReflectorPolicy,
         *,
-        listener: Listener,
+        listener: InformerListener,
         budget: CacheBudget,
     ) -> None:
         self.spec = spec

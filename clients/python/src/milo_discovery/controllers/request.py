@@ -37,7 +37,7 @@ from milo_discovery.controllers.event_log import (
     PatchEvent,
     in_core,
 )
-from milo_discovery.controllers.fleet_view import ClusterView, FleetView
+from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
 from milo_discovery.controllers.kinds import CORE_EVENTS, AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_discovery.controllers.own_writes import Write
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -70,7 +70,7 @@ class Request(Generic[ObjectT]):
         namespace: str,
         name: str,
         api: ClusterApi,
-        view: ClusterView,
+        view: ClusterCaches,
         clusters: FleetView,
         events: EventLog,
         field_manager: str,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_exec_access
 from milo_discovery.errors import (
     ClusterNotFound,
@@ -67,7 +67,7 @@ class Accesses:
                 group.create_task(self._work(), name=f"access-{number}")
 
     async def _work(self) -> None:
-        backoff = Backoff(_RETRY)
+        backoff = StreamBackoff(_RETRY)
         while True:
             name = await self._requested.get()
             self._queued.discard(name)
@@ -84,7 +84,7 @@ class Accesses:
             except DiscoveryError as error:
                 self._report_once(f"no access to {name!r}: {error}")
             else:
-                backoff = Backoff(_RETRY)
+                backoff = StreamBackoff(_RETRY)
                 if name not in self._known or self._known[name] != access:
                     self._known[name] = access
                     self._changed(name)

@@ -14,7 +14,7 @@ from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.errors import ApiError, Unreachable
 from milo_discovery.controllers.local_kubeconfig import LocalSource, issue
 from milo_discovery.publishing.errors import TargetRefused, TargetUnavailable
-from milo_discovery.publishing.objects import MANAGER, Document, Identity, ObservedObject, Resource
+from milo_discovery.publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
@@ -23,7 +23,7 @@ _PAGE_SIZE = 500
 class ApiServer:
     """The objects of one resource in a namespace."""
 
-    def __init__(self, api: ClusterApi, resource: Resource, namespace: str, *, concurrency: int) -> None:
+    def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str, *, concurrency: int) -> None:
         self._api = api
         self._collection = resource.path(namespace)
         self._resource = resource
@@ -104,7 +104,7 @@ class ApiServer:
 
 @asynccontextmanager
 async def open_api_server(
-    source: LocalSource, resource: Resource, namespace: str, *, concurrency: int
+    source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
 ) -> AsyncIterator[ApiServer]:
     """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy

@@ -11,8 +11,8 @@ from milo_discovery.publishing.objects import (
     Identity,
     ObservedObject,
     Owner,
+    PublishedResource,
     Rendered,
-    Resource,
     applied,
     applied_status,
     claim,
@@ -39,7 +39,7 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Delete:
+class DeleteObject:
     """Delete the object, if it is still the observed version."""
 
     uid: str
@@ -58,7 +58,7 @@ class Refuse:
     reason: str
 
 
-Action = Create | Apply | Delete | Hold | Refuse
+Action = Create | Apply | DeleteObject | Hold | Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Removal:
 class Publication:
     """The objects of one publisher, as desired and as observed. Only objects of ended clusters are deleted."""
 
-    def __init__(self, resource: Resource, identity: Identity) -> None:
+    def __init__(self, resource: PublishedResource, identity: Identity) -> None:
         self.resource = resource
         self.identity = identity
         self._desired: dict[str, DesiredObject] = {}
@@ -181,5 +181,5 @@ class Publication:
         return Apply(observed.uid, body, status)
 
 
-def _delete(observed: ObservedObject, *, may_delete: bool) -> Delete | Hold:
-    return Delete(observed.uid, observed.resource_version) if may_delete else Hold()
+def _delete(observed: ObservedObject, *, may_delete: bool) -> DeleteObject | Hold:
+    return DeleteObject(observed.uid, observed.resource_version) if may_delete else Hold()

@@ -32,7 +32,7 @@ _LIST_KEYS = ("name", "type")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
+class PublishedResource:
     """A namespaced resource of the API."""
 
     api_version: str
@@ -183,13 +183,13 @@ def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
     return {key: value for key, value in cluster.labels.items() if key in exact or key.startswith(prefixes)}
 
 
-def claim(resource: Resource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+def claim(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
     """Return the object to create: what marks it as the publisher's, and what the API server requires."""
     metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(identity, desired)}
     return {**_type(resource), "metadata": metadata, **content.required}
 
 
-def applied(resource: Resource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+def applied(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
     """Return the object to apply, without its status."""
     fields = "\n".join(sorted(_field_paths([content.body, dict(content.labels), content.status])))
     digest = hashlib.sha256(fields.encode()).hexdigest()[:16]
@@ -201,7 +201,7 @@ def applied(resource: Resource, identity: Identity, desired: DesiredObject, cont
     return {**_type(resource), "metadata": metadata, **content.body}
 
 
-def applied_status(resource: Resource, desired: DesiredObject, status: Document) -> Document:
+def applied_status(resource: PublishedResource, desired: DesiredObject, status: Document) -> Document:
     return {**_type(resource), "metadata": {"name": desired.name}, "status": status}
 
 
@@ -233,7 +233,7 @@ def contains(observed: Any, desired: Any) -> bool:
     return bool(observed == desired)
 
 
-def _type(resource: Resource) -> Document:
+def _type(resource: PublishedResource) -> Document:
     return {"apiVersion": resource.api_version, "kind": resource.kind}
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.errors import ClusterNotFound, StatusError, UnusableKubeconfig
@@ -18,7 +18,7 @@ from milo_discovery.events import Connected, Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType, SourceState
 from milo_discovery.publishing.accesses import Accesses
 from milo_discovery.publishing.api_server import ApiServer
-from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse, Removal
+from milo_discovery.publishing.decisions import Apply, Create, DeleteObject, Hold, Publication, Refuse, Removal
 from milo_discovery.publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import DesiredObject, ObservedObject, Owner, object_name
 from milo_discovery.publishing.removals import Removals
@@ -97,7 +97,7 @@ class Publisher:
         self._held: set[str] = set()
         self._changed = asyncio.Event()
         self._reported: dict[str, str] = {}
-        self._backoff = Backoff(_RETRY)
+        self._backoff = StreamBackoff(_RETRY)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ class Publisher:
                 await asyncio.sleep(delay.total_seconds())
                 continue
             self._clear_report("", "writing again")
-            self._backoff = Backoff(_RETRY)
+            self._backoff = StreamBackoff(_RETRY)
             if once and self._is_done:
                 done.set()
             await self._wait_for_work(resync_at - loop.time() if self._has_view else self._resync_s)
@@ -365,7 +365,7 @@ class Publisher:
                 case Refuse():
                     self._report_once(name, action.reason)
                     return
-                case Create() | Apply() | Delete():
+                case Create() | Apply() | DeleteObject():
                     try:
                         await self._perform(name, action)
                     except TargetRefused as error:
@@ -380,7 +380,7 @@ class Publisher:
             "that changes it",
         )
 
-    async def _perform(self, name: str, action: Create | Apply | Delete) -> None:
+    async def _perform(self, name: str, action: Create | Apply | DeleteObject) -> None:
         match action:
             case Create(body):
                 self._publication.observe(name, await self._server.create(body))
@@ -390,7 +390,7 @@ class Publisher:
                     self._publication.observe(name, await self._server.apply(status, uid, subresource="/status"))
                 if body is not None:
                     self._publication.observe(name, await self._server.apply(body, uid))
-            case Delete(uid, resource_version):
+            case DeleteObject(uid, resource_version):
                 await self._server.delete(name, uid, resource_version)
                 self._publication.observe(name, None)
                 self._report(f"deleted {self._described(name)}")

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 from milo_discovery._kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
 from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.model import Cluster, ConnectivityState
-from milo_discovery.publishing.objects import Document, Rendered, Resource, copied_labels
+from milo_discovery.publishing.objects import Document, PublishedResource, Rendered, copied_labels
 
 _PROPERTY_DOMAIN = "discovery.miloapis.com"
 _EXEC_EXTENSION = "client.authentication.k8s.io/exec"
@@ -31,7 +31,7 @@ class Renderer(Protocol):
     """A renderer of the objects of clusters, of one kind."""
 
     publication: ClassVar[str]
-    resource: ClassVar[Resource]
+    resource: ClassVar[PublishedResource]
     suffix: ClassVar[str]
     """The suffix that the name of an object has after the name of its cluster."""
     embeds_credentials: ClassVar[bool]
@@ -46,7 +46,7 @@ class ClusterProfiles:
     """ClusterProfiles of the Cluster Inventory API (KEP-4322)."""
 
     publication: ClassVar[str] = "cluster-profiles"
-    resource: ClassVar[Resource] = Resource(
+    resource: ClassVar[PublishedResource] = PublishedResource(
         api_version="multicluster.x-k8s.io/v1alpha1", plural="clusterprofiles", kind="ClusterProfile", has_status=True
     )
     suffix: ClassVar[str] = ""
@@ -86,7 +86,9 @@ class ArgoCdClusters:
     """Secrets that register clusters in Argo CD, which calls the exec plugin for credentials."""
 
     publication: ClassVar[str] = "argocd-clusters"
-    resource: ClassVar[Resource] = Resource(api_version="v1", plural="secrets", kind="Secret", has_status=False)
+    resource: ClassVar[PublishedResource] = PublishedResource(
+        api_version="v1", plural="secrets", kind="Secret", has_status=False
+    )
     suffix: ClassVar[str] = "-argocd-cluster"
     embeds_credentials: ClassVar[bool] = False
 
@@ -122,7 +124,9 @@ class FluxKubeconfigs:
     """Secrets with kubeconfigs that Flux reads by `spec.kubeConfig.secretRef`. Each holds a short-lived credential."""
 
     publication: ClassVar[str] = "flux-kubeconfigs"
-    resource: ClassVar[Resource] = Resource(api_version="v1", plural="secrets", kind="Secret", has_status=False)
+    resource: ClassVar[PublishedResource] = PublishedResource(
+        api_version="v1", plural="secrets", kind="Secret", has_status=False
+    )
     suffix: ClassVar[str] = "-kubeconfig"
     embeds_credentials: ClassVar[bool] = True
 
