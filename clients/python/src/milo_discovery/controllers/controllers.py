@@ -423,10 +423,15 @@ class Controllers(RunsInBackground):
                 for member, informer in informers
                 if informer.problem
             ),
-            crashing=tuple(self._crashes.values()),
+            crashing=tuple(each for name, each in tuple(self._crashes.items()) if not self._has_recovered(name)),
             failing=sum(each.failures for each in self._controllers),
             oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
         )
+
+    def _has_recovered(self, name: str) -> bool:
+        """Return whether a cluster that has crashed has run for long enough."""
+        member = self._members.get(name)
+        return member is not None and member.engaged_at < time.monotonic() - _FIRST_LIST_S
 
     def failing(self) -> Iterator[FailingObject]:
         """Return the objects whose last reconcile failed. Safe in any thread."""
@@ -480,7 +485,6 @@ class Controllers(RunsInBackground):
         self._members[member.cluster.name] = member
         for controller in self._controllers:
             controller.engage(member)
-        healthy = asyncio.get_running_loop().call_later(_FIRST_LIST_S, self._crashes.pop, member.cluster.name, None)
         try:
             for informer in member.informers.values():
                 following = informer.run(member.api, _REFLECTION)
@@ -494,7 +498,6 @@ class Controllers(RunsInBackground):
                     if controller.spec.on_cluster_change and _content(before) != _content(seen):
                         controller.resync(member, Priority.LIVE)
         finally:
-            healthy.cancel()
             # Before the task group cancels the reconciles, so that no further ones begin.
             del self._members[member.cluster.name]
             member.own_writes.clear()

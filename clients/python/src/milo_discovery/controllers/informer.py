@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from milo_discovery.controllers.cache_budget import CacheBudget
@@ -142,9 +142,10 @@ class Informer:
         """Follow the collection until canceled. Without a budget for it, wait, and begin again."""
         try:
             while True:
-                with suppress(_OverBudgetError):
+                try:
                     await self._list_watch.run()
-                await asyncio.sleep(self._budget.limits.retry_s)
+                except _OverBudgetError:
+                    await asyncio.sleep(self._budget.limits.retry_s)
                 self._exceeded = ""
                 self.since = time.time()
                 self._list_watch = self._following(api, policy)
