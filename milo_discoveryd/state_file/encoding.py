@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Target
 
-FORMAT = 2
+FORMAT = 3
 _MAGIC = b"milo-discoveryd state "
 
 

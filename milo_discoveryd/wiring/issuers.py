@@ -17,6 +17,7 @@ from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Sc
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
@@ -108,7 +109,7 @@ class Issuers:
             case issuers.TokenExchange():
                 return self._token_exchange(of)
             case issuers.TokenRequest():
-                api, origin = self._infrastructure(of)
+                api, origin = self._infrastructure(of, self._served(of)[0])
                 return TokenRequestIssuer(
                     of.name,
                     api,
@@ -143,33 +144,61 @@ class Issuers:
                 file = FileCredential(token=FileContent(of.path))
                 return PassthroughIssuer(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
             case issuers.KubeconfigSecret():
-                api, origin = self._infrastructure(of)
-                return KubeconfigSecretIssuer(
-                    of.name,
-                    api,
-                    origin=origin,
-                    namespace_template=of.namespace_template,
-                    secret=of.secret,
-                    key=of.key,
-                    allow_long_lived=of.allow_long_lived,
-                )
+                return self._of_each_source(of, lambda served: self._kubeconfig_secret(of, served))
             case issuers.KubeconfigRequest():
-                api, origin = self._infrastructure(of)
-                objects, *_ = self._served(of)[0].followed.collections
-                return KubeconfigRequestIssuer(
-                    of.name,
-                    api,
-                    origin=origin,
-                    resource=objects.watched.resource,
-                    subresource=of.subresource,
-                    api_version=of.api_version,
-                    kind=of.kind,
-                )
+                return self._of_each_source(of, lambda served: self._kubeconfig_request(of, served))
             case issuers.KubeconfigFileSettings():
                 files = {each.of.name: each.files for each in self._served(of) if each.files is not None}
                 return KubeconfigFileIssuer(of.name, files, allow_long_lived=of.allow_long_lived)
             case _:
                 assert_never(of)
+
+    def _of_each_source(
+        self,
+        of: issuers.KubeconfigSecret | issuers.KubeconfigRequest,
+        make: Callable[[ConfiguredSource], Issuer],
+    ) -> Issuer:
+        """Return an issuer that reads each cluster's object at the API server of the cluster's source.
+
+        Raises ConfigError if one API server has the objects of several sources, and names could not tell them apart.
+        """
+        served = self._served(of)
+        goes_by_uid = isinstance(of, issuers.KubeconfigSecret) and "{uid}" in of.namespace_template + of.secret
+        if len(served) > 1 and of.kubeconfig is not None and not goes_by_uid:
+            raise ConfigError(
+                [
+                    f"kubeconfigs.issuers: {of.name} would give clusters of equal names in several sources one"
+                    " credential: remove kubeconfig, so that each source's own API server is asked, or configure an"
+                    " issuer for each source"
+                ]
+            )
+        made = {each.of.name: make(each) for each in served}
+        return EachSourceIssuer(made) if len(made) > 1 else next(iter(made.values()))
+
+    def _kubeconfig_secret(self, of: issuers.KubeconfigSecret, served: ConfiguredSource) -> Issuer:
+        api, origin = self._infrastructure(of, served)
+        return KubeconfigSecretIssuer(
+            of.name,
+            api,
+            origin=origin,
+            namespace_template=of.namespace_template,
+            secret=of.secret,
+            key=of.key,
+            allow_long_lived=of.allow_long_lived,
+        )
+
+    def _kubeconfig_request(self, of: issuers.KubeconfigRequest, served: ConfiguredSource) -> Issuer:
+        api, origin = self._infrastructure(of, served)
+        objects, *_ = served.followed.collections
+        return KubeconfigRequestIssuer(
+            of.name,
+            api,
+            origin=origin,
+            resource=objects.watched.resource,
+            subresource=of.subresource,
+            api_version=of.api_version,
+            kind=of.kind,
+        )
 
     def _token_exchange(self, of: issuers.TokenExchange) -> Issuer:
         from milo_discoveryd.credentials.issuers import token_exchange as exchange
@@ -218,9 +247,11 @@ class Issuers:
                 )
 
     def _infrastructure(
-        self, of: issuers.TokenRequest | issuers.KubeconfigSecret | issuers.KubeconfigRequest
+        self,
+        of: issuers.TokenRequest | issuers.KubeconfigSecret | issuers.KubeconfigRequest,
+        served: ConfiguredSource,
     ) -> tuple[KubernetesApi, str]:
-        kubeconfig = of.kubeconfig or self._served(of)[0].of.discovery_kubeconfig
+        kubeconfig = of.kubeconfig or served.of.discovery_kubeconfig
         return open_upstream(kubeconfig, self._settings, self._environ, self._closing)
 
     def _served(self, of: issuers.IssuerSettings) -> list[ConfiguredSource]:

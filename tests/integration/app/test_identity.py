@@ -1,0 +1,200 @@
+"""Values that a tenant writes, or that another API server copies, give no access to another cluster."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from milo_discovery import DiscoveryClient, DiscoveryError
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_discoveryd.daemon_errors import ConfigError
+from milo_sandbox import Sandbox
+from milo_sandbox.milo import PROJECT_UID_LABEL
+from milo_sandbox.resources import NAMESPACES, SECRETS
+from tests.integration.app.test_daemon import serving
+from tests.support.eventually import eventually
+
+CLAIMED = "is claimed by another object too"
+
+
+class Workspace:
+    """Two sandboxes: the tenant of `us` attacks a project of `eu`."""
+
+    def __init__(self, directory: Path, eu: Sandbox, us: Sandbox) -> None:
+        self.directory = directory
+        self.eu, self.us = eu, us
+        for name, sandbox in (("eu", eu), ("us", us)):
+            sandbox.write_kubeconfig(directory / name)
+        (directory / "infrastructure").write_text(json.dumps(eu.infrastructure_kubeconfig()))
+
+    def source(self, name: str, kind: str, of: str = "", **settings: Any) -> dict[str, Any]:
+        return {"name": name, "kind": kind, "discovery_kubeconfig": str(self.directory / (of or name)), **settings}
+
+    def daemon(self, sources: list[dict[str, Any]], issuer: dict[str, Any], *, stores: bool = False) -> Daemon:
+        state = {"state_directory": str(self.directory / "state")} if stores else {}
+        settings = {
+            "sources": sources,
+            "kubeconfigs": {"issuers": [{"name": "all", "sources": [each["name"] for each in sources], **issuer}]},
+            "connectivity": {"interval": "off"},
+            "listen": f"unix://{self.directory}/d.sock",
+            "http_listen": "127.0.0.1:0",
+            **state,
+        }
+        file = self.directory / "settings.json"
+        file.write_text(json.dumps(settings))
+        return Daemon(load({}, {}, file))
+
+    def client(self) -> DiscoveryClient:
+        return DiscoveryClient(f"unix://{self.directory}/d.sock")
+
+
+@pytest.fixture
+async def workspace(tmp_path: Path) -> AsyncIterator[Workspace]:
+    async with AsyncExitStack() as stack:
+        eu, us = [await stack.enter_async_context(Sandbox(seed=seed)) for seed in (1, 2)]
+        yield Workspace(tmp_path, eu, us)
+
+
+async def tokens(client: DiscoveryClient, *names: str) -> dict[str, str]:
+    """Return the token of each cluster's kubeconfig; of a cluster that gets none, why it is not engaged."""
+    found = {}
+    for name in names:
+        try:
+            issued = await client.issue_kubeconfig(name)
+            found[name] = yaml.safe_load(issued.kubeconfig)["users"][0]["user"]["token"]
+        except DiscoveryError:
+            found[name] = (await client.get(name)).engagement.message
+    return found
+
+
+class ControlPlanes:
+    """Two sources of ProjectControlPlanes with one issuer, which reads the Secrets of the infrastructure of `eu`."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        workspace.eu.milo.found("bank", "acme", {})
+        workspace.eu.milo.provision("bank")
+        self.uid = workspace.eu.projects.read("bank")["metadata"]["uid"]
+        store, token = workspace.eu.infrastructure.api.store, workspace.eu.token("bank", life=600)
+        self.token = token
+        user = {"token": token}
+        document = {"users": [{"name": "u", "user": user}], "contexts": [{"name": "c", "context": {"user": "u"}}]}
+        config = yaml.safe_dump({**document, "current-context": "c", "clusters": []})
+        store.create(NAMESPACES, {"metadata": {"name": f"project-{self.uid}"}})
+        data = {"kubeconfig": base64.b64encode(config.encode()).decode()}
+        store.create(SECRETS, {"metadata": {"name": "kubeconfig"}, "data": data}, namespace=f"project-{self.uid}")
+
+    def forge(self) -> None:
+        """Write the bank's project UID into a label, as a tenant of `us`."""
+        self.workspace.us.control_planes.create("thief", labels={PROJECT_UID_LABEL: self.uid}, ready=True)
+
+    def daemon(self, *, stores: bool) -> Daemon:
+        sources = [self.workspace.source(name, "project-control-plane") for name in ("eu", "us")]
+        issuer = {"type": "kubeconfig-secret", "kubeconfig": str(self.workspace.directory / "infrastructure")}
+        return self.workspace.daemon(sources, issuer, stores=stores)
+
+
+async def test_forged_project_uid_gets_no_token_of_the_project_of_another_source(workspace: Workspace) -> None:
+    planes = ControlPlanes(workspace)
+    daemon = planes.daemon(stores=False)
+    async with serving(daemon), workspace.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
+        planes.forge()
+        await eventually(lambda: daemon._fleet["us#thief"] is not None)
+        found = await tokens(client, "eu#bank", "us#thief")
+    assert found["eu#bank"] == planes.token
+    assert CLAIMED in found["us#thief"]
+
+
+@pytest.mark.parametrize("stores", [True, False], ids=["state file", "no state file"])
+async def test_forged_project_uid_gets_no_token_after_a_restart(workspace: Workspace, stores: bool) -> None:
+    planes = ControlPlanes(workspace)
+    daemon = planes.daemon(stores=stores)
+    async with serving(daemon):
+        await eventually(lambda: daemon._fleet.synced)
+    planes.forge()
+    daemon = planes.daemon(stores=stores)
+    async with serving(daemon), workspace.client() as client:
+        await eventually(lambda: all(not each.is_restored and each.synced for each in daemon._fleet.sources))
+        found = await tokens(client, "eu#bank", "us#thief")
+    assert CLAIMED in found["us#thief"]
+    if stores:
+        assert found["eu#bank"] == planes.token, "what was known before wins"
+    else:
+        assert CLAIMED in found["eu#bank"], "which claim is the earlier one is unknown"
+
+
+async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace: Workspace) -> None:
+    eu = workspace.eu
+    eu.add_service_account("milo", "operators")
+    names = [f"p{number}" for number in range(5)]
+    for name in names:
+        eu.projects.create(name, ready=True)
+    issuer = {
+        "type": "token-request",
+        "kubeconfig": str(workspace.directory / "infrastructure"),
+        "namespace": "milo",
+        "service_account": "operators",
+    }
+    sources = [workspace.source("one", "project", "eu"), workspace.source("two", "project", "eu")]
+    daemon = workspace.daemon(sources, issuer)
+    async with serving(daemon), workspace.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
+        keys = [f"{source}#{name}" for name in names for source in ("one", "two")]
+        found = await tokens(client, *keys)
+        assert {eu.tokens.subject(token) for token in found.values()} == {"system:serviceaccount:milo:operators"}
+        assert len({*found.values()}) == 10
+        eu.projects.set_condition("p0", "False")
+        await eventually(lambda: len([*daemon._fleet.clusters()]) == 8)
+        await eventually(lambda: len(eu.infrastructure.secret_names()) == 8)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_cluster_that_names_the_address_of_another_is_refused(workspace: Workspace, restarts: bool) -> None:
+    """With a credential for all clusters, it would give callers that may see one of them access to the other."""
+    eu = workspace.eu
+    token = eu.token(life=600)
+    (workspace.directory / "token").write_text(token)
+    declarative = workspace.source(
+        "shops",
+        "declarative",
+        "eu",
+        settings={
+            "resource": {"group": "resourcemanager.miloapis.com", "version": "v1alpha1", "plural": "projects"},
+            "ready": {"condition": "Ready"},
+            "endpoint": {
+                "template": "https://{metadata.labels[host]}.example.com:6443",
+                "hosts": ["*.example.com"],
+            },
+        },
+    )
+    issuer = {"type": "token-file", "path": str(workspace.directory / "token")}
+    eu.projects.create("bank", labels={"host": "bank"}, ready=True)
+    daemon = workspace.daemon([declarative], issuer, stores=True)
+    async with serving(daemon), workspace.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
+        eu.projects.create("a-thief", labels={"host": "bank"}, ready=True)
+        await eventually(lambda: daemon._fleet["shops#a-thief"] is not None)
+        if not restarts:
+            found = await tokens(client, "shops#bank", "shops#a-thief")
+    if restarts:
+        daemon = workspace.daemon([declarative], issuer, stores=True)
+        async with serving(daemon), workspace.client() as client:
+            await eventually(lambda: all(not each.is_restored and each.synced for each in daemon._fleet.sources))
+            found = await tokens(client, "shops#bank", "shops#a-thief")
+    assert found["shops#bank"] == token
+    assert f"address bank.example.com:6443 {CLAIMED}" in found["shops#a-thief"]
+
+
+async def test_issuer_that_cannot_tell_clusters_of_two_sources_apart_is_refused(workspace: Workspace) -> None:
+    sources = [workspace.source(name, "project-control-plane") for name in ("eu", "us")]
+    issuer = {"type": "kubeconfig-secret", "namespace_template": "project-{name}"}
+    by_name = {**issuer, "kubeconfig": str(workspace.directory / "infrastructure")}
+    with pytest.raises(ConfigError, match="clusters of equal names in several sources"):
+        await workspace.daemon(sources, by_name).serve()

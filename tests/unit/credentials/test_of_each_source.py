@@ -1,0 +1,28 @@
+"""An issuer with an API server for each source."""
+
+import msgspec
+import pytest
+
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
+from milo_discoveryd.daemon_errors import BackendError
+from tests.unit.credentials.backend import ALPHA, ScriptedApi, answering, engaged
+
+
+async def test_credential_is_read_at_the_api_server_of_the_clusters_source() -> None:
+    apis = {name: ScriptedApi(answering(404, {})) for name in ("eu", "us")}
+    issuer = EachSourceIssuer(
+        {
+            name: KubeconfigSecretIssuer(
+                "s", api, origin=name, namespace_template="project-{name}", secret="kubeconfig", key="kubeconfig"
+            )
+            for name, api in apis.items()
+        }
+    )
+    assert (issuer.name, issuer.type, issuer.takes_ttl) == ("s", "kubeconfig-secret", False)
+    assert issuer.scope is Scope.CLUSTER
+    target = msgspec.structs.replace(ALPHA, name="us#alpha", source="us")
+    with pytest.raises(BackendError, match="Secret project-alpha/kubeconfig does not exist"):
+        await issuer.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
+    assert (len(apis["eu"].asked), len(apis["us"].asked)) == (0, 1)
