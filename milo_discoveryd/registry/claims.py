@@ -5,6 +5,7 @@ claims are judged over all sources of the daemon, in the order in which it learn
 none is known to be earlier, because one list contained several, or the first lists of several sources did, none is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -34,7 +35,7 @@ class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     """It was found in the first list of a source, so that it may be older than its position."""
 
 
-class ValueClaims:
+class ValueClaims(ABC):
     """The claims on values of one kind. Nothing is stored until an object states such a value."""
 
     what: str
@@ -49,13 +50,13 @@ class ValueClaims:
         self._by_key: dict[str, tuple[str, ...]] = {}
         """The values that each cluster's object claims; the last one is that of its present state."""
 
+    @abstractmethod
     def states(self, seen: Ready | NotReady) -> bool:
         """Return whether the object states such a value itself."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value_of(self, seen: Ready | NotReady) -> str:
         """Return the value that an object claims; empty if it claims none."""
-        raise NotImplementedError
 
     def add(self, key: str, value: str, claim: ValueClaim) -> set[str]:
         """ValueClaim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.

@@ -1,15 +1,20 @@
-"""Several objects that claim the UID of one project: the earlier claim holds; without an earlier one, none does."""
+"""Several objects that claim one project UID or address: the earlier claim holds; without an earlier one, none does."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.cluster import DisengageReason, Target
+from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.registry import known_objects as module
+from milo_discoveryd.registry.claims import FleetClaims, address
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, outside, readable_log, target
 
@@ -181,3 +186,160 @@ def test_cleared_registry_has_no_uid_claims() -> None:
 def test_malformed_object_keeps_its_uid_claim() -> None:
     broken = Malformed("bank", "object-bank", "2", "nonsense")
     assert registry_with(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}
+
+
+# --- over several sources ---
+
+
+class Sources:
+    """The registries of two sources, which share a log and the claims."""
+
+    def __init__(self, *servers: str) -> None:
+        log, self.fleet = readable_log(), FleetClaims()
+        self.registries = [Registry(log, claims=self.fleet, server=server) for server in servers or ("eu", "us")]
+        self.seconds = 0.0
+
+    def observe(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> set[str]:
+        """Apply observations; return the engaged clusters of all sources."""
+        self.seconds += 1
+        self.registries[source].commit(seen, at(self.seconds), consistent=listed, listed=listed)
+        return self.engaged
+
+    @property
+    def engaged(self) -> set[str]:
+        return {each.target.name for registry in self.registries for each in registry.clusters()}
+
+
+def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
+    """Return an object that states the address of its cluster."""
+    target = DeclaredTarget(
+        name=name, uid=f"object-{name}", place=(url,), object_namespace="", object_name=name, **fields
+    )
+    return Ready(f"object-{name}", version, target)
+
+
+def own(name: str, uid: str) -> Ready:
+    return Ready(uid, "1", target(name, uid))
+
+
+def test_earlier_uid_claim_of_another_source_wins() -> None:
+    sources = Sources()
+    assert sources.observe(0, claims("bank")) == {"bank"}
+    assert sources.observe(1, claims("thief")) == {"bank"}
+    assert sources.observe(0, deleted("bank")) == {"thief"}
+
+
+def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None:
+    sources = Sources()
+    sources.observe(0, claims("bank"), listed=True)
+    sources.registries[0].list_ended()
+    assert sources.observe(1, claims("thief"), listed=True) == set()
+    assert sources.observe(0, deleted("bank")) == {"thief"}
+
+
+def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
+    sources = Sources()
+    sources.registries[0].restore(claims("bank"), 0.0, at(0))
+    sources.observe(1, claims("thief"), listed=True)
+    assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
+
+
+def test_later_list_claims_after_what_an_earlier_one_contained() -> None:
+    sources = Sources()
+    sources.observe(0, claims("bank"), listed=True)
+    sources.registries[0].list_ended()
+    assert sources.observe(0, claims("bank", version="2"), claims("thief"), listed=True) == {"bank"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_object_that_two_sources_of_one_server_show_is_engaged_in_both(first: int) -> None:
+    sources = Sources("milo", "milo")
+    seen = [Ready("one-object", "1", target(name, BANK)) for name in ("a#bank", "b#bank")]
+    sources.observe(first, seen[first])
+    assert sources.observe(1 - first, seen[1 - first]) == {"a#bank", "b#bank"}
+
+
+def test_server_that_copies_the_uid_of_another_servers_object_makes_another_claim() -> None:
+    sources = Sources()
+    copied = Ready("object-bank", "1", target("thief", BANK))
+    assert sources.observe(0, claims("bank")) == {"bank"}
+    assert sources.observe(1, copied) == {"bank"}
+
+
+def test_own_uid_precedes_an_earlier_label_only_among_objects_of_one_server() -> None:
+    for server, engaged in (("eu", "bank"), ("us", "thief")):
+        sources = Sources("eu", server)
+        assert sources.observe(0, claims("thief", "uid-1")) == {"thief"}
+        assert sources.observe(1, own("bank", "uid-1")) == {engaged}
+
+
+def test_object_without_a_cluster_has_its_own_uid_before_labels_are_seen() -> None:
+    sources = Sources("eu", "eu")
+    sources.observe(0, NotReady("bank", "uid-1", "1", "not yet"))
+    assert sources.observe(1, claims("thief", "uid-1")) == set()
+
+
+def test_later_object_that_states_an_address_is_refused() -> None:
+    sources = Sources()
+    assert sources.observe(0, declared("bank", "https://bank.example.com")) == {"bank"}
+    assert sources.observe(1, declared("thief", "https://BANK.example.com:443/")) == {"bank"}
+    record = sources.registries[1]["thief"]
+    assert record is not None
+    assert record.message == "address bank.example.com:443 is claimed by another object too"
+    assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
+
+
+def test_address_of_the_configuration_precedes_a_stated_one() -> None:
+    sources = Sources()
+    url = "https://bank.example.com"
+    assert sources.observe(0, declared("thief", url)) == {"thief"}
+    assert sources.observe(1, Ready("u", "1", target("bank", "u"))) == {"bank"}
+    sources = Sources()
+    sources.observe(0, Ready("u", "1", target("bank", "u")))
+    assert sources.observe(1, declared("thief", url)) == {"bank"}
+
+
+def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_none_anew() -> None:
+    sources = Sources()
+    sources.observe(1, NotReady("thief", "object-thief", "1", "not yet"))
+    sources.observe(0, declared("bank", "https://bank.example.com"))
+    sources.observe(0, NotReady("bank", "object-bank", "2", "not yet"))
+    assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
+
+
+def test_addresses_that_no_object_states_may_be_equal() -> None:
+    sources = Sources()
+    shared = ("https://one.example.com",)
+    for source, name in enumerate(("a", "b")):
+        seen = FileTarget(name=name, uid=name, place=shared, object_namespace="", object_name=name)
+        sources.observe(source, Ready(name, "1", seen))
+    sources.observe(0, declared("c", "https://c.example.com"))
+    assert sources.engaged == {"a", "b", "c"}
+
+
+def test_draining_cluster_whose_claim_is_refused_ends_at_once() -> None:
+    sources = Sources()
+    sources.observe(0, claims("thief"), listed=True)
+    sources.registries[0].assigned_elsewhere = lambda _: "member b owns it"
+    sources.registries[0].releases.open(
+        Subscription(SubscriberKey("caller", "s"), "", Filter(confirms_releases=True)), 0.0
+    )
+    sources.registries[0].reassign("thief", 30.0, at(1))
+    assert sources.engaged == {"thief"}
+    assert sources.observe(1, claims("bank"), listed=True) == set()
+    record = sources.registries[0]["thief"]
+    assert record is not None
+    assert record.state is ObjectState.READY or record.state is ObjectState.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.example.com/", "a.example.com:443"),
+        ("https://A.example.com:6443/clusters/b", "a.example.com:6443/clusters/b"),
+        ("https://[0:0:0:0:0:0:0:1]:6443", "::1:6443"),
+        ("https://[::ffff:192.0.2.1]", "192.0.2.1:443"),
+    ],
+)
+def test_equal_addresses_are_written_alike(url: str, expected: str) -> None:
+    assert address(Target(name="x", uid="u", place=(url,))) == expected

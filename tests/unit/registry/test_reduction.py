@@ -6,6 +6,7 @@ import pytest
 
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.cluster_records import ObjectState
@@ -14,7 +15,8 @@ from milo_discoveryd.registry.feed import REMOVALS_HELD, Feed
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_deletions import Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.registry.object_records import ObjectRecords
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion, Inconclusive, NotFound, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import Source
@@ -286,6 +288,15 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     assert request.name == "a/x"
     fleet.feed().resolve(request, NotFound(), 0.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
+
+
+def test_deletion_of_an_unknown_or_another_object_changes_nothing() -> None:
+    records, now = ObjectRecords(), Moment(0.0, 0.0)
+    records.commit([thing("x", shop=True)], now)
+    assert records.commit([ConfirmedDeletion("y", "uid-y"), ConfirmedDeletion("x", "another")], now) == []
+    (change,) = records.commit([ConfirmedDeletion("x", "uid-x")], now)
+    assert (change.key, [each.cluster for each in change.before]) == ("x", ["shop"])
+    assert (records.commit([ConfirmedDeletion("x", "uid-x")], now), records.engaged) == ([], 0)
 
 
 def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:

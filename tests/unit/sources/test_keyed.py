@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.claims import ClaimingObject
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Target, source_of
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
@@ -100,7 +100,9 @@ def test_secret_with_an_invalid_kubeconfig_reports_the_problem(collections: tupl
 def placed(follows: Follows, name: str, source: str = "", **fields: Any) -> tuple[str, ...] | None:
     """Return the address of a stored cluster; None if it must not be served."""
     try:
-        return KeyedSource(follows, source).restored_place(Target(name=name, uid="p", place=PLANTED, **fields))
+        return KeyedSource(follows, source).restored_place(
+            Target(name=name, source=source_of(name), uid="p", place=PLANTED, **fields)
+        )
     except ValueError:
         return None
 
