@@ -99,10 +99,9 @@ def test_secret_with_an_invalid_kubeconfig_reports_the_problem(collections: tupl
 
 def placed(follows: Follows, name: str, source: str = "", **fields: Any) -> tuple[str, ...] | None:
     """Return the address of a stored cluster; None if it must not be served."""
+    stored = Target(name=name, source=source_of(name), uid="p", place=PLANTED, **fields)
     try:
-        return KeyedSource(follows, source).restored_place(
-            Target(name=name, source=source_of(name), uid="p", place=PLANTED, **fields)
-        )
+        return KeyedSource(follows, source).restored_place(stored)
     except ValueError:
         return None
 
