@@ -111,7 +111,7 @@ async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
 
 async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
     """Each file that is there is complete, and the next process continues."""
-    whole = {letter: letter * (1 << 20) for letter in "abcdefgh"}
+    whole = {letter: letter * (1 << 19) for letter in "abcdefgh"}
     for attempt in range(3):
         async with sync(daemon, path) as process:
             stream = await daemon.stream()

@@ -79,6 +79,10 @@ def test_kubeconfig_with_a_credential_plugin_is_removed_from_its_event(caplog):
     assert isinstance(first, Event)
     assert isinstance(second, Event)
     assert (first.kubeconfig, caplog.messages) == (
-        None, ["kubeconfig of cluster 'a' refused: the kubeconfig has fields that the daemon does not write: ['exec']"]
-    )  # fmt: skip
+        None,
+        [
+            "kubeconfig of cluster 'a' refused: the kubeconfig is not one that the daemon writes: "
+            "user has exec: it is not supported"
+        ],
+    )
     assert second.kubeconfig is not None

@@ -53,7 +53,7 @@ def document(name: str = "alpha") -> dict[str, Any]:
         },
         "spec": {
             "ownerRef": {"kind": "Organization", "name": "acme"},
-            "host": "a.example.com",
+            "host": f"{name}.example.com",  # two clusters do not have one address
             "port": 6443,
             "consumerProjectRef": {"name": name},
         },
