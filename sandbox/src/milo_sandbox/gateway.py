@@ -1,5 +1,6 @@
 """Authenticates requests and routes them to an API. Errors become responses here and nowhere else."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from aiohttp import web
@@ -47,6 +48,8 @@ class Gateway:
         self._limits_organization_watches = limits_organization_watches
         self.requests = 0
         """The number of requests, answered or not."""
+        self.requests_of: Counter[str] = Counter()
+        """The number of requests to each project's control plane."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests += 1
@@ -61,6 +64,7 @@ class Gateway:
             return await self._endpoint.answer(request, self._url())
         context = contexts.entered(segments)
         project, below = context.project, context.segments
+        self.requests_of[project] += 1
         query = contexts.constrained(context, request.method, request.query, watches=self._limits_organization_watches)
         if query is not None:
             request = request.clone(rel_url=request.rel_url.with_query(query))

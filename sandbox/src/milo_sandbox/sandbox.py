@@ -134,6 +134,10 @@ class Sandbox:
         """The number of requests so far."""
         return self._gateway.requests
 
+    def requests_of(self, project: str) -> int:
+        """Return the number of requests to a project's control plane so far."""
+        return self._gateway.requests_of[project]
+
     def control_plane_url(self, project: str) -> str:
         return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
 
