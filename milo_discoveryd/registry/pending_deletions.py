@@ -73,6 +73,12 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 """Delays between reads of an object whose reported deletion was refuted."""
 
 
+_HANGING_S = 1.0
+"""A read that takes longer takes no place, so that reads which hang delay others by little."""
+_HANGING = 10
+"""Maximum number of reads in flight, as a multiple of the concurrency."""
+
+
 class PendingDeletions:
     """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
@@ -94,8 +100,8 @@ class PendingDeletions:
         self.defers_rechecks = False
         """True while refuted deletions must not be checked again."""
         self._refuted: dict[str, _PendingDeletion] = {}
-        self._in_flight: dict[int, bool] = {}
-        """The tickets of reads in flight, and whether each is a retry."""
+        self._in_flight: dict[int, tuple[float, bool]] = {}
+        """The tickets of reads in flight, when each was sent, and whether it is a retry."""
         self._refusals = 0
         """The number of consecutive refusals."""
         self._refusal = ""
@@ -178,7 +184,7 @@ class PendingDeletions:
                 _, ticket, name = heapq.heappop(queue)
                 pending = self._pending.get(name) or self._refuted.get(name)
                 if pending is not None and pending.ticket == ticket:
-                    self._in_flight[ticket] = is_retry
+                    self._in_flight[ticket] = now, is_retry
                     pending.requested_at = now
                     due.append(ConfirmationRequest(name, ticket, name in self._refuted))
         return due
@@ -191,21 +197,28 @@ class PendingDeletions:
             yield self._rechecks_due, True
 
     def _has_slot(self, now: float, *, is_retry: bool) -> bool:
-        if now < self._paused_until:
-            return False
-        if self._refusals:
-            return not self._in_flight
-        if is_retry and sum(self._in_flight.values()) >= max(1, self._concurrency // 2):
-            return False
-        return len(self._in_flight) < self._concurrency
+        slot_at = self._slot_at(is_retry=is_retry)
+        return slot_at is not None and slot_at <= now
+
+    def _slot_at(self, *, is_retry: bool) -> float | None:
+        """Return from when on another request may be sent; None if only after one in flight has ended."""
+        in_flight = [*self._in_flight.values()]
+        is_full = len(in_flight) >= self._concurrency * _HANGING
+        if (self._refusals and in_flight) or is_full:
+            return None
+        if is_retry and sum(retry for _, retry in in_flight) >= max(1, self._concurrency // 2):
+            return None
+        if len(in_flight) < self._concurrency:
+            return self._paused_until
+        return max(self._paused_until, sorted(in_flight)[-self._concurrency][0] + _HANGING_S)
 
     @property
     def next_at(self) -> float | None:
         """When `take_due` will return a request, if nothing else happens."""
         due = [
-            max(queue[0][0], self._paused_until)
+            max(queue[0][0], slot_at)
             for queue, is_retry in self._queues()
-            if queue and self._has_slot(math.inf, is_retry=is_retry)
+            if queue and (slot_at := self._slot_at(is_retry=is_retry)) is not None
         ]
         return min(due, default=None)
 

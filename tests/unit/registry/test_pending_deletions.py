@@ -107,7 +107,7 @@ def test_concurrent_confirmations_are_limited() -> None:
     for name in "abc":
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
-    assert pending.next_at is None
+    assert pending.next_at == 1.0, "reads that hang take no place"
     assert pending.take_due(0.0) == []
     pending.resolve(first, NotFound(), 1.0)
     assert pending.next_at == 0.0
@@ -290,3 +290,28 @@ def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
     pending.resolve(next_request(pending), Found(STILL_THERE), 0.0)
     pending.add("a", "u1", 5.0)
     assert pending.explain("a") == (5.0, "")
+
+
+def test_reads_that_hang_delay_others_by_a_second_for_each_twenty() -> None:
+    pending = pending_deletions(concurrency=20)
+    for number in range(60):
+        pending.add(f"hanging-{number}", "uid", 0.0)
+    pending.add("quick", "uid", 0.0)
+    sent: list[str] = []
+    now = 0.0
+    while "quick" not in sent:
+        sent += [request.name for request in pending.take_due(now)]
+        at = pending.next_at
+        assert at is None or at > now, "no time is reported at which nothing can be sent"
+        now = now + 1.0 if at is None else at
+    assert len(sent) == 61
+    assert now <= 4.0
+
+
+def test_reads_that_hang_are_limited() -> None:
+    pending = pending_deletions(concurrency=2)
+    for number in range(30):
+        pending.add(f"hanging-{number}", "uid", 0.0)
+    sent = sum(len(pending.take_due(now)) for now in map(float, range(60)))
+    assert sent == 20
+    assert pending.next_at is None
