@@ -54,7 +54,7 @@ _DECLARED: dict[str, Any] = {
     "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": False},
     "name": "{metadata.name}",
     "ready": {"condition": "Ready"},
-    "endpoint": {"template": "https://{spec.host}:{spec.port}"},
+    "endpoint": {"template": "https://{spec.host}:{spec.port}/{metadata.name}"},
     "organization": "{spec.ownerRef.name}",
 }
 _OPTIONS = SourceOptions(project_server="https://milo.test", annotation_prefixes=("example.com/",))
