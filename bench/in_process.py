@@ -4,6 +4,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from bench import projects
 from milo_discoveryd.model.objects import KubeObject
@@ -17,6 +18,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -62,3 +64,27 @@ def source(listed: list[Observation]) -> Source:
     for _ in made.feeds[0].take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
     return made
+
+
+def consumer(index: int) -> bytes:
+    """Return the line of a watch with a ServiceConsumer, which engages a project of its own."""
+    uid, version = str(uuid.UUID(int=index)), 100_000 + index
+    return (
+        b'{"type":"ADDED","object":{"metadata":{"name":"consumer-%06d","uid":"%s","resourceVersion":"%d",'
+        b'"labels":{"env":"prod"}},"spec":{"consumerProjectRef":{"name":"project-%06d"}},'
+        b'"status":{"phase":"Active","serviceName":"dns.example.com"}}}'
+    ) % (index, uid.encode(), version, index)
+
+
+def consumers() -> tuple[Source, Decoder[Any, Observation]]:
+    """Return an empty source of ServiceConsumers, and the decoder of its objects."""
+    options = SourceOptions(project_server="https://127.0.0.1:6443", discovery_server="https://127.0.0.1:6443")
+    followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))
+    made = Source(
+        Fleet(ChangeLog(encode(), Retention())),
+        Journal(Metrics(), Audit(Metrics())),
+        keys=followed.keys,
+        reduce=followed.reduce,
+        pending_deletions=lambda: PendingDeletions(random.random),
+    )
+    return made, followed.collections[0].decoder

@@ -1,6 +1,8 @@
 """The daemon's own steps for a change, in this process, without the kernel, gRPC and asyncio."""
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 
 from bench import in_process, projects
@@ -10,14 +12,14 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.logging import configure
-from milo_kube.reflect.messages import ObjectChanged
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 
 
 async def measure(setting: Setting) -> Samples:
     configure("warning", "json")
     samples: Samples = {}
     for _ in range(setting.scale.rounds):
-        for name, figure in _round(setting.scale.clusters).items():
+        for name, figure in {**_round(setting.scale.clusters), **_reduced(setting.scale.clusters)}.items():
             samples.setdefault(f"parts.{name}", []).append(figure)
     return samples
 
@@ -57,6 +59,30 @@ def _round(count: int) -> dict[str, float]:
     # The events that subscribers receive.
     frame_bytes = sum(map(len, map(log.frame, snapshot.entries, snapshot.clusters))) / count
     return {**{f"{name}_us": seconds / count * 1e6 for name, seconds in took.items()}, "frame_bytes": frame_bytes}
+
+
+def _reduced(count: int) -> dict[str, float]:
+    """Return the time and the memory that a cluster of a source takes whose objects are not clusters themselves."""
+    lines = [in_process.consumer(index) for index in range(count)]
+    source, decoder = in_process.consumers()
+
+    def read() -> None:
+        listed = [Listed(each) for each in in_process.observed(decoder, lines)]
+        for _ in source.feeds[0].take([ListStarted(), *listed, ListEnded()], time.monotonic()):
+            pass
+
+    took = _timed(read)
+    assert source.registry.engaged == count
+    source, decoder = in_process.consumers()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        read()
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return {"reduced_us": took / count * 1e6, "reduced_bytes": taken / count}
 
 
 def _timed(do: Callable[[], object]) -> float:

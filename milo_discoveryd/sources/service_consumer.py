@@ -18,7 +18,7 @@ from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
 from milo_discoveryd.sources.context import ContextKind
 from milo_discoveryd.sources.kind import ClaimWatch, SeveralResources, SourceKind, SourceOptions
-from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, checked, labels, suspensions_of
+from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, checked, labels, shared, suspensions_of
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
 PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
@@ -102,8 +102,8 @@ class ConsumerObjects:
         reference = "" if consumer.spec is None else consumer.spec.consumerProjectRef.name
         project = checked(reference, DNS_SUBDOMAIN, 253, "the consumer project")
         content = Consumer(
-            status.serviceName,
-            status.phase[:64],
+            shared(status.serviceName),
+            shared(status.phase[:64]),
             metadata.deletionTimestamp is not None,
             _suspensions(consumer),
             labels(metadata),
