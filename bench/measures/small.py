@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from bench import daemon as daemons
-from bench import peers
 from bench.bare import bare
 from bench.milo import Milo
 from bench.process import Process
@@ -25,30 +24,21 @@ class Started(NamedTuple):
 async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     rounds = 2 * scale.rounds + 1
-    ours, bares, larger, informers = [], [], [], []
+    ours, bares = [], []
     async with setting.milo(_PROJECTS) as milo:
         batches = await _batches(setting, milo)
         for _ in range(rounds):  # in turn, so that other load affects both
             ours.append(await _daemon(setting, milo))
             bares.append(await _bare(setting, batches))
     async with setting.milo(scale.small) as milo:
-        for _ in range(scale.rounds):
-            larger.append(await _daemon(setting, milo))
-            if scale.with_go:
-                async with peers.client_go(milo.access.kubeconfig, setting.directory) as informer:
-                    if informer is not None:
-                        await informer.synced()
-                        informers.append(informer.rss_mib)
+        larger = [await _daemon(setting, milo) for _ in range(scale.rounds)]
     return {
         "small.rss_mib": [each.rss_mib for each in ours],
         "small.bare_rss_mib": [each.rss_mib for each in bares],
-        "small.rss_ratio": [mine.rss_mib / theirs.rss_mib for mine, theirs in zip(ours, bares, strict=True)],
         "small.start_s": [each.seconds for each in ours],
         "small.bare_start_s": [each.seconds for each in bares],
         "small.start_ratio": [mine.seconds / theirs.seconds for mine, theirs in zip(ours, bares, strict=True)],
         "small.rss_1k_mib": [each.rss_mib for each in larger],
-        "small.client_go_rss_1k_mib": informers,
-        "small.over_client_go_mib": [mine.rss_mib - theirs for mine, theirs in zip(larger, informers, strict=False)],
     }
 
 

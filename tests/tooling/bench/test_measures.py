@@ -14,7 +14,6 @@ from bench.setting import Setting
 SLOPES = {f"{key}_per_cluster{few}" for key in ("bytes", "cpu_us") for few in ("", ".to_10k")}
 CHURNED = ("p50_ms", "p99_ms", "resets", "gaps", "differences", "changes", "cpu_percent", "rss_mib", "growth_percent")
 WITH_GO = {
-    "small.over_client_go_mib",
     "sync_100k.ratio_to_client_go",
     "latency.cpu_ratio_to_client_go",
     "controllers.go_kib_ratio",
@@ -43,7 +42,7 @@ KEYS = {
         f"cluster_memory.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")
     }
     | {"cluster_memory.bytes", "cluster_memory.objects", "cluster_memory.characters"},
-    "small": {f"small.{name}" for name in ("rss_mib", "rss_ratio", "start_s", "start_ratio", "rss_1k_mib")},
+    "small": {f"small.{name}" for name in ("rss_mib", "start_s", "start_ratio", "rss_1k_mib")},
     "controllers": {
         f"controllers.{key}"
         for key in (
