@@ -175,7 +175,7 @@ async def test_deletion_of_most_referenced_secrets_holds_removals(fleet: Fleet) 
     names = [f"cluster-{number}" for number in range(30)]
     for name in names:
         fleet.put(name)
-        fleet.put_secret(name, "alpha")
+        fleet.put_secret(name)
     async with following(fleet) as (client, watch):
         engaged = {"alpha", "beta", *names}
         assert set(watch.clusters) == engaged
@@ -188,7 +188,7 @@ async def test_deletion_of_most_referenced_secrets_holds_removals(fleet: Fleet) 
                 pass
         assert set(watch.clusters) == engaged
         for name in names:
-            fleet.put_secret(name, "alpha")
+            fleet.put_secret(name)
         async with asyncio.timeout(_WITHIN_S):
             while (await client.server_info()).source.reason == "RemovalsHeld":
                 pass
