@@ -122,16 +122,16 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
     server_script.watches = list(watches)
     async with running(server_script, liveness=OFTEN) as run:
         await run.synced()
-        await eventually(lambda: run.fleet.status.state is SourceState.STALE)
-        since = run.fleet.status.since
+        # On a busy machine some checks are not answered in time before one is answered by a failure.
+        failure = "the server answers /livez with 500: [-]etcd failed: reason withheld"
+        await eventually(lambda: run.source.status.message == failure)
         await eventually(lambda: run.reads.count("failed") > 4 * OFTEN.misses)
-        status = run.fleet.status
-        assert (status.state, status.since, status.reason) == (SourceState.STALE, since, "Unresponsive")
-        assert status.message == "the server answers /livez with 500: [-]etcd failed: reason withheld"
+        status = run.source.status
+        assert (status.state, status.reason) == (SourceState.STALE, "Unresponsive")
         assert not watches[1].asked.is_set()
         checks.clear()
         await watches[1].asked.wait()
-        await eventually(lambda: run.fleet.status.state is SourceState.STREAMING)
+        await eventually(lambda: run.source.status.state is SourceState.STREAMING)
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:
