@@ -92,8 +92,9 @@ def test_not_ready_cluster_drains_after_its_grace() -> None:
     assert fleet.due_at is None, "there is no grace within a drain"
 
 
-@pytest.mark.parametrize("fleet", [registry(), registry(drain_s=30.0)])
-def test_not_ready_cluster_does_not_drain_without_timeout_or_subscribers(fleet: Registry) -> None:
+@pytest.mark.parametrize("options", [{}, {"drain_s": 30.0}])
+def test_not_ready_cluster_does_not_drain_without_timeout_or_subscribers(options: dict[str, float]) -> None:
+    fleet = registry(**options)
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(10)) == [disengaged(cluster(), NOT_READY, "degraded")]
 
