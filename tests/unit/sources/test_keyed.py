@@ -6,13 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from milo_discoveryd.model.claims import ClaimingObject
+from milo_discoveryd.model.claims import Claim, ClaimingObject
 from milo_discoveryd.model.cluster import Target, source_of
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
+from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
-from milo_discoveryd.sources.kind import Follows, SourceOptions
+from milo_discoveryd.sources.kind import FileObject, Follows, SourceOptions
 from milo_discoveryd.sources.kubeconfig_files import KindKind
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
@@ -156,3 +157,32 @@ def test_reduced_clusters_of_a_named_source_have_its_name_before_their_own() -> 
     assert kind.reduce is not None
     assert unnamed.reduce is follows.reduce
     assert kind.reduce("local#alpha", (), "") is None
+
+
+def test_file_claims_clusters_under_the_key_of_its_source() -> None:
+    source = KeyedSource(KindKind().follow(OPTIONS), "local")
+    broken = source.observe_file(FileObject("kind-a", problem="it is broken"))
+    assert broken == Malformed("kind-a", "", "", "it is broken")
+    usable = source.observe_file(FileObject("kind-a", "1", (Claim("a", "content"),)))
+    assert usable == Ready(
+        "1", "", ClaimingObject(name="kind-a", uid="1", place=(), claims=(Claim("local#a", "content"),))
+    )
+
+
+def test_objects_claim_clusters_under_the_key_of_their_source(collections: tuple[FollowedCollection, ...]) -> None:
+    found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})
+    assert isinstance(found, Ready)
+    assert isinstance(found.target, ClaimingObject)
+    assert [each.cluster for each in found.target.claims] == ["members#alpha"]
+
+
+def test_watched_collection_has_the_path_and_query_of_its_resource() -> None:
+    watched = WatchedCollection(Resource("", "v1", "pods", field_selector="a=b"))
+    assert (watched.path, watched.query) == ("/api/v1/pods", [("fieldSelector", "a=b")])
+    assert watched.query_for("x") == [("fieldSelector", "metadata.name=x,a=b")]
+
+
+def test_file_with_the_ca_of_clusters_and_a_template_are_those_of_the_settings() -> None:
+    given = {"resource": {"version": "v1", "plural": "x"}, "endpoint": {"template": "https://a/{metadata.name}"}}
+    kind = parse_group(DeclarativeKind, {**given, "ca_file": "/ca"})
+    assert (str(kind.authorities_file), str(kind.endpoint.template)) == ("/ca", "https://a/{metadata.name}")
