@@ -1,7 +1,7 @@
 """What a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` if the source has no name."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -15,7 +15,6 @@ from milo_discoveryd.sources.kind import (
     ClaimWatch,
     FileObject,
     Files,
-    FixedClusters,
     Follows,
     OneResource,
     Reduce,
@@ -61,10 +60,8 @@ class KeyedSource:
             case Files():
                 self.files, self.keys = follows, [NAMES]
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
-            case FixedClusters():
-                self.targets = tuple(self._target(each) for each in follows.targets)
             case _:
-                assert_never(follows)
+                self.targets = tuple(self._target(each) for each in follows.targets)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
