@@ -71,7 +71,7 @@ class ApiClients:
             with certificate_file(access) as certificate:
                 pool = self._pools.acquire(key, lambda: module.create_pool(access, certificate, proxy))
                 try:
-                    with module.RenewingApiClient(LoopBridge(renewer), credential, pool, certificate, proxy) as api:
+                    with module.RenewingSyncApiClient(LoopBridge(renewer), credential, pool, certificate, proxy) as api:
                         yield api
                 finally:
                     unused = self._pools.release(key)
