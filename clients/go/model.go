@@ -328,6 +328,9 @@ type ServerInfo struct {
 	Sources []Source
 	// Sharding is nil for a daemon that shares the clusters with no other.
 	Sharding *Sharding
+	// Context of Milo that the only source watches: "root", "organization ORG" or "project PROJECT". Empty for kinds
+	// that do not depend on it, and for callers that may not see all clusters.
+	Context string
 }
 
 // Source is a configured source of clusters.
@@ -340,6 +343,8 @@ type Source struct {
 	Synced bool
 	// Counts of its clusters, without Subscribers.
 	Counts FleetCounts
+	// Context of Milo that it watches, as in ServerInfo.
+	Context string
 }
 
 // Sharding describes the group of daemons that share the clusters, as this one sees it.
@@ -389,6 +394,8 @@ type FleetCounts struct {
 	Unreachable int
 	// Unassigned counts the clusters that are ready and owned by other members of the shard group, or by none.
 	Unassigned int
+	// Refused counts the objects of other organizations that the API server sent in the context of one.
+	Refused int
 }
 
 // CredentialIssuer is a configured issuer of the credentials in kubeconfigs.

@@ -203,14 +203,16 @@ func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
 		},
 		Sources: convert(message.GetSources(), func(each *pb.Source) Source {
 			return Source{
-				Name:   each.GetName(),
-				Kind:   each.GetKind(),
-				Status: toSource(each.GetStatus()),
-				Synced: each.GetSynced(),
-				Counts: toCounts(each.GetCounts()),
+				Name:    each.GetName(),
+				Kind:    each.GetKind(),
+				Status:  toSource(each.GetStatus()),
+				Synced:  each.GetSynced(),
+				Counts:  toCounts(each.GetCounts()),
+				Context: each.GetContext(),
 			}
 		}),
 		Sharding: toSharding(message.GetSharding()),
+		Context:  message.GetContext(),
 	}
 }
 
@@ -224,6 +226,7 @@ func toCounts(counts *pb.FleetCounts) FleetCounts {
 		Draining:        int(counts.GetDraining()),
 		Unreachable:     int(counts.GetUnreachable()),
 		Unassigned:      int(counts.GetUnassigned()),
+		Refused:         int(counts.GetRefused()),
 	}
 }
 
