@@ -1,7 +1,7 @@
 """The daemon with timers on the path of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
 
-The first SIGRTMIN starts the count; the next prints, as a line of JSON, the processor time of each part since then,
-without the parts nested in it.
+The first SIGRTMIN starts the count; the next prints, as a line of JSON after "legs", the processor time of each part
+since then, without the parts nested in it.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Clocks:
         (main, process), self._since = self._since, None
         main, process = time.thread_time() - main, time.process_time() - process
         legs = {**self._took, LOOP: main - sum(self._took.values()), THREADS: process - main}
-        sys.stdout.write(json.dumps(legs) + "\n")
+        sys.stdout.write(f"legs {json.dumps(legs)}\n")
         sys.stdout.flush()
 
 

@@ -9,6 +9,8 @@ from bench.setting import Samples, Setting
 from bench.writes import Writes, read_by, subscriber
 from milo_discovery import DiscoveryClient
 
+_LEGS = "legs "
+
 
 async def measure(setting: Setting) -> Samples:
     scale = setting.scale
@@ -22,8 +24,12 @@ async def measure(setting: Setting) -> Samples:
                 daemon.signal(signal.SIGRTMIN)
                 await read_by(partial(subscriber, watch), writes)
                 daemon.signal(signal.SIGRTMIN)
-                *_, line = await daemon.wait_for_lines(round_number)
-            legs = {leg: seconds / scale.latency_writes * 1e6 for leg, seconds in json.loads(line).items()}
+                # The log may have lines, too.
+                *_, line = await daemon.wait_for_lines(round_number, beginning=_LEGS)
+            legs = {
+                leg: seconds / scale.latency_writes * 1e6
+                for leg, seconds in json.loads(line.removeprefix(_LEGS)).items()
+            }
             for leg, took_us in legs.items():
                 samples.setdefault(f"single_change.{leg}_us", []).append(took_us)
             samples.setdefault("single_change.us", []).append(sum(legs.values()))
