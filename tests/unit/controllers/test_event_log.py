@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, PatchEvent
+from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, PatchEvent, in_core
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 WIDGET: dict[str, Any] = {
@@ -73,3 +73,13 @@ def test_event_log_evicts_the_oldest_series() -> None:
     for number in range(4096):
         log.record("alpha", WIDGET, CONTENT._replace(note=str(number)), START)
     assert isinstance(log.record("alpha", WIDGET, CONTENT, START), CreateEvent)
+
+
+def test_event_in_the_core_group_has_the_field_names_of_that_group() -> None:
+    made = event_log().record("alpha", WIDGET, CONTENT, START)
+    assert isinstance(made, CreateEvent)
+    body = made.body
+    core = in_core(body)
+    assert (core["apiVersion"], core["message"], core["involvedObject"]) == ("v1", body["note"], body["regarding"])
+    assert (core["reportingComponent"], core["reason"]) == ("greeter", body["reason"])
+    assert not {"note", "regarding", "reportingController"} & core.keys()

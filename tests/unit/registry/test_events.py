@@ -19,3 +19,15 @@ def test_large_frames_message_is_shared_between_subscribers() -> None:
     message = frames.followed_by(b"one")
     assert frames.followed_by(b"one") is message
     assert frames.followed_by(b"other") == LONG + b"other"
+
+
+def test_frames_are_counted_once_for_all_subscribers() -> None:
+    counted: list[bytes] = []
+
+    def count(frame: bytes) -> int:
+        counted.append(frame)
+        return len(frame)
+
+    frames = Frames([b"a", b"bc"])
+    assert [frames.counted(count) for _ in range(2)] == [3, 3]
+    assert counted == [b"a", b"bc"]

@@ -392,3 +392,9 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
         portions = list(source.intake.take(findings(), at(0)))
         assert sum(map(len, portions)) == count
         assert max(map(len, portions)) <= PORTION
+
+
+def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
+    source = Source(ready("a"))
+    assert not source.intake.doubt(20, 1, source.now)
+    assert source.intake.relist_at is None

@@ -305,3 +305,14 @@ def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed
     source.now = 30.0
     assert source.lists(*FLEET[1:]) == []
     assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)
+
+
+def test_second_list_is_due_while_removals_are_held_or_the_first_list_is_doubted() -> None:
+    source = Source()
+    assert not source.intake.doubt(6, 6, source.now)
+    assert source.intake.relist_at == 30.0
+    assert source.intake.doubt(20, 6, source.now)
+    assert source.intake.relist_at == 30.0
+    source.now = 20.0
+    source.lists()
+    assert source.intake.relist_at == 50.0

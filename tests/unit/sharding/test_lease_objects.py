@@ -160,3 +160,15 @@ def test_view_that_cannot_be_read_counts_as_deleted(weight: str) -> None:
 def test_lease_names_and_label_selector_contain_the_group() -> None:
     assert NAMES.path(NAMES.view) == "/apis/coordination.k8s.io/v1/namespaces/operators/leases/milo-discovery-dns-view"
     assert NAMES.selector == "discovery.miloapis.com/shard-group=dns"
+
+
+@pytest.mark.parametrize(
+    ("leases", "owner"),
+    [
+        ([], None),
+        ([member_lease()], "dns"),
+        ([{"metadata": {"name": "x", "uid": "uid-x", "resourceVersion": "7"}}], ""),
+    ],
+)
+def test_owner_of_a_lease_is_the_group_that_its_label_names(leases: list[object], owner: str | None) -> None:
+    assert lease_objects.decode_owner(listed(*leases)) == owner

@@ -634,3 +634,14 @@ def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None
     assert observer.state.seen["a"].since == driver.now
     observer.was_read(backup, driver.now + 1, driver.now + 1)
     assert observer.state.seen["a"].since == driver.now, "the loss counts once"
+
+
+def test_member_that_has_not_read_the_group_has_no_problems() -> None:
+    assert list(Member("a", "a#1").problems) == []
+
+
+def test_drain_of_a_former_view_does_not_replace_that_of_a_later_one() -> None:
+    member = Member("a", "a#1")
+    member.drained(2, frozenset({"x"}))
+    member.drained(1)
+    assert (member.state.drained, member.state.pending) == (2, {"x"})

@@ -363,11 +363,3 @@ def test_kubeconfig_of_a_secret_without_a_usable_server_is_refused_without_quoti
         a_mode(**BY_SECRET).server(secret(data))
     assert str(refused.value).startswith("the key 'value' of Secret team/alpha-kubeconfig")
     assert "CANARY" not in str(refused.value)
-
-
-def test_secrets_are_watched_in_the_one_namespace_that_objects_can_name() -> None:
-    resource = {**CLUSTERS["resource"], "namespaced": False}
-    named = {**BY_SECRET["secret"], "namespace": "garden"}
-    given = {**CLUSTERS, **BY_SECRET, "resource": resource, "secret": named}
-    _, secrets = parse_group(DeclarativeKind, given).follow(SourceOptions()).watches
-    assert secrets.resource.namespace == "garden"

@@ -127,3 +127,11 @@ def test_uid_unsafe_for_an_address_is_malformed(uid: str) -> None:
 def test_uid_unused_by_template_is_not_validated() -> None:
     labels = {"resourcemanager.miloapis.com/project-uid": "../.."}
     assert endpoint(mode(), labels=labels) == "https://milo-apiserver.project-apollo.svc.cluster.local:6443"
+
+
+@pytest.mark.parametrize(
+    ("address", "namespace"), [("{namespace}.svc", "milo"), ("milo.svc", "project-{name}"), ("milo.svc", "milo")]
+)
+def test_templates_that_give_all_projects_the_same_address_are_refused(address: str, namespace: str) -> None:
+    with pytest.raises(ValueError, match="gives all projects the same address"):
+        ProjectControlPlaneKind(address_template=address, namespace_template=namespace)

@@ -18,7 +18,7 @@ from milo_discoveryd.model.cluster import (
 )
 from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server.calls import convert
-from milo_discoveryd.server.calls.frames import batch, decode_frame, encode_frame, encoder
+from milo_discoveryd.server.calls.frames import batch, decode_frame, encode_frame, encoder, growth
 from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL
 
 encode = encoder(EPOCH)
@@ -205,3 +205,13 @@ def test_batch_contains_status_of_each_source() -> None:
     decoded = pb.WatchClustersResponse.FromString(data)
     assert list(decoded.sources) == statuses
     assert list(decoded.pending_sources) == ["us"]
+
+
+@pytest.mark.parametrize("cluster", [SMALL, FULL], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("type_", "expected"), [(EventType.ENGAGED, 1), (EventType.UPDATED, 0), (EventType.DISENGAGED, -1)]
+)
+def test_view_grows_with_engagements_and_shrinks_with_disengagements(
+    type_: EventType, expected: int, cluster: Cluster
+) -> None:
+    assert growth(encode(Event(type_, cluster))) == expected

@@ -1,0 +1,12 @@
+"""Clusters, and what identifies them."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import Cluster, Target
+
+
+@pytest.mark.parametrize(("source", "text"), [("", "uid-object"), ("milo", "milo#uid-object")])
+def test_cluster_identity_is_source_and_uid_of_the_object(source: str, text: str) -> None:
+    target = Target(name="a", source=source, uid="uid-of-a-label", place=("https://a",))
+    cluster = Cluster(target=target, source_version="7", engaged_at=1.0, incarnation=3, object_uid="uid-object")
+    assert str(cluster.identity) == text
