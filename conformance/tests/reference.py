@@ -352,7 +352,10 @@ class Ownership:
             left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
             share = 0.9 if broken("renewals") else 0.4
             await asyncio.sleep(min(3.0, left * share if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
-            if was_held and not self.is_held and not broken("suspended"):
+            has_run_out = was_held and not self.is_held
+            if broken("ownership-runs-out"):
+                await self.renew()
+            if has_run_out and not broken("suspended"):
                 was_held = False
                 self.end()
             if not (broken("renewals-without-stream") and not self.is_streaming):

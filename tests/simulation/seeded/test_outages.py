@@ -1,9 +1,11 @@
 """API server outages of one hour, by kind: no cluster is disengaged, and the request rate stays low."""
 
 import asyncio
+import math
 
 import pytest
 
+from milo_discoveryd.registry.removal_guard import RemovalLimits
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
 from tests.simulation.seeded.harness import Harness, run_steps
@@ -88,9 +90,11 @@ def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
     hanging: int, within_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]
+    # So many stay that the removal guard does not hold the deletions.
+    stay = [f"stays-{number}" for number in range(math.ceil(len([*names, "a"]) / RemovalLimits().share))]
 
     async def steps(harness: Harness) -> None:
-        for name in names:
+        for name in (*names, *stay):
             harness.put(name)
         harness.api.ring()
         await harness.settled()

@@ -57,11 +57,13 @@ def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
     return renew
 
 
-async def sharded_stream(run: Run, renew: Renewal) -> ScriptedStream:
+async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -> ScriptedStream:
     """Return a stream of a daemon that owns its clusters, of which the subscriber was told."""
     run.daemon.answers["RenewOwnership"] = renew
     stream = await run.stream(resuming="")
     stream.sharded = True
+    if is_silent:
+        stream.stop_heartbeats()
     await stream.snapshot(engaged("a"), engaged("b"))
     await run.told("ENGAGED a", "ENGAGED b")
     return stream
@@ -97,7 +99,7 @@ async def renewals(run: Run) -> None:
     demands="stop working in all clusters when the time of the last response has passed",
 )
 async def ownership_runs_out(run: Run) -> None:
-    stream = await sharded_stream(run, once(response(2), unanswered))
+    stream = await sharded_stream(run, once(response(2), unanswered), is_silent=True)
     first = await run.daemon.wait_for_call("RenewOwnership")
     await lost(run, by=first.at + 2)
     stream.finish()
