@@ -59,7 +59,7 @@ def declarative(workspace: Workspace) -> Source:
         "kind": "declarative",
         "discovery_kubeconfig": str(file),
         "project_kubeconfig": str(workspace.kubeconfig),
-        "declarative": {
+        "settings": {
             "resource": {"group": SHOOTS.group, "version": SHOOTS.version, "plural": SHOOTS.plural, "namespaced": True},
             "ready": {"condition": "APIServerAvailable"},
             "endpoint": {
