@@ -302,16 +302,16 @@ async def test_kubeconfig_directory_source_follows_added_renewed_and_deleted_fil
     (clusters / "one.kubeconfig").write_bytes(platform.kubeconfig_as("of-one").read_bytes())
     async with following(None, "kubeconfig-directory", directory, sources__0__settings__path=str(clusters)) as watch:
         await watch.synced()
-        await expect_usable(watch, directory, "one", "of-one")
+        await expect_usable(watch, directory, "files#one", "of-one")
         (clusters / "two").write_bytes(workload.kubeconfig_as("of-two").read_bytes())
-        await expect_usable(watch, directory, "two", "of-two")
-        assert watch.clusters["two"].endpoint == workload.url
+        await expect_usable(watch, directory, "files#two", "of-two")
+        assert watch.clusters["files#two"].endpoint == workload.url
         (clusters / "two").write_bytes(workload.kubeconfig_as("renewed").read_bytes())
         async with asyncio.timeout(_WITHIN_S), DiscoveryClient(f"unix://{directory}/d.sock") as client:
-            while await user_of(await kubeconfig_of(client, "two", directory)) != "renewed":
+            while await user_of(await kubeconfig_of(client, "files#two", directory)) != "renewed":
                 pass
         (clusters / "one.kubeconfig").unlink()
-        await until(watch, lambda seen: set(seen.clusters) == {"two"})
+        await until(watch, lambda seen: set(seen.clusters) == {"files#two"})
 
 
 async def test_kind_source_follows_added_and_deleted_clusters(

@@ -225,12 +225,13 @@ async def test_publisher_keeps_the_objects_of_another_fleet(
     await publish_once(workspace, profiles)
     before = versions(await profiles.until_named("alpha", "beta"))
     (directory / "other").mkdir(mode=0o700)
-    async with (
-        open_workspace(directory / "other") as other,
-        Publishing.running(other, profiles, "--once") as publishing,
-    ):
-        await publishing.says("nothing is written")
-        assert await publishing.process.wait() == 1
+    async with open_workspace(directory / "other") as other:
+        other.sandbox.projects.delete("alpha")
+        other.sandbox.projects.create("gamma", ready=True)
+        await other.daemon.wait_for_output('"gamma"')
+        async with Publishing.running(other, profiles, "--once") as publishing:
+            await publishing.says("nothing is written")
+            assert await publishing.process.wait() == 1
     assert versions(await profiles.objects()) == before
 
 

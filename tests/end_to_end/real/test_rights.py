@@ -30,7 +30,7 @@ async def test_shipped_role_is_sufficient(
     await rights.give(shipped_role(server.mode))
     await create_ready(server, "alpha", "beta")
     source = {"streaming_lists": streaming_lists, "page_size": 1}
-    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, source=source) as observer:
+    async with DaemonObserver(server, directory, kubeconfig=kubeconfig, watch=source) as observer:
         await observer.expect(engaged("alpha"), engaged("beta"))
 
         await server.cut_off()
