@@ -157,23 +157,26 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
             async with DiscoveryClient(f"unix://{directory}/d.sock") as client:
                 waiting = (await client.get(north)).engagement.message
                 assert f"no kubeconfig under the key 'value' of Secret {NAMESPACE}/north-kubeconfig" in waiting
-            await put_secret("north", workload, "of-north")
+            # Of two objects with one address, only the earlier is engaged.
+            await put_secret("north", platform, "of-north")
             await expect_usable(watch, directory, north, "of-north")
             before = watch.clusters[north]
-            assert before.endpoint == workload.url
-            moved = {"data": {"value": encoded(platform.kubeconfig_as("moved"))}}
-            await api.call("PATCH", f"{secrets}/north-kubeconfig", moved)
-            await until(watch, lambda seen: seen.clusters[north].endpoint == platform.url)
-            assert watch.clusters[north].incarnation == before.incarnation
-            await expect_usable(watch, directory, north, "moved")
+            assert before.endpoint == platform.url
             await api.call("DELETE", f"{secrets}/south-kubeconfig")
             await until(watch, lambda seen: set(seen.clusters) == {north})
+            await api.call("DELETE", f"{clusters}/south")  # until then the address is its own
+            moved = {"data": {"value": encoded(workload.kubeconfig_as("moved"))}}
+            await api.call("PATCH", f"{secrets}/north-kubeconfig", moved)
+            await until(watch, lambda seen: seen.clusters[north].endpoint == workload.url)
+            assert watch.clusters[north].incarnation == before.incarnation
+            await expect_usable(watch, directory, north, "moved")
         await api.call(
-            "PATCH", f"{secrets}/north-kubeconfig", {"data": {"value": encoded(workload.kubeconfig_as("back"))}}
+            "PATCH", f"{secrets}/north-kubeconfig", {"data": {"value": encoded(platform.kubeconfig_as("back"))}}
         )
         async with following(platform, "cluster-api", directory, **changes) as watch:
-            await until(watch, lambda seen: north in seen.clusters and seen.clusters[north].endpoint == workload.url)
+            await until(watch, lambda seen: north in seen.clusters and seen.clusters[north].endpoint == platform.url)
             await expect_usable(watch, directory, north, "back")
+            await put("south")
             await put_secret("south", workload, "of-south")
             await expect_usable(watch, directory, south, "of-south")
             for name in ("north", "south"):
