@@ -71,7 +71,8 @@ class RemovalGuard:
         self._reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
         self._first_verify_at: float | None = None
-        """When the second list of this run is due, which tells whether the first one was complete."""
+        """When the second list of this run is due, which tells whether the first one was complete. The first one
+        determines it."""
         self._is_verified = False
         """A list of this run was accepted, and so was another one, later."""
         self._doubted: HeldRemovals | None = None
@@ -95,17 +96,16 @@ class RemovalGuard:
     @property
     def doubted(self) -> HeldRemovals | None:
         """Why subscribers of an earlier run wait for the second list of this one; None if none does."""
-        return self._doubted
+        return self._doubted and msgspec.structs.replace(self._doubted, verify_at=self._first_verify_at)
 
     def doubt(self, known: int, engaged: int, now: float) -> bool:
         """Return whether the first list of this run may be incomplete: it has `engaged` of `known` clusters."""
         if self._is_verified or not self._is_mass(known - engaged, known):
             return False
         if self._doubted is None:
-            verify_at = now + self._limits.verify_after_s if self._first_verify_at is None else self._first_verify_at
             self._doubted = HeldRemovals(
                 now,
-                verify_at,
+                None,
                 f"the first list since the daemon's start has {engaged} of the {known} clusters that a subscriber "
                 "knows: such subscribers keep their clusters until a second list lacks them too",
             )
@@ -122,7 +122,7 @@ class RemovalGuard:
         """Request another list and accept it. Return whether any removals are held."""
         if self._doubted is not None:
             self._accepts = True
-            self._doubted = msgspec.structs.replace(self._doubted, verify_at=now)
+            self._first_verify_at = now
         if self.held is not None:
             self._accepts = True
             self.held = msgspec.structs.replace(self.held, verify_at=now)

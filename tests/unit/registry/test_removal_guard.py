@@ -228,6 +228,17 @@ def test_doubted_first_list_says_what_is_missing_and_until_when() -> None:
     assert "has 3 of the 20 clusters" in guard.doubted.message
 
 
+def test_doubt_before_the_first_list_waits_for_the_second_list_of_this_run() -> None:
+    guard = RemovalGuard(LIMITS)
+    guard.doubt(20, 3, 0.0)
+    assert guard.doubted is not None
+    assert guard.doubted.verify_at is None, "the first list is on its way"
+    guard.judge((), 3, versions_went_back=False, now=25.0)
+    assert guard.doubted.verify_at == guard.verify_first_at == 55.0
+    guard.judge((), 3, versions_went_back=False, now=55.0)
+    assert guard.doubted is None
+
+
 def test_doubted_first_list_can_be_accepted() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3, now=2.0)
