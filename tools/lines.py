@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".pyi", ".go", ".js", ".mjs", ".ts", ".java", ".rs", ".proto")
-GENERATED = ("/milo_discovery/v1/", ".pb.go")
+GENERATED = ("/milo_discovery/v1/", ".pb.go", "/src/gen/")
 PRODUCT = ("milo_discoveryd", "clients", "kube", "sandbox", "proto")
 
 

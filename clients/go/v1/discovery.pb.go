@@ -9,6 +9,13 @@
 //     received. It goes on from there, or starts over and says so (`reset`).
 //  4. Where a batch is marked `sharded`, also call RenewOwnership.
 //
+// A daemon listens on a Unix socket, or on TCP with TLS. Verify its certificate, and that it is for the host of the
+// address; on a socket that others can replace, verify which user serves it. Where the daemon authenticates its callers,
+// send `authorization: Bearer TOKEN` with each call, never over TCP without TLS, or present a client certificate. Tokens,
+// certificates and CAs are renewed in place: read a token's file for each call, the others for each connection.
+//
+// Newer daemons add events, reasons and fields: ignore what you do not know.
+//
 // The daemon never reports a cluster as deleted because something failed. A lost Milo API, a restarted
 // daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 
@@ -1936,7 +1943,8 @@ type Kubeconfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The cluster's name.
 	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	// A kubeconfig file.
+	// A kubeconfig file. Refuse one that runs a program, or names a file or a proxy: but for the EXEC format, the
+	// daemon writes none.
 	Kubeconfig []byte `protobuf:"bytes,2,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"`
 	// When its credential expires. Unset for the EXEC format, which holds none.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`

@@ -9,6 +9,13 @@
 //     received. It goes on from there, or starts over and says so (`reset`).
 //  4. Where a batch is marked `sharded`, also call RenewOwnership.
 //
+// A daemon listens on a Unix socket, or on TCP with TLS. Verify its certificate, and that it is for the host of the
+// address; on a socket that others can replace, verify which user serves it. Where the daemon authenticates its callers,
+// send `authorization: Bearer TOKEN` with each call, never over TCP without TLS, or present a client certificate. Tokens,
+// certificates and CAs are renewed in place: read a token's file for each call, the others for each connection.
+//
+// Newer daemons add events, reasons and fields: ignore what you do not know.
+//
 // The daemon never reports a cluster as deleted because something failed. A lost Milo API, a restarted
 // daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 
@@ -51,6 +58,9 @@ const (
 // fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
 // caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
 // wherever trying again later is the right answer.
+//
+// INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
+// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
 type DiscoveryServiceClient interface {
 	// WatchClusters streams the fleet and then every change to it, for as long as the caller listens.
 	//
@@ -212,6 +222,9 @@ func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServe
 // fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
 // caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
 // wherever trying again later is the right answer.
+//
+// INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
+// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
 type DiscoveryServiceServer interface {
 	// WatchClusters streams the fleet and then every change to it, for as long as the caller listens.
 	//

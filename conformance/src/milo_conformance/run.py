@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+import grpc
+
 from milo_conformance.daemon import LIMIT_S, ScriptedDaemon, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
 from milo_conformance.subscriber import ClientProgram, Launch, Told
@@ -144,6 +146,11 @@ class Run:
         await self.told(*[f"ENGAGED {name}" for name in names])
         return stream
 
+    async def resumed(self, stream: ScriptedStream) -> ScriptedStream:
+        """Break a stream; return the one that resumes it."""
+        stream.end(grpc.StatusCode.UNAVAILABLE)
+        return await self.stream(resuming=stream.revision)
+
     async def no_stream(self, seconds: float, why: str) -> None:
         """Fail if a stream is opened meanwhile."""
         try:
@@ -174,6 +181,11 @@ class Run:
         name = f"barrier-{self._barriers}"
         await stream.send(engaged(name))
         await self.told(f"ENGAGED {name}")
+
+    async def told_only(self, stream: ScriptedStream, *expected: str) -> None:
+        """Wait until the subscriber was told as much, and nothing else."""
+        await self.told(*expected)
+        await self.nothing_else(stream)
 
     async def fatal(self, code: str) -> None:
         """Wait until the subscriber has reported an error that a retry cannot fix, and nothing else."""

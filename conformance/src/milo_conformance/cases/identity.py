@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 
-import grpc
-
 from milo_conformance.certificates import Authority
 from milo_conformance.daemon import ScriptedStream, TlsFiles, kubeconfig
 from milo_conformance.failure import CaseFailed
@@ -14,8 +12,6 @@ from milo_conformance.run import Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
 identity = partial(case, Profile.IDENTITY)
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-LISTENS = "Discovery of Milo project control planes, for operators in any language."
 
 
 def write(run: Run, name: str, content: bytes) -> str:
@@ -27,57 +23,55 @@ def write(run: Run, name: str, content: bytes) -> str:
     return str(path)
 
 
-async def resumed(run: Run, stream: ScriptedStream) -> ScriptedStream:
-    """End a stream, and return the next one."""
-    stream.end(UNAVAILABLE)
-    again = await run.stream(resuming=stream.revision)
-    await again.send()
-    await run.nothing_else(again)
-    return again
-
-
 def expect_token(stream: ScriptedStream, token: str) -> None:
     found = stream.metadata.get("authorization", "")
     if found != f"Bearer {token}":
         raise CaseFailed(f"the stream was opened with the authorization {found!r}, not 'Bearer {token}'")
 
 
+async def reconnects(run: Run, stream: ScriptedStream) -> None:
+    """Cut the connection, and wait for a stream on another one."""
+    run.daemon.relay.cut()
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str) -> None:
+    """Serve a certificate that must not be trusted, and then one that must."""
+    run.daemon.use_tls(false)
+    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
+    await run.no_stream(2.5, why)
+    run.daemon.use_tls(authority.server("localhost"))
+    await run.daemon.serve()
+    await run.nothing_else(await run.synced("a"))
+
+
 @identity(
     "A daemon with a certificate of another CA is not trusted",
     why="It would receive the token, and decide in which clusters the operator works.",
-    demands=LISTENS,
+    demands="Verify its certificate",
 )
 async def tls_of_another_ca(run: Run) -> None:
-    authority = Authority()
-    run.daemon.use_tls(Authority().server("localhost"))
-    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
-    await run.no_stream(2.5, "and the daemon's certificate is of another CA")
-    run.daemon.use_tls(authority.server("localhost"))
-    await run.daemon.serve()
-    stream = await run.synced("a")
-    await run.nothing_else(stream)
+    why = "and the daemon's certificate is of another CA"
+    await trusts_only(run, Authority(), Authority().server("localhost"), why)
 
 
 @identity(
     "A daemon with a certificate for another name is not trusted",
     why="A CA issues certificates to many servers. This one is another server.",
-    demands=LISTENS,
+    demands="and that it is for the host of the\n// address",
 )
 async def tls_for_another_name(run: Run) -> None:
     authority = Authority()
-    run.daemon.use_tls(authority.server("another.example"))
-    await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
-    await run.no_stream(2.5, "and the daemon's certificate is for another name")
-    run.daemon.use_tls(authority.server("localhost"))
-    await run.daemon.serve()
-    stream = await run.synced("a")
-    await run.nothing_else(stream)
+    why = "and the daemon's certificate is for another name"
+    await trusts_only(run, authority, authority.server("another.example"), why)
 
 
 @identity(
     "A token is sent with each call",
     why="It is how the daemon knows which clusters the caller may see.",
-    demands="The subscriber's rights no longer cover it.",
+    demands="send `authorization: Bearer TOKEN` with each call",
 )
 async def token(run: Run) -> None:
     await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one\n")})
@@ -98,20 +92,20 @@ async def token(run: Run) -> None:
 @identity(
     "A renewed token is read again",
     why="Tokens of service accounts are replaced every hour, in place.",
-    demands="The subscriber's rights no longer cover it.",
+    demands="read a token's file for each call",
 )
 async def renewed_token(run: Run) -> None:
     await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")})
     stream = await run.synced("a")
     write(run, "token", b"two")
-    stream = await resumed(run, stream)
+    stream = await run.resumed(stream)
     expect_token(stream, "two")
 
 
 @identity(
     "A token is never sent without TLS",
     why="Everybody on the way could use it.",
-    demands=LISTENS,
+    demands="never over TCP without TLS",
 )
 async def token_without_tls(run: Run) -> None:
     run.daemon.relay.is_tcp = True
@@ -122,7 +116,7 @@ async def token_without_tls(run: Run) -> None:
 @identity(
     "A client certificate is presented, and read again when it is renewed",
     why="A daemon that requires certificates refuses the expired one on the next connection.",
-    demands=LISTENS,
+    demands="or present a client certificate",
 )
 async def client_certificate(run: Run) -> None:
     servers, first, second = Authority(), Authority(), Authority()
@@ -142,16 +136,13 @@ async def client_certificate(run: Run) -> None:
     own = second.client("operator")
     write(run, "client.key", own.key)
     write(run, "client.pem", own.certificate)
-    run.daemon.relay.cut()
-    stream = await run.stream(resuming=stream.revision)
-    await stream.send()
-    await run.nothing_else(stream)
+    await reconnects(run, stream)
 
 
 @identity(
     "A renewed CA is read again",
     why="Certificate authorities are replaced too, and a daemon with a new one is not trusted otherwise.",
-    demands=LISTENS,
+    demands="the others for each connection",
 )
 async def renewed_ca(run: Run) -> None:
     first, second = Authority(), Authority()
@@ -161,16 +152,13 @@ async def renewed_ca(run: Run) -> None:
     run.daemon.use_tls(second.server("localhost"))
     await run.daemon.serve()
     write(run, "ca.pem", second.certificate)
-    run.daemon.relay.cut()
-    stream = await run.stream(resuming=stream.revision)
-    await stream.send()
-    await run.nothing_else(stream)
+    await reconnects(run, stream)
 
 
 @identity(
     "A socket of another user is not trusted",
     why="Another container of the pod can put a socket in the daemon's place.",
-    demands=LISTENS,
+    demands="verify which user serves it",
     needs=Feature.SERVER_UID,
 )
 async def server_uid(run: Run) -> None:
@@ -181,13 +169,10 @@ async def server_uid(run: Run) -> None:
 @identity(
     "A socket of the expected user is used",
     why="As above: this is the daemon.",
-    demands=LISTENS,
+    demands="verify which user serves it",
     needs=Feature.SERVER_UID,
 )
 async def expected_server_uid(run: Run) -> None:
     await run.start({"MILO_DISCOVERY_SERVER_UID": str(os.getuid())})
     stream = await run.synced("a")
-    run.daemon.relay.cut()
-    stream = await run.stream(resuming=stream.revision)
-    await stream.send()
-    await run.nothing_else(stream)
+    await reconnects(run, stream)

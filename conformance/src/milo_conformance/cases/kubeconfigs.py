@@ -29,8 +29,7 @@ async def with_the_stream(run: Run) -> None:
     await stream.snapshot(engaged("a", kubeconfig("a", "one")), engaged("b"))
     await run.told("ENGAGED a token=one", "ENGAGED b")
     await stream.send(renewed("b", kubeconfig("b", "late")))
-    await run.told("KUBECONFIG b token=late")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "KUBECONFIG b token=late")
 
 
 @kubeconfigs(
@@ -46,8 +45,7 @@ async def renewed_with_the_stream(run: Run) -> None:
     await run.told("ENGAGED a token=two")
     await stream.send(renewed("a", kubeconfig("a", "three")))
     await stream.send(updated("a", suspended=True))
-    await run.told("KUBECONFIG a token=three", "UPDATED a suspended")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "KUBECONFIG a token=three", "UPDATED a suspended")
 
 
 @kubeconfigs(
@@ -63,17 +61,15 @@ async def other_kubeconfig_after_restart(run: Run) -> None:
         engaged("a", kubeconfig("a", "one")), engaged("b", same), engaged("c", kubeconfig("c", "old"))
     )
     await run.told("ENGAGED a token=one", "ENGAGED b token=same", "ENGAGED c token=old")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", kubeconfig("a", "two")), engaged("b", same), engaged("c"))
-    await run.told("KUBECONFIG a token=two")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "KUBECONFIG a token=two")
 
 
 @kubeconfigs(
     "A kubeconfig that runs a program, or names a file or a proxy, is refused",
     why="Whatever answers at the daemon's address chooses what is in it, and would run code in the operator.",
-    demands="A kubeconfig file.",
+    demands="Refuse one that runs a program, or names a file or a proxy",
 )
 async def refused_with_the_stream(run: Run) -> None:
     await run.start(WITH_STREAM)
@@ -87,8 +83,7 @@ async def refused_with_the_stream(run: Run) -> None:
     await stream.send(renewed("a", kubeconfig("a", "", user=RUNS_A_PROGRAM)))
     await run.nothing_else(stream)
     await stream.send(renewed("a", kubeconfig("a", "two")))
-    await run.told("KUBECONFIG a token=two")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "KUBECONFIG a token=two")
 
 
 @kubeconfigs(

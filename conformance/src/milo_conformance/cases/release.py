@@ -36,15 +36,13 @@ async def drain(run: Run) -> None:
     await run.start(CONFIRMS)
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining("MOVED")))
-    await run.told("UPDATED a draining=MOVED")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "UPDATED a draining=MOVED")
     await asyncio.sleep(0.5)  # a release that is too early is on its way
     if run.daemon.calls:
         raise CaseFailed("the cluster was released before its work had ended")
     await released(run, "a", "a-1")
     await stream.send(disengaged("a", "MOVED", draining=draining("MOVED")))
-    await run.told("DISENGAGED a draining=MOVED reason=MOVED")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "DISENGAGED a draining=MOVED reason=MOVED")
 
 
 @release(
@@ -68,9 +66,7 @@ async def engaged_as_draining(run: Run) -> None:
 )
 async def release_after_restart(run: Run) -> None:
     await run.start(CONFIRMS)
-    stream = await run.synced("a")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(await run.synced("a"))
     await stream.snapshot(engaged("a", incarnation="a-2", draining=draining()))
     await run.told("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-2")
@@ -89,8 +85,7 @@ async def drain_after_reconnect(run: Run) -> None:
     await stream.send(updated("a", draining=end))
     await run.told("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-1")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(stream)
     await stream.send(updated("a", draining=end))
     await run.told("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-1", after=1)
@@ -107,11 +102,9 @@ async def drained_while_away(run: Run) -> None:
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining()))
     await run.told("UPDATED a draining=NOT_READY")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", incarnation="a-2"))
-    await run.told("DISENGAGED a draining=NOT_READY reason=NOT_READY", "ENGAGED a")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "DISENGAGED a draining=NOT_READY reason=NOT_READY", "ENGAGED a")
 
 
 @release(
@@ -154,9 +147,7 @@ async def stop(run: Run) -> None:
 )
 async def subscription_across_reconnect(run: Run) -> None:
     await run.start(CONFIRMS)
-    stream = await run.synced("a")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(await run.synced("a"))
     await stream.send()
     await run.nothing_else(stream)
     if any(call.method == "EndSubscription" for call in run.daemon.calls):

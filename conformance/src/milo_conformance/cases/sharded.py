@@ -85,8 +85,8 @@ async def lost(run: Run, *, by: float) -> float:
 )
 async def renewals(run: Run) -> None:
     async def slow(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-        await asyncio.sleep(0.8)
-        return response(3)
+        await asyncio.sleep(0.7)
+        return response(4)
 
     stream = await sharded_stream(run, slow)
     await run.daemon.wait_for_call("RenewOwnership", after=3, limit_s=12)
@@ -138,8 +138,7 @@ async def starts_over_after_loss(run: Run) -> None:
     again = await run.stream(resuming="")
     again.sharded = True
     await again.snapshot(engaged("a"), engaged("b"))
-    await run.told("ENGAGED a", "ENGAGED b")
-    await run.nothing_else(again)
+    await run.told_only(again, "ENGAGED a", "ENGAGED b")
     stream.finish()
 
 
@@ -158,8 +157,7 @@ async def not_owned_yet(run: Run) -> None:
     stream = await run.stream(resuming="")
     stream.sharded = True
     await stream.snapshot(engaged("a"))
-    await run.told("ENGAGED a")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "ENGAGED a")
 
 
 @sharded(
@@ -169,9 +167,7 @@ async def not_owned_yet(run: Run) -> None:
 )
 async def becomes_sharded(run: Run) -> None:
     run.daemon.answers["RenewOwnership"] = owned(None)
-    stream = await run.synced("a")
-    stream.end(grpc.StatusCode.UNAVAILABLE)
-    stream = await run.stream(resuming=stream.revision)
+    stream = await run.resumed(await run.synced("a"))
     stream.sharded = True
     await stream.send()
     await run.told("DISENGAGED a reason=OWNERSHIP_LOST")
@@ -179,8 +175,7 @@ async def becomes_sharded(run: Run) -> None:
     stream = await run.stream(resuming="")
     stream.sharded = True
     await stream.snapshot(engaged("a"))
-    await run.told("ENGAGED a")
-    await run.nothing_else(stream)
+    await run.told_only(stream, "ENGAGED a")
 
 
 @sharded(
@@ -224,7 +219,7 @@ async def failed_renewal(run: Run) -> None:
 )
 async def renewals_without_stream(run: Run) -> None:
     stream = await sharded_stream(run, owned(2.5))
-    stream.end(grpc.StatusCode.UNAVAILABLE, "busy", retry_after_s=5)
+    stream.end(grpc.StatusCode.UNAVAILABLE, "busy", retry_after_s=4)
     again = await run.stream(resuming=stream.revision)
     again.sharded = True
     await again.send()
@@ -261,5 +256,4 @@ async def suspended(run: Run) -> None:
     again = await run.stream(resuming="")
     again.sharded = True
     await again.snapshot(engaged("a"), engaged("b"))
-    await run.told("ENGAGED a", "ENGAGED b")
-    await run.nothing_else(again)
+    await run.told_only(again, "ENGAGED a", "ENGAGED b")

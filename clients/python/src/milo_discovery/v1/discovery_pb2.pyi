@@ -12,6 +12,13 @@ Read this file alone and you can write a client. In short:
     received. It goes on from there, or starts over and says so (`reset`).
  4. Where a batch is marked `sharded`, also call RenewOwnership.
 
+A daemon listens on a Unix socket, or on TCP with TLS. Verify its certificate, and that it is for the host of the
+address; on a socket that others can replace, verify which user serves it. Where the daemon authenticates its callers,
+send `authorization: Bearer TOKEN` with each call, never over TCP without TLS, or present a client certificate. Tokens,
+certificates and CAs are renewed in place: read a token's file for each call, the others for each connection.
+
+Newer daemons add events, reasons and fields: ignore what you do not know.
+
 The daemon never reports a cluster as deleted because something failed. A lost Milo API, a restarted
 daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 """
@@ -1088,7 +1095,9 @@ class Kubeconfig(_message.Message):
     cluster: _builtins.str
     """The cluster's name."""
     kubeconfig: _builtins.bytes
-    """A kubeconfig file."""
+    """A kubeconfig file. Refuse one that runs a program, or names a file or a proxy: but for the EXEC format, the
+    daemon writes none.
+    """
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When its credential expires. Unset for the EXEC format, which holds none."""

@@ -30,6 +30,9 @@ class DiscoveryServiceStub(object):
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
     wherever trying again later is the right answer.
+
+    INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
     """
 
     def __init__(self, channel):
@@ -85,6 +88,9 @@ class DiscoveryServiceServicer(object):
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
     wherever trying again later is the right answer.
+
+    INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
     """
 
     def WatchClusters(self, request, context):
@@ -236,6 +242,9 @@ class DiscoveryService(object):
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
     wherever trying again later is the right answer.
+
+    INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
     """
 
     @staticmethod
