@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from math import inf
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,6 +23,7 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
 )
+from milo_discovery._background_loop import BackgroundLoop, run_on
 from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -181,6 +185,23 @@ class TestWatch:
             await eventually(
                 lambda: "milo-discovery ownership" not in {each.get_name() for each in asyncio.all_tasks()}
             )
+
+    async def test_call_that_blocks_the_event_loop_does_not_end_the_ownership(self):
+        background = BackgroundLoop()
+        loop = background.start()
+        with tempfile.TemporaryDirectory(prefix="milo-") as directory:
+            daemon = ScriptedDaemon(Path(directory) / "d.sock")
+            daemon.ownership = SHORT
+            await run_on(loop, daemon.start)
+            async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
+                stream = await run_on(loop, partial(daemon_stream, daemon, sharded(snapshot("1", engaged("a")))))
+                assert (await anext(watch)).type is EventType.ENGAGED
+                time.sleep(3 * SHORT.valid_for.seconds)  # noqa: ASYNC251  (the call that blocks)
+                moved = following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED))
+                loop.call_soon_threadsafe(stream.send, moved)
+                assert (await anext(watch)).reason is DisengageReason.MOVED
+            await run_on(loop, daemon.stop)
+        background.stop()
 
     async def test_lost_clusters_are_engaged_again_from_a_snapshot(self, client, daemon):
         daemon.ownership = SHORT

@@ -177,12 +177,17 @@ class TestReconnecting:
     async def test_silent_stream_is_reconnected(self, client, daemon):
         subscription = StreamSubscription({}, AT_ONCE)
         subscription.silence_limit = timedelta(milliseconds=50)
+
+        def connect() -> grpc.aio.Channel:
+            return open_aio_channel(daemon.address, ClientCredentials())
+
         watch = Watch(
             subscription,
-            lambda: open_aio_channel(daemon.address, ClientCredentials()),
+            connect,
             lambda _: None,
             lambda: (),
             client.release,
+            connect_in_thread=connect,
         )
         async with watch:
             feed = watch.feed()

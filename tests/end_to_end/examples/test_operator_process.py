@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 eventually = partial(eventually_blocking, within_s=120)
 CONFIG_MAPS = "v1/configmaps"
 PROGRAM = """\
-import asyncio, logging
+import asyncio, logging, time
 from datetime import timedelta
 from milo_discovery.controllers import Controllers, Kind, Permanent, Request, main
 
@@ -42,8 +42,15 @@ async def reconcile(request: Request) -> None:
             raise Permanent("it is not valid")
         if work == "missing":
             await request.read("v1/secrets", "missing")
+        if work == "block":
+            time.sleep(12)
     finally:
         log.info("ended %s", work)
+
+@controllers.reconcile(Kind("v1/configmaps", selector="plain"), name="plain")
+def reconcile_in_a_thread(request: Request) -> None:
+    log.info("began plain")
+    time.sleep(600)
 
 main(controllers, grace=timedelta(seconds={grace}), lease={lease!r})
 """
@@ -114,8 +121,8 @@ def operator(milo_sandbox: MiloSandbox, tmp_path: Path) -> Iterator[Callable[...
         each.close()
 
 
-def config_map(name: str, work: str) -> dict[str, Any]:
-    metadata = {"name": name, "labels": {"work": "yes"}}
+def config_map(name: str, work: str, *, label: str = "work") -> dict[str, Any]:
+    metadata = {"name": name, "labels": {label: "yes"}}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"work": work}}
 
 
@@ -209,6 +216,36 @@ def test_replica_takes_over_with_synced_caches_within_two_seconds_of_sigterm(
     assert first.ended() == 0
     eventually(lambda: second.logged("began any"))
     assert time.monotonic() - began < 2.0
+
+
+def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+) -> None:
+    alpha, own = milo_sandbox.create_control_planes("alpha", "own")
+    environ = {"KUBECONFIG": str(own.write_kubeconfig(tmp_path / "kubeconfig"))}
+    running = operator(lease="operator", **environ)
+    eventually(lambda: running.logged("leading"))
+    for number in range(8):
+        alpha.create(config_map(f"plain-{number}", "", label="plain"))
+    eventually(lambda: len(running.logged("began plain")) == 4)
+    alpha.create(config_map("block", "block"))  # for longer than the renew deadline
+    eventually(lambda: running.logged("ended block"))
+    assert running.logged("the event loop was blocked")
+    alpha.create(config_map("short", "short"))
+    eventually(lambda: running.logged("ended short"))
+    assert not running.logged("stopped")
+
+
+def test_thread_that_does_not_end_keeps_the_process_from_ending_for_the_grace_only(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    running = operator(grace=1.0)
+    alpha.create(config_map("plain", "", label="plain"))
+    eventually(lambda: running.logged("began plain"))
+    assert running.ended() == 1
+    assert running.logged("did not end after they were canceled")
+    assert any("time.sleep(600)" in line for line in running.lines)
 
 
 def test_logs_are_json_in_pods(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:

@@ -1,10 +1,10 @@
-"""An event loop in a thread of its own, on which threads run coroutines."""
+"""Event loops in threads of their own, on which threads and other event loops run coroutines."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ class BackgroundLoop:
             return future.result()
         except CancelledError:
             raise _closed_error() from None
-        except BaseException:
+        except BaseException:  # also KeyboardInterrupt: nobody is left to take the result
             future.cancel()
             raise
 
@@ -61,15 +61,24 @@ class BackgroundLoop:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
-        # Under the lock, so that the loop gets to the coroutine before it stops.
+    def start(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop, which is started if it does not run yet."""
         with self._lock:
             if self._closed:
-                coroutine.close()
                 raise _closed_error()
             if self._loop is None:
                 self._loop = self._start()
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return self._loop
+
+    def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+        # Under the lock, so that the loop gets to the coroutine before it stops.
+        with self._lock:
+            try:
+                loop = self.start()
+            except CallFailed:
+                coroutine.close()
+                raise
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def _start(self) -> asyncio.AbstractEventLoop:
         started: Future[asyncio.AbstractEventLoop] = Future()
@@ -86,6 +95,42 @@ class BackgroundLoop:
 
     async def _until_stopped(self) -> None:
         await self._stopping.wait()
+
+
+async def run_on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+    """Run work on the event loop of another thread. If the caller is canceled, so is the work, and its end awaited."""
+    here = asyncio.get_running_loop()
+    ended = here.create_future()
+    tasks: list[asyncio.Task[ResultT]] = []
+
+    def start() -> None:
+        tasks.append(loop.create_task(work()))
+        tasks[0].add_done_callback(lambda _: here.call_soon_threadsafe(ended.set_result, None))
+
+    def cancel() -> None:
+        tasks[0].cancel()
+
+    loop.call_soon_threadsafe(start)
+    is_cancelled = False
+    while not ended.done():
+        try:
+            await asyncio.wait([ended])
+        except asyncio.CancelledError:
+            is_cancelled = True
+            loop.call_soon_threadsafe(cancel)
+    result = tasks[0].result()
+    if is_cancelled:
+        raise asyncio.CancelledError
+    return result
+
+
+async def run_in_thread(work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
+    """Run work on an event loop in a thread of its own, which goes on while a call blocks the caller's loop."""
+    background = BackgroundLoop()
+    try:
+        return await run_on(background.start(), work)
+    finally:
+        background.stop()
 
 
 def _closed_error() -> CallFailed:

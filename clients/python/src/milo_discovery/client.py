@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -104,6 +105,7 @@ class DiscoveryClient:
             self._watches.discard,
             self._credentials.metadata,
             self.release,
+            connect_in_thread=partial(self._connect_to, self._target),
         )
         self._watches.add(watch)
         return watch

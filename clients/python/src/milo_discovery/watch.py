@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
 
+from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
@@ -46,9 +48,12 @@ class Watch(WatchState):
         on_close: Callable[[Watch], None],
         metadata: Callable[[], tuple[tuple[str, str], ...]],
         release: Release,
+        *,
+        connect_in_thread: Callable[[], grpc.aio.Channel],
     ) -> None:
         super().__init__(subscription)
         self._connect = connect
+        self._connect_in_thread = connect_in_thread
         self._metadata = metadata
         self._release = release
         self._on_close = on_close
@@ -200,7 +205,10 @@ class Watch(WatchState):
                         await self._renew_ownership(channel)
                         if not self.is_owner:
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
-                        self._keeper = asyncio.create_task(self._keep_ownership(), name="milo-discovery ownership")
+                        # In a thread: a call that blocks this event loop must not end the ownership.
+                        keeping = run_in_thread(partial(self._keep_ownership, asyncio.get_running_loop()))
+                        self._keeper = asyncio.create_task(keeping, name="milo-discovery ownership")
+                        self._keeper.add_done_callback(self._keeper_ended)
                     if batch.events and not self.is_owner:
                         raise StreamBroken("the daemon does not own its clusters at present")
                     subscription.received(batch, clock())
@@ -222,21 +230,27 @@ class Watch(WatchState):
             response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
             ownership.renewed(response, asked_at)
 
-    async def _keep_ownership(self) -> None:
-        """Renew the ownership, and disengage all clusters when it ends."""
+    async def _keep_ownership(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Renew the ownership while the daemon is sharded; have `loop`, that of the watch, follow its changes."""
         ownership, was_owner = self._subscription.ownership, self.is_owner
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
+            # Ownership that has ended is not renewed before the watch has disengaged all clusters.
             if not was_owner or self.is_owner:
                 with suppress(DiscoveryError):  # it cannot connect: the last response expires
                     # A new channel per call, because one that lost its daemon waits long before it reconnects.
-                    async with self._connect() as channel:
+                    async with self._connect_in_thread() as channel:
                         await self._renew_ownership(channel)
-            is_owner = self.is_owner
-            if was_owner and not is_owner:
-                self._subscription.ownership_ended()
-                await self._stop_reading()
-            if was_owner != is_owner:
-                was_owner = is_owner
-                self._signal.notify()
-        self._keeper = None
+            if was_owner != self.is_owner:
+                await run_on(loop, partial(self._ownership_changed, ended=was_owner))
+                was_owner = not was_owner
+
+    async def _ownership_changed(self, *, ended: bool) -> None:
+        if ended:
+            self._subscription.ownership_ended()
+            await self._stop_reading()
+        self._signal.notify()
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        if self._keeper is keeper:
+            self._keeper = None

@@ -8,15 +8,19 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.controllers import Controllers, Election
 from milo_discovery.controllers.logs import ClusterFilter
@@ -76,12 +80,9 @@ async def _run(
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signaled.set)
+    election = None if lease is None else _LeaseElection(lease, lease_namespace)
     try:
         async with AsyncExitStack() as stack:
-            election: Election | None = None
-            if lease is not None:
-                api = await stack.enter_async_context(SingleCluster().requests())
-                election = LeaderElection(api.request, lease, namespace=lease_namespace or api.namespace)
             given = listen or os.environ.get(LISTEN_VARIABLE)
             if given != "off":
                 server = HttpServer(Pages(controllers).answer, connections=_CONNECTIONS)
@@ -110,24 +111,48 @@ async def _until_signaled(
         signaled.clear()
         draining = asyncio.create_task(controllers.drain(grace), name="drain")
         again = asyncio.create_task(signaled.wait(), name="second signal")
-        await asyncio.wait([running, draining, again], return_when=asyncio.FIRST_COMPLETED)
+        limit_s = grace.total_seconds() + _CLEANUP_S
+        await asyncio.wait([running, draining, again], return_when=asyncio.FIRST_COMPLETED, timeout=limit_s)
         draining.cancel()
         again.cancel()
         running.cancel()
-        done, _ = await asyncio.wait([running], timeout=_CLEANUP_S + grace.total_seconds())
+        done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
         if not done:
             log.error("reconciles did not end after they were canceled:\n%s", _stacks())
-            return
+            # The interpreter would wait for their threads. The Lease is not released, since they may still write.
+            logging.shutdown()
+            os._exit(1)
     if not running.cancelled():
         running.result()
 
 
 def _stacks() -> str:
+    tasks = {task.get_name(): stack[-1] for task in asyncio.all_tasks() if (stack := task.get_stack())}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    threads = {names[ident]: frame for ident, frame in sys._current_frames().items() if ident in names}
     return "".join(
-        f"{task.get_name()}: {''.join(traceback.format_stack(stack[-1])[-1:])}"
-        for task in asyncio.all_tasks()
-        if (stack := task.get_stack())
+        f"{name}: {traceback.format_stack(frame)[-1]}"
+        for name, frame in (tasks | threads).items()
+        if name.startswith("reconcile")
     )
+
+
+class _LeaseElection:
+    """An election on an event loop of its own: calls that block that of the controllers do not lose the Lease."""
+
+    def __init__(self, lease: str, namespace: str | None) -> None:
+        self._lease = lease
+        self._namespace = namespace
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def elect() -> None:
+            async with SingleCluster().requests() as api:
+                election = LeaderElection(api.request, self._lease, namespace=self._namespace or api.namespace)
+                await election.run(partial(run_on, loop, work))
+
+        await run_in_thread(elect)
 
 
 async def _start(server: HttpServer, given: str | None) -> str:

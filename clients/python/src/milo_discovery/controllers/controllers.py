@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -81,7 +81,7 @@ class Clusters(Protocol):
 class Election(Protocol):
     """An election that runs work on one replica at a time, such as LeaderElection."""
 
-    async def run(self, work: Callable[[], Awaitable[None]], /) -> None: ...
+    async def run(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
 
 
 Predicates = Predicate[T] | Sequence[Predicate[T]]
@@ -181,6 +181,7 @@ class Controllers(RunsInBackground):
         self._threads: ThreadPoolExecutor | None = None
         self._crashes: dict[str, ClusterProblem] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._leading: asyncio.Task[None] | None = None
         self._was_ready = False
         self._events = EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}")
         self._failures = FailureLog(max_kinds=_LOGGED_KINDS)
@@ -330,8 +331,9 @@ class Controllers(RunsInBackground):
             with unwrap_single_error(), LoopWatchdog(self._metrics.loop_delay.observe):
                 async with self._client or nullcontext(), asyncio.TaskGroup() as tasks:
                     leading = self._lead() if election is None else election.run(self._lead)
+                    self._leading = tasks.create_task(leading, name="leader election")
                     helpers = [
-                        tasks.create_task(leading, name="leader election"),
+                        self._leading,
                         tasks.create_task(self._log_summaries(), name="log repeated failures"),
                         tasks.create_task(self._resync_periodically(), name="resync"),
                     ]
@@ -353,12 +355,18 @@ class Controllers(RunsInBackground):
             await self._end_reconciles()
 
     async def drain(self, within: timedelta) -> None:
-        """Begin no further reconciles, and wait until the running ones have ended, at most for this time."""
+        """Begin no further reconciles, let the running ones end within this time, and stop leading.
+
+        Another replica takes over from then on, while this one still has to let its clusters go.
+        """
         for controller in self._controllers:
             controller.pause()
         running = [task for controller in self._controllers for task in controller.tasks]
         if running:
             await asyncio.wait(running, timeout=within.total_seconds())
+        if self._leading is not None:
+            self._leading.cancel()
+            await asyncio.wait([self._leading])
 
     async def _end_reconciles(self) -> None:
         for controller in self._controllers:
