@@ -13,7 +13,7 @@ from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceKind, SourceOptions
@@ -54,9 +54,9 @@ def encode() -> Encode:
     return encoder(_EPOCH)
 
 
-def source(listed: list[Observation]) -> Source:
+def source(listed: list[Observation]) -> ClusterSource:
     """Return a source after a complete list."""
-    made = Source(
+    made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
         Journal(Metrics(), Audit(Metrics())),
         pending_deletions=lambda: PendingDeletions(random.random),
@@ -76,11 +76,11 @@ def consumer(index: int) -> bytes:
     ) % (index, uid.encode(), version, index)
 
 
-def consumers() -> tuple[Source, Decoder[Any, Observation]]:
+def consumers() -> tuple[ClusterSource, Decoder[Any, Observation]]:
     """Return an empty source of ServiceConsumers, and the decoder of its objects."""
     options = SourceOptions(project_server="https://127.0.0.1:6443", discovery_server="https://127.0.0.1:6443")
     followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))
-    made = Source(
+    made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
         Journal(Metrics(), Audit(Metrics())),
         keys=followed.keys,

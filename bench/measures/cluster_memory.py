@@ -16,7 +16,7 @@ from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.logging import configure
 
 _GRAIN = 16
@@ -54,7 +54,7 @@ def _weighed(count: int) -> Counter[str]:
     return found
 
 
-def _reachable(source: Source) -> Iterable[object]:
+def _reachable(source: ClusterSource) -> Iterable[object]:
     seen: dict[int, object] = {}
     waiting: list[object] = [source.registry]
     while waiting:

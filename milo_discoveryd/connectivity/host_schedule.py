@@ -15,7 +15,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbePolicy,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import Connectivity
+from milo_discoveryd.model.cluster import ConnectivityStatus
 from milo_discoveryd.model.moment import Moment
 
 
@@ -23,7 +23,7 @@ class _HostClusters(msgspec.Struct):
     """The clusters behind a host, by name and incarnation."""
 
     incarnations: dict[str, int] = msgspec.field(default_factory=dict)
-    connectivity: Connectivity | None = None
+    connectivity: ConnectivityStatus | None = None
 
 
 class HostSchedule:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
+from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_kube.reflect.backoff import Backoff
 
@@ -83,7 +83,7 @@ class ConnectivityChange(msgspec.Struct, frozen=True):
 
     name: str
     incarnation: int
-    connectivity: Connectivity
+    connectivity: ConnectivityStatus
     disengages: bool = False
     """The cluster was unreachable for `give_up_after_s`."""
 
@@ -110,7 +110,7 @@ class _ProbedCluster(msgspec.Struct):
     watch: int
     turn: int = 0
     """Identifies its valid entry in the host's heap."""
-    state: ConnectivityState = ConnectivityState.UNKNOWN
+    state: Reachability = Reachability.UNKNOWN
     detail: str = ""
     """The note or cause that was last reported. A different message with the same cause is not reported."""
     since: float = 0.0
@@ -150,7 +150,7 @@ class ProbeSchedule:
         watched = self._watched.pop(name, None)
         if watched is None:
             return
-        self._away -= watched.state is ConnectivityState.UNREACHABLE
+        self._away -= watched.state is Reachability.UNREACHABLE
         host = self._hosts[watched.host]
         host.names.discard(name)
         if host.names:
@@ -221,26 +221,28 @@ class ProbeSchedule:
         watched = self._watched[name]
         if isinstance(outcome, ProbeReached):
             watched.failing_since, watched.by_host = None, False
-            state, detail, message = ConnectivityState.REACHABLE, outcome.note, outcome.note
+            state, detail, message = Reachability.REACHABLE, outcome.note, outcome.note
         else:
             if watched.failing_since is None:
                 watched.failing_since = now.steady
             if now.steady - watched.failing_since < self._policy.unreachable_after_s:
                 return None
-            state, detail, message = ConnectivityState.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
+            state, detail, message = Reachability.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
             # A cluster that failed before its host did needs a successful probe of its own.
-            watched.by_host = by_host and (watched.by_host or watched.state is not ConnectivityState.UNREACHABLE)
+            watched.by_host = by_host and (watched.by_host or watched.state is not Reachability.UNREACHABLE)
         is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:
-            self._away += (state is ConnectivityState.UNREACHABLE) - (watched.state is ConnectivityState.UNREACHABLE)
+            self._away += (state is Reachability.UNREACHABLE) - (watched.state is Reachability.UNREACHABLE)
             watched.since, watched.away_since = now.wall, now.steady
         watched.state, watched.detail = state, detail
         if by_host and len(self._hosts[watched.host].names) > 1:
             watched.away_since = now.steady
-        disengages = state is ConnectivityState.UNREACHABLE and self._disengages(watched, now.steady)
+        disengages = state is Reachability.UNREACHABLE and self._disengages(watched, now.steady)
         if not is_news and not disengages:
             return None
-        return ConnectivityChange(name, watched.incarnation, Connectivity(state, watched.since, message), disengages)
+        return ConnectivityChange(
+            name, watched.incarnation, ConnectivityStatus(state, watched.since, message), disengages
+        )
 
     def _disengages(self, watched: _ProbedCluster, now: float) -> bool:
         policy = self._policy

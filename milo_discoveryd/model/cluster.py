@@ -49,7 +49,7 @@ class DisengageReason(enum.Enum):
     OWNERSHIP_LOST = "OWNERSHIP_LOST"
 
 
-class Suspension(msgspec.Struct, frozen=True, gc=False):
+class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
     """A reason for which a cluster is suspended."""
 
     reason: str
@@ -78,7 +78,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     annotations: Pairs = ()
     deletion_requested_at: float | None = None
     deletion_message: str = ""
-    suspensions: tuple[Suspension, ...] | None = None
+    suspensions: tuple[SuspensionReason, ...] | None = None
     """Why it is suspended, as far as the source says; None if it is not."""
     states_address: ClassVar[bool] = False
     """Whether the object itself states the address, so that its author chooses where the daemon connects."""
@@ -98,22 +98,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return (self.local_name if self.source else self.name).join(self.place)
 
 
-class ConnectivityState(enum.Enum):
+class Reachability(enum.Enum):
     UNKNOWN = "UNKNOWN"
     REACHABLE = "REACHABLE"
     UNREACHABLE = "UNREACHABLE"
 
 
-class Connectivity(msgspec.Struct, frozen=True, gc=False):
-    state: ConnectivityState
+class ConnectivityStatus(msgspec.Struct, frozen=True, gc=False):
+    state: Reachability
     since: float | None = None
     message: str = ""
 
 
-UNPROBED = Connectivity(ConnectivityState.UNKNOWN)
+UNPROBED = ConnectivityStatus(Reachability.UNKNOWN)
 
 
-class Draining(msgspec.Struct, frozen=True, gc=False):
+class Drain(msgspec.Struct, frozen=True, gc=False):
     """The planned end of an engagement, which waits for subscribers that confirm releases."""
 
     reason: DisengageReason
@@ -132,8 +132,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The revision that engaged it: unique within a run of the daemon."""
     object_uid: str = ""
     """UID of the upstream object; `target.uid` may come from a label."""
-    connectivity: Connectivity = UNPROBED
-    draining: Draining | None = None
+    connectivity: ConnectivityStatus = UNPROBED
+    draining: Drain | None = None
     """Set if its engagement is about to end. A drain that has begun is never taken back."""
 
     @property

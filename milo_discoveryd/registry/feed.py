@@ -14,20 +14,20 @@ from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.known_objects import STATES, KnownObjects
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Relisting, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
 """The status reason of a source that is followed, but whose lists are not fully accepted."""
-_RESULTS = {NotFound: "not_found", Found: "found", Inconclusive: "inconclusive"}
+_RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 
 
 class FedSource(Protocol):
@@ -58,7 +58,7 @@ class Feed:
         *,
         pending_deletions: PendingDeletions,
         observer: Observer,
-        status: SourceStatus,
+        status: ViewStatus,
         guard: RemovalGuard | None,
         keys: ObjectKeys,
         shares_log: bool,
@@ -101,10 +101,10 @@ class Feed:
         return self._source.due_at
 
     @property
-    def status(self) -> SourceStatus:
+    def status(self) -> ViewStatus:
         status, held = self.followed, self.intake.held
-        if held is not None and status.state is SourceState.STREAMING:
-            return SourceStatus(SourceState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
+        if held is not None and status.state is ViewState.STREAMING:
+            return ViewStatus(ViewState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
         return status
 
     def tick(self, now: float) -> None:
@@ -140,7 +140,7 @@ class Feed:
             pass
         self._source.ended(progress, read_at)
 
-    def source(self, status: SourceStatus) -> None:
+    def source(self, status: ViewStatus) -> None:
         self.followed = status
         self._source.status_changed()
 
@@ -166,10 +166,10 @@ class Feed:
         return record is None or record.state is not STATES[type(seen)]
 
 
-_SEVERITY = {SourceState.STREAMING: 0, SourceState.CATCHING_UP: 1, SourceState.STALE: 2}
+_SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}
 
 
-def worst(statuses: Sequence[SourceStatus]) -> SourceStatus:
+def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
     """Return a status that summarizes several: the worst one, with the oldest contact."""
     found = max(statuses, key=lambda status: _SEVERITY[status.state])
     contacts = [status.last_contact for status in statuses if status.last_contact is not None]

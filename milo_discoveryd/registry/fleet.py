@@ -18,10 +18,10 @@ from milo_discoveryd.registry.feed import at, worst
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 
 if TYPE_CHECKING:
-    from milo_discoveryd.registry.source import Source
+    from milo_discoveryd.registry.source import ClusterSource
 
 
 class Fleet:
@@ -32,21 +32,21 @@ class Fleet:
         self.notifier = ChangeNotifier()
         self.releases = PendingReleases()
         self.claims = FleetClaims()
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
 
-    def add(self, source: "Source") -> None:
+    def add(self, source: "ClusterSource") -> None:
         self._sources[source.name] = source
 
     # --- readers ---
 
     @property
-    def sources(self) -> "tuple[Source, ...]":
+    def sources(self) -> "tuple[ClusterSource, ...]":
         return (*self._sources.values(),)
 
     @property
-    def status(self) -> SourceStatus:
+    def status(self) -> ViewStatus:
         return worst([source.status for source in self._sources.values()])
 
     @property
@@ -54,11 +54,11 @@ class Fleet:
         """True after one complete list of each source, in this run or in the run that wrote its state file."""
         return all(source.synced for source in self._sources.values())
 
-    def select(self, names: frozenset[str]) -> "tuple[Source, ...]":
+    def select(self, names: frozenset[str]) -> "tuple[ClusterSource, ...]":
         """Return the sources of these names, or all if `names` is empty."""
         return tuple(source for name, source in self._sources.items() if not names or name in names)
 
-    def source_of(self, cluster: str) -> "Source | None":
+    def source_of(self, cluster: str) -> "ClusterSource | None":
         """Return the source of a cluster, which the cluster's key names."""
         return self._sources.get(source_of(cluster))
 
@@ -78,7 +78,7 @@ class Fleet:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
 
-    def publish(self, source: "Source", events: Iterable[Event], read_at: float | None) -> None:
+    def publish(self, source: "ClusterSource", events: Iterable[Event], read_at: float | None) -> None:
         """Notify of the changes that a commit of this source made; subscribers later, if `read_at` is None.
 
         Some may be of clusters of other sources, because claims are judged over all of them.

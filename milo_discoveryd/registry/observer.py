@@ -7,7 +7,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 
 
 class Observer(Protocol):
@@ -25,7 +25,7 @@ class Observer(Protocol):
     def object_refused(self, seen: Malformed | Refused) -> None:
         """Record that an object cannot be used, or must not be, since this observation of it."""
 
-    def source(self, status: SourceStatus) -> None:
+    def source(self, status: ViewStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""
 
     def liveness_checked(self, result: str) -> None: ...

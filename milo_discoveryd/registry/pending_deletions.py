@@ -33,7 +33,7 @@ class Found(msgspec.Struct, frozen=True):
     observation: Observation
 
 
-class NotFound(msgspec.Struct, frozen=True):
+class Absent(msgspec.Struct, frozen=True):
     pass
 
 
@@ -46,7 +46,7 @@ class Inconclusive(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-ConfirmationResult = Found | NotFound | Inconclusive
+ConfirmationResult = Found | Absent | Inconclusive
 
 
 class ConfirmedDeletion(msgspec.Struct, frozen=True):
@@ -241,7 +241,7 @@ class PendingDeletions:
             self._try_again(request.name, pending, self._backoff, now)
             return None
         self.discard(request.name)
-        if isinstance(result, NotFound):
+        if isinstance(result, Absent):
             return ConfirmedDeletion(request.name, pending.uid)
         found = result.observation
         if isinstance(found, Ready | NotReady) and found.uid == pending.uid:

@@ -16,10 +16,10 @@ import msgspec
 from milo_discoveryd.model.cluster import (
     UNPROBED,
     Cluster,
-    Connectivity,
-    ConnectivityState,
+    ConnectivityStatus,
     DisengageReason,
-    Draining,
+    Drain,
+    Reachability,
     Target,
     without_draining,
 )
@@ -214,7 +214,9 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             and record.latest.incarnation == incarnation
         )
 
-    def set_connectivity(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Event]:
+    def set_connectivity(
+        self, name: str, incarnation: int, connectivity: ConnectivityStatus, now: Moment
+    ) -> list[Event]:
         """Apply the result of probes. It is ignored for a cluster that was disengaged meanwhile."""
         if not self.needs_probe(name, incarnation):
             return []
@@ -226,7 +228,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         if record.engaged:
             self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
             return self._update(record, found, now)
-        if connectivity.state is not ConnectivityState.REACHABLE:
+        if connectivity.state is not Reachability.REACHABLE:
             return []
         if (elsewhere := self.assigned_elsewhere(name)) is not None:
             self._unassign(record, found.target, elsewhere, now)
@@ -475,7 +477,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         self._not_ready.ended(name)
         self._grace_until.pop(name, None)
         self._keep(name)
-        draining = Draining(reason, message, now.wall + timeout_s)
+        draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
     def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
@@ -507,7 +509,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
 
 def _is_unreachable(cluster: Cluster) -> bool:
-    return cluster.connectivity.state is ConnectivityState.UNREACHABLE
+    return cluster.connectivity.state is Reachability.UNREACHABLE
 
 
 def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:

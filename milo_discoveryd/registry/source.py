@@ -30,7 +30,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
@@ -44,7 +44,7 @@ class _Progress(msgspec.Struct, frozen=True):
     is_complete: bool
 
 
-class Source:
+class ClusterSource:
     def __init__(
         self,
         fleet: Fleet,
@@ -79,7 +79,7 @@ class Source:
             claims=fleet.claims,
             server=server or name,
         )
-        starting = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
+        starting = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.status = starting
         self._shown_held: HeldNotReady | None = None
         self._lost_at: float | None = None
@@ -165,8 +165,8 @@ class Source:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))
         self._set_status()
 
-    def _pause_graces(self, followed: SourceStatus) -> None:
-        if followed.state is not SourceState.STREAMING:
+    def _pause_graces(self, followed: ViewStatus) -> None:
+        if followed.state is not ViewState.STREAMING:
             if self._lost_at is None:
                 self._lost_at = followed.since if followed.last_contact is None else followed.last_contact
         elif self._lost_at is not None:
@@ -177,10 +177,8 @@ class Source:
         """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
         status, held = worst([feed.status for feed in self.feeds]), self.registry.not_ready_held
         self._shown_held = held
-        if held is not None and status.state is SourceState.STREAMING:
-            status = SourceStatus(
-                SourceState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact
-            )
+        if held is not None and status.state is ViewState.STREAMING:
+            status = ViewStatus(ViewState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact)
         changed = status.state is not self.status.state or status.reason != self.status.reason
         self.status = status
         if changed:
@@ -210,7 +208,7 @@ class Source:
                     yield StoredObject(feed.watch, key, record.uid, tuple(each.cluster for each in record.claims))
 
     def restore(
-        self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: SourceStatus
+        self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
     ) -> None:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
         now, present = at(status.since), list(objects)
@@ -234,7 +232,7 @@ class Source:
         ready: list[SourceEvent[Observation]] = [Listed(Ready(target.uid, "", target)) for target in targets]
         for _ in self.feeds[0].take([ListStarted(), *ready, ListEnded()], now):
             pass
-        self.feeds[0].source(SourceStatus(SourceState.STREAMING, now, last_contact=now))
+        self.feeds[0].source(ViewStatus(ViewState.STREAMING, now, last_contact=now))
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
         now = at(time.monotonic())

@@ -16,7 +16,7 @@ from milo_discoveryd.sources.endpoints import checked_url
 from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError, checked
 from milo_discoveryd.sources.stated_kubeconfig import parsed, server_of
-from milo_kube.kubeconfig import STATED, Kubeconfig
+from milo_kube.kubeconfig import STATED, ParsedKubeconfig
 
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
 """File name extensions, which are not part of a cluster's name."""
@@ -95,7 +95,7 @@ def cluster_name(file: str) -> str:
     return file.removesuffix(ending)
 
 
-def _object(key: str, name: str, config: Kubeconfig, context: str | None, origin: str) -> FileObject:
+def _object(key: str, name: str, config: ParsedKubeconfig, context: str | None, origin: str) -> FileObject:
     checked(name, DNS_SUBDOMAIN, 253, "the name of the cluster")
     server, authorities = server_of(config, STATED, origin, context)
     place = checked_url(server, ())

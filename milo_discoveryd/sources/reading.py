@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import starmap
 
-from milo_discoveryd.model.cluster import Pairs, Suspension
+from milo_discoveryd.model.cluster import Pairs, SuspensionReason
 from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, SuspensionInfo
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
 
@@ -116,7 +116,7 @@ def excerpt(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARACTERS else f"{message[:MESSAGE_CHARACTERS]}…"
 
 
-def suspensions(obj: KubeObject) -> tuple[Suspension, ...] | None:
+def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
     """Return the suspensions that hold, of a suspended object. An invalid time is omitted, but the object still counts
     as suspended.
 
@@ -130,13 +130,13 @@ def suspensions(obj: KubeObject) -> tuple[Suspension, ...] | None:
     message = excerpt(condition.message or "")
     named = _HOLDING.search(message)
     if named is not None and len(named["names"].split(", ")) < len(listed):
-        return (Suspension("", None, "", message),)
+        return (SuspensionReason("", None, "", message),)
     return suspensions_of(listed, message)
 
 
-def suspensions_of(listed: Sequence[SuspensionInfo], message: str = "") -> tuple[Suspension, ...]:
+def suspensions_of(listed: Sequence[SuspensionInfo], message: str = "") -> tuple[SuspensionReason, ...]:
     return tuple(
-        Suspension(
+        SuspensionReason(
             each.reason[:_LONGEST_WORD], _moment(each.suspendedAt), each.reinstateAuthority[:_LONGEST_WORD], message
         )
         for each in listed[:_MOST_SUSPENSIONS]

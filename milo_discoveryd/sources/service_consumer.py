@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
-from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.model.objects import KubeObject, SuspensionInfo
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import Resource
@@ -75,7 +75,7 @@ class Consumer(msgspec.Struct, frozen=True):
     service: str
     phase: str
     is_deleting: bool
-    suspensions: tuple[Suspension, ...] | None
+    suspensions: tuple[SuspensionReason, ...] | None
     labels: tuple[tuple[str, str], ...]
 
     @property
@@ -139,7 +139,7 @@ class ConsumerObjects:
         return self._place
 
 
-def _suspensions(consumer: ServiceConsumer) -> tuple[Suspension, ...] | None:
+def _suspensions(consumer: ServiceConsumer) -> tuple[SuspensionReason, ...] | None:
     """Return why the consumer is suspended: by the platform's condition, or by its own field."""
     conditions = () if consumer.status is None else consumer.status.conditions or ()
     signal = next((each for each in conditions if each.type == "Suspended" and each.status == "True"), None)

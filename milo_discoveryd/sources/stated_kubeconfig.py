@@ -6,10 +6,10 @@ import binascii
 from milo_discoveryd.sources.endpoints import checked_authorities
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube import kubeconfig
-from milo_kube.kubeconfig import Kubeconfig, KubeconfigError, Policy
+from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 
-def parsed(content: bytes, origin: str) -> Kubeconfig:
+def parsed(content: bytes, origin: str) -> ParsedKubeconfig:
     """Raises MalformedError, which quotes no value of the content, since that holds a secret."""
     try:
         return kubeconfig.parse(content)
@@ -17,7 +17,7 @@ def parsed(content: bytes, origin: str) -> Kubeconfig:
         raise MalformedError(f"{origin}: {error}") from None
 
 
-def decoded(encoded: str, origin: str) -> Kubeconfig:
+def decoded(encoded: str, origin: str) -> ParsedKubeconfig:
     """Parse a kubeconfig in base64. Raises MalformedError."""
     try:
         content = base64.b64decode(encoded, validate=True)
@@ -26,7 +26,9 @@ def decoded(encoded: str, origin: str) -> Kubeconfig:
     return parsed(content, origin)
 
 
-def server_of(config: Kubeconfig, policy: Policy, origin: str, context: str | None = None) -> tuple[str, bytes | None]:
+def server_of(
+    config: ParsedKubeconfig, policy: Policy, origin: str, context: str | None = None
+) -> tuple[str, bytes | None]:
     """Return a context's server, and its CA certificates as PEM. Raises MalformedError."""
     try:
         found = config.select(policy, context)

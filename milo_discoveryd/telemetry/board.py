@@ -11,7 +11,7 @@ import msgspec
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
-from milo_discoveryd.model.cluster import Cluster, ConnectivityState
+from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.filter import Filter
@@ -39,7 +39,7 @@ from milo_discoveryd.telemetry.status import (
     organization_of,
     when,
 )
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 SLICE = 250
 """The number of records that are searched in one step of the event loop."""
@@ -219,15 +219,15 @@ def _sharding(shard: ShardStatus, draining: int, with_message: bool) -> ShardSum
     return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
 
 
-def _source(status: SourceStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:
+def _source(status: ViewStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:
     def wall(steady: float) -> datetime:
         return when(now.wall - (now.steady - steady))
 
     return SourceSummary(
         state=status.state.value,
         since=wall(status.since),
-        reason=status.reason if status.state is not SourceState.STREAMING else "",
-        message=status.message if with_message and status.state is not SourceState.STREAMING else "",
+        reason=status.reason if status.state is not ViewState.STREAMING else "",
+        message=status.message if with_message and status.state is not ViewState.STREAMING else "",
         last_contact=None if status.last_contact is None else wall(status.last_contact),
         synced=synced,
     )
@@ -319,7 +319,7 @@ def _notes(
     if cluster.target.suspensions is not None:
         reasons = ", ".join(each.reason for each in cluster.target.suspensions if each.reason)
         yield f"suspended{reasons and f': {reasons}'}"
-    if cluster.connectivity.state is ConnectivityState.UNREACHABLE:
+    if cluster.connectivity.state is Reachability.UNREACHABLE:
         yield f"unreachable: {cluster.connectivity.message}"
 
 

@@ -10,11 +10,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
-from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.cluster import Reachability
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import Source
-from milo_kube.reflect.source_status import SourceState
+from milo_discoveryd.registry.source import ClusterSource
+from milo_kube.reflect.view_status import ViewState
 
 
 class FleetCollector(Collector):
@@ -70,7 +70,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_source_up",
             "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
-            lambda of: of.status.state is SourceState.STREAMING,
+            lambda of: of.status.state is ViewState.STREAMING,
         )
         yield self._by_source(
             "milo_discoveryd_source_last_contact_timestamp_seconds",
@@ -90,10 +90,10 @@ class FleetCollector(Collector):
         """The label `source` exists only if there are several."""
         return ("source",) if len(self._fleet.sources) > 1 else ()
 
-    def _values(self, of: Source) -> tuple[str, ...]:
+    def _values(self, of: ClusterSource) -> tuple[str, ...]:
         return (of.name,) if self._labels else ()
 
-    def _by_source(self, name: str, documentation: str, value: Callable[[Source], float]) -> Metric:
+    def _by_source(self, name: str, documentation: str, value: Callable[[ClusterSource], float]) -> Metric:
         family = GaugeMetricFamily(name, documentation, labels=self._labels)
         for of in self._fleet.sources:
             family.add_metric(self._values(of), value(of))
@@ -113,8 +113,8 @@ class FleetCollector(Collector):
         for cluster in islice(self._fleet.clusters(), self._cluster_cap):
             target = cluster.target
             info.add_metric((target.name, target.uid, target.organization), 1)
-            if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
-                reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
+            if cluster.connectivity.state is not Reachability.UNKNOWN:
+                reachable.add_metric((target.name,), cluster.connectivity.state is Reachability.REACHABLE)
         yield info
         yield reachable
         engaged = sum(of.registry.engaged for of in self._fleet.sources)

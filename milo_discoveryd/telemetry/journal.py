@@ -14,7 +14,7 @@ from milo_discoveryd.registry.source import NOT_READY_HELD
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 
 class Journal:
@@ -88,8 +88,8 @@ class Journal:
     def liveness_checked(self, result: str) -> None:
         self._metrics.liveness_checked(result, self._source)
 
-    def source(self, status: SourceStatus) -> None:
-        if status.state is SourceState.STALE:
+    def source(self, status: ViewStatus) -> None:
+        if status.state is ViewState.STALE:
             log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message, **self._about)

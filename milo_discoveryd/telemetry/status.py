@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.cluster import ConnectivityState, Pairs
+from milo_discoveryd.model.cluster import Pairs, Reachability
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus
 
@@ -236,7 +236,7 @@ def _has_word(name: str, record: ClusterRecord, word: str) -> bool:
 
 def is_unreachable(record: ClusterRecord) -> bool:
     if record.cluster is not None:
-        return record.cluster.connectivity.state is ConnectivityState.UNREACHABLE
+        return record.cluster.connectivity.state is Reachability.UNREACHABLE
     return record.state is ObjectState.UNREACHABLE
 
 

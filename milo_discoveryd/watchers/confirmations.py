@@ -9,15 +9,15 @@ import msgspec
 
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_kube.reflect.messages import SourceEvent
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 
 
 class Sink(Protocol):
@@ -36,7 +36,7 @@ class Sink(Protocol):
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None: ...
 
-    def source(self, status: SourceStatus) -> None: ...
+    def source(self, status: ViewStatus) -> None: ...
 
     def liveness_checked(self, result: str) -> None: ...
 
@@ -117,9 +117,9 @@ class Confirmations:
     async def _confirmed(self, name: str) -> ConfirmationResult:
         result = await self._read(name)
         reference_objects = self._sink.reference_objects
-        if not isinstance(result, NotFound) or not reference_objects:
+        if not isinstance(result, Absent) or not reference_objects:
             return result
-        # Another server, such as a wrong backend behind the same address, responds NotFound too, but for all objects.
+        # Another server, such as a wrong backend behind the same address, answers "not found" too, but for all objects.
         problem = "the server has none of the other objects either, and may be another server"
         refusal: Inconclusive | None = None
         for known, uid in reference_objects:

@@ -10,10 +10,10 @@ import msgspec
 from milo_discoveryd.model.observation import Observation, Outside, fields
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationResult,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_discoveryd.watchers.confirmations import Confirmations, Sink
@@ -113,7 +113,7 @@ class Driver:
         refused = error_status(answer.body, answer.status)
         # Only a Status that names the object is evidence: proxies and servers without the resource send 404 too.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
-            return NotFound()
+            return Absent()
         return _inconclusive(answer)
 
     async def _selected(self, observation: Observation, namespace: str, name: str) -> ConfirmationResult:

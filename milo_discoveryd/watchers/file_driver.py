@@ -9,17 +9,17 @@ from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigF
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationResult,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_discoveryd.sources.kind import FileObject
 from milo_discoveryd.watchers.confirmations import Confirmations, Sink
 from milo_discoveryd.watchers.inotify import Inotify
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 POLL_S = 5.0
 """Interval of scans without a notification: network file systems send none, nor do links to other directories."""
@@ -40,14 +40,14 @@ class FileDriver:
         *,
         pending_deletions: PendingDeletions,
         sink: Sink,
-        status: SourceStatus | None = None,
+        status: ViewStatus | None = None,
     ) -> None:
         """`status` is that of an earlier run's clusters, which the sink has already."""
         self._files = files
         self._observe = observe
         self._sink = sink
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
-        self._status = status or SourceStatus(SourceState.CATCHING_UP, self._clock(), "Starting")
+        self._status = status or ViewStatus(ViewState.CATCHING_UP, self._clock(), "Starting")
         self._confirmations = Confirmations(pending_deletions, sink, self._read, lambda: self._trusted_from)
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class FileDriver:
 
     @property
     def _trusted_from(self) -> float:
-        return self._status.since if self._status.state is SourceState.STREAMING else math.inf
+        return self._status.since if self._status.state is ViewState.STREAMING else math.inf
 
     async def _follow(self) -> None:
         self._sink.source(self._status)
@@ -108,15 +108,15 @@ class FileDriver:
         listed: list[SourceEvent[Observation]] = [Listed(self._observe(each)) for each in found.objects]
         for _ in self._sink.take([ListStarted(), *listed, ListEnded()], now):
             await asyncio.sleep(0)
-        since = self._status.since if self._status.state is SourceState.STREAMING else now
-        self._status = SourceStatus(SourceState.STREAMING, since, last_contact=now)
+        since = self._status.since if self._status.state is ViewState.STREAMING else now
+        self._status = ViewStatus(ViewState.STREAMING, since, last_contact=now)
         self._sink.source(self._status)
         self._files.announce(found.changed)
         self._confirmations.applied()
 
     def _failed(self, error: FilesError, now: float) -> None:
-        since = self._status.since if self._status.state is SourceState.STALE else now
-        self._status = SourceStatus(SourceState.STALE, since, error.reason, str(error), self._status.last_contact)
+        since = self._status.since if self._status.state is ViewState.STALE else now
+        self._status = ViewStatus(ViewState.STALE, since, error.reason, str(error), self._status.last_contact)
         self._sink.source(self._status)
 
     async def _read(self, key: str) -> ConfirmationResult:
@@ -124,4 +124,4 @@ class FileDriver:
             found = await asyncio.to_thread(self._files.find, key)
         except FilesError as error:
             return Inconclusive(str(error))
-        return NotFound() if found is None else Found(self._observe(found))
+        return Absent() if found is None else Found(self._observe(found))

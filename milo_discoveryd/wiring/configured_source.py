@@ -8,7 +8,7 @@ from contextlib import aclosing
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.context import context_of
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -50,7 +50,7 @@ class ConfiguredSource:
             return ""
         return str(context_of(self.discovery.server))
 
-    async def follow(self, source: Source, authenticated: Authenticate, epoch: str) -> None:
+    async def follow(self, source: ClusterSource, authenticated: Authenticate, epoch: str) -> None:
         """Follow the source until canceled. `epoch` identifies the run of the daemon."""
         if self.discovery is not None:
             await self._follow_collections(authenticated(self.discovery, self.of.credentials), source, epoch)
@@ -60,7 +60,7 @@ class ConfiguredSource:
         else:
             source.set_targets(self.followed.targets, asyncio.get_running_loop().time())
 
-    async def _follow_collections(self, upstream: Upstream, source: Source, epoch: str) -> None:
+    async def _follow_collections(self, upstream: Upstream, source: ClusterSource, epoch: str) -> None:
         watch = self._settings.watch
         transport = Transport(
             upstream,

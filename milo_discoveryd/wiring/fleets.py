@@ -10,7 +10,7 @@ from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 
 
@@ -21,7 +21,7 @@ def new_fleet(
     limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
     fleet = Fleet(log, has_several=len(sources) > 1)
     for each in sources:
-        Source(
+        ClusterSource(
             fleet,
             observer(each.of.name),
             keys=each.followed.keys,

@@ -10,15 +10,15 @@ import msgspec
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 from milo_discoveryd.watchers.driver import Driver, SourceApi
 from milo_discoveryd.watchers.file_driver import FileDriver
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.versions import oldest
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 
 class FleetStore(Protocol):
@@ -46,7 +46,7 @@ class Discovery:
 
     def __init__(
         self,
-        source: Source,
+        source: ClusterSource,
         store: FleetStore | None,
         *,
         epoch: str,
@@ -97,7 +97,7 @@ class Discovery:
 class FileDiscovery:
     """The tasks that follow kubeconfig files, and store the fleet."""
 
-    def __init__(self, source: Source, store: FleetStore | None, epoch: str) -> None:
+    def __init__(self, source: ClusterSource, store: FleetStore | None, epoch: str) -> None:
         self._source = source
         self._storage = _SourceStorage(source, store, epoch)
 
@@ -116,19 +116,19 @@ class FileDiscovery:
 class _SourceStorage:
     """Restores a fleet from its store, and saves it there."""
 
-    def __init__(self, source: Source, store: FleetStore | None, epoch: str) -> None:
+    def __init__(self, source: ClusterSource, store: FleetStore | None, epoch: str) -> None:
         self._source = source
         self._epoch = epoch
         self._store = store
 
-    def restore(self, restored_place: RestoredPlace) -> tuple[SourceStatus | None, str]:
+    def restore(self, restored_place: RestoredPlace) -> tuple[ViewStatus | None, str]:
         """Return the status and the highest resource version of the stored fleet, if there is one."""
         stored = None if self._store is None else self._store.load()
         if stored is None:
             return None, ""
         age_s = max(0.0, time.time() - stored.current_at)
-        status = SourceStatus(
-            SourceState.STALE,
+        status = ViewStatus(
+            ViewState.STALE,
             asyncio.get_running_loop().time() - age_s,
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
@@ -172,12 +172,12 @@ class _SourceStorage:
                 yield StoredCluster(record.uid, record.cluster.target, record.cluster.engaged_at)
 
 
-def current_at(status: SourceStatus, now: float) -> float:
+def current_at(status: ViewStatus, now: float) -> float:
     """Return when a source with that status was last followed, in Unix time."""
-    return time.time() - (now - status.since if status.state is SourceState.STALE else 0.0)
+    return time.time() - (now - status.since if status.state is ViewState.STALE else 0.0)
 
 
-def positions(source: Source, epoch: str) -> dict[str, int]:
+def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
     received."""
     registry = source.registry

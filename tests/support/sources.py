@@ -9,7 +9,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 
 
 def new_source(
@@ -19,10 +19,10 @@ def new_source(
     pending_deletions: PendingDeletions | None = None,
     guard: RemovalGuard | None = None,
     **settings: Any,
-) -> Source:
+) -> ClusterSource:
     """Return the only source of a fleet, with one collection unless `settings` give `keys`."""
     pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
-    return Source(
+    return ClusterSource(
         Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
         observer,
         pending_deletions=lambda: pending,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from milo_discovery import DiscoveryClient, DisengageReason, Event, EventType
-from milo_discovery.testing import MiloSandbox, NotFound, SandboxError
+from milo_discovery.testing import MiloSandbox, ObjectNotFoundError, SandboxError
 from milo_discovery.testing.milo_sandbox import _Process
 
 from .summaries import summary
@@ -65,7 +65,7 @@ async def test_sandbox_engages_clusters_in_project_control_plane_mode():
 
 
 def test_sandbox_error_response_is_raised(milo_sandbox: MiloSandbox):
-    with pytest.raises(NotFound, match=r"404.*not found"):
+    with pytest.raises(ObjectNotFoundError, match=r"404.*not found"):
         milo_sandbox.delete_project("alpha")
     with pytest.raises(SandboxError, match="already running"):
         milo_sandbox.start_daemon()

@@ -15,7 +15,7 @@ from milo_discovery.testing import (
     ControlPlane,
     FakeDiscovery,
     MiloSandbox,
-    NotFound,
+    ObjectNotFoundError,
     RefusedError,
     eventually,
     eventually_blocking,
@@ -54,7 +54,7 @@ def alpha(milo_sandbox: MiloSandbox) -> ControlPlane:
 
 
 def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, tmp_path: Path):
-    with pytest.raises(NotFound, match=r"example\.com"):
+    with pytest.raises(ObjectNotFoundError, match=r"example\.com"):
         alpha.create(widget())
     assert alpha.find("example.com/v1/widgets", "one") is None
     (tmp_path / "crd.yaml").write_text(DEFINITION)

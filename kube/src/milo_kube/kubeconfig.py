@@ -124,7 +124,7 @@ class ContextAccess:
     plugin: ExecEntry | None
 
 
-class Kubeconfig:
+class ParsedKubeconfig:
     """A parsed kubeconfig."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -178,7 +178,7 @@ class Kubeconfig:
             raise KubeconfigError("has more than one cluster, user or context")
 
 
-def parse(content: bytes, *, yaml: bool = True) -> Kubeconfig:
+def parse(content: bytes, *, yaml: bool = True) -> ParsedKubeconfig:
     """Parse JSON or, unless that is excluded, YAML. Raises KubeconfigError."""
     if len(content) > MAX_BYTES:
         raise KubeconfigError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
@@ -192,7 +192,7 @@ def parse(content: bytes, *, yaml: bool = True) -> Kubeconfig:
         document = _yaml(content)
     if not isinstance(document, dict):
         raise KubeconfigError("is not a kubeconfig: it is empty or not a mapping")
-    return Kubeconfig(document)
+    return ParsedKubeconfig(document)
 
 
 def _yaml(content: bytes) -> Any:

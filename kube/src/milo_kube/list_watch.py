@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
     Wait,
 )
 from milo_kube.reflect.reflector import Reflector
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
 from milo_kube.reusable_timeout import Deadline
 
@@ -167,7 +167,7 @@ class ListWatch(Generic[Seen]):
         reflector: Reflector[Seen],
         waits: Waits,
         apply: Callable[[Iterable[SourceEvent[Seen]]], Awaitable[None]],
-        report: Callable[[SourceStatus], None],
+        report: Callable[[ViewStatus], None],
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:

@@ -8,13 +8,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
-from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension
+from milo_discoveryd.model.cluster import Cluster, ConnectivityStatus, DisengageReason, Drain, SuspensionReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.sharding.status import GroupStatus
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 _REASONS = {
@@ -52,7 +52,7 @@ def cluster(of: Cluster, epoch: str) -> pb.Cluster:
     )
 
 
-def suspension(of: Suspension) -> pb.Suspension:
+def suspension(of: SuspensionReason) -> pb.Suspension:
     return pb.Suspension(
         reason=of.reason,
         suspended_at=None if of.suspended_at is None else timestamp(of.suspended_at),
@@ -65,14 +65,14 @@ def incarnation(epoch: str, number: int) -> str:
     return f"{epoch}.{number}"
 
 
-def sources(statuses: Mapping[str, SourceStatus], whole: SourceStatus, now: Moment) -> list[pb.SourceStatus]:
+def sources(statuses: Mapping[str, ViewStatus], whole: ViewStatus, now: Moment) -> list[pb.SourceStatus]:
     """Convert the status that summarizes all sources, followed by the status of each if there are several."""
     if len(statuses) == 1 and "" in statuses:
         return [source(whole, now)]
     return [source(whole, now), *(source(status, now, name) for name, status in statuses.items())]
 
 
-def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus:
+def source(status: ViewStatus, now: Moment, name: str = "") -> pb.SourceStatus:
     """Convert the status, and its times from the steady clock to wall time."""
     ahead = now.wall - now.steady
     return pb.SourceStatus(
@@ -179,11 +179,11 @@ def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:
     return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else pb.DisengageReason.Value(f"DISENGAGE_REASON_{of.value}")
 
 
-def _draining(of: Draining) -> pb.Draining:
+def _draining(of: Drain) -> pb.Draining:
     return pb.Draining(reason=_reason(of.reason), deadline=timestamp(of.deadline), message=of.message)
 
 
-def _drain_message(of: Draining, state: ObjectState, elsewhere: str | None) -> str:
+def _drain_message(of: Drain, state: ObjectState, elsewhere: str | None) -> str:
     why = f"{of.reason.value}{of.message and f': {of.message}'}"
     message = f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}"
     if state is not ObjectState.READY or of.reason is DisengageReason.MOVED:
@@ -193,7 +193,7 @@ def _drain_message(of: Draining, state: ObjectState, elsewhere: str | None) -> s
     return f"{message}; it is engaged again afterwards"
 
 
-def _connectivity(of: Connectivity) -> pb.Connectivity:
+def _connectivity(of: ConnectivityStatus) -> pb.Connectivity:
     return pb.Connectivity(
         state=pb.Connectivity.State.Value(f"STATE_{of.state.value}"),
         since=None if of.since is None else timestamp(of.since),

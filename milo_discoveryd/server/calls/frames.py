@@ -12,11 +12,11 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import (
     UNPROBED,
     Cluster,
-    Connectivity,
-    ConnectivityState,
+    ConnectivityStatus,
     DisengageReason,
-    Draining,
-    Suspension,
+    Drain,
+    Reachability,
+    SuspensionReason,
 )
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.server.calls.convert import incarnation, micros, suspension
@@ -87,7 +87,7 @@ _REASONS: dict[DisengageReason | None, bytes] = {
 }
 _STATES = {
     state: _number(pb.Connectivity.STATE_FIELD_NUMBER, pb.Connectivity.State.Value(f"STATE_{state.value}"))
-    for state in ConnectivityState
+    for state in Reachability
 }
 _CLUSTER = _length_delimited(pb.ClusterEvent.CLUSTER_FIELD_NUMBER)
 _MESSAGE = _length_delimited(pb.ClusterEvent.MESSAGE_FIELD_NUMBER)
@@ -228,7 +228,7 @@ def _pair(pair: tuple[str, str]) -> bytes:
     return _field(_KEY, key.encode()) + _field(_VALUE, value.encode())
 
 
-def _suspension(of: Suspension) -> bytes:
+def _suspension(of: SuspensionReason) -> bytes:
     return _field(_SUSPENSIONS, suspension(of).SerializeToString(deterministic=True))
 
 
@@ -245,11 +245,11 @@ def _time(tag: Tag, seconds: float | None) -> bytes:
     return _field(tag, (_SECONDS + _varint(whole) if whole else b"") + (_NANOS + _varint(rest * 1000) if rest else b""))
 
 
-def _connectivity(of: Connectivity) -> bytes:
+def _connectivity(of: ConnectivityStatus) -> bytes:
     return _field(_CONNECTIVITY, _STATES[of.state] + _time(_SINCE, of.since) + _text(_CONNECTIVITY_MESSAGE, of.message))
 
 
-def _draining(of: Draining) -> bytes:
+def _draining(of: Drain) -> bytes:
     return _field(
         _DRAINING,
         _DRAINING_REASONS[of.reason] + _time(_DRAINING_DEADLINE, of.deadline) + _text(_DRAINING_MESSAGE, of.message),

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.feed import worst
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.visibility import visible_source
 
 
-def source_statuses(sources: Sequence[Source], scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
+def source_statuses(sources: Sequence[ClusterSource], scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
     """Return the status that summarizes all sources, followed by the status of each if the daemon has several."""
     statuses = {each.name: visible_source(each.status, scope) for each in sources}
     return convert.sources(statuses, worst(list(statuses.values())), now)
 
 
-def source_status(source: Source, scope: ClusterScope, now: Moment) -> pb.SourceStatus:
+def source_status(source: ClusterSource, scope: ClusterScope, now: Moment) -> pb.SourceStatus:
     """Return the status of one source, with its name if the daemon has several."""
     return convert.source(visible_source(source.status, scope), now, source.name)

@@ -19,7 +19,7 @@ from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
@@ -28,7 +28,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, K
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.reusable_timeout import Deadline
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -95,7 +95,7 @@ class WatchStream:
         """The number of parts of the current snapshot that were sent."""
         self._last_revision = ""
         """The revision of the last batch, or the one from which the subscriber resumed."""
-        self._source: tuple[tuple[SourceState, str], ...] = ()
+        self._source: tuple[tuple[ViewState, str], ...] = ()
         """The states of the sources as last sent to the subscriber."""
         self._resumes = parse(asked.resume_revision)
         """The subscriber's position, in this run or in an earlier one."""
@@ -202,7 +202,7 @@ class WatchStream:
             each.name for each in self._sources if not each.synced or (each.is_restored and self._may_know_more(each))
         )
 
-    def _may_know_more(self, restored: Source) -> bool:
+    def _may_know_more(self, restored: ClusterSource) -> bool:
         """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
         if not self._asked.resume_revision:
             return False
@@ -338,7 +338,7 @@ class WatchStream:
     def _source_changed(self) -> bool:
         return self._source != self._source_states()
 
-    def _source_states(self) -> tuple[tuple[SourceState, str], ...]:
+    def _source_states(self) -> tuple[tuple[ViewState, str], ...]:
         return tuple([(each.status.state, each.status.reason) for each in self._sources])
 
     def _source_news(self, batch: Batch, now: float) -> list[pb.SourceStatus]:

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, ConnectivityState, Target
+from milo_discoveryd.model.cluster import Cluster, Reachability, Target
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.scope import ClusterScope
-from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.view_status import ViewStatus
 
 _PLACEHOLDER = Target(name="", uid="", place=())
 
@@ -59,7 +59,7 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
     """Count the records that the scope covers."""
     visible = [record for name, record in records if visible_record(name, record, scope)]
     engaged = [record.cluster for record in visible if record.cluster is not None]
-    unreachable = sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in engaged)
+    unreachable = sum(each.connectivity.state is Reachability.UNREACHABLE for each in engaged)
     draining = sum(each.draining is not None for each in engaged)
     return _counts(Counter(record.state for record in visible), len(engaged), unreachable, draining)
 
@@ -77,7 +77,7 @@ def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, d
     )
 
 
-def visible_source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
+def visible_source(status: ViewStatus, scope: ClusterScope) -> ViewStatus:
     """Return the status; without its message for a limited scope, because messages contain counts and server names."""
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 

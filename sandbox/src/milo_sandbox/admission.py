@@ -7,7 +7,7 @@ import msgspec
 from milo_sandbox import metadata, refusals, schema
 from milo_sandbox.records import SandboxRecord
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 
 class Part(Enum):
@@ -24,7 +24,7 @@ class Preconditions(msgspec.Struct, frozen=True):
     version: str = ""
 
 
-def enveloped(resource: Resource, document: Document, namespace: str) -> Document:
+def enveloped(resource: ResourceDefinition, document: Document, namespace: str) -> Document:
     """Return a copy with the apiVersion, kind and metadata of this resource, or raise a refusal."""
     given = document.get("metadata", {})
     if not isinstance(given, dict):
@@ -50,7 +50,7 @@ def enveloped(resource: Resource, document: Document, namespace: str) -> Documen
     return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
 
 
-def judge(resource: Resource, document: Document, *, strict: bool) -> None:
+def judge(resource: ResourceDefinition, document: Document, *, strict: bool) -> None:
     resource.prepare(document)
     unknown = schema.prune(document, resource.schema)
     if unknown and strict:
@@ -68,7 +68,7 @@ def judge(resource: Resource, document: Document, *, strict: bool) -> None:
         raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
 
 
-def check_identity(resource: Resource, before: SandboxRecord, given: Document) -> None:
+def check_identity(resource: ResourceDefinition, before: SandboxRecord, given: Document) -> None:
     if given.get("name", before.name) != before.name:
         raise refusals.bad_request(
             f"the name of the object ({given['name']}) does not match the name on the URL ({before.name})"
@@ -81,7 +81,7 @@ def check_identity(resource: Resource, before: SandboxRecord, given: Document) -
         raise refusals.conflict(resource, before.name, why)
 
 
-def check_preconditions(preconditions: Preconditions, resource: Resource, before: SandboxRecord) -> None:
+def check_preconditions(preconditions: Preconditions, resource: ResourceDefinition, before: SandboxRecord) -> None:
     for what, wanted, found in (
         ("UID", preconditions.uid, before.uid),
         ("ResourceVersion", preconditions.version, str(before.version)),
@@ -91,7 +91,7 @@ def check_preconditions(preconditions: Preconditions, resource: Resource, before
             raise refusals.conflict(resource, before.name, why)
 
 
-def combined(resource: Resource, current: Document, wanted: Document, part: Part) -> Document:
+def combined(resource: ResourceDefinition, current: Document, wanted: Document, part: Part) -> Document:
     """Return the current object with the part that the write may change taken from the new one."""
     if part is Part.STATUS:
         after = {key: value for key, value in current.items() if key != "status"}
@@ -105,13 +105,13 @@ def combined(resource: Resource, current: Document, wanted: Document, part: Part
     return after | {"status": current["status"]} if "status" in current else after
 
 
-def intent(resource: Resource, document: Document) -> Document:
+def intent(resource: ResourceDefinition, document: Document) -> Document:
     """Return the fields whose changes are counted in the generation."""
     uncounted = {"metadata", "status"} if resource.has_status else {"metadata"}
     return {key: value for key, value in document.items() if key not in uncounted}
 
 
-def refuse_new_finalizers(resource: Resource, current: Document, after: Document) -> None:
+def refuse_new_finalizers(resource: ResourceDefinition, current: Document, after: Document) -> None:
     held = current["metadata"].get("finalizers", ())
     fresh = [name for name in after["metadata"].get("finalizers", ()) if name not in held]
     if fresh:

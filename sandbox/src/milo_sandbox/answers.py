@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from milo_sandbox.records import encode
-from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.refusals import PlainError, RefusalError
 
 HEADERS = {"Cache-Control": "no-cache, private"}
 _GZIP_FROM = 128 * 1024  # bytes; a real server does not compress smaller responses either
@@ -28,7 +28,7 @@ def text(data: str, status: int = 200) -> web.Response:
     return web.Response(text=data, status=status, headers=HEADERS)
 
 
-def refused(error: RefusedError | PlainError) -> web.Response:
+def refused(error: RefusalError | PlainError) -> web.Response:
     answer = text(error.text, error.code) if isinstance(error, PlainError) else document(error.document(), error.code)
     if error.retry_after is not None:
         answer.headers["Retry-After"] = str(error.retry_after)

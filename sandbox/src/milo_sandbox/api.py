@@ -28,7 +28,7 @@ from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.history import CompactedError
 from milo_sandbox.options import Continue, ListOptions
 from milo_sandbox.records import SandboxRecord, decode, encode
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server_side_apply import Writer
 from milo_sandbox.store import Store
@@ -129,7 +129,7 @@ class Api:
         watch = ObjectWatch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
         return await self.streams.send(request, watch)
 
-    async def _page(self, resource: Resource, wanted: ListOptions) -> CollectionPage:
+    async def _page(self, resource: ResourceDefinition, wanted: ListOptions) -> CollectionPage:
         version = wanted.continued.rv if wanted.continued else wanted.version
         if version is not None and version > self.store.version:
             await self._wait_for(version)
@@ -298,7 +298,7 @@ def _table(request: web.BaseRequest, call: Call) -> Table | None:
     return Table(call.resource, clock=lambda: datetime.now(UTC), include=request.query.get("includeObject", ""))
 
 
-def _list_metadata(resource: Resource, page: CollectionPage) -> Document:
+def _list_metadata(resource: ResourceDefinition, page: CollectionPage) -> Document:
     metadata: Document = {"resourceVersion": str(page.version)}
     if resource.is_custom:
         metadata["continue"] = ""
@@ -309,7 +309,7 @@ def _list_metadata(resource: Resource, page: CollectionPage) -> Document:
     return metadata
 
 
-def _listing(resource: Resource, page: CollectionPage) -> Iterator[bytes]:
+def _listing(resource: ResourceDefinition, page: CollectionPage) -> Iterator[bytes]:
     head = {
         "apiVersion": resource.api_version,
         "kind": f"{resource.kind}List",
@@ -321,7 +321,7 @@ def _listing(resource: Resource, page: CollectionPage) -> Iterator[bytes]:
     yield b"]}\n"
 
 
-def _page_expired(continued: Continue) -> refusals.RefusedError:
+def _page_expired(continued: Continue) -> refusals.RefusalError:
     return refusals.gone(
         "The provided continue parameter is too old to display a consistent list result. Start a new list without "
         "it, or continue with the token in this response; later pages may be inconsistent with the earlier ones.",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from milo_sandbox import options, refusals
-from milo_sandbox.resources import Resource
+from milo_sandbox.resources import ResourceDefinition
 from milo_sandbox.rights import Action
 
 _ON_ONE = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -14,7 +14,7 @@ _ON_ALL = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     verb: str
-    resource: Resource
+    resource: ResourceDefinition
     namespace: str = ""
     name: str = ""
     subresource: str = ""
@@ -31,7 +31,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def read(method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[Resource]) -> Call:
+def read(
+    method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[ResourceDefinition]
+) -> Call:
     """Parse a request, or raise a refusal: unknown path, or method not allowed."""
     match segments:
         case ("api", "v1", *rest):

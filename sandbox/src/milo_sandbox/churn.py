@@ -11,7 +11,7 @@ from random import Random
 from milo_sandbox.history import CompactedError
 from milo_sandbox.milo import Milo
 from milo_sandbox.names import Names
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 from milo_sandbox.resources import PROJECTS
 from milo_sandbox.store import Store
 
@@ -81,7 +81,7 @@ class Churn:
             next(self._stories[name])
         except StopIteration:
             del self._stories[name]
-        except RefusedError:
+        except RefusalError:
             # Clients write as well: the project of this story may be deleted in the middle of it.
             del self._stories[name]
             self._milo.sweep(name)

@@ -9,7 +9,7 @@ import msgspec
 
 from milo_sandbox.history import ObjectHistory
 from milo_sandbox.records import RecordedChange, SandboxRecord, key_of
-from milo_sandbox.resources import Resource
+from milo_sandbox.resources import ResourceDefinition
 from milo_sandbox.selectors import LabelSelector
 
 
@@ -26,7 +26,7 @@ class StoredCollection:
     """The objects of one resource. A read at an old version reverts the later events."""
 
     def __init__(
-        self, resource: Resource, history_limit: int, records: Iterable[SandboxRecord] = (), version: int = 0
+        self, resource: ResourceDefinition, history_limit: int, records: Iterable[SandboxRecord] = (), version: int = 0
     ) -> None:
         self.resource = resource
         self.history = ObjectHistory(history_limit)

@@ -15,7 +15,7 @@ from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
 from milo_sandbox.records import RecordedChange
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, Resource
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, ResourceDefinition
 from milo_sandbox.store import Store
 
 _DEFAULT, _SYSTEM = "default", "milo-system"
@@ -47,7 +47,7 @@ class ControlPlanes:
             api.store.create(NAMESPACES, {"metadata": {"name": _DEFAULT}})
         return api
 
-    def after(self, resource: Resource, event: RecordedChange) -> None:
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Empty the control plane of a project that ended, as Milo does before a project ends."""
         if resource == PROJECTS and event.deleted and (api := self._apis.get(event.record.name)) is not None:
             _purge(api.store)
@@ -84,7 +84,7 @@ def _is_suspended(project: Document) -> bool:
     return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
 
 
-def _suspended(project: str, document: Document, call: Call) -> refusals.RefusedError:
+def _suspended(project: str, document: Document, call: Call) -> refusals.RefusalError:
     reasons = sorted({each["reason"] for each in document["status"].get("suspensions", ())})
     why = (
         f'project "{project}" is suspended ({", ".join(reasons) or "unspecified"}) and cannot accept new updates while '

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import OPEN, Column, Document, Resource
+from milo_sandbox.resources import OPEN, Column, Document, ResourceDefinition
 
 _CONDITION_CELL = re.compile(r"""\.status\.conditions\[\?\(@\.type\s*==\s*["'](\w+)["']\)\]\.status""")
 _PLAIN_PATH = re.compile(r"(\.[A-Za-z0-9_-]+)+")
@@ -29,7 +29,7 @@ def _invalid(field: str, why: str) -> Cause:
     return Cause(reason="FieldValueInvalid", message=f"Invalid value: {why}", field=field)
 
 
-CUSTOM_RESOURCE_DEFINITIONS = Resource(
+CUSTOM_RESOURCE_DEFINITIONS = ResourceDefinition(
     group="apiextensions.k8s.io",
     version="v1",
     kind="CustomResourceDefinition",
@@ -83,12 +83,12 @@ CUSTOM_RESOURCE_DEFINITIONS = Resource(
 )
 
 
-def resource_of(definition: Document) -> Resource:
+def resource_of(definition: Document) -> ResourceDefinition:
     """Return the resource of a valid definition."""
     spec = definition["spec"]
     names = spec["names"]
     version = next(each for each in spec["versions"] if each["storage"])
-    return Resource(
+    return ResourceDefinition(
         group=spec["group"],
         version=version["name"],
         kind=names["kind"],

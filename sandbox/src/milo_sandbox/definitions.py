@@ -5,7 +5,7 @@ from typing import Protocol
 from milo_sandbox.collection import StoredCollection
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS, resource_of
 from milo_sandbox.records import RecordedChange, SandboxRecord
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
@@ -13,13 +13,13 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 class DefinitionStore(Protocol):
     """The part of a store that definitions use."""
 
-    def __getitem__(self, resource: Resource) -> StoredCollection: ...
-    def find(self, resource: Resource, key: str) -> SandboxRecord | None: ...
-    def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None: ...
-    def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None: ...
-    def edit_status(self, resource: Resource, key: str, status: Document) -> None: ...
-    def define(self, resource: Resource) -> None: ...
-    def undefine(self, resource: Resource) -> None: ...
+    def __getitem__(self, resource: ResourceDefinition) -> StoredCollection: ...
+    def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None: ...
+    def discard(self, resource: ResourceDefinition, key: str, *, propagation: str = "") -> None: ...
+    def edit_metadata(self, resource: ResourceDefinition, key: str, changes: Document) -> None: ...
+    def edit_status(self, resource: ResourceDefinition, key: str, status: Document) -> None: ...
+    def define(self, resource: ResourceDefinition) -> None: ...
+    def undefine(self, resource: ResourceDefinition) -> None: ...
     def timestamp(self) -> str: ...
 
 
@@ -28,16 +28,16 @@ class Definitions:
 
     def __init__(self, store: DefinitionStore) -> None:
         self._store = store
-        self._served: dict[str, tuple[Document, Resource]] = {}
+        self._served: dict[str, tuple[Document, ResourceDefinition]] = {}
 
-    def after(self, resource: Resource, event: RecordedChange) -> None:
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Handle a write."""
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._follow(event.record.name, None if event.deleted else event.record.document())
         elif event.deleted and (name := self._defined_by(resource)):
             self._follow(name, self._document(name))
 
-    def _defined_by(self, resource: Resource) -> str | None:
+    def _defined_by(self, resource: ResourceDefinition) -> str | None:
         name = resource.qualified
         return name if name in self._served else None
 
@@ -79,7 +79,7 @@ class Definitions:
         if len(finalizers) < len(metadata.get("finalizers", ())):
             self._store.edit_metadata(CUSTOM_RESOURCE_DEFINITIONS, name, {"finalizers": finalizers})
 
-    def _status(self, spec: Document, defined: Resource) -> Document:
+    def _status(self, spec: Document, defined: ResourceDefinition) -> Document:
         now = self._store.timestamp()
         conditions = [
             {"type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now}

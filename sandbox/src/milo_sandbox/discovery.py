@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from milo_sandbox import refusals
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 VERSION = {
     "major": "1",
@@ -40,7 +40,7 @@ _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "updat
 _STATUS_VERBS = ["get", "patch", "update"]
 
 
-def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
+def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -> Document:
     """Return the document of /api, /apis and the paths right below, or raise a refusal."""
     groups = _groups(resources)
     match segments:
@@ -60,7 +60,7 @@ def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document
     raise refusals.no_such_path()
 
 
-def _groups(resources: Sequence[Resource]) -> dict[str, list[str]]:
+def _groups(resources: Sequence[ResourceDefinition]) -> dict[str, list[str]]:
     """Return each group with its versions."""
     groups: dict[str, list[str]] = {}
     group_versions = [(each.group, each.version) for each in resources if each.group]
@@ -76,7 +76,7 @@ def _group(name: str, versions: list[str]) -> Document:
     return {"name": name, "versions": served, "preferredVersion": served[0]}
 
 
-def _resource_list(group_version: str, resources: Sequence[Resource]) -> Document:
+def _resource_list(group_version: str, resources: Sequence[ResourceDefinition]) -> Document:
     entries: list[Document] = []
     for each in resources:
         entry = {"name": each.plural, "singularName": each.singular, "namespaced": each.namespaced, "kind": each.kind}

@@ -9,8 +9,8 @@ import msgspec
 from milo_sandbox import refusals
 from milo_sandbox.calls import Call
 from milo_sandbox.collection import CollectionPage
-from milo_sandbox.refusals import PlainError, RefusedError
-from milo_sandbox.resources import Resource
+from milo_sandbox.refusals import PlainError, RefusalError
+from milo_sandbox.resources import ResourceDefinition
 
 
 class Approach(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class Fault(msgspec.Struct, kw_only=True):
     """The requests that a fault applies to, its response, and how often and how long it applies."""
 
     concerns: Callable[[Approach], bool]
-    answer: Callable[[Approach, float], RefusedError | PlainError]  # given the seconds since the fault began
+    answer: Callable[[Approach, float], RefusalError | PlainError]  # given the seconds since the fault began
     since: float
     until: float
     times: float
@@ -69,7 +69,7 @@ class Faults:
 
     # The faults
 
-    def initializing(self, *, seconds: float = inf, resource: Resource | None = None) -> None:
+    def initializing(self, *, seconds: float = inf, resource: ResourceDefinition | None = None) -> None:
         """Act as a server that builds its watch cache: no watches, and lists only in pages. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
@@ -78,7 +78,7 @@ class Faults:
                 return False
             return call.verb == "watch" or (call.verb == "list" and not approach.query.get("limit"))
 
-        def answer(_: Approach, elapsed: float) -> RefusedError:
+        def answer(_: Approach, elapsed: float) -> RefusalError:
             retry_after = 1 if elapsed < 3 else 2 if elapsed < 8 else 3
             return refusals.too_many_requests("storage is (re)initializing", retry_after)
 
@@ -118,14 +118,14 @@ class Faults:
     def forbidden(self, *, seconds: float = inf, times: float = inf) -> None:
         """Act as if no request were authorized."""
 
-        def answer(approach: Approach, _: float) -> RefusedError:
+        def answer(approach: Approach, _: float) -> RefusalError:
             assert approach.call is not None
             what = approach.call.resource.qualified
             return refusals.forbidden(what, f"no user can {approach.call.verb} {what} at the cluster scope")
 
         self._add(_is_call, answer, seconds=seconds, times=times)
 
-    def unserved(self, resource: Resource, *, seconds: float = inf) -> None:
+    def unserved(self, resource: ResourceDefinition, *, seconds: float = inf) -> None:
         """Act as a server on which the CRD of the resource was deleted."""
 
         def concerns(approach: Approach) -> bool:
@@ -158,7 +158,7 @@ class Faults:
     def _add(
         self,
         concerns: Callable[[Approach], bool],
-        answer: Callable[[Approach, float], RefusedError | PlainError],
+        answer: Callable[[Approach, float], RefusalError | PlainError],
         *,
         seconds: float = inf,
         times: float = inf,

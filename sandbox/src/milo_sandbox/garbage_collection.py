@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from milo_sandbox.records import RecordedChange, SandboxRecord
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
@@ -12,15 +12,15 @@ FINALIZERS = {"Foreground": FOREGROUND, "Orphan": ORPHAN}
 """The finalizer by propagation policy, for the policies that delay the removal of the owner."""
 _MENTIONS_OWNERS = b'"ownerReferences"'
 
-Key = tuple[Resource, str]
+Key = tuple[ResourceDefinition, str]
 
 
 class DependentStore(Protocol):
     """The writes of a store that the collector uses."""
 
-    def find(self, resource: Resource, key: str) -> SandboxRecord | None: ...
-    def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None: ...
-    def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None: ...
+    def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None: ...
+    def discard(self, resource: ResourceDefinition, key: str, *, propagation: str = "") -> None: ...
+    def edit_metadata(self, resource: ResourceDefinition, key: str, changes: Document) -> None: ...
 
 
 class GarbageCollector:
@@ -32,7 +32,7 @@ class GarbageCollector:
         self._dependents: dict[str, dict[Key, None]] = {}
         self._owners: dict[Key, frozenset[str]] = {}
 
-    def after(self, resource: Resource, event: RecordedChange) -> None:
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Handle a write."""
         key = (resource, event.record.key)
         before = self._owners.get(key, frozenset())

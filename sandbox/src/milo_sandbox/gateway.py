@@ -11,7 +11,7 @@ from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
-from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.refusals import PlainError, RefusalError
 from milo_sandbox.token_endpoint import AssertionEndpoint
 from milo_sandbox.tokens import Tokens
 
@@ -55,7 +55,7 @@ class Gateway:
         self.requests += 1
         try:
             return await self._answer(request)
-        except (RefusedError, PlainError) as refusal:
+        except (RefusalError, PlainError) as refusal:
             return answers.refused(refusal)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 WRITABLE = ("labels", "annotations", "finalizers", "ownerReferences")
 """Fields that a client may change; the server owns the others."""
@@ -25,7 +25,7 @@ def is_label(name: str) -> bool:
     return re.fullmatch(_LABEL, name) is not None
 
 
-def violations(metadata: Document, resource: Resource) -> Iterator[Cause]:
+def violations(metadata: Document, resource: ResourceDefinition) -> Iterator[Cause]:
     name = metadata.get("name")
     if not isinstance(name, str) or not name:
         yield Cause(

@@ -5,7 +5,7 @@ from random import Random
 
 from milo_sandbox import patches
 from milo_sandbox.admission import Part
-from milo_sandbox.resources import PROJECTS, Document, Resource
+from milo_sandbox.resources import PROJECTS, Document, ResourceDefinition
 from milo_sandbox.store import Store
 
 DEFAULT_ORGANIZATION = "acme"
@@ -14,7 +14,7 @@ DEFAULT_ORGANIZATION = "acme"
 class Objects:
     """The projects or the control planes, by name. Every write goes through the store."""
 
-    def __init__(self, store: Store, resource: Resource) -> None:
+    def __init__(self, store: Store, resource: ResourceDefinition) -> None:
         self._store = store
         self.resource = resource
 

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from milo_sandbox import refusals
 from milo_sandbox.records import encode
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 _ACTIONS = {
     "items": (("get", "list"), ("post", "post"), ("delete", "deletecollection")),
@@ -15,7 +15,7 @@ _INFO = {"title": "milo sandbox", "version": "v1.35.0"}
 _METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 
 
-def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
+def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -> Document:
     """Return the document of a path below /openapi, or raise a refusal."""
     by_group_version = {
         _path(each): [other for other in resources if _path(other) == _path(each)] for each in resources
@@ -35,16 +35,16 @@ def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document
     raise refusals.no_such_path()
 
 
-def _path(resource: Resource) -> str:
+def _path(resource: ResourceDefinition) -> str:
     return f"apis/{resource.api_version}" if resource.group else f"api/{resource.version}"
 
 
-def _url(path: str, resources: Sequence[Resource]) -> str:
+def _url(path: str, resources: Sequence[ResourceDefinition]) -> str:
     # Clients cache a document by its hash.
     return f"/openapi/v3/{path}?hash={sha256(encode(_v3(resources))).hexdigest()[:32].upper()}"
 
 
-def _v3(resources: Sequence[Resource]) -> Document:
+def _v3(resources: Sequence[ResourceDefinition]) -> Document:
     return {
         "openapi": "3.0.0",
         "info": _INFO,
@@ -53,7 +53,7 @@ def _v3(resources: Sequence[Resource]) -> Document:
     }
 
 
-def _paths(resources: Sequence[Resource]) -> Document:
+def _paths(resources: Sequence[ResourceDefinition]) -> Document:
     paths: Document = {}
     for each in resources:
         inside = "/namespaces/{namespace}" if each.namespaced else ""
@@ -65,7 +65,7 @@ def _paths(resources: Sequence[Resource]) -> Document:
     return paths
 
 
-def _operations(resource: Resource, which: str) -> Document:
+def _operations(resource: ResourceDefinition, which: str) -> Document:
     return {
         method: {
             "parameters": [{"name": name, "in": "query", "schema": {"type": "string"}} for name in _parameters(action)],
@@ -82,7 +82,7 @@ def _parameters(action: str) -> tuple[str, ...]:
     return ("dryRun", "fieldValidation") if action in {"post", "put", "patch"} else ()
 
 
-def _schemas(resources: Sequence[Resource], reference: str) -> Document:
+def _schemas(resources: Sequence[ResourceDefinition], reference: str) -> Document:
     schemas: Document = {
         _METADATA: {
             "type": "object",
@@ -124,5 +124,5 @@ def _schemas(resources: Sequence[Resource], reference: str) -> Document:
     return schemas
 
 
-def _kind(resource: Resource) -> Document:
+def _kind(resource: ResourceDefinition) -> Document:
     return {"group": resource.group, "version": resource.version, "kind": resource.kind}

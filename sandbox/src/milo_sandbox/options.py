@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from milo_sandbox import refusals, selectors
-from milo_sandbox.refusals import Cause, RefusedError
+from milo_sandbox.refusals import Cause, RefusalError
 from milo_sandbox.selectors import LabelSelector
 
 NOT_OLDER_THAN = "NotOlderThan"
@@ -119,7 +119,7 @@ def _selector(query: Mapping[str, str], namespace: str) -> LabelSelector:
     return selectors.parse(query.get("labelSelector", ""), query.get("fieldSelector", ""), namespace=namespace)
 
 
-def _version(query: Mapping[str, str], *, refuse: Callable[[str], RefusedError]) -> int:
+def _version(query: Mapping[str, str], *, refuse: Callable[[str], RefusalError]) -> int:
     text = query.get("resourceVersion", "")
     if text and not (text.isascii() and text.isdigit()):
         raise refuse(f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: invalid syntax')

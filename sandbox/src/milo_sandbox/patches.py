@@ -138,7 +138,7 @@ def _index(part: str, highest: int, path: list[str]) -> int:
     return int(part)
 
 
-def _impossible(why: str) -> refusals.RefusedError:
-    return refusals.RefusedError(
+def _impossible(why: str) -> refusals.RefusalError:
+    return refusals.RefusalError(
         422, "Invalid", f"the server rejected our request due to an error in our request: {why}"
     )

@@ -13,7 +13,7 @@ from aiohttp import web
 from milo_sandbox import answers, kubeconfigs, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.api import Api
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, OPEN, SECRETS, Column, Document, Resource
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, OPEN, SECRETS, Column, Document, ResourceDefinition
 from milo_sandbox.rights import EVERYTHING, Action, SubjectRights
 from milo_sandbox.store import Store
 from milo_sandbox.tokens import Tokens
@@ -27,7 +27,7 @@ PARENT = "root:sandbox"
 SHOOT_ADMIN = "gardener.cloud:admin"
 _LEAST_S, _MOST_S = 600, 24 * 3600
 
-SHOOTS = Resource(
+SHOOTS = ResourceDefinition(
     group="core.gardener.cloud",
     version="v1beta1",
     kind="Shoot",
@@ -39,7 +39,7 @@ SHOOTS = Resource(
     schema={"type": "object", "properties": {"spec": OPEN, "status": OPEN}},
     columns=(Column(name="Name", path=("metadata", "name")),),
 )
-WORKSPACES = Resource(
+WORKSPACES = ResourceDefinition(
     group="tenancy.kcp.io",
     version="v1alpha1",
     kind="Workspace",
@@ -169,5 +169,5 @@ class Kcp:
         return api
 
 
-def _set_status(store: Store, resource: Resource, status: Document, name: str, namespace: str = "") -> None:
+def _set_status(store: Store, resource: ResourceDefinition, status: Document, name: str, namespace: str = "") -> None:
     store.modify(resource, name, lambda document: {**document, "status": status}, namespace=namespace, part=Part.STATUS)

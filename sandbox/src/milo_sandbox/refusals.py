@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from milo_sandbox.resources import Resource
+from milo_sandbox.resources import ResourceDefinition
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +20,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
         return cause | {"field": self.field} if self.field else cause
 
 
-class RefusedError(Exception):
+class RefusalError(Exception):
     """A refused request; `document()` is the Status in the response."""
 
     def __init__(
@@ -61,26 +61,26 @@ class RefusedError(Exception):
         }
 
 
-def _about(resource: Resource, name: str) -> dict[str, Any]:
+def _about(resource: ResourceDefinition, name: str) -> dict[str, Any]:
     # Kubernetes puts the plural into details.kind.
     return {"name": name, "group": resource.group, "kind": resource.plural}
 
 
-def bad_request(message: str) -> RefusedError:
-    return RefusedError(400, "BadRequest", message)
+def bad_request(message: str) -> RefusalError:
+    return RefusalError(400, "BadRequest", message)
 
 
-def unauthorized() -> RefusedError:
-    return RefusedError(401, "Unauthorized", "Unauthorized")
+def unauthorized() -> RefusalError:
+    return RefusalError(401, "Unauthorized", "Unauthorized")
 
 
 def forbidden(
     what: str, why: str, *, details: dict[str, Any] | None = None, causes: Sequence[Cause] = ()
-) -> RefusedError:
-    return RefusedError(403, "Forbidden", f"{what} is forbidden: {why}", details=details, causes=causes)
+) -> RefusalError:
+    return RefusalError(403, "Forbidden", f"{what} is forbidden: {why}", details=details, causes=causes)
 
 
-def namespace_terminating(resource: Resource, name: str, namespace: str) -> RefusedError:
+def namespace_terminating(resource: ResourceDefinition, name: str, namespace: str) -> RefusalError:
     cause = Cause(
         reason="NamespaceTerminating", message=f"namespace {namespace} is being terminated", field="metadata.namespace"
     )
@@ -88,33 +88,33 @@ def namespace_terminating(resource: Resource, name: str, namespace: str) -> Refu
     return forbidden(f'{resource.qualified} "{name}"', why, details=_about(resource, name), causes=[cause])
 
 
-def not_found(resource: Resource, name: str) -> RefusedError:
-    return RefusedError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
+def not_found(resource: ResourceDefinition, name: str) -> RefusalError:
+    return RefusalError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
 
 
-def no_such_subresource(resource: Resource, name: str) -> RefusedError:
-    return RefusedError(
+def no_such_subresource(resource: ResourceDefinition, name: str) -> RefusalError:
+    return RefusalError(
         404, "NotFound", "the server could not find the requested resource", details=_about(resource, name)
     )
 
 
-def own_failure(message: str) -> RefusedError:
+def own_failure(message: str) -> RefusalError:
     """Return the 500 that a server sends for an invalid version of a watch."""
-    return RefusedError(500, "", message)
+    return RefusalError(500, "", message)
 
 
-def method_not_allowed() -> RefusedError:
-    return RefusedError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+def method_not_allowed() -> RefusalError:
+    return RefusalError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
 
 
-def already_exists(resource: Resource, name: str) -> RefusedError:
-    return RefusedError(
+def already_exists(resource: ResourceDefinition, name: str) -> RefusalError:
+    return RefusalError(
         409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', details=_about(resource, name)
     )
 
 
-def conflict(resource: Resource, name: str, why: str) -> RefusedError:
-    return RefusedError(
+def conflict(resource: ResourceDefinition, name: str, why: str) -> RefusalError:
+    return RefusalError(
         409,
         "Conflict",
         f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
@@ -122,18 +122,18 @@ def conflict(resource: Resource, name: str, why: str) -> RefusedError:
     )
 
 
-def apply_conflict(causes: Sequence[Cause]) -> RefusedError:
+def apply_conflict(causes: Sequence[Cause]) -> RefusalError:
     """Return the 409 of an apply that would change fields of other managers."""
     count = f"{len(causes)} conflict{'s' if len(causes) > 1 else ''}"
-    return RefusedError(409, "Conflict", f"Apply failed with {count}: {_sentence(causes)}", causes=causes)
+    return RefusalError(409, "Conflict", f"Apply failed with {count}: {_sentence(causes)}", causes=causes)
 
 
-def gone(message: str, *, continue_token: str = "") -> RefusedError:
-    return RefusedError(410, "Expired", message, continue_token=continue_token)
+def gone(message: str, *, continue_token: str = "") -> RefusalError:
+    return RefusalError(410, "Expired", message, continue_token=continue_token)
 
 
-def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError:
-    return RefusedError(
+def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusalError:
+    return RefusalError(
         415,
         "UnsupportedMediaType",
         f"the body of the request was in an unknown format ({given}) - accepted media types include: "
@@ -141,33 +141,33 @@ def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError
     )
 
 
-def invalid(resource: Resource, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusedError:
+def invalid(resource: ResourceDefinition, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusalError:
     """Return a 422; `kind` is the kind that the client sent, if it differs from the resource's."""
     kind = kind or resource.kind
     details = {"name": name, "group": resource.group, "kind": kind}
     what = f"{kind}.{resource.group}" if resource.group else kind
-    return RefusedError(
+    return RefusalError(
         422, "Invalid", f'{what} "{name}" is invalid: {_sentence(causes)}', details=details, causes=causes
     )
 
 
-def invalid_options(causes: Sequence[Cause]) -> RefusedError:
+def invalid_options(causes: Sequence[Cause]) -> RefusalError:
     details = {"group": "meta.k8s.io", "kind": "ListOptions"}
     message = f'ListOptions.meta.k8s.io "" is invalid: {_sentence(causes)}'
-    return RefusedError(422, "Invalid", message, details=details, causes=causes)
+    return RefusalError(422, "Invalid", message, details=details, causes=causes)
 
 
-def missing_field_manager() -> RefusedError:
+def missing_field_manager() -> RefusalError:
     cause = Cause(
         reason="FieldValueRequired", message="Required value: is required for apply patch", field="fieldManager"
     )
     details = {"group": "meta.k8s.io", "kind": "PatchOptions"}
     message = f'PatchOptions.meta.k8s.io "" is invalid: {_sentence([cause])}'
-    return RefusedError(422, "Invalid", message, details=details, causes=[cause])
+    return RefusalError(422, "Invalid", message, details=details, causes=[cause])
 
 
-def version_too_large(wanted: int, current: int) -> RefusedError:
-    return RefusedError(
+def version_too_large(wanted: int, current: int) -> RefusalError:
+    return RefusalError(
         504,
         "Timeout",
         f"Timeout: Too large resource version: {wanted}, current: {current}",
@@ -176,8 +176,8 @@ def version_too_large(wanted: int, current: int) -> RefusedError:
     )
 
 
-def too_many_requests(message: str, retry_after: int) -> RefusedError:
-    return RefusedError(429, "TooManyRequests", message, retry_after=retry_after)
+def too_many_requests(message: str, retry_after: int) -> RefusalError:
+    return RefusalError(429, "TooManyRequests", message, retry_after=retry_after)
 
 
 def _sentence(causes: Sequence[Cause]) -> str:

@@ -35,7 +35,7 @@ def _no_violations(_document: Document) -> Iterable[Cause]:
     return ()
 
 
-class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A resource definition. Two are equal if they are served at the same path, whatever their schemas are."""
 
     group: str
@@ -57,7 +57,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     violations: Callable[[Document], Iterable[Cause]] = _no_violations  # beyond the schema, of an object that fits it
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Resource) and self._path == other._path)
+        return self is other or (isinstance(other, ResourceDefinition) and self._path == other._path)
 
     def __hash__(self) -> int:
         return hash(self.plural)
@@ -125,7 +125,7 @@ def _never(condition: str, status: str, reason: str, message: str) -> Document:
 _AGE = Column(name="Age", path=("metadata", "creationTimestamp"), type="date")
 _NAME = Column(name="Name", path=("metadata", "name"))
 
-PROJECTS = Resource(
+PROJECTS = ResourceDefinition(
     group="resourcemanager.miloapis.com",
     version="v1alpha1",
     kind="Project",
@@ -189,7 +189,7 @@ PROJECTS = Resource(
     ),
 )
 
-PROJECT_CONTROL_PLANES = Resource(
+PROJECT_CONTROL_PLANES = ResourceDefinition(
     group="infrastructure.miloapis.com",
     version="v1alpha1",
     kind="ProjectControlPlane",
@@ -218,7 +218,7 @@ PROJECT_CONTROL_PLANES = Resource(
     columns=(_NAME, Column(name="Ready", condition="ControlPlaneReady"), _AGE),
 )
 
-NAMESPACES = Resource(
+NAMESPACES = ResourceDefinition(
     group="",
     version="v1",
     kind="Namespace",
@@ -247,7 +247,7 @@ NAMESPACES = Resource(
     columns=(_NAME, Column(name="Status", path=("status", "phase")), _AGE),
 )
 
-CONFIG_MAPS = Resource(
+CONFIG_MAPS = ResourceDefinition(
     group="",
     version="v1",
     kind="ConfigMap",
@@ -278,7 +278,7 @@ def _encode_string_data(secret: Document) -> None:
         secret["data"] = {**(secret.get("data") or {}), **encoded}
 
 
-SECRETS = Resource(
+SECRETS = ResourceDefinition(
     group="",
     version="v1",
     kind="Secret",
@@ -305,7 +305,7 @@ SECRETS = Resource(
     ),
 )
 
-SERVICE_ACCOUNTS = Resource(
+SERVICE_ACCOUNTS = ResourceDefinition(
     group="",
     version="v1",
     kind="ServiceAccount",
@@ -321,7 +321,7 @@ SERVICE_ACCOUNTS = Resource(
 
 OPEN: Document = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
-EVENTS = Resource(
+EVENTS = ResourceDefinition(
     group="",
     version="v1",
     kind="Event",
@@ -341,7 +341,7 @@ EVENTS = Resource(
     ),
 )
 
-LEASES = Resource(
+LEASES = ResourceDefinition(
     group="coordination.k8s.io",
     version="v1",
     kind="Lease",
@@ -368,7 +368,7 @@ LEASES = Resource(
     columns=(_NAME, Column(name="Holder", path=("spec", "holderIdentity")), _AGE),
 )
 
-SERVICE_CONSUMERS = Resource(
+SERVICE_CONSUMERS = ResourceDefinition(
     group="services.miloapis.com",
     version="v1alpha1",
     kind="ServiceConsumer",

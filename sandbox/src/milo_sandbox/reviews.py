@@ -37,7 +37,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
         raise refusals.bad_request("spec needs a token")
     try:
         subject = tokens.subject(token)
-    except refusals.RefusedError:
+    except refusals.RefusalError:
         return {"user": {}, "error": "the token was not issued by this server, or has expired"}
     audiences = tokens.claims(token).aud
     both = [audience for audience in asked if audience in audiences]

@@ -66,7 +66,7 @@ def _covers(rule: Rule, action: Action) -> bool:
     )
 
 
-def _denied(subject: str, action: Action) -> refusals.RefusedError:
+def _denied(subject: str, action: Action) -> refusals.RefusalError:
     resource = f"{action.resource}.{action.group}" if action.group else action.resource
     named = f'{resource} "{action.name}"' if action.name else resource
     where = f'in the namespace "{action.namespace}"' if action.namespace else "at the cluster scope"

@@ -29,7 +29,7 @@ from milo_sandbox.resources import (
     PROJECTS,
     SERVICE_ACCOUNTS,
     Document,
-    Resource,
+    ResourceDefinition,
 )
 from milo_sandbox.rights import ADMIN, EVERYTHING, Rule, SubjectRights
 from milo_sandbox.server import HttpsServer
@@ -275,16 +275,16 @@ class Sandbox:
         if initializing:
             self.faults.initializing(seconds=initializing)
 
-    def delete_definition(self, resource: Resource) -> None:
+    def delete_definition(self, resource: ResourceDefinition) -> None:
         """End the resource's watches, and stop serving it until the faults are cleared."""
         self._api.streams.end(resource)
         self.faults.unserved(resource)
 
-    def plant(self, name: str, body: bytes, *, resource: Resource = PROJECTS) -> None:
+    def plant(self, name: str, body: bytes, *, resource: ResourceDefinition = PROJECTS) -> None:
         """Serve arbitrary bytes in lists and watches instead of an object."""
         self.store.plant(resource, name, body)
 
-    def report_recreated(self, *names: str, resource: Resource = PROJECTS) -> None:
+    def report_recreated(self, *names: str, resource: ResourceDefinition = PROJECTS) -> None:
         """Report objects as deleted and added again, although they still exist with the same UID."""
         for name in names:
             self.store.report_recreated(resource, name)

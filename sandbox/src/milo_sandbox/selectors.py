@@ -167,5 +167,5 @@ class _Clauses:
         if found != wanted:
             raise self._wrong(f"found {found!r}, expected: {wanted!r}")
 
-    def _wrong(self, why: str) -> refusals.RefusedError:
+    def _wrong(self, why: str) -> refusals.RefusalError:
         return refusals.bad_request(f"unable to parse requirement: {why} (in {self._text!r})")

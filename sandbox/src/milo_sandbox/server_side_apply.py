@@ -13,7 +13,7 @@ from milo_sandbox import field_sets, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.field_sets import Fields, Path
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 
 APPLY = "Apply"
 UPDATE = "Update"
@@ -41,7 +41,7 @@ def owners_of(document: Document) -> Owners:
     }
 
 
-def _with_owners(resource: Resource, document: Document, owners: Owners, now: str) -> Document:
+def _with_owners(resource: ResourceDefinition, document: Document, owners: Owners, now: str) -> Document:
     """Return the object with `managedFields`. An entry that is unchanged keeps its time."""
     before = owners_of(document)
     times = {
@@ -66,13 +66,13 @@ def _with_owners(resource: Resource, document: Document, owners: Owners, now: st
     return document | {"metadata": metadata | ({"managedFields": entries} if entries else {})}
 
 
-def create(resource: Resource, born: Document, given: Document, writer: Writer, now: str) -> Document:
+def create(resource: ResourceDefinition, born: Document, given: Document, writer: Writer, now: str) -> Document:
     """Return a new object with its owner: the writer owns what was given."""
     fields = frozenset(field_sets.values_at(_owned(given), _schema(resource)))
     return _with_owners(resource, born, {writer: fields}, now)
 
 
-def update(resource: Resource, before: Document, after: Document, writer: Writer, now: str) -> Document:
+def update(resource: ResourceDefinition, before: Document, after: Document, writer: Writer, now: str) -> Document:
     """Return an object after an ordinary write with its owners: the writer owns what it changed."""
     schema = _schema(resource)
     old = field_sets.values_at(_owned(before), schema)
@@ -88,7 +88,14 @@ def update(resource: Resource, before: Document, after: Document, writer: Writer
 
 
 def apply(
-    resource: Resource, live: Document, applied: Document, writer: Writer, *, part: Part, force: bool, now: str
+    resource: ResourceDefinition,
+    live: Document,
+    applied: Document,
+    writer: Writer,
+    *,
+    part: Part,
+    force: bool,
+    now: str,
 ) -> Document:
     """Return the live object with the applied fields and its owners; refuse conflicts with other owners."""
     schema = _schema(resource)
@@ -122,7 +129,7 @@ def apply(
     return _with_owners(resource, envelope | result, {**others, writer: fields}, now)
 
 
-def _schema(resource: Resource) -> Document:
+def _schema(resource: ResourceDefinition) -> Document:
     properties = {**resource.schema.get("properties", {}), "metadata": field_sets.METADATA_SCHEMA}
     return {**resource.schema, "properties": properties}
 
@@ -135,7 +142,7 @@ def _owned(document: Document) -> Document:
     return deepcopy(rest | ({"metadata": metadata} if metadata else {}))
 
 
-def _part_of(resource: Resource, applied: Document, part: Part) -> Document:
+def _part_of(resource: ResourceDefinition, applied: Document, part: Part) -> Document:
     owned = _owned(applied)
     if part is Part.STATUS:
         return {"status": owned["status"]} if "status" in owned else {}
@@ -182,7 +189,7 @@ def _remove(value: Any, path: Path, schema: Document) -> None:
                 return
 
 
-def _conflict(conflicts: dict[Writer, set[Path]]) -> refusals.RefusedError:
+def _conflict(conflicts: dict[Writer, set[Path]]) -> refusals.RefusalError:
     causes = [
         Cause(reason="FieldManagerConflict", message=f'conflict with "{other.name}"', field=field_sets.pretty(path))
         for other, paths in conflicts.items()

@@ -15,7 +15,7 @@ from milo_sandbox.collection import StoredCollection
 from milo_sandbox.garbage_collection import FINALIZERS
 from milo_sandbox.records import RecordedChange, SandboxRecord, record_of, restamped
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import NAMESPACES, Document, Resource
+from milo_sandbox.resources import NAMESPACES, Document, ResourceDefinition
 from milo_sandbox.server_side_apply import APPLY, Writer
 
 Change = Callable[[Document], Any]
@@ -25,14 +25,14 @@ Change = Callable[[Document], Any]
 class StoreController(Protocol):
     """A controller, which is called after each write and may write itself."""
 
-    def after(self, resource: Resource, event: RecordedChange) -> None: ...
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None: ...
 
 
 class StoreBackup(msgspec.Struct, frozen=True):
     """A backup: the version and all objects."""
 
     version: int
-    records: dict[Resource, list[SandboxRecord]]
+    records: dict[ResourceDefinition, list[SandboxRecord]]
 
 
 class Store:
@@ -40,7 +40,7 @@ class Store:
 
     def __init__(
         self,
-        resources: Sequence[Resource],
+        resources: Sequence[ResourceDefinition],
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Random | None = None,
@@ -53,17 +53,17 @@ class Store:
         self._collections = {resource: StoredCollection(resource, history_limit) for resource in resources}
         self._listeners: list[Callable[[], None]] = []
         self._controllers: list[StoreController] = []
-        self._unfollowed: list[tuple[Resource, RecordedChange]] | None = None
+        self._unfollowed: list[tuple[ResourceDefinition, RecordedChange]] | None = None
         self.version = first_version
 
     @property
-    def resources(self) -> tuple[Resource, ...]:
+    def resources(self) -> tuple[ResourceDefinition, ...]:
         return tuple(each.resource for each in self._collections.values())
 
-    def __contains__(self, resource: Resource) -> bool:
+    def __contains__(self, resource: ResourceDefinition) -> bool:
         return resource in self._collections
 
-    def __getitem__(self, resource: Resource) -> StoredCollection:
+    def __getitem__(self, resource: ResourceDefinition) -> StoredCollection:
         return self._collections[resource]
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -74,7 +74,7 @@ class Store:
         """Call a controller after each write, in order, before the next request is served."""
         self._controllers.append(controller)
 
-    def define(self, resource: Resource) -> None:
+    def define(self, resource: ResourceDefinition) -> None:
         """Serve a resource, or change the definition of one. A change makes its watches start again with a list."""
         if resource in self._collections:
             self._collections[resource].resource = resource
@@ -83,32 +83,32 @@ class Store:
             self._collections[resource] = StoredCollection(resource, self._history_limit)
         self._announce()
 
-    def undefine(self, resource: Resource) -> None:
+    def undefine(self, resource: ResourceDefinition) -> None:
         """Stop serving a resource, and drop its objects."""
         del self._collections[resource]
         self._announce()
 
     # Reading
 
-    def get(self, resource: Resource, name: str, namespace: str = "") -> SandboxRecord:
+    def get(self, resource: ResourceDefinition, name: str, namespace: str = "") -> SandboxRecord:
         record = self._collections[resource].get(name, namespace)
         if record is None:
             raise refusals.not_found(resource, name)
         return record
 
-    def find(self, resource: Resource, key: str) -> SandboxRecord | None:
+    def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None:
         """Return the object with a key, if there is one."""
         namespace, _, name = key.rpartition("/")
         return self._collections[resource].get(name, namespace) if resource in self._collections else None
 
-    def read(self, resource: Resource, name: str, namespace: str = "") -> Document:
+    def read(self, resource: ResourceDefinition, name: str, namespace: str = "") -> Document:
         return self.get(resource, name, namespace).document()
 
     # Writing
 
     def create(
         self,
-        resource: Resource,
+        resource: ResourceDefinition,
         document: Document,
         *,
         namespace: str = "",
@@ -138,7 +138,7 @@ class Store:
 
     def modify(
         self,
-        resource: Resource,
+        resource: ResourceDefinition,
         name: str,
         change: Change,
         *,
@@ -177,7 +177,7 @@ class Store:
 
     def apply(
         self,
-        resource: Resource,
+        resource: ResourceDefinition,
         name: str,
         document: Document,
         *,
@@ -211,7 +211,7 @@ class Store:
 
     def replace(
         self,
-        resource: Resource,
+        resource: ResourceDefinition,
         name: str,
         document: Document,
         *,
@@ -243,7 +243,7 @@ class Store:
 
     def delete(
         self,
-        resource: Resource,
+        resource: ResourceDefinition,
         name: str,
         *,
         namespace: str = "",
@@ -277,24 +277,24 @@ class Store:
 
     # Writes of controllers
 
-    def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None:
+    def discard(self, resource: ResourceDefinition, key: str, *, propagation: str = "") -> None:
         """Delete an object if it exists."""
         if record := self.find(resource, key):
             self.delete(resource, record.name, namespace=record.namespace, propagation=propagation)
 
-    def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None:
+    def edit_metadata(self, resource: ResourceDefinition, key: str, changes: Document) -> None:
         """Replace fields of an object's metadata."""
         self._edit(resource, key, lambda it: it | {"metadata": it["metadata"] | changes}, Part.MAIN)
 
-    def edit_status(self, resource: Resource, key: str, status: Document) -> None:
+    def edit_status(self, resource: ResourceDefinition, key: str, status: Document) -> None:
         """Replace an object's status."""
         self._edit(resource, key, lambda it: it | {"status": status}, Part.STATUS)
 
-    def _edit(self, resource: Resource, key: str, change: Change, part: Part) -> None:
+    def _edit(self, resource: ResourceDefinition, key: str, change: Change, part: Part) -> None:
         namespace, _, name = key.rpartition("/")
         self.modify(resource, name, change, namespace=namespace, part=part)
 
-    def load(self, resource: Resource, documents: Iterable[Document]) -> list[SandboxRecord]:
+    def load(self, resource: ResourceDefinition, documents: Iterable[Document]) -> list[SandboxRecord]:
         """Create many objects with their status, without validation."""
         events = []
         for document in documents:
@@ -326,7 +326,7 @@ class Store:
             self._collections[resource] = StoredCollection(resource, self._history_limit, records, snapshot.version)
         self._announce()
 
-    def plant(self, resource: Resource, name: str, body: bytes) -> None:
+    def plant(self, resource: ResourceDefinition, name: str, body: bytes) -> None:
         """Store arbitrary bytes as an object, as a corrupt or hostile server would serve it."""
         self.version += 1
         before = self._collections[resource].get(name)
@@ -335,7 +335,7 @@ class Store:
         self._collections[resource].apply(RecordedChange(version=self.version, before=before, record=record))
         self._announce()
 
-    def report_recreated(self, resource: Resource, name: str, namespace: str = "") -> None:
+    def report_recreated(self, resource: ResourceDefinition, name: str, namespace: str = "") -> None:
         """Report a live object to watches as deleted and added again."""
         live = self.get(resource, name, namespace)
         self.version += 1
@@ -348,7 +348,7 @@ class Store:
 
     # Admission and commit
 
-    def _born(self, resource: Resource, document: Document, namespace: str) -> Document:
+    def _born(self, resource: ResourceDefinition, document: Document, namespace: str) -> Document:
         given = document["metadata"]
         stamped: Document = {"name": given["name"]}
         if namespace:
@@ -361,7 +361,13 @@ class Store:
         return {**document, "metadata": stamped}
 
     def _commit(
-        self, resource: Resource, before: SandboxRecord | None, after: Document, *, deleted: bool = False, dry_run: bool
+        self,
+        resource: ResourceDefinition,
+        before: SandboxRecord | None,
+        after: Document,
+        *,
+        deleted: bool = False,
+        dry_run: bool,
     ) -> SandboxRecord:
         """Commit a write: the only code that increments the version."""
         if dry_run:
@@ -374,7 +380,7 @@ class Store:
         self._follow(resource, event)
         return record
 
-    def _follow(self, resource: Resource, event: RecordedChange) -> None:
+    def _follow(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Call the controllers, also for the writes that they make themselves."""
         if self._unfollowed is not None:
             self._unfollowed.append((resource, event))
@@ -392,15 +398,15 @@ class Store:
         for listener in self._listeners:
             listener()
 
-    def _contents(self, namespace: str) -> list[tuple[Resource, SandboxRecord]]:
+    def _contents(self, namespace: str) -> list[tuple[ResourceDefinition, SandboxRecord]]:
         namespaced = [each for each in self._collections.values() if each.resource.namespaced]
         return [(each.resource, record) for each in namespaced for record in each if record.namespace == namespace]
 
-    def _check_namespace(self, resource: Resource, name: str, namespace: str) -> None:
+    def _check_namespace(self, resource: ResourceDefinition, name: str, namespace: str) -> None:
         if "deletionTimestamp" in self.read(NAMESPACES, namespace)["metadata"]:
             raise refusals.namespace_terminating(resource, name, namespace)
 
-    def _finish_namespace(self, resource: Resource, event: RecordedChange) -> None:
+    def _finish_namespace(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Remove a terminating namespace whose last object was removed."""
         namespace = event.record.namespace
         if not event.deleted or not namespace or self._contents(namespace):

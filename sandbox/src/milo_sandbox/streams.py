@@ -7,7 +7,7 @@ from aiohttp import web
 
 from milo_sandbox import answers
 from milo_sandbox.bell import Bell
-from milo_sandbox.resources import Resource
+from milo_sandbox.resources import ResourceDefinition
 from milo_sandbox.watch import ObjectWatch
 
 
@@ -29,7 +29,7 @@ class Streams:
         """Wait until the next write."""
         await self._bell.wait_until(inf)
 
-    def end(self, resource: Resource | None = None, *, last_bookmark: bool = True) -> None:
+    def end(self, resource: ResourceDefinition | None = None, *, last_bookmark: bool = True) -> None:
         """End all watches, or those of a resource, cleanly after their pending events."""
         for watch in self._open:
             if resource in {None, watch.resource}:

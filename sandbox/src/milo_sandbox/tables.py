@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from milo_sandbox.records import ADDED, BOOKMARK, RecordedChange, SandboxRecord, encode, frame
-from milo_sandbox.resources import Column, Document, Resource
+from milo_sandbox.resources import Column, Document, ResourceDefinition
 from milo_sandbox.selectors import LabelSelector
 
 _META = "meta.k8s.io/v1"
@@ -20,7 +20,7 @@ def is_wanted(accept: str) -> bool:
 class Table:
     """A resource's objects as rows. In a watch, only the first table has the columns."""
 
-    def __init__(self, resource: Resource, *, clock: Callable[[], datetime], include: str = "") -> None:
+    def __init__(self, resource: ResourceDefinition, *, clock: Callable[[], datetime], include: str = "") -> None:
         self._resource = resource
         self._clock = clock
         self._include = include or "Metadata"

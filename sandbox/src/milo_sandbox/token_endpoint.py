@@ -99,7 +99,7 @@ class AssertionEndpoint:
         token = form.get("subject_token", "")
         try:
             subject = self._tokens.subject(token)
-        except refusals.RefusedError:
+        except refusals.RefusalError:
             raise _Refused("invalid_request") from None
         if url not in self._tokens.claims(token).aud:
             raise _Refused("invalid_request")

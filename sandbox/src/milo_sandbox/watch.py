@@ -11,7 +11,7 @@ from milo_sandbox import refusals
 from milo_sandbox.history import CompactedError
 from milo_sandbox.options import WatchParameters
 from milo_sandbox.records import ADDED, BOOKMARK, ERROR, RecordedChange, SandboxRecord, encode, frame
-from milo_sandbox.resources import Document, Resource
+from milo_sandbox.resources import Document, ResourceDefinition
 from milo_sandbox.selectors import LabelSelector
 from milo_sandbox.store import Store
 
@@ -54,7 +54,7 @@ class ObjectWatch:
     def __init__(
         self,
         store: Store,
-        resource: Resource,
+        resource: ResourceDefinition,
         options: WatchParameters,
         *,
         rendering: Rendering,
@@ -184,6 +184,6 @@ class ObjectWatch:
             }
         )
 
-    def _fail(self, refusal: refusals.RefusedError) -> bytes:
+    def _fail(self, refusal: refusals.RefusalError) -> bytes:
         self.done = True
         return frame(ERROR, encode(refusal.document()))

@@ -15,7 +15,7 @@ from milo_discoveryd.config import load
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.wiring.source import Discovery
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_sandbox import Sandbox
 from tests.support.eventually import LIMIT_S, eventually
 
@@ -75,7 +75,7 @@ async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(workspace: W
         await eventually(lambda: daemon._fleet.synced)
         assert (await get("/readyz"))[0] == 200
         await workspace.sandbox.stop()
-        await eventually(lambda: daemon._fleet.status.state is SourceState.STALE)
+        await eventually(lambda: daemon._fleet.status.state is ViewState.STALE)
         assert [(await get(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
 
 

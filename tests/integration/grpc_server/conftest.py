@@ -34,7 +34,7 @@ from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.eventually import LIMIT_S
 from tests.support.sources import new_source
 
@@ -130,8 +130,8 @@ class Harness:
         for _ in self.followed.feeds[0].take(findings, asyncio.get_running_loop().time()):
             pass
 
-    def source(self, state: SourceState, reason: str = "") -> None:
-        self.followed.feeds[0].source(SourceStatus(state, time.monotonic(), reason))
+    def source(self, state: ViewState, reason: str = "") -> None:
+        self.followed.feeds[0].source(ViewStatus(state, time.monotonic(), reason))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[DiscoveryServiceStub]:

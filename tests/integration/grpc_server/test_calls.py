@@ -15,7 +15,7 @@ from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.server_info import CLUSTERS_PER_STEP
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.integration.grpc_server.conftest import EPOCH, Harness, event_texts, not_ready, ready
 from tests.support.eventually import eventually
 
@@ -111,7 +111,7 @@ async def test_get_cluster_explains_why_not_engaged(harness: Harness) -> None:
 
 async def test_get_cluster_says_that_its_source_is_stale(harness: Harness) -> None:
     harness.listed(ready("alpha"))
-    harness.followed.feeds[0].source(SourceStatus(SourceState.STALE, 0.0, "Unauthorized", "401: the token expired"))
+    harness.followed.feeds[0].source(ViewStatus(ViewState.STALE, 0.0, "Unauthorized", "401: the token expired"))
     async with harness.client() as stub:
         found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert found.engagement.engaged

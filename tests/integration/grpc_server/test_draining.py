@@ -15,7 +15,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule, rules
 from tests.integration.grpc_server.conftest import EPOCH, Harness, Subscriber, a_harness, event_texts, not_ready, ready
 from tests.integration.grpc_server.test_rotation import token
@@ -101,7 +101,7 @@ async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -
     async with a_harness(tmp_path, drain_timeout_s=0.2) as harness, confirming(harness) as mine:
         harness.listed(ready("alpha"))
         await mine.until_synced()
-        harness.source(SourceState.STALE, "ConnectFailed")
+        harness.source(ViewState.STALE, "ConnectFailed")
         harness.seen(not_ready("alpha"))
         assert await mine.events() == ["UPDATED alpha"]
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
@@ -308,9 +308,7 @@ async def test_server_info_names_draining_clusters_of_a_shard_group(draining_har
 
 async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=LONG_S) as harness:
-        harness.followed.restore(
-            [(ready("alpha"), 1.0)], (), SourceStatus(SourceState.STALE, time.monotonic(), "Restored")
-        )
+        harness.followed.restore([(ready("alpha"), 1.0)], (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored"))
         of_an_earlier_run = f"{'f' * 16}.7.{'x' * 22}"
         async with confirming(harness, resume_revision=of_an_earlier_run) as mine:
             assert not (await mine.batch()).synced

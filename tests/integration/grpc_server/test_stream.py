@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 
@@ -84,10 +84,10 @@ async def test_heartbeats_carry_source_status(harness: Harness) -> None:
 
 async def test_source_status_change_is_sent_at_once(harness: Harness) -> None:
     harness.listed(ready("alpha"))
-    harness.source(SourceState.STREAMING)
+    harness.source(ViewState.STREAMING)
     async with harness.subscriber() as subscriber:
         await subscriber.until_synced()
-        harness.source(SourceState.STALE, "ConnectFailed")
+        harness.source(ViewState.STALE, "ConnectFailed")
         batch = await subscriber.batch()
     assert (batch.source.state, batch.source.reason) == (pb.SourceStatus.STATE_STALE, "ConnectFailed")
 

@@ -16,7 +16,7 @@ import pytest
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 from milo_sandbox.rights import EVERYTHING
 from tests.end_to_end.real.proxy import Proxy
 from tests.integration.kubeconfigs.daemon import a_daemon
@@ -182,7 +182,7 @@ async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: 
             assert len(sandbox.infrastructure.secret_names()) == 2
             sandbox.projects.label("alpha", {"seen": "no"})
             await eventually(lambda: len(sandbox.infrastructure.secret_names()) == 1)
-            with pytest.raises(RefusedError, match="Unauthorized"):
+            with pytest.raises(RefusalError, match="Unauthorized"):
                 sandbox.tokens.subject(ours)
             assert sandbox.tokens.subject(held) == subject
             stream = flapping.WatchClusters(pb.WatchClustersRequest())
@@ -220,13 +220,13 @@ async def test_disconnected_replica_keeps_its_token_until_it_reconnects(tmp_path
         await proxy.shut()
         sandbox.projects.set_condition("alpha", "False", reason="Broken")
         await eventually(lambda: len(sandbox.infrastructure.secret_names()) == 1)
-        with pytest.raises(RefusedError, match="Unauthorized"):
+        with pytest.raises(RefusalError, match="Unauthorized"):
             sandbox.tokens.subject(released)
         for still_valid in (held, await token(cut_off)):
             assert sandbox.tokens.subject(still_valid) == "system:serviceaccount:milo:operators"
         await proxy.open(sandbox.port)
         await eventually(lambda: not sandbox.infrastructure.secret_names(), within_s=60)
-        with pytest.raises(RefusedError, match="Unauthorized"):
+        with pytest.raises(RefusalError, match="Unauthorized"):
             sandbox.tokens.subject(held)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_sandbox import Rule
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 from milo_sandbox.rights import ADMIN, Action, SubjectRights
 from milo_sandbox.tokens import Tokens
 
@@ -24,7 +24,7 @@ def test_token_identifies_user_until_expiry() -> None:
     clock.now += 599
     assert tokens.subject(token) == "somebody"
     clock.now += 1
-    with pytest.raises(RefusedError, match="Unauthorized"):
+    with pytest.raises(RefusalError, match="Unauthorized"):
         tokens.subject(token)
 
 
@@ -34,24 +34,24 @@ def test_token_identifies_user_until_expiry() -> None:
 def test_modified_token_is_rejected(spoil: object) -> None:
     tokens = Tokens(life=600, clock=Clock())
     assert callable(spoil)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusalError):
         tokens.subject(spoil(tokens.issue("somebody")))
 
 
 def test_foreign_and_revoked_tokens_are_rejected() -> None:
     tokens = Tokens(life=600, clock=Clock())
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusalError):
         tokens.subject(Tokens(life=600, clock=Clock()).issue("somebody"))
     token = tokens.issue("somebody")
     tokens.revoke_all()
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusalError):
         tokens.subject(token)
 
 
 def test_admin_is_allowed_everything_and_unknown_user_nothing() -> None:
     rights = SubjectRights()
     rights.demand(ADMIN, LIST)
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         rights.demand("stranger", LIST)
     assert error.value.code == 403
     assert error.value.message == (
@@ -79,7 +79,7 @@ def test_rule_covers_named_resources(rule: Rule, allowed: bool) -> None:
 
 def test_forbidden_response_names_subresource_name_and_namespace() -> None:
     action = Action(verb="patch", group="", resource="configmaps", subresource="status", name="one", namespace="work")
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         SubjectRights().demand("reader", action)
     assert error.value.message == (
         'configmaps "one" is forbidden: User "reader" cannot patch resource "configmaps/status" '

@@ -6,7 +6,7 @@ import pytest
 
 from milo_sandbox.calls import Call
 from milo_sandbox.faults import Approach, Faults
-from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.refusals import PlainError, RefusalError
 from milo_sandbox.resources import PROJECT_CONTROL_PLANES, PROJECTS
 
 WATCH = Approach(segments=("apis",), query={"watch": "1"}, call=Call(verb="watch", resource=PROJECTS))
@@ -36,7 +36,7 @@ def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
     """Return the status of the fault's response and its Retry-After; 0 if the API serves the request."""
     try:
         faults.check(approach)
-    except (RefusedError, PlainError) as refusal:
+    except (RefusalError, PlainError) as refusal:
         return refusal.code, refusal.retry_after
     return 0, None
 

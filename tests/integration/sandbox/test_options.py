@@ -3,13 +3,13 @@
 import pytest
 
 from milo_sandbox import options
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 
 
 def code_of_list(**query: str) -> int:
     try:
         options.list_options(query, namespace="")
-    except RefusedError as error:
+    except RefusalError as error:
         return error.code
     return 200
 
@@ -17,7 +17,7 @@ def code_of_list(**query: str) -> int:
 def code_of_watch(*, streaming_lists: bool = True, **query: str) -> int:
     try:
         options.watch_options(query, namespace="", streaming_lists=streaming_lists)
-    except RefusedError as error:
+    except RefusalError as error:
         return error.code
     return 200
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from milo_sandbox import patches
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_merge_patch_is_applied(target: Any, patch: Any, result: Any) -> None:
 def test_strategic_patch_ignores_ordering_directives() -> None:
     patch = {"data": {"a": None, "b": "2"}, "$setElementOrder/finalizers": ["x"], "$retainKeys": ["y"]}
     assert patches.strategic({"data": {"a": "1"}}, patch) == {"data": {"b": "2"}}
-    with pytest.raises(RefusedError, match=r"\$patch"):
+    with pytest.raises(RefusalError, match=r"\$patch"):
         patches.strategic({}, {"data": {"$patch": "replace"}})
 
 
@@ -70,6 +70,6 @@ def test_json_patch_is_applied(operation: dict[str, Any], result: Any) -> None:
     ],
 )
 def test_invalid_json_patch_is_refused(operations: Any, code: int) -> None:
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         patches.apply_operations({"a": [1]}, operations)
     assert error.value.code == code

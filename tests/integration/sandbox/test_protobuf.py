@@ -3,7 +3,7 @@
 import pytest
 
 from milo_sandbox import protobuf
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -48,12 +48,12 @@ def test_unknown_fields_of_any_type_are_skipped() -> None:
     ],
 )
 def test_invalid_protobuf_is_a_bad_request(body: bytes) -> None:
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         protobuf.read(body)
     assert error.value.code == 400
 
 
 def test_unsupported_kind_is_rejected_as_media_type() -> None:
-    with pytest.raises(RefusedError, match="Pod") as error:
+    with pytest.raises(RefusalError, match="Pod") as error:
         protobuf.read(message("Pod", b""))
     assert error.value.code == 415

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_sandbox import selectors
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 
 LABELS = {"env": "prod", "tier": "gold", "example.com/size": "12", "empty": ""}
 
@@ -51,7 +51,7 @@ def test_label_selector_matches(text: str, selected: bool) -> None:
      "env=sp@ce", "env>many", "env in (a b)"],
 )  # fmt: skip
 def test_invalid_selector_is_refused_with_its_text(text: str) -> None:
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         selectors.parse(text)
     assert error.value.code == 400
     assert text in error.value.message
@@ -74,5 +74,5 @@ def test_field_selector_matches(text: str, selected: bool) -> None:
 
 @pytest.mark.parametrize("text", ["spec.name=x", "metadata.name", "name=x"])
 def test_unknown_field_selector_is_rejected(text: str) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusalError):
         selectors.parse("", text)

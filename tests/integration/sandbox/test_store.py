@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from milo_sandbox import patches
 from milo_sandbox.admission import Part, Preconditions
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 from milo_sandbox.resources import CONFIG_MAPS, NAMESPACES, PROJECTS
 from milo_sandbox.store import Store
 
@@ -31,7 +31,7 @@ def merge(store: Store, patch: dict[str, Any], *, name: str = "alpha", part: Par
     return store.modify(PROJECTS, name, lambda it: patches.merge(it, patch), part=part).document()
 
 
-def refused(error: pytest.ExceptionInfo[RefusedError]) -> tuple[int, str]:
+def refused(error: pytest.ExceptionInfo[RefusalError]) -> tuple[int, str]:
     return error.value.code, error.value.reason
 
 
@@ -66,17 +66,17 @@ def test_noop_write_keeps_the_version(store: Store) -> None:
 def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:
     store.create(PROJECTS, project(finalizers=["example.com/hold"]))
     store.delete(PROJECTS, "alpha")
-    with pytest.raises(RefusedError, match="no new finalizers") as error:
+    with pytest.raises(RefusalError, match="no new finalizers") as error:
         merge(store, {"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}})
     assert refused(error) == (422, "Invalid")
 
 
 def test_store_refuses_duplicates_and_unknown_names(store: Store) -> None:
     store.create(PROJECTS, project())
-    with pytest.raises(RefusedError, match=r'projects.resourcemanager.miloapis.com "alpha" already exists') as error:
+    with pytest.raises(RefusalError, match=r'projects.resourcemanager.miloapis.com "alpha" already exists') as error:
         store.create(PROJECTS, project())
     assert refused(error) == (409, "AlreadyExists")
-    with pytest.raises(RefusedError, match=r'"beta" not found') as error:
+    with pytest.raises(RefusalError, match=r'"beta" not found') as error:
         store.delete(PROJECTS, "beta")
     assert refused(error) == (404, "NotFound")
 
@@ -85,14 +85,14 @@ def test_write_with_an_old_version_is_a_conflict(store: Store) -> None:
     store.create(PROJECTS, project())
     old = store.read(PROJECTS, "alpha")
     merge(store, {"metadata": {"labels": {"a": "b"}}})
-    with pytest.raises(RefusedError, match="has been modified") as error:
+    with pytest.raises(RefusalError, match="has been modified") as error:
         store.replace(PROJECTS, "alpha", old)
     assert refused(error) == (409, "Conflict")
 
 
 def test_custom_resource_update_requires_a_version(store: Store) -> None:
     store.create(PROJECTS, project())
-    with pytest.raises(RefusedError, match="must be specified for an update") as error:
+    with pytest.raises(RefusalError, match="must be specified for an update") as error:
         store.replace(PROJECTS, "alpha", project())
     assert refused(error) == (422, "Invalid")
     store.create(NAMESPACES, {"metadata": {"name": "default"}})
@@ -104,7 +104,7 @@ def test_custom_resource_update_requires_a_version(store: Store) -> None:
 def test_deletion_checks_preconditions(store: Store) -> None:
     record = store.create(PROJECTS, project())
     for wrong in (Preconditions(uid="another"), Preconditions(version="1")):
-        with pytest.raises(RefusedError, match="Precondition failed") as error:
+        with pytest.raises(RefusalError, match="Precondition failed") as error:
             store.delete(PROJECTS, "alpha", preconditions=wrong)
         assert refused(error) == (409, "Conflict")
     assert store.delete(PROJECTS, "alpha", preconditions=Preconditions(record.uid, str(record.version)))[1]
@@ -137,7 +137,7 @@ def test_dry_run_writes_nothing(store: Store) -> None:
     ],
 )
 def test_validation_errors_name_the_field(store: Store, document: dict[str, Any], field: str) -> None:
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         store.create(PROJECTS, document)
     assert refused(error) == (422, "Invalid")
     assert field in [cause.field for cause in error.value.causes]
@@ -145,7 +145,7 @@ def test_validation_errors_name_the_field(store: Store, document: dict[str, Any]
 
 def test_conditions_are_validated_by_the_schema(store: Store) -> None:
     store.create(PROJECTS, project())
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(RefusalError) as error:
         merge(store, {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}, part=Part.STATUS)
     assert {cause.field for cause in error.value.causes} == {
         "status.conditions[0].status",
@@ -157,7 +157,7 @@ def test_conditions_are_validated_by_the_schema(store: Store) -> None:
 
 def test_unknown_fields_are_pruned_or_refused(store: Store) -> None:
     document = project() | {"bogus": 1}
-    with pytest.raises(RefusedError, match='unknown field "bogus"') as error:
+    with pytest.raises(RefusalError, match='unknown field "bogus"') as error:
         store.create(PROJECTS, document, strict=True)
     assert refused(error) == (400, "BadRequest")
     store.create(PROJECTS, document)
@@ -170,20 +170,20 @@ def test_generate_name_creates_a_name(store: Store) -> None:
 
 
 def test_object_with_mismatched_identity_is_refused(store: Store) -> None:
-    with pytest.raises(RefusedError, match="must be Project") as error:
+    with pytest.raises(RefusalError, match="must be Project") as error:
         store.create(PROJECTS, project() | {"kind": "Pod"})
     assert refused(error) == (422, "Invalid")
     for wrong in ({"apiVersion": "v1"}, {"metadata": {"name": "a", "namespace": "b"}}):
-        with pytest.raises(RefusedError, match="does not match") as error:
+        with pytest.raises(RefusalError, match="does not match") as error:
             store.create(PROJECTS, project() | wrong)
         assert refused(error) == (400, "BadRequest")
     store.create(PROJECTS, project())
-    with pytest.raises(RefusedError, match="does not match the name"):
+    with pytest.raises(RefusalError, match="does not match the name"):
         merge(store, {"metadata": {"name": "beta"}})
 
 
 def test_namespace_must_exist_and_deletes_its_contents(store: Store) -> None:
-    with pytest.raises(RefusedError, match='namespaces "work" not found'):
+    with pytest.raises(RefusalError, match='namespaces "work" not found'):
         store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
     store.create(NAMESPACES, {"metadata": {"name": "work"}})
     store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
@@ -219,7 +219,7 @@ def test_store_accepts_or_refuses_arbitrary_writes(created: Any, patch: Any, par
         before = store.snapshot()
         try:
             write()
-        except RefusedError:
+        except RefusalError:
             assert store.snapshot() == before
     for record in store[PROJECTS]:
         assert record.document()["metadata"]["name"] == record.name

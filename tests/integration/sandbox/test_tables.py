@@ -9,7 +9,7 @@ import pytest
 
 from milo_sandbox import selectors, tables
 from milo_sandbox.records import RecordedChange, SandboxRecord
-from milo_sandbox.resources import PROJECTS, Resource
+from milo_sandbox.resources import PROJECTS, ResourceDefinition
 from milo_sandbox.tables import Table
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
@@ -19,7 +19,7 @@ def record(document: Any) -> SandboxRecord:
     return SandboxRecord(key="alpha", uid="u", version=7, labels={}, body=json.dumps(document).encode())
 
 
-def cells(document: Any, resource: Resource = PROJECTS) -> list[Any]:
+def cells(document: Any, resource: ResourceDefinition = PROJECTS) -> list[Any]:
     table = Table(resource, clock=lambda: NOW)
     line = json.loads(table.initial(record(document)))
     found: list[Any] = line["object"]["rows"][0]["cells"]

@@ -16,14 +16,14 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.test_driver import PATH, QUICK, Ledger, bookmark, line, project
 from tests.integration.watchers.test_transport_faults import nobody
@@ -142,7 +142,7 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def followed(api: ApiServer) -> AsyncIterator[tuple[Source, Ledger]]:
+async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]]:
     """Run a driver of the API server."""
     serving: set[asyncio.Task[None]] = set()
 
@@ -192,12 +192,12 @@ def _encoded(_: Any) -> bytes:
 async def test_broken_responses_disengage_nothing_and_are_recovered_from(kind: str) -> None:
     api = ApiServer(BROKEN[kind])
     async with followed(api) as (source, ledger):
-        await eventually(lambda: source.status.state is SourceState.STREAMING)
+        await eventually(lambda: source.status.state is ViewState.STREAMING)
         assert sorted(ledger.events) == ["ENGAGED alpha", "ENGAGED beta"]
         api.break_down()
         await eventually(lambda: api.broken_answers >= BROKEN_FOR)
-        await eventually(lambda: source.status.state is SourceState.STALE)
+        await eventually(lambda: source.status.state is ViewState.STALE)
         api.names.append("gamma")
         api.recover()
-        await eventually(lambda: source.status.state is SourceState.STREAMING and "ENGAGED gamma" in ledger.events)
+        await eventually(lambda: source.status.state is ViewState.STREAMING and "ENGAGED gamma" in ledger.events)
         assert not [event for event in ledger.events if "DISENGAGED" in event]

@@ -14,7 +14,7 @@ from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.telemetry.audit import Audit
@@ -25,7 +25,7 @@ from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import LIMIT_S, eventually
@@ -144,7 +144,7 @@ class DriverRun:
         self,
         server_script: ScriptedServer,
         server: ApiServer,
-        source: Source,
+        source: ClusterSource,
         ledger: "Ledger",
         task: asyncio.Task[None],
     ) -> None:
@@ -156,7 +156,7 @@ class DriverRun:
         self.task = task
 
     async def synced(self) -> None:
-        await eventually(lambda: self.source.synced and self.source.status.state is SourceState.STREAMING)
+        await eventually(lambda: self.source.synced and self.source.status.state is ViewState.STREAMING)
 
     async def expect_events(self, *events: str) -> None:
         await eventually(lambda: self.events == list(events))
@@ -397,7 +397,7 @@ async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(w
                 await run.synced()
                 reached, gone = watch.asked, watch.gone
             case "back-off":
-                await eventually(lambda: run.source.status.state is SourceState.STALE)
+                await eventually(lambda: run.source.status.state is ViewState.STALE)
                 gone.set()
             case _:
                 await reached.wait()

@@ -12,7 +12,7 @@ from milo_kube import list_watch
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.integration.watchers.test_driver import (
     QUICK,
     ScriptedResponse,
@@ -54,7 +54,7 @@ async def test_hung_server_is_reported_as_unresponsive() -> None:
     patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
     async with running(server_script, patient, OFTEN) as run:
         await run.synced()
-        await eventually(lambda: run.source.status.state is SourceState.STALE)
+        await eventually(lambda: run.source.status.state is ViewState.STALE)
         assert run.source.status.reason == "Unresponsive"
         assert run.source.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
 
@@ -107,7 +107,7 @@ async def test_liveness_probe_accepts_any_status_but_failures(status: int) -> No
                 clock.advance(timedelta(seconds=SELDOM.every_s))
                 await eventually(lambda: len(run.reads) >= checks)  # noqa: B023 - awaited in this iteration
             assert set(run.reads) == {"answered"}
-            assert run.source.status.state is SourceState.STREAMING
+            assert run.source.status.state is ViewState.STREAMING
             assert not watch.gone.is_set()
 
 
@@ -127,11 +127,11 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
         await eventually(lambda: run.source.status.message == failure)
         await eventually(lambda: run.reads.count("failed") > 4 * OFTEN.misses)
         status = run.source.status
-        assert (status.state, status.reason) == (SourceState.STALE, "Unresponsive")
+        assert (status.state, status.reason) == (ViewState.STALE, "Unresponsive")
         assert not watches[1].asked.is_set()
         checks.clear()
         await watches[1].asked.wait()
-        await eventually(lambda: run.source.status.state is SourceState.STREAMING)
+        await eventually(lambda: run.source.status.state is ViewState.STREAMING)
 
 
 async def test_watch_survives_closed_listener_of_terminating_server() -> None:
@@ -146,4 +146,4 @@ async def test_watch_survives_closed_listener_of_terminating_server() -> None:
         await eventually(lambda: run.reads.count("connect") > 2 * OFTEN.misses)
         watch.send(line("ADDED", project("alpha", 6)))
         await run.expect_events("ENGAGED alpha")
-        assert run.source.status.state is SourceState.STREAMING
+        assert run.source.status.state is ViewState.STREAMING

@@ -18,7 +18,7 @@ from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
 from milo_sandbox.resources import PROJECTS
@@ -62,7 +62,7 @@ class Follower:
             await discovery.run(transport, projects.collections, projects.restored_place)
 
     async def is_streaming(self) -> None:
-        await eventually(lambda: self.source.status.state is SourceState.STREAMING)
+        await eventually(lambda: self.source.status.state is ViewState.STREAMING)
 
     async def shows_reason(self, reason: str) -> None:
         await eventually(lambda: self.source.status.reason == reason)
@@ -112,7 +112,7 @@ async def test_paged_list_engages_clusters_while_watch_cache_initializes(sandbox
     await eventually(lambda: follower.source.synced)
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
     await follower.shows_reason("TooManyRequests")
-    assert follower.source.status.state is SourceState.STALE
+    assert follower.source.status.state is ViewState.STALE
 
     sandbox.faults.clear()
 
@@ -143,7 +143,7 @@ async def test_watch_of_terminating_server_survives_its_closed_listener(sandbox:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
     # By then more liveness probes were refused than a hung server is allowed.
     await eventually(lambda: streaming.ledger.reads.count("connect") > POLICY.liveness.misses)
-    assert streaming.source.status.state is SourceState.STREAMING
+    assert streaming.source.status.state is ViewState.STREAMING
     await streaming.engages("gamma")
     with streaming.without_events():
         await ending
@@ -165,7 +165,7 @@ async def test_schema_change_leads_to_one_relist_without_events(sandbox: Sandbox
 async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.without_events():
         sandbox.delete_definition(PROJECTS)
-        await eventually(lambda: streaming.source.status.state is SourceState.STALE)
+        await eventually(lambda: streaming.source.status.state is ViewState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
     await streaming.engages("gamma")
@@ -189,7 +189,7 @@ async def test_rejected_requests_make_source_stale_and_disengage_nothing(
     with streaming.without_events():
         getattr(sandbox.faults, fault)()
         sandbox.drop_watches()
-        await eventually(lambda: streaming.source.status.state is SourceState.STALE)
+        await eventually(lambda: streaming.source.status.state is ViewState.STALE)
         sandbox.faults.clear()
         await streaming.is_streaming()
     await streaming.engages("gamma")
@@ -199,7 +199,7 @@ async def test_server_whose_etcd_does_not_answer_is_stale_until_it_does(sandbox:
     with streaming.without_events():
         sandbox.freeze_etcd()
         await streaming.shows_reason("Unresponsive")
-        assert streaming.source.status.state is SourceState.STALE
+        assert streaming.source.status.state is ViewState.STALE
     sandbox.faults.clear()
     sandbox.silence_watches(silent=False)
     await streaming.is_streaming()

@@ -7,7 +7,7 @@ from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.registry.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.messages import (
@@ -82,7 +82,7 @@ class Follower:
         for request in self.pending_deletions.take_due(self.now):
             body = self.server.read_object(request.name)
             found = None if body is None else self.decoder.object(body)
-            answer = NotFound() if found is None else Found(found)
+            answer = Absent() if found is None else Found(found)
             result = answer if answered else Inconclusive("503")
             self.done += self.intake.resolve(request, result, at(self.now))
 

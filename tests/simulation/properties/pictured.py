@@ -3,7 +3,7 @@
 import msgspec
 from hypothesis.stateful import RuleBasedStateMachine
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.registry.log import Retention
 from tests.unit.registry.fleets import NamedLog, cluster
 
@@ -35,7 +35,7 @@ class ModeledFleet(RuleBasedStateMachine):
     def drain(self, name: str, labels: dict[str, str], organization: str) -> None:
         before = self.snapshot.get(name)
         if before is not None and before.draining is None:
-            changed = msgspec.structs.replace(before, draining=Draining(DisengageReason.NOT_READY, "", self.now))
+            changed = msgspec.structs.replace(before, draining=Drain(DisengageReason.NOT_READY, "", self.now))
             self.log.update(self.log.entry(name), changed, self.now)
             self.record({**self.snapshot, name: changed})
 

@@ -27,7 +27,7 @@ from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls import convert
@@ -48,7 +48,7 @@ from milo_discoveryd.state_file.encoding import (
 from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder
 from tests.end_to_end.process.issued_credentials import CAP_S, IssuedCredential, token_in
 from tests.simulation.properties.api_server import observe, place_of
@@ -165,7 +165,7 @@ class Ledger:
     def object_refused(self, seen: Malformed | Refused) -> None:
         self._note("daemon: refuses", seen.name)
 
-    def source(self, status: SourceStatus) -> None:
+    def source(self, status: ViewStatus) -> None:
         self._note("daemon: source", status.state.value, status.reason)
 
     def liveness_checked(self, result: str) -> None:
@@ -235,7 +235,7 @@ class Daemon:
         self._handed = handed
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
-        self.source = Source(
+        self.source = ClusterSource(
             Fleet(ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots)),
             self.ledger,
             pending_deletions=lambda: PendingDeletions(random.random),
@@ -407,7 +407,7 @@ class Daemon:
     def is_quiet(self) -> bool:
         """Whether it follows the source, with nothing left to confirm or to wait for."""
         waits = self.source.due_at is not None or len(self.fleet.releases)
-        is_following = self.fleet.status.state is SourceState.STREAMING
+        is_following = self.fleet.status.state is ViewState.STREAMING
         return is_following and not len(self.feed.pending_deletions) and not waits
 
     @property
@@ -425,7 +425,7 @@ class Daemon:
     @property
     def has_settled(self) -> bool:
         """Whether it follows the source, perhaps with held removals."""
-        return self.fleet.status.state is SourceState.STREAMING or self.holds_removals
+        return self.fleet.status.state is ViewState.STREAMING or self.holds_removals
 
     def check(self) -> None:
         """Raise the error that ended the daemon, if any."""

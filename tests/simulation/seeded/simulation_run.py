@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls import convert
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations, mark
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
@@ -179,7 +179,7 @@ class SimulationRun:
             if (fleet.status.last_contact or 0.0) < now:
                 self._wrong_ends.append(f"not ready: {name} was disengaged while the source was lost")
 
-        if fleet.status.state is SourceState.STALE:
+        if fleet.status.state is ViewState.STALE:
             # Changes that end the loss are applied before the status changes.
             asyncio.get_running_loop().call_later(0.001, check_source)
         seen_at = self._world.not_ready_at.get(ended.object_uid, 0)

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_kube.http.errors import TransportError
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import ApiObject, bookmark, line
 from tests.simulation.seeded.harness import TRAITS, VERIFIED_S, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
@@ -19,7 +19,7 @@ def test_failed_request_is_repeated_and_disengages_nothing(fault: RequestFault) 
     async def steps(harness: Harness) -> None:
         harness.api.only = fault
         harness.api.cut()
-        await harness.until(lambda: harness.daemon.fleet.status.state is SourceState.STALE)
+        await harness.until(lambda: harness.daemon.fleet.status.state is ViewState.STALE)
         harness.api.only = None
         harness.change("d")
         assert await harness.settled() <= 45.0

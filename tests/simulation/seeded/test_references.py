@@ -17,13 +17,13 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.daemon import Disk, Ledger
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
@@ -122,7 +122,7 @@ class Simulation:
         """Start the daemon, from its state file if there is one."""
         joined = KeyedSource(Joined().follows(), label_selector=SELECTOR)
         assert joined.reduce is not None
-        self.source = Source(
+        self.source = ClusterSource(
             Fleet(ChangeLog(encoder(EPOCH), Retention())),
             self.ledger,
             reduce=joined.reduce,
@@ -157,7 +157,7 @@ class Simulation:
 
     @property
     def has_recovered(self) -> bool:
-        return self.view == self.truth and self.source.status.state is SourceState.STREAMING
+        return self.view == self.truth and self.source.status.state is ViewState.STREAMING
 
     async def until(self, holds: Callable[[], bool], seconds: float) -> None:
         ends_at = self._loop.time() + seconds

@@ -10,10 +10,10 @@ from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.pending_deletions import NotFound
+from milo_discoveryd.registry.pending_deletions import Absent
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.confirmations import Confirmations
 from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate
@@ -21,8 +21,8 @@ from tests.simulation.seeded.simulation_run import simulate
 SEEDS = 700
 
 
-async def _not_there(*_: object) -> NotFound:
-    return NotFound()
+async def _not_there(*_: object) -> Absent:
+    return Absent()
 
 
 def _nothing_held(guard: RemovalGuard, *_: object, **__: object) -> ConfirmEach:
@@ -62,7 +62,7 @@ BUGS: list[tuple[str, type, str, Any]] = [
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("a-lagging-list-is-applied", RemovalGuard, "ignores", _no),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
-    ("a-grace-ends-while-the-source-is-lost", Source, "_pause_graces", _nothing),
+    ("a-grace-ends-while-the-source-is-lost", ClusterSource, "_pause_graces", _nothing),
     ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),

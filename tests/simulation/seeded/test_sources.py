@@ -23,7 +23,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
@@ -35,7 +35,7 @@ from milo_discoveryd.sources.kind import ClaimWatch, OneResource, SeveralResourc
 from milo_discoveryd.sources.project import ProjectObjects
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.daemon import PLENTY, Ledger
@@ -132,7 +132,7 @@ class Simulation:
         self.calm, self.failing = Upstream(random), Upstream(random)
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), has_several=True)
         ledger = Ledger(lambda *_: None, EPOCH)
-        calm = Source(
+        calm = ClusterSource(
             self.fleet,
             ledger,
             pending_deletions=lambda: PendingDeletions(random.random),
@@ -142,7 +142,7 @@ class Simulation:
         )
         pairs = KeyedSource(Pairs().follows(), "failing", SELECTOR)
         assert pairs.reduce is not None
-        failing = Source(
+        failing = ClusterSource(
             self.fleet,
             ledger,
             reduce=pairs.reduce,
@@ -166,7 +166,7 @@ class Simulation:
         access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
         self._service = Service(self.fleet, about, ledger, kubeconfigs, access=access, signer=TokenSigner(b"key"))
 
-    async def _discover(self, source: Source, upstream: Upstream, followed: KeyedSource) -> None:
+    async def _discover(self, source: ClusterSource, upstream: Upstream, followed: KeyedSource) -> None:
         policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)
         discovery = Discovery(
             source,
@@ -205,7 +205,7 @@ class Simulation:
     async def calm_source_is_prompt(self) -> None:
         self.calm.change()
         await self.until(lambda: self.view("calm") == self.calm.ready(), PROMPT_S)
-        assert self.session.sources["calm"].state.name == SourceState.STREAMING.name
+        assert self.session.sources["calm"].state.name == ViewState.STREAMING.name
 
     async def storm(self) -> None:
         """Inject every kind of fault for a while, with changes meanwhile."""
@@ -285,6 +285,6 @@ def test_filter_by_source_shows_only_its_clusters() -> None:
         assert simulation.session.pending_sources == ()
         assert set(simulation.session.sources) == {"calm"}
         assert simulation.session.source is not None
-        assert simulation.session.source.state.name == SourceState.STREAMING.name
+        assert simulation.session.source.state.name == ViewState.STREAMING.name
 
     run(1, steps)

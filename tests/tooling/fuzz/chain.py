@@ -26,7 +26,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.schema.fields import parse_group
@@ -205,8 +205,8 @@ def run(script: Script, kind: SourceKind, *, streaming: bool = True) -> Outcome:
         return runner.run(_run(script, kind, streaming=streaming))
 
 
-def _source(followed: KeyedSource, observer: Any) -> Source:
-    return Source(
+def _source(followed: KeyedSource, observer: Any) -> ClusterSource:
+    return ClusterSource(
         Fleet(ChangeLog(encoder(EPOCH), Retention())),
         observer,
         reduce=followed.reduce,

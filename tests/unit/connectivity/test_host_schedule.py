@@ -11,7 +11,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeReached,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.cluster import Reachability
 from tests.unit.registry.fleets import at
 
 POLICY = ProbePolicy(unreachable_after_s=0.0)
@@ -25,7 +25,7 @@ def hosts(*names: str) -> HostSchedule:
     return made
 
 
-def states(changes: list[ConnectivityChange]) -> dict[str, ConnectivityState]:
+def states(changes: list[ConnectivityChange]) -> dict[str, Reachability]:
     return {change.name: change.connectivity.state for change in changes}
 
 
@@ -52,11 +52,11 @@ def test_host_schedule_probes_host_of_a_thousand_clusters_once_per_minute(
 def test_host_probe_result_applies_to_all_clusters_behind_the_host() -> None:
     schedule = hosts("a", "b", "c")
     (probe,) = schedule.due(0.0)
-    assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", ConnectivityState.REACHABLE)
+    assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", Reachability.REACHABLE)
     assert schedule.record(next(iter(schedule.due(100.0))), ProbeReached(), at(100)) == []
     (probe,) = schedule.due(200.0)
     failed = schedule.record(probe, ProbeFailed("timeout", "no answer", is_of_host=True), at(200))
-    assert states(failed) == dict.fromkeys("abc", ConnectivityState.UNREACHABLE)
+    assert states(failed) == dict.fromkeys("abc", Reachability.UNREACHABLE)
     assert not any(change.disengages for change in failed)
 
 
@@ -77,7 +77,7 @@ def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> N
     assert schedule.known() == []
     schedule.watch("b", HOST, 9, 10.0)
     (known,) = schedule.known()
-    assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, ConnectivityState.REACHABLE)
+    assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, Reachability.REACHABLE)
     assert schedule.known() == []
     assert schedule.due(10.0) == []
 
@@ -104,7 +104,7 @@ def test_probe_result_of_host_without_clusters_is_ignored() -> None:
     schedule.watch("b", HOST, 2, 0.0)
     (again,) = schedule.due(1.0)
     assert schedule.record(probe, ProbeReached(), at(1)) == []
-    assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": ConnectivityState.REACHABLE}
+    assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": Reachability.REACHABLE}
 
 
 def test_host_is_probed_through_another_cluster_after_the_probed_one_was_removed() -> None:

@@ -15,7 +15,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeReached,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import Cluster, ConnectivityState
+from milo_discoveryd.model.cluster import Cluster, Reachability
 from tests.support.eventually import eventually
 from tests.unit.registry.fleets import cluster
 
@@ -26,7 +26,7 @@ class World:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.results: list[str] = []
-        self.states: dict[str, ConnectivityState] = {}
+        self.states: dict[str, Reachability] = {}
         self.answer: ProbeOutcome | None = ProbeReached()
         """The outcome of the probe; None for one that never answers."""
         self.waiting = 0
@@ -79,7 +79,7 @@ def moved(to: Cluster) -> Cluster:
 
 async def test_prober_reports_and_counts_result(world: World) -> None:
     world.prober.engaged(cluster("alpha"))
-    await eventually(lambda: world.states == {"alpha": ConnectivityState.REACHABLE})
+    await eventually(lambda: world.states == {"alpha": Reachability.REACHABLE})
     assert world.asked[0] == "https://alpha.example.com"
     assert set(world.results) == {"reached"}
 
@@ -87,7 +87,7 @@ async def test_prober_reports_and_counts_result(world: World) -> None:
 async def test_prober_counts_failure_by_cause(world: World) -> None:
     world.answer = ProbeFailed("dns", "no such host", is_of_host=True)
     world.prober.engaged(cluster("alpha"))
-    await eventually(lambda: world.states == {"alpha": ConnectivityState.UNREACHABLE})
+    await eventually(lambda: world.states == {"alpha": Reachability.UNREACHABLE})
     assert set(world.results) == {"dns"}
 
 
@@ -97,7 +97,7 @@ async def test_hanging_probe_does_not_delay_the_next_probe(world: World) -> None
     await eventually(lambda: world.waiting == 1)
     world.answer = ProbeReached()
     world.prober.engaged(cluster("beta"))
-    await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
+    await eventually(lambda: world.states == {"beta": Reachability.REACHABLE})
 
 
 async def test_probe_of_disengaged_cluster_is_not_reported(world: World) -> None:
@@ -138,7 +138,7 @@ async def test_cluster_disengaged_before_its_probe_is_skipped(world: World) -> N
     asyncio.get_running_loop().call_soon(world.end, "alpha")
     await eventually(lambda: world.asked == ["https://alpha.example.com"])
     world.prober.engaged(cluster("beta"))
-    await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
+    await eventually(lambda: world.states == {"beta": Reachability.REACHABLE})
 
 
 async def test_cluster_disengaged_as_unreachable_is_probed_until_forgotten(world: World) -> None:

@@ -14,7 +14,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeReached,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.cluster import Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_kube.reflect.backoff import Backoff
 
@@ -29,7 +29,7 @@ POLICY = ProbePolicy(
 )
 GONE = ProbeFailed("connect", "refused", is_of_host=True)
 SICK = ProbeFailed("5xx", "500")
-REACHABLE, UNREACHABLE = ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE
+REACHABLE, UNREACHABLE = Reachability.REACHABLE, Reachability.UNREACHABLE
 
 
 class ScheduleDriver:
@@ -38,7 +38,7 @@ class ScheduleDriver:
     def __init__(self, policy: ProbePolicy = POLICY) -> None:
         self.schedule = ProbeSchedule(policy, lambda: 0.5)
         self.now = 100.0
-        self.state: dict[str, ConnectivityState] = {}
+        self.state: dict[str, Reachability] = {}
         self.probed: list[tuple[float, str]] = []
 
     def engage(self, *names: str, host: str = "h") -> None:

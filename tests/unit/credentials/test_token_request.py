@@ -20,7 +20,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.http.errors import TransportError
 from milo_sandbox import Rule, Sandbox
-from milo_sandbox.refusals import RefusedError
+from milo_sandbox.refusals import RefusalError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, jwt
 
@@ -72,7 +72,7 @@ async def test_revocation_invalidates_every_token_of_the_project(sandbox: Sandbo
     assert not sandbox.infrastructure.secret_names()
     for token in tokens:
         assert token is not None
-        with pytest.raises(RefusedError, match="Unauthorized"):
+        with pytest.raises(RefusalError, match="Unauthorized"):
             sandbox.tokens.subject(token.reveal())
 
 
@@ -98,7 +98,7 @@ async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox
     assert old is not None
     assert new is not None
     assert sandbox.tokens.subject(new.reveal()) == SUBJECT
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusalError):
         sandbox.tokens.subject(old.reveal())
 
 
@@ -230,7 +230,7 @@ async def test_revoked_tokens_are_invalid_in_any_order_of_mints_and_revocations(
     assert not sandbox.infrastructure.secret_names()
     for tokens in given.values():
         for token in tokens:
-            with pytest.raises(RefusedError):
+            with pytest.raises(RefusalError):
                 sandbox.tokens.subject(token)
 
 
@@ -327,6 +327,6 @@ async def test_bound_secret_is_named_after_the_member_and_the_cluster_identity(
 
 def _is_accepted(sandbox: Sandbox, token: Secret | None) -> bool:
     assert token is not None
-    with suppress(RefusedError):
+    with suppress(RefusalError):
         return sandbox.tokens.subject(token.reveal()) == SUBJECT
     return False

@@ -4,7 +4,7 @@ from milo_discoveryd.model.observation import Observation
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.messages import Failure, FetchPage, OpenWatch, Request, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
 from tests.unit.reflect.lines import seen
 
@@ -36,7 +36,7 @@ class ReflectorDriver:
         return self.reflector.next(self.now)
 
     @property
-    def status(self) -> tuple[SourceState, float, str]:
+    def status(self) -> tuple[ViewState, float, str]:
         status = self.reflector.status
         return status.state, status.since, status.reason
 

@@ -17,7 +17,7 @@ from milo_kube.reflect.messages import (
     Wait,
 )
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.lines import seen
 from tests.unit.reflect.reflector_driver import (
@@ -41,8 +41,8 @@ STREAMED_LIST = OpenWatch("", TIMEOUT_S)
 
 
 def test_source_is_catching_up_before_first_read() -> None:
-    assert ReflectorDriver().reflector.status == SourceStatus(
-        SourceState.CATCHING_UP, START, "Starting", "the first complete list is being read"
+    assert ReflectorDriver().reflector.status == ViewStatus(
+        ViewState.CATCHING_UP, START, "Starting", "the first complete list is being read"
     )
     assert not ReflectorDriver().reflector.synced
 
@@ -71,7 +71,7 @@ def test_complete_list_makes_source_current() -> None:
     driver = ReflectorDriver()
     driver.now = 105.0
     driver.page()
-    assert driver.reflector.status == SourceStatus(SourceState.STREAMING, 105.0, last_contact=105.0)
+    assert driver.reflector.status == ViewStatus(ViewState.STREAMING, 105.0, last_contact=105.0)
 
 
 def test_list_without_version_is_repeated_after_interval() -> None:
@@ -87,7 +87,7 @@ def test_failed_page_restarts_list_after_backoff() -> None:
     driver.page(then="t1")
     assert driver.failed() == []
     assert driver.request == Wait(START + 1.0)
-    assert driver.status == (SourceState.STALE, START, "ServerError")
+    assert driver.status == (ViewState.STALE, START, "ServerError")
     driver.now += 1.0
     assert driver.request == FIRST_PAGE
     assert driver.page(seen("a"))[0] == ListStarted()
@@ -146,7 +146,7 @@ def test_streaming_list_starts_as_a_watch() -> None:
         ObjectChanged(seen("c", "11")),
     ]
     assert driver.reflector.synced
-    assert driver.status == (SourceState.STREAMING, START + 10.0, "")
+    assert driver.status == (ViewState.STREAMING, START + 10.0, "")
 
 
 def test_streaming_list_continues_as_watch_from_its_version() -> None:
@@ -183,7 +183,7 @@ def test_server_without_streaming_lists_is_listed_in_pages(status: int) -> None:
     driver = ReflectorDriver(STREAMING)
     assert driver.failed(Failure("Invalid", "sendInitialEvents is forbidden", status)) == []
     assert driver.request == FIRST_PAGE
-    assert driver.status[0] is SourceState.CATCHING_UP
+    assert driver.status[0] is ViewState.CATCHING_UP
 
 
 def test_streaming_list_is_requested_again_for_next_list() -> None:
@@ -229,7 +229,7 @@ def test_interrupted_streaming_list_restarts_after_backoff() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
     assert driver.ended() == []
-    assert driver.status == (SourceState.STALE, START, "ListCut")
+    assert driver.status == (ViewState.STALE, START, "ListCut")
     assert driver.request == Wait(START + 1.0)
     driver.now += 1.0
     assert driver.request == STREAMED_LIST
@@ -267,7 +267,7 @@ def test_error_event_ends_streaming_list() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
     driver.events(refused(504))
-    assert driver.status == (SourceState.STALE, START, "WatchError")
+    assert driver.status == (ViewState.STALE, START, "WatchError")
     assert driver.request == Wait(START + 1.0)
 
 
@@ -313,9 +313,9 @@ def test_watch_timeouts_are_randomized() -> None:
 
 
 def test_source_with_restored_state_is_stale_until_first_response() -> None:
-    restored = SourceStatus(SourceState.STALE, START - 60.0, "Restored", "as last known")
+    restored = ViewStatus(ViewState.STALE, START - 60.0, "Restored", "as last known")
     reflector = Reflector(PAGES, lambda: 0.0, START, restored)
     assert reflector.status == restored
     for _ in reflector.listed(ListPage("10", ""), (), START):
         pass
-    assert reflector.status.state is SourceState.STREAMING
+    assert reflector.status.state is ViewState.STREAMING

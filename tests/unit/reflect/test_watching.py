@@ -19,7 +19,7 @@ from milo_kube.reflect.messages import (
     Wait,
 )
 from milo_kube.reflect.reflector import ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.lines import seen
 from tests.unit.reflect.reflector_driver import (
@@ -119,7 +119,7 @@ def test_watch_reopens_at_once_and_silently_after_clean_end() -> None:
     assert driver.ended() == []
     assert driver.request == resumes_from("10")
     assert driver.opened() == []
-    assert driver.status == (SourceState.STREAMING, 100.0, "")
+    assert driver.status == (ViewState.STREAMING, 100.0, "")
 
 
 def test_interrupted_watch_is_resumed_before_source_is_stale() -> None:
@@ -127,9 +127,9 @@ def test_interrupted_watch_is_resumed_before_source_is_stale() -> None:
     driver.events(changed("a", "11"))
     assert driver.failed(CUT) == []
     assert driver.request == resumes_from("11")
-    assert driver.status[0] is SourceState.STREAMING
+    assert driver.status[0] is ViewState.STREAMING
     driver.opened()
-    assert driver.status == (SourceState.STREAMING, 100.0, "")
+    assert driver.status == (ViewState.STREAMING, 100.0, "")
 
 
 def test_interrupted_quiet_watch_is_resumed_at_once() -> None:
@@ -144,14 +144,14 @@ def test_failed_resume_makes_source_stale() -> None:
     driver.now += 60.0
     driver.failed(Failure(UNRESPONSIVE, "it did not answer"))
     assert driver.request == Wait(161.0)
-    assert driver.status == (SourceState.STALE, 160.0, "Unresponsive")
+    assert driver.status == (ViewState.STALE, 160.0, "Unresponsive")
 
 
 def test_watch_interrupted_before_first_byte_waits_for_backoff() -> None:
     driver = watching()
     driver.failed(CUT)
     assert driver.request == Wait(101.0)
-    assert driver.status == (SourceState.STALE, 100.0, "ConnectionLost")
+    assert driver.status == (ViewState.STALE, 100.0, "ConnectionLost")
 
 
 def test_server_that_stays_down_makes_source_stale() -> None:
@@ -161,16 +161,16 @@ def test_server_that_stays_down_makes_source_stale() -> None:
     assert driver.request == resumes_from("11")
     driver.now += 1.0
     driver.failed(UNAVAILABLE)
-    assert driver.reflector.status == SourceStatus(SourceState.STALE, 101.0, "ServerError", "503: not now", 100.0)
+    assert driver.reflector.status == ViewStatus(ViewState.STALE, 101.0, "ServerError", "503: not now", 100.0)
     driver.now += 2.0
     assert driver.request == resumes_from("11")
     driver.failed(Failure("ConnectFailed", "connection refused"))
-    assert driver.reflector.status == SourceStatus(
-        SourceState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0
+    assert driver.reflector.status == ViewStatus(
+        ViewState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0
     ), "since the first failure, with the latest reason"
     driver.now += 4.0
     driver.opened()
-    assert driver.reflector.status == SourceStatus(SourceState.STREAMING, 107.0, last_contact=107.0)
+    assert driver.reflector.status == ViewStatus(ViewState.STREAMING, 107.0, last_contact=107.0)
 
 
 def test_backoff_grows_while_server_is_down_and_resets_after_healthy_watch() -> None:
@@ -228,11 +228,11 @@ def test_second_watch_that_ends_soon_after_data_is_reopened_with_backoff() -> No
     driver = watching()
     driver.events(Bookmark("10", False))
     driver.ended()
-    assert driver.status[0] is SourceState.STREAMING
+    assert driver.status[0] is ViewState.STREAMING
     driver.opened()
     driver.events(Bookmark("10", False))
     driver.ended()
-    assert driver.status == (SourceState.STALE, 100.0, "VeryShortWatch")
+    assert driver.status == (ViewState.STALE, 100.0, "VeryShortWatch")
     assert driver.request == Wait(102.0)
 
 
@@ -245,7 +245,7 @@ def test_expired_version_in_stream_leads_to_relist(code: int) -> None:
     assert driver.events(refused(code, "Expired"), changed("a", "11")) == [Relisting("Expired")]
     assert not driver.reflector.is_reading
     assert driver.request == FIRST_PAGE
-    assert driver.status == (SourceState.CATCHING_UP, 100.0, "Expired")
+    assert driver.status == (ViewState.CATCHING_UP, 100.0, "Expired")
 
 
 @pytest.mark.parametrize("status", [410, 504])
@@ -263,7 +263,7 @@ def test_source_is_streaming_again_after_relist() -> None:
     driver.failed(EXPIRED)
     driver.now += 2.0
     driver.page(version="20")
-    assert driver.status == (SourceState.STREAMING, 102.0, "")
+    assert driver.status == (ViewState.STREAMING, 102.0, "")
     assert driver.request == resumes_from("20")
 
 
@@ -328,7 +328,7 @@ def test_watch_whose_version_is_refused_leads_to_relist(status: int) -> None:
     driver.now += 60.0
     driver.ended()
     driver.failed(Failure("NotFound", "the server could not find the requested resource", status))
-    assert driver.status == (SourceState.STALE, 160.0, "NotFound")
+    assert driver.status == (ViewState.STALE, 160.0, "NotFound")
     driver.now += 1.0
     assert driver.request == FIRST_PAGE
 
@@ -402,7 +402,7 @@ def test_silence_of_ninety_seconds_with_bookmarks_ends_watch() -> None:
     driver.now += 90.0
     assert driver.silent() == []
     assert driver.request == resumes_from("15")
-    assert driver.status[0] is SourceState.STREAMING
+    assert driver.status[0] is ViewState.STREAMING
 
 
 def test_watch_silent_from_start_with_future_version_leads_to_relist() -> None:
@@ -415,7 +415,7 @@ def test_watch_silent_from_start_with_future_version_leads_to_relist() -> None:
     driver.now += 90.0
     assert driver.silent() == [Relisting("Silence")]
     assert driver.request == FIRST_PAGE
-    assert driver.status == (SourceState.CATCHING_UP, 250.0, "Silence")
+    assert driver.status == (ViewState.CATCHING_UP, 250.0, "Silence")
 
 
 def cut() -> ReflectorDriver:
@@ -454,10 +454,10 @@ def test_failed_list_while_catching_up_makes_source_stale_since_first_failure() 
     driver.now += 5.0
     driver.page(version="20", then="t1")
     driver.failed(EXPIRED)
-    assert driver.status == (SourceState.CATCHING_UP, 100.0, "Expired")
+    assert driver.status == (ViewState.CATCHING_UP, 100.0, "Expired")
     driver.page(version="20", then="t1")
     driver.failed(UNAVAILABLE)
-    assert driver.status == (SourceState.STALE, 105.0, "ServerError")
+    assert driver.status == (ViewState.STALE, 105.0, "ServerError")
 
 
 def test_catching_up_state_keeps_its_start_time_over_repeated_failures() -> None:
@@ -468,7 +468,7 @@ def test_catching_up_state_keeps_its_start_time_over_repeated_failures() -> None
     driver.opened()
     driver.now += 1.0
     driver.failed(EXPIRED)
-    assert driver.status == (SourceState.CATCHING_UP, 106.0, "Expired")
+    assert driver.status == (ViewState.CATCHING_UP, 106.0, "Expired")
 
 
 # --- invalid calls by a driver ---
@@ -515,7 +515,7 @@ def test_f5_streaming_list_received_byte_by_byte_is_abandoned_after_30_seconds()
     driver.reflector.events([], driver.now, partial=True)
     driver.now += 10.0
     driver.silent()
-    assert driver.status == (SourceState.STALE, driver.now, "SlowLine")
+    assert driver.status == (ViewState.STALE, driver.now, "SlowLine")
 
 
 def test_server_that_rejects_the_version_it_listed_is_still_trusted_for_reads() -> None:
@@ -525,7 +525,7 @@ def test_server_that_rejects_the_version_it_listed_is_still_trusted_for_reads() 
     driver.failed(EXPIRED)
     driver.page(version="20")
     driver.failed(EXPIRED)
-    assert driver.status[0] is SourceState.CATCHING_UP
+    assert driver.status[0] is ViewState.CATCHING_UP
     assert driver.reflector.trusted_from == -math.inf
 
 

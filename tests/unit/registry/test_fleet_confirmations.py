@@ -1,6 +1,6 @@
 """Confirmation reads that the API server refuses are logged once, and counted."""
 
-from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Inconclusive, NotFound
+from milo_discoveryd.registry.pending_deletions import Absent, ConfirmationResult, Inconclusive
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
@@ -34,7 +34,7 @@ def logged(*answers: ConfirmationResult) -> tuple[list[str], list[str]]:
         while left:
             now += 100.0
             for request in source.feeds[0].pending_deletions.take_due(now):
-                source.feeds[0].resolve(request, left.pop(0) if left else NotFound(), now)
+                source.feeds[0].resolve(request, left.pop(0) if left else Absent(), now)
     return [entry["event"] for entry in logs if "confirmed" in entry["event"]], ledger.results
 
 
@@ -45,7 +45,7 @@ def test_refused_deletion_confirmations_are_logged_once() -> None:
 
 
 def test_recovery_of_deletion_confirmations_is_logged_once() -> None:
-    events, results = logged(*[REFUSED] * 5, NotFound(), NotFound(), NotFound())
+    events, results = logged(*[REFUSED] * 5, Absent(), Absent(), Absent())
     assert events == ["deletions cannot be confirmed", "deletions can be confirmed again"]
     assert results[-3:] == ["not_found"] * 3
 

@@ -3,9 +3,9 @@
 import pytest
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
+from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -13,12 +13,12 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectCha
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import readable_log, ready
 
-AWAY = Connectivity(ConnectivityState.UNREACHABLE, 5.0, "timeout: it did not answer in time")
-BACK = Connectivity(ConnectivityState.REACHABLE, 9.0)
+AWAY = ConnectivityStatus(Reachability.UNREACHABLE, 5.0, "timeout: it did not answer in time")
+BACK = ConnectivityStatus(Reachability.REACHABLE, 9.0)
 
 
 @pytest.fixture
-async def source() -> Source:
+async def source() -> ClusterSource:
     made = new_source(Journal(Metrics(), Audit(Metrics())), readable_log())
     for _ in made.feeds[0].take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
@@ -26,7 +26,7 @@ async def source() -> Source:
 
 
 async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_when_reachable(
-    source: Source,
+    source: ClusterSource,
 ) -> None:
     heard: list[str] = []
     for kind in EventType:

@@ -5,9 +5,9 @@ import pytest
 
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
@@ -15,21 +15,21 @@ from tests.unit.registry.test_fleet_malformed import Ledger
 GRACE_S = 10.0
 
 
-def streaming(since: float) -> SourceStatus:
-    return SourceStatus(SourceState.STREAMING, since, last_contact=since)
+def streaming(since: float) -> ViewStatus:
+    return ViewStatus(ViewState.STREAMING, since, last_contact=since)
 
 
-def lost(since: float, last_contact: float) -> SourceStatus:
-    return SourceStatus(SourceState.STALE, since, "ConnectionLost", "", last_contact)
+def lost(since: float, last_contact: float) -> ViewStatus:
+    return ViewStatus(ViewState.STALE, since, "ConnectionLost", "", last_contact)
 
 
-def take(source: Source, now: float, *events: SourceEvent) -> None:
+def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
     for _ in source.feeds[0].take(events, now):
         pass
 
 
 @pytest.fixture
-def source() -> Source:
+def source() -> ClusterSource:
     """Return a fleet with one cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
     made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S))
@@ -39,20 +39,20 @@ def source() -> Source:
     return made
 
 
-def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(source: Source) -> None:
+def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(source: ClusterSource) -> None:
     assert source.due_at == 110.0
     source.tick(110.0)
     assert source.registry.engaged == 0
 
 
-def test_not_ready_grace_does_not_end_while_the_source_is_lost(source: Source) -> None:
+def test_not_ready_grace_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     source.feeds[0].source(lost(100.5, 100.5))
     assert source.due_at is None
     source.tick(1000.0)
     assert source.registry.engaged == 1
 
 
-def test_not_ready_grace_resumes_with_its_remaining_time(source: Source) -> None:
+def test_not_ready_grace_resumes_with_its_remaining_time(source: ClusterSource) -> None:
     source.feeds[0].source(lost(104.0, 103.0))
     source.feeds[0].source(lost(110.0, 103.0))
     source.feeds[0].source(streaming(203.0))
@@ -62,7 +62,7 @@ def test_not_ready_grace_resumes_with_its_remaining_time(source: Source) -> None
     assert source.registry.engaged == 1
 
 
-def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: Source) -> None:
+def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: ClusterSource) -> None:
     source.feeds[0].source(lost(104.0, 104.0))
     take(source, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
     source.feeds[0].source(streaming(200.0))
@@ -71,6 +71,6 @@ def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: So
 
 def test_not_ready_grace_is_not_paused_before_first_contact() -> None:
     source = new_source(Ledger())
-    source.feeds[0].source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
+    source.feeds[0].source(ViewStatus(ViewState.STALE, 5.0, "Timeout", ""))
     source.feeds[0].source(streaming(6.0))
     assert source.due_at is None

@@ -5,9 +5,9 @@ import pytest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import NOT_READY_HELD, Source
+from milo_discoveryd.registry.source import NOT_READY_HELD, ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import not_ready, ready
@@ -17,18 +17,18 @@ NAMES = [f"c{number:03}" for number in range(100)]
 LIMITS = RemovalLimits()
 
 
-def take(source: Source, now: float, *events: SourceEvent) -> None:
+def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
     for _ in source.feeds[0].take(events, now):
         pass
     source.feeds[0].source(streaming(now))
 
 
-def streaming(since: float) -> SourceStatus:
-    return SourceStatus(SourceState.STREAMING, since, last_contact=since)
+def streaming(since: float) -> ViewStatus:
+    return ViewStatus(ViewState.STREAMING, since, last_contact=since)
 
 
 @pytest.fixture
-def source() -> Source:
+def source() -> ClusterSource:
     made = new_source(
         Ledger(),
         not_ready=NotReadyClusters(0.0, LIMITS),
@@ -38,23 +38,23 @@ def source() -> Source:
     return made
 
 
-def run(source: Source, until: float) -> None:
+def run(source: ClusterSource, until: float) -> None:
     while (due := source.due_at) is not None and due <= until:
         source.tick(due)
 
 
-def test_mass_of_not_ready_clusters_is_held_and_reported(source: Source) -> None:
+def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     with capture_logs() as logs:
         run(source, 11.0)
     assert [entry["event"] for entry in logs] == ["not-ready clusters held"]
     assert (source.registry.engaged, source.registry.not_ready_held_count) == (90, 90)
-    assert (source.status.state, source.status.reason) == (SourceState.CATCHING_UP, NOT_READY_HELD)
+    assert (source.status.state, source.status.reason) == (ViewState.CATCHING_UP, NOT_READY_HELD)
     assert "100 of 100 engaged clusters" in source.status.message
     assert source.registry.grace_until("c050") is not None
 
 
-def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: Source) -> None:
+def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: ClusterSource) -> None:
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.registry.engaged == 90
@@ -66,28 +66,28 @@ def test_restored_fleet_that_became_not_ready_meanwhile_is_held() -> None:
         not_ready=NotReadyClusters(0.0, LIMITS),
         guard=RemovalGuard(LIMITS),
     )
-    source.restore([(ready(name, ""), 0.0) for name in NAMES], (), SourceStatus(SourceState.STALE, 0.0, "Restored", ""))
+    source.restore([(ready(name, ""), 0.0) for name in NAMES], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.registry.engaged == 90
 
 
-def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: Source) -> None:
+def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 20.0, *(ObjectChanged(ready(name, "3")) for name in NAMES))
-    assert (source.registry.engaged, source.due_at, source.status.state) == (100, None, SourceState.STREAMING)
+    assert (source.registry.engaged, source.due_at, source.status.state) == (100, None, ViewState.STREAMING)
     record = source.registry["c050"]
     assert record is not None
     assert (source.registry.grace_until("c050"), len(record.transitions)) == (None, 1)
 
 
-def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: Source) -> None:
+def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 11.0 + 29.9)
     assert source.registry.engaged == 90
     run(source, 11.0 + 30.0)
-    assert (source.registry.engaged, source.status.state) == (89, SourceState.STREAMING)
+    assert (source.registry.engaged, source.status.state) == (89, ViewState.STREAMING)
     run(source, 11.0 + 30.0 + 2.0)
     assert source.registry.engaged == 0
     record = source.registry["c050"]
@@ -95,17 +95,17 @@ def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: Sour
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
 
 
-def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: Source) -> None:
+def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 15.0, ObjectChanged(not_ready("c099", "3", uid="another")))
     assert source.registry.engaged == 89
 
 
-def test_hold_does_not_end_while_the_source_is_lost(source: Source) -> None:
+def test_hold_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
-    source.feeds[0].source(SourceStatus(SourceState.STALE, 16.0, "ConnectionLost", "", 15.0))
+    source.feeds[0].source(ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))
     run(source, 1000.0)
     assert source.registry.engaged == 90
     source.feeds[0].source(streaming(1015.0))

@@ -10,11 +10,11 @@ from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import PORTION, Intake
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_discoveryd.registry.registry import Registry
@@ -110,7 +110,7 @@ def test_deletion_during_first_list_is_confirmed_after_it() -> None:
     source.take(ListStarted(), Listed(ready("a")))
     source.take(Unlisted("a"), ListEnded())
     assert source.registry.engaged == 1
-    assert source.answer(NotFound())[0].reason is DELETED
+    assert source.answer(Absent())[0].reason is DELETED
 
 
 def test_object_listed_and_deleted_in_one_batch_is_ignored() -> None:
@@ -155,7 +155,7 @@ def test_identical_relist_changes_nothing() -> None:
 def test_object_created_after_restore_is_applied_despite_lower_version() -> None:
     source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
     source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
-    source.answer(NotFound())
+    source.answer(Absent())
     made = source.take(ObjectChanged(ready("b", "7", uid="after")))
     assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
 
@@ -222,7 +222,7 @@ def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     source.take(DeletionReported("a", "u1"))
     (request,) = source.due_requests()
     source.lists(ready())
-    assert source.intake.resolve(request, NotFound(), at(0)) == []
+    assert source.intake.resolve(request, Absent(), at(0)) == []
     assert source.registry.engaged == 1
 
 
@@ -237,7 +237,7 @@ def test_object_outside_selector_is_confirmed_once_and_not_after_each_list() -> 
 def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
     source = Source(ready(version="10"))
     source.lists()
-    source.answer(NotFound())
+    source.answer(Absent())
     assert source.lists(ready(version="10"))[0].type.name == "ENGAGED"
 
 
@@ -278,7 +278,7 @@ def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> No
     source = Source(ready())
     assert source.take(DeletionReported("a", "u1")) == []
     assert source.registry.engaged == 1
-    assert source.answer(NotFound()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object was deleted"))]
+    assert source.answer(Absent()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object was deleted"))]
 
 
 def test_unconfirmed_deletion_keeps_cluster_engaged() -> None:
@@ -288,7 +288,7 @@ def test_unconfirmed_deletion_keeps_cluster_engaged() -> None:
     assert source.registry.engaged == 1
     assert source.pending_deletions.explain("a") == (0.0, "503")
     source.now = 1.0
-    assert source.answer(NotFound())[0].reason is DELETED
+    assert source.answer(Absent())[0].reason is DELETED
 
 
 def test_refuted_deletion_keeps_cluster_engaged() -> None:
@@ -319,7 +319,7 @@ def test_pending_deletion_ends_when_object_is_seen() -> None:
     source.take(DeletionReported("a", "u1"))
     (request,) = source.due_requests()
     source.take(ObjectChanged(ready(version="5")))
-    assert source.intake.resolve(request, NotFound(), at(0)) == []
+    assert source.intake.resolve(request, Absent(), at(0)) == []
     assert source.registry.engaged == 1
 
 
@@ -327,7 +327,7 @@ def test_pending_deletion_ends_when_object_is_seen() -> None:
 def test_replayed_event_does_not_resolve_pending_deletion(version: str) -> None:
     source = Source(ready(version="10"))
     source.take(DeletionReported("a", "u1"), ObjectChanged(ready(version=version)))
-    assert source.answer(NotFound())[0].reason is DELETED
+    assert source.answer(Absent())[0].reason is DELETED
 
 
 def test_event_before_deletion_in_one_batch_is_applied() -> None:
@@ -352,7 +352,7 @@ def test_deletion_of_unknown_object_is_not_confirmed(report: DeletionReported) -
 def test_deletion_of_deleted_object_is_not_confirmed() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
-    source.answer(NotFound())
+    source.answer(Absent())
     source.take(DeletionReported("a", "u1"))
     assert source.requested_names() == []
 

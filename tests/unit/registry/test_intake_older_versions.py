@@ -5,7 +5,7 @@ import pytest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.pending_deletions import Found, NotFound
+from milo_discoveryd.registry.pending_deletions import Absent, Found
 from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.registry.fleets import malformed, not_ready, outside, ready
 from tests.unit.registry.test_intake_removal_guard import FLEET, Source
@@ -112,7 +112,7 @@ def test_deletion_by_restored_server_is_applied_while_its_versions_grow() -> Non
     source.take(ObjectChanged(ready("g", "60")))
     source.now = 100.0
     source.lists(*kept, versions_went_back=True, version="61")
-    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["g"]
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["g"]
 
 
 def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held() -> None:
@@ -121,7 +121,7 @@ def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held()
     assert (source.engaged, source.pending_deletions.held) == (6, 4)
     source.now = 100.0
     source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
-    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["e"]
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["e"]
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
     assert source.intake.held is not None
 
@@ -133,7 +133,7 @@ def test_accepted_restore_disengages_missing_clusters() -> None:
     assert source.intake.accept(source.now)
     gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
     assert [each.cluster.target.name for each in gone] == ["a", "b", "c"]
-    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["f"]
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["f"]
     assert (source.engaged, source.pending_deletions.held, source.intake.held) == (2, 0, None)
 
 
@@ -164,7 +164,7 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     source.lists(*others)
     gone = []
     for source.now in range(30, 40):
-        gone += source.answers(NotFound())
+        gone += source.answers(Absent())
     assert (len(gone), source.engaged) == (6, 0)
 
 
@@ -211,7 +211,7 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
     assert source.answers(Found(FLEET[0])) == []
     assert source.pending_deletions.explain("a") is None
     source.now = 1.0
-    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["a"]
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["a"]
 
 
 def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
@@ -248,7 +248,7 @@ class TestReadThatContradictsTheList:
     def test_read_older_than_the_list_does_not_refute_deletion(self, source: Source, older: Observation) -> None:
         assert source.answers(Found(older)) == []
         source.now = 5.0
-        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_read_older_than_the_list_is_applied_if_it_persists(self, source: Source) -> None:
         source.answers(Found(ready("a", "110", "u2")))
@@ -270,14 +270,14 @@ class TestReadThatContradictsTheList:
         assert source.answers(Found(not_ready("a", "0"))) == []
         assert source.intake.held is None, "the replica may still catch up"
         source.now = 60.0
-        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         assert source.answers(Found(outside("a", "110", "u0"))) == []
         source.now = 5.0
-        assert [each.reason for each in source.answers(NotFound())] == [DisengageReason.DELETED]
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
         source = Source.restored()

@@ -4,7 +4,7 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
+from milo_discoveryd.registry.pending_deletions import Absent, ConfirmationResult, Found, PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_kube.reflect.messages import (
     DeletionReported,
@@ -77,7 +77,7 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     gone = []
     for second in range(6):
         source.now = 30.0 + second
-        gone += source.answers(NotFound())
+        gone += source.answers(Absent())
         assert len(gone) == second + 1
     assert {done.reason for done in gone} == {DisengageReason.DELETED}
     assert source.engaged == 0
@@ -116,7 +116,7 @@ def test_removals_released_before_a_refuted_deletion_are_not_held() -> None:
     source.lists()
     source.now = 30.0
     source.lists()
-    source.answers(NotFound())
+    source.answers(Absent())
     source.now = 31.0
     source.answers(Found(ready("b")))
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
@@ -148,7 +148,7 @@ def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
     source = Source()
     source.lists()
     source.take(DeletionReported("a", "u1"))
-    (done,) = source.answers(NotFound())
+    (done,) = source.answers(Absent())
     assert done.cluster.target.name == "a"
     assert source.pending_deletions.held == 5
 
@@ -301,7 +301,7 @@ def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_th
 def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed() -> None:
     source = Source()
     source.take(*(DeletionReported(name, "u1") for name in "abcd"))
-    source.answers(NotFound())
+    source.answers(Absent())
     source.now = 30.0
     assert source.lists(*FLEET[1:]) == []
     assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)

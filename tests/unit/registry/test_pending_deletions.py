@@ -2,11 +2,11 @@
 
 from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.registry.pending_deletions import (
+    Absent,
     ConfirmationRequest,
     ConfirmedDeletion,
     Found,
     Inconclusive,
-    NotFound,
     PendingDeletions,
 )
 from milo_kube.reflect.backoff import Backoff
@@ -26,7 +26,7 @@ def next_request(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
 def test_not_found_response_confirms_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
-    assert pending.resolve(next_request(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending), Absent(), 1.0) == ConfirmedDeletion("a", "u1")
     assert len(pending) == 0
 
 
@@ -60,7 +60,7 @@ def test_deletion_is_confirmed_once_per_name() -> None:
     pending.add("a", "u1", 1.0)
     assert pending.take_due(5.0) == []
     assert pending.explain("a") == (0.0, "")
-    assert pending.resolve(request, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(request, Absent(), 6.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_unanswered_confirmation_is_retried_with_backoff() -> None:
@@ -73,7 +73,7 @@ def test_unanswered_confirmation_is_retried_with_backoff() -> None:
         assert pending.next_at == now + delay
         assert pending.take_due(now + delay - 0.1) == []
         now += delay
-    assert pending.resolve(next_request(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, now), Absent(), now) == ConfirmedDeletion("a", "u1")
 
 
 def test_response_time_counts_toward_confirmation_backoff() -> None:
@@ -109,7 +109,7 @@ def test_concurrent_confirmations_are_limited() -> None:
     first, second = pending.take_due(0.0)
     assert pending.next_at == 1.0, "reads that hang take no place"
     assert pending.take_due(0.0) == []
-    pending.resolve(first, NotFound(), 1.0)
+    pending.resolve(first, Absent(), 1.0)
     assert pending.next_at == 0.0
     assert [request.name for request in pending.take_due(1.0)] == ["c"]
     pending.resolve(second, Inconclusive("no"), 2.0)
@@ -122,7 +122,7 @@ def test_pending_deletion_ends_when_object_is_seen_and_late_answer_is_ignored() 
     request = next_request(pending)
     pending.discard("a")
     assert pending.explain("a") is None
-    assert pending.resolve(request, NotFound(), 1.0) is None
+    assert pending.resolve(request, Absent(), 1.0) is None
 
 
 def test_list_resolves_deletions_of_listed_names() -> None:
@@ -140,8 +140,8 @@ def test_late_confirmation_does_not_resolve_later_deletion() -> None:
     pending.discard("a")
     pending.add("a", "u1", 1.0)
     late = next_request(pending, 1.0)
-    assert pending.resolve(early, NotFound(), 2.0) is None
-    assert pending.resolve(late, NotFound(), 2.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(early, Absent(), 2.0) is None
+    assert pending.resolve(late, Absent(), 2.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_pending_deletion_of_another_uid_is_separate() -> None:
@@ -150,8 +150,8 @@ def test_pending_deletion_of_another_uid_is_separate() -> None:
     early = next_request(pending)
     pending.add("a", "u2", 1.0)
     assert pending.explain("a") == (1.0, "")
-    assert pending.resolve(early, NotFound(), 2.0) is None
-    assert pending.resolve(next_request(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
+    assert pending.resolve(early, Absent(), 2.0) is None
+    assert pending.resolve(next_request(pending, 1.0), Absent(), 2.0) == ConfirmedDeletion("a", "u2")
 
 
 def test_discarded_pending_deletion_sends_no_confirmation_request() -> None:
@@ -178,7 +178,7 @@ def test_held_deletion_is_not_confirmed_until_reported_again() -> None:
     pending.add("a", "u1", 1000.0)
     assert pending.held == 0
     assert pending.explain("a") == (0.0, "")
-    assert pending.resolve(next_request(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, 1000.0), Absent(), 1000.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_in_flight_confirmation_of_held_deletion_is_ignored() -> None:
@@ -186,7 +186,7 @@ def test_in_flight_confirmation_of_held_deletion_is_ignored() -> None:
     pending.add("a", "u1", 0.0)
     request = next_request(pending)
     pending.hold("a", "u1", 1.0, "too many at once")
-    assert pending.resolve(request, NotFound(), 2.0) is None
+    assert pending.resolve(request, Absent(), 2.0) is None
     assert pending.held == 1
 
 
@@ -243,7 +243,7 @@ def test_confirmation_reads_continue_at_full_rate_after_the_first_answer() -> No
     for request in list(pending._in_flight):
         pending._in_flight.pop(request)
     (probe,) = pending.take_due(10.0)
-    pending.resolve(probe, NotFound(), 10.0)
+    pending.resolve(probe, Absent(), 10.0)
     assert pending.refused is None
     assert len(pending.take_due(10.0)) == 20
 
@@ -272,7 +272,7 @@ def test_refuted_deletion_is_checked_again_at_growing_intervals() -> None:
         now = pending.next_at
     assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert waits[-1] == 300.0
-    assert pending.resolve(next_request(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(next_request(pending, now), Absent(), now) == ConfirmedDeletion("a", "u1")
 
 
 def test_refuted_deletion_ends_when_the_object_is_seen() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import ClusterView, Filter
 from milo_discoveryd.registry.pending_releases import (
@@ -18,7 +18,7 @@ from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
 from tests.unit.registry.fleets import cluster
 
 CONFIRMING = Filter(confirms_releases=True)
-DRAINING = Draining(DisengageReason.NOT_READY, "degraded", 0.0)
+DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)
 ONE, TWO = SubscriberKey("caller", "one"), SubscriberKey("caller", "two")
 
 

@@ -16,10 +16,10 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -32,10 +32,10 @@ from milo_kube.reflect.messages import (
     Relisting,
     SourceEvent,
 )
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import malformed, target
 
-STREAMING = SourceStatus(SourceState.STREAMING, 0.0, last_contact=0.0)
+STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
 
 def any_of(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
@@ -62,7 +62,7 @@ class RecordingJournal(Journal):
         reason = () if done.reason is None else (done.reason.value,)
         self.events.append((done.type.value, done.cluster.target.name, *reason))
 
-    def source(self, status: SourceStatus) -> None:
+    def source(self, status: ViewStatus) -> None:
         self.statuses.append(status.reason)
 
 
@@ -71,7 +71,7 @@ class RecordedFleet:
 
     def __init__(self, reduce: Reduce = any_of, resources: int = 1, grace_s: float = 0.0) -> None:
         self.journal = RecordingJournal()
-        self.source = Source(
+        self.source = ClusterSource(
             Fleet(ChangeLog(lambda _: b"", Retention())),
             self.journal,
             reduce=reduce,
@@ -104,7 +104,7 @@ class RecordedFleet:
         assert self.journal.events[before:] == []
         feed = self.feed(watch)
         for request in feed.pending_deletions.take_due(0.0):
-            feed.resolve(request, NotFound(), 0.0)
+            feed.resolve(request, Absent(), 0.0)
         return self.journal.events[before:]
 
 
@@ -135,7 +135,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.engaged == {"shop"}
     assert fleet.delete("y", "uid-y") == []
     (request,) = fleet.feed().pending_deletions.take_due(100.0)
-    fleet.feed().resolve(request, NotFound(), 100.0)
+    fleet.feed().resolve(request, Absent(), 100.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", DisengageReason.DELETED.value)
     assert fleet.source.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
@@ -196,10 +196,10 @@ def test_fleet_is_synced_when_every_resource_was_listed() -> None:
 def test_source_status_is_that_of_the_worst_resource() -> None:
     fleet = RecordedFleet(resources=2)
     fleet.feed(0).source(STREAMING)
-    assert fleet.source.status.state is SourceState.CATCHING_UP
+    assert fleet.source.status.state is ViewState.CATCHING_UP
     fleet.feed(1).source(STREAMING)
-    assert fleet.source.status.state is SourceState.STREAMING
-    fleet.feed(0).source(SourceStatus(SourceState.STALE, 5.0, "Timeout", "", 4.0))
+    assert fleet.source.status.state is ViewState.STREAMING
+    fleet.feed(0).source(ViewStatus(ViewState.STALE, 5.0, "Timeout", "", 4.0))
     assert (fleet.source.status.reason, fleet.source.status.last_contact) == ("Timeout", 0.0)
 
 
@@ -239,7 +239,7 @@ def restored() -> RecordedFleet:
     fleet = RecordedFleet(resources=2)
     stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.source.registry.items()]  # type: ignore[union-attr]
     stored.append((Ready("gone", "", target("farm", "farm")), 5.0))
-    status = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
+    status = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
     fleet.source.restore(stored, before.source.stored_objects(), status)
     assert fleet.engaged == {"shop", "bank", "farm"}
     assert fleet.source.synced
@@ -259,7 +259,7 @@ def test_restored_cluster_ends_when_the_deletion_of_its_objects_is_confirmed(res
     assert restored.listed(thing("x", 9, shop=False), thing("w", 9)) == []
     feed = restored.feed()
     for request in feed.pending_deletions.take_due(0.0):
-        feed.resolve(request, NotFound(), 0.0)
+        feed.resolve(request, Absent(), 0.0)
     assert restored.journal.events == [("DISENGAGED", "shop", "NOT_READY")]
 
 
@@ -275,7 +275,7 @@ def test_restored_cluster_without_claims_is_disengaged_once_all_resources_were_l
 
 def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> None:
     fleet = RecordedFleet()
-    fleet.source = Source(
+    fleet.source = ClusterSource(
         Fleet(ChangeLog(lambda _: b"", Retention())),
         fleet.journal,
         reduce=any_of,
@@ -286,7 +286,7 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     fleet.take(DeletionReported("x", "uid-a/x", "a"))
     (request,) = fleet.feed().pending_deletions.take_due(0.0)
     assert request.name == "a/x"
-    fleet.feed().resolve(request, NotFound(), 0.0)
+    fleet.feed().resolve(request, Absent(), 0.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 

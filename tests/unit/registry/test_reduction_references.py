@@ -16,17 +16,17 @@ from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion, NotFound
+from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.source import PORTION
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import target
 from tests.unit.registry.test_reduction import RecordedFleet
 
 OBJECTS, SECRETS = 0, 1
-RESTORED = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
+RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
 
 
 def at_secret(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
@@ -218,7 +218,7 @@ def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(flee
     assert after.listed(a_secret("k", version=9), watch=SECRETS) == []
     feed = after.feed(SECRETS)
     for request in feed.pending_deletions.take_due(0.0):
-        feed.resolve(request, NotFound(), 0.0)
+        feed.resolve(request, Absent(), 0.0)
     assert after.journal.events == [("DISENGAGED", "bank", "NOT_READY")]
 
 

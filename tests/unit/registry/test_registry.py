@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
+from milo_discoveryd.model.cluster import UNPROBED, ConnectivityStatus, DisengageReason, Reachability
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry import known_objects as module
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
@@ -261,7 +261,7 @@ def test_older_version_is_applied_for_object_absent_from_the_last_list(left: Obs
 
 # --- probes ---
 
-REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refused")
+REFUSED = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connection refused")
 
 
 def test_connectivity_result_is_sent_as_update() -> None:

@@ -1,6 +1,6 @@
 """Clusters that other members of a shard group own are known and not engaged."""
 
-from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import Filter
@@ -10,8 +10,8 @@ from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
 
 KEY = SubscriberKey("caller", "operator")
 MOVED, LOST = DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST
-AWAY = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connect: refused")
-BACK = Connectivity(ConnectivityState.REACHABLE, wall(9), "")
+AWAY = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connect: refused")
+BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")
 
 
 def assigned_to(member: str | None, fleet: Registry | None = None) -> Registry:

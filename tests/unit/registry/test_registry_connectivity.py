@@ -1,10 +1,10 @@
 """Probe results as a field of the cluster."""
 
-from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
+from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
 from milo_discoveryd.registry.events import EventType
 from tests.unit.registry.fleets import at, not_ready, ready, registry
 
-FOUND = Connectivity(ConnectivityState.REACHABLE, 5.0)
+FOUND = ConnectivityStatus(Reachability.REACHABLE, 5.0)
 
 
 def test_connectivity_change_is_sent_as_update() -> None:
@@ -22,7 +22,7 @@ def test_connectivity_survives_other_changes_and_ends_with_engagement() -> None:
     assert updated.cluster.connectivity == FOUND
     known.commit((not_ready("alpha", version="3"),), at(3.0))
     (again,) = known.commit((ready("alpha", version="4"),), at(4.0))
-    assert again.cluster.connectivity.state is ConnectivityState.UNKNOWN
+    assert again.cluster.connectivity.state is Reachability.UNKNOWN
 
 
 def test_late_connectivity_result_is_ignored() -> None:

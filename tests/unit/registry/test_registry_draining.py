@@ -6,10 +6,10 @@ import pytest
 from milo_discoveryd.model.cluster import (
     UNPROBED,
     Cluster,
-    Connectivity,
-    ConnectivityState,
+    ConnectivityStatus,
     DisengageReason,
-    Draining,
+    Drain,
+    Reachability,
 )
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
@@ -50,7 +50,7 @@ def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Registry
 
 
 def draining(message: str = "degraded", since: float = 10.0, reason: DisengageReason = NOT_READY) -> Cluster:
-    return msgspec.structs.replace(cluster(), draining=Draining(reason, message, wall(since + 30.0)))
+    return msgspec.structs.replace(cluster(), draining=Drain(reason, message, wall(since + 30.0)))
 
 
 def drained(fleet: Registry | None = None) -> Registry:
@@ -126,7 +126,7 @@ def test_ready_cluster_is_engaged_again_after_its_drain() -> None:
 
 def test_engagement_after_a_drain_has_the_latest_fields_and_no_probe_result() -> None:
     fleet = drained()
-    fleet.set_connectivity("a", 1, Connectivity(ConnectivityState.REACHABLE), at(11))
+    fleet.set_connectivity("a", 1, ConnectivityStatus(Reachability.REACHABLE), at(11))
     assert fleet.commit([ready(version="3", suspended=True)], at(15))[0].cluster.draining is not None
     begun = fleet.end_drain("a", at(20))[1].cluster
     assert (begun.target.suspended, begun.connectivity, begun.draining) == (True, UNPROBED, None)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
@@ -11,8 +11,8 @@ from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
 
-AWAY = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connect: refused")
-BACK = Connectivity(ConnectivityState.REACHABLE, wall(9), "")
+AWAY = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connect: refused")
+BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")
 UNREACHABLE = DisengageReason.UNREACHABLE
 
 
@@ -58,7 +58,7 @@ def test_unreachable_cluster_is_still_probed() -> None:
 
 def test_unreachable_cluster_sends_no_events_on_probes_and_changes() -> None:
     fleet = with_unreachable_cluster()
-    for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
+    for found in (AWAY, ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "dns: no such host")):
         assert fleet.set_connectivity("a", 1, found, at(3)) == []
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
     assert not fleet.would_change(ready(version="3", labels={"env": "prod"}))

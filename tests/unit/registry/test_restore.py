@@ -3,7 +3,7 @@
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.pending_deletions import NotFound
+from milo_discoveryd.registry.pending_deletions import Absent
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source
 
@@ -38,5 +38,5 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
     (request,) = source.pending_deletions.take_due(source.now)
-    answered = source.intake.resolve(request, NotFound(), at(source.now))
+    answered = source.intake.resolve(request, Absent(), at(source.now))
     assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]

@@ -1,9 +1,9 @@
 """An empty source of clusters."""
 
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from tests.support.sources import new_source
 from tests.unit.registry.test_fleet_malformed import Ledger
 
 
-def empty_source() -> Source:
+def empty_source() -> ClusterSource:
     return new_source(Ledger())

@@ -8,7 +8,7 @@ from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
@@ -34,7 +34,7 @@ CONTINUED = Ownership(
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str, revocation: Any = None) -> tuple[Source, FleetAssignment]:
+def listed(*names: str, revocation: Any = None) -> tuple[ClusterSource, FleetAssignment]:
     source = empty_source()
     assignment = FleetAssignment(source.fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
@@ -48,7 +48,7 @@ def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
         pass
 
 
-def message(source: Source, name: str = "x") -> str:
+def message(source: ClusterSource, name: str = "x") -> str:
     record = source.registry[name]
     assert record is not None
     return record.message

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.model.objects import Status
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready, Refused
 from milo_discoveryd.sources.kind import SourceOptions
@@ -154,8 +154,8 @@ def test_suspensions_of_a_suspended_project_are_listed() -> None:
     observed = MODE.observe(msgspec.structs.replace(project("apollo"), status=status))
     assert isinstance(observed, Ready)
     assert observed.target.suspensions == (
-        Suspension("Billing", 5.0, "Consumer"),
-        Suspension("Abuse", None, "Operator"),
+        SuspensionReason("Billing", 5.0, "Consumer"),
+        SuspensionReason("Abuse", None, "Operator"),
     )
 
 

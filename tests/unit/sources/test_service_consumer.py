@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
-from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import SourceOptions
@@ -107,15 +107,18 @@ def suspended(status: str = "True") -> dict[str, str]:
 @pytest.mark.parametrize(
     ("said", "suspensions"),
     [
-        ((claims("shop", "dns", "Active", suspended()),), (Suspension("Billing", 9.0, ""),)),
+        ((claims("shop", "dns", "Active", suspended()),), (SuspensionReason("Billing", 9.0, ""),)),
         ((claims("shop", "dns", "Active", suspended("False")),), None),
         ((claims(suspended=True),), ()),
         ((claims("shop", "dns", "Active", suspended()), claims(service="mail")), None),
-        ((claims("shop", "dns", "Active", suspended()), claims(phase="Denied")), (Suspension("Billing", 9.0, ""),)),
+        (
+            (claims("shop", "dns", "Active", suspended()), claims(phase="Denied")),
+            (SuspensionReason("Billing", 9.0, ""),),
+        ),
     ],
 )
 def test_project_is_suspended_while_all_active_consumers_are(
-    said: tuple[list[Claim], ...], suspensions: tuple[Suspension, ...] | None
+    said: tuple[list[Claim], ...], suspensions: tuple[SuspensionReason, ...] | None
 ) -> None:
     found = reduced(*said)
     assert isinstance(found, Ready)

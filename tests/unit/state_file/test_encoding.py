@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.state_file import encoding
 from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
 
@@ -24,7 +24,7 @@ def kept(name: str) -> StoredCluster:
         annotations=(("note", "é"),),
         deletion_requested_at=12.5,
         deletion_message="waiting",
-        suspensions=(Suspension("Billing", 5.0, "Consumer"),),
+        suspensions=(SuspensionReason("Billing", 5.0, "Consumer"),),
     )
     return StoredCluster(f"uid-{name}", target, 1000.25)
 

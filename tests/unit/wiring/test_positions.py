@@ -8,23 +8,23 @@ from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.registry.source import Source
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.wiring.source import ANY_REVISION, EARLIER_RUNS, positions
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 
-STALE = SourceStatus(SourceState.STALE, 0.0, "Restored", "")
+STALE = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
 
 
-def source() -> Source:
+def source() -> ClusterSource:
     log = ChangeLog(msgspec.json.encode, Retention())
     return new_source(Ledger(), log, drain_timeout_s=60.0)
 
 
-def lists(of: Source, *seen: Ready) -> None:
+def lists(of: ClusterSource, *seen: Ready) -> None:
     for _ in of.feeds[0].take([ListStarted(), *map(Listed, seen), ListEnded()], 0.0):
         pass
 

@@ -40,8 +40,8 @@ from milo_kube.reflect.messages import (
     Wait,
 )
 from milo_kube.reflect.server_trust import ServerTrust
-from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.states import Filling, ListingPages, Opening, ReflectorState, Waiting, Watching
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
@@ -105,7 +105,7 @@ class Reflector(Generic[Seen]):
         policy: ReflectorPolicy,
         jitter: Callable[[], float],
         now: float,
-        status: SourceStatus | None = None,
+        status: ViewStatus | None = None,
         *,
         highest_version: str = "",
     ) -> None:
@@ -118,8 +118,8 @@ class Reflector(Generic[Seen]):
         self._relist_at: float | None = None
         self.synced = False
         self.state: ReflectorState = self._list()
-        self.status = status or SourceStatus(
-            SourceState.CATCHING_UP, now, "Starting", "the first complete list is being read"
+        self.status = status or ViewStatus(
+            ViewState.CATCHING_UP, now, "Starting", "the first complete list is being read"
         )
 
     # --- for the driver ---
@@ -156,7 +156,7 @@ class Reflector(Generic[Seen]):
 
         Until then, "not found" from it proves nothing: another server may never have had the object.
         """
-        if self.status.state is SourceState.STALE:
+        if self.status.state is ViewState.STALE:
             return math.inf
         if self.trust.is_known:
             return -math.inf
@@ -313,8 +313,8 @@ class Reflector(Generic[Seen]):
 
     def _stale(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         """Mark the source as stale and keep its objects; later watch from `version`, or list if it is empty."""
-        since = self.status.since if self.status.state is SourceState.STALE else now
-        self.status = SourceStatus(SourceState.STALE, since, failure.reason, failure.message, self.status.last_contact)
+        since = self.status.since if self.status.state is ViewState.STALE else now
+        self.status = ViewStatus(ViewState.STALE, since, failure.reason, failure.message, self.status.last_contact)
         self.state = Waiting(now + delay, version)
         return []
 
@@ -399,12 +399,12 @@ class Reflector(Generic[Seen]):
             self._attempts.list_is_unproven = False
 
     def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent[Seen]]:
-        self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
+        self.status = ViewStatus(ViewState.CATCHING_UP, now, reason, message, self.status.last_contact)
         return [Relisting(reason)]
 
     def _streaming(self, now: float) -> None:
-        if self.status.state is not SourceState.STREAMING:
-            self.status = SourceStatus(SourceState.STREAMING, now, last_contact=now)
+        if self.status.state is not ViewState.STREAMING:
+            self.status = ViewStatus(ViewState.STREAMING, now, last_contact=now)
 
     def _contact(self, now: float) -> None:
         self.status = msgspec.structs.replace(self.status, last_contact=now)

@@ -9,11 +9,11 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import (
     Cluster,
-    Connectivity,
-    ConnectivityState,
+    ConnectivityStatus,
     DisengageReason,
-    Draining,
-    Suspension,
+    Drain,
+    Reachability,
+    SuspensionReason,
     Target,
 )
 from milo_discoveryd.model.moment import Moment
@@ -22,7 +22,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 EPOCH = "0123456789abcdef"
 encode = encoder(EPOCH)
@@ -40,13 +40,13 @@ FULL = Cluster(
         annotations=(("example.com/note", "é"),),
         deletion_requested_at=10.25,
         deletion_message="2 left",
-        suspensions=(Suspension("Billing", 5.0, "Consumer"), Suspension("Abuse", None, "")),
+        suspensions=(SuspensionReason("Billing", 5.0, "Consumer"), SuspensionReason("Abuse", None, "")),
     ),
     source_version="7",
     engaged_at=1_700_000_000.123456,
     incarnation=42,
-    connectivity=Connectivity(ConnectivityState.UNREACHABLE, 5.0, "refused"),
-    draining=Draining(DisengageReason.NOT_READY, "degraded", 2_000.5),
+    connectivity=ConnectivityStatus(Reachability.UNREACHABLE, 5.0, "refused"),
+    draining=Drain(DisengageReason.NOT_READY, "degraded", 2_000.5),
 )
 
 
@@ -108,7 +108,7 @@ def test_timestamps_have_microseconds(seconds: float, expected: Timestamp) -> No
 
 
 def test_source_status_times_are_wall_time() -> None:
-    status = SourceStatus(SourceState.STALE, 90.0, "ConnectionLost", "the connection was lost", 80.0)
+    status = ViewStatus(ViewState.STALE, 90.0, "ConnectionLost", "the connection was lost", 80.0)
     assert convert.source(status, Moment(wall=1_000_100.0, steady=100.0)) == pb.SourceStatus(
         state=pb.SourceStatus.STATE_STALE,
         since=Timestamp(seconds=1_000_090),
@@ -118,9 +118,9 @@ def test_source_status_times_are_wall_time() -> None:
     )
 
 
-@pytest.mark.parametrize("state", SourceState)
-def test_every_source_state_has_an_enum_value(state: SourceState) -> None:
-    message = convert.source(SourceStatus(state, 0.0), Moment(0.0, 0.0))
+@pytest.mark.parametrize("state", ViewState)
+def test_every_source_state_has_an_enum_value(state: ViewState) -> None:
+    message = convert.source(ViewStatus(state, 0.0), Moment(0.0, 0.0))
     assert pb.SourceStatus.State.Name(message.state) == f"STATE_{state.value}"
     assert not message.HasField("last_contact")
 
@@ -206,14 +206,14 @@ def test_engagement_of_draining_cluster_has_reason_draining(
     state: ObjectState, again: str, why: str, expected: str
 ) -> None:
     of = record(state)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
+    of.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, why, 1_700_000_000.0))
     message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
 def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
     of = record(ObjectState.READY)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, "", 1_700_000_000.0))
+    of.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
         "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
@@ -223,7 +223,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
 
 def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> None:
     of = record(ObjectState.READY)
-    moves = Draining(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
+    moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
     of.cluster = msgspec.structs.replace(SMALL, draining=moves)
     message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
@@ -278,7 +278,7 @@ def test_credential_issuer_is_healthy_unless_it_fails(health: IssuerHealth, mess
 
 
 def test_server_info_names_each_cluster_source() -> None:
-    now, status = Moment(1000.0, 10.0), SourceStatus(SourceState.STREAMING, 5.0)
+    now, status = Moment(1000.0, 10.0), ViewStatus(ViewState.STREAMING, 5.0)
     assert [each.name for each in convert.sources({"": status}, status, now)] == [""]
     assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]
 

@@ -9,11 +9,11 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import (
     UNPROBED,
     Cluster,
-    Connectivity,
-    ConnectivityState,
+    ConnectivityStatus,
     DisengageReason,
-    Draining,
-    Suspension,
+    Drain,
+    Reachability,
+    SuspensionReason,
     Target,
 )
 from milo_discoveryd.registry.events import Event, EventType, Frames
@@ -38,7 +38,8 @@ targets = st.builds(
     annotations=pairs,
     deletion_requested_at=st.none() | times,
     deletion_message=texts,
-    suspensions=st.none() | st.lists(st.builds(Suspension, texts, st.none() | times, texts), max_size=2).map(tuple),
+    suspensions=st.none()
+    | st.lists(st.builds(SuspensionReason, texts, st.none() | times, texts), max_size=2).map(tuple),
 )
 clusters = st.builds(
     Cluster,
@@ -47,8 +48,8 @@ clusters = st.builds(
     engaged_at=times | st.just(0.0),
     incarnation=st.integers(0, 2**40),
     connectivity=st.just(UNPROBED)
-    | st.builds(Connectivity, st.sampled_from(ConnectivityState), st.none() | times, texts),
-    draining=st.none() | st.builds(Draining, st.sampled_from(DisengageReason), texts, times),
+    | st.builds(ConnectivityStatus, st.sampled_from(Reachability), st.none() | times, texts),
+    draining=st.none() | st.builds(Drain, st.sampled_from(DisengageReason), texts, times),
 )
 events = st.builds(
     Event,

@@ -11,7 +11,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready, target
 
 PROD = ClusterScope(parse("env=prod"))
@@ -100,9 +100,9 @@ def test_visible_counts_can_be_added() -> None:
 
 
 def test_source_message_is_for_full_scope_only() -> None:
-    status = SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "its list lacks 3 of 9", 0.5)
+    status = ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "its list lacks 3 of 9", 0.5)
     assert visibility.visible_source(status, ALL_CLUSTERS) is status
-    assert visibility.visible_source(status, PROD) == SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "", 0.5)
+    assert visibility.visible_source(status, PROD) == ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "", 0.5)
 
 
 def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -> None:

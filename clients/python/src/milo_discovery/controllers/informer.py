@@ -23,7 +23,7 @@ from milo_discovery.controllers.object_cache import CachedObject, Change, IndexF
 from milo_kube.list_watch import Answer, DeadlineWaits, ListWatch, Stream
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 log = logging.getLogger("milo_discovery.controllers")
 
@@ -96,7 +96,7 @@ class Informer:
         self.cache = ObjectCache(self._index_failed)
         for name, function in spec.indexes.items():
             self.cache.add_index(name, function)
-        self.status: SourceStatus | None = None
+        self.status: ViewStatus | None = None
         self.since = time.time()
         """When the informer entered its state."""
         self.counted_bytes = 0
@@ -125,7 +125,7 @@ class Informer:
         if self._exceeded:
             return f"OverBudget: {self._exceeded}"
         status = self.status
-        if status is None or status.state is SourceState.STREAMING:
+        if status is None or status.state is ViewState.STREAMING:
             return ""
         return f"{status.reason}: {status.message}"
 
@@ -134,7 +134,7 @@ class Informer:
         """The state, as the metric `milo_controllers_informers` names it."""
         if self._exceeded:
             return "over_budget"
-        if self.status is not None and self.status.state is SourceState.STALE:
+        if self.status is not None and self.status.state is ViewState.STALE:
             return _STATES.get(self.status.reason, "stale")
         return "synced" if self.cache.synced else "starting"
 
@@ -197,15 +197,15 @@ class Informer:
     def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
         log.warning("%s: index %s of %s lacks %s: %r", self._cluster, index, self.key, found.name, error)
 
-    def _report(self, status: SourceStatus) -> None:
+    def _report(self, status: ViewStatus) -> None:
         state = self.state
         before, self.status = self.status, status
         if self.state != state:
             self.since = time.time()
-        if status.state is SourceState.STALE and (before is None or before.state is not SourceState.STALE):
+        if status.state is ViewState.STALE and (before is None or before.state is not ViewState.STALE):
             log.warning("%s: %s is not up to date: %s", self._cluster, self.key, self.problem)
             self._listener.failed(self)
-        elif before is not None and before.state is SourceState.STALE and status.state is SourceState.STREAMING:
+        elif before is not None and before.state is ViewState.STALE and status.state is ViewState.STREAMING:
             log.info("%s: %s is up to date again", self._cluster, self.key)
 
 

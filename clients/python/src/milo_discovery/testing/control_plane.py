@@ -9,9 +9,9 @@ from typing import Any, overload
 from urllib.parse import urlencode
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
-from milo_discovery.testing.http import NotFound, RefusedError, SandboxHttp
+from milo_discovery.testing.http import ObjectNotFoundError, RefusedError, SandboxHttp
 
-__all__ = ["ControlPlane", "NotFound", "RefusedError"]
+__all__ = ["ControlPlane", "ObjectNotFoundError", "RefusedError"]
 
 _APPLY = "application/apply-patch+yaml"
 _FIELD_MANAGER = "test"
@@ -56,14 +56,14 @@ class ControlPlane:
         return self._document("POST", self._collection(resource, _place(manifest, namespace)), manifest)
 
     def get(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
-        """Return an object. Raises NotFound."""
+        """Return an object. Raises ObjectNotFoundError."""
         return self._document("GET", self._object_path(resource, name, namespace))
 
     def find(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any] | None:
         """Return an object, or None if it does not exist."""
         try:
             return self.get(resource, name, namespace=namespace)
-        except NotFound:
+        except ObjectNotFoundError:
             return None
 
     def list(self, resource: str, *, namespace: str = "", label_selector: str = "") -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class ControlPlane:
         return self._document("PATCH", f"{path}/{subresource}" if subresource else path, patch)
 
     def delete(self, resource: str, name: str, *, namespace: str = "default") -> None:
-        """Delete an object, which stays until its finalizers are removed. Raises NotFound."""
+        """Delete an object, which stays until its finalizers are removed. Raises ObjectNotFoundError."""
         self._document("DELETE", self._object_path(resource, name, namespace))
 
     def access(self) -> KubeconfigAccess:
@@ -107,7 +107,9 @@ class ControlPlane:
         served = self._document("GET", self._path + _version_path(version))["resources"]
         plural = next((each["name"] for each in served if each["kind"] == kind and "/" not in each["name"]), None)
         if plural is None:
-            raise NotFound(f"discovery of {kind} in {version}", 404, {"message": "the control plane does not serve it"})
+            raise ObjectNotFoundError(
+                f"discovery of {kind} in {version}", 404, {"message": "the control plane does not serve it"}
+            )
         return f"{version}/{plural}"
 
     def _collection(self, resource: str, namespace: str) -> str:

@@ -25,7 +25,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-class NotFound(RefusedError):  # noqa: N818  (named like the errors of this package)
+class ObjectNotFoundError(RefusedError):
     """The object or its kind does not exist."""
 
 
@@ -65,7 +65,7 @@ class SandboxHttp:
         except urllib.error.HTTPError as error:
             with error:
                 status = _status(error.read())
-            failure = NotFound if error.code == 404 else RefusedError
+            failure = ObjectNotFoundError if error.code == 404 else RefusedError
             raise failure(f"{method} {path}", error.code, status) from None
 
 

@@ -5,14 +5,14 @@ import enum
 import msgspec
 
 
-class SourceState(enum.Enum):
+class ViewState(enum.Enum):
     STREAMING = "STREAMING"
     CATCHING_UP = "CATCHING_UP"
     STALE = "STALE"
 
 
-class SourceStatus(msgspec.Struct, frozen=True):
-    state: SourceState
+class ViewStatus(msgspec.Struct, frozen=True):
+    state: ViewState
     since: float
     reason: str = ""
     """Machine-readable, in CamelCase."""
