@@ -1,9 +1,10 @@
 """One cell of the matrix: daemon processes, what they follow, and their consumers."""
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -24,6 +25,10 @@ VERIFY_AFTER_S = 10
 HUB = "hub"
 
 
+def key(source: str, cluster: str) -> str:
+    return f"{source}#{cluster}"
+
+
 class Cell(NamedTuple):
     sources: str
     """One, two of a kind, reduced or files."""
@@ -36,19 +41,51 @@ class Cell(NamedTuple):
         return "-".join(map(str, self))
 
 
+class Program:
+    """A Python process beside the daemons, which can be killed and started again."""
+
+    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+        self._arguments, self._environ = arguments, {**os.environ, **(environ or {})}
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *self._arguments, env=self._environ, stderr=DEVNULL
+        )
+
+    async def kill(self) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+
 class World:
     """The cell, running."""
 
     def __init__(self, cell: Cell, directory: Path, upstreams: dict[str, Upstream], hub: Sandbox) -> None:
-        self.cell, self._directory, self._upstreams, self._hub = cell, directory, upstreams, hub
+        self.cell, self._directory, self.upstreams, self.hub = cell, directory, upstreams, hub
         self.validator = Validator(is_shared=cell.daemons > 1 and cell.consumer != "publisher")
         self._kubeconfig = directory / "hub"
         hub.projects.create(HUB, ready=True)
         write(self._kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
         self._kubeconfigs: dict[str, set[str]] = {}
-        self.watches: list[Watch] = []
+        self.watches: dict[int, Watch] = {}
+        """Of each daemon's subscriber."""
         self.daemons = [self._daemon(number) for number in range(cell.daemons)]
-        self._publishers: list[Process] = []
+        self.publishers = [Program(*self._publish(number)) for number in range(cell.daemons) if self._publishes]
 
     @classmethod
     @asynccontextmanager
@@ -63,32 +100,30 @@ class World:
                 await stack.enter_async_context(daemon)
                 await daemon.start()
             async with asyncio.TaskGroup() as tasks:
-                following = [tasks.create_task(each) for each in world._consumers(stack)]
-                await world._start_publishers(stack)
+                following = [tasks.create_task(each) for each in world._consumers()]
+                for publisher in world.publishers:
+                    await stack.enter_async_context(publisher)
                 yield world
                 for each in following:
                     each.cancel()
 
-    def _key(self, source: str, cluster: str) -> str:
-        return f"{source}#{cluster}"
+    def create(self, cluster: str, sources: Iterable[str] = ()) -> None:
+        for name in sources or self.upstreams:
+            self.validator.created(key(name, cluster))
+            self.upstreams[name].create(cluster)
 
-    def create(self, cluster: str) -> None:
-        for name, upstream in self._upstreams.items():
-            self.validator.created(self._key(name, cluster))
-            upstream.create(cluster)
-
-    def delete(self, cluster: str) -> None:
-        for name, upstream in self._upstreams.items():
-            self.validator.deleted(self._key(name, cluster))
-            upstream.delete(cluster)
+    def delete(self, cluster: str, sources: Iterable[str] = ()) -> None:
+        for name in sources or self.upstreams:
+            self.validator.deleted(key(name, cluster))
+            self.upstreams[name].delete(cluster)
 
     def empty(self, *, on: bool) -> None:
-        for upstream in self._upstreams.values():
+        for upstream in self.upstreams.values():
             upstream.empty(on=on)
 
-    async def settled(self) -> None:
+    async def settled(self, within_s: float = SETTLED_WITHIN_S) -> None:
         """Wait until each consumer knows what exists."""
-        await eventually(lambda: self.validator.breaches or self._is_current, within_s=SETTLED_WITHIN_S)
+        await eventually(lambda: self.validator.breaches or self._is_current, within_s=within_s)
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
 
     @property
@@ -96,14 +131,14 @@ class World:
         has_kubeconfigs = all(self.validator.views[name] <= found for name, found in self._kubeconfigs.items())
         return bool(self.validator.views) and self.validator.is_current and has_kubeconfigs
 
-    def _address(self, number: int) -> str:
+    def address(self, number: int) -> str:
         return f"unix://{self._directory}/{number}.sock"
 
     def _daemon(self, number: int) -> DaemonProcess:
         config: dict[str, Any] = {
-            "sources": [upstream.settings(name) for name, upstream in self._upstreams.items()],
-            "kubeconfigs": {"issuers": [self._issuer(name) for name in self._upstreams]},
-            "listen": [self._address(number)],
+            "sources": [upstream.settings(name) for name, upstream in self.upstreams.items()],
+            "kubeconfigs": {"issuers": [self._issuer(name) for name in self.upstreams]},
+            "listen": [self.address(number)],
             "http_listen": "off",
             "connectivity": {"interval": "off"},
             "removals": {"verify_after": f"{VERIFY_AFTER_S}s"},
@@ -117,27 +152,29 @@ class World:
         file = self._directory / f"{number}.yaml"
         file.write_text(yaml.safe_dump(config))
         environ = {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
-        return DaemonProcess(self._address(number), "--config", str(file), environ=environ)
+        return DaemonProcess(self.address(number), "--config", str(file), environ=environ)
 
     def _issuer(self, name: str) -> dict[str, Any]:
-        several = {"sources": [name]} if len(self._upstreams) > 1 else {}
-        return {**self._upstreams[name].issuer(name), **several}
+        several = {"sources": [name]} if len(self.upstreams) > 1 else {}
+        return {**self.upstreams[name].issuer(name), **several}
 
-    def _consumers(self, stack: AsyncExitStack) -> list[Any]:
-        if self.cell.consumer == "publisher":
-            return [self._read_hub()]
-        return [self._follow(number) for number in range(self.cell.daemons)]
+    @property
+    def _publishes(self) -> bool:
+        return self.cell.consumer == "publisher"
 
-    async def _follow(self, number: int) -> None:
+    def _consumers(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._read_hub()] if self._publishes else [self.follow(number) for number in range(self.cell.daemons)]
+
+    async def follow(self, number: int) -> None:
         name, with_kubeconfigs = f"consumer-{number}", self.cell.consumer == "kubeconfigs"
         self.validator.views[name] = set()
         if with_kubeconfigs:
             self._kubeconfigs[name] = set()
         async with (
-            DiscoveryClient(self._address(number)) as client,
+            DiscoveryClient(self.address(number)) as client,
             client.watch(include_kubeconfigs=with_kubeconfigs) as watch,
         ):
-            self.watches.append(watch)
+            self.watches[number] = watch
             async for event in watch:
                 match event.type:
                     case EventType.ENGAGED:
@@ -148,30 +185,20 @@ class World:
                 if event.kubeconfig is not None:
                     self._kubeconfigs[name].add(event.cluster.name)
 
-    async def _start_publishers(self, stack: AsyncExitStack) -> None:
-        for number in range(self.cell.daemons if self.cell.consumer == "publisher" else 0):
-            command = ("publish", "flux-kubeconfigs", "--kubeconfig", str(self._kubeconfig), "--namespace", "default")
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "milo_discovery", *command, "--resync-interval", "1s"),
-                *("--address", self._address(number)),
-                stderr=DEVNULL,
-            )
-            stack.push_async_callback(_end, process)
+    def _publish(self, number: int) -> tuple[str, ...]:
+        return (
+            *("-m", "milo_discovery", "publish", "flux-kubeconfigs", "--resync-interval", "1s"),
+            *("--kubeconfig", str(self._kubeconfig), "--namespace", "default", "--address", self.address(number)),
+        )
 
     async def _read_hub(self) -> None:
         """Read the published objects, as often as their users do."""
-        store = self._hub.control_plane(HUB)
+        store = self.hub.control_plane(HUB)
         while True:
             names = [each.name.removesuffix("-kubeconfig") for each in store[SECRETS] if "kubeconfig" in each.name]
             keys = [name.replace(".", "#", 1) for name in names]
             self.validator.listed("readers of the hub", keys)
             await asyncio.sleep(0.05)
-
-
-async def _end(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
 
 
 async def restart(world: World, while_down: Callable[[], Awaitable[None]]) -> None:

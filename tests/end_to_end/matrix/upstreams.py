@@ -1,7 +1,7 @@
 """The sources of clusters of a cell: each can create and delete clusters, and show an empty list."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ SERVICE = "dns.example.com"
 
 
 class Upstream(Protocol):
+    sandbox: Sandbox
+
     def settings(self, name: str) -> dict[str, Any]:
         """Return the source's settings."""
 
@@ -88,7 +90,7 @@ class Consumers(Projects):
 class Files:
     def __init__(self, sandbox: Sandbox, directory: Path) -> None:
         directory.mkdir()
-        self._sandbox, self._directory, self._aside = sandbox, directory / "clusters", directory / "aside"
+        self.sandbox, self._directory, self._aside = sandbox, directory / "clusters", directory / "aside"
         self._directory.mkdir()
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -98,8 +100,8 @@ class Files:
         return {"name": name, "type": "kubeconfig-file"}
 
     def create(self, cluster: str) -> None:
-        self._sandbox.projects.create(cluster, ready=True)
-        write(self._directory / cluster, self._sandbox.kubeconfig(project=cluster, token=self._sandbox.token()))
+        self.sandbox.projects.create(cluster, ready=True)
+        write(self._directory / cluster, self.sandbox.kubeconfig(project=cluster, token=self.sandbox.token()))
 
     def delete(self, cluster: str) -> None:
         (self._directory / cluster).unlink()
@@ -114,7 +116,12 @@ class Files:
                 each.rename(self._directory / each.name)
 
 
-KINDS = {"one": [Projects], "two": [Projects, Projects], "reduced": [Consumers], "files": [Files]}
+KINDS: dict[str, list[Callable[[Sandbox, Path], Upstream]]] = {
+    "one": [Projects],
+    "two": [Projects, Projects],
+    "reduced": [Consumers],
+    "files": [Files],
+}
 
 
 @asynccontextmanager

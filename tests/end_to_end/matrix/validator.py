@@ -16,6 +16,8 @@ class Validator:
         self._ever: set[str] = set()
         self.views: dict[str, set[str]] = {}
         self.breaches: list[str] = []
+        self.told = 0
+        """The number of engagements and disengagements."""
 
     def created(self, name: str) -> None:
         self.truth.add(name)
@@ -25,6 +27,7 @@ class Validator:
         self.truth.discard(name)
 
     def engaged(self, consumer: str, name: str) -> None:
+        self.told += 1
         view = self.views.setdefault(consumer, set())
         if name in view:
             self._breach(f"{consumer} was told twice that {name} is engaged")
@@ -36,6 +39,7 @@ class Validator:
         view.add(name)
 
     def disengaged(self, consumer: str, name: str, reason: str) -> None:
+        self.told += 1
         if name not in self.views.setdefault(consumer, set()):
             self._breach(f"{consumer} was told that {name} is disengaged, which it did not know")
         self.views[consumer].discard(name)

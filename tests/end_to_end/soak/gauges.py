@@ -59,7 +59,7 @@ class Gauges:
         self.samples.append(
             Sample(
                 now,
-                _own_mib(status),
+                own_mib(status),
                 self.last["process_resident_memory_bytes"] / _MIB,
                 int(self.last["process_open_fds"]),
                 int(self.last["milo_discoveryd_asyncio_tasks"]),
@@ -92,6 +92,7 @@ class Gauges:
         return {what: self.of(what) for what in ("memory_mib", "resident_mib", "files", "tasks")}
 
 
-def _own_mib(status: str) -> float:
+def own_mib(status: str) -> float:
+    """Return the anonymous memory of a process, of its `/proc/PID/status`."""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) for words in lines if words and words[0] in _OWN) / 1024

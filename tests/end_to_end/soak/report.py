@@ -84,10 +84,10 @@ class Report:
         rows = ["| fault | count | recovery: median | p99 | longest |", "|---|---:|---:|---:|---:|"]
         for group in dict.fromkeys(self.groups.values()):
             names = [name for name, of in self.groups.items() if of == group and name in self.recoveries]
-            rows += [_row(name, [each.took_s for each in self.recoveries[name]]) for name in names]
+            rows += [row_of_recovery(name, [each.took_s for each in self.recoveries[name]]) for name in names]
             took = [each.took_s for name in names for each in self.recoveries[name]]
             if took:
-                rows.append(_row(f"**all of {group}**", took))
+                rows.append(row_of_recovery(f"**all of {group}**", took))
         return rows
 
     def _table_of_slopes(self) -> list[str]:
@@ -108,7 +108,7 @@ class Report:
         return rows
 
 
-def _row(name: str, took: list[float]) -> str:
+def row_of_recovery(name: str, took: list[float]) -> str:
     ordered = sorted(took)
 
     def at(share: float) -> float:
