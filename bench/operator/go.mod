@@ -1,4 +1,3 @@
-// Its path is below that of the provider, so that it may use the provider's test server.
 module go.miloapis.com/discovery/multicluster/bench
 
 go 1.25.0

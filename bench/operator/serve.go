@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"go.miloapis.com/discovery/multicluster/internal/apitest"
+	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
 // kind is one that the operator watches, with the name of its resource.

@@ -358,7 +358,7 @@ class Ownership:
             if has_run_out and not broken("suspended"):
                 was_held = False
                 self.end()
-            if not (broken("renewals-without-stream") and not self.is_streaming):
+            if not (broken("renewals-without-stream") and self.is_held and not self.is_streaming):
                 await self.renew()
             if self.is_held != was_held:
                 was_held = self.is_held

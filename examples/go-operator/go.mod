@@ -1,4 +1,4 @@
-// In a repository of your own the path is yours. This one is below that of the provider, whose test server the tests use.
+// In a repository of your own the path is yours.
 module go.miloapis.com/discovery/multicluster/example
 
 go 1.25.0

@@ -105,7 +105,6 @@ func (e *entry) enter(now state, failure error) {
 type instance struct {
 	cluster cluster.Cluster
 	cache   *prompt.Cache // nil with Options.BlockingCaches, or an operator's own cache
-	leave   func()        // the shared REST mapper
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 
@@ -158,7 +157,6 @@ func (p *Provider) run(e *entry) error {
 		return err
 	}
 	i.cancel = cancel
-	defer i.leave()
 	// Get has to return the cluster before the first event. An index that is added now is added to it by one of the two.
 	if err := p.index(ctx, i); err != nil {
 		return err

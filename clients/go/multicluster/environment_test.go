@@ -29,7 +29,7 @@ import (
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/discoverytest"
 	"go.miloapis.com/discovery/multicluster"
-	"go.miloapis.com/discovery/multicluster/internal/apitest"
+	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
 const patience = 30 * time.Second

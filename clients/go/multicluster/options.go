@@ -54,8 +54,6 @@ type Options struct {
 	// reconciles have returned: see Reconciler. Empty: that of the host with a random number.
 	Subscriber string
 
-	// OwnMappers gives each cluster a REST mapper of its own. Otherwise the projects of one API server share one.
-	OwnMappers bool
 	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
 	OwnTransports bool
 	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster

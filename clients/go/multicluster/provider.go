@@ -48,11 +48,11 @@ func (d *Disengaged) Error() string {
 
 // Provider follows the daemon, and engages the clusters that it reports. It is made by New.
 type Provider struct {
-	options Options
-	configs *configs
-	groups  mapping.Groups
-	slots   *slots
-	metrics *clientMetrics
+	options   Options
+	configs   *configs
+	documents mapping.Documents
+	slots     *slots
+	metrics   *clientMetrics
 
 	// aware is closed once Start has supplied engage.
 	aware  chan struct{}

@@ -34,7 +34,7 @@ import (
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 	nop "sigs.k8s.io/multicluster-runtime/providers/nop"
 
-	"go.miloapis.com/discovery/multicluster/internal/apitest"
+	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
 const syncPoll = 100 * time.Millisecond // of client-go

@@ -172,7 +172,7 @@ async def becomes_sharded(run: Run) -> None:
     await stream.send()
     await run.told("DISENGAGED a reason=OWNERSHIP_LOST")
     run.daemon.answers["RenewOwnership"] = owned(5)
-    stream = await run.stream(resuming="")
+    stream = await run.stream()
     stream.sharded = True
     await stream.snapshot(engaged("a"))
     await run.told_only(stream, "ENGAGED a")
@@ -253,7 +253,7 @@ async def suspended(run: Run) -> None:
     since = time.monotonic()
     run.subscriber.go_on()
     await lost(run, by=since)
-    again = await run.stream(resuming="")
+    again = await run.stream()
     again.sharded = True
     await again.snapshot(engaged("a"), engaged("b"))
     await run.told_only(again, "ENGAGED a", "ENGAGED b")

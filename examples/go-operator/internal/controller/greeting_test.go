@@ -26,13 +26,12 @@ import (
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/discoverytest"
 	discoverymc "go.miloapis.com/discovery/multicluster"
+	"go.miloapis.com/discovery/multicluster/apitest"
 	"go.miloapis.com/discovery/multicluster/example/api/v1alpha1"
-	"go.miloapis.com/discovery/multicluster/internal/apitest"
 )
 
 func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.Discard())
-	apitest.Serve(v1alpha1.GroupVersion.WithKind("Greeting"))
 	m.Run()
 }
 
@@ -50,6 +49,7 @@ func start(t *testing.T) *operator {
 	t.Helper()
 	o := &operator{t: t, daemon: discoverytest.New(t), api: apitest.Start(0), scheme: runtime.NewScheme()}
 	t.Cleanup(o.api.Close)
+	o.api.Serve(v1alpha1.GroupVersion.WithKind("Greeting"))
 	if err := errors.Join(clientgoscheme.AddToScheme(o.scheme), v1alpha1.AddToScheme(o.scheme)); err != nil {
 		t.Fatal(err)
 	}

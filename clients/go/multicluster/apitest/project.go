@@ -1,9 +1,11 @@
 package apitest
 
 import (
+	"crypto/sha512"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -23,6 +25,7 @@ import (
 // Project is the control plane of one project. Its methods are safe for concurrent use.
 type Project struct {
 	mu        sync.Mutex
+	catalog   *catalog
 	now       uint64
 	objects   map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured
 	watches   map[*watch]struct{}
@@ -41,8 +44,9 @@ type watch struct {
 	ended     chan struct{}
 }
 
-func newProject() *Project {
+func newProject(catalog *catalog) *Project {
 	p := &Project{
+		catalog: catalog,
 		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
 		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, counted: map[string]int{},
 		changed: map[schema.GroupVersionResource]uint64{},
@@ -74,6 +78,16 @@ func (p *Project) Forbid(resource string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forbidden[resource] = true
+}
+
+// Serve makes the project serve a kind as a resource, as the definition of a custom resource does.
+func (p *Project) Serve(kind schema.GroupVersionKind, resource string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.catalog = p.catalog.changed(func(kinds map[schema.GroupVersionResource]schema.GroupVersionKind) {
+		maps.DeleteFunc(kinds, func(_ schema.GroupVersionResource, each schema.GroupVersionKind) bool { return each == kind })
+		kinds[kind.GroupVersion().WithResource(resource)] = kind
+	})
 }
 
 // SetTokens makes the server refuse requests without one of these bearer tokens. Open watches stay open.
@@ -143,19 +157,15 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 		return
 	}
 	p.answered = append(p.answered[max(0, len(p.answered)-1):], token)
+	served := p.catalog
 	p.mu.Unlock()
 	path = strings.TrimSuffix(path, "/")
-	if found, ok := documents()[path]; ok {
-		p.count("discover", path)
-		w.Header().Set("Content-Type", "application/json")
-		if path == "/api" || path == "/apis" {
-			w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
-		}
-		_, _ = w.Write(found)
+	if found, ok := served.documents[path]; ok {
+		p.discover(w, r, path, found)
 		return
 	}
 	resource, name, ok := parse(path)
-	kind, known := kinds()[resource]
+	kind, known := served.kinds[resource]
 	if !ok || !known {
 		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, "no such path")
 		return
@@ -187,6 +197,23 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 		p.count(strings.ToLower(r.Method), resource.Resource)
 		p.write(w, r, resource, kind, name)
 	}
+}
+
+// discover answers with a discovery document, whose ETag is a hash as that of kube-apiserver.
+func (p *Project) discover(w http.ResponseWriter, r *http.Request, path string, document []byte) {
+	p.count("discover", path)
+	etag := fmt.Sprintf("\"%X\"", sha512.Sum512(document))
+	w.Header().Set("ETag", etag)
+	if r.Header.Get("If-None-Match") == etag {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	p.count("send", path)
+	w.Header().Set("Content-Type", "application/json")
+	if path == "/api" || path == "/apis" {
+		w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+	}
+	_, _ = w.Write(document)
 }
 
 func (p *Project) count(verb, what string) {

@@ -3,6 +3,7 @@ package apitest
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -17,19 +18,17 @@ import (
 var (
 	verbs       = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
 	clusterWide = map[string]bool{"Namespace": true, "Node": true, "ClusterRole": true, "ClusterRoleBinding": true, "PersistentVolume": true}
-	added       []schema.GroupVersionKind
 )
 
-// Serve adds kinds that all servers of the process serve. It must be called before the first request.
-func Serve(kinds ...schema.GroupVersionKind) { added = append(added, kinds...) }
+// catalog is what a project serves: kinds by resource, and their discovery documents by path.
+type catalog struct {
+	kinds     map[schema.GroupVersionResource]schema.GroupVersionKind
+	documents map[string][]byte
+}
 
-// kinds returns the served kinds by group, version and resource.
-var kinds = sync.OnceValue(func() map[schema.GroupVersionResource]schema.GroupVersionKind {
+// builtin has every kind of client-go's scheme.
+var builtin = sync.OnceValue(func() *catalog {
 	found := map[schema.GroupVersionResource]schema.GroupVersionKind{}
-	for _, each := range added {
-		resource, _ := meta.UnsafeGuessKindToResource(each)
-		found[resource] = each
-	}
 	known := scheme.Scheme.AllKnownTypes()
 	for kind := range known {
 		_, listed := known[kind.GroupVersion().WithKind(kind.Kind+"List")]
@@ -39,14 +38,21 @@ var kinds = sync.OnceValue(func() map[schema.GroupVersionResource]schema.GroupVe
 		resource, _ := meta.UnsafeGuessKindToResource(kind)
 		found[resource] = kind
 	}
-	return found
+	return &catalog{found, documents(found)}
 })
 
-// documents are the aggregated discovery documents of /api and /apis, and the list of resources of each group version.
-var documents = sync.OnceValue(func() map[string][]byte {
+// changed returns the catalog with a change of its kinds.
+func (c *catalog) changed(change func(map[schema.GroupVersionResource]schema.GroupVersionKind)) *catalog {
+	kinds := maps.Clone(c.kinds)
+	change(kinds)
+	return &catalog{kinds, documents(kinds)}
+}
+
+// documents returns the aggregated discovery documents of /api and /apis, and the list of resources of each group version.
+func documents(kinds map[schema.GroupVersionResource]schema.GroupVersionKind) map[string][]byte {
 	found := map[string][]byte{}
 	groups := map[string]map[string][]apidiscovery.APIResourceDiscovery{}
-	for resource, kind := range kinds() {
+	for resource, kind := range kinds {
 		scope := apidiscovery.ScopeNamespace
 		if clusterWide[kind.Kind] {
 			scope = apidiscovery.ScopeCluster
@@ -90,7 +96,7 @@ var documents = sync.OnceValue(func() map[string][]byte {
 	slices.SortFunc(others, func(a, b apidiscovery.APIGroupDiscovery) int { return cmp.Compare(a.Name, b.Name) })
 	found["/api"], found["/apis"] = document(core), document(others)
 	return found
-})
+}
 
 func document(groups []apidiscovery.APIGroupDiscovery) []byte {
 	return marshaled(apidiscovery.APIGroupDiscoveryList{

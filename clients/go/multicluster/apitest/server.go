@@ -1,8 +1,13 @@
-// Package apitest has an API server with many project control planes, for tests and benchmarks.
+// Package apitest has an API server with many project control planes, for tests of operators without binaries.
+//
+//	api := apitest.Start(0)
+//	defer api.Close()
+//	daemon := discoverytest.New(t)
+//	daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: api.Endpoint("alpha")})
 //
 // It serves discovery, list, watch (with streaming lists), get, create, update, patch and delete of every kind of
-// client-go's scheme, over HTTP/2, to clients that trust its certificate. A project can be made to hang, to forbid a
-// resource, or to refuse a token.
+// client-go's scheme and of those that are added by Serve, over HTTP/2, to clients that trust its certificate. A project can be
+// made to hang, to forbid a resource, or to refuse a token. It validates nothing, and has no selectors and no history.
 package apitest
 
 import (
@@ -18,7 +23,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
 )
 
 const prefix = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/"
@@ -32,11 +40,12 @@ type Server struct {
 
 	mu       sync.Mutex
 	projects map[string]*Project
+	catalog  *catalog // of new projects
 }
 
 // Start starts a server on a loopback address. Each request takes latency before it is answered.
 func Start(latency time.Duration) *Server {
-	s := &Server{latency: latency, projects: map[string]*Project{}}
+	s := &Server{latency: latency, projects: map[string]*Project{}, catalog: builtin()}
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
 	s.http.EnableHTTP2 = true
 	s.http.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -64,6 +73,23 @@ func (s *Server) Close() {
 	s.http.Close()
 }
 
+// Serve adds kinds to all projects that are made later, with the usual names of their resources.
+func (s *Server) Serve(kinds ...schema.GroupVersionKind) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.catalog = s.catalog.changed(func(served map[schema.GroupVersionResource]schema.GroupVersionKind) {
+		for _, kind := range kinds {
+			resource, _ := meta.UnsafeGuessKindToResource(kind)
+			served[resource] = kind
+		}
+	})
+}
+
+// Config returns the configuration of a client of a project.
+func (s *Server) Config(project string) *rest.Config {
+	return &rest.Config{Host: s.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: s.CA()}}
+}
+
 // CA is the certificate of the server, in PEM.
 func (s *Server) CA() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
@@ -89,7 +115,7 @@ func (s *Server) Project(name string) *Project {
 	defer s.mu.Unlock()
 	p, ok := s.projects[name]
 	if !ok {
-		p = newProject()
+		p = newProject(s.catalog)
 		s.projects[name] = p
 	}
 	return p

@@ -1,0 +1,155 @@
+// Package mapping shares REST mappers between clusters that serve the same kinds.
+//
+// A REST mapper takes about 300 KiB. API servers send a hash of each discovery document as its ETag, so a cluster can be asked
+// whether it serves a document that is known already. Clusters with the same document share the mapper made of it; every
+// other cluster has a mapper of its own document, and none waits for the answer of another cluster.
+package mapping
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+	"weak"
+
+	apidiscovery "k8s.io/api/apidiscovery/v2"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/restmapper"
+)
+
+const (
+	// answerWithin limits a request. A mapper has no context, and holds the locks of its cluster's cache for that time.
+	answerWithin = 15 * time.Second
+	// maxDocument is the maximum size of a discovery document.
+	maxDocument = 64 << 20
+	// minETag is the length from which an ETag is a hash of the content, as that of kube-apiservers, so that it means the same
+	// in each cluster.
+	minETag = 64
+)
+
+// errNotAggregated is that of a server without aggregated discovery, as before Kubernetes 1.30.
+var errNotAggregated = errors.New("the server does not serve aggregated discovery documents")
+
+// document is an aggregated discovery document: the kinds of the core group, or of all other groups.
+type document struct {
+	etag   string
+	mapper meta.RESTMapper
+}
+
+// Documents holds the discovery documents that clusters serve at present, each once. It forgets a document with the last
+// mapper that uses it.
+type Documents struct {
+	timeout time.Duration // set by tests; 0 means answerWithin
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]weak.Pointer[document]
+	last  map[string]weak.Pointer[document] // what was served last, by path
+}
+
+// server is where a cluster's discovery documents are.
+type server struct {
+	lifetime  context.Context // of the cluster; requests end with it
+	base      *url.URL
+	transport http.RoundTripper
+}
+
+// read returns the document that a server has at a path. It is `before`, or that of another cluster, if it is the same.
+func (d *Documents) read(from server, path string, before *document) (*document, error) {
+	asked := before
+	if asked == nil {
+		d.mu.Lock()
+		asked = d.last[path].Value()
+		d.mu.Unlock()
+	}
+	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.timeout, answerWithin))
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from.base.JoinPath(path).String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", discovery.AcceptV2+","+discovery.AcceptV1)
+	if asked != nil && len(asked.etag) >= minETag {
+		request.Header.Set("If-None-Match", asked.etag)
+	}
+	response, err := from.transport.RoundTrip(request)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", request.URL, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	switch {
+	case response.StatusCode == http.StatusNotModified && asked != nil:
+		return asked, nil
+	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusNotAcceptable:
+		return nil, errNotAggregated
+	case response.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("read %s: %s", request.URL, response.Status)
+	case !strings.Contains(response.Header.Get("Content-Type"), "as=APIGroupDiscoveryList"):
+		return nil, errNotAggregated
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxDocument))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", request.URL, err)
+	}
+	found, err := d.document(body, response.Header.Get("ETag"))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", request.URL, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last[path] = weak.Make(found)
+	return found, nil
+}
+
+// document returns the document with this content.
+func (d *Documents) document(content []byte, etag string) (*document, error) {
+	hash := sha256.Sum256(content)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known == nil {
+		d.known, d.last = map[[sha256.Size]byte]weak.Pointer[document]{}, map[string]weak.Pointer[document]{}
+	}
+	if found := d.known[hash].Value(); found != nil {
+		return found, nil
+	}
+	for each, of := range d.known {
+		if of.Value() == nil {
+			delete(d.known, each)
+		}
+	}
+	mapper, err := mapperOf(content)
+	if err != nil {
+		return nil, err
+	}
+	found := &document{etag: etag, mapper: mapper}
+	d.known[hash] = weak.Make(found)
+	return found, nil
+}
+
+func mapperOf(content []byte) (meta.RESTMapper, error) {
+	var list apidiscovery.APIGroupDiscoveryList
+	if err := json.Unmarshal(content, &list); err != nil {
+		return nil, err
+	}
+	groups, resources, _ := discovery.SplitGroupsAndResources(list)
+	found := make([]*restmapper.APIGroupResources, len(groups.Groups))
+	for i, group := range groups.Groups {
+		found[i] = &restmapper.APIGroupResources{Group: group, VersionedResources: map[string][]metav1.APIResource{}}
+		for _, version := range group.Versions {
+			if list := resources[schema.GroupVersion{Group: group.Name, Version: version.Version}]; list != nil {
+				found[i].VersionedResources[version.Version] = list.APIResources
+			}
+		}
+	}
+	return restmapper.NewDiscoveryRESTMapper(found), nil
+}

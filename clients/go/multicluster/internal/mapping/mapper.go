@@ -1,0 +1,144 @@
+package mapping
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+
+	"golang.org/x/sync/singleflight"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+)
+
+// Mapper is the REST mapper of one cluster. It reads the cluster's documents when it is first used, and again when a kind is
+// not in them.
+type Mapper struct {
+	documents *Documents
+	from      server
+	legacy    func() (meta.RESTMapper, error)
+	current   atomic.Pointer[reading]
+	attempts  singleflight.Group
+}
+
+// reading is the result of reading the documents of a cluster. Each has an address of its own.
+type reading struct {
+	mapper meta.RESTMapper
+	// Both are nil for a server without aggregated discovery, whose mapper reads documents by itself.
+	core, groups *document
+}
+
+// Mapper returns the mapper of a cluster. Its requests end with ctx.
+func (d *Documents) Mapper(ctx context.Context, config *rest.Config, client *http.Client) (*Mapper, error) {
+	transport := client.Transport
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint %q: %w", config.Host, err)
+	}
+	return &Mapper{
+		documents: d,
+		from:      server{ctx, base, transport},
+		legacy: func() (meta.RESTMapper, error) {
+			return apiutil.NewDynamicRESTMapper(config, &http.Client{Transport: bounded{ctx, transport}})
+		},
+	}, nil
+}
+
+// after returns the newest reading. If that is `seen`, it reads the documents once more.
+func (m *Mapper) after(seen *reading) (*reading, error) {
+	if now := m.current.Load(); now != seen || seen != nil && seen.core == nil {
+		return now, nil
+	}
+	read, err, _ := m.attempts.Do("", func() (any, error) {
+		if now := m.current.Load(); now != seen {
+			return now, nil
+		}
+		next, err := m.read(seen)
+		if err == nil {
+			m.current.Store(next)
+		}
+		return next, err
+	})
+	return read.(*reading), err
+}
+
+func (m *Mapper) read(before *reading) (*reading, error) {
+	if before == nil {
+		before = &reading{}
+	}
+	core, err := m.documents.read(m.from, "/api", before.core)
+	if errors.Is(err, errNotAggregated) {
+		mapper, err := m.legacy()
+		return &reading{mapper: mapper}, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	groups, err := m.documents.read(m.from, "/apis", before.groups)
+	if err != nil {
+		return nil, err
+	}
+	both := meta.FirstHitRESTMapper{MultiRESTMapper: meta.MultiRESTMapper{core.mapper, groups.mapper}}
+	return &reading{mapper: both, core: core, groups: groups}, nil
+}
+
+func find[T any](m *Mapper, in func(meta.RESTMapper) (T, error)) (found T, err error) {
+	known, err := m.after(nil)
+	if err != nil {
+		return found, err
+	}
+	if found, err = in(known.mapper); !meta.IsNoMatchError(err) {
+		return found, err
+	}
+	newer, failed := m.after(known)
+	if failed != nil {
+		return found, failed
+	}
+	return in(newer.mapper)
+}
+
+func (m *Mapper) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+	return find(m, func(in meta.RESTMapper) (*meta.RESTMapping, error) { return in.RESTMapping(kind, versions...) })
+}
+
+func (m *Mapper) RESTMappings(kind schema.GroupKind, versions ...string) ([]*meta.RESTMapping, error) {
+	return find(m, func(in meta.RESTMapper) ([]*meta.RESTMapping, error) { return in.RESTMappings(kind, versions...) })
+}
+
+func (m *Mapper) KindFor(resource schema.GroupVersionResource) (schema.GroupVersionKind, error) {
+	return find(m, func(in meta.RESTMapper) (schema.GroupVersionKind, error) { return in.KindFor(resource) })
+}
+
+func (m *Mapper) KindsFor(resource schema.GroupVersionResource) ([]schema.GroupVersionKind, error) {
+	return find(m, func(in meta.RESTMapper) ([]schema.GroupVersionKind, error) { return in.KindsFor(resource) })
+}
+
+func (m *Mapper) ResourceFor(resource schema.GroupVersionResource) (schema.GroupVersionResource, error) {
+	return find(m, func(in meta.RESTMapper) (schema.GroupVersionResource, error) { return in.ResourceFor(resource) })
+}
+
+func (m *Mapper) ResourcesFor(resource schema.GroupVersionResource) ([]schema.GroupVersionResource, error) {
+	return find(m, func(in meta.RESTMapper) ([]schema.GroupVersionResource, error) { return in.ResourcesFor(resource) })
+}
+
+func (m *Mapper) ResourceSingularizer(resource string) (string, error) {
+	return find(m, func(in meta.RESTMapper) (string, error) { return in.ResourceSingularizer(resource) })
+}
+
+// bounded ends requests with the cluster, and after a time. controller-runtime's mapper gives its requests no context.
+type bounded struct {
+	lifetime  context.Context
+	transport http.RoundTripper
+}
+
+func (b bounded) RoundTrip(request *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(b.lifetime, answerWithin)
+	context.AfterFunc(ctx, cancel) // not here: the body is read after the return
+	return b.transport.RoundTrip(request.WithContext(ctx))
+}

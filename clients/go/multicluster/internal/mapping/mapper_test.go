@@ -1,0 +1,229 @@
+package mapping
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+
+	"go.miloapis.com/discovery/multicluster/apitest"
+)
+
+var thing = schema.GroupVersionKind{Group: "example.com", Version: "v1", Kind: "Thing"}
+
+type clusters struct {
+	*apitest.Server
+	t         *testing.T
+	documents *Documents
+}
+
+func start(t *testing.T) *clusters {
+	server := apitest.Start(0)
+	t.Cleanup(server.Close)
+	return &clusters{server, t, &Documents{}}
+}
+
+func (c *clusters) mapper(project string) *Mapper {
+	c.t.Helper()
+	return mapper(c.t, c.documents, c.Config(project))
+}
+
+func mapper(t *testing.T, documents *Documents, config *rest.Config) *Mapper {
+	t.Helper()
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	made, err := documents.Mapper(ctx, config, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// resource returns the resource of a kind; empty if there is none.
+func resource(t *testing.T, in meta.RESTMapper, kind schema.GroupVersionKind) string {
+	t.Helper()
+	found, err := in.RESTMapping(kind.GroupKind(), kind.Version)
+	if meta.IsNoMatchError(err) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found.Resource.Resource
+}
+
+var configMap = schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"}
+
+func TestClustersWithEqualDocumentsShareTheirMappers(t *testing.T) {
+	c := start(t)
+	one, two := c.mapper("one"), c.mapper("two")
+	for _, each := range []*Mapper{one, two} {
+		if got := resource(t, each, configMap); got != "configmaps" {
+			t.Fatalf("resource %q", got)
+		}
+	}
+	if first, second := one.current.Load(), two.current.Load(); first.core != second.core || first.groups != second.groups {
+		t.Error("the documents are not shared")
+	}
+	if asked, sent := c.Project("two").Count("discover /apis"), c.Project("two").Count("send /apis"); asked != 1 || sent != 0 {
+		t.Errorf("the second cluster was asked %d times, and sent %d documents", asked, sent)
+	}
+}
+
+func TestKindIsFoundWhereItIsServed(t *testing.T) {
+	c := start(t)
+	c.Project("first").Serve(thing, "thingies")
+	c.Project("second").Serve(thing, "things")
+	for project, want := range map[string]string{"first": "thingies", "second": "things", "third": ""} {
+		if got := resource(t, c.mapper(project), thing); got != want {
+			t.Errorf("in %s: %q, not %q", project, got, want)
+		}
+	}
+}
+
+func TestKindThatIsAddedLaterIsFound(t *testing.T) {
+	c := start(t)
+	with, without := c.mapper("with"), c.mapper("without")
+	for _, each := range []*Mapper{with, without} {
+		if got := resource(t, each, thing); got != "" {
+			t.Fatalf("it is found before: %q", got)
+		}
+	}
+	c.Project("with").Serve(thing, "things")
+	if one, other := resource(t, with, thing), resource(t, without, thing); one != "things" || other != "" {
+		t.Errorf("%q, and %q elsewhere", one, other)
+	}
+}
+
+func TestClusterThatDoesNotAnswerDelaysNoOther(t *testing.T) {
+	c := start(t)
+	c.documents.timeout = time.Hour
+	c.Project("silent").SetHanging(true)
+	silent := make(chan string)
+	waiting := c.mapper("silent")
+	go func() { silent <- resource(t, waiting, configMap) }()
+	if got := resource(t, c.mapper("other"), configMap); got != "configmaps" {
+		t.Errorf("resource %q", got)
+	}
+	c.Project("silent").SetHanging(false)
+	if got := <-silent; got != "configmaps" {
+		t.Errorf("resource %q", got)
+	}
+}
+
+func TestRequestEndsAfterATimeAndWithItsCluster(t *testing.T) {
+	c := start(t)
+	c.Project("silent").SetHanging(true)
+	c.documents.timeout = time.Millisecond
+	if _, err := c.mapper("silent").RESTMapping(thing.GroupKind()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	c.documents.timeout = time.Hour
+	config := c.Config("silent")
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, end := context.WithCancel(context.Background())
+	end()
+	mapper, err := c.documents.Mapper(ended, config, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mapper.RESTMapping(thing.GroupKind()); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestKnownKindsAreFoundWhileAnUnknownOneIsLookedFor(t *testing.T) {
+	c := start(t)
+	found := c.mapper("one")
+	resource(t, found, configMap)
+	c.Project("one").SetHanging(true)
+	unknown := make(chan string)
+	go func() { unknown <- resource(t, found, thing) }()
+	if got := resource(t, found, configMap); got != "configmaps" {
+		t.Errorf("resource %q", got)
+	}
+	c.Project("one").SetHanging(false)
+	<-unknown
+}
+
+func TestConcurrentCallsReadTheDocumentsOnce(t *testing.T) {
+	c := start(t)
+	c.Project("one").SetHanging(true)
+	shared := c.mapper("one")
+	var calls sync.WaitGroup
+	for range 8 {
+		calls.Go(func() { resource(t, shared, configMap) })
+	}
+	c.Project("one").SetHanging(false)
+	calls.Wait()
+	if asked := c.Project("one").Count("discover /apis"); asked != 1 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
+func TestDocumentsThatNoClusterServesAreForgotten(t *testing.T) {
+	c := start(t)
+	c.Project("one").Serve(thing, "things")
+	one, two := c.mapper("one"), c.mapper("two")
+	resource(t, one, thing)
+	runtime.KeepAlive(one)
+	one = nil
+	runtime.GC()
+	runtime.GC()
+	resource(t, two, thing)
+	if held := len(c.documents.known); held != 2 {
+		t.Errorf("%d documents are held, not those of one cluster", held)
+	}
+	runtime.KeepAlive(two)
+}
+
+func TestServerWithoutAggregatedDiscovery(t *testing.T) {
+	lists := map[string]string{
+		"/api": `{"kind": "APIVersions", "versions": ["v1"]}`,
+		"/apis": `{"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "example.com",
+			"versions": [{"groupVersion": "example.com/v1", "version": "v1"}],
+			"preferredVersion": {"groupVersion": "example.com/v1", "version": "v1"}}]}`,
+		"/apis/example.com/v1": `{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "example.com/v1", "resources":
+			[{"name": "things", "singularName": "thing", "namespaced": true, "kind": "Thing", "verbs": ["list"]}]}`,
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if lists[r.URL.Path] == "" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(lists[r.URL.Path]))
+	}))
+	t.Cleanup(server.Close)
+	made := mapper(t, &Documents{}, &rest.Config{Host: server.URL})
+	if got := resource(t, made, thing); got != "things" {
+		t.Errorf("resource %q", got)
+	}
+	if got := resource(t, made, thing.GroupVersion().WithKind("Other")); got != "" {
+		t.Errorf("a kind that is not served: %q", got)
+	}
+}
+
+func TestErrorOfTheClusterIsReturned(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	t.Cleanup(server.Close)
+	made := mapper(t, &Documents{}, &rest.Config{Host: server.URL})
+	if _, err := made.KindFor(thing.GroupVersion().WithResource("things")); err == nil || meta.IsNoMatchError(err) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,120 @@
+package multicluster_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+)
+
+// Kinds that not every cluster serves, or not alike.
+
+var thing = schema.GroupVersionKind{Group: "example.com", Version: "v1", Kind: "Thing"}
+
+// things is a controller that notes the clusters whose Thing it reconciled.
+type things struct {
+	mu  sync.Mutex
+	saw map[string]bool
+}
+
+func (c *things) Reconcile(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.saw[request.ClusterName.String()] = true
+	return reconcile.Result{}, nil
+}
+
+func (env *environment) things(mgr mcmanager.Manager) *things {
+	env.t.Helper()
+	c := &things{saw: map[string]bool{}}
+	object := &unstructured.Unstructured{}
+	object.SetGroupVersionKind(thing)
+	skip := true
+	err := mcbuilder.ControllerManagedBy(mgr).Named("things").For(object).
+		WithOptions(mccontroller.Options{SkipNameValidation: &skip, ReconciliationTimeout: 5 * time.Second}).Complete(c)
+	if err != nil {
+		env.t.Fatal(err)
+	}
+	return c
+}
+
+// serveThing has a project serve the kind as a resource, with one object.
+func (env *environment) serveThing(project, resource string) {
+	env.api.Project(project).Serve(thing, resource)
+	object := &unstructured.Unstructured{Object: map[string]any{}}
+	object.SetGroupVersionKind(thing)
+	object.SetNamespace(metav1.NamespaceDefault)
+	object.SetName("one")
+	env.api.Project(project).Apply(thing.GroupVersion().WithResource(resource), object)
+}
+
+func (env *environment) untilReconciled(c *things, want ...string) {
+	env.t.Helper()
+	within(env.t, fmt.Sprintf("a Thing to be reconciled in %v", want), func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.saw) != len(want) {
+			return fmt.Errorf("reconciled in %d of %d", len(c.saw), len(want))
+		}
+		for _, each := range want {
+			if !c.saw[each] {
+				return errors.New("not in " + each)
+			}
+		}
+		return nil
+	})
+}
+
+func numbered(count int) []string {
+	names := make([]string, count)
+	for i := range names {
+		names[i] = fmt.Sprintf("project-%02d", i)
+	}
+	return names
+}
+
+func TestKindOfSomeProjectsIsReconciledInThem(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(30)
+	for _, each := range names[27:] {
+		env.serveThing(each, "things")
+	}
+	env.engage(names...)
+	mgr := env.manager(env.provider(nil), nil)
+	reconciled := env.things(mgr)
+	env.feeder(mgr)
+	env.start(mgr)
+	env.untilReconciled(reconciled, names[27:]...)
+	env.animal(names[0], "dog")
+	env.untilFed(names[0], "dog")
+	env.serveThing(names[1], "things")
+	env.untilReconciled(reconciled, append(names[27:], names[1])...)
+}
+
+func TestProjectWithAnotherPluralDoesNotDecideForOthers(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(21)
+	env.serveThing(names[0], "thingies")
+	for _, each := range names[1:] {
+		env.serveThing(each, "things")
+	}
+	env.engage(names[0])
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	reconciled := env.things(mgr)
+	env.start(mgr)
+	env.untilReconciled(reconciled, names[0])
+	env.engage(names[1:]...)
+	env.untilReconciled(reconciled, names...)
+}
