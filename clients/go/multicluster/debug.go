@@ -3,6 +3,8 @@ package multicluster
 import (
 	"encoding/json"
 	"net/http"
+
+	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
 // debugCluster is a cluster in the response of the debug handler.
@@ -12,6 +14,8 @@ type debugCluster struct {
 	Endpoint string `json:"endpoint"`
 	State    state  `json:"state"`
 	Failure  string `json:"failure,omitempty"`
+	// Unsynced are the kinds whose informers have not synced.
+	Unsynced []prompt.Unsynced `json:"unsynced,omitempty"`
 }
 
 // DebugHandler lists the clusters, ordered by name. With ?format=names it lists the names of those that Get returns, one on
@@ -40,9 +44,10 @@ func (p *Provider) DebugHandler() http.Handler {
 }
 
 func (e *entry) debug() debugCluster {
+	unsynced := e.unsynced()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	shown := debugCluster{Name: e.last.Name, UID: e.last.UID, Endpoint: e.last.Endpoint, State: e.now}
+	shown := debugCluster{Name: e.last.Name, UID: e.last.UID, Endpoint: e.last.Endpoint, State: e.now, Unsynced: unsynced}
 	if e.failure != nil {
 		shown.Failure = e.failure.Error()
 	}

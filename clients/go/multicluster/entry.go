@@ -77,6 +77,14 @@ func (e *entry) cluster() cluster.Cluster {
 	return nil
 }
 
+// unsynced returns the informers of the cluster that have not synced.
+func (e *entry) unsynced() []prompt.Unsynced {
+	if found := e.current(); found != nil && found.cache != nil {
+		return found.cache.Unsynced()
+	}
+	return nil
+}
+
 func (e *entry) current() *instance {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -13,10 +13,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/discoverytest"
@@ -50,15 +55,61 @@ func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	env.untilFed("black-hole-1", "cat")
 }
 
+func TestKindThatNeverAnswersHoldsNoWorker(t *testing.T) {
+	env := newEnvironment(t)
+	mgr := env.manager(env.provider(nil), nil)
+	skip := true
+	var seen sync.Map
+	err := mcbuilder.ControllerManagedBy(mgr).Named("reader").For(&corev1.ConfigMap{}).
+		WithOptions(mccontroller.Options{SkipNameValidation: &skip}). // one worker, and no ReconciliationTimeout
+		Complete(mcreconcile.Func(func(ctx context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+			cl, err := mgr.GetCluster(ctx, request.ClusterName)
+			if err != nil {
+				return reconcile.Result{}, err
+			}
+			seen.Store("begun in "+request.ClusterName, true)
+			err = cl.GetClient().List(ctx, &corev1.SecretList{})
+			if err == nil {
+				seen.Store("done in "+request.ClusterName, true)
+			}
+			return reconcile.Result{}, err
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := func(what mc.ClusterName) {
+		within(t, what.String(), func() error {
+			if _, ok := seen.Load(what); !ok {
+				return errors.New("it has not")
+			}
+			return nil
+		})
+	}
+	env.start(mgr)
+	env.api.Project("silent").Silence("secrets")
+	env.animal("silent", "dog")
+	env.engage("silent")
+	until("begun in silent")
+	names := []string{"alpha", "beta", "gamma"}
+	for _, each := range names {
+		env.animal(each, "dog")
+	}
+	env.engage(names...)
+	for _, each := range names {
+		until(mc.ClusterName("done in " + each))
+	}
+}
+
 func TestTypeForbiddenInOneProjectDoesNotAffectOthers(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	env.api.Project("alpha").Forbid("configmaps")
 	env.animal("beta", "dog")
-	provider := env.provider(nil)
-	noted := env.startFeeding(provider)
+	registry := prometheus.NewRegistry()
+	noted := env.startFeeding(env.provider(func(o *multicluster.Options) { o.Registerer = registry }))
 	env.untilFed("beta", "dog")
 	env.untilEngaged(noted, "alpha", "beta")
+	env.untilUnsynced(registry, `{kind="ConfigMap.v1",reason="forbidden"} 1`)
 }
 
 func TestRestartedDaemonChangesNoEngagement(t *testing.T) {

@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -16,6 +22,8 @@ import (
 	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+
+	"go.miloapis.com/discovery/multicluster"
 )
 
 // Kinds that not every cluster serves, or not alike.
@@ -117,4 +125,67 @@ func TestProjectWithAnotherPluralDoesNotDecideForOthers(t *testing.T) {
 	env.untilReconciled(reconciled, names[0])
 	env.engage(names[1:]...)
 	env.untilReconciled(reconciled, names...)
+}
+
+func TestKindsWithoutSyncedInformersAreCountedAndListed(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(12)
+	env.serveThing(names[0], "things")
+	env.engage(names...)
+	registry := prometheus.NewRegistry()
+	provider := env.provider(func(o *multicluster.Options) { o.Registerer = registry })
+	mgr := env.manager(provider, nil)
+	reconciled := env.things(mgr)
+	env.start(mgr)
+	env.untilReconciled(reconciled, names[0])
+	env.untilUnsynced(registry, `{kind="Thing.v1.example.com",reason="absent"} 11`)
+	response := httptest.NewRecorder()
+	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/debug/clusters", nil))
+	if got := strings.Count(response.Body.String(), `"kind":"Thing.v1.example.com","reason":"absent"`); got != 11 {
+		t.Errorf("%d clusters without things in %s", got, response.Body)
+	}
+}
+
+// untilUnsynced waits until the metric of unsynced informers has one series.
+func (env *environment) untilUnsynced(registry *prometheus.Registry, series string) {
+	env.t.Helper()
+	const metric = "milo_discovery_client_unsynced_informers"
+	within(env.t, "the metric of informers", func() error {
+		return testutil.GatherAndCompare(registry, strings.NewReader(
+			"# HELP "+metric+" Informers of engaged clusters that have not synced, by their kind and why.\n"+
+				"# TYPE "+metric+" gauge\n"+metric+series+"\n",
+		), metric)
+	})
+}
+
+func TestAbsentKindIsLoggedOnce(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(3)
+	env.engage(names...)
+	var mu sync.Mutex
+	var lines []string
+	mgr := env.manager(env.provider(func(o *multicluster.Options) {
+		o.Logger = funcr.New(func(_, line string) {
+			mu.Lock()
+			defer mu.Unlock()
+			if strings.Contains(line, "Thing.v1.example.com") {
+				lines = append(lines, line)
+			}
+		}, funcr.Options{})
+	}), nil)
+	env.things(mgr)
+	env.start(mgr)
+	for _, each := range names {
+		within(t, "the second attempt in "+each, func() error {
+			if env.api.Project(each).Count("discover /apis") < 2 {
+				return errors.New("it was not made")
+			}
+			return nil
+		})
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {
+		t.Errorf("%q", lines)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 
 	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
@@ -36,7 +37,9 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 		if create == nil {
 			create = cache.New
 		}
-		o.NewCache = prompt.NewFunc(create, p.options.Logger.WithValues("cluster", e.name), func(made *prompt.Cache) { i.cache = made })
+		o.NewCache = prompt.NewFunc(
+			create, func(made *prompt.Cache) { i.cache = made }, func(u prompt.Unsynced) { p.reportUnsynced(e.name, u) },
+		)
 	}
 	options := append([]cluster.Option{first}, p.options.ClusterOptions...)
 	i.cluster, err = cluster.New(config, append(options, last)...)
@@ -44,4 +47,16 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 		return nil, fmt.Errorf("create the cluster: %w", err)
 	}
 	return i, nil
+}
+
+// reportUnsynced logs the first failure of a kind: a kind that all clusters lack would fill the log.
+func (p *Provider) reportUnsynced(name multicluster.ClusterName, u prompt.Unsynced) {
+	if _, known := p.reported.LoadOrStore(u.Kind+" "+string(u.Reason), nil); known {
+		return
+	}
+	p.options.Logger.Info(
+		"informer does not sync, and is retried; later failures of the kind are counted in the metric "+
+			"milo_discovery_client_unsynced_informers and listed by the debug handler",
+		"kind", u.Kind, "reason", u.Reason, "cluster", name, "message", u.Message,
+	)
 }

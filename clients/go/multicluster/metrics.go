@@ -8,6 +8,7 @@ import (
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/multicluster/internal/credential"
+	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
 const namespace = "milo_discovery_client"
@@ -21,7 +22,7 @@ type clientMetrics struct {
 	renewals                    *prometheus.CounterVec
 }
 
-func newMetrics(registerer prometheus.Registerer, states func() map[state]int) (*clientMetrics, error) {
+func newMetrics(registerer prometheus.Registerer, states func() map[state]int, unsynced func() map[unsyncedKey]int) (*clientMetrics, error) {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
 	}
@@ -50,6 +51,7 @@ func newMetrics(registerer prometheus.Registerer, states func() map[state]int) (
 	}
 	all := []prometheus.Collector{
 		m.connected, m.synced, m.received, m.disconnects, m.snapshots, m.engaged, m.failures, m.renewals, clusterStates(states),
+		unsyncedInformers(unsynced),
 	}
 	for i, each := range all {
 		if err := registerer.Register(each); err != nil {
@@ -96,5 +98,26 @@ func (c clusterStates) Collect(into chan<- prometheus.Metric) {
 	counts := c()
 	for _, each := range allStates {
 		into <- prometheus.MustNewConstMetric(clustersDesc, prometheus.GaugeValue, float64(counts[each]), string(each))
+	}
+}
+
+type unsyncedKey struct {
+	kind   string
+	reason prompt.Reason
+}
+
+// unsyncedInformers counts the informers that have not synced, by kind and reason, when it is scraped.
+type unsyncedInformers func() map[unsyncedKey]int
+
+var unsyncedDesc = prometheus.NewDesc(
+	namespace+"_unsynced_informers", "Informers of engaged clusters that have not synced, by their kind and why.",
+	[]string{"kind", "reason"}, nil,
+)
+
+func (unsyncedInformers) Describe(into chan<- *prometheus.Desc) { into <- unsyncedDesc }
+
+func (u unsyncedInformers) Collect(into chan<- prometheus.Metric) {
+	for key, count := range u() {
+		into <- prometheus.MustNewConstMetric(unsyncedDesc, prometheus.GaugeValue, float64(count), key.kind, string(key.reason))
 	}
 }

@@ -51,6 +51,7 @@ type Provider struct {
 	options   Options
 	configs   *configs
 	documents mapping.Documents
+	reported  sync.Map // kinds and reasons of unsynced informers that were logged
 	slots     *slots
 	metrics   *clientMetrics
 
@@ -98,7 +99,7 @@ func New(options Options) (*Provider, error) {
 		return nil, err
 	}
 	// Last, since the metrics stay registered: after an error, New can be called again.
-	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
+	if p.metrics, err = newMetrics(options.Registerer, p.states, p.unsynced); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -410,6 +411,17 @@ func (p *Provider) states() map[state]int {
 	counts := map[state]int{}
 	for _, e := range p.snapshot() {
 		counts[e.state()]++
+	}
+	return counts
+}
+
+// unsynced counts the informers that have not synced.
+func (p *Provider) unsynced() map[unsyncedKey]int {
+	counts := map[unsyncedKey]int{}
+	for _, e := range p.snapshot() {
+		for _, each := range e.unsynced() {
+			counts[unsyncedKey{each.Kind, each.Reason}]++
+		}
 	}
 	return counts
 }

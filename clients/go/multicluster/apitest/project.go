@@ -31,6 +31,7 @@ type Project struct {
 	watches   map[*watch]struct{}
 	hanging   chan struct{} // closed when requests continue; nil if they are not held
 	forbidden map[string]bool
+	silent    map[string]bool
 	tokens    map[string]bool // nil: no token is needed
 	counted   map[string]int
 	changed   map[schema.GroupVersionResource]uint64 // when an object of it last changed
@@ -48,7 +49,7 @@ func newProject(catalog *catalog) *Project {
 	p := &Project{
 		catalog: catalog,
 		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
-		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, counted: map[string]int{},
+		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, silent: map[string]bool{}, counted: map[string]int{},
 		changed: map[schema.GroupVersionResource]uint64{},
 	}
 	for _, name := range []string{"default", "kube-system"} {
@@ -88,6 +89,13 @@ func (p *Project) Serve(kind schema.GroupVersionKind, resource string) {
 		maps.DeleteFunc(kinds, func(_ schema.GroupVersionResource, each schema.GroupVersionKind) bool { return each == kind })
 		kinds[kind.GroupVersion().WithResource(resource)] = kind
 	})
+}
+
+// Silence makes the server answer no request for a resource, such as "configmaps".
+func (p *Project) Silence(resource string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent[resource] = true
 }
 
 // SetTokens makes the server refuse requests without one of these bearer tokens. Open watches stay open.
@@ -171,8 +179,12 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 		return
 	}
 	p.mu.Lock()
-	forbidden := p.forbidden[resource.Resource]
+	forbidden, silent := p.forbidden[resource.Resource], p.silent[resource.Resource]
 	p.mu.Unlock()
+	if silent {
+		<-r.Context().Done()
+		return
+	}
 	if forbidden {
 		p.count("forbidden", resource.Resource)
 		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, resource.Resource+" is forbidden here")

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ const (
 	// maxDocument is the maximum size of a discovery document.
 	maxDocument = 64 << 20
 	// minETag is the length from which an ETag is a hash of the content, as that of kube-apiservers, so that it means the same
-	// in each cluster.
+	// in each cluster of a server.
 	minETag = 64
 )
 
@@ -54,7 +55,7 @@ type Documents struct {
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]weak.Pointer[document]
-	last  map[string]weak.Pointer[document] // what was served last, by path
+	last  map[string]weak.Pointer[document] // what was served last, by API server and path
 }
 
 // server is where a cluster's discovery documents are.
@@ -66,10 +67,12 @@ type server struct {
 
 // read returns the document that a server has at a path. It is `before`, or that of another cluster, if it is the same.
 func (d *Documents) read(from server, path string, before *document) (*document, error) {
+	// An ETag of one API server is not believed of another one, which may lie about it.
+	place := from.base.Scheme + "://" + from.base.Host + path
 	asked := before
 	if asked == nil {
 		d.mu.Lock()
-		asked = d.last[path].Value()
+		asked = d.last[place].Value()
 		d.mu.Unlock()
 	}
 	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.timeout, answerWithin))
@@ -107,13 +110,13 @@ func (d *Documents) read(from server, path string, before *document) (*document,
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.last[path] = weak.Make(found)
+	d.last[place] = weak.Make(found)
 	return found, nil
 }
 
-// document returns the document with this content.
+// document returns the document with this content and ETag.
 func (d *Documents) document(content []byte, etag string) (*document, error) {
-	hash := sha256.Sum256(content)
+	hash := sha256.Sum256(slices.Concat([]byte(etag), []byte{0}, content))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.known == nil {

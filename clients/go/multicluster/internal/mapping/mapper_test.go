@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 
 	"go.miloapis.com/discovery/multicluster/apitest"
@@ -225,5 +226,36 @@ func TestErrorOfTheClusterIsReturned(t *testing.T) {
 	made := mapper(t, &Documents{}, &rest.Config{Host: server.URL})
 	if _, err := made.KindFor(thing.GroupVersion().WithResource("things")); err == nil || meta.IsNoMatchError(err) {
 		t.Error(err)
+	}
+}
+
+func TestFalseETagMisleadsNoOtherServer(t *testing.T) {
+	c := start(t)
+	c.Project("good").Serve(thing, "things")
+	request, err := http.NewRequest(http.MethodGet, c.Endpoint("good")+"/apis", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", discovery.AcceptV2)
+	client, err := rest.HTTPClientFor(c.Config("good"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", discovery.AcceptV2)
+		w.Header().Set("ETag", answer.Header.Get("ETag"))
+		_, _ = w.Write([]byte(`{"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "items": []}`))
+	}))
+	t.Cleanup(liar.Close)
+	if got := resource(t, mapper(t, c.documents, &rest.Config{Host: liar.URL}), thing); got != "" {
+		t.Fatalf("the lying server has %q", got)
+	}
+	if got := resource(t, c.mapper("good"), thing); got != "things" {
+		t.Errorf("resource %q", got)
 	}
 }

@@ -6,14 +6,17 @@
 package prompt
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -35,29 +38,44 @@ var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7
 // Cache is a cache that does not block under a context from Engaging.
 type Cache struct {
 	cache.Cache
-	log logr.Logger
+	scheme *runtime.Scheme
+	report func(Unsynced)
+
+	firstReads sync.Map // by type
 
 	mu      sync.Mutex
-	pending map[*informer]struct{}
+	pending map[*informer]Unsynced
 	changed chan struct{} // closed and replaced when an informer leaves pending
 }
 
-// NewFunc returns a function that creates caches with create, and calls created with each of them.
-func NewFunc(create cache.NewCacheFunc, log logr.Logger, created func(*Cache)) cache.NewCacheFunc {
+// NewFunc returns a function that creates caches with create, and calls created with each of them, and report with each
+// failure of an informer that has not synced.
+func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsynced)) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
+		c := New(nil, options.Scheme, report)
+		if options.DefaultWatchErrorHandler == nil {
+			// client-go's own logs each attempt, of each cluster.
+			options.DefaultWatchErrorHandler = func(ctx context.Context, r *toolscache.Reflector, err error) {
+				if !c.failed(func(_ *informer, u Unsynced) bool { return u.description == r.TypeDescription() }, err) {
+					toolscache.DefaultWatchErrorHandler(ctx, r, err)
+				}
+			}
+		}
 		inner, err := create(config, options)
 		if err != nil {
 			return nil, err
 		}
-		c := New(inner, log)
+		c.Cache = inner
 		created(c)
 		return c, nil
 	}
 }
 
 // New returns a Cache on top of inner.
-func New(inner cache.Cache, log logr.Logger) *Cache {
-	return &Cache{Cache: inner, log: log, pending: map[*informer]struct{}{}, changed: make(chan struct{})}
+func New(inner cache.Cache, scheme *runtime.Scheme, report func(Unsynced)) *Cache {
+	return &Cache{
+		Cache: inner, scheme: scheme, report: report, pending: map[*informer]Unsynced{}, changed: make(chan struct{}),
+	}
 }
 
 // GetInformer returns the informer for obj, which may not exist yet if ctx is from Engaging.
@@ -72,7 +90,7 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 		return i, nil
 	}
 	c.mu.Lock()
-	c.pending[i] = struct{}{}
+	c.pending[i] = newUnsynced(obj, c.scheme)
 	c.mu.Unlock()
 	opts = append(opts, cache.BlockUntilSynced(false))
 	go c.follow(ctx, i, obj, opts)
@@ -96,7 +114,7 @@ func (c *Cache) follow(ctx context.Context, i *informer, obj client.Object, opts
 		if ctx.Err() != nil {
 			return
 		}
-		c.log.Error(err, "informer not created; retrying", "type", fmt.Sprintf("%T", obj), "retryAfter", delay.String())
+		c.failed(func(each *informer, _ Unsynced) bool { return each == i }, err)
 		select {
 		case <-ctx.Done():
 			return
@@ -111,6 +129,28 @@ func (c *Cache) forget(i *informer) {
 	delete(c.pending, i)
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// failed records why informers have not synced, and returns whether there are any.
+func (c *Cache) failed(is func(*informer, Unsynced) bool, err error) (found bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, u := range c.pending {
+		if is(i, u) {
+			u = u.because(err)
+			c.pending[i] = u
+			c.report(u)
+			found = true
+		}
+	}
+	return found
+}
+
+// Unsynced returns the informers that have not synced, ordered by kind.
+func (c *Cache) Unsynced() []Unsynced {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.SortedFunc(maps.Values(c.pending), func(a, b Unsynced) int { return cmp.Compare(a.Kind, b.Kind) })
 }
 
 // Settled waits until every informer that was requested under a context from Engaging has synced.

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -55,7 +55,7 @@ func (s *slow) WaitForCacheSync(ctx context.Context) bool {
 
 func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc) {
 	t.Helper()
-	c := New(s, logr.Discard())
+	c := New(s, scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(context.Background()))
 	t.Cleanup(cancel)
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -134,7 +134,7 @@ func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 
 func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	s := newSlow()
-	c := New(s, logr.Discard())
+	c := New(s, scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(context.Background()))
 	cancel()
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -147,7 +147,7 @@ func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 }
 
 func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
-	c := New(newSlow(), logr.Discard())
+	c := New(newSlow(), scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {

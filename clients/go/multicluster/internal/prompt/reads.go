@@ -1,0 +1,52 @@
+package prompt
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// readWithin is how long reads of a type wait for its informer, from the first one on. Without a limit a cluster that
+// does not answer holds the worker that reconciles it, and with it all other clusters.
+const readWithin = 5 * time.Second
+
+// synced is the time of the first read of a type whose informer has synced: reads of it do not wait.
+var synced any = time.Time{}
+
+type typeKey struct {
+	object reflect.Type
+	kind   schema.GroupVersionKind // of an unstructured object
+}
+
+// bounded reads objects of a type.
+func (c *Cache) bounded(ctx context.Context, of runtime.Object, read func(context.Context) error) error {
+	kind := typeKey{reflect.TypeOf(of), of.GetObjectKind().GroupVersionKind()}
+	first, known := c.firstReads.LoadOrStore(kind, time.Now())
+	if known && first == synced {
+		return read(ctx)
+	}
+	within, cancel := context.WithDeadline(ctx, first.(time.Time).Add(readWithin))
+	defer cancel()
+	err := read(within)
+	switch {
+	case err == nil || apierrors.IsNotFound(err):
+		c.firstReads.Store(kind, synced)
+	case within.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("the informer of %T has not synced within %v of the first read: %w", of, readWithin, err)
+	}
+	return err
+}
+
+func (c *Cache) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+	return c.bounded(ctx, obj, func(ctx context.Context) error { return c.Cache.Get(ctx, key, obj, opts...) })
+}
+
+func (c *Cache) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	return c.bounded(ctx, list, func(ctx context.Context) error { return c.Cache.List(ctx, list, opts...) })
+}

@@ -1,0 +1,69 @@
+package prompt
+
+import (
+	"fmt"
+	"reflect"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+)
+
+// Reason says why an informer has not synced.
+type Reason string
+
+const (
+	Syncing   Reason = "syncing"   // it was not refused; the cluster has not answered completely
+	Absent    Reason = "absent"    // the cluster does not serve the kind
+	Forbidden Reason = "forbidden" // the cluster refuses the identity
+	Failing   Reason = "failing"   // anything else
+)
+
+// Unsynced is an informer that has not synced.
+type Unsynced struct {
+	Kind    string    `json:"kind"` // as kubectl takes it: KIND.VERSION.GROUP
+	Reason  Reason    `json:"reason"`
+	Message string    `json:"message,omitempty"`
+	Since   time.Time `json:"since"`
+
+	description string // of the type, as a reflector has it
+}
+
+func newUnsynced(obj client.Object, scheme *runtime.Scheme) Unsynced {
+	u := Unsynced{Reason: Syncing, Since: time.Now(), description: reflect.TypeOf(obj).String()}
+	kind, err := apiutil.GVKForObject(obj, scheme)
+	if err != nil {
+		u.Kind = u.description // of a type that is not registered
+		return u
+	}
+	u.Kind = kindName(kind)
+	if _, ok := obj.(*unstructured.Unstructured); ok {
+		u.description = kind.String()
+	}
+	return u
+}
+
+func kindName(kind schema.GroupVersionKind) string {
+	if kind.Group == "" {
+		return fmt.Sprintf("%s.%s", kind.Kind, kind.Version)
+	}
+	return fmt.Sprintf("%s.%s.%s", kind.Kind, kind.Version, kind.Group)
+}
+
+func (u Unsynced) because(err error) Unsynced {
+	u.Message = err.Error()
+	switch {
+	case meta.IsNoMatchError(err), apierrors.IsNotFound(err):
+		u.Reason = Absent
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		u.Reason = Forbidden
+	default:
+		u.Reason = Failing
+	}
+	return u
+}
