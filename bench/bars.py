@@ -31,6 +31,7 @@ FULL: Bars = {
     "small.rss_mib": Bar(58),
     "small.rss_1k_mib": Bar(60),
     "small.start_ratio": Bar(3),
+    "parts.reduced_bytes": Bar(1_200),
     "sync_10k.seconds": Bar(1.5),
     "sync_10k.rss_mib": Bar(110),
     "sync_100k.ratio_to_client_go": Bar(0.5),

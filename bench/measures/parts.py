@@ -3,13 +3,15 @@
 import gc
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bench import in_process, projects
 from bench.setting import Samples, Setting
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.logging import configure
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
@@ -62,22 +64,23 @@ def _round(count: int) -> dict[str, float]:
 
 
 def _reduced(count: int) -> dict[str, float]:
-    """Return the time and the memory that a cluster of a source takes whose objects are not clusters themselves."""
+    """Return what a cluster takes of a source whose objects are not clusters themselves: the time to commit a list of
+    decoded objects, and the memory."""
     lines = [in_process.consumer(index) for index in range(count)]
-    source, decoder = in_process.consumers()
 
-    def read() -> None:
-        listed = [Listed(each) for each in in_process.observed(decoder, lines)]
-        for _ in source.feeds[0].take([ListStarted(), *listed, ListEnded()], time.monotonic()):
+    def commit(source: ClusterSource, seen: Iterable[Observation]) -> None:
+        for _ in source.feeds[0].take([ListStarted(), *map(Listed, seen), ListEnded()], time.monotonic()):
             pass
 
-    took = _timed(read)
+    source, decoder = in_process.consumers()
+    decoded = in_process.observed(decoder, lines)
+    took = _timed(lambda: commit(source, decoded))
     assert source.registry.engaged == count
     source, decoder = in_process.consumers()
     gc.collect()
     tracemalloc.start()
     try:
-        read()
+        commit(source, in_process.observed(decoder, lines))
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:

@@ -14,7 +14,7 @@ ObjectReference = tuple[int, str]
 """Position of a watched resource among those of the mode, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """The claim of one object about one cluster."""
 
     cluster: str
@@ -25,7 +25,7 @@ class Claim(msgspec.Struct, frozen=True):
     """Other objects that decide what the claim means."""
 
 
-class ObjectClaim(msgspec.Struct, frozen=True):
+class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
     """A claim, with the object that makes it; or the content of an object that a claim needs."""
 
     watch: int

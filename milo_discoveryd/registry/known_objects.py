@@ -189,14 +189,14 @@ class KnownObjects(ABC, Generic[R, Change]):
 
     def _record(self, seen: Observation, state: ObjectState, now: Moment) -> R:
         """Return the record of the observed object, in that state."""
-        message = "" if isinstance(seen, Ready) else seen.message
-        record = self._records.get(seen.name)
+        name, message = seen.name, "" if isinstance(seen, Ready) else seen.message
+        record = self._records.get(name)
         if record is None:
-            record = self._records[seen.name] = self._new(seen, state, now)
+            record = self._records[name] = self._new(seen, state, now)
             self._counts[state] += 1
-            self._note_absent(seen.name, state)
+            self._note_absent(name, state)
         elif record.state is not state or self._replaced_by(seen):
-            self._move(seen.name, record, state, now)
+            self._move(name, record, state, now)
         record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
         return record
 

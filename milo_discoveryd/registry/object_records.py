@@ -30,7 +30,7 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
         return self.claims == target.claims and self.content == target.content
 
 
-class ObjectChange(msgspec.Struct, frozen=True):
+class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     """A change of what an object claims, of its content, or of the object that has the key."""
 
     key: str

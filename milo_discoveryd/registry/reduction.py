@@ -1,6 +1,6 @@
 """Maps objects to clusters whose names differ from those of the objects, or that several objects describe."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from milo_discoveryd.model.claims import UNREAD, Claim, ObjectClaim, ObjectReference
 from milo_discoveryd.model.moment import Moment
@@ -60,7 +60,7 @@ class Reduction:
 
     def commit(self, names: Sequence[str], now: Moment) -> list[Event]:
         """Commit the present result of all claims on these clusters; return the resulting changes of clusters."""
-        found = [each for name in names for each in self._observations(name)]
+        found = [each for each in map(self._observation, names) if each is not None]
         # Of the claims that one call of `apply` made, none is known to be earlier, as in a list.
         events = self._clusters.commit(found, now, consistent=True, listed=True)
         for name in names:
@@ -100,28 +100,28 @@ class Reduction:
         self._committed.setdefault(cluster, members)
         return members
 
-    def _observations(self, name: str) -> Iterator[Observation | ConfirmedDeletion]:
-        """Yield the result of all claims on a cluster, if there are any."""
+    def _observation(self, name: str) -> Observation | ConfirmedDeletion | None:
+        """Return the result of all claims on a cluster, if there are any."""
         members, record = self._members.get(name, ()), self._clusters[name]
         claims = [claim for claim in members if claim.content is not UNREAD]
         is_complete = len(claims) == len(members)
         if not (claims or is_complete):
-            return
+            return None
         for needed in _needs(members):
             found = self._in_use(needed)
             if found is not None and found.content is not UNREAD and found.content is not None:
                 claims.append(ObjectClaim(*needed, found.uid, found.version, 0, found.content))
             else:
                 is_complete = is_complete and self._is_absent(needed)
+        if record is None:
+            return self._reduce(name, claims, "")
         before = {claim.uid for claim in self._committed.get(name, members)}
-        continues = record is not None and any(claim.uid in before for claim in members)
-        result = self._reduce(name, claims, record.uid if record is not None and continues else "")
+        continues = any(claim.uid in before for claim in members)
+        result = self._reduce(name, claims, record.uid if continues else "")
         if result is None:
-            if is_complete and record is not None:
-                yield ConfirmedDeletion(name, record.uid)
-        elif is_complete or isinstance(result, Ready) or record is None or not record.engaged:
-            # An object that was not read since the restart may be the reason for which the cluster is engaged.
-            yield result
+            return ConfirmedDeletion(name, record.uid) if is_complete else None
+        # An object that was not read since the restart may be the reason for which the cluster is engaged.
+        return result if is_complete or isinstance(result, Ready) or not record.engaged else None
 
     def _settle(self, name: str) -> None:
         members = self._members.get(name, ())
@@ -156,4 +156,4 @@ def _named(claims: Iterable[Claim]) -> dict[str, Claim]:
 
 
 def _needs(members: _Members) -> tuple[ObjectReference, ...]:
-    return tuple(dict.fromkeys(needed for claim in members for needed in claim.needs))
+    return tuple({needed: None for claim in members for needed in claim.needs})

@@ -69,7 +69,7 @@ class ServiceConsumer(KubeObject, gc=False):
     status: ConsumerStatus | None = None  # type: ignore[assignment]
 
 
-class Consumer(msgspec.Struct, frozen=True):
+class Consumer(msgspec.Struct, frozen=True, gc=False):
     """The claim of a ServiceConsumer about its project."""
 
     service: str
@@ -124,12 +124,15 @@ class ConsumerObjects:
                 return Withdrawn(cluster, uid or claims[0].uid, newest.version, message, self._drain_s)
             return NotReady(cluster, uid or claims[0].uid, newest.version, message)
         suspensions = [claim.content.suspensions for claim in active]
+        merged: dict[str, str] = {}
+        for claim in active:
+            merged.update(claim.content.labels)
         target = Target(
             name=cluster,
             # Of the project itself only the name is known here.
             uid=uid or active[0].uid,
             place=self._place,
-            labels=tuple(sorted(dict(pair for claim in active for pair in claim.content.labels).items())),
+            labels=tuple(sorted(merged.items())),
             suspensions=None if None in suspensions else tuple(each for found in suspensions for each in found or ()),
         )
         return Ready(uid or active[0].uid, newest.version, target)

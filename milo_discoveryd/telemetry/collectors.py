@@ -87,8 +87,8 @@ class FleetCollector(Collector):
 
     @property
     def _labels(self) -> tuple[str, ...]:
-        """The label `source` exists only if there are several."""
-        return ("source",) if len(self._fleet.sources) > 1 else ()
+        """The label `source` exists only if the sources have names."""
+        return ("source",) if any(of.name for of in self._fleet.sources) else ()
 
     def _values(self, of: ClusterSource) -> tuple[str, ...]:
         return (of.name,) if self._labels else ()

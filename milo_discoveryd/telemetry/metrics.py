@@ -71,10 +71,10 @@ class Metrics:
     """The metrics of one daemon, in a registry of their own: tests run several daemons in one process."""
 
     def __init__(self, sources: Sequence[str] = ("",)) -> None:
-        """`sources` are the names of the sources of clusters. The label `source` exists only if there are several."""
+        """`sources` are the names of the sources of clusters. The label `source` exists only if they have names."""
         self.registry = CollectorRegistry()
-        self._of_source = {name: (name,) if len(sources) > 1 else () for name in sources}
-        labels = ("source",) if len(sources) > 1 else ()
+        self._of_source = {name: (name,) if name else () for name in sources}
+        labels = ("source",) if any(sources) else ()
         self._transitions = Counter(
             "milo_discoveryd_transitions",
             "Engagements, updates and disengagements of clusters, by type and reason.",

@@ -16,14 +16,15 @@ def new_source(
     observer: Observer,
     log: ChangeLog | None = None,
     *,
+    fleet: Fleet | None = None,
     pending_deletions: PendingDeletions | None = None,
     guard: RemovalGuard | None = None,
     **settings: Any,
 ) -> ClusterSource:
-    """Return the only source of a fleet, with one collection unless `settings` give `keys`."""
+    """Return a source of a fleet, by default of one of its own, with one collection unless `settings` give `keys`."""
     pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
     return ClusterSource(
-        Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
+        fleet or Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
         observer,
         pending_deletions=lambda: pending,
         guard=lambda: guard,

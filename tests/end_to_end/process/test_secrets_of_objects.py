@@ -147,7 +147,10 @@ async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(flee
     async with following(fleet) as (client, watch):
         fleet.put_secret("alpha", content="apiVersion: [")
         message = await explanation(client, "alpha", "it stays as last known")
-        assert "the key 'value' of Secret garden-team/alpha-kubeconfig: " in message
+        assert (
+            "the key 'value' of Secret garden-team/alpha-kubeconfig: line 1: is not YAML: expected the node content"
+            in message
+        )
         fleet.delete_secret("beta")
         await until(watch, lambda seen: set(seen.clusters) == {"alpha"})
         report = await client.get("beta")

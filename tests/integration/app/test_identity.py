@@ -2,8 +2,8 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,44 +90,67 @@ class ControlPlanes:
         data = {"kubeconfig": base64.b64encode(config.encode()).decode()}
         store.create(SECRETS, {"metadata": {"name": "kubeconfig"}, "data": data}, namespace=f"project-{self.uid}")
 
-    def forge(self) -> None:
-        """Write the bank's project UID into a label, as a tenant of `us`."""
-        self.workspace.us.control_planes.create("thief", labels={PROJECT_UID_LABEL: self.uid}, ready=True)
+    def forge(self, source: str) -> None:
+        """Write the bank's project UID into a label, as a tenant of that source."""
+        getattr(self.workspace, source).control_planes.create("thief", labels={PROJECT_UID_LABEL: self.uid}, ready=True)
 
-    def daemon(self, *, stores: bool) -> Daemon:
-        sources = [self.workspace.source(name, "project-control-plane") for name in ("eu", "us")]
+    def daemon(self, *names: str, stores: bool = True) -> Daemon:
+        sources = [self.workspace.source(name, "project-control-plane") for name in names]
         issuer = {"type": "kubeconfig-secret", "kubeconfig": str(self.workspace.directory / "infrastructure")}
         return self.workspace.daemon(sources, issuer, stores=stores)
 
 
-async def test_forged_project_uid_gets_no_token_of_the_project_of_another_source(workspace: Workspace) -> None:
-    planes = ControlPlanes(workspace)
-    daemon = planes.daemon(stores=False)
-    async with serving(daemon), workspace.client() as client:
-        await eventually(lambda: daemon._fleet.synced)
-        planes.forge()
-        await eventually(lambda: daemon._fleet["us#thief"] is not None)
-        found = await tokens(client, "eu#bank", "us#thief")
-    assert found["eu#bank"] == planes.token
-    assert CLAIMED in found["us#thief"]
-
-
-@pytest.mark.parametrize("stores", [True, False], ids=["state file", "no state file"])
-async def test_forged_project_uid_gets_no_token_after_a_restart(workspace: Workspace, stores: bool) -> None:
-    planes = ControlPlanes(workspace)
-    daemon = planes.daemon(stores=stores)
+@asynccontextmanager
+async def attacked(make: Callable[[], Daemon], attack: Callable[[], None], *, restarts: bool) -> AsyncIterator[Daemon]:
+    """Attack a daemon after its first lists, or while it is down; then let it see what the attack has written."""
+    daemon = make()
     async with serving(daemon):
         await eventually(lambda: daemon._fleet.synced)
-    planes.forge()
-    daemon = planes.daemon(stores=stores)
-    async with serving(daemon), workspace.client() as client:
+        if not restarts:
+            before = daemon._fleet.log.head, sum(1 for _ in daemon._fleet.items())
+            attack()
+            await eventually(lambda: (daemon._fleet.log.head, sum(1 for _ in daemon._fleet.items())) != before)
+            yield daemon
+            return
+    attack()
+    daemon = make()
+    async with serving(daemon):
         await eventually(lambda: all(not each.is_restored and each.synced for each in daemon._fleet.sources))
+        yield daemon
+
+
+FORMS = pytest.mark.parametrize(
+    ("names", "restarts"),
+    [(("eu",), False), (("eu", "us"), False), (("eu",), True), (("eu", "us"), True)],
+    ids=["one source", "two sources", "one source, restarted", "two sources, restarted"],
+)
+
+
+@FORMS
+async def test_forged_project_uid_gets_no_token_of_the_project(
+    workspace: Workspace, names: tuple[str, ...], restarts: bool
+) -> None:
+    planes, thief = ControlPlanes(workspace), names[-1]
+    async with (
+        attacked(lambda: planes.daemon(*names), lambda: planes.forge(thief), restarts=restarts),
+        workspace.client() as client,
+    ):
+        found = await tokens(client, "eu#bank", f"{thief}#thief")
+    assert found["eu#bank"] == planes.token, "what was known before wins"
+    assert CLAIMED in found[f"{thief}#thief"]
+
+
+async def test_forged_project_uid_of_unknown_age_gets_no_token_and_neither_does_the_project(
+    workspace: Workspace,
+) -> None:
+    planes = ControlPlanes(workspace)
+    planes.forge("us")
+    daemon = planes.daemon("eu", "us", stores=False)
+    async with serving(daemon), workspace.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
         found = await tokens(client, "eu#bank", "us#thief")
     assert CLAIMED in found["us#thief"]
-    if stores:
-        assert found["eu#bank"] == planes.token, "what was known before wins"
-    else:
-        assert CLAIMED in found["eu#bank"], "which claim is the earlier one is unknown"
+    assert CLAIMED in found["eu#bank"], "which claim is the earlier one is unknown"
 
 
 async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace: Workspace) -> None:
@@ -155,41 +178,67 @@ async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace:
         await eventually(lambda: len(eu.infrastructure.secret_names()) == 8)
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-async def test_cluster_that_names_the_address_of_another_is_refused(workspace: Workspace, restarts: bool) -> None:
+@pytest.mark.parametrize("restarts", [False, True], ids=["at once", "restarted"])
+async def test_server_that_copies_an_objects_uid_neither_shares_nor_revokes_its_token(
+    tmp_path: Path, restarts: bool
+) -> None:
+    async with Sandbox() as eu, Sandbox() as us:
+        workspace = Workspace(tmp_path, eu, us)
+        eu.add_service_account("milo", "operators")
+        issuer = {
+            "type": "token-request",
+            "kubeconfig": str(tmp_path / "infrastructure"),
+            "namespace": "milo",
+            "service_account": "operators",
+        }
+        drawn = eu._random.getstate()
+        eu.projects.create("bank", ready=True)
+
+        def copy() -> None:
+            us._random.setstate(drawn)
+            us.projects.create("bank", ready=True)
+            assert us.projects.read("bank")["metadata"]["uid"] == eu.projects.read("bank")["metadata"]["uid"]
+
+        sources = [workspace.source(name, "project") for name in ("eu", "us")]
+        async with (
+            attacked(lambda: workspace.daemon(sources, issuer, stores=True), copy, restarts=restarts) as daemon,
+            workspace.client() as client,
+        ):
+            found = await tokens(client, "eu#bank", "us#bank")
+            assert found["us#bank"] != found["eu#bank"]
+            us.projects.set_condition("bank", "False")
+            await eventually(lambda: [each.target.name for each in daemon._fleet.clusters()] == ["eu#bank"])
+            await eventually(lambda: len(eu.infrastructure.secret_names()) == 1)
+            assert eu.tokens.subject(found["eu#bank"]) == "system:serviceaccount:milo:operators"
+
+
+@FORMS
+async def test_cluster_that_names_the_address_of_another_is_refused(
+    workspace: Workspace, names: tuple[str, ...], restarts: bool
+) -> None:
     """With a credential for all clusters, it would give callers that may see one of them access to the other."""
-    eu = workspace.eu
-    token = eu.token(life=600)
+    token = workspace.eu.token(life=600)
     (workspace.directory / "token").write_text(token)
-    declarative = workspace.source(
-        "shops",
-        "declarative",
-        "eu",
-        settings={
-            "resource": {"group": "resourcemanager.miloapis.com", "version": "v1alpha1", "plural": "projects"},
-            "ready": {"condition": "Ready"},
-            "endpoint": {
-                "template": "https://{metadata.labels[host]}.example.com:6443",
-                "hosts": ["*.example.com"],
-            },
-        },
-    )
+    settings = {
+        "resource": {"group": "resourcemanager.miloapis.com", "version": "v1alpha1", "plural": "projects"},
+        "ready": {"condition": "Ready"},
+        "endpoint": {"template": "https://{metadata.labels[host]}.example.com:6443", "hosts": ["*.example.com"]},
+    }
+    sources = [workspace.source(name, "declarative", settings=settings) for name in names]
     issuer = {"type": "token-file", "path": str(workspace.directory / "token")}
-    eu.projects.create("bank", labels={"host": "bank"}, ready=True)
-    daemon = workspace.daemon([declarative], issuer, stores=True)
-    async with serving(daemon), workspace.client() as client:
-        await eventually(lambda: daemon._fleet.synced)
-        eu.projects.create("a-thief", labels={"host": "bank"}, ready=True)
-        await eventually(lambda: daemon._fleet["shops#a-thief"] is not None)
-        if not restarts:
-            found = await tokens(client, "shops#bank", "shops#a-thief")
-    if restarts:
-        daemon = workspace.daemon([declarative], issuer, stores=True)
-        async with serving(daemon), workspace.client() as client:
-            await eventually(lambda: all(not each.is_restored and each.synced for each in daemon._fleet.sources))
-            found = await tokens(client, "shops#bank", "shops#a-thief")
-    assert found["shops#bank"] == token
-    assert f"address bank.example.com:6443 {CLAIMED}" in found["shops#a-thief"]
+    workspace.eu.projects.create("bank", labels={"host": "bank"}, ready=True)
+    attacker = workspace.eu if names[-1] == "eu" else workspace.us
+
+    def attack() -> None:
+        attacker.projects.create("a-thief", labels={"host": "bank"}, ready=True)
+
+    async with (
+        attacked(lambda: workspace.daemon(sources, issuer, stores=True), attack, restarts=restarts),
+        workspace.client() as client,
+    ):
+        found = await tokens(client, "eu#bank", f"{names[-1]}#a-thief")
+    assert found["eu#bank"] == token
+    assert f"address bank.example.com:6443 {CLAIMED}" in found[f"{names[-1]}#a-thief"]
 
 
 async def test_issuer_that_cannot_tell_clusters_of_two_sources_apart_is_refused(workspace: Workspace) -> None:

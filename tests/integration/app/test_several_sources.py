@@ -79,6 +79,15 @@ async def test_equal_names_of_two_sources_are_two_clusters(workspace: Workspace)
             await client.list(sources=["asia"])
 
 
+async def test_named_source_is_named_in_metrics_also_if_it_is_alone(workspace: Workspace, tmp_path: Path) -> None:
+    daemon = workspace.daemon(sources=[{"name": "eu", "kind": "project", "discovery_kubeconfig": str(tmp_path / "eu")}])
+    async with serving(daemon) as get:
+        await eventually(lambda: daemon._fleet.synced)
+        _, metrics = await get("/metrics")
+    assert '\nmilo_discoveryd_engaged_clusters{source="eu"} 1.0' in metrics
+    assert '\nmilo_discoveryd_transitions_total{reason="",source="eu",type="ENGAGED"} 1.0' in metrics
+
+
 async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspace) -> None:
     daemon = workspace.daemon()
     async with serving(daemon) as get, workspace.client() as client:

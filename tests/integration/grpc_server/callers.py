@@ -65,10 +65,12 @@ class RulesHarness:
         ]
 
 
-@pytest.fixture(params=["project", "project-control-plane"], autouse=True)
-def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The modes that watch objects; in the second one the UID of the project differs from that of the object."""
-    if request.param == "project-control-plane":
+@pytest.fixture(params=["one source", "two sources", "after a restart"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The forms of a fleet in which attacks are tried; in the last two a project's UID is not that of its object."""
+    monkeypatch.setattr(Harness, "has_rival", request.param == "two sources")
+    monkeypatch.setattr(Harness, "is_restarted", request.param == "after a restart")
+    if request.param != "one source":
         monkeypatch.setattr(Harness, "object_uid", staticmethod("object of {}".format))
     return str(request.param)
 

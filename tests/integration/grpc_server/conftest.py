@@ -16,9 +16,10 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
+from milo_discoveryd.model.cluster import Target, key_of
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
@@ -60,6 +61,10 @@ class Harness:
 
     object_uid: Callable[[str], str] = staticmethod(str)
     """Return the UID of the watched object for the UID of its project."""
+    has_rival = False
+    """Whether the API server of another source copies the UIDs of all objects."""
+    is_restarted = False
+    """Whether the clusters are known from an earlier run before they are listed."""
 
     def __init__(
         self,
@@ -91,8 +96,9 @@ class Harness:
             per_second=per_second,
         )
         journal = Journal(self.metrics, self.audit)
-        self.followed = new_source(journal, ChangeLog(encoder(EPOCH), retention), drain_timeout_s=drain_timeout_s)
-        self.fleet = self.followed.fleet
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention), has_several=self.has_rival)
+        self.followed = new_source(journal, fleet=self.fleet, drain_timeout_s=drain_timeout_s)
+        self.rival = new_source(journal, fleet=self.fleet, name="rival") if self.has_rival else None
         self.metrics.follow(self.fleet, 1000)
         about = DaemonInfo(
             version="0",
@@ -117,6 +123,9 @@ class Harness:
 
     def listed(self, *observations: Ready) -> None:
         """Report a complete list of these objects."""
+        if self.is_restarted:
+            stored = [(self._observed(each), time.time()) for each in observations]
+            self.followed.restore(stored, (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored"))
         self.found(ListStarted(), *(Listed(self._observed(each)) for each in observations), ListEnded())
 
     def seen(self, *observations: Ready | NotReady) -> None:
@@ -127,8 +136,12 @@ class Harness:
         return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))
 
     def found(self, *findings: SourceEvent) -> None:
-        for _ in self.followed.feeds[0].take(findings, asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        for _ in self.followed.feeds[0].take(findings, now):
             pass
+        if self.rival is not None:
+            for _ in self.rival.feeds[0].take([*filter(None, map(copied, findings))], now):
+                pass
 
     def source(self, state: ViewState, reason: str = "") -> None:
         self.followed.feeds[0].source(ViewStatus(state, time.monotonic(), reason))
@@ -147,6 +160,16 @@ class Harness:
                 yield Subscriber(call)
             finally:
                 call.cancel()
+
+
+def copied(event: SourceEvent) -> SourceEvent | None:
+    """Return the event as the API server of another source copies it: objects of the same UIDs, without clusters."""
+    match event:
+        case Listed(seen) | ObjectChanged(seen):
+            return type(event)(Outside(key_of(seen.name, "rival"), seen.uid, seen.version, "copied"))
+        case ListStarted() | ListEnded():
+            return event
+    return None
 
 
 class Subscriber:

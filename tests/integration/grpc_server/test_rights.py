@@ -23,14 +23,14 @@ from tests.integration.grpc_server.callers import (
     CallerStub,
     RulesHarness,
     error_fields,
-    mode,
+    form,
     open_rules_harness,
     rule,
 )
 from tests.integration.grpc_server.conftest import event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 
-__all__ = ["mode"]
+__all__ = ["form"]
 
 SECRET = "zz-secret"
 SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", ClusterScope(parse("env=dev"))), rule("root", ALL_CLUSTERS)

@@ -14,11 +14,11 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
-from tests.integration.grpc_server.callers import PROD, CallerStub, error_fields, mode, open_rules_harness, rule
+from tests.integration.grpc_server.callers import PROD, CallerStub, error_fields, form, open_rules_harness, rule
 from tests.integration.grpc_server.conftest import event_texts, ready
 from tests.unit.kubeconfigs.backend import Backend
 
-__all__ = ["mode"]
+__all__ = ["form"]
 
 READER = rule("bank", ALL_CLUSTERS, terms=None)
 SHOP = rule("shop", PROD)
