@@ -5,12 +5,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry, generate_latest
 
 from milo_discovery import Fleet
 from milo_discovery.controllers import (
@@ -120,11 +122,36 @@ async def test_crashing_cluster_is_in_the_health(plane: ControlPlane, monkeypatc
         await eventually(lambda: running.controllers.health().crashing[0].failures > 1)
 
 
-async def test_health_is_readable_in_another_thread(plane: ControlPlane) -> None:
-    async with reconciling(Log(), plane) as running:
+async def test_health_failing_objects_and_metrics_are_read_by_threads_while_clusters_come_and_go(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    other = with_widgets(sandbox)
+    for each in (plane, other):
+        for number in range(20):
+            each.create(widget(f"w{number}"))
+    ending = threading.Event()
+
+    async def fail(_request: Request) -> None:
+        raise OSError("no reconcile succeeds")
+
+    def read(controllers: Controllers) -> int:
+        readings = 0
+        while not ending.is_set():
+            readings += controllers.health().failing + len(list(controllers.failing()))
+            generate_latest(controllers.registry)
+        return readings
+
+    async with reconciling(fail, plane, other, queue=QueuePolicy(first_delay_s=0.01)) as running:
         health = running.controllers.health
         await eventually(lambda: asyncio.to_thread(lambda: health().ready))
-        assert (await asyncio.to_thread(health)).discovery.connected
+        reading = [asyncio.create_task(asyncio.to_thread(read, running.controllers)) for _ in range(3)]
+        for _ in range(20):
+            await eventually(lambda: health().clusters == 2 and health().failing)
+            running.discovery.disengage(other.project)
+            running.discovery.engage(other)
+            await eventually(lambda: not {each.cluster for each in running.controllers.failing()} - {plane.project})
+        ending.set()
+        assert all([await each for each in reading])
 
 
 async def test_cluster_without_the_kind_does_not_make_controllers_unready(
@@ -408,20 +435,32 @@ async def test_same_failure_of_two_clusters_is_logged_for_each(
     assert "GET /api/v1/namespaces/default/configmaps/missing: 404 " in caplog.text
 
 
-async def test_each_reconcile_is_a_span(plane: ControlPlane) -> None:
-    spans: list[Any] = []
+async def test_each_reconcile_is_a_span_with_its_requests_as_children(plane: ControlPlane) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
 
-    class Tracer:
-        @contextmanager
-        def start_as_current_span(self, name: str, *_arguments: Any, attributes: dict[str, str]) -> Any:
-            spans.append(
-                (name, attributes["milo.cluster"], attributes["milo.object"], len(attributes["milo.reconcile"]))
-            )
-            yield
+    async def reconcile(request: Request) -> None:
+        await request.patch_status({"seen": True})
+        await request.read(CONFIG_MAPS, "missing")
 
-    log = Log()
-    controllers = Controllers(Fleet(FakeDiscovery(plane)), registry=CollectorRegistry(), tracer=Tracer())
-    controllers.reconcile(WIDGETS)(log)
+    def reconcile_in_a_thread(request: Request) -> None:
+        request.wait(reconcile(request))
+
+    tracer = provider.get_tracer("tests")
+    controllers = Controllers(Fleet(FakeDiscovery(plane)), registry=CollectorRegistry(), tracer=tracer)
+    controllers.reconcile(WIDGETS, on="generation")(reconcile)
+    controllers.reconcile(WIDGETS, on="generation", name="plain")(reconcile_in_a_thread)
     plane.create(widget("one"))
     async with controllers:
-        await eventually(lambda: spans == [("reconcile widgets", plane.project, "default/one", 16)])
+        await eventually(lambda: len({found.name for found in exporter.get_finished_spans()} & ROOT_SPANS) == 2)
+    spans = {found.context and found.context.span_id: found for found in exporter.get_finished_spans()}
+    for root in [found for found in spans.values() if found.name in ROOT_SPANS]:
+        attributes = root.attributes or {}
+        assert (attributes["milo.cluster"], attributes["milo.object"]) == (plane.project, "default/one")
+        assert not root.status.is_ok
+        of_reconcile = [found for found in spans.values() if found.parent and spans.get(found.parent.span_id) is root]
+        assert [(found.name, found.status.is_ok) for found in of_reconcile] == [("PATCH", True), ("GET", False)]
+        assert (of_reconcile[1].attributes or {})["url.path"] == "/api/v1/namespaces/default/configmaps/missing"
+
+
+ROOT_SPANS = {"reconcile widgets", "reconcile plain"}

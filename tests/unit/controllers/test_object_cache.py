@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from milo_discovery.controllers.object_cache import (
+    LARGEST_OBJECT,
     CachedObject,
     Change,
     ObjectCache,
@@ -248,18 +249,22 @@ def test_decoder_reports_an_object_for_which_transform_raises() -> None:
     assert event.observation.problem == "transform= raised KeyError('spec')"
 
 
+def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:
+    event = object_decoder().line(line(document("a", color="x" * LARGEST_OBJECT)))
+    assert isinstance(event, ObjectSeen)
+    assert (event.observation.raw, event.observation.problem) == (b"", f"it has more than {LARGEST_OBJECT} bytes")
+
+
 def test_cache_counts_the_bytes_of_its_objects() -> None:
     cache = ObjectCache()
     cache.add_index("name", lambda found: [found["metadata"]["name"]])
     one, other = cached("a"), cached("a", "2", color="a longer color")
-    for event, size in (
-        (ObjectChanged(one), len(one.raw)),
-        (ObjectChanged(other), len(other.raw)),
-        (DeletionReported("a", "", "default"), 0),
-        (ObjectChanged(one), len(one.raw)),
-    ):
+    sizes = []
+    for event in (ObjectChanged(one), ObjectChanged(other), DeletionReported("a", "", "default"), ObjectChanged(one)):
         cache.apply(event)
-        assert cache.size == size
+        sizes.append(cache.size)
+    assert sizes == [sizes[0], sizes[0] + len(other.raw) - len(one.raw), 0, sizes[0]]
+    assert sizes[0] > len(one.raw)
     cache.apply(ListEnded())
     assert list(cache.indexed("name", "a"))
     cache.clear()

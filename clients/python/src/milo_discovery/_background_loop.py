@@ -34,7 +34,7 @@ class BackgroundLoop:
             return future.result()
         except CancelledError:
             raise _closed_error() from None
-        except BaseException:  # also KeyboardInterrupt: nobody is left to take the result
+        except BaseException:  # also KeyboardInterrupt: the coroutine would go on without its caller
             future.cancel()
             raise
 

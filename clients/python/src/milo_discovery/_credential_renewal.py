@@ -41,7 +41,7 @@ class AsyncRenewer:
     async def __aenter__(self) -> Self:
         try:
             await self.access()
-        except BaseException:
+        except BaseException:  # also CancelledError: without __aexit__, nothing else would end the renewal
             await self.close()
             raise
         return self

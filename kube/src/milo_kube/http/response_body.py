@@ -1,6 +1,6 @@
 """Reading the body of a response, with limits on its size and on silence."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
@@ -35,13 +35,14 @@ class ResponseBody:
             body += chunk
         return bytes(body[:limit])
 
-    async def read(self, limit: int) -> bytes:
-        """Return the body. Raises TransportError if it is larger than `limit`."""
+    async def read(self, limit: int, arrived: Callable[[int], None] = lambda _: None) -> bytes:
+        """Return the body. Raises TransportError if it is larger than `limit`. `arrived` counts its bytes."""
         chunks: list[bytes] = []
         size = 0
         while chunk := await self._response.read(self._silence_s):
             chunks.append(chunk)
             size += len(chunk)
+            arrived(len(chunk))
             if size > limit:
                 message = f"{self._response.origin} answered with more than {limit} bytes, the limit for a response"
                 raise TransportError("closed", message)

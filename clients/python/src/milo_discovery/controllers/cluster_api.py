@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.errors import Unreachable, api_error
 from milo_discovery.controllers.kinds import EVENTS, Document
+from milo_discovery.controllers.tracing import SpanTracer, span
 from milo_discovery.errors import DiscoveryError
 from milo_kube import retry_after
 from milo_kube.http.connection import Response
@@ -26,7 +27,8 @@ from milo_kube.reflect.wire import error_status
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
-RESPONSE_LIMIT = 64 << 20
+RESPONSE_LIMIT = 8 << 20
+"""Bytes of a response other than a page of a list: more than any API server stores in an object."""
 JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
@@ -51,7 +53,7 @@ class Credentials(Protocol):
 class ClusterApi:
     """The API of one cluster. Close it to release its connections."""
 
-    __slots__ = ("_connections", "_credentials", "_kept", "_proxy", "event_kind", "name")
+    __slots__ = ("_connections", "_credentials", "_kept", "_proxy", "_tracer", "event_kind", "name")
 
     def __init__(
         self,
@@ -60,12 +62,14 @@ class ClusterApi:
         connections: Connections,
         *,
         proxy: str | None = None,
+        tracer: SpanTracer | None = None,
     ) -> None:
-        """`proxy`: the URL of a proxy; by default that of the environment."""
+        """`proxy`: the URL of a proxy; by default that of the environment. `tracer`: each call of `send` is a span."""
         self.name = name
         self._credentials = credentials
         self._connections = connections
         self._proxy = proxy
+        self._tracer = tracer
         self.event_kind = EVENTS
         """The kind of events that the API server serves: this one, or `CORE_EVENTS`."""
         self._kept: Hashable = None
@@ -85,16 +89,18 @@ class ClusterApi:
         request = _PreparedRequest(
             method, path, query, None if body is None else msgspec.json.encode(body), content_type
         )
-        try:
-            answer = await self._whole(request, timeout_s)
-        except TransportError as error:
-            raise Unreachable(error.cause, str(error)) from error
-        if answer.status >= 300:
-            raise _refused(answer, f"{method} {path}")
-        try:
-            return _MAPPING.decode(answer.body)
-        except msgspec.DecodeError as error:
-            raise Unreachable("closed", f"the API server of {self.name} sent no JSON object") from error
+        attributes = {"http.request.method": method, "url.path": path, "milo.cluster": self.name}
+        with span(self._tracer, method, attributes):
+            try:
+                answer = await self._whole(request, timeout_s)
+            except TransportError as error:
+                raise Unreachable(error.cause, str(error)) from error
+            if answer.status >= 300:
+                raise _refused(answer, f"{method} {path}")
+            try:
+                return _MAPPING.decode(answer.body)
+            except msgspec.DecodeError as error:
+                raise Unreachable("closed", f"the API server of {self.name} sent no JSON object") from error
 
     async def aclose(self) -> None:
         kept, self._kept = self._kept, None
@@ -104,10 +110,18 @@ class ClusterApi:
     # --- for informers ---
 
     async def get(
-        self, path: str, query: Query = (), *, timeout_s: float, accept: str = JSON, limit: int = RESPONSE_LIMIT
+        self,
+        path: str,
+        query: Query = (),
+        *,
+        timeout_s: float,
+        accept: str = JSON,
+        limit: int = RESPONSE_LIMIT,
+        arrived: Callable[[int], None] = lambda _: None,
     ) -> Answer:
+        request = _PreparedRequest("GET", path, query, accept=accept, limit=limit, arrived=arrived)
         try:
-            return await self._whole(_PreparedRequest("GET", path, query, accept=accept, limit=limit), timeout_s)
+            return await self._whole(request, timeout_s)
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self.name}: {error}") from error
 
@@ -141,7 +155,7 @@ class ClusterApi:
     async def _answered(self, request: _PreparedRequest, access: KubeconfigAccess) -> Answer:
         response = await self._opened(request, access, CONNECT_TIMEOUT_S, None)
         try:
-            return Answer(response.status, response.headers, await response.read(request.limit))
+            return Answer(response.status, response.headers, await response.read(request.limit, request.arrived))
         finally:
             await response.aclose()
 
@@ -155,7 +169,7 @@ class ClusterApi:
                 return response
             try:
                 renewed = await self._credentials.access_after_401(access.token)
-            except BaseException:
+            except BaseException:  # also CancelledError: the response holds a connection
                 await response.aclose()
                 raise
             if renewed.token == access.token:
@@ -181,7 +195,7 @@ class ClusterApi:
                 silence_s=silence_s,
             )
             response = await exchange.__aenter__()
-        except BaseException:
+        except BaseException:  # also CancelledError: the pool would stay open for ever
             await self._connections.release(key)
             raise
         return _OpenResponse(self._connections, key, exchange, response, silence_s)
@@ -206,6 +220,8 @@ class _PreparedRequest:
     encoding: str = "gzip"
     limit: int = RESPONSE_LIMIT
     """Maximum bytes of the response."""
+    arrived: Callable[[int], None] = lambda _: None
+    """Called with the size of each piece of the response."""
 
     def url(self, server: str) -> str:
         return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"

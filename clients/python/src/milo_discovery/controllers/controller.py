@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from random import getrandbits
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -36,6 +35,7 @@ from milo_discovery.controllers.metrics import ControllerMetrics
 from milo_discovery.controllers.object_cache import CachedObject, Change, changed
 from milo_discovery.controllers.own_writes import WITHIN_S, OwnWrites
 from milo_discovery.controllers.request import Request, Result
+from milo_discovery.controllers.tracing import SpanTracer, span
 from milo_discovery.controllers.work_queue import (
     Done,
     Failed,
@@ -136,12 +136,6 @@ class ReconcileFailure(msgspec.Struct):
     is_stopped: bool
 
 
-class ReconcileTracer(Protocol):
-    """A tracer of OpenTelemetry."""
-
-    def start_as_current_span(self, name: str, *args: Any, **options: Any) -> AbstractContextManager[Any]: ...
-
-
 class Shared(NamedTuple):
     """What all controllers of a set share."""
 
@@ -151,7 +145,7 @@ class Shared(NamedTuple):
     events: EventLog
     failures: FailureLog
     threads: Callable[[], Executor]
-    tracer: ReconcileTracer | None = None
+    tracer: SpanTracer | None = None
 
 
 class ReconciledCluster(Protocol):
@@ -485,11 +479,9 @@ class Controller:
         return found is None or not is_terminating(msgspec.json.decode(found.raw))
 
     async def _called(self, request: Request[Any]) -> Any:
-        if self._shared.tracer is None:
-            return await self._run(request)
         attributes = {"milo.cluster": request.cluster.name, "k8s.namespace.name": request.namespace}
         attributes |= {"milo.object": current_object.get(), "milo.reconcile": current_reconcile.get()}
-        with self._shared.tracer.start_as_current_span(f"reconcile {self.spec.name}", attributes=attributes):
+        with span(self._shared.tracer, f"reconcile {self.spec.name}", attributes):
             return await self._run(request)
 
     async def _run(self, request: Request[Any]) -> Any:

@@ -30,7 +30,6 @@ from milo_discovery.controllers.controller import (
     Predicate,
     Reconciler,
     ReconcileTarget,
-    ReconcileTracer,
     Shared,
     WatchedKind,
     stays_suspended,
@@ -45,6 +44,7 @@ from milo_discovery.controllers.loop_watchdog import LoopWatchdog
 from milo_discovery.controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
 from milo_discovery.controllers.object_cache import Change, IndexFunction, object_decoder
 from milo_discovery.controllers.own_writes import OwnWrites
+from milo_discovery.controllers.tracing import SpanTracer
 from milo_discovery.controllers.work_queue import Priority, QueuePolicy
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
@@ -152,12 +152,13 @@ class Controllers(RunsInBackground):
         max_clusters_in_metrics: int = 100,
         reporting_controller: str = "milo-controllers",
         cache_limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
-        tracer: ReconcileTracer | None = None,
+        tracer: SpanTracer | None = None,
     ) -> None:
         """`clusters`: by default the Fleet of the daemon at MILO_DISCOVERY_ADDRESS.
 
         `resync`: how often every object is reconciled although nothing changed; None for never.
-        `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span.
+        `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span, whose
+        children are its requests.
         """
         self._client = DiscoveryClient() if clusters is None else None
         self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
@@ -465,7 +466,7 @@ class Controllers(RunsInBackground):
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         try:
             async with cluster.credentials() as credentials:
-                api = ClusterApi(cluster.name, credentials, self._connections, proxy=cluster.proxy)
+                api = ClusterApi(cluster.name, credentials, self._connections, proxy=cluster.proxy, tracer=self._tracer)
                 try:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:

@@ -79,7 +79,7 @@ class Informer:
 
     __slots__ = (
         *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),
-        *("spec", "status"),
+        *("_page_bytes", "_page_limit", "spec", "status"),
     )
 
     def __init__(
@@ -101,6 +101,9 @@ class Informer:
         """When the informer entered its state."""
         self.counted_bytes = 0
         self._exceeded = ""
+        self._page_bytes = 0
+        """Bytes of the page of a list that is being read or applied."""
+        self._page_limit: asyncio.Timeout | None = None
         self._budget = budget
         self._cluster = api.name
         self._listener = listener
@@ -108,7 +111,7 @@ class Informer:
 
     def _following(self, api: ClusterApi, policy: ReflectorPolicy) -> ListWatch[CachedObject]:
         return ListWatch(
-            _CollectionApi(api, metadata_only=self.spec.kind.metadata_only, limit=self._budget.limits.bytes),
+            _CollectionApi(api, self),
             self.spec,
             decoder=self.spec.decoder,
             reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
@@ -155,9 +158,11 @@ class Informer:
     def exceed(self, problem: str) -> None:
         """Drop the cache. The list and watch end with their next event."""
         self._budget.forget(self)
-        self.counted_bytes = 0
+        self.counted_bytes = self._page_bytes = 0
         self.cache.clear()
         self._exceeded = problem
+        if self._page_limit is not None:
+            self._page_limit.reschedule(0.0)
         self.since = time.time()
         log.error(
             "%s: the cache of %s was dropped: %s; listing again in %g s",
@@ -177,20 +182,46 @@ class Informer:
             was_synced = self.cache.synced
             for change in self.cache.apply(event):
                 self._listener.changed(self, change)
-            if self.cache.size != self.counted_bytes:
-                self._count()
+            self._count()
             if self.cache.synced and not was_synced:
                 self._listener.synced(self)
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
+    async def page(self, api: ClusterApi, path: str, query: Any, *, timeout_s: float) -> Answer:
+        """Read a page of a list. Its bytes count until the next page is read, or the watch begins."""
+        self.page_applied()
+        accept = METADATA_LIST_ONLY if self.spec.kind.metadata_only else JSON
+        limit = self._budget.limits.bytes
+        try:
+            async with asyncio.timeout(None) as self._page_limit:
+                return await api.get(
+                    path, query, timeout_s=timeout_s, accept=accept, limit=limit, arrived=self._page_arrived
+                )
+        except TimeoutError:
+            raise _OverBudgetError from None
+        finally:
+            self._page_limit = None
+
+    def page_applied(self) -> None:
+        """Stop counting the last page, whose objects are in the cache."""
+        self._page_bytes = 0
+        self._count()
+
+    def _page_arrived(self, size: int) -> None:
+        if self._exceeded:
+            raise _OverBudgetError
+        self._page_bytes += size
+        self._count()
+
     def _count(self) -> None:
-        grown, self.counted_bytes = self.cache.size - self.counted_bytes, self.cache.size
+        size = self.cache.size + self._page_bytes
+        if size == self.counted_bytes:
+            return
+        grown, self.counted_bytes = size - self.counted_bytes, size
+        self._budget.grown(self, grown)
         if problem := self._budget.problem(len(self.cache), self.cache.size):
-            self._budget.grown(self, min(grown, 0))
             self.exceed(problem)
-        else:
-            self._budget.grown(self, grown)
         if self._exceeded:
             raise _OverBudgetError
 
@@ -212,19 +243,18 @@ class Informer:
 class _CollectionApi:
     """The API of an informer's cluster, requested in the representation that the informer needs."""
 
-    __slots__ = ("_api", "_limit", "_metadata_only")
+    __slots__ = ("_api", "_informer")
 
-    def __init__(self, api: ClusterApi, *, metadata_only: bool, limit: int) -> None:
+    def __init__(self, api: ClusterApi, informer: Informer) -> None:
         self._api = api
-        self._metadata_only = metadata_only
-        self._limit = limit
+        self._informer = informer
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
-        accept = METADATA_LIST_ONLY if self._metadata_only else JSON
-        return await self._api.get(path, query, timeout_s=timeout_s, accept=accept, limit=self._limit)
+        return await self._informer.page(self._api, path, query, timeout_s=timeout_s)
 
     def stream(
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]:
-        accept = METADATA_ONLY if self._metadata_only else JSON
+        self._informer.page_applied()
+        accept = METADATA_ONLY if self._informer.spec.kind.metadata_only else JSON
         return self._api.stream(path, query, connect_timeout_s=connect_timeout_s, silence_s=silence_s, accept=accept)

@@ -70,6 +70,12 @@ class Change(NamedTuple):
 
 
 _ABSENT = msgspec.Raw()
+LARGEST_OBJECT = 4 << 20
+"""More than any API server stores. Decoded, an object can take twenty times as much."""
+_OBJECT_BYTES = 512
+"""What an object takes beside its JSON."""
+_OWNER_BYTES = 192
+_TOO_LARGE = f"it has more than {LARGEST_OBJECT} bytes"
 
 
 class _OwnerReference(msgspec.Struct, gc=False):
@@ -141,6 +147,8 @@ def object_decoder(
         metadata = _OBJECT.decode(raw).metadata
         owners = tuple(OwnerReference(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
         stripped = bytes(raw)
+        if len(stripped) > LARGEST_OBJECT:
+            return malformed(metadata.name, metadata.uid, metadata.resourceVersion, _TOO_LARGE)
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)
             if metadata_only:
@@ -173,7 +181,7 @@ class ObjectCache:
         self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
         self.size = 0
-        """Bytes of all objects."""
+        """Bytes that all objects take, about."""
         self._listed: set[Place] | None = None
         """The objects that the list in progress has named so far."""
         self._functions: dict[str, IndexFunction] = {}
@@ -260,7 +268,7 @@ class ObjectCache:
         if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
             return []
         self._objects[seen.place] = seen
-        self.size += len(seen.raw) - (len(old.raw) if old is not None else 0)
+        self.size += _size(seen) - (_size(old) if old is not None else 0)
         self._reindex(old, seen)
         return [Change(old, seen, is_live)]
 
@@ -268,7 +276,7 @@ class ObjectCache:
         old = self._objects.pop(place, None)
         if old is None:
             return []
-        self.size -= len(old.raw)
+        self.size -= _size(old)
         self._reindex(old, None)
         return [Change(old, None, is_live)]
 
@@ -291,6 +299,10 @@ class ObjectCache:
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
             self._index_failed(name, found, error)
             return ()
+
+
+def _size(found: CachedObject) -> int:
+    return len(found.raw) + _OBJECT_BYTES + _OWNER_BYTES * len(found.owners)
 
 
 def _owner_uids(found: CachedObject) -> list[str]:

@@ -1,0 +1,17 @@
+"""Spans of OpenTelemetry, whose packages are not needed without a tracer."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+
+class SpanTracer(Protocol):
+    """A tracer of OpenTelemetry."""
+
+    def start_as_current_span(self, name: str, *args: Any, **options: Any) -> AbstractContextManager[Any]: ...
+
+
+def span(tracer: SpanTracer | None, name: str, attributes: dict[str, str]) -> AbstractContextManager[Any]:
+    """Return a context in which a span is current; without a tracer, one that does nothing."""
+    return nullcontext() if tracer is None else tracer.start_as_current_span(name, attributes=attributes)
