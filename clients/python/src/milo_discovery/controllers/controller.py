@@ -479,7 +479,7 @@ class Controller:
         return found is None or not is_terminating(msgspec.json.decode(found.raw))
 
     async def _called(self, request: Request[Any]) -> Any:
-        attributes = {"milo.cluster": request.cluster.name, "k8s.namespace.name": request.namespace}
+        attributes = {"milo.cluster": current_cluster.get(), "k8s.namespace.name": request.namespace}
         attributes |= {"milo.object": current_object.get(), "milo.reconcile": current_reconcile.get()}
         with span(self._shared.tracer, f"reconcile {self.spec.name}", attributes):
             return await self._run(request)
