@@ -10,17 +10,23 @@ from typing import TextIO
 from milo_discoveryd.check import files, listen_addresses
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.contexts import check_context
+from milo_discoveryd.check.evaluation import evaluate_source
+from milo_discoveryd.check.evaluation import findings as evaluation_findings
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
-from milo_discoveryd.check.issuers import check_issuers
+from milo_discoveryd.check.issuers import IssuersCheck
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
+from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.sources.context import ContextKind, context_of
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.sources.project_control_plane import PROJECT_NAME_LABEL, PROJECT_UID_LABEL
 from milo_discoveryd.watchers.transport import Transport
@@ -28,6 +34,8 @@ from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.wire import ListPageError
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -139,8 +147,9 @@ async def _sources(
         if isinstance(issuers, Finding):
             yield issuers
             return
+        clusters: list[Cluster] = []
         for source in sources:
-            async for finding in _source(source, settings, issuers):
+            async for finding in _source(source, settings, environ, issuers, clusters):
                 yield finding
         if issuers is None:
             return
@@ -151,15 +160,23 @@ async def _sources(
                 yield finding
         if settings.sharding.fence_credentials:
             yield _fencing(issuers)
-        assigned = [each.issuer for each in issuers.assignments()]
-        ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
-        for finding in await check_issuers(assigned, ttl_s):
+        trusts = {each.of.name: (each.project, cluster_trust(each.of.settings, each.project)) for each in sources}
+        checked = IssuersCheck(settings, issuers.assignments(), clusters, trusts)
+        async for finding in checked.findings():
             yield finding
 
 
-async def _source(source: ConfiguredSource, settings: Settings, issuers: Issuers | None) -> AsyncIterator[Finding]:
-    """Check the API servers, or the files, of one source."""
+async def _source(
+    source: ConfiguredSource,
+    settings: Settings,
+    environ: Mapping[str, str],
+    issuers: Issuers | None,
+    clusters: list[Cluster],
+) -> AsyncIterator[Finding]:
+    """Check the API servers, or the files, of one source, and add the clusters that it engages to `clusters`."""
     of, followed = source.of, source.followed
+    watched: Upstream | None = None
+    can_list = True
     if source.files is not None:
         for finding in files.kubeconfig_files(_subject("files", of), source.files):
             yield finding
@@ -167,9 +184,22 @@ async def _source(source: ConfiguredSource, settings: Settings, issuers: Issuers
         watched = source.discovery if issuers is None else issuers.authenticated(source.discovery, of.credentials)
         resources = [each.watched.resource for each in followed.collections]
         async for finding in _server(_subject("discovery", of), watched, settings, resources):
+            can_list = can_list and finding.level != "fail"
             yield finding
-        async for finding in check_context(_subject("context", of), source, watched, settings):
+        for finding in check_context(_subject("context", of), of.kind, watched, of.settings.contexts):
+            can_list = can_list and finding.level != "fail"
             yield finding
+    if can_list:
+        try:
+            found = await evaluate_source(source, watched, settings, environ)
+        except (FilesError, TransportError, ListPageError) as error:
+            yield fail(_subject("clusters", of), str(error), "see the findings about the API server or the files")
+        else:
+            clusters += found.clusters
+            if not followed.targets:
+                refuses = watched is not None and context_of(watched.server).kind is ContextKind.ORGANIZATION
+                for finding in evaluation_findings(_subject("clusters", of), found, refuses=refuses):
+                    yield finding
     if issuers is None:
         return
     subject = _subject("project", of)

@@ -1,24 +1,16 @@
 """Prints the access that a caller gets by the configured rules: `check --as`."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
+from milo_discoveryd.check.evaluation import evaluate_source
 from milo_discoveryd.check.rules import issuers_for_all_clusters
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.reduction import Reduction
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.rights import Grant
-from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
-from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.rules import rights
 from milo_kube.http.errors import TransportError
@@ -97,10 +89,10 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
 async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
         sources = [ConfiguredSource(each, settings, environ) for each in settings.sources]
-        targets = [target for source in sources for target in await _engaged(source, settings, environ)]
+        found = [await evaluate_source(source, source.discovery, settings, environ) for source in sources]
     except (ConfigError, FilesError, TransportError, ListPageError) as error:
         return f"unknown: {error}"
-    return _count(targets, grant)
+    return _count([cluster.target for each in found for cluster in each.clusters], grant)
 
 
 def _count(targets: Sequence[Target], grant: Grant) -> str:
@@ -108,50 +100,3 @@ def _count(targets: Sequence[Target], grant: Grant) -> str:
     more = f" and {len(visible) - _SHOWN} more" if len(visible) > _SHOWN else ""
     names = f": {', '.join(visible[:_SHOWN])}{more}" if visible else ""
     return f"{len(visible)} of {len(targets)} ready clusters{names}"
-
-
-async def _engaged(source: ConfiguredSource, settings: Settings, environ: Mapping[str, str]) -> list[Target]:
-    """List one source completely, and return the clusters that the daemon would engage."""
-    if source.files is not None:
-        return engaged(source.followed, [list(map(source.followed.observe_file, source.files.scan().objects))])
-    if source.discovery is None:
-        return list(source.followed.targets)
-    transport = Transport(source.discovery, response_limit=settings.watch.response_limit, environ=environ)
-    async with aclosing(transport):
-        listed = [
-            [each async for each in listed_objects(transport, settings, collection)]
-            for collection in source.followed.collections
-        ]
-    return engaged(source.followed, listed)
-
-
-def engaged(followed: KeyedSource, listed: Sequence[Sequence[Observation]]) -> list[Target]:
-    """Return the clusters that complete lists of a source's collections engage."""
-    if followed.reduce is None:
-        return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
-    registry, now = Registry(ChangeLog(lambda _: b"", Retention())), Moment(0.0, 0.0)
-    objects = [ObjectRecords() for _ in listed]
-    reduction = Reduction(followed.reduce, registry, objects)
-    for watch, observations in enumerate(listed):
-        changes = objects[watch].commit(observations, now, consistent=True)
-        reduction.commit(reduction.apply(watch, changes, 0), now)
-    return [cluster.target for cluster in registry.clusters()]
-
-
-async def listed_objects(
-    transport: Transport, settings: Settings, collection: FollowedCollection
-) -> AsyncIterator[Observation]:
-    """Yield the objects of a complete list, as the daemon sees them."""
-    how, watched = settings.watch, collection.watched
-    token = ""
-    while True:
-        query = [*watched.query, ("limit", str(how.page_size)), *([("continue", token)] if token else [])]
-        answer = await transport.get(watched.path, query, timeout_s=how.request_timeout.total_seconds())
-        if answer.status != 200:
-            raise ListPageError(f"the API server answered the list with {answer.status}")
-        page, observations = collection.decoder.page(answer.body)
-        for each in observations:
-            yield each
-        token = page.continue_token
-        if not token:
-            return

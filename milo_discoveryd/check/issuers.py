@@ -1,13 +1,24 @@
-"""Checks each credential issuer by minting a credential, if that creates no objects in a cluster."""
+"""Checks each credential issuer by minting one credential and using it, if that creates no objects in a cluster."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 
-from milo_discoveryd.check.finding import Finding, fail, ok
+from msgspec.structs import replace
+
+from milo_discoveryd.check.api_server import ApiServerCheck
+from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential
 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
-from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, RevokingIssuer, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
+from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.watchers.transport import Transport
 
 _PROBE = Cluster(
     target=Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",)),
@@ -16,25 +27,91 @@ _PROBE = Cluster(
     incarnation=1,
 )
 
-
-async def check_issuers(issuers: Sequence[Issuer], ttl_s: float) -> list[Finding]:
-    if not issuers:
-        return [ok("kubeconfigs", "none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false")]
-    return [await _check(issuer, ttl_s) for issuer in issuers]
+Trust = Callable[[Target, bytes | None], ClusterTrust]
 
 
-async def _check(issuer: Issuer, ttl_s: float) -> Finding:
-    subject = f"kubeconfigs {issuer.name}"
-    if issuer.scope is Scope.IDENTITY:
-        wanted = MintRequest(ttl_s=ttl_s)
-    elif isinstance(issuer, ClientCertificateIssuer):
-        wanted = MintRequest(ttl_s=ttl_s, cluster=_PROBE)
-    else:
-        return ok(subject, f"not checked: {issuer.type} mints a credential for each cluster when it is engaged")
-    try:
-        minted = await issuer.mint(wanted)
-    except UnfitError as error:
-        return fail(subject, str(error), "fix the issuer, or configure another in kubeconfigs.issuers")
-    except CredentialError as error:
-        return fail(subject, str(error), f"fix {issuer.name} in kubeconfigs.issuers, or its backend")
-    return ok(subject, f"minted a credential of type {issuer.type}, valid for {minted.expires_at - time.time():.0f} s")
+class IssuersCheck:
+    def __init__(
+        self,
+        settings: Settings,
+        issuers: Sequence[IssuerAssignment],
+        clusters: Sequence[Cluster],
+        sources: Mapping[str, tuple[Upstream, Trust]],
+    ) -> None:
+        """`clusters` are those that the daemon engages; `sources` has each source's project server and trust."""
+        self._settings = settings
+        self._issuers = issuers
+        self._clusters = clusters
+        self._sources = sources
+
+    async def findings(self) -> AsyncIterator[Finding]:
+        if not self._issuers:
+            yield ok("kubeconfigs", "none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false")
+        for each in self._issuers:
+            async for finding in self._check(each.issuer, next(filter(each.covers, self._clusters), None)):
+                yield finding
+
+    async def _check(self, issuer: Issuer, cluster: Cluster | None) -> AsyncIterator[Finding]:
+        subject = f"kubeconfigs {issuer.name}"
+        is_of_cluster = issuer.scope is Scope.CLUSTER
+        if is_of_cluster and isinstance(issuer, RevokingIssuer):
+            yield ok(subject, f"not checked: {issuer.type} creates an object for each cluster when it is engaged")
+            return
+        if is_of_cluster and cluster is None and not isinstance(issuer, ClientCertificateIssuer):
+            yield ok(subject, f"not checked: {issuer.type} has a credential for each cluster, and serves none yet")
+            return
+        ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
+        request = MintRequest(ttl_s=ttl_s, cluster=(cluster or _PROBE) if is_of_cluster else None)
+        named = f" for {cluster.target.name}" if is_of_cluster and cluster is not None else ""
+        try:
+            minted = await issuer.mint(request)
+        except UnfitError as error:
+            yield fail(
+                subject, f"no credential{named}: {error}", "fix the issuer, or configure another in kubeconfigs.issuers"
+            )
+            return
+        except CredentialError as error:
+            yield fail(
+                subject, f"no credential{named}: {error}", f"fix {issuer.name} in kubeconfigs.issuers, or its backend"
+            )
+            return
+        yield _minted(subject, f"minted a credential of type {issuer.type}{named}", minted)
+        if cluster is not None:
+            async for finding in self._used(subject, cluster, minted):
+                yield finding
+
+    async def _used(self, subject: str, cluster: Cluster, minted: IssuedCredential) -> AsyncIterator[Finding]:
+        """Authenticate to the cluster with its credential, as operators do."""
+        target = cluster.target
+        project, trust_of = self._sources[target.source]
+        try:
+            trust = trust_of(target, minted.authorities)
+        except CredentialError as error:
+            yield fail(subject, str(error), "correct the file with the CA of the clusters")
+            return
+        upstream = replace(
+            project,
+            server=target.endpoint,
+            origin=f"the credential for {target.name}",
+            credentials=StaticCredential(minted.credential),
+            authorities=trust.authorities,
+            tls_server_name=trust.tls_server_name,
+        )
+        timeout_s = self._settings.watch.connect_timeout.total_seconds()
+        async with aclosing(Transport(upstream, connect_timeout_s=timeout_s)) as transport:
+            async for finding in ApiServerCheck(subject, upstream, transport).watchable(()):
+                # Operators may reach clusters that the daemon cannot reach, and one cluster may be down.
+                is_unreachable = finding.level == "fail" and finding.subject.endswith("reach")
+                yield replace(finding, level="warn") if is_unreachable else finding
+
+
+def _minted(subject: str, message: str, minted: IssuedCredential) -> Finding:
+    life_s = minted.expires_at - time.time()
+    if not minted.is_endless and life_s <= LONGEST_S:
+        return ok(subject, f"{message}, valid for {life_s:.0f} s")
+    end = "without an expiry" if minted.is_endless else f"valid for {life_s / 86400:.0f} days"
+    return warn(
+        subject,
+        f"{message}, {end}: who has had it keeps the access, whatever the daemon's rules say later",
+        "give operators an identity that can be revoked at the platform, or use an issuer of short-lived credentials",
+    )

@@ -8,6 +8,7 @@ import msgspec
 
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import ByType, Group, ListOf, Text, one_of, selector_text, span
+from milo_discoveryd.sources.field_path import FieldPath, Key
 
 _RequiredFile = Annotated[Path, values.required_file]
 _File = Annotated[Path | None, values.file_path]
@@ -17,6 +18,15 @@ _Words = Annotated[tuple[str, ...], ListOf(Text(least=1, most=1024))]
 _Label = Annotated[str, values.cluster_name]
 _ObjectName = Annotated[str, values.object_name]
 
+
+def _secret_path(value: object) -> FieldPath:
+    path = FieldPath.parse(str(value))
+    if path.steps[0] != Key("stringData") or len(path.steps) == 1:
+        raise ValueError("must be a path in the decoded data of a Secret, such as stringData[token]")
+    return path
+
+
+_SecretPath = Annotated[FieldPath | None, _secret_path]
 
 MIN_TOKEN_TTL_S = 600
 """The shortest lifetime of a token that API servers issue, in seconds."""
@@ -169,10 +179,32 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
     secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of one
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
     and `{secret}`, the name in `declarative.secret`."""
-    key: _Text = "kubeconfig"
-    """Key of the kubeconfig in the Secret's data."""
+    key: Annotated[str, values.secret_key_template] = "kubeconfig"
+    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the key in
+    `declarative.secret`."""
+    token: _SecretPath = None
+    """Path of a token in a Secret without a kubeconfig, such as `stringData[token]`, or
+    `stringData[config].bearerToken` where the value is JSON. Default: none."""
+    certificate: _SecretPath = None
+    """Path of a client certificate in a Secret without a kubeconfig, as PEM or base64. Default: none."""
+    private_key: _SecretPath = None
+    """Path of the client certificate's private key, as PEM or base64. Default: none."""
+    ca: _SecretPath = None
+    """Path of the CA certificates of the cluster's API server in a Secret without a kubeconfig, as PEM or base64.
+    Default: none."""
     allow_long_lived: bool = False
-    """`true` to issue certificates that are valid for more than 24 hours."""
+    """`true` to issue certificates and tokens that are valid for more than 24 hours, and tokens without an expiry."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("has only one of certificate and private_key: set both")
+        if self.ca is not None and not self.has_fields:
+            raise ValueError("has ca without token and certificate: a kubeconfig has its own CA, remove it")
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the Secret has the credential itself, instead of a kubeconfig."""
+        return self.token is not None or self.certificate is not None
 
 
 class KubeconfigRequest(_Issuer, frozen=True, kw_only=True):
@@ -197,7 +229,7 @@ class KubeconfigFileSettings(_Issuer, frozen=True, kw_only=True):
 
     type: Annotated[Literal["kubeconfig-file"], one_of("kubeconfig-file")] = "kubeconfig-file"
     allow_long_lived: bool = False
-    """`true` to issue certificates and tokens that are valid for more than 24 hours."""
+    """`true` to issue certificates and tokens that are valid for more than 24 hours, and tokens without an expiry."""
 
 
 class ProjectKubeconfig(_Issuer, frozen=True, kw_only=True):

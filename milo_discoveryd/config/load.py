@@ -145,7 +145,7 @@ def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
             yield "its sources differ in their settings: use one issuer for each"
     if not issuer.hand_out:
         return
-    templates = (issuer.secret, issuer.namespace_template) if isinstance(issuer, KubeconfigSecret) else ()
+    templates = (issuer.secret, issuer.namespace_template, issuer.key) if isinstance(issuer, KubeconfigSecret) else ()
     traits = IssuerTraits(issuer.type, templates, is_of_cluster=issuer.is_of_cluster)
     for source in served:
         if refusal := source.settings.refusal(traits):

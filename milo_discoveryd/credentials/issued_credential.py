@@ -5,6 +5,7 @@ Error messages contain no part of the credential.
 
 import hashlib
 from collections.abc import Collection
+from math import inf
 
 import msgspec
 
@@ -16,10 +17,12 @@ SKEW_S = 30.0
 """The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
 """The maximum lifetime of an issued credential."""
+UNSTATED_LIFE_S = 3600.0
+"""The lifetime of a credential whose end nothing states: after this time its holders ask for the current one."""
 
 
 class LongLivedError(UnfitError):
-    """The credential is valid for longer than an issued one may be."""
+    """The credential is valid for longer than an issued one may be, or has no stated end."""
 
 
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,8 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     """Wall time, like `issued_at`; never later than the backend stated."""
     authorities: bytes | None = None
     """CA certificates of the cluster's API server as PEM, if the backend returned them with the credential."""
+    is_endless: bool = False
+    """Whether nothing states when the credential ends; `expires_at` is then when it is to be read again."""
 
     @property
     def life_s(self) -> float:
@@ -74,9 +79,9 @@ def validate(
         ends.append(end)
     if credential == Credential():
         raise UnfitError(f"{origin} has no credential")
-    if not ends:
-        raise UnfitError(f"{origin} returned a credential without an expiry, which may be valid forever")
-    end = min(ends)
+    if not ends and longest_s < inf:
+        raise LongLivedError(f"{origin} returned a credential without an expiry, which may be valid forever")
+    end = min(ends, default=now + UNSTATED_LIFE_S)
     if not end > now:  # also rejects NaN
         raise BackendError(f"{origin} returned an expired credential; check this machine's clock")
     if max(begins, default=now) > now + SKEW_S:
@@ -86,7 +91,7 @@ def validate(
             f"{origin} returned a credential that is valid for {_span(end - now)}; "
             f"only credentials valid for up to {_span(longest_s)} are issued"
         )
-    return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end)
+    return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end, is_endless=not ends)
 
 
 def _claims(token: str, origin: str) -> jwt.JwtClaims | None:

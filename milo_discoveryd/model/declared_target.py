@@ -13,6 +13,8 @@ class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     object_name: str
     secret: tuple[str, str] = ("", "")
     """Namespace and name of the Secret that the object names, where the configuration says how."""
+    secret_key: str = ""
+    """Key in that Secret, where the configuration says how the object names it."""
     authorities: bytes | None = None
     """CA certificates of the API server as PEM, where the object has them."""
     states_address: ClassVar[bool] = True

@@ -219,6 +219,13 @@ def secret_name_template(value: object) -> str:
     return text
 
 
+def secret_key_template(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", _filled(text, ("secret_key",))):
+        raise ValueError("must be a key of a Secret: letters, digits, '-', '_' and '.'")
+    return text
+
+
 def _filled(template: str, allowed: tuple[str, ...]) -> str:
     """Return the template with sample values, to validate the rest of it."""
     known = ", ".join(f"{{{name}}}" for name in allowed)

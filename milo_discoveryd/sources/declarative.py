@@ -15,9 +15,9 @@ from milo_discoveryd.model.objects import Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
-from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, selector_text
-from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
-from milo_discoveryd.sources.field_path import FieldPath, Template, text
+from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, Whole, selector_text
+from milo_discoveryd.sources.endpoints import HostPattern, checked_authorities, checked_url, host_pattern
+from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Template, text
 from milo_discoveryd.sources.kind import (
     ClaimWatch,
     IssuerTraits,
@@ -40,7 +40,7 @@ from milo_discoveryd.sources.stated_kubeconfig import decoded, server_of
 from milo_kube import addresses
 from milo_kube.kubeconfig import SERVER
 
-_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
+_DATA_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 
 
 def _path(value: object) -> FieldPath:
@@ -58,11 +58,15 @@ def _url_template(value: object) -> Template:
     return template
 
 
-def _host(value: object) -> str:
+def _host(value: object) -> HostPattern:
+    return host_pattern(str(value))
+
+
+def _data_key(value: object) -> str:
     text = str(value)
-    if not _HOST.fullmatch(text):
-        raise ValueError('must be a host, or all hosts below one, such as "*.example.com"')
-    return text.lower()
+    if text and not _DATA_KEY.fullmatch(text):
+        raise ValueError("must be a key of a Secret: letters, digits, '-', '_' and '.'")
+    return text
 
 
 _Path = Annotated[FieldPath | None, _path]
@@ -131,16 +135,18 @@ class EndpointFields(Group, frozen=True, kw_only=True):
     template: Annotated[Template | None, _url_template] = None
     """URL of the API server, with the paths of fields in braces, such as `https://{spec.host}:{spec.port}`."""
     field: _Path = None
-    """Path of a field with the URL of the API server."""
+    """Path of a field with the URL of the API server, or its host or address, with or without a port."""
     kubeconfig: _Path = None
     """Path of a field with a base64-encoded kubeconfig, such as `data[value]` of a Secret. The kubeconfig's server and
     CA are used."""
-    secret_key: Annotated[str, Text(most=253)] = ""
+    secret_key: Annotated[str, Text(most=253, form=_data_key)] = ""
     """Key of a kubeconfig in the data of the Secret that `declarative.secret` names. The kubeconfig's server and CA are
     used. The daemon watches the Secrets. Default: none."""
-    hosts: Annotated[tuple[str, ...], ListOf(_host)] = ()
-    """Accepted hosts of endpoints: names, or patterns such as `*.example.com` for all names below a domain. Required if
-    clusters share a credential. Default: all."""
+    hosts: Annotated[tuple[HostPattern, ...], ListOf(_host)] = ()
+    """Accepted hosts of endpoints: names and addresses, patterns such as `*.example.com` for all names below a domain,
+    and networks such as `10.0.0.0/8`. Required if clusters share a credential. Default: all."""
+    port: Annotated[int, Whole(1, 65535)] = 443
+    """Port of the endpoints that state none."""
 
     def __post_init__(self) -> None:
         if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
@@ -153,6 +159,10 @@ class EndpointFields(Group, frozen=True, kw_only=True):
             return True
         return self.template is not None and "/" in self.template.literals[0].removeprefix("https://")
 
+    def checked(self, endpoint: str) -> str:
+        """Return the URL of an endpoint. Raises MalformedError if the daemon must not connect to it."""
+        return checked_url(endpoint, self.hosts, self.port)
+
 
 class SecretFields(Group, frozen=True, kw_only=True):
     """The Secret that an object names: for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
@@ -163,6 +173,9 @@ class SecretFields(Group, frozen=True, kw_only=True):
     namespace: Annotated[Template | None, _template] = None
     """Namespace of the Secret, with the paths of fields in braces. Required for cluster-scoped objects, not allowed for
     others. Default: the namespace of the object."""
+    key: Annotated[Template | None, _template] = None
+    """Key in the Secret that a `kubeconfig-secret` reads with `{secret_key}`, with the paths of fields in braces, such
+    as `{spec.secretRef.key}`. Default: none."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector of the Secrets that are watched for `endpoint.secret_key`. Default: all."""
     field_selector: Annotated[str, Text(most=1024)] = ""
@@ -250,8 +263,11 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     def refusal(self, issuer: IssuerTraits) -> str:
         if issuer.type == "kubeconfig-request":
             return ""
-        if self.secret is None and any("{secret" in each for each in issuer.templates):
+        if self.secret is None and any("{secret}" in each or "{secret_namespace}" in each for each in issuer.templates):
             return "{secret} and {secret_namespace} need the setting secret of the source"
+        has_key = self.secret is not None and self.secret.key is not None
+        if not has_key and any("{secret_key}" in each for each in issuer.templates):
+            return "{secret_key} needs the setting secret.key of the source"
         if not self.endpoint.has_fixed_host and not issuer.is_of_cluster:
             return (
                 "objects decide where its credential is sent, which other clusters accept too: name the hosts that may "
@@ -281,7 +297,14 @@ class DeclaredObject(msgspec.Struct, gc=False):
             "labels": found.labels,
             "annotations": found.annotations,
         }
-        return {"metadata": metadata, "spec": self.spec, "status": self.status, "data": self.data}
+        decoded = DecodedData(self.data) if isinstance(self.data, dict) else None
+        return {
+            "metadata": metadata,
+            "spec": self.spec,
+            "status": self.status,
+            "data": self.data,
+            "stringData": decoded,
+        }
 
 
 class SecretObject(msgspec.Struct, gc=False):
@@ -326,7 +349,7 @@ class DeclaredObjects:
         origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
         url, authorities = server_of(decoded(encoded, origin), SERVER, origin)
         try:
-            return StatedServer(checked_url(url, self._kind.endpoint.hosts), authorities)
+            return StatedServer(self._kind.endpoint.checked(url), authorities)
         except MalformedError as error:
             raise MalformedError(f"{origin}: {error}") from None
 
@@ -340,7 +363,7 @@ class DeclaredObjects:
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
-        return (checked_url(stored.endpoint, self._kind.endpoint.hosts),)
+        return (self._kind.endpoint.checked(stored.endpoint),)
 
     def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
         """Return the observation of a cluster from its object and its Secret."""
@@ -371,6 +394,7 @@ class DeclaredObjects:
             object_namespace=metadata.namespace,
             object_name=metadata.name,
             secret=self._secret(document, metadata),
+            secret_key=self._secret_key(document),
             authorities=authorities,
         )
         return Ready(metadata.uid, metadata.resourceVersion, target)
@@ -399,7 +423,7 @@ class DeclaredObjects:
         else:
             assert endpoint.template is not None, "one of the four is set"
             server = endpoint.template.fill(document, _address_part)
-        return (checked_url(server, endpoint.hosts),), authorities
+        return (endpoint.checked(server),), authorities
 
     def _secret(self, document: Mapping[str, Any], metadata: Metadata) -> tuple[str, str]:
         of = self._kind.secret
@@ -409,6 +433,10 @@ class DeclaredObjects:
         if of.namespace is None:
             return metadata.namespace, name
         return checked(of.namespace.fill(document, _name_part), DNS_LABEL, 63, "the Secret's namespace"), name
+
+    def _secret_key(self, document: Mapping[str, Any]) -> str:
+        of = self._kind.secret
+        return "" if of is None or of.key is None else of.key.fill(document, _key_part)
 
     def _authorities(self, document: Mapping[str, Any]) -> bytes | None:
         path = self._kind.ca
@@ -439,6 +467,12 @@ def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
 
 def _name_part(value: str, path: str) -> str:
     return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+
+
+def _key_part(value: str, path: str) -> str:
+    if not _DATA_KEY.fullmatch(value):
+        raise MalformedError(f"the field {path} is not a key of a Secret")
+    return value
 
 
 def _organization_part(value: str, path: str) -> str:

@@ -3,28 +3,58 @@
 import base64
 import binascii
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError
 from milo_kube import addresses
 
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
+_HTTPS = 443
 _MAX_AUTHORITIES = 64 << 10
 _PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
 
 
-def checked_url(url: str, hosts: tuple[str, ...]) -> str:
-    """Return the URL without a trailing slash. Raises MalformedError if the daemon must not connect to it."""
+HostPattern: TypeAlias = str | IPv4Network | IPv6Network
+"""A host, all hosts below one ("*.example.com"), or a network of addresses."""
+
+
+def host_pattern(text: str) -> HostPattern:
+    """Parse a pattern for hosts. Raises ValueError, which says what would be valid."""
+    if "/" in text:
+        try:
+            return ip_network(text)
+        except ValueError as error:
+            raise ValueError(f"must be a network such as 10.0.0.0/8: {error}") from None
+    if not _HOST.fullmatch(text):
+        raise ValueError(
+            'must be a host, all hosts below one, such as "*.example.com", or a network such as 10.0.0.0/8'
+        )
+    return text.lower()
+
+
+def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) -> str:
+    """Return the endpoint's URL without a trailing slash. A bare host or address, with or without a port, is completed.
+
+    Raises MalformedError if the daemon must not connect to it.
+    """
+    url = endpoint if "://" in endpoint else f"https://{_bracketed(endpoint)}"
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        host, stated_port = parts.hostname or "", parts.port
     except ValueError:
-        raise MalformedError(f"the endpoint {url[:80]!r} is not a URL") from None
+        raise MalformedError(f"the endpoint {endpoint[:80]!r} is not a URL") from None
     is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
     if parts.scheme != "https" or not is_plain or not _is_host(host):
-        raise MalformedError(f"the endpoint {url[:80]!r} is not https://HOST:PORT with an optional path")
+        raise MalformedError(
+            f"the endpoint {endpoint[:80]!r} is not https://HOST:PORT with an optional path, or HOST:PORT"
+        )
     if hosts and not any(_covers(each, host) for each in hosts):
         raise MalformedError(f"the endpoint's host {host[:80]!r} is not among endpoint.hosts")
+    if stated_port is None and port != _HTTPS:
+        url = f"https://{parts.netloc.rstrip(':')}:{port}{parts.path}"
     return url.rstrip("/")
 
 
@@ -47,5 +77,13 @@ def _is_host(host: str) -> bool:
     return "%" not in host
 
 
-def _covers(pattern: str, host: str) -> bool:
+def _bracketed(endpoint: str) -> str:
+    """Return an endpoint without a scheme as it stands in a URL: an IPv6 address needs brackets there."""
+    return addresses.bracketed(endpoint) if addresses.ip_address(endpoint) is not None else endpoint
+
+
+def _covers(pattern: HostPattern, host: str) -> bool:
+    if not isinstance(pattern, str):
+        address = addresses.ip_address(host)
+        return address is not None and address.version == pattern.version and address in pattern
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

@@ -1,21 +1,24 @@
 """Paths to fields of Kubernetes objects, and templates of them. Pure.
 
-A path begins at `metadata`, `spec`, `status` or `data`. `.name` is a field, `[key]` a key of any characters or a
-position in a list, and `[field=value]` the first element of a list with that field: `status.addresses[type=URL].value`.
+A path begins at `metadata`, `spec`, `status`, `data` or `stringData`, which is the decoded data of a Secret. `.name` is
+a field, `[key]` a key of any characters or a position in a list, and `[field=value]` the first element of a list with
+that field: `status.addresses[type=URL].value`. A step into text reads it as JSON: `stringData[config].bearerToken`.
 """
 
+import base64
+import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from milo_discoveryd.sources.reading import MalformedError
 
-ROOTS = ("metadata", "spec", "status", "data")
+ROOTS = ("metadata", "spec", "status", "data", "stringData")
 METADATA = ("name", "namespace", "uid", "labels", "annotations")
 _STEP = re.compile(r"\.(?P<field>[A-Za-z_][A-Za-z0-9_-]*)|\[(?P<key>[^\[\]]+)\]")
-_ROOT = re.compile(r"[a-z]+")
+_ROOT = re.compile(r"[A-Za-z]+")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MAX_TEXT = 2048
 
@@ -83,8 +86,27 @@ class FieldPath(msgspec.Struct, frozen=True):
         """Return the value, or None if the object does not have the field."""
         value: Any = document
         for step in self.steps:
-            value = step.of(value)
+            value = step.of(_opened(value))
         return value
+
+
+class DecodedData(Mapping[str, str]):
+    """The data of a Secret, decoded when it is read."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = data
+
+    def __getitem__(self, key: str) -> str:
+        try:
+            return base64.b64decode(self._data[key], validate=True).decode()
+        except (TypeError, ValueError, binascii.Error):
+            raise MalformedError(f"the key {key!r} of the Secret is not text in base64") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -117,6 +139,16 @@ class Template(msgspec.Struct, frozen=True):
                 raise MalformedError(f"the field {path.source} is not set")
             filled += (check(found, path.source), literal)
         return "".join(filled)
+
+
+def _opened(value: Any) -> Any:
+    """Return JSON in a text, and anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def text(value: Any) -> str:

@@ -1,21 +1,28 @@
-"""Issues the credential of the kubeconfig in a Secret of each cluster."""
+"""Issues the credential in a Secret of each cluster: that of a kubeconfig, or single fields."""
 
+import base64
 import re
 import time
 from collections.abc import Callable, Mapping
 from math import inf
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials import kubernetes_api
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
+from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.sources.endpoints import checked_authorities
+from milo_discoveryd.sources.field_path import DecodedData, FieldPath
+from milo_discoveryd.sources.reading import MalformedError
 from milo_kube.http.errors import TransportError
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -27,6 +34,50 @@ class _SecretData(msgspec.Struct, frozen=True):
 
 
 _SECRET_DATA = msgspec.json.Decoder(_SecretData)
+
+
+class SecretFields(msgspec.Struct, frozen=True):
+    """Where a Secret without a kubeconfig has the credential and the CA."""
+
+    token: FieldPath | None = None
+    certificate: FieldPath | None = None
+    private_key: FieldPath | None = None
+    ca: FieldPath | None = None
+
+    def read(self, data: Mapping[str, str], what: str) -> received_kubeconfig.ReceivedCredential:
+        """Return the credential. Raises BackendError."""
+        document = {"stringData": DecodedData(data)}
+        try:
+            token, certificate, key, authorities = (
+                None if path is None else _text(path, document)
+                for path in (self.token, self.certificate, self.private_key, self.ca)
+            )
+            pair = None
+            if certificate is not None and key is not None:
+                pair = ClientCertificate(chain=_pem(certificate).encode(), key=Secret(_pem(key)))
+            return received_kubeconfig.ReceivedCredential(
+                Credential(token=None if token is None else token_of(token, f"the token of {what}"), certificate=pair),
+                None if authorities is None else checked_authorities(authorities, str(self.ca and self.ca.source)),
+            )
+        except MalformedError as error:
+            raise BackendError(f"{what}: {error}") from None
+
+
+def _text(path: FieldPath, document: Mapping[str, Any]) -> str:
+    found = path.find(document)
+    if not isinstance(found, str) or not found:
+        raise MalformedError(f"the field {path.source} is not set")
+    return found
+
+
+def _pem(value: str) -> str:
+    """Return PEM from PEM, or from base64 of it."""
+    if value.lstrip().startswith("-----BEGIN"):
+        return value
+    try:
+        return base64.b64decode(value, validate=True).decode()
+    except ValueError:
+        raise MalformedError("a certificate or key is neither PEM nor PEM in base64") from None
 
 
 class KubeconfigSecretIssuer:
@@ -42,16 +93,17 @@ class KubeconfigSecretIssuer:
         origin: str,
         namespace_template: str,
         secret: str,
-        key: str,
+        reading: str | SecretFields,
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`reading` is the key of a kubeconfig, or says where the credential is."""
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
         self._namespace_template = namespace_template
         self._secret = secret
-        self._key = key
+        self._reading = reading
         self._longest_s = inf if allow_long_lived else LONGEST_S
         self._clock = clock
 
@@ -70,12 +122,8 @@ class KubeconfigSecretIssuer:
             # Without the name: a failure of the issuer is shown to callers that may not know this project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
-        if self._key not in data:
-            raise BackendError(
-                f"{what} has no key {self._key!r}, which kubeconfigs.issuers sets as `key`", of_cluster=True
-            )
         try:
-            received = received_kubeconfig.read(data[self._key], what)
+            received = self._received(data, request.cluster.target, what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
             return replace(issued, authorities=received.authorities)
         except LongLivedError as error:
@@ -84,6 +132,14 @@ class KubeconfigSecretIssuer:
             raise
         except CredentialError as error:
             raise BackendError(str(error), of_cluster=True) from None
+
+    def _received(self, data: Mapping[str, str], target: Target, what: str) -> received_kubeconfig.ReceivedCredential:
+        if isinstance(self._reading, SecretFields):
+            return self._reading.read(data, what)
+        key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
+        if key not in data:
+            raise BackendError(f"{what} has no key {key!r}, which kubeconfigs.issuers sets as `key`")
+        return received_kubeconfig.read(data[key], what)
 
     def _object(self, target: Target) -> tuple[str, str]:
         """Return the namespace and the name of a cluster's Secret."""

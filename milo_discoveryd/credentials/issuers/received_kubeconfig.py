@@ -12,11 +12,14 @@ from milo_kube import kubeconfig
 from milo_kube.kubeconfig import KubeconfigError
 
 
-class ReceivedKubeconfig(msgspec.Struct, frozen=True):
-    server: str
+class ReceivedCredential(msgspec.Struct, frozen=True):
     credential: Credential
     authorities: bytes | None
     """CA certificates as PEM."""
+
+
+class ReceivedKubeconfig(ReceivedCredential, frozen=True):
+    server: str
 
 
 def read(encoded: str, what: str) -> ReceivedKubeconfig:
@@ -46,4 +49,4 @@ def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
     # With both, API servers use the token.
     if token is None and found.certificate is not None and found.key is not None:
         certificate = ClientCertificate(chain=found.certificate, key=Secret(found.key.decode(errors="replace")))
-    return ReceivedKubeconfig(found.server, Credential(token=token, certificate=certificate), found.authorities)
+    return ReceivedKubeconfig(Credential(token=token, certificate=certificate), found.authorities, found.server)

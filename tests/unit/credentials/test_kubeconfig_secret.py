@@ -1,6 +1,7 @@
 """The kubeconfig in a Secret of each project's namespace."""
 
 import base64
+import json
 import math
 import time
 from typing import Any
@@ -10,11 +11,12 @@ import yaml
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretFields
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.sources.field_path import FieldPath
 from milo_kube.http.errors import TransportError
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -46,7 +48,7 @@ def pair(ends: float) -> dict[str, str]:
 
 
 def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretIssuer:
-    given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "key": "kubeconfig"} | differing
+    given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "reading": "kubeconfig"} | differing
     return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
@@ -68,7 +70,7 @@ async def test_secret_token_is_preferred_with_its_own_expiry() -> None:
 
 async def test_kubeconfig_secret_path_follows_configured_namespace_name_and_key() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600)), key="value"))
-    await a_source(api, namespace_template="p-{name}", secret="access", key="value").mint(WANTED)
+    await a_source(api, namespace_template="p-{name}", secret="access", reading="value").mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
 
 
@@ -78,12 +80,6 @@ async def test_secret_with_long_lived_certificate_requires_setting() -> None:
         await a_source(ScriptedApi(answer)).mint(WANTED)
     minted = await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
     assert minted.expires_at == math.floor(NOW + 90 * 86400)
-
-
-async def test_credential_without_expiry_is_rejected_with_any_setting() -> None:
-    answer = secret(kubeconfig({"token": "static"}))
-    with pytest.raises(UnfitError, match=r"forever$"):
-        await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +139,7 @@ async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() 
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}]
     api = ScriptedApi(secret(yaml.safe_dump(content), key="value"))
     target = DeclaredTarget(name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a")
-    source = a_source(api, namespace_template="{namespace}", secret="{object}-kubeconfig", key="value")
+    source = a_source(api, namespace_template="{namespace}", secret="{object}-kubeconfig", reading="value")
     issued = await source.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert api.asked == [("GET", "/api/v1/namespaces/n/secrets/a-kubeconfig")]
     assert issued.authorities == b"CA"
@@ -171,3 +167,70 @@ async def test_invalid_ca_is_rejected() -> None:
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": "!"}}]
     with pytest.raises(CredentialError, match="certificate-authority-data that is not valid base64"):
         await a_source(ScriptedApi(secret(yaml.safe_dump(content)))).mint(WANTED)
+
+
+def fields(**values: str) -> Answer:
+    return answering(200, {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}})
+
+
+TOKEN_AND_CA = SecretFields(token=FieldPath.parse("stringData[token]"), ca=FieldPath.parse("stringData[caBundle]"))
+PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("authorities", [PEM, base64.b64encode(PEM.encode()).decode()])
+async def test_token_and_ca_are_read_from_keys_of_a_secret(authorities: str) -> None:
+    token = jwt(exp=NOW + 600)
+    api = ScriptedApi(fields(token=token, caBundle=authorities))
+    minted = await a_source(api, reading=TOKEN_AND_CA).mint(WANTED)
+    assert (minted.credential, minted.authorities) == (Credential(token=Secret(token)), PEM.encode())
+
+
+async def test_certificate_is_read_from_json_in_a_secret() -> None:
+    encoded = pair(NOW + 600)
+    tls = {"certData": encoded["client-certificate-data"], "keyData": encoded["client-key-data"]}
+    reading = SecretFields(
+        certificate=FieldPath.parse("stringData[config].tlsClientConfig.certData"),
+        private_key=FieldPath.parse("stringData[config].tlsClientConfig.keyData"),
+    )
+    api = ScriptedApi(fields(config=json.dumps({"tlsClientConfig": tls})))
+    minted = await a_source(api, reading=reading).mint(WANTED)
+    assert minted.credential.certificate is not None
+    assert minted.credential.certificate.key == Secret(CANARY)
+    assert minted.authorities is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"token": "t t", "caBundle": PEM}, "is not a bearer token"),
+        ({"caBundle": PEM}, r"the field stringData\[token\] is not set"),
+        ({"token": CANARY, "caBundle": CANARY}, r"stringData\[caBundle\] does not contain CA certificates"),
+    ],
+)
+async def test_secret_with_unusable_fields_is_refused_without_quoting_them(values: dict[str, str], words: str) -> None:
+    with pytest.raises(BackendError, match=words) as refused:
+        await a_source(ScriptedApi(fields(**values)), reading=TOKEN_AND_CA, allow_long_lived=True).mint(WANTED)
+    assert CANARY not in str(refused.value)
+    assert refused.value.of_cluster
+
+
+async def test_certificate_that_is_not_pem_is_refused() -> None:
+    paths = {"certificate": FieldPath.parse("stringData[c]"), "private_key": FieldPath.parse("stringData[c]")}
+    with pytest.raises(BackendError, match="is neither PEM nor PEM in base64"):
+        await a_source(ScriptedApi(fields(c="!")), reading=SecretFields(**paths)).mint(WANTED)
+
+
+async def test_key_in_the_secret_is_that_which_the_object_names() -> None:
+    target = DeclaredTarget(
+        name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret_key="admin"
+    )
+    api = ScriptedApi(secret(kubeconfig(pair(NOW + 600)), key="admin"))
+    await a_source(api, reading="{secret_key}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
+
+
+async def test_token_without_an_expiry_requires_setting_and_is_read_again_after_an_hour() -> None:
+    answer = secret(kubeconfig({"token": "kubeconfig-u-1:opaque"}))
+    with pytest.raises(UnfitError, match=r"without an expiry.*allow_long_lived"):
+        await a_source(ScriptedApi(answer)).mint(WANTED)
+    minted = await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
+    assert minted.expires_at == NOW + 3600

@@ -15,7 +15,7 @@ async def test_credential_is_read_at_the_api_server_of_the_clusters_source() -> 
     issuer = EachSourceIssuer(
         {
             name: KubeconfigSecretIssuer(
-                "s", api, origin=name, namespace_template="project-{name}", secret="kubeconfig", key="kubeconfig"
+                "s", api, origin=name, namespace_template="project-{name}", secret="kubeconfig", reading="kubeconfig"
             )
             for name, api in apis.items()
         }

@@ -150,12 +150,72 @@ def test_values_that_could_change_the_endpoint_are_rejected(spec: Any) -> None:
         "https://[::1",
         "https://[fe80::1%25eth0]",
         "ftp://a.example",
-        "a.example",
+        "a.example:0x1",
+        "user@a.example",
+        "fe80::1%eth0",
+        "//a.example",
         7,
     ],
 )
 def test_url_with_extra_parts_is_rejected(url: Any) -> None:
     assert problem(a_mode(endpoint={"field": "spec.url"}), an_object({"url": url}))
+
+
+@pytest.mark.parametrize(
+    ("stated", "port", "expected"),
+    [
+        ("10.0.0.1:6443", 443, "https://10.0.0.1:6443"),
+        ("34.1.2.3", 443, "https://34.1.2.3"),
+        ("34.1.2.3", 6443, "https://34.1.2.3:6443"),
+        ("fd00::1", 6443, "https://[fd00::1]:6443"),
+        ("[fd00::1]:8443", 6443, "https://[fd00::1]:8443"),
+        ("a.example", 443, "https://a.example"),
+        ("https://a.example/base", 6443, "https://a.example:6443/base"),
+        ("https://a.example:443", 6443, "https://a.example:443"),
+    ],
+)
+def test_endpoint_without_scheme_or_port_is_completed(stated: str, port: int, expected: str) -> None:
+    mode = a_mode(endpoint={"field": "spec.url", "port": port})
+    assert endpoint(mode, an_object({"url": stated})) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "is_accepted"),
+    [
+        ("10.1.2.3", True),
+        ("11.1.2.3", False),
+        ("fd00::1", True),
+        ("::ffff:10.1.2.3", True),
+        ("a.example", False),
+        ("b.example", True),
+    ],
+)
+def test_accepted_hosts_include_networks(host: str, is_accepted: bool) -> None:
+    mode = a_mode(endpoint={"field": "spec.url", "hosts": ["10.0.0.0/8", "fd00::/8", "b.example"]})
+    assert isinstance(content(mode, an_object({"url": host})), Ready if is_accepted else Malformed)
+
+
+def argo_secret(config: Any, server: str = "https://a.example:6443") -> DeclaredObject:
+    data = {"name": "alpha", "server": server, "config": json.dumps(config)}
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return an_object(data=encoded)
+
+
+def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
+    mode = a_mode(ready=None, endpoint={"field": "stringData[server]"}, ca="stringData[config].tlsClientConfig.caData")
+    config = {"bearerToken": "t", "tlsClientConfig": {"caData": base64.b64encode(PEM.encode()).decode()}}
+    seen = content(mode, argo_secret(config))
+    assert (seen.target.endpoint, seen.target.authorities) == ("https://a.example:6443", PEM.encode())
+    assert problem(mode, argo_secret({"tlsClientConfig": {"insecure": True}})) == (
+        "the field stringData[config].tlsClientConfig.caData is not set"
+    )
+    mode = a_mode(ready=None, endpoint={"field": "stringData[server]"})
+    assert "is not text in base64" in problem(mode, an_object(data={"server": "!"}))
+
+
+def test_step_into_text_that_is_no_json_finds_nothing() -> None:
+    mode = a_mode(endpoint={"field": "spec.url.inside"})
+    assert problem(mode, an_object({"url": "[" * 5000})) == "the field spec.url.inside is not set"
 
 
 @pytest.mark.parametrize(
@@ -288,6 +348,15 @@ def test_secret_reference_with_invalid_name_or_namespace_is_malformed(name: str,
     references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
     spec = {"host": "a.example", "port": 6443, "secretRef": {"name": name, "namespace": namespace}}
     assert "is not a DNS" in problem(a_mode(resource=resource, secret=references), an_object(spec))
+
+
+def test_object_names_the_key_in_its_secret() -> None:
+    mode = a_mode(secret={"name": "{spec.secret.name}", "key": "{spec.secret.key}"})
+    spec: dict[str, Any] = {"host": "a.example", "port": 6443, "secret": {"name": "admin", "key": "admin_Creds.1"}}
+    seen = content(mode, an_object(spec))
+    assert (seen.target.secret, seen.target.secret_key) == (("team", "admin"), "admin_Creds.1")
+    spec["secret"]["key"] = "../x"
+    assert problem(mode, an_object(spec)) == "the field spec.secret.key is not a key of a Secret"
 
 
 BY_SECRET: dict[str, Any] = {

@@ -1,0 +1,58 @@
+"""What complete lists of a source mean, and what `check` says of it."""
+
+import pytest
+
+from milo_discoveryd.check.evaluation import evaluate, findings
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.sources.keyed import KeyedSource
+from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.project import ProjectKind
+from tests.unit.sources.test_keyed import METADATA, by_secrets, encoded, seen
+
+PROJECTS = KeyedSource(ProjectKind().follow(SourceOptions(project_server="https://milo.test")))
+
+
+def ready(name: str) -> Ready:
+    return Ready(f"uid-{name}", "1", Target(name=name, uid=f"uid-{name}", place=(f"https://{name}",)))
+
+
+def test_clusters_are_engaged_after_complete_lists_of_objects_and_secrets() -> None:
+    followed = KeyedSource(by_secrets())
+    members, secrets = followed.collections
+    listed = [seen(members, metadata={**METADATA, "labels": {"a": "b"}})]
+    for data, endpoints in (({"value": encoded("https://b")}, ["https://b"]), ({}, [])):
+        found = evaluate(followed, [listed, [seen(secrets, data=data)]])
+        assert [each.target.endpoint for each in found.clusters] == endpoints
+        assert len(found.others.get(ObjectState.NOT_READY, ())) == 1 - len(endpoints)
+
+
+def test_malformed_objects_that_stand_for_no_cluster_are_counted() -> None:
+    followed = KeyedSource(by_secrets())
+    members, secrets = followed.collections
+    found = evaluate(followed, [[seen(members, metadata=METADATA)], [seen(secrets, data={"value": "!"})]])
+    [(name, message)] = found.others[ObjectState.MALFORMED]
+    assert "does not contain a kubeconfig in base64" in message
+    assert name
+
+
+@pytest.mark.parametrize(
+    ("listed", "level", "words"),
+    [
+        ([], None, ""),
+        ([ready("b"), NotReady("a", "1", "1", "no")], "ok", "1 of 2 engaged, 1 not ready"),
+        ([NotReady("a", "1", "1", "no")], "warn", "0 of 1 engaged, 1 not ready; first problem: a: no"),
+        (
+            [ready("c"), Malformed("b", "2", "1", "bad"), Malformed("a", "1", "1", "worse")],
+            "warn",
+            "1 of 3 engaged, 2 malformed; first problem: a: worse",
+        ),
+        ([Malformed("b", "2", "1", "bad")], "fail", "0 of 1 engaged, 1 malformed; first problem: b: bad"),
+    ],
+)
+def test_check_says_how_many_clusters_are_engaged_and_the_first_problem(
+    listed: list[Observation], level: str | None, words: str
+) -> None:
+    found = list(findings("clusters", evaluate(PROJECTS, [listed])))
+    assert [(each.level, each.message) for each in found] == ([] if level is None else [(level, words)])
