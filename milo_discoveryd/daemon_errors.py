@@ -30,13 +30,19 @@ class StartError(DaemonError):
 class CredentialError(DaemonError):
     """No credential is available; the message names the source that failed, and a fix."""
 
+    reason: str = "failed"
+    """One of a few words, for metrics."""
+
 
 class BackendError(CredentialError):
     """The backend of a credential issuer failed."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False, reason: str = "failed"
+    ) -> None:
         """`retry_after_s`: the delay before a retry, if the backend stated one."""
         super().__init__(message)
+        self.reason = reason
         self.retry_after_s = retry_after_s
         self.of_cluster = of_cluster
         """Whether the failure concerns one cluster only, while the backend is healthy."""
@@ -44,3 +50,5 @@ class BackendError(CredentialError):
 
 class UnfitError(CredentialError):
     """The credential exists, but must not be issued."""
+
+    reason = "unfit"

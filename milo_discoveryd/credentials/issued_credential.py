@@ -24,6 +24,8 @@ UNSTATED_LIFE_S = 3600.0
 class LongLivedError(UnfitError):
     """The credential is valid for longer than an issued one may be, or has no stated end."""
 
+    reason = "long_lived"
+
 
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     credential: Credential

@@ -1,5 +1,7 @@
 """The state of a credential issuer, for metrics, the status page and GetServerInfo."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 
@@ -11,3 +13,5 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     expires_at: float | None
     """When the first of the credentials held from this issuer expires."""
     leases: int
+    failing: Mapping[str, int] = {}
+    """Clusters that fail to get a credential of their own, by reason."""

@@ -215,6 +215,7 @@ class Kubeconfigs:
                 problem="" if minter.failure is None else str(minter.failure),
                 expires_at=min((issued.expires_at for issued in minter.held()), default=None),
                 leases=len(minter),
+                failing=minter.failing(),
             )
             for _, minter in self._assigned
         ]

@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from typing import Protocol, TypeAlias
@@ -215,6 +215,14 @@ class Minter:
         now = self.now()
         return [issued for entry in self._entries.values() if (issued := entry.lease.valid(now)) is not None]
 
+    def failing(self) -> Counter[str]:
+        """Return how many clusters fail to get a credential of their own, by reason."""
+        of_clusters: dict[int, str] = {}
+        for entry in self._entries.values():
+            if entry.cluster is not None and entry.lease.failure is not None and entry.failures:
+                of_clusters[entry.key.incarnation] = entry.lease.failure.reason
+        return Counter(of_clusters.values())
+
     def held_for(self, cluster: Cluster) -> IssuedCredential | None:
         """Return a valid credential for the cluster, if one was requested earlier."""
         now = self.now()
@@ -352,7 +360,7 @@ class Minter:
                 return await issuer.mint(request)
         except TimeoutError:
             message = f"{issuer.name} did not answer within {timeout_s:g} s"
-            raise BackendError(message, of_cluster=entry.cluster is not None) from None
+            raise BackendError(message, of_cluster=entry.cluster is not None, reason="timeout") from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, BackendError) else None

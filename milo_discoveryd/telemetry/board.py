@@ -271,6 +271,7 @@ def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
         problem=health.problem if with_message or not health.problem else "failing",
         expires_at=_when(health.expires_at),
         leases=health.leases,
+        failing=health.failing,
     )
 
 

@@ -194,11 +194,18 @@ class CredentialCollector(Collector):
             "Credentials that are kept valid by renewal, by issuer.",
             labels=("credential_issuer",),
         )
+        failing = GaugeMetricFamily(
+            "milo_discoveryd_credential_failing_clusters",
+            "Engaged clusters for which the credential issuer has no new credential, each for a reason of its own.",
+            labels=("credential_issuer", "reason"),
+        )
         for each in self._health():
+            for reason, count in each.failing.items():
+                failing.add_metric((each.name, reason), count)
             expiry.add_metric((each.name,), each.expires_at or 0.0)
             healthy.add_metric((each.name,), not each.problem)
             leases.add_metric((each.name,), each.leases)
-        yield from (expiry, healthy, leases)
+        yield from (expiry, healthy, leases, failing)
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

@@ -1,7 +1,7 @@
 """The status of the daemon at one moment, as plain values, and queries for clusters of it. Pure."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import itemgetter
@@ -114,6 +114,8 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     """When the first of its credentials expires."""
     leases: int
+    failing: Mapping[str, int] = {}
+    """Clusters that fail to get a credential of their own, by reason."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

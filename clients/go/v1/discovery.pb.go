@@ -2896,9 +2896,12 @@ type CredentialIssuer struct {
 	// Why the last request to it failed.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// When the credential that it holds expires, if it holds one.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Engaged clusters that get no new credential, each for a reason of its own, which GetCluster says: their number by
+	// reason. Only for callers that may see all clusters.
+	FailingClusters map[string]uint32 `protobuf:"bytes,6,rep,name=failing_clusters,json=failingClusters,proto3" json:"failing_clusters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CredentialIssuer) Reset() {
@@ -2962,6 +2965,13 @@ func (x *CredentialIssuer) GetMessage() string {
 func (x *CredentialIssuer) GetExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *CredentialIssuer) GetFailingClusters() map[string]uint32 {
+	if x != nil {
+		return x.FailingClusters
 	}
 	return nil
 }
@@ -3288,14 +3298,18 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"unassigned\x18\b \x01(\x05R\n" +
 	"unassigned\x12\x18\n" +
-	"\arefused\x18\t \x01(\x05R\arefused\"\xa9\x01\n" +
+	"\arefused\x18\t \x01(\x05R\arefused\"\xd2\x02\n" +
 	"\x10CredentialIssuer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x129\n" +
 	"\n" +
-	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xbc\x02\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12c\n" +
+	"\x10failing_clusters\x18\x06 \x03(\v28.milo.discovery.v1.CredentialIssuer.FailingClustersEntryR\x0ffailingClusters\x1aB\n" +
+	"\x14FailingClustersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xbc\x02\n" +
 	"\x06Limits\x12W\n" +
 	"\x1adefault_heartbeat_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x18defaultHeartbeatInterval\x12B\n" +
 	"\x0fstalled_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0estalledTimeout\x12G\n" +
@@ -3342,7 +3356,7 @@ func file_milo_discovery_v1_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(DisengageReason)(0),            // 0: milo.discovery.v1.DisengageReason
 	(KubeconfigFormat)(0),           // 1: milo.discovery.v1.KubeconfigFormat
@@ -3385,13 +3399,14 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(*Limits)(nil),                  // 38: milo.discovery.v1.Limits
 	nil,                             // 39: milo.discovery.v1.Cluster.LabelsEntry
 	nil,                             // 40: milo.discovery.v1.Cluster.AnnotationsEntry
-	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
+	nil,                             // 41: milo.discovery.v1.CredentialIssuer.FailingClustersEntry
+	(*durationpb.Duration)(nil),     // 42: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
 }
 var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	14, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	41, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
-	41, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	42, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
+	42, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
 	8,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
 	13, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
 	13, // 5: milo.discovery.v1.WatchClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
@@ -3401,19 +3416,19 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	24, // 9: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
 	39, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
 	40, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
-	42, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
-	42, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
+	43, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
+	43, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
 	12, // 14: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
 	10, // 15: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
 	11, // 16: milo.discovery.v1.Cluster.suspensions:type_name -> milo.discovery.v1.Suspension
 	0,  // 17: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
-	42, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
-	42, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
+	43, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
+	43, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
 	3,  // 20: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
-	42, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
+	43, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
 	4,  // 22: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
-	42, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
-	42, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
+	43, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
+	43, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
 	14, // 25: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
 	9,  // 26: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
 	13, // 27: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
@@ -3423,20 +3438,20 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	21, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
 	19, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
 	13, // 33: milo.discovery.v1.GetClusterResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	42, // 34: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	43, // 34: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
 	5,  // 35: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	42, // 36: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	43, // 36: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
 	2,  // 37: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
 	0,  // 38: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	42, // 39: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	41, // 40: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	43, // 39: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	42, // 40: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
 	1,  // 41: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
 	24, // 42: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	42, // 43: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	42, // 44: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	42, // 45: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	41, // 46: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
-	42, // 47: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	43, // 43: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	43, // 44: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	43, // 45: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	42, // 46: milo.discovery.v1.RenewOwnershipResponse.valid_for:type_name -> google.protobuf.Duration
+	43, // 47: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	13, // 48: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
 	36, // 49: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
 	37, // 50: milo.discovery.v1.GetServerInfoResponse.credential_issuers:type_name -> milo.discovery.v1.CredentialIssuer
@@ -3446,32 +3461,33 @@ var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
 	13, // 54: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
 	36, // 55: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
 	35, // 56: milo.discovery.v1.Sharding.members:type_name -> milo.discovery.v1.ShardMember
-	41, // 57: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
-	42, // 58: milo.discovery.v1.CredentialIssuer.expires_at:type_name -> google.protobuf.Timestamp
-	41, // 59: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	41, // 60: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	41, // 61: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	6,  // 62: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	15, // 63: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	17, // 64: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	22, // 65: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	25, // 66: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
-	27, // 67: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
-	29, // 68: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
-	31, // 69: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	7,  // 70: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	16, // 71: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	18, // 72: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	23, // 73: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	26, // 74: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
-	28, // 75: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
-	30, // 76: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
-	32, // 77: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	70, // [70:78] is the sub-list for method output_type
-	62, // [62:70] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	42, // 57: milo.discovery.v1.Sharding.valid_for:type_name -> google.protobuf.Duration
+	43, // 58: milo.discovery.v1.CredentialIssuer.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 59: milo.discovery.v1.CredentialIssuer.failing_clusters:type_name -> milo.discovery.v1.CredentialIssuer.FailingClustersEntry
+	42, // 60: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	42, // 61: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	42, // 62: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	6,  // 63: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	15, // 64: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	17, // 65: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	22, // 66: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	25, // 67: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	27, // 68: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	29, // 69: milo.discovery.v1.DiscoveryService.RenewOwnership:input_type -> milo.discovery.v1.RenewOwnershipRequest
+	31, // 70: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	7,  // 71: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	16, // 72: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	18, // 73: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	23, // 74: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	26, // 75: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	28, // 76: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	30, // 77: milo.discovery.v1.DiscoveryService.RenewOwnership:output_type -> milo.discovery.v1.RenewOwnershipResponse
+	32, // 78: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	71, // [71:79] is the sub-list for method output_type
+	63, // [63:71] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }
@@ -3485,7 +3501,7 @@ func file_milo_discovery_v1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_milo_discovery_v1_discovery_proto_rawDesc), len(file_milo_discovery_v1_discovery_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -7,7 +7,7 @@ from math import inf
 
 from msgspec.structs import replace
 
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
@@ -57,8 +57,10 @@ class KubeconfigFileIssuer:
             if received.server.rstrip("/") != target.endpoint:
                 raise BackendError(f"{stored.origin} names another server than {target.endpoint}", of_cluster=True)
             issued = validate(received.credential, time.time(), origin=stored.origin, longest_s=self._longest_s)
-        except UnfitError as error:
-            raise UnfitError(f"{error}; set allow_long_lived: true to issue it anyway") from None
+        except LongLivedError as error:
+            raise LongLivedError(f"{error}; set allow_long_lived: true to issue it anyway") from None
+        except UnfitError:
+            raise
         except (FilesError, CredentialError) as error:
             raise BackendError(str(error), of_cluster=True) from None
         return replace(issued, authorities=received.authorities)

@@ -118,7 +118,7 @@ class KubeconfigSecretIssuer:
         if answer.status != 200:
             rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
             if answer.status == 404:
-                raise BackendError(f"{what} does not exist (404)", of_cluster=True)
+                raise BackendError(f"{what} does not exist (404)", of_cluster=True, reason="missing")
             # Without the name: a failure of the issuer is shown to callers that may not know this project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
@@ -127,18 +127,19 @@ class KubeconfigSecretIssuer:
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
             return replace(issued, authorities=received.authorities)
         except LongLivedError as error:
-            raise UnfitError(f"{error}; set allow_long_lived: true to issue it anyway") from None
+            raise LongLivedError(f"{error}; set allow_long_lived: true to issue it anyway") from None
         except UnfitError:
             raise
         except CredentialError as error:
-            raise BackendError(str(error), of_cluster=True) from None
+            reason = "invalid" if error.reason == "failed" else error.reason
+            raise BackendError(str(error), of_cluster=True, reason=reason) from None
 
     def _received(self, data: Mapping[str, str], target: Target, what: str) -> received_kubeconfig.ReceivedCredential:
         if isinstance(self._reading, SecretFields):
             return self._reading.read(data, what)
         key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
         if key not in data:
-            raise BackendError(f"{what} has no key {key!r}, which kubeconfigs.issuers sets as `key`")
+            raise BackendError(f"{what} has no key {key!r}, which kubeconfigs.issuers sets as `key`", reason="missing")
         return received_kubeconfig.read(data[key], what)
 
     def _object(self, target: Target) -> tuple[str, str]:

@@ -118,13 +118,14 @@ def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
 
 
 def credential_issuer(of: IssuerHealth, problem: str | None = None) -> pb.CredentialIssuer:
-    """Convert the health of an issuer. `problem` replaces the issuer's own message."""
+    """Convert the health of an issuer. `problem` replaces what is about clusters that the caller may not see."""
     return pb.CredentialIssuer(
         name=of.name,
         type=of.type,
         healthy=not of.problem,
         message=of.problem and (problem or of.problem),
         expires_at=None if of.expires_at is None else timestamp(of.expires_at),
+        failing_clusters=of.failing if problem is None else {},
     )
 
 

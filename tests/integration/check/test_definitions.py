@@ -73,7 +73,9 @@ async def test_check_evaluates_the_objects_and_uses_one_credential(sandbox: Sand
     put(sandbox, "gamma")
     status, (clusters, minted, reach, identity) = await findings(tmp_path)
     assert clusters == "ok    clusters: 2 of 3 engaged, 1 not ready"
-    assert minted.startswith("ok    kubeconfigs secrets: minted a credential of type kubeconfig-secret for alpha, valid")
+    assert minted.startswith(
+        "ok    kubeconfigs secrets: minted a credential of type kubeconfig-secret for alpha, valid"
+    )
     assert reach.startswith(f"ok    kubeconfigs secrets reach: {sandbox.url}")
     assert identity == "ok    kubeconfigs secrets identity: authenticated as operator"
     assert status == 0
@@ -93,7 +95,9 @@ async def test_definition_by_which_no_object_can_engage_fails(sandbox: Sandbox, 
 async def test_credential_that_no_operator_could_get_fails(sandbox: Sandbox, tmp_path: Path) -> None:
     put(sandbox, "alpha")
     status, (_, minted) = await findings(tmp_path, key="kubeconfig")
-    assert minted.startswith("fail  kubeconfigs secrets: no credential for alpha: Secret garden-team/alpha-kubeconfig has")
+    assert minted.startswith(
+        "fail  kubeconfigs secrets: no credential for alpha: Secret garden-team/alpha-kubeconfig has"
+    )
     assert status == 1
 
 
@@ -103,5 +107,7 @@ async def test_credential_without_an_expiry_is_a_named_risk(sandbox: Sandbox, tm
     _, (_, minted) = await findings(tmp_path)
     assert "without an expiry, which may be valid forever; set allow_long_lived" in minted
     _, (_, minted, _, identity) = await findings(tmp_path, allow_long_lived=True)
-    assert minted.startswith("warn  kubeconfigs secrets: minted a credential of type kubeconfig-secret for alpha, without")
+    assert minted.startswith(
+        "warn  kubeconfigs secrets: minted a credential of type kubeconfig-secret for alpha, without"
+    )
     assert identity.startswith("fail  kubeconfigs secrets identity: the server rejects the credential (401)")

@@ -510,11 +510,13 @@ async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhea
             await got(kubeconfigs)
         beta = a_cluster("beta", 2)
         assert kubeconfigs.health()[0].problem == ""
+        assert kubeconfigs.health()[0].failing == {"timeout": 1}
         assert kubeconfigs.problem(ALPHA, UNLIMITED) == "backend did not answer within 0.05 s"
         assert kubeconfigs.problem(beta, UNLIMITED) is None
         assert await got(kubeconfigs, beta) in backend.given
         backend.hanging.clear()
         await eventually(lambda: kubeconfigs.problem(ALPHA, UNLIMITED) is None)
+        assert kubeconfigs.health()[0].failing == {}
 
 
 async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None:

@@ -255,6 +255,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
                 healthy=each.healthy,
                 message=each.message,
                 expires_at=_time(each, "expires_at"),
+                failing_clusters=dict(each.failing_clusters),
             )
             for each in message.credential_issuers
         ),

@@ -271,6 +271,8 @@ class CredentialIssuer:
     healthy: bool = False
     message: str = ""
     expires_at: datetime | None = None
+    failing_clusters: Mapping[str, int] = field(default_factory=dict)
+    """Clusters that get no new credential, each for a reason of its own: their number by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

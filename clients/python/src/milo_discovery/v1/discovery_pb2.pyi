@@ -1549,11 +1549,32 @@ class CredentialIssuer(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FailingClustersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    FAILING_CLUSTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: _builtins.str
     """"token-request", "exec", ..."""
@@ -1564,6 +1585,12 @@ class CredentialIssuer(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the credential that it holds expires, if it holds one."""
 
+    @_builtins.property
+    def failing_clusters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Engaged clusters that get no new credential, each for a reason of its own, which GetCluster says: their number by
+        reason. Only for callers that may see all clusters.
+        """
+
     def __init__(
         self,
         *,
@@ -1572,10 +1599,11 @@ class CredentialIssuer(_message.Message):
         healthy: _builtins.bool = ...,
         message: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        failing_clusters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "healthy", b"healthy", "message", b"message", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "failing_clusters", b"failing_clusters", "healthy", b"healthy", "message", b"message", "name", b"name", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
