@@ -190,16 +190,8 @@ async def _source(
             can_list = can_list and finding.level != "fail"
             yield finding
     if can_list:
-        try:
-            found = await evaluate_source(source, watched, settings, environ)
-        except (FilesError, TransportError, ListPageError) as error:
-            yield fail(_subject("clusters", of), str(error), "see the findings about the API server or the files")
-        else:
-            clusters += found.clusters
-            if not followed.targets:
-                refuses = watched is not None and context_of(watched.server).kind is ContextKind.ORGANIZATION
-                for finding in evaluation_findings(_subject("clusters", of), found, refuses=refuses):
-                    yield finding
+        async for finding in _objects(source, watched, settings, environ, clusters):
+            yield finding
     if issuers is None:
         return
     subject = _subject("project", of)
@@ -212,6 +204,27 @@ async def _source(
                 yield finding
         case ProjectServer.IDENTITY:
             yield await usable(subject, source.project)
+
+
+async def _objects(
+    source: ConfiguredSource,
+    watched: Upstream | None,
+    settings: Settings,
+    environ: Mapping[str, str],
+    clusters: list[Cluster],
+) -> AsyncIterator[Finding]:
+    """List a source completely, and add the clusters that it engages to `clusters`."""
+    subject = _subject("clusters", source.of)
+    try:
+        found = await evaluate_source(source, watched, settings, environ)
+    except (FilesError, TransportError, ListPageError) as error:
+        yield fail(subject, str(error), "see the findings about the API server or the files")
+        return
+    clusters += found.clusters
+    if not source.followed.targets:
+        refuses = watched is not None and context_of(watched.server).kind is ContextKind.ORGANIZATION
+        for finding in evaluation_findings(subject, found, refuses=refuses):
+            yield finding
 
 
 async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
