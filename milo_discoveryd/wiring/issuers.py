@@ -16,7 +16,7 @@ from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretFields
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, CredentialPaths
 from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
@@ -183,7 +183,7 @@ class Issuers:
             origin=origin,
             namespace_template=of.namespace_template,
             secret=of.secret,
-            reading=SecretFields(of.token, of.certificate, of.private_key, of.ca) if of.has_fields else of.key,
+            reading=CredentialPaths(of.token, of.certificate, of.private_key, of.ca) if of.has_fields else of.key,
             allow_long_lived=of.allow_long_lived,
         )
 

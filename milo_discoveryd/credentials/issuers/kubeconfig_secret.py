@@ -36,7 +36,7 @@ class _SecretData(msgspec.Struct, frozen=True):
 _SECRET_DATA = msgspec.json.Decoder(_SecretData)
 
 
-class SecretFields(msgspec.Struct, frozen=True):
+class CredentialPaths(msgspec.Struct, frozen=True):
     """Where a Secret without a kubeconfig has the credential and the CA."""
 
     token: FieldPath | None = None
@@ -93,7 +93,7 @@ class KubeconfigSecretIssuer:
         origin: str,
         namespace_template: str,
         secret: str,
-        reading: str | SecretFields,
+        reading: str | CredentialPaths,
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -135,7 +135,7 @@ class KubeconfigSecretIssuer:
             raise BackendError(str(error), of_cluster=True, reason=reason) from None
 
     def _received(self, data: Mapping[str, str], target: Target, what: str) -> received_kubeconfig.ReceivedCredential:
-        if isinstance(self._reading, SecretFields):
+        if isinstance(self._reading, CredentialPaths):
             return self._reading.read(data, what)
         key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
         if key not in data:

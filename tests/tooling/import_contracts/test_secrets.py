@@ -75,9 +75,10 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
         "Limits.max_kubeconfig_ttl",
         "ListClustersRequest.page_token",
         "ListClustersResponse.next_page_token",
-        # Types of maps: labels, annotations.
+        # Types of maps: labels, annotations, reasons.
         "LabelsEntry.key",
         "AnnotationsEntry.key",
+        "FailingClustersEntry.key",
     }
     raw = {
         f"{message.name}.{field.name}"

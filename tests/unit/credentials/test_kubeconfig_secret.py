@@ -11,7 +11,7 @@ import yaml
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretFields
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, CredentialPaths
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
@@ -173,7 +173,7 @@ def fields(**values: str) -> Answer:
     return answering(200, {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}})
 
 
-TOKEN_AND_CA = SecretFields(token=FieldPath.parse("stringData[token]"), ca=FieldPath.parse("stringData[caBundle]"))
+TOKEN_AND_CA = CredentialPaths(token=FieldPath.parse("stringData[token]"), ca=FieldPath.parse("stringData[caBundle]"))
 PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
 
 
@@ -188,7 +188,7 @@ async def test_token_and_ca_are_read_from_keys_of_a_secret(authorities: str) -> 
 async def test_certificate_is_read_from_json_in_a_secret() -> None:
     encoded = pair(NOW + 600)
     tls = {"certData": encoded["client-certificate-data"], "keyData": encoded["client-key-data"]}
-    reading = SecretFields(
+    reading = CredentialPaths(
         certificate=FieldPath.parse("stringData[config].tlsClientConfig.certData"),
         private_key=FieldPath.parse("stringData[config].tlsClientConfig.keyData"),
     )
@@ -217,7 +217,7 @@ async def test_secret_with_unusable_fields_is_refused_without_quoting_them(value
 async def test_certificate_that_is_not_pem_is_refused() -> None:
     paths = {"certificate": FieldPath.parse("stringData[c]"), "private_key": FieldPath.parse("stringData[c]")}
     with pytest.raises(BackendError, match="is neither PEM nor PEM in base64"):
-        await a_source(ScriptedApi(fields(c="!")), reading=SecretFields(**paths)).mint(WANTED)
+        await a_source(ScriptedApi(fields(c="!")), reading=CredentialPaths(**paths)).mint(WANTED)
 
 
 async def test_key_in_the_secret_is_that_which_the_object_names() -> None:
