@@ -16,7 +16,7 @@ from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, CredentialPaths
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer
 from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential

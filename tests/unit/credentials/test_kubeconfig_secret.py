@@ -11,7 +11,7 @@ import yaml
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, CredentialPaths
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
