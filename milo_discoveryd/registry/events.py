@@ -3,10 +3,13 @@
 import enum
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any, TypeVar
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
+
+T = TypeVar("T")
 
 
 class EventType(enum.Enum):
@@ -40,13 +43,14 @@ class Frames(tuple[bytes, ...]):
     def joined(self) -> bytes:
         return b"".join(self)
 
-    _counted: int | None = None
+    _counted: Any = None
 
-    def counted(self, count: Callable[[bytes], int]) -> int:
-        """Return the sum of `count` over the frames, computed once for all subscribers that are sent the same."""
+    def counted(self, count: Callable[["Frames"], T]) -> T:
+        """Return `count` of the frames, computed once for all subscribers that are sent the same."""
         if self._counted is None:
-            self._counted = sum(map(count, self))
-        return self._counted
+            self._counted = count(self)
+        found: T = self._counted
+        return found
 
     _message = (b"", b"")
     """The last long message, and the bytes that follow the joined frames in it."""

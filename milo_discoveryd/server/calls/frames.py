@@ -17,6 +17,7 @@ from milo_discoveryd.model.cluster import (
     Drain,
     Reachability,
     SuspensionReason,
+    source_of,
 )
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.server.calls.convert import incarnation, micros, suspension
@@ -156,13 +157,29 @@ def batch(
     )
 
 
-def growth(frame: bytes) -> int:
-    """Return by how many clusters a view grows with a frame."""
-    start = 1
-    while frame[start] & 0x80:  # the length of the event
-        start += 1
-    event = frame[start + 1 : start + 3]
-    return (event == _TYPES[EventType.ENGAGED]) - (event == _TYPES[EventType.DISENGAGED])
+def growth(frames: Iterable[bytes]) -> dict[str, int]:
+    """Return by how many clusters of each source a view grows with the frames."""
+    grown: dict[str, int] = {}
+    for frame in frames:
+        _, event = _length_at(frame, 1)
+        kind = frame[event : event + 2]
+        count = (kind == _TYPES[EventType.ENGAGED]) - (kind == _TYPES[EventType.DISENGAGED])
+        if count:
+            # The cluster is the field after the type, and its first field is the name.
+            _, cluster = _length_at(frame, event + 3)
+            length, name = _length_at(frame, cluster + 1)
+            source = source_of(frame[name : name + length].decode())
+            grown[source] = grown.get(source, 0) + count
+    return grown
+
+
+def _length_at(data: bytes, at: int) -> tuple[int, int]:
+    """Return the length that is encoded there, and where the content begins."""
+    length = shift = 0
+    while (byte := data[at]) & 0x80:
+        length |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return length | byte << shift, at + 1
 
 
 def encode_frame(event: pb.ClusterEvent) -> bytes:

@@ -6,13 +6,40 @@ The holder is a caller together with its view. For any other caller or view a re
 import hmac
 import re
 from binascii import b2a_base64
+from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
 
-_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.known([0-9]{1,9}))?(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
+_COUNT = r"[0-9a-f]{4}-[0-9]{1,9}"
+_FORM = re.compile(
+    rf"([0-9a-f]{{16}})\.([0-9]{{1,18}})(?:\.known({_COUNT}(?:_{_COUNT})*))?(?:\.part([0-9]{{1,9}}))?\.([A-Za-z0-9_-]{{22}})"
+)
 _SIGNATURE_BYTES = 16
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+class KnownClusters(msgspec.Struct, frozen=True):
+    """How many clusters of each source a subscriber knows, by a digest of the source's name."""
+
+    counts: Mapping[str, int] = msgspec.field(default_factory=dict)
+
+    def grown(self, by: Mapping[str, int]) -> "KnownClusters":
+        """Return what a subscriber knows after its view has grown."""
+        counts = dict(self.counts)
+        for source, count in by.items():
+            counts[digest] = counts.get(digest := _digest(source), 0) + count
+        return KnownClusters(counts)
+
+    def of(self, source: str) -> int:
+        return self.counts.get(_digest(source), 0)
+
+    def __str__(self) -> str:
+        return "_".join(f"{digest}-{count}" for digest, count in self.counts.items() if count > 0)
+
+
+NOTHING = KnownClusters()
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -22,11 +49,12 @@ class Position(msgspec.Struct, frozen=True):
     revision: int
     part: int | None = None
     """The number of snapshot parts that were read. A stream cannot be resumed within a snapshot."""
-    known: int | None = None
-    """The number of clusters that the subscriber knows. Another run of the daemon cannot verify it."""
+    known: KnownClusters = NOTHING
+    """What the subscriber knows. Another run of the daemon cannot verify it."""
 
     def __str__(self) -> str:
-        known = "" if self.known is None else f".known{self.known}"
+        known = str(self.known)
+        known = known and f".known{known}"
         return f"{self.epoch}.{self.revision}{known}{'' if self.part is None else f'.part{self.part}'}"
 
 
@@ -60,8 +88,11 @@ def parse(text: str) -> Position | None:
     if form is None:
         return None
     epoch, revision, known, part, _ = form.groups()
-    return Position(epoch, int(revision), part=_number(part), known=_number(known))
+    counts = [each.split("-") for each in known.split("_")] if known else []
+    known_clusters = KnownClusters({digest: int(count) for digest, count in counts})
+    return Position(epoch, int(revision), part=None if part is None else int(part), known=known_clusters)
 
 
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
+@lru_cache(maxsize=256)
+def _digest(source: str) -> str:
+    return blake2b(source.encode(), digest_size=2).hexdigest()

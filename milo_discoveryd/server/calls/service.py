@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,7 @@ from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, P
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
-from milo_discoveryd.server.calls.revision import Position, TokenSigner
+from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,
     CREDENTIALS_FAILING,
@@ -125,7 +126,8 @@ class Service:
         listing = page.listing
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
-        position = Position(self._info.epoch, listing.revision, known=len(listing.clusters), part=part)
+        known = NOTHING.grown(Counter(each.target.source for each in listing.clusters))
+        position = Position(self._info.epoch, listing.revision, known=known, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
             next_page_token=self._listings.next_token(page, taken, now),

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -26,7 +27,7 @@ from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.requests import WatchRequest
-from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
+from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reusable_timeout import Deadline
@@ -87,8 +88,7 @@ class WatchStream:
         self._subscription = subscription
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
-        self._known = 0
-        """The number of clusters that the subscriber knows."""
+        self._known = NOTHING
         self._doubt_at = 0.0
         self._doubts = False
         self._parts = 0
@@ -142,7 +142,8 @@ class WatchStream:
         resume = await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.resumed:
-            self._known = (self._resumes and self._resumes.known) or 0
+            assert self._resumes is not None
+            self._known = self._resumes.known
             self._last_revision = self._asked.resume_revision
             changes = cursor.take() or Batch(Frames(), cursor.revision)
             await self._send_changes(
@@ -216,13 +217,20 @@ class WatchStream:
 
         In a shard group, clusters can have moved to other members since: the subscriber must not keep them.
         """
-        known = self._resumes
-        if known is None or known.epoch == self._epoch or not known.known or self._pending or self._sharded:
+        resumes = self._resumes
+        if (
+            resumes is None
+            or resumes.epoch == self._epoch
+            or not resumes.known.counts
+            or self._pending
+            or self._sharded
+        ):
             return False
         if (now := self._clock()) >= self._doubt_at:
             self._doubt_at = now + DOUBT_S
-            engaged = sum(map(self._shown.matches, self._fleet.log.clusters()))
-            self._doubts = any(each.must_wait(known.known, engaged, now) for each in self._sources)
+            engaged = Counter(each.target.source for each in self._fleet.log.clusters() if self._shown.matches(each))
+            doubts = [each.must_wait(resumes.known.of(each.name), engaged[each.name], now) for each in self._sources]
+            self._doubts = any(doubts)
         return self._doubts
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
@@ -271,7 +279,8 @@ class WatchStream:
         await waiter.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        self._known = (0 if batch.reset else self._known) + batch.frames.counted(frames.growth)
+        known = NOTHING if batch.reset else self._known
+        self._known = known.grown(batch.frames.counted(frames.growth))
         is_live = bool(self._source) and not batch.reset and batch.synced
         if self._rotation:
             await self._send_batch(

@@ -15,7 +15,7 @@ from milo_discovery import DiscoveryClient, EventType, Watch
 from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import write
 from milo_sandbox.resources import SECRETS
-from tests.end_to_end.matrix.upstreams import Upstream, open_upstreams
+from tests.end_to_end.matrix.upstreams import TOKEN_LIFE_S, Upstream, open_upstreams
 from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
@@ -92,7 +92,7 @@ class World:
     async def running(cls, cell: Cell, directory: Path) -> AsyncIterator[Self]:
         async with AsyncExitStack() as stack:
             upstreams = await stack.enter_async_context(open_upstreams(cell.sources, directory))
-            hub = await stack.enter_async_context(Sandbox())
+            hub = await stack.enter_async_context(Sandbox(token_life=TOKEN_LIFE_S))
             world = cls(cell, directory, upstreams, hub)
             for number in range(6):
                 world.create(f"p-{number}")

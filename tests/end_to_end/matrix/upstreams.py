@@ -12,6 +12,8 @@ from milo_sandbox.kubeconfigs import write
 from milo_sandbox.resources import SERVICE_CONSUMERS
 
 SERVICE = "dns.example.com"
+TOKEN_LIFE_S = 86400.0
+"""Longer than any soak: the tokens in kubeconfigs are not renewed."""
 
 
 class Upstream(Protocol):
@@ -127,6 +129,6 @@ KINDS: dict[str, list[Callable[[Sandbox, Path], Upstream]]] = {
 @asynccontextmanager
 async def open_upstreams(kind: str, directory: Path) -> AsyncIterator[dict[str, Upstream]]:
     """Provide the sources of a cell, by name."""
-    async with Sandbox() as first, Sandbox() as second:
+    async with Sandbox(token_life=TOKEN_LIFE_S) as first, Sandbox(token_life=TOKEN_LIFE_S) as second:
         pairs = zip(KINDS[kind], ("eu", "us"), (first, second), strict=False)
         yield {name: upstream(sandbox, directory / name) for upstream, name, sandbox in pairs}

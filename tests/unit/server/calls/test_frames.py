@@ -15,6 +15,7 @@ from milo_discoveryd.model.cluster import (
     Reachability,
     SuspensionReason,
     Target,
+    source_of,
 )
 from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server.calls import convert
@@ -215,4 +216,15 @@ def test_batch_contains_status_of_each_source() -> None:
 def test_view_grows_with_engagements_and_shrinks_with_disengagements(
     type_: EventType, expected: int, cluster: Cluster
 ) -> None:
-    assert growth(encode(Event(type_, cluster))) == expected
+    assert growth([encode(Event(type_, cluster))] * 2) == (
+        {source_of(cluster.target.name): 2 * expected} if expected else {}
+    )
+
+
+@pytest.mark.parametrize("local_name", ["a", "a" * 100, "a" * 200])
+def test_growth_of_a_view_is_counted_for_each_source(local_name: str) -> None:
+    def engaged(source: str) -> bytes:
+        target = msgspec.structs.replace(SMALL.target, name=f"{source}#{local_name}", source=source)
+        return encode(Event(EventType.ENGAGED, msgspec.structs.replace(SMALL, target=target)))
+
+    assert growth([engaged("eu"), engaged("us"), engaged("eu")]) == {"eu": 2, "us": 1}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
+from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, parse
 
 EPOCH = "0123456789abcdef"
 MARK = "AbCdEfGhIjKlMnOpQrSt-_"
@@ -16,8 +16,11 @@ SIGNER = TokenSigner(b"key")
     [
         (Position(EPOCH, 42), f"{EPOCH}.42"),
         (Position(EPOCH, 42, part=3), f"{EPOCH}.42.part3"),
-        (Position(EPOCH, 42, known=7), f"{EPOCH}.42.known7"),
-        (Position(EPOCH, 42, part=3, known=0), f"{EPOCH}.42.known0.part3"),
+        (Position(EPOCH, 42, known=NOTHING.grown({"": 7})), f"{EPOCH}.42.knownb1fe-7"),
+        (
+            Position(EPOCH, 42, part=3, known=NOTHING.grown({"eu": 2, "us": 30})),
+            f"{EPOCH}.42.known5ea0-2_3053-30.part3",
+        ),
     ],
 )
 def test_revision_position_round_trips(position: Position, text: str) -> None:
@@ -40,6 +43,8 @@ def test_revision_position_round_trips(position: Position, text: str) -> None:
         f"{EPOCH}.42.{MARK}\n",
         f"{EPOCH}.42.{MARK}.part1",
         f"{EPOCH}.42.part.{MARK}",
+        f"{EPOCH}.42.known7.{MARK}",
+        f"{EPOCH}.42.known.{MARK}",
         f"{EPOCH.upper()}.42.{MARK}",
         f"{EPOCH}.42.{MARK}a",
         "\x00",
@@ -49,6 +54,12 @@ def test_revision_position_round_trips(position: Position, text: str) -> None:
 )
 def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
     assert parse(text) is None
+
+
+def test_known_clusters_are_counted_for_each_source() -> None:
+    known = NOTHING.grown({"eu": 3, "us": 2}).grown({"us": -1})
+    assert [known.of(source) for source in ("eu", "us", "asia")] == [3, 1, 0]
+    assert known == parse(f"{Position(EPOCH, 42, known=known)}.{MARK}").known  # type: ignore[union-attr]
 
 
 @given(st.text())
