@@ -70,6 +70,10 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
             return self.present
         return None if self.latest is None else self.latest.target
 
+    @property
+    def kept(self) -> Target | None:
+        return self.target
+
     def describes(self, target: Target) -> bool:
         return (self.target if self.cluster is None else self.cluster.target) == target
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, Withdrawn
 from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.registry.object_budget import kept_bytes
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
@@ -38,6 +39,10 @@ class Record(Protocol):
     @property
     def engaged(self) -> bool:
         """Whether the object is in use: its cluster is engaged, or its claims are valid."""
+
+    @property
+    def kept(self) -> Any:
+        """What is kept of the object, besides its state."""
 
     def describes(self, target: Any) -> bool:
         """Return whether the object is in use, or known, with that target."""
@@ -127,6 +132,10 @@ class KnownObjects(ABC, Generic[R, Change]):
 
     def records(self) -> Iterator[R]:
         return iter(self._records.values())
+
+    def kept_bytes(self) -> int:
+        """Return what the objects count in the budget of their source."""
+        return sum(kept_bytes(record.kept) for record in self._records.values())
 
     def present(self) -> Iterator[tuple[str, str]]:
         """Yield the names and UIDs that a complete list within the selector should contain."""

@@ -26,6 +26,10 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     def engaged(self) -> bool:
         return self.claims is not None
 
+    @property
+    def kept(self) -> tuple[Any, ...]:
+        return (self.claims, self.content)
+
     def describes(self, target: ClaimingObject) -> bool:
         return self.claims == target.claims and self.content == target.content
 

@@ -9,6 +9,7 @@ import msgspec
 
 from milo_discoveryd.model.observation import Observation, Outside, fields
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.registry.object_budget import OVER_BUDGET, CollectionBudget
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
     ConfirmationResult,
@@ -22,12 +23,22 @@ from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer, CollectionApi, ListWatch
 from milo_kube.reflect.liveness_policy import LivenessPolicy
-from milo_kube.reflect.messages import SourceEvent
+from milo_kube.reflect.messages import ListStarted, SourceEvent
 from milo_kube.reflect.reflector import Reflector
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
 """Shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
+
+
+OVER_BUDGET_RETRY_S = 300.0
+NewReflector = Callable[[ViewStatus | None, str], Reflector[Observation]]
+"""Returns a reflector that begins with a list, given a status and the highest resource version so far."""
+
+
+class _SourceOverBudgetError(Exception):
+    """The API server has sent more objects than the daemon keeps."""
 
 
 class SourceApi(CollectionApi, Protocol):
@@ -46,31 +57,27 @@ class Driver:
         watched: WatchedCollection,
         *,
         decoder: Decoder[Any, Observation],
-        reflector: Reflector[Observation],
+        new_reflector: NewReflector,
+        budget: CollectionBudget,
         pending_deletions: PendingDeletions,
         sink: Sink,
         connect_timeout_s: float,
         request_timeout_s: float,
         liveness: LivenessPolicy,
+        status: ViewStatus | None = None,
+        highest_version: str = "",
     ) -> None:
+        """`status` and `highest_version` are those of a restored fleet, if there is one."""
         self._api = api
         self._watched = watched
         self._decoder = decoder
-        self._reflector = reflector
+        self._new_reflector = new_reflector
+        self._reflector = new_reflector(status, highest_version)
+        self._budget = budget
         self._sink = sink
+        self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._liveness_probe = LivenessProbe(api, liveness, sink.liveness_checked)
-        self._list_watch = ListWatch(
-            api,
-            watched,
-            decoder=decoder,
-            reflector=reflector,
-            waits=self._liveness_probe,
-            apply=self._apply,
-            report=sink.source,
-            connect_timeout_s=connect_timeout_s,
-            request_timeout_s=request_timeout_s,
-        )
         self._confirmations = Confirmations(
             pending_deletions,
             sink,
@@ -83,18 +90,50 @@ class Driver:
     async def run(self) -> None:
         """Follow the source until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._list_watch.run(), name="follow the source")
+            tasks.create_task(self._follow(), name="follow the source")
             tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
             tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
 
+    @property
+    def highest_version(self) -> str:
+        """The highest resource version that the API server has shown."""
+        return self._reflector.trust.highest_version
+
+    async def _follow(self) -> None:
+        while True:
+            list_watch = ListWatch(
+                self._api,
+                self._watched,
+                decoder=self._decoder,
+                reflector=self._reflector,
+                waits=self._liveness_probe,
+                apply=self._apply,
+                report=self._sink.source,
+                connect_timeout_s=self._connect_timeout_s,
+                request_timeout_s=self._request_timeout_s,
+            )
+            try:
+                await list_watch.run()
+            except _SourceOverBudgetError as error:
+                contact = self._reflector.status.last_contact
+                status = ViewStatus(ViewState.STALE, self._clock(), OVER_BUDGET, str(error), contact)
+            self._reflector = self._new_reflector(status, self.highest_version)
+            self._sink.source(status)
+            for _ in self._sink.take((ListStarted(),), self._clock()):
+                pass  # drops a list that did not end
+            await asyncio.sleep(OVER_BUDGET_RETRY_S)
+
     async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
         read_at = self._clock()
-        portions = self._sink.take(source_events, read_at)
+        portions = self._sink.take(self._budget.within(source_events), read_at)
         next(portions, None)  # usually the only batch, and the next await yields to the event loop
         for _ in portions:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
         self._confirmations.applied()
+        if problem := self._budget.problem:
+            self._budget.problem = ""
+            raise _SourceOverBudgetError(problem)
 
     async def _read_object(self, key: str) -> ConfirmationResult:
         namespace, name = self._watched.keys.split(key)

@@ -10,6 +10,7 @@ import msgspec
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.registry.object_budget import ObjectBudget
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
@@ -51,6 +52,7 @@ class Discovery:
         *,
         epoch: str,
         policy: ReflectorPolicy,
+        objects_limit: int,
         jitter: Callable[[], float],
         connect_timeout_s: float,
         request_timeout_s: float,
@@ -58,6 +60,7 @@ class Discovery:
         self._source = source
         self._storage = _SourceStorage(source, store, epoch)
         self._policy = policy
+        self._objects_limit = objects_limit
         self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -67,31 +70,33 @@ class Discovery:
     ) -> None:
         """Follow the source until canceled. `collections` has an item for each of the fleet's feeds."""
         status, highest_version = self._storage.restore(restored_place)
-        clock = asyncio.get_running_loop().time
-        drivers, reflectors = [], []
-        for feed, (watched, decoder) in zip(self._source.feeds, collections, strict=True):
-            reflector: Reflector[Observation] = Reflector(
-                self._policy, self._jitter, clock(), status, highest_version=highest_version
+        budget = ObjectBudget(self._objects_limit)
+        drivers = [
+            Driver(
+                api,
+                watched,
+                decoder=decoder,
+                new_reflector=self._reflector,
+                budget=budget.collection(feed.objects.kept_bytes),
+                pending_deletions=feed.pending_deletions,
+                sink=feed,
+                connect_timeout_s=self._connect_timeout_s,
+                request_timeout_s=self._request_timeout_s,
+                liveness=self._policy.liveness,
+                status=status,
+                highest_version=highest_version,
             )
-            reflectors.append(reflector)
-            drivers.append(
-                Driver(
-                    api,
-                    watched,
-                    decoder=decoder,
-                    reflector=reflector,
-                    pending_deletions=feed.pending_deletions,
-                    sink=feed,
-                    connect_timeout_s=self._connect_timeout_s,
-                    request_timeout_s=self._request_timeout_s,
-                    liveness=self._policy.liveness,
-                )
-            )
+            for feed, (watched, decoder) in zip(self._source.feeds, collections, strict=True)
+        ]
         async with asyncio.TaskGroup() as tasks:
-            saving = self._storage.save(lambda: oldest(reflector.trust.highest_version for reflector in reflectors))
+            saving = self._storage.save(lambda: oldest(driver.highest_version for driver in drivers))
             tasks.create_task(saving, name="save the fleet")
             for driver in drivers:
                 tasks.create_task(driver.run(), name="follow a collection")
+
+    def _reflector(self, status: ViewStatus | None, highest_version: str) -> Reflector[Observation]:
+        now = asyncio.get_running_loop().time()
+        return Reflector(self._policy, self._jitter, now, status, highest_version=highest_version)
 
 
 class FileDiscovery:

@@ -29,7 +29,8 @@ class KnownClusters(msgspec.Struct, frozen=True):
         """Return what a subscriber knows after its view has grown."""
         counts = dict(self.counts)
         for source, count in by.items():
-            counts[digest] = counts.get(digest := _digest(source), 0) + count
+            digest = _digest(source)
+            counts[digest] = counts.get(digest, 0) + count
         return KnownClusters(counts)
 
     def of(self, source: str) -> int:

@@ -15,6 +15,7 @@ import pytest
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.registry.object_budget import ObjectBudget
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -161,9 +162,14 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]
         transport,
         WatchedCollection(PROJECTS),
         decoder=Decoder(KubeObject, mode.observe, Malformed),
-        reflector=Reflector(
-            ReflectorPolicy(backoff=QUICK, streaming_lists=False), lambda: 0.0, asyncio.get_running_loop().time()
+        new_reflector=lambda status, version: Reflector(
+            ReflectorPolicy(backoff=QUICK, streaming_lists=False),
+            lambda: 0.0,
+            asyncio.get_running_loop().time(),
+            status,
+            highest_version=version,
         ),
+        budget=ObjectBudget(1 << 30).collection(source.feeds[0].objects.kept_bytes),
         pending_deletions=pending,
         sink=source.feeds[0],
         connect_timeout_s=10.0,

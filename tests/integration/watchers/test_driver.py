@@ -13,6 +13,7 @@ from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.object_budget import OBJECT_OVERHEAD, OVER_BUDGET, ObjectBudget
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -20,6 +21,7 @@ from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.watchers import driver as driver_module
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.backoff import Backoff
@@ -184,7 +186,10 @@ class Ledger(Journal):
 
 @asynccontextmanager
 async def running(
-    server_script: ScriptedServer, policy: ReflectorPolicy | None = None, liveness: LivenessPolicy | None = None
+    server_script: ScriptedServer,
+    policy: ReflectorPolicy | None = None,
+    liveness: LivenessPolicy | None = None,
+    objects_limit: int = 1 << 30,
 ) -> AsyncIterator[DriverRun]:
     def encode(event: Event) -> bytes:
         return b""
@@ -199,9 +204,14 @@ async def running(
             transport,
             WatchedCollection(PROJECTS),
             decoder=Decoder(KubeObject, mode.observe, Malformed),
-            reflector=Reflector(
-                policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()
+            new_reflector=lambda status, version: Reflector(
+                policy or ReflectorPolicy(backoff=QUICK),
+                lambda: 0.0,
+                asyncio.get_running_loop().time(),
+                status,
+                highest_version=version,
             ),
+            budget=ObjectBudget(objects_limit).collection(source.feeds[0].objects.kept_bytes),
             pending_deletions=pending_deletions,
             sink=source.feeds[0],
             connect_timeout_s=10.0,
@@ -234,6 +244,44 @@ async def test_streaming_list_engages_ready_objects_and_continues_as_watch() -> 
     assert {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}.items() <= server_script.queries[
         0
     ].items()
+
+
+async def test_watch_that_exceeds_the_budget_makes_the_source_stale_and_disengages_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver_module, "OVER_BUDGET_RETRY_S", 0.05)
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    async with running(server_script, objects_limit=10 * OBJECT_OVERHEAD) as run:
+        await run.synced()
+        for number in range(100):
+            watch.send(line("ADDED", project(f"p-{number}", 6 + number)))
+        await eventually(lambda: run.source.status.reason == OVER_BUDGET)
+        assert run.source.status.state is ViewState.STALE
+        assert run.source.registry.engaged < 10
+        await eventually(watch.gone.is_set)
+        again = ScriptedResponse(*(line("ADDED", project(f"p-{number}", 6 + number)) for number in range(100)))
+        server_script.watches = [again]
+        await eventually(again.gone.is_set)
+        assert run.source.status.reason == OVER_BUDGET
+        engaged = [each.target.name for each in run.source.registry.clusters()]
+        repaired = [line("ADDED", project(name, 200)) for name in engaged]
+        server_script.watches = [ScriptedResponse(*repaired, bookmark(201, ends_list=True))]
+        await run.synced()
+        assert not any("DISENGAGED" in event for event in run.events)
+
+
+async def test_list_of_endless_pages_makes_the_source_stale() -> None:
+    server_script = ScriptedServer()
+    pages = (listing(5, *(project(f"p-{page}-{item}", 1) for item in range(5)), more=f"{page}") for page in range(9))
+    server_script.lists = [*pages]
+    policy = ReflectorPolicy(backoff=QUICK, streaming_lists=False)
+    async with running(server_script, policy, objects_limit=20 * OBJECT_OVERHEAD) as run:
+        await eventually(lambda: run.source.status.reason == OVER_BUDGET)
+        assert run.source.status.state is ViewState.STALE
+        assert run.source.registry.engaged == 0, "a list that did not end is dropped"
+        assert len(server_script.queries) < 9
 
 
 async def test_deletion_is_reported_after_not_found() -> None:

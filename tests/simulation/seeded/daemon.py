@@ -273,6 +273,7 @@ class Daemon:
             disk,
             epoch=epoch,
             policy=policy,
+            objects_limit=1 << 30,
             jitter=random.random,
             connect_timeout_s=10.0,
             request_timeout_s=30.0,

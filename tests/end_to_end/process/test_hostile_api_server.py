@@ -1,0 +1,142 @@
+"""An API server that sends objects without end: its source is stale, and the daemon's memory stays within bounds."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from milo_discovery import DiscoveryClient, SourceState
+from milo_discoveryd.sources.project import PROJECTS
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.soak.gauges import own_mib
+from tests.support.eventually import eventually
+
+PAGE = 500
+LABELS = {f"label-{number}": "x" * 60 for number in range(10)}
+LIMIT_MIB = 8
+"""Of objects. The daemon keeps each in several forms, and reads pages of a limited size besides."""
+GROWTH_MIB = 64
+
+
+def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"p-{number}", "uid": f"uid-{number}", "resourceVersion": str(number), "labels": labels},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+class HostileServer:
+    """Lists by pages without end, or a short list and a watch without end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._numbers = count(1)
+        self.sent = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path != PROJECTS.path:
+            return web.Response(text="ok")
+        if "watch" in request.query:
+            return await self._watch(request)
+        return self._page(is_endless=self._what == "pages")
+
+    def _page(self, *, is_endless: bool) -> web.Response:
+        items = [project(next(self._numbers), LABELS) for _ in range(PAGE if is_endless else 5)]
+        self.sent += len(items)
+        more = str(self.sent) if is_endless else ""
+        return web.json_response({"metadata": {"resourceVersion": "5", "continue": more}, "items": items})
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            number = next(self._numbers)
+            lines = [
+                json.dumps({"type": "ADDED", "object": self._changed(number + each)}) + "\n" for each in range(PAGE)
+            ]
+            self.sent += PAGE
+            await response.write("".join(lines).encode())
+
+    def _changed(self, number: int) -> dict[str, Any]:
+        if self._what == "changes":
+            return {**project(number % 5 + 1, {**LABELS, "change": str(number)})}
+        if self._what == "large objects":
+            return project(number, LABELS | {f"large-{each}": "x" * 60 for each in range(200)})
+        return project(next(self._numbers), LABELS)
+
+
+@pytest.mark.parametrize("what", ["pages", "events", "large objects"])
+async def test_memory_is_bounded_and_other_sources_are_unharmed(workspace: Workspace, what: str) -> None:
+    server = HostileServer(what)
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with server.listening() as url:
+        config = _config(workspace, url)
+        async with DaemonProcess(workspace.address, "--config", str(config)) as daemon:
+            await daemon.start()
+            before = _mib(daemon)
+            most = before
+            async with DiscoveryClient(workspace.address) as client, client.watch(accept_pending_sources=True) as watch:
+                following = asyncio.create_task(_follow(watch))
+
+                def is_over_budget() -> bool:
+                    nonlocal most
+                    most = max(most, _mib(daemon))
+                    hostile = watch.sources.get("hostile")
+                    return hostile is not None and hostile.reason == "OverBudget"
+
+                await daemon.during(eventually(is_over_budget))
+                hostile = watch.sources["hostile"]
+                assert hostile.state is SourceState.STALE
+                assert "watch.objects_limit" in hostile.message
+                workspace.sandbox.projects.create("beta", ready=True)
+                await daemon.during(eventually(lambda: {"good#alpha", "good#beta"} <= set(watch.clusters)))
+                following.cancel()
+            sent = server.sent
+            assert most - before < GROWTH_MIB, f"{before:.0f} to {most:.0f} MiB"
+            assert server.sent == sent, "nothing further is read"
+
+
+async def _follow(watch: Any) -> None:
+    async for _ in watch:
+        pass
+
+
+def _config(workspace: Workspace, url: str) -> Path:
+    hostile = workspace.directory / "hostile"
+    user = {"name": "u", "user": {"token": "t"}}
+    context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+    cluster = {"name": "c", "cluster": {"server": url}}
+    kubeconfig = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "x"}
+    hostile.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **kubeconfig}))
+    sources = [("good", workspace.kubeconfig), ("hostile", hostile)]
+    config = workspace.directory / "config.yaml"
+    settings = {
+        "sources": [{"name": name, "kind": "project", "discovery_kubeconfig": str(file)} for name, file in sources],
+        "listen": [workspace.address],
+        "http_listen": "off",
+        "connectivity": {"interval": "off"},
+        "plain_loopback": True,
+        "watch": {"streaming_lists": "off", "page_size": PAGE, "objects_limit": f"{LIMIT_MIB}MiB"},
+    }
+    config.write_text(yaml.safe_dump(settings))
+    return config
+
+
+def _mib(daemon: DaemonProcess) -> float:
+    return own_mib(Path(f"/proc/{daemon.pid}/status").read_text())
