@@ -25,7 +25,7 @@ const (
 // ErrInvalidAddress is the error of an address that is neither unix:///path nor HOST:PORT.
 var ErrInvalidAddress = errors.New("invalid address")
 
-var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
+var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
 
 // target returns a valid address. If it is empty, the address from the environment is used, or else the default.
 func target(address string) (string, error) {
@@ -49,10 +49,11 @@ func target(address string) (string, error) {
 	return address, nil
 }
 
-// grpcTarget returns the target for gRPC, which parses it as a URL, whereas the path of a socket is literal.
+// grpcTarget returns the target for gRPC, which parses it as a URL, whereas the path of a socket and the zone of an IPv6
+// address are literal.
 func grpcTarget(address string) string {
 	if path, ok := strings.CutPrefix(address, socketScheme); ok {
 		return (&url.URL{Scheme: "unix", Path: path}).String()
 	}
-	return address
+	return (&url.URL{Scheme: "dns", Path: "/" + address}).String()
 }

@@ -20,6 +20,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
@@ -35,6 +36,7 @@ func TestAddress(t *testing.T) {
 		{address: "milo-discovery.milo-system.svc:443", want: "milo-discovery.milo-system.svc:443"},
 		{address: "127.0.0.1:1", want: "127.0.0.1:1"},
 		{address: "[::1]:65535", want: "[::1]:65535"},
+		{address: "[fe80::1%eth0]:443", want: "[fe80::1%eth0]:443"},
 		{address: "unix://" + strings.Repeat("/", 107), want: "unix://" + strings.Repeat("/", 107)},
 		{address: "unix://" + strings.Repeat("/", 108), problem: "must not exceed 107 bytes"},
 		{address: "unix://relative.sock", problem: "must be absolute"},
@@ -54,6 +56,17 @@ func TestAddress(t *testing.T) {
 			t.Errorf("%q is refused with %v, want %q", each.address, err, each.problem)
 		}
 	}
+}
+
+func TestAddressWithAZoneIsATarget(t *testing.T) {
+	connection, err := grpc.NewClient(grpcTarget("[::1%lo]:443"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := connection.CanonicalTarget(); got != "dns:///[::1%lo]:443" {
+		t.Errorf("the target is %s", got)
+	}
+	_ = connection.Close()
 }
 
 func TestDialRefusesCredentials(t *testing.T) {

@@ -27,6 +27,11 @@
 //
 // multicluster-runtime engages one cluster after another, and waits for each informer. The clusters of this provider do
 // not make it wait: their informers sync in the background. A reconciler that reads a kind for which the cluster has no
-// synced informer yet does wait; give controllers a ReconciliationTimeout, so that a cluster that does not answer can't
-// hold a worker. Options.BlockingCaches restores the usual behavior.
+// synced informer yet does wait, for at most 5 s from the first read of the kind in that cluster: later reads fail at once,
+// until it has synced. Options.BlockingCaches restores the usual behavior, without these limits.
+//
+// # Sharding
+//
+// multicluster-runtime's sharded coordinator is refused by Start: in it the disengagement of one cluster ends others, which
+// nothing starts again. The daemon's own sharding gives each replica its own clusters.
 package multicluster

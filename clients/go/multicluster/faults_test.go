@@ -14,12 +14,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
 	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	"sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
@@ -441,4 +444,21 @@ func (b *blocking) Engage(ctx context.Context, name mc.ClusterName, cl cluster.C
 	b.began <- name
 	<-b.may
 	return b.engagements.Engage(ctx, name, cl)
+}
+
+func TestShardedCoordinatorIsRefused(t *testing.T) {
+	env := newEnvironment(t)
+	kube, err := client.New(env.local(), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
+	coordinator := mcmanager.WithCoordinator(sharded.New(kube, logger()))
+	mgr, err := mcmanager.New(env.local(), env.provider(nil), options, coordinator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mgr.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "sharded coordinator") {
+		t.Errorf("the manager ended with %v", err)
+	}
 }

@@ -181,8 +181,11 @@ func (e everywhere) Start(ctx context.Context) error { return e.provider.follow(
 func (e everywhere) NeedLeaderElection() bool { return false }
 
 // Start engages clusters with aware until ctx ends. The manager calls it. It fails only if the daemon refuses the
-// subscription before the first complete view.
+// subscription before the first complete view, or if the manager has the sharded coordinator.
 func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
+	if isSharded(aware) {
+		return errSharded
+	}
 	p.mu.Lock()
 	if p.started {
 		p.mu.Unlock()

@@ -86,7 +86,10 @@ func (c *Credential) Offer(k Kubeconfig) error {
 }
 
 func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
-	if c.isOld(k) {
+	c.mu.Lock()
+	isNew := c.supersedes(k)
+	c.mu.Unlock()
+	if !isNew {
 		return Unchanged, nil
 	}
 	config, err := Parse(k.Content)
@@ -108,7 +111,7 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 		release()
 		return Failed, errClosed
 	}
-	if c.held != nil && !k.IssuedAt.After(c.held.from.IssuedAt) {
+	if !c.supersedes(k) {
 		release()
 		return Unchanged, nil
 	}
@@ -119,10 +122,15 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	return Renewed, nil
 }
 
-func (c *Credential) isOld(k Kubeconfig) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.held != nil && !k.IssuedAt.After(c.held.from.IssuedAt)
+// supersedes returns whether a kubeconfig replaces the current one: a response and a push may arrive in another order than they
+// were issued in. It is called with the lock held.
+func (c *Credential) supersedes(k Kubeconfig) bool {
+	if c.held == nil {
+		return true
+	}
+	issued := c.held.from.IssuedAt
+	// A time in the future is from before the clock was set back.
+	return k.IssuedAt.After(issued) || issued.After(c.options.Now()) && !k.IssuedAt.Equal(issued)
 }
 
 // Close releases the transport. Later requests fail.

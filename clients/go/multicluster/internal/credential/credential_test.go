@@ -196,6 +196,16 @@ func TestCredentialKeepsKubeconfigWithNewestIssueTime(t *testing.T) {
 	}
 }
 
+func TestClockThatIsSetBackDoesNotKeepAnOldKubeconfig(t *testing.T) {
+	c, _ := newCredential(&issuer{}, func() time.Time { return time.Unix(1000, 0) })
+	if err := errors.Join(c.Offer(kubeconfig("before", 5000)), c.Offer(kubeconfig("after", 1000))); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.held.from.IssuedAt; !got.Equal(time.Unix(1000, 0)) {
+		t.Errorf("the one issued at %v is used", got)
+	}
+}
+
 func TestClosedCredentialReleasesItsTransport(t *testing.T) {
 	pool := &Pool{}
 	c := New(Options{Pool: pool, Now: time.Now, Attempted: func(Outcome, error) {}})
