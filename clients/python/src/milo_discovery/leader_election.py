@@ -116,8 +116,8 @@ class LeaderElection:
             if self._lock.holder != last_holder:
                 last_holder = self._lock.holder
                 log.info("waiting: lease %s/%s is held by %s", self._namespace, self._name, last_holder or "none")
-            # A released Lease is taken at the next attempt, so candidates try more often than the holder renews.
-            await asyncio.sleep(self._timing.retry_period / 2)
+            # A released Lease is taken at the next attempt, so candidates look more often than the holder renews.
+            await asyncio.sleep(self._timing.retry_period / 4)
 
     async def _renew_until_lost(self) -> None:
         clock = asyncio.get_running_loop().time

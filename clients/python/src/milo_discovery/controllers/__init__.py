@@ -10,7 +10,6 @@ with needs_extra("controllers"):
 from milo_discovery.controllers.app import main, set_up_logging
 from milo_discovery.controllers.cache_budget import CacheLimits
 from milo_discovery.controllers.conditions import owner_reference, with_condition, with_owner
-from milo_discovery.controllers.controller import ReconcileTarget, Watched, WatchedKind
 from milo_discovery.controllers.controllers import Controllers, watches
 from milo_discovery.controllers.errors import (
     AlreadyExists,
@@ -31,6 +30,7 @@ from milo_discovery.controllers.kinds import Kind
 from milo_discovery.controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
 from milo_discovery.controllers.request import Request, Result
 from milo_discovery.controllers.single_cluster import SingleCluster
+from milo_discovery.controllers.watched import ReconcileTarget, Watched, WatchedKind
 from milo_discovery.controllers.work_queue import QueuePolicy
 
 __all__ = [

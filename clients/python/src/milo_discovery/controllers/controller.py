@@ -5,37 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextvars import copy_context
+from contextlib import AbstractContextManager
 from random import getrandbits
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from milo_discovery._failure_log import FailureLog, raised_at
-from milo_discovery._task_groups import cancelled_from_outside, wait_uninterrupted
+from milo_discovery._failure_log import FailureLog
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.conditions import is_terminating
-from milo_discovery.controllers.errors import (
-    ApiError,
-    ControllerError,
-    Permanent,
-    ProjectSuspended,
-    ReconcileTimeout,
-)
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
-from milo_discovery.controllers.functions import is_async
 from milo_discovery.controllers.informer import Informer
-from milo_discovery.controllers.kinds import CacheKey, Kind, ObjectT
+from milo_discovery.controllers.kinds import CacheKey, Kind
 from milo_discovery.controllers.logs import current_cluster, current_object, current_reconcile
-from milo_discovery.controllers.metrics import ControllerMetrics
-from milo_discovery.controllers.object_cache import CachedObject, Change, changed
+from milo_discovery.controllers.metrics import ControllerMetrics, ReconcileMetrics
+from milo_discovery.controllers.object_cache import CachedObject, Change
 from milo_discovery.controllers.own_writes import WITHIN_S, OwnWrites
-from milo_discovery.controllers.request import Request, Result
+from milo_discovery.controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
+from milo_discovery.controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
+from milo_discovery.controllers.request import Request
 from milo_discovery.controllers.tracing import SpanTracer, span
+from milo_discovery.controllers.watched import Predicate, ReconcileTarget, Watched, WatchedKind
 from milo_discovery.controllers.work_queue import (
     Done,
     Failed,
@@ -49,66 +42,12 @@ from milo_discovery.controllers.work_queue import (
     WorkQueue,
 )
 from milo_discovery.engaged_cluster import EngagedCluster
-from milo_discovery.errors import DiscoveryError
-from milo_discovery.model import Cluster
 
 log = logging.getLogger("milo_discovery.controllers")
-
-T = TypeVar("T")
-Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
-"""An async function, or a plain one, which is called in a thread."""
 
 _HOT_S = 10.0
 _HOT_RECONCILES = 100
 """An object that is reconciled this often within `_HOT_S` is logged."""
-_LONGEST_ERROR = 500
-
-
-class ReconcileTarget(NamedTuple):
-    """An object to reconcile, as a mapper returns it."""
-
-    name: str
-    namespace: str = ""
-    cluster: str | None = None
-    """Name of the cluster; by default the one in which the watched object changed."""
-
-
-class Watched(Generic[ObjectT]):
-    """A change of a watched object, for a mapper."""
-
-    def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
-        self.cluster = cluster
-        self.clusters = clusters
-        """The caches of all clusters."""
-        self.name = change.current.name
-        self.namespace = change.current.namespace
-        self.is_deleted = change.new is None
-        self._kind = kind
-        self._change = change
-
-    @property
-    def object(self) -> ObjectT:
-        """The object as it is, or as it last was if it was deleted."""
-        return self._kind.decode(self._change.current.raw)
-
-    @property
-    def before(self) -> ObjectT | None:
-        """The object before the change; None if it is new."""
-        return None if self._change.old is None else self._kind.decode(self._change.old.raw)
-
-
-Mapper = Callable[[Watched[T]], Iterable[ReconcileTarget]]
-Predicate = Literal["generation", "labels", "annotations"] | Callable[[Watched[T]], bool]
-"""Which updates of an object matter: those of its generation (its spec), labels or annotations, or those for which the
-function returns true. Without a function, creations and deletions always matter."""
-
-
-class WatchedKind(NamedTuple):
-    """A kind whose changes lead to reconciles of other objects. Made by `watches`."""
-
-    kind: Kind[Any]
-    map: Mapper[Any]
-    on: tuple[Predicate[Any], ...]
 
 
 class ControllerSpec(NamedTuple):
@@ -125,15 +64,6 @@ class ControllerSpec(NamedTuple):
     per_cluster: int = 4
     policy: QueuePolicy = QueuePolicy()
     timeout_s: float | None = None
-
-
-class ReconcileFailure(msgspec.Struct):
-    """The last failure of an object."""
-
-    error: str
-    attempts: int
-    since: float
-    is_stopped: bool
 
 
 class Shared(NamedTuple):
@@ -172,15 +102,14 @@ class Controller:
 
     def __init__(self, spec: ControllerSpec, reconciler: Reconciler[Any], shared: Shared) -> None:
         self.spec = spec
-        self._reconciler = reconciler
-        self._is_async = is_async(reconciler)
+        self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, threads=shared.threads)
         self._shared = shared
         self._members = shared.members
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
+        self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failing: dict[ObjectKey, ReconcileFailure] = {}
         self._recent: dict[ObjectKey, int] = {}
         """Reconciles of each object since `_recent_since`."""
         self._recent_since = self._clock()
@@ -192,20 +121,7 @@ class Controller:
         for watched in spec.watches:
             self._mapped.setdefault(watched.kind.key, []).append(watched)
         self._needed = {spec.kind.key, *self._owned, *self._mapped}
-        metrics = self._metrics = shared.metrics
-        name = spec.name
-        self._adds = metrics.adds.labels(name, name)
-        self._retries = metrics.retries.labels(name, name)
-        self._queue_duration = metrics.queue_duration.labels(name, name)
-        self._work_duration = metrics.work_duration.labels(name, name)
-        self._reconcile_time = metrics.reconcile_time.labels(name)
-        self._active_metric = metrics.active.labels(name)
-        self._errors = metrics.errors.labels(name)
-        self._terminal_errors = metrics.terminal_errors.labels(name)
-        self._results = {
-            result: metrics.reconciles.labels(name, result) for result in ("success", "requeue_after", "error")
-        }
-        metrics.max_concurrent.labels(name).set(spec.workers)
+        self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
 
     # --- called by the runtime ---
 
@@ -214,10 +130,8 @@ class Controller:
 
     def drop(self, member: ReconciledCluster) -> None:
         """Forget the queued objects of the member. The runtime cancels its tasks."""
-        dropped = member.cluster.name, member.incarnation
-        self.queue.drop(*dropped)
-        for key in [key for key in self._failing if key[:2] == dropped]:
-            del self._failing[key]
+        self.queue.drop(member.cluster.name, member.incarnation)
+        self.failures.drop(member.cluster.name, member.incarnation)
 
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
@@ -277,20 +191,15 @@ class Controller:
 
     def failing(self) -> Iterator[tuple[ObjectKey, ReconcileFailure, float | None]]:
         """Return the objects whose last reconcile failed, and the time of the next one. Safe in any thread."""
-        for key, failure in tuple(self._failing.items()):
+        for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
-
-    @property
-    def failures(self) -> int:
-        """The number of objects whose last reconcile failed."""
-        return len(self._failing)
 
     # --- changes ---
 
     def _add(self, member: ReconciledCluster, namespace: str, name: str, priority: Priority) -> None:
         key = ObjectKey(member.cluster.name, member.incarnation, namespace, name)
         self.queue.add(key, self._clock(), priority)
-        self._adds.inc()
+        self._metrics.added()
         self.pump_soon()
 
     def _add_owners(self, member: ReconciledCluster, owned: CachedObject, priority: Priority) -> None:
@@ -304,12 +213,10 @@ class Controller:
 
     def _add_mapped(self, member: ReconciledCluster, watched: WatchedKind, change: Change, priority: Priority) -> None:
         try:
-            found = watched.map(Watched(watched.kind, change, member.cluster, self._shared.clusters))
-            targets = _targets(found)
+            targets = watched.targets(self._watched(member, watched.kind, change))
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
-            self._log_failure(
-                member.cluster.name, f"the mapper of {watched.kind.resource}", error, "nothing is reconciled"
-            )
+            what = f"the mapper of {watched.kind.resource}"
+            self.failures.log(member.cluster.name, what, error, "nothing is reconciled")
             return
         for target in targets:
             of = member if target.cluster is None else self._members.get(target.cluster)
@@ -320,15 +227,13 @@ class Controller:
         self, member: ReconciledCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
     ) -> bool:
         try:
-            return not on or any(
-                changed(each, change)
-                if isinstance(each, str)
-                else each(Watched(kind, change, member.cluster, self._shared.clusters))
-                for each in on
-            )
+            return not on or self._watched(member, kind, change).matters(on)
         except Exception as error:  # noqa: BLE001  (as above)
-            self._log_failure(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
+            self.failures.log(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
             return True
+
+    def _watched(self, member: ReconciledCluster, kind: Kind[Any], change: Change) -> Watched[Any]:
+        return Watched(kind, change, member.cluster, self._shared.clusters)
 
     # --- reconciles ---
 
@@ -355,7 +260,7 @@ class Controller:
             self._tasks.add(task)
             # A callback rather than the task's own code, of which nothing runs if it is canceled before it begins.
             task.add_done_callback(self._ended)
-        self._active_metric.set(len(self._tasks))
+        self._metrics.running(len(self._tasks))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -369,7 +274,7 @@ class Controller:
         if not member.cluster.engaged or self._is_left_to_deletion(member, key):
             self.queue.done(key, Done(), self._clock())
             return
-        self._queue_duration.observe(work.queued_s)
+        self._metrics.began(work.queued_s)
         began = self._running[key] = self._clock()
         current_cluster.set(key.cluster)
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
@@ -379,22 +284,24 @@ class Controller:
         outcome: Outcome = Failed()
         error: Exception | None = None
         try:
-            outcome = await self._reconciled(request)
+            with self._span():
+                outcome = await self._call.outcome(request)
         except Exception as caught:  # noqa: BLE001  (the top of a reconcile: recorded, logged and retried)
             error = caught
-            outcome = _outcome(caught, member.cluster)
+            outcome = failed_outcome(caught, member.cluster)
         finally:
             now = self._clock()
             del self._running[key]
             is_held = bool(request.writes) and self._hold(member, key, request)
             delay_s = self.queue.done(key, outcome, now, is_held=is_held)
-            self._measure(key, outcome, now - began)
+            self._metrics.ended(key.cluster, outcome, now - began)
         if error is None or isinstance(outcome, Parked):
-            self._failing.pop(key, None)
+            self.failures.recovered(key)
             return
-        self._note_failure(key, error, is_stopped=isinstance(outcome, Stopped))
+        if self._members.get(key.cluster) is member:  # it was not dropped meanwhile
+            self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
         then = "no retry until it changes" if delay_s is None else f"retry in {delay_s:.1f} s"
-        self._log_failure(key.cluster, f"reconciling {current_object.get()}", error, then)
+        self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
 
     def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any]) -> bool:
         """Hold the object until the caches have what its reconcile wrote; return whether they lack any of it."""
@@ -422,13 +329,6 @@ class Controller:
                 *(self.spec.name, _named(key), count, now - self._recent_since),
             )
 
-    def _note_failure(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:
-        before = self._failing.get(key)
-        since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
-        member = self._members.get(key.cluster)
-        if member is not None and member.incarnation == key.incarnation:  # it was not dropped meanwhile
-            self._failing[key] = ReconcileFailure(_text(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
-
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self.pump_soon()
@@ -446,28 +346,6 @@ class Controller:
             failures=work.failures,
         )
 
-    async def _reconciled(self, request: Request[Any]) -> Outcome:
-        limit_s = self.spec.timeout_s
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                result = await self._called(request)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise ReconcileTimeout(
-                f"the reconcile was ended after {limit_s:g} s; pass timeout= if it needs longer"
-            ) from error
-        except asyncio.CancelledError as cancelled:
-            if cancelled_from_outside():
-                raise
-            raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
-        if result is None:
-            return Done()
-        if not isinstance(result, Result):
-            raise TypeError(f"the reconciler returned {result!r}: return None or a Result")
-        after = result.requeue_after
-        return Done(None if after is None else after.total_seconds())
-
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.
 
@@ -478,93 +356,11 @@ class Controller:
         found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
         return found is None or not is_terminating(msgspec.json.decode(found.raw))
 
-    async def _called(self, request: Request[Any]) -> Any:
-        attributes = {"milo.cluster": current_cluster.get(), "k8s.namespace.name": request.namespace}
-        attributes |= {"milo.object": current_object.get(), "milo.reconcile": current_reconcile.get()}
-        with span(self._shared.tracer, f"reconcile {self.spec.name}", attributes):
-            return await self._run(request)
-
-    async def _run(self, request: Request[Any]) -> Any:
-        if self._is_async:
-            return await self._reconciler(request)  # type: ignore[misc]  # checked at registration
-        calling = asyncio.get_running_loop().run_in_executor(
-            self._shared.threads(), copy_context().run, self._reconciler, request
-        )
-        try:
-            return await asyncio.shield(calling)
-        except asyncio.CancelledError:
-            # A thread cannot be ended from outside: its next call of request.wait raises.
-            request.end()
-            await wait_uninterrupted(calling)
-            raise
-
-    def _measure(self, key: ObjectKey, outcome: Outcome, duration_s: float) -> None:
-        self._reconcile_time.observe(duration_s)
-        self._work_duration.observe(duration_s)
-        match outcome:
-            case Done(None) | Parked():
-                self._results["success"].inc()
-                return
-            case Done():
-                self._results["requeue_after"].inc()
-                return
-            case Stopped():
-                self._terminal_errors.inc()
-            case Failed():
-                self._retries.inc()
-        self._results["error"].inc()
-        self._errors.inc()
-        self._metrics.cluster_errors.labels(self.spec.name, self._metrics.cluster_label(key.cluster)).inc()
-
-    def _log_failure(self, cluster: str, what: str, error: Exception, then: str) -> None:
-        text = _text(error)
-        key: tuple[object, ...] = (self.spec.name, cluster, type(error), raised_at(error))
-        match error:
-            case Permanent():
-                key = (self.spec.name, cluster, what, Permanent)
-            case ApiError():
-                key = (self.spec.name, cluster, error.status, error.reason)
-            case _:
-                pass
-        summary = f"{self.spec.name}: {cluster}: {what} failed: {text}"
-        if not self._shared.failures.is_new(cluster, error, self._clock(), key=key, what=summary):
-            return
-        # Expected errors are logged without a traceback; others are bugs.
-        trace = None if isinstance(error, ControllerError | DiscoveryError) else error
-        log.error("%s: %s: %s failed (%s): %s", self.spec.name, cluster, what, then, text, exc_info=trace)
+    def _span(self) -> AbstractContextManager[Any]:
+        cluster, found, reconcile = current_cluster.get(), current_object.get(), current_reconcile.get()
+        attributes = {"milo.cluster": cluster, "milo.object": found, "milo.reconcile": reconcile}
+        return span(self._shared.tracer, f"reconcile {self.spec.name}", attributes)
 
 
 def _named(key: ObjectKey) -> str:
     return f"{key.cluster}: {key.namespace}/{key.name}" if key.namespace else f"{key.cluster}: {key.name}"
-
-
-def _text(error: Exception) -> str:
-    return str(error) or repr(error)
-
-
-def _targets(found: object) -> list[ReconcileTarget]:
-    """Return what a mapper returned. Raises TypeError if it is not an iterable of Targets."""
-    if isinstance(found, ReconcileTarget) or not isinstance(found, Iterable):
-        raise TypeError(f"the mapper returned {found!r}: return an iterable of Targets, such as [Target(...)]")
-    targets = list(found)
-    for each in targets:
-        if not isinstance(each, ReconcileTarget):
-            raise TypeError(f"the mapper returned {each!r} among its targets: return Target(name, namespace)")
-    return targets
-
-
-def stays_suspended(cluster: Cluster) -> bool:
-    """Return whether the suspension of a project ends before the project: Milo lifts none during a deletion."""
-    return cluster.suspended and cluster.deletion_requested_at is None
-
-
-def _outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
-    match error:
-        case Permanent():
-            return Stopped(str(error))
-        case ProjectSuspended() if stays_suspended(cluster.current):
-            return Parked()
-        case ApiError():
-            return Failed(error.retry_after_s)
-        case _:
-            return Failed()

@@ -23,17 +23,7 @@ from milo_discovery.client import DiscoveryClient
 from milo_discovery.controllers.cache_budget import CacheBudget, CacheLimits
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.connections import Connections
-from milo_discovery.controllers.controller import (
-    Controller,
-    ControllerSpec,
-    Mapper,
-    Predicate,
-    Reconciler,
-    ReconcileTarget,
-    Shared,
-    WatchedKind,
-    stays_suspended,
-)
+from milo_discovery.controllers.controller import Controller, ControllerSpec, Shared
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
 from milo_discovery.controllers.functions import check_plain, check_reconciler
@@ -44,7 +34,9 @@ from milo_discovery.controllers.loop_watchdog import LoopWatchdog
 from milo_discovery.controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
 from milo_discovery.controllers.object_cache import Change, IndexFunction, object_decoder
 from milo_discovery.controllers.own_writes import OwnWrites
+from milo_discovery.controllers.reconcile_call import Reconciler, stays_suspended
 from milo_discovery.controllers.tracing import SpanTracer
+from milo_discovery.controllers.watched import Mapper, Predicate, ReconcileTarget, WatchedKind
 from milo_discovery.controllers.work_queue import Priority, QueuePolicy
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
@@ -433,7 +425,7 @@ class Controllers(RunsInBackground):
                 if informer.problem
             ),
             crashing=tuple(each for name, each in tuple(self._crashes.items()) if not self._has_recovered(name)),
-            failing=sum(each.failures for each in self._controllers),
+            failing=sum(len(each.failures) for each in self._controllers),
             oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
         )
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from milo_discovery.controllers.work_queue import Priority, WorkQueue
+from milo_discovery.controllers.work_queue import Done, Failed, Outcome, Parked, Priority, Stopped, WorkQueue
 
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _QUEUE_BUCKETS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000)
@@ -124,6 +124,53 @@ class ControllerMetrics:
                 return OTHER_CLUSTERS
             self._clusters.add(cluster)
         return cluster
+
+
+class ReconcileMetrics:
+    """The metrics of one controller."""
+
+    def __init__(self, metrics: ControllerMetrics, controller: str, *, workers: int) -> None:
+        self._metrics = metrics
+        self._controller = controller
+        self._adds = metrics.adds.labels(controller, controller)
+        self._retries = metrics.retries.labels(controller, controller)
+        self._queue_duration = metrics.queue_duration.labels(controller, controller)
+        self._work_duration = metrics.work_duration.labels(controller, controller)
+        self._reconcile_time = metrics.reconcile_time.labels(controller)
+        self._active = metrics.active.labels(controller)
+        self._errors = metrics.errors.labels(controller)
+        self._terminal_errors = metrics.terminal_errors.labels(controller)
+        self._results = {
+            result: metrics.reconciles.labels(controller, result) for result in ("success", "requeue_after", "error")
+        }
+        metrics.max_concurrent.labels(controller).set(workers)
+
+    def added(self) -> None:
+        self._adds.inc()
+
+    def running(self, reconciles: int) -> None:
+        self._active.set(reconciles)
+
+    def began(self, queued_s: float) -> None:
+        self._queue_duration.observe(queued_s)
+
+    def ended(self, cluster: str, outcome: Outcome, duration_s: float) -> None:
+        self._reconcile_time.observe(duration_s)
+        self._work_duration.observe(duration_s)
+        match outcome:
+            case Done(None) | Parked():
+                self._results["success"].inc()
+                return
+            case Done():
+                self._results["requeue_after"].inc()
+                return
+            case Stopped():
+                self._terminal_errors.inc()
+            case Failed():
+                self._retries.inc()
+        self._results["error"].inc()
+        self._errors.inc()
+        self._metrics.cluster_errors.labels(self._controller, self._metrics.cluster_label(cluster)).inc()
 
 
 class StateSource(Protocol):
