@@ -1,10 +1,12 @@
 """The HTTP client, against servers with scripted bytes."""
 
 import asyncio
+import gc
 import gzip
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import trustme
@@ -12,6 +14,7 @@ import trustme
 from milo_kube.http.client import DIALS_PER_SERVER, Client
 from milo_kube.http.connection import OVERHEAD_LIMIT
 from milo_kube.http.errors import TransportError
+from milo_kube.http.tls import TlsTransport
 from tests.support.eventually import eventually
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -355,3 +358,13 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
+
+
+async def test_connection_that_ends_before_its_handshake_is_awaited_leaves_no_error() -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    secured = TlsTransport(lambda _: asyncio.Protocol(), ssl.create_default_context(), "api.test")
+    secured.connection_lost(None)  # as after the request was canceled
+    del secured
+    gc.collect()
+    assert reported == []

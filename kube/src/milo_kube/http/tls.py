@@ -162,6 +162,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._protocol.connection_made(self)
         else:
             self._handshake.set_exception(error)
+            self._handshake.exception()  # retrieved: a request that was canceled awaits no handshake
 
     def _decrypt(self) -> None:
         protocol = self._protocol
