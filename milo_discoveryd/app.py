@@ -5,7 +5,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
-from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Target
@@ -45,11 +45,15 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
+from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from milo_discoveryd.sharding.group import ShardGroup
+
+
+FAILED_START_POLL_S = 0.2
 
 
 class _Stop:
@@ -88,11 +92,16 @@ class Daemon:
         *,
         load: Load | None = None,
         file: Path | None = None,
+        log_problems: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`load` reads the settings again, after `file` changed."""
+        """`load` reads the settings again, after `file` changed.
+
+        `log_problems` logs what is wrong with the sources' API servers, if one fails before its first complete list.
+        """
         self._settings = settings
         self._load = load or (lambda: settings)
         self._file = file
+        self._log_problems = log_problems
         self._environ = environ
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics([each.name for each in settings.sources])
@@ -244,7 +253,7 @@ class Daemon:
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.watch(), name="check sockets")
-                tasks.create_task(self._tell_health(server), name="report health")
+                tasks.create_task(self._report_start(server), name="report health, and why a source fails")
                 tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
                 tasks.create_task(self._sample(service), name="sample for the status page")
@@ -303,6 +312,8 @@ class Daemon:
 
     def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
+        if not issuers.assignments():
+            log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="set kubeconfigs.issuers")
 
         trusts = {each.of.name: cluster_trust(each.of.settings, each.project) for each in sources}
 
@@ -321,6 +332,20 @@ class Daemon:
             concurrency=settings.concurrent_mints,
             per_second=settings.mints_per_second,
         )
+
+    async def _report_start(self, server: Server) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell_health(server), name="report health")
+            tasks.create_task(self._report_failed_start(), name="report why no list was read")
+
+    async def _report_failed_start(self) -> None:
+        """Log, as soon as a source fails before its first complete list, what is wrong with its API server."""
+        while self._log_problems is not None and not all(each.synced for each in self._fleet.sources):
+            failing = (each for each in self._fleet.sources if not each.synced)
+            if any(each.status.state is ViewState.STALE for each in failing):
+                await self._log_problems()
+                return
+            await asyncio.sleep(FAILED_START_POLL_S)
 
     async def _tell_health(self, server: Server) -> None:
         with self._fleet.notifier.waiter() as waiter:

@@ -42,9 +42,13 @@ class _Commands(click.Group):
             return command
         if name in IN_SANDBOX_PACKAGE:
             raise click.UsageError(
-                f"{name!r} is part of the package milo-sandbox, which is not installed here", context
+                f"{name!r} is part of the package milo-sandbox, which is not installed: pip install milo-sandbox",
+                context,
             )
-        return None
+        from milo_discovery.cli.usage import did_you_mean
+
+        known = self.list_commands(context)
+        raise click.UsageError(f"No such command {name!r}{did_you_mean(name, known)}", context)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,10 +65,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        where = "milo-discoveryd" if error.ctx is None else error.ctx.command_path
-        problem = error.format_message().rstrip(".")
-        hint = f" See {where} --help" if problem.endswith(("?", "?)")) else f"; see {where} --help"
-        click.echo(f"milo-discoveryd: {problem}{hint}", err=True)
+        from milo_discovery.cli.usage import print_usage_error
+
+        print_usage_error("milo-discoveryd", error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -150,7 +153,14 @@ def run(config: Path | None, **flags: Any) -> None:
         logging = configure(settings.log.level, settings.log.format)
         if ignored:
             log.warning("environment ignored", variables=ignored)
-        return Daemon(settings, load=read, file=named_file(os.environ, config)).run(logging)
+        file = named_file(os.environ, config)
+
+        async def log_problems() -> None:
+            from milo_discoveryd.check import log_problems
+
+            await log_problems(settings)
+
+        return Daemon(settings, load=read, file=file, log_problems=log_problems).run(logging)
 
     run_reporting_errors(start)
 

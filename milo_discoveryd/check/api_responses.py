@@ -95,8 +95,8 @@ def rule(resource: Resource) -> str:
     return f"{{apiGroups: [{group}], resources: [{resource.plural}], verbs: [{', '.join(VERBS)}]}}"
 
 
-def unreachable(subject: str, error: TransportError) -> Finding:
-    return fail(subject, str(error), "" if "plain HTTP" in str(error) else _TRANSPORT_FIXES[error.cause])
+def unreachable(subject: str, error: TransportError, origin: str) -> Finding:
+    return fail(subject, f"{error} ({origin})", "" if "plain HTTP" in str(error) else _TRANSPORT_FIXES[error.cause])
 
 
 def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:

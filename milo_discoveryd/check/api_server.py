@@ -51,7 +51,7 @@ class ApiServerCheck:
             async for finding in steps:
                 yield finding
         except TransportError as error:
-            yield api_responses.unreachable(self._subject(step), error)
+            yield api_responses.unreachable(self._subject(step), error, self._upstream.origin)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             yield fail(
                 self._subject(step),

@@ -23,6 +23,7 @@ from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
+from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.model.selector import parse as parse_selector
@@ -49,6 +50,14 @@ async def check(settings: Settings, out: TextIO, environ: Mapping[str, str] = os
             print(*finding.lines(), sep="\n", file=out, flush=True)
     print(_summary(levels), file=out, flush=True)
     return 1 if levels["fail"] else 0
+
+
+async def log_problems(settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    """Run the checks of the sources' API servers, and log those that fail."""
+    async with aclosing(_upstreams(settings, environ)) as findings:
+        async for finding in findings:
+            if finding.level == "fail":
+                log.warning("check failed", check=finding.subject, problem=finding.message, fix=finding.fix)
 
 
 def _summary(levels: Mapping[Level, int]) -> str:
@@ -116,7 +125,7 @@ def _subject(subject: str, of: SourceSettings) -> str:
     return f"{of.name}: {subject}" if of.name else subject
 
 
-async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
     problems: list[Finding] = []
     sources: list[ConfiguredSource] = []
     unconfigured: list[tuple[SourceSettings, Upstream]] = []

@@ -59,7 +59,8 @@ def duration(value: object, *, least: timedelta, most: timedelta) -> timedelta:
         if text == "0":
             span = timedelta()
         elif not text or match is None:
-            raise ValueError('must be a duration with its unit, such as "30s", "5m" or "1h30m"')
+            hint = f'; did you mean "{text}s"?' if _DURATION.fullmatch(f"{text}s") else ""
+            raise ValueError(f'must be a duration with its unit, such as "30s", "5m" or "1h30m"{hint}')
         else:
             days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
             try:

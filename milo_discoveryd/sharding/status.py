@@ -4,8 +4,16 @@ import msgspec
 
 from milo_discoveryd.sharding.member import Member
 
+_NAMES_IN_PROTO = {
+    "is_in_view": "inView",
+    "is_alive": "alive",
+    "is_leaving": "leaving",
+    "acknowledged": "acknowledgedView",
+    "is_settled": "settled",
+}
 
-class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
+
+class MemberStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_NAMES_IN_PROTO):
     name: str
     weight: float
     is_in_view: bool
@@ -14,7 +22,7 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged: int
 
 
-class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
+class GroupStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_NAMES_IN_PROTO):
     group: str
     member: str
     view: int

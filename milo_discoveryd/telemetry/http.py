@@ -61,7 +61,10 @@ class HttpEndpoint:
         try:
             return await self._server.start(host or None, port)
         except OSError as error:
-            raise StartError(f"can't listen on {host}:{port} for metrics: {error.strerror or error}") from error
+            raise StartError(
+                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; stop the process that does, or "
+                "set another --http-listen, or off"
+            ) from error
 
     async def stop(self) -> None:
         await self._server.stop()

@@ -24,6 +24,7 @@ class Journal:
         self._metrics = metrics
         self._audit = audit
         self._source = ""
+        self._was_reached = False
         self._about: dict[str, str] = {}
         """Fields of all messages about the source."""
         self.history = RecentHistory()
@@ -90,12 +91,14 @@ class Journal:
 
     def source(self, status: ViewStatus) -> None:
         if status.state is ViewState.STALE:
-            log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
+            text = "source lost" if self._was_reached else "source not reached"
+            log.warning(text, reason=status.reason, detail=status.message, **self._about)
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message, **self._about)
         elif status.reason == NOT_READY_HELD:
             log.warning("not-ready clusters held", detail=status.message, **self._about)
         else:
+            self._was_reached = self._was_reached or status.state is ViewState.STREAMING
             log.info("source", state=status.state.value, reason=status.reason, **self._about)
 
 

@@ -1,4 +1,7 @@
-"""The status of the daemon at one moment, as plain values, and queries for clusters of it. Pure."""
+"""The status of the daemon at one moment, as plain values, and queries for clusters of it. Pure.
+
+As JSON it has the field names and times of the proto file's JSON: camelCase and RFC 3339.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,14 +29,14 @@ def when(wall: float) -> datetime:
     return datetime.fromtimestamp(wall, UTC)
 
 
-class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     version: str
     mode: str
-    epoch: str
+    epoch: str = msgspec.field(name="incarnation")
     started_at: datetime
 
 
-class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
+class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     state: str
     since: datetime
     reason: str
@@ -43,7 +46,7 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one complete list was received."""
 
 
-class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
+class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One of several sources."""
 
     name: str
@@ -53,7 +56,7 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
     summary: SourceSummary
 
 
-class ShardSummary(msgspec.Struct, frozen=True, kw_only=True):
+class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The group of daemons that share the clusters, and this daemon's part in it."""
 
     group: GroupStatus
@@ -65,7 +68,7 @@ class ShardSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Clusters that this daemon is to own, and has not engaged."""
 
 
-class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
+class ClusterRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
     state: str
     engaged: bool
@@ -77,7 +80,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
+class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     at: datetime
     type: str
     cluster: str
@@ -85,7 +88,7 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
-class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
+class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
     """The number of revisions that it has not been sent yet."""
@@ -94,7 +97,7 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
     wants: str = ""
 
 
-class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
+class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The credential that operators of one cluster have."""
 
     issuer: str
@@ -104,7 +107,7 @@ class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-class IssuerRow(msgspec.Struct, frozen=True, kw_only=True):
+class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """An issuer of credentials."""
 
     name: str
@@ -118,7 +121,7 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True):
     """Clusters that fail to get a credential of their own, by reason."""
 
 
-class History(msgspec.Struct, frozen=True, kw_only=True):
+class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Samples of the last hour, the oldest first."""
 
     interval_s: int
@@ -129,14 +132,14 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """The largest lag of a subscriber."""
 
 
-class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True):
+class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     at: datetime
     type: str
     reason: str = ""
     message: str = ""
 
 
-class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True):
+class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The explanation of why one cluster is engaged or not, with all that is known about it."""
 
     name: str
@@ -242,7 +245,7 @@ def is_unreachable(record: ClusterRecord) -> bool:
     return record.state is ObjectState.UNREACHABLE
 
 
-class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     format: int = FORMAT
     at: datetime
     identity: DaemonIdentity

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -62,6 +63,7 @@ class Policy:
 
 _DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"})
 _FILES: Final = frozenset({"tokenFile", "client-certificate", "client-key"})
+_PATHS: Final = _FILES | {"certificate-authority"}
 _INLINE: Final = "only a token, or client-certificate-data with client-key-data, is accepted"
 
 LOCAL: Final = Policy(
@@ -133,6 +135,10 @@ class ParsedKubeconfig:
         current = document.get("current-context")
         self.current_context = current if isinstance(current, str) else ""
 
+    def entries(self, kind: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Return the names and contents of the clusters, users or contexts."""
+        return self._entries[kind]
+
     @property
     def contexts(self) -> list[str]:
         return [name for name, _ in self._entries["contexts"]]
@@ -176,6 +182,35 @@ class ParsedKubeconfig:
             raise KubeconfigError(f"has fields that are not supported: {sorted(unknown)!a:.200}")
         if any(len(entries) != 1 for entries in self._entries.values()):
             raise KubeconfigError("has more than one cluster, user or context")
+
+
+def merged(files: Sequence[tuple[str, ParsedKubeconfig]]) -> ParsedKubeconfig:
+    """Merge kubeconfigs as kubectl does: the first file with a name, or with a current context, determines it.
+
+    Each is given with its directory, to which the paths in it are relative.
+    """
+    entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _LISTS}
+    for directory, each in files:
+        for kind, part in _LISTS.items():
+            known = {entry["name"] for entry in entries[kind]}
+            found = each.entries(kind)
+            entries[kind] += [
+                {"name": name, part: _resolved(entry, directory)} for name, entry in found if name not in known
+            ]
+    current = next((each.current_context for _, each in files if each.current_context), "")
+    return ParsedKubeconfig({**entries, "current-context": current})
+
+
+def _resolved(entry: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """Return an entry whose paths no longer depend on the directory of its file."""
+
+    def resolved(path: object) -> object:
+        return posixpath.join(directory, path) if isinstance(path, str) and path else path
+
+    found = {name: resolved(value) if name in _PATHS else value for name, value in entry.items()}
+    if isinstance(plugin := entry.get("exec"), dict) and "/" in str(plugin.get("command", "")):
+        found["exec"] = {**plugin, "command": resolved(plugin["command"])}
+    return found
 
 
 def parse(content: bytes, *, yaml: bool = True) -> ParsedKubeconfig:

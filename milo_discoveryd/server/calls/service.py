@@ -164,7 +164,7 @@ class Service:
             record = self._visible(name, call)
             source = self._fleet.source_of(name)
             if record is None or source is None:
-                hint = "" if source is None or source.synced else "; no complete list of the source was read yet"
+                hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
@@ -341,7 +341,7 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
         yield
     except UnfitError as error:
         problem = "no credential issuer can serve it" if is_limited else str(error)
-        advice = "configure one of kubeconfigs.issuers, or send the request without kubeconfigs"
+        advice = "set kubeconfigs.issuers in its configuration, or send the request without kubeconfigs"
         raise PreconditionError("NO_CREDENTIAL_ISSUER", f"{problem}: {advice}") from error
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)

@@ -153,6 +153,10 @@ class SocketFile:
             raise StartError(f"{path} exists and is {kind}: remove it, or listen on another path")
 
 
+_SUBDIRECTORY = "listen in a subdirectory, which the daemon creates: unix://{directory}/milo-discovery/discovery.sock"
+"""Never to change the mode of a directory that others share, such as /tmp."""
+
+
 def directory_problem(directory: Path) -> tuple[str, str] | None:
     """Return why another user could replace a socket in this directory, and the fix; None if nobody could."""
     found = directory.lstat()
@@ -164,10 +168,10 @@ def directory_problem(directory: Path) -> tuple[str, str] | None:
     if found.st_uid not in (0, os.geteuid()):
         how, fix = f"belongs to user {found.st_uid}, which", "listen in a directory of the daemon's user or of root"
     elif found.st_mode & stat.S_IWOTH:
-        how, fix = "is world-writable, so any user", f"chmod o-w {directory}, or listen in a subdirectory"
+        how, fix = "is world-writable, so any user", _SUBDIRECTORY.format(directory=directory)
     elif found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX:
         how = f"is writable by group {found.st_gid}, so its members"
-        fix = f"chmod g-w {directory}, or listen in a subdirectory"
+        fix = _SUBDIRECTORY.format(directory=directory)
     return None if how is None else (f"the socket's directory {directory} {how} could replace the socket", fix)
 
 

@@ -41,7 +41,7 @@ def test_reviews_request_identity_and_permissions() -> None:
 
 @pytest.mark.parametrize("cause", ["dns", "connect", "tls", "timeout", "closed", "credential"])
 def test_transport_error_of_each_cause_has_a_fix(cause: TransportCause) -> None:
-    finding = api_responses.unreachable("reach", TransportError(cause, "what happened"))
+    finding = api_responses.unreachable("reach", TransportError(cause, "what happened"), "k")
     assert (finding.level, finding.subject, finding.message) == ("fail", "reach", "what happened")
     assert finding.fix
 
@@ -50,7 +50,7 @@ def test_tls_error_of_a_plain_http_port_does_not_suggest_a_ca() -> None:
     error = TransportError(
         "tls", "TLS handshake with host failed: wrong version number (does the port speak plain HTTP?)"
     )
-    assert "CA" not in api_responses.unreachable("reach", error).fix
+    assert "CA" not in api_responses.unreachable("reach", error, "k").fix
 
 
 @pytest.mark.parametrize(

@@ -249,9 +249,9 @@ async def test_explanation_names_what_delays_a_deletion(workspace: Workspace) ->
             found: dict[str, object] = json.loads(await get(f"{url}/?json&cluster=alpha"))["explanation"]
             return found
 
-        while not (found := await explained())["deletion_requested_at"]:
+        while not (found := await explained())["deletionRequestedAt"]:
             pass
-    assert found["deletion_waits_for"] == "waiting for finalizers: example.com/cleanup"
+    assert found["deletionWaitsFor"] == "waiting for finalizers: example.com/cleanup"
 
 
 async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(workspace: Workspace) -> None:
@@ -261,7 +261,7 @@ async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(work
         workspace.sandbox.projects.delete("alpha")
         await daemon.wait_for_output('"disengaged"')
         status = json.loads(await get(f"{url}/?json"))
-    [happened] = status["recent_changes"]
+    [happened] = status["recentChanges"]
     assert (happened["type"], happened["cluster"], happened["reason"]) == ("DISENGAGED", "alpha", "DELETED")
     assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from milo_discovery.errors import InvalidCredentials
 
 if TYPE_CHECKING:
+    import ssl
+
     import grpc
 
 TOKEN_VARIABLE = "MILO_DISCOVERY_TOKEN_FILE"  # noqa: S105  (the name of a variable)
@@ -74,9 +76,35 @@ class ClientCredentials:
             return None
         import grpc  # noqa: PLC0415  (loaded only where a connection is made)
 
+        self.tls_context()  # gRPC would connect again and again with files that it cannot use
         key = None if self.key_file is None else _read(self.key_file)
         certificate = None if self.certificate_file is None else _read(self.certificate_file)
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return the TLS context of the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
+        import ssl  # noqa: PLC0415  (as above)
+
+        assert self.ca_file is not None, "without a CA there is no TLS"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authorities = _read(self.ca_file)
+        try:
+            context.load_verify_locations(cadata=authorities.decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:
+            raise InvalidCredentials(f"{self.ca_file} has no CA certificate in PEM") from error
+        if self.certificate_file is None or self.key_file is None:
+            return context
+        _read(self.certificate_file)
+        _read(self.key_file)
+        try:
+            context.load_cert_chain(self.certificate_file, self.key_file, password=_no_passphrase)
+        except _EncryptedKeyError:
+            raise InvalidCredentials(f"{self.key_file} is encrypted: use a key without a passphrase") from None
+        except (ssl.SSLError, ValueError) as error:
+            mismatch = getattr(error, "reason", "") == "KEY_VALUES_MISMATCH"
+            problem = "are not of one key pair" if mismatch else "are not a certificate and its key in PEM"
+            raise InvalidCredentials(f"{self.certificate_file} and {self.key_file} {problem}") from error
+        return context
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata for a new call, with the current token. Raises InvalidCredentials."""
@@ -86,6 +114,15 @@ class ClientCredentials:
         if not token.isascii() or not token.decode().isprintable():
             raise InvalidCredentials(f"{self.token_file} does not contain a token")
         return (("authorization", f"Bearer {token.decode()}"),)
+
+
+class _EncryptedKeyError(Exception):
+    pass
+
+
+def _no_passphrase() -> str:
+    """Raise, since OpenSSL would otherwise ask for the passphrase on the terminal."""
+    raise _EncryptedKeyError
 
 
 def _parse_uid(value: str) -> int:

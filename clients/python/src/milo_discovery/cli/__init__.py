@@ -13,8 +13,8 @@ import click
 
 from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
-from milo_discovery.cli.names import did_you_mean
 from milo_discovery.cli.options import address_option, credential_options, timeout_option
+from milo_discovery.cli.usage import did_you_mean, print_usage_error
 
 _MODULE_OF = {
     "completion": "completion",
@@ -82,10 +82,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        where = "milo-discovery" if error.ctx is None else error.ctx.command_path
-        problem = error.format_message().rstrip(".")
-        hint = f" See {where} --help" if problem.endswith(("?", "?)")) else f"; see {where} --help"
-        click.echo(f"milo-discovery: {problem}{hint}", err=True)
+        print_usage_error("milo-discovery", error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

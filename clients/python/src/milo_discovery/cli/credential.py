@@ -56,14 +56,14 @@ def _print_credential(connection: ConnectionOptions, cluster: str, exec_info: di
         kubeconfig = _issue(connection, cluster)
         access = read_access(kubeconfig.kubeconfig)
     except DiscoveryError as error:
-        raise CallFailure(error, connection.address) from error
+        raise CallFailure(error, connection.address, connection.credentials) from error
     _require_same_server(exec_info, access, cluster)
     click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
 
 
 def _issue(connection: ConnectionOptions, cluster: str) -> pb.Kubeconfig:
     # Without DiscoveryClient: importing it takes longer than the call.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc  # noqa: PLC0415  (not needed for usage errors)
 
     from milo_discovery._channel import open_channel  # noqa: PLC0415

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from enum import IntEnum
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -13,12 +14,16 @@ from milo_discovery.errors import (
     ClusterNotFound,
     DiscoveryError,
     InvalidAddress,
+    InvalidCredentials,
     InvalidRequest,
     PermissionDenied,
     TimedOut,
     Unauthenticated,
     Unavailable,
 )
+
+if TYPE_CHECKING:
+    from milo_discovery._client_credentials import ClientCredentials
 
 _OPTION_OF_FIELD = {
     "filter.label_selector": "--selector",
@@ -27,6 +32,9 @@ _OPTION_OF_FIELD = {
     "filter.sources": "--source",
     "name": "NAME",
 }
+
+_FILE_FIELD = re.compile(r"(?<![/.\w-])(ca_file|certificate_file|key_file|token_file|server_uid)\b")
+"""Fields of ClientCredentials in messages, each of which is set by an option of that name."""
 
 
 class ExitStatus(IntEnum):
@@ -60,8 +68,8 @@ def exit_status(error: DiscoveryError) -> ExitStatus:
     return _STATUSES.get(type(error), ExitStatus.FAILED)
 
 
-def describe(error: DiscoveryError, address: str) -> str:
-    """Return the message for a person."""
+def describe(error: DiscoveryError, address: str, credentials: ClientCredentials | None = None) -> str:
+    """Return the message for a person. With credentials, connects to find out why no connection can be made."""
     match error:
         case InvalidRequest(violations=(_, *_)):
             refused = (
@@ -69,14 +77,23 @@ def describe(error: DiscoveryError, address: str) -> str:
             )
             return "; ".join(refused)
         case Unavailable(reason=""):
-            return (
-                f"cannot connect to the daemon at {address}: {root_cause(error)} "
-                "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
-            )
+            found = None if credentials is None else _connection_problem(address, credentials)
+            hint = " (is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
+            return f"cannot connect to the daemon at {address}: {found or root_cause(error)}{'' if found else hint}"
+        case InvalidCredentials():
+            return _FILE_FIELD.sub(lambda match: f"--{match[0].replace('_', '-')}", str(error))
         case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
             return f"no answer from {address} within --timeout"
         case _:
             return str(error)
+
+
+def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:
+    if address.startswith("unix:"):
+        return None  # gRPC's message names the operating system's error
+    from milo_discovery._connection_problem import connection_problem  # noqa: PLC0415  (loads TLS)
+
+    return connection_problem(address, credentials)
 
 
 def root_cause(error: DiscoveryError) -> str:
@@ -87,8 +104,8 @@ def root_cause(error: DiscoveryError) -> str:
 class CallFailure(click.ClickException):
     """A call to the daemon failed."""
 
-    def __init__(self, error: DiscoveryError, address: str) -> None:
-        super().__init__(describe(error, address))
+    def __init__(self, error: DiscoveryError, address: str, credentials: ClientCredentials | None = None) -> None:
+        super().__init__(describe(error, address, credentials))
         self.error = error
 
     @property

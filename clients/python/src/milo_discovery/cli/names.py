@@ -1,9 +1,7 @@
-"""Cluster names as arguments: completion in shells, and suggestions for unknown names."""
+"""Cluster names as arguments, with their completion in shells."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 _COMPLETION_TIMEOUT = timedelta(seconds=2)
-_MAX_SUGGESTIONS = 3
 
 
 class ClusterName(click.ParamType[str]):
@@ -37,9 +34,3 @@ class ClusterName(click.ParamType[str]):
 
 
 NAME = ClusterName()
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a suggestion to append to an error message; empty if no known name is similar."""
-    similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""

@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_DURATION = re.compile(r"(?P<count>[0-9]+(\.[0-9]+)?)(?P<unit>ms|s|m|h)?")
+_DURATION = re.compile(r"(?P<count>[0-9]+(\.[0-9]+)?)(?P<unit>ms|s|m|h)")
 _UNITS = {
     "ms": timedelta(milliseconds=1),
     "s": timedelta(seconds=1),
@@ -44,18 +44,19 @@ _UNITS = {
 
 
 class Duration(click.ParamType[timedelta]):
-    """A duration above zero: 500ms, 10s, 2m, 1h; a bare number means seconds."""
+    """A duration above zero: 500ms, 10s, 2m, 1h."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         match = _DURATION.fullmatch(str(value))
         try:
-            duration = float(match["count"]) * _UNITS[match["unit"] or "s"] if match else timedelta()
+            duration = float(match["count"]) * _UNITS[match["unit"]] if match else timedelta()
         except OverflowError:
             self.fail(f"{value!r} is too long", param, ctx)
         if not duration:
-            self.fail(f"{value!r} is not a duration above zero, such as 500ms, 10s or 2m", param, ctx)
+            hint = f"; did you mean {value}s?" if _DURATION.fullmatch(f"{value}s") and float(value) else ""
+            self.fail(f"{value!r} is not a duration above zero, such as 500ms, 10s or 2m{hint}", param, ctx)
         return duration
 
 
@@ -83,7 +84,7 @@ class ConnectionOptions:
     def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
         """Run a coroutine with a client; errors end the command."""
         # gRPC would log connection problems to stderr.
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
         from milo_discovery.client import DiscoveryClient  # noqa: PLC0415  (loads gRPC)
@@ -95,7 +96,7 @@ class ConnectionOptions:
         try:
             return asyncio.run(with_client())
         except DiscoveryError as error:
-            raise CallFailure(error, self.address) from error
+            raise CallFailure(error, self.address, self.credentials) from error
 
 
 def address_option(command: Callable[..., R]) -> Callable[..., R]:

@@ -68,28 +68,29 @@ class Destination:
     accepts_removals: bool
 
     def target(self) -> tuple[LocalSource, str]:
-        """Return how to reach the API server, and the namespace to write to. Raises UnusableKubeconfig."""
-        from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount  # noqa: PLC0415
+        """Return how to reach the API server, and the namespace to write to. Raises CommandFailure."""
+        from milo_discovery.controllers.local_kubeconfig import default_source  # noqa: PLC0415
 
-        if self.kubeconfig is None and self.context is not None:
-            raise click.UsageError("--context needs --kubeconfig")
-        source = ServiceAccount() if self.kubeconfig is None else KubeconfigFile(self.kubeconfig, self.context)
-        namespace = self.namespace or source.read().namespace
+        source = default_source(self.kubeconfig, self.context)
+        try:
+            namespace = self.namespace or source.read().namespace
+        except UnusableKubeconfig as error:
+            raise CommandFailure(f"{error}; set the API server to write to by --kubeconfig") from error
         if not namespace:
-            raise click.UsageError("the kubeconfig's context has no namespace: name one with --namespace")
+            raise click.UsageError("the kubeconfig's context has no namespace: set one by --namespace")
         return source, namespace
 
 
 def publishing(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a command that publishes: it gets `connection`, `only`, `destination` and `copy_labels`."""
 
-    @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @filtering
     @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
     @click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Kubeconfig of the API server to write to. Default: the service account of this pod.",
+        help="Kubeconfig of the API server to write to. Default: KUBECONFIG, this pod's service account, or kubectl's "
+        "file.",
     )
     @click.option("--context", help="Context of the kubeconfig. Default: its current one.")
     @click.option(
@@ -124,6 +125,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         help="Delete the objects that the first complete view lacks, however many these are, and take over those of "
         "another filter or shard group.",
     )
+    @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
     def with_destination(
         connection: ConnectionOptions,
@@ -163,11 +165,11 @@ def publish() -> None:
 
 
 @publish.command("cluster-profiles")
-@publishing
 @click.option(
     "--cluster-manager", type=LabelValue(), default="milo", show_default=True, help="Name of the cluster manager."
 )
 @click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
+@publishing
 def cluster_profiles(
     connection: ConnectionOptions,
     *,
@@ -190,7 +192,6 @@ def cluster_profiles(
 
 
 @publish.command("argocd-clusters")
-@publishing
 @click.option(
     "--plugin-command",
     default="milo-discovery",
@@ -204,6 +205,7 @@ def cluster_profiles(
     help="Environment variable of the plugin. Default: those that select this command's daemon. May be repeated.",
 )
 @click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
+@publishing
 def argocd_clusters(
     connection: ConnectionOptions,
     *,
@@ -230,8 +232,8 @@ def argocd_clusters(
 
 
 @publish.command("flux-kubeconfigs")
-@publishing
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
+@publishing
 def flux_kubeconfigs(
     connection: ConnectionOptions,
     *,
@@ -253,10 +255,7 @@ def flux_kubeconfigs(
 
 
 def _run(connection: ConnectionOptions, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
-    try:
-        source, namespace = destination.target()
-    except UnusableKubeconfig as error:
-        raise CommandFailure(str(error)) from error
+    source, namespace = destination.target()
     connection.run(_Run(connection, destination, source, namespace, renderer, options).publish)
 
 
@@ -278,7 +277,7 @@ class _Run:
         from milo_discovery.publishing.api_server import open_api_server  # noqa: PLC0415
 
         once, timeout = self.destination.once, self.connection.timeout
-        messages = StreamMessages(self.connection.address)
+        messages = StreamMessages(self.connection)
         done = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
         try:

@@ -11,8 +11,9 @@ import click
 
 from milo_discovery.cli import text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
-from milo_discovery.cli.names import NAME, did_you_mean
+from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
+from milo_discovery.cli.usage import did_you_mean
 from milo_discovery.errors import ClusterNotFound, DiscoveryError
 from milo_discovery.model import SourceState
 
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from milo_discovery.model import ClusterReport
 
 
+_CAUSES = (
+    "Milo has no project of this name, or it was deleted and the daemon has forgotten it, or the daemon's rules "
+    "(rights) do not let you see it"
+)
+
+
 @click.command("list")
-@unary
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
+@unary
 @click.pass_context
 def list_clusters(
     ctx: click.Context, connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool
@@ -61,8 +68,8 @@ def _no_clusters(only: FilterOptions) -> str:
 
 @click.command("get")
 @click.argument("name", type=NAME)
-@unary
 @formatted("table", "wide", "json", "yaml", "name")
+@unary
 def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
     """Show what the daemon knows of a project, engaged or not."""
     report = _report(connection, name)
@@ -78,8 +85,8 @@ def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers:
 
 @click.command("explain")
 @click.argument("name", type=NAME)
-@unary
 @formatted("text", "json", "yaml")
+@unary
 def explain(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
     """Explain why a project is or is not engaged."""
     report = _report(connection, name)
@@ -91,22 +98,24 @@ def explain(connection: ConnectionOptions, *, name: str, form: str, headers: boo
 
 
 def _report(connection: ConnectionOptions, name: str) -> ClusterReport:
-    """Get a cluster; for an unknown name, suggest names of engaged clusters."""
+    """Get a cluster; for an unknown name, suggest names of engaged clusters, and name the causes."""
 
     async def get(client: DiscoveryClient) -> ClusterReport:
         try:
             return await client.get(name)
         except ClusterNotFound as error:
+            engaged: list[str] = []
             with suppress(DiscoveryError):
-                error.args = (f"{error}{did_you_mean(name, [each.name for each in await client.list()])}",)
+                engaged = [each.name for each in await client.list()]
+            error.args = (f"{error}: {_CAUSES}{did_you_mean(name, engaged)}",)
             raise
 
     return connection.run(get)
 
 
 @click.command("status")
-@unary
 @formatted("table", "json", "yaml")
+@unary
 @click.pass_context
 def status(ctx: click.Context, connection: ConnectionOptions, *, form: str, headers: bool) -> None:
     """Show the daemon's state. Exits with 7 while it is not synced or a source is stale."""
@@ -121,8 +130,8 @@ def status(ctx: click.Context, connection: ConnectionOptions, *, form: str, head
 
 
 @click.command("shards")
-@unary
 @formatted("table", "json", "yaml")
+@unary
 @click.pass_context
 def shards(ctx: click.Context, connection: ConnectionOptions, *, form: str, headers: bool) -> None:
     """Show how the clusters are distributed over a group of daemons. Exits with 7 while the group is not settled."""

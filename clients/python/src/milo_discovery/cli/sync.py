@@ -38,8 +38,8 @@ _DISK_FULL_RETRY_S = 1.0
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
 @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file.")
-@connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
 @filtering
+@connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
 def sync(
     connection: ConnectionOptions, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool
 ) -> None:
@@ -82,7 +82,7 @@ class _Synchronizer:
         changed, done = asyncio.Event(), asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
         limit = None if self._connection.timeout is None or not self._once else self._connection.timeout.total_seconds()
-        messages = StreamMessages(self._connection.address)
+        messages = StreamMessages(self._connection)
         try:
             with unwrap_single_error():
                 async with asyncio.timeout(limit), asyncio.TaskGroup() as group:

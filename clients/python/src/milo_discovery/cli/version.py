@@ -10,9 +10,9 @@ from milo_discovery.cli.options import ConnectionOptions, formatted, unary
 
 
 @click.command("version")
-@unary
 @formatted("table", "json", "yaml")
 @click.option("--client", "client_only", is_flag=True, help="Print only the version of this command.")
+@unary
 def version(connection: ConnectionOptions, *, form: str, headers: bool, client_only: bool) -> None:
     """Print the versions of this command and of the daemon."""
     versions = {"client": distribution_version("milo-discovery-client")}

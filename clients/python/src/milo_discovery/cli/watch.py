@@ -35,11 +35,11 @@ _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DI
 
 
 @click.command("watch")
-@connecting(timeout=None, timeout_help="How long to wait for the first complete view. Default: no limit.")
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
 @click.option("--once", is_flag=True, help="Exit after the first complete view.")
 @click.option("--timestamps", is_flag=True, help="Print the time at which each event arrived.")
+@connecting(timeout=None, timeout_help="How long to wait for the first complete view. Default: no limit.")
 def watch(
     connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
 ) -> None:
@@ -59,7 +59,7 @@ async def _print_events(
     import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
     _exit_with_reader(asyncio.get_running_loop())
-    messages = StreamMessages(connection.address)
+    messages = StreamMessages(connection)
     limit = None if connection.timeout is None else connection.timeout.total_seconds()
     async with client.watch(**only) as watch, aclosing(watch.feed()) as feed:
         try:
@@ -135,9 +135,10 @@ class EventPrinter:
 class StreamMessages:
     """The messages about the stream, such as a lost connection, on stderr."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, connection: ConnectionOptions) -> None:
+        self._connection = connection
         self._was_connected = False
+        self._last_loss = ""
         self.last_error: DiscoveryError | None = None
         """Why the daemon is not connected, while it is not."""
 
@@ -150,11 +151,16 @@ class StreamMessages:
             case Disconnected(error=error):
                 self.last_error = error
                 lost = f"connection lost: {root_cause(error)}"
-                print_message(f"{lost if self._was_connected else describe(error, self._address)}; retrying")
+                if not self._was_connected:
+                    lost = describe(error, self._connection.address, self._connection.credentials)
+                if lost != self._last_loss:
+                    print_message(f"{lost}; retrying")
+                self._last_loss = lost
             case Connected(resumed=resumed):
                 if self.last_error is not None:
                     print_message("reconnected, stream resumed" if resumed else "reconnected, receiving a snapshot")
                 self.last_error = None
+                self._last_loss = ""
                 self._was_connected = True
             case Refreshed():
                 pass  # only fields that are not printed

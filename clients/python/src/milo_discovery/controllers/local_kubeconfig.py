@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,19 +60,22 @@ class ServiceAccount:
 
 
 class KubeconfigFile:
-    """A context of a kubeconfig, by default the current one."""
+    """A context of a kubeconfig, by default the current one. Several files are merged as kubectl merges them."""
 
-    def __init__(self, path: Path, context: str | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, context: str | None = None, *, others: Sequence[Path] = ()) -> None:
+        """`others` add what `path` does not have. Of several files, those that do not exist are left out."""
+        existing = [each for each in (path, *others) if each.exists()] if others else [path]
+        self._paths = existing or [path]
         self._context = context
 
     def read(self) -> LocalAccess:
         """Read the kubeconfig and the files that it names. Raises UnusableKubeconfig, which quotes no value."""
         try:
-            found = kubeconfig.parse(_bytes(self._path)).select(kubeconfig.LOCAL, self._context)
+            files = [(str(each.parent), kubeconfig.parse(_bytes(each))) for each in self._paths]
+            found = kubeconfig.merged(files).select(kubeconfig.LOCAL, self._context)
         except KubeconfigError as error:
-            raise UnusableKubeconfig(f"the kubeconfig {self._path} is refused: {error}") from None
-        inline = inline_access(found, f"the kubeconfig {self._path}")
+            raise UnusableKubeconfig(f"{self._name} is refused: {error}") from None
+        inline = inline_access(found, self._name)
         access = replace(
             inline,
             authorities=inline.authorities or self._content(found.authorities_file),
@@ -88,15 +91,18 @@ class KubeconfigFile:
             plugin=None if has_credential or found.plugin is None else self._command(found.plugin, found, access),
         )
 
+    @property
+    def _name(self) -> str:
+        return f"the kubeconfig {os.pathsep.join(map(str, self._paths))}"
+
     def _content(self, file: str) -> str | None:
-        return _text(self._path.parent / file).strip() if file else None
+        return _text(Path(file)).strip() if file else None
 
     def _command(self, plugin: ExecEntry, found: ContextAccess, access: KubeconfigAccess) -> ExecCommand:
-        program = str(self._path.parent / plugin.command) if os.sep in plugin.command else plugin.command
         authorities = None if access.authorities is None else access.authorities.encode()
         return ExecCommand(
             api_version=plugin.api_version,
-            argv=(program, *plugin.args),
+            argv=(plugin.command, *plugin.args),
             environment=plugin.env,
             install_hint=plugin.install_hint,
             cluster=(lambda: cluster_info(found, authorities)) if plugin.provide_cluster_info else None,
@@ -108,11 +114,13 @@ LocalSource = ServiceAccount | KubeconfigFile
 
 def default_source(kubeconfig: Path | None = None, context: str | None = None) -> LocalSource:
     """Return the kubeconfig; by default that of KUBECONFIG, the service account of the pod, or ~/.kube/config."""
-    first = os.environ.get("KUBECONFIG", "").partition(os.pathsep)[0]
-    path = kubeconfig or (Path(first) if first else None)
-    if path is None and (_SERVICE_ACCOUNT / "token").exists():
+    paths = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
+    if kubeconfig is not None:
+        paths = [kubeconfig]
+    if not paths and context is None and (_SERVICE_ACCOUNT / "token").exists():
         return ServiceAccount()
-    return KubeconfigFile(path or Path.home() / ".kube" / "config", context)
+    first, *others = paths or [Path.home() / ".kube" / "config"]
+    return KubeconfigFile(first, context, others=others)
 
 
 async def issue(name: str, source: LocalSource) -> Kubeconfig:

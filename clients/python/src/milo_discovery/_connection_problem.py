@@ -1,0 +1,125 @@
+"""Finds out why a TCP address of the daemon cannot be used: gRPC reports most causes as a closed socket."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING, Literal
+
+from milo_discovery.errors import InvalidCredentials
+
+if TYPE_CHECKING:
+    from milo_discovery._client_credentials import ClientCredentials
+
+_LIMIT_S = 2.0
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+_SETTINGS_FRAME = 4
+_HTTP1_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+# X509_V_ERR_ codes of OpenSSL.
+_CERTIFICATE_PROBLEMS = {
+    9: "is not valid yet",
+    10: "has expired",
+    62: "is not for {host}: connect to a name that it has, or issue one for {host}",
+    64: "is not for {host}: connect to an address that it has, or issue one for {host}",
+}
+
+_HTTP_INSTEAD = "this port speaks HTTP, not gRPC: connect to an address of --listen, not of --http-listen"
+
+Protocol = Literal["gRPC", "HTTP", "TLS"]
+
+
+def connection_problem(target: str, credentials: ClientCredentials) -> str | None:
+    """Connect to HOST:PORT, and return what is wrong with TLS or the protocol; None if these are not the problem."""
+    try:
+        if credentials.ca_file is None:
+            return _plain_problem(target)
+        return _handshake_problem(target, credentials)
+    except OSError:
+        return None  # gRPC's message says it
+    except InvalidCredentials as error:
+        return str(error)
+
+
+def _connect(target: str) -> socket.socket:
+    host, _, port = target.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=_LIMIT_S)
+
+
+def _plain_problem(target: str) -> str | None:
+    match _protocol(target):
+        case "gRPC":
+            return None
+        case "HTTP":
+            return _HTTP_INSTEAD
+        case "TLS":
+            return "this listener uses TLS: set --ca-file"
+        case None:
+            return "the connection was closed: no gRPC server listens on this port"
+
+
+def _handshake_problem(target: str, credentials: ClientCredentials) -> str | None:
+    context = credentials.tls_context()
+    context.set_alpn_protocols(["h2"])
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        with _connect(target) as plain, context.wrap_socket(plain, server_hostname=host) as secured:
+            if secured.selected_alpn_protocol() != "h2":
+                return "this port speaks HTTPS, not gRPC"
+            # In TLS 1.3, a server refuses the client's certificate after the client's handshake has ended, by an alert
+            # or by closing the connection.
+            secured.sendall(_HTTP2_PREFACE)
+            return None if secured.recv(1) else _refused_certificate(credentials)
+    except ssl.SSLCertVerificationError as error:
+        reason = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"is not signed by CA {credentials.ca_file}")
+        return f"the daemon's certificate {reason.format(host=host)}"
+    except (ConnectionResetError, ssl.SSLError) as error:
+        is_alert = not isinstance(error, ssl.SSLError) or "ALERT" in (error.reason or "")
+        return _refused_certificate(credentials) if is_alert else _protocol_problem(target)
+
+
+def _protocol_problem(target: str) -> str:
+    """Return why a server does not answer a TLS handshake."""
+    match _protocol(target):
+        case "HTTP":
+            return _HTTP_INSTEAD
+        case "gRPC":
+            return "this listener does not use TLS: remove --ca-file"
+        case _:
+            return "the TLS handshake failed: no gRPC server with TLS listens on this port"
+
+
+def _refused_certificate(credentials: ClientCredentials) -> str:
+    if credentials.certificate_file is None:
+        return "the listener asks for a client certificate: set --certificate-file and --key-file"
+    return (
+        f"the listener does not accept the client certificate {credentials.certificate_file}: "
+        "its client_ca must have signed it"
+    )
+
+
+def _protocol(target: str) -> Protocol | None:
+    """Return what the server at HOST:PORT speaks, by its answers to the first bytes of each protocol."""
+    answer = _answer(target, _HTTP2_PREFACE)
+    if answer[3:4] == bytes([_SETTINGS_FRAME]):
+        return "gRPC"
+    if answer.startswith(b"HTTP/") or _answer(target, _HTTP1_REQUEST).startswith(b"HTTP/"):
+        return "HTTP"
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    try:
+        with _connect(target) as plain, unverified.wrap_socket(plain):
+            return "TLS"
+    except ssl.SSLError as error:
+        return "TLS" if "ALERT" in (error.reason or "") else None
+    except OSError:
+        return None
+
+
+def _answer(target: str, request: bytes) -> bytes:
+    with _connect(target) as connection:
+        try:
+            connection.sendall(request)
+            return connection.recv(64)
+        except OSError:
+            return b""

@@ -1,0 +1,26 @@
+"""Usage errors of command lines, also of the daemon's: one line, with one form of suggestions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import click
+
+_MAX_SUGGESTIONS = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion to append to an error message; empty if no known name is similar."""
+    similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+def print_usage_error(program: str, error: click.UsageError) -> None:
+    """Print the error with the command whose help says more."""
+    where = program if error.ctx is None else error.ctx.command_path
+    if isinstance(error, click.NoSuchOption):
+        problem = error.message.rstrip(".") + did_you_mean(error.option_name, error.possibilities or ())
+    else:
+        problem = error.format_message().rstrip(".")
+    click.echo(f"{program}: {problem}{' See' if problem.endswith('?') else '; see'} {where} --help", err=True)

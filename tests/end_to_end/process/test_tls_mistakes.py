@@ -1,0 +1,110 @@
+# ruff: noqa: E501 - each case is one row
+"""Mistakes in a client's TLS options: one line says what is wrong, and gRPC prints nothing of its own."""
+
+import asyncio
+import re
+import socket
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.process.conftest import Workspace, directory, workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.certificates import LOOPBACK, Authority
+from tests.support.eventually import LIMIT_S
+
+__all__ = ["directory", "workspace"]
+
+HTTP_INSTEAD = "this port speaks HTTP, not gRPC: connect to an address of --listen, not of --http-listen"
+IS_IT_RUNNING = "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
+
+CASES = [
+    ("--address {plain} --ca-file {ca}", "cannot connect to the daemon at {plain}: this listener does not use TLS: remove --ca-file"),
+    ("--address {tls}", "cannot connect to the daemon at {tls}: this listener uses TLS: set --ca-file"),
+    ("--address {tls} --ca-file {ca}", "cannot connect to the daemon at {tls}: the listener asks for a client certificate: set --certificate-file and --key-file"),
+    ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: its client_ca must have signed it"),
+    ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
+    ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address that it has, or issue one for 127.0.0.1"),
+    ("--address {http}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
+    ("--address {http} --ca-file {ca}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
+    ("--address {nothing}", f"cannot connect to the daemon at {{nothing}}: Connection refused {IS_IT_RUNNING}"),
+    ("--address {nothing} --ca-file {ca}", f"cannot connect to the daemon at {{nothing}}: Connection refused {IS_IT_RUNNING}"),
+    ("--address {tls} --ca-file none.crt", "cannot read none.crt: No such file or directory"),
+    ("--address {tls} --ca-file {key}", "{key} has no CA certificate in PEM"),
+    ("--address {tls} --ca-file {ca} --certificate-file {certificate} --key-file {strangers_key}", "{certificate} and {strangers_key} are not of one key pair"),
+    ("--address {tls} --ca-file {ca} --certificate-file {key} --key-file {certificate}", "{key} and {certificate} are not a certificate and its key in PEM"),
+    ("--address {tls} --ca-file {ca} --certificate-file {certificate}", "--certificate-file and --key-file must be set together"),
+    ("--address {plain} --token-file {key}", "the token would be sent to {plain} unencrypted: set --ca-file to use TLS"),
+    ("--address {unix} --ca-file {ca}", "{unix} is a Unix socket, which has no TLS: remove --ca-file"),
+]  # fmt: skip
+
+
+@pytest.fixture
+async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
+    authority, other = Authority(), Authority("another CA")
+    in_here = workspace.directory
+    certificate, key = authority.server().write(in_here, "server")
+    misnamed, misnamed_key = authority.issue(LOOPBACK[0]).write(in_here, "misnamed")
+    strangers, strangers_key = other.issue(*LOOPBACK).write(in_here, "stranger")
+    (in_here / "ca.crt").write_bytes(authority.pem)
+    (in_here / "other-ca.crt").write_bytes(other.pem)
+    plain, tls, other_name, http, nothing = free_addresses(5)
+    ca = str(in_here / "ca.crt")
+    listen: list[dict[str, object]] = [
+        {"name": "unix", "address": workspace.address},
+        {"name": "plain", "address": f"insecure://{plain}"},
+        {"name": "tls", "address": tls, "tls": {"certificate": str(certificate), "key": str(key), "client_ca": ca}},
+        {"name": "misnamed", "address": other_name, "tls": {"certificate": str(misnamed), "key": str(misnamed_key), "client_ca": ca}},
+    ]  # fmt: skip
+    async with workspace.daemon(listen=listen, http_listen=http) as daemon:
+        daemon.address = workspace.address
+        await start(daemon)
+        yield {
+            "plain": plain, "tls": tls, "misnamed": other_name, "http": http, "nothing": nothing,
+            "unix": workspace.address, "certificate": str(certificate), "key": str(key),
+            "strangers": str(strangers), "strangers_key": str(strangers_key),
+            "ca": ca, "other_ca": str(in_here / "other-ca.crt"),
+        }  # fmt: skip
+
+
+async def start(daemon: DaemonProcess) -> None:
+    await daemon.start()
+    await daemon.wait_for_output('"synced"')
+
+
+def free_addresses(count: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+async def test_mistakes_in_tls_options_print_one_line(places: dict[str, str], tmp_path: Path) -> None:
+    printed = {}
+    for arguments, _ in CASES:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("milo-discovery"), "list", *arguments.format_map(places).split(),
+            stdout=PIPE, stderr=PIPE, env={}, cwd=tmp_path,
+        )  # fmt: skip
+        async with asyncio.timeout(LIMIT_S):
+            _, error = await process.communicate()
+        printed[arguments] = error.decode()
+    expected = {arguments: f"milo-discovery: {message.format_map(places)}\n" for arguments, message in CASES}
+    assert list(printed.items()) == list(expected.items())
+
+
+async def test_watch_repeats_no_connection_problem(places: dict[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("milo-discovery"), "watch", "--address", places["tls"], "--timeout", "3s",
+        stdout=PIPE, stderr=PIPE, env={},
+    )  # fmt: skip
+    async with asyncio.timeout(LIMIT_S):
+        _, error = await process.communicate()
+    problem = f"cannot connect to the daemon at {places['tls']}: this listener uses TLS: set --ca-file"
+    assert re.fullmatch(
+        re.escape(f"milo-discovery: {problem}; retrying\nmilo-discovery: {problem}\n"), error.decode()
+    ), error.decode()
