@@ -253,7 +253,7 @@ class Daemon:
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.watch(), name="check sockets")
-                tasks.create_task(self._report_start(server), name="report health, and why a source fails")
+                tasks.create_task(self._report_start(server, issuers), name="report health, and why a source fails")
                 tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
                 tasks.create_task(self._sample(service), name="sample for the status page")
@@ -312,8 +312,6 @@ class Daemon:
 
     def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
-        if not issuers.assignments():
-            log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="set kubeconfigs.issuers")
 
         trusts = {each.of.name: cluster_trust(each.of.settings, each.project) for each in sources}
 
@@ -333,7 +331,9 @@ class Daemon:
             per_second=settings.mints_per_second,
         )
 
-    async def _report_start(self, server: Server) -> None:
+    async def _report_start(self, server: Server, issuers: Issuers) -> None:
+        if not issuers.assignments():
+            log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="set kubeconfigs.issuers")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tell_health(server), name="report health")
             tasks.create_task(self._report_failed_start(), name="report why no list was read")

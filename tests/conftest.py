@@ -36,7 +36,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="run tests on real API servers as well (needs Go)")
-    parser.addoption("--simulations", type=int, default=1_000, help="number of seeded simulations (CI: 10000)")
+    parser.addoption(
+        "--simulations", type=int, default=1_000, help="number of seeded simulations; ./dev simulate runs more"
+    )
     parser.addoption("--starts", type=int, default=4, help="starts of tests/end_to_end/process/test_cold_starts.py")
     parser.addoption("--streams", type=int, default=24, help="streams of tests/end_to_end/process/test_many_streams.py")
     parser.addoption("--cells", default="some", help="cells of tests/end_to_end/matrix: some, or all (nightly)")

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "milo_discoveryd" / "__init__.py"
 DECLARED = r'(__version__ = ")([^"]+)'
+GO_MODULES = r"(go\.miloapis\.com/discovery(?:/multicluster)? v)(\S+)"
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:discovery-client|kube)==)([^"]+)'),
@@ -26,6 +27,11 @@ COPIES = {
         r"(milo_discoveryd-)(\d[0-9a-z.]+)(?=-py3)",
         r"(refs/tags/v)([0-9a-z.]+)",
     ),
+    "clients/node/package.json": (r'(?m)(^  "version": ")([^"]+)',),
+    "clients/java/pom.xml": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
+    "clients/go/multicluster/**/*.mod": (GO_MODULES,),
+    "examples/*/go.mod": (GO_MODULES,),
+    "bench/*/go.mod": (GO_MODULES,),
     "deploy/**/*.yaml": (r"(image: milo-discoveryd(?:-sandbox)?:)(\S+)", r"(newTag: )(\S+)"),
 }
 

@@ -6,8 +6,8 @@ go 1.25.0
 require (
 	github.com/go-logr/logr v1.4.3
 	github.com/prometheus/client_golang v1.23.2
-	go.miloapis.com/discovery v0.0.0
-	go.miloapis.com/discovery/multicluster v0.0.0
+	go.miloapis.com/discovery v0.1.0
+	go.miloapis.com/discovery/multicluster v0.1.0
 	k8s.io/api v0.35.0
 	k8s.io/apimachinery v0.35.0
 	k8s.io/client-go v0.35.0

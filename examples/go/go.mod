@@ -2,7 +2,7 @@ module example.com/milo-discovery-subscriber
 
 go 1.25.0
 
-require go.miloapis.com/discovery v0.0.0
+require go.miloapis.com/discovery v0.1.0
 
 // The client of this repository. Outside of it, leave this line out and run: go get go.miloapis.com/discovery
 replace go.miloapis.com/discovery => ../../clients/go

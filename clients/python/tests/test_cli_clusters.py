@@ -140,8 +140,12 @@ class TestGetAndExplain:
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("get", "alpa")
+        causes = (
+            "Milo has no project of this name, or it was deleted and the daemon has forgotten it, or the daemon's rules "
+            "(rights) do not let you see it"
+        )
         assert (outcome.status, outcome.err) == (
-            3, "milo-discovery: alpa was never seen; did you mean alpha?\n"
+            3, f"milo-discovery: alpa was never seen: {causes}; did you mean alpha?\n"
         )  # fmt: skip
 
     async def test_explain_of_a_draining_cluster_names_pending_releases(self, command, daemon):

@@ -4,6 +4,7 @@
 import asyncio
 import os
 import re
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
@@ -36,8 +37,8 @@ def line(prefix: str) -> str:
 @pytest.mark.parametrize(
     ("command", "settings", "printed"),
     [
-        (f"{DAEMON} rnu", "", f"{DAEMON}: No such command 'rnu'. Did you mean 'run'? See {DAEMON} --help"),
-        (f"{DAEMON} run --lisen x", "", f"{DAEMON}: No such option '--lisen'. (Did you mean one of: '--http-listen', '--listen'?) See {DAEMON} run --help"),
+        (f"{DAEMON} rnu", "", f"{DAEMON}: No such command 'rnu'; did you mean run? See {DAEMON} --help"),
+        (f"{DAEMON} run --lisen x", "", f"{DAEMON}: No such option '--lisen'; did you mean --listen or --http-listen? See {DAEMON} run --help"),
         (f"{DAEMON} run --listen /run/d.sock", "", f'{DAEMON}: flag --listen: "/run/d.sock" must be "unix://" and an absolute path; did you mean "unix:///run/d.sock"?'),
         (f"{DAEMON} run --listen localhost", "", f'{DAEMON}: flag --listen: "localhost" must be "unix://" and an absolute path, or HOST:PORT, such as "127.0.0.1:7070"'),
         (f"{DAEMON} run --listen 0.0.0.0:7070", "", f'{DAEMON}: flag --listen: "0.0.0.0:7070" is TCP, and requires tls * "insecure://127.0.0.1:7070"'),
@@ -51,7 +52,7 @@ def line(prefix: str) -> str:
         (SETTINGS, "log.level: debug", line("log.level: is not a setting: write log: {level: VALUE}")),
         (SETTINGS, "log: {level: verbose}", line('log.level: "verbose" must be one of debug, info, warning, error')),
         (SETTINGS, "labelSelector: a=b", line("labelSelector: is not a setting; did you mean label_selector?")),
-        (SETTINGS, "heartbeat_interval: 30", line('heartbeat_interval: "30" must be a duration with its unit, such as "30s", "5m" or "1h30m"')),
+        (SETTINGS, "heartbeat_interval: 30", line('heartbeat_interval: "30" must be a duration with its unit, such as "30s", "5m" or "1h30m"; did you mean "30s"?')),
         (SETTINGS, "removals: {share: 2}", line('removals.share: "2" must be at most 1')),
         (SETTINGS, "rights: [{name: a, clusters: all}]", line("rights[0].who: is missing")),
         (SETTINGS, "sources: [{name: a, kind: project}, {name: a, kind: project}]", line("sources: has items with the same name")),
@@ -63,6 +64,13 @@ def line(prefix: str) -> str:
         (SETTINGS, 'traces: {endpoint: "localhost:4317"}', line('traces.endpoint: "localhost:4317" must be an address such as "http://localhost:4318", without user or query')),
         (SETTINGS, "listen: [{address: 'localhost:0', tls: {certificate: kubeconfig, key: kubeconfig, client_ca: kubeconfig}}]", f"{DAEMON}: tls: client_ca kubeconfig has no certificate in PEM"),
         ("MILO_DISCOVERYD_LOG_LEVEL=debug", "", f"{DAEMON}: environment MILO_DISCOVERYD_LOG_LEVEL: is not a setting; did you mean MILO_DISCOVERYD_LOG__LEVEL?"),
+        (f"{CLIENT} list --timeout 30", "", f"{CLIENT}: Invalid value for '--timeout': '30' is not a duration above zero, such as 500ms, 10s or 2m; did you mean 30s? See {CLIENT} list --help"),
+        (f"{CLIENT} list --adress x", "", f"{CLIENT}: No such option '--adress'; did you mean --address or --no-headers? See {CLIENT} list --help"),
+        (f"{CLIENT} list --address localhost:1 --token-file kubeconfig", "", f"{CLIENT}: the token would be sent to localhost:1 unencrypted: set --ca-file to use TLS"),
+        (f"{CLIENT} publish flux-kubeconfigs --kubeconfig none", "", f"{CLIENT}: cannot read none: No such file or directory; set the API server to write to by --kubeconfig"),
+        (f"{DAEMON} run --listen insecure://127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:*: the port is in use, or *; stop the process that does, or set another --listen"),
+        (f"{DAEMON} run --http-listen 127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:* for metrics: *address already in use*; stop the process that does, or set another --http-listen, or off"),
+        (f"{DAEMON} run --listen unix:///tmp/discovery.sock", "", f"{DAEMON}: the socket's directory /tmp is world-writable, so any user could replace the socket: listen in a subdirectory, which the daemon creates: unix:///tmp/milo-discovery/discovery.sock"),
         (f"{CLIENT} lits", "", f"{CLIENT}: No such command 'lits'; did you mean list? See {CLIENT} --help"),
         (f"{CLIENT} list alpha", "", f"{CLIENT}: Got unexpected extra argument (alpha); see {CLIENT} list --help"),
         (f"{CLIENT} list -o jsn", "", f"{CLIENT}: Invalid value for '-o' / '--output': 'jsn' is not one of *; see {CLIENT} list --help"),
@@ -76,6 +84,8 @@ async def test_invalid_input_prints_a_one_line_error(
 ) -> None:
     (directory / "kubeconfig").write_text(KUBECONFIG)
     (directory / "settings.yaml").write_text(settings)
+    taken = socket.create_server(("127.0.0.1", 0))
+    command = command.replace("{taken}", str(taken.getsockname()[1]))
     environ = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": "kubeconfig",
@@ -98,6 +108,7 @@ async def test_invalid_input_prints_a_one_line_error(
         async with asyncio.timeout(LIMIT_S):
             output, _ = await process.communicate()
     finally:
+        taken.close()
         if process.returncode is None:
             process.kill()
             await process.wait()

@@ -42,7 +42,7 @@ def test_reviews_request_identity_and_permissions() -> None:
 @pytest.mark.parametrize("cause", ["dns", "connect", "tls", "timeout", "closed", "credential"])
 def test_transport_error_of_each_cause_has_a_fix(cause: TransportCause) -> None:
     finding = api_responses.unreachable("reach", TransportError(cause, "what happened"), "k")
-    assert (finding.level, finding.subject, finding.message) == ("fail", "reach", "what happened")
+    assert (finding.level, finding.subject, finding.message) == ("fail", "reach", "what happened (k)")
     assert finding.fix
 
 

@@ -110,14 +110,12 @@ async def test_socket_mode_is_independent_of_umask(
     assert stat.S_IMODE((tmp_path / "d.sock").stat().st_mode) == 0o660
 
 
-@pytest.mark.parametrize(
-    ("mode", "fix"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
-)
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o770])
 async def test_socket_directory_writable_by_others_is_rejected(
-    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, fix: str
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int
 ) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(StartError, match=f"could replace the socket: {fix} {tmp_path}"):
+    with pytest.raises(StartError, match="could replace the socket: listen in a subdirectory"):
         bound(server, tmp_path / "d.sock")
     assert list(tmp_path.iterdir()) == []
 

@@ -30,6 +30,7 @@ from tests.tooling.deploy.manifests import (
 )
 from tests.tooling.deploy.manifests import built as build
 from tests.tooling.deploy.manifests import manifests as read
+from tests.tooling.deploy.pod_security import violations
 from tests.tooling.deploy.validators import validator
 
 OLDEST, NEWEST = "1.29", "1.37"
@@ -58,6 +59,11 @@ def strictly_valid(manifests: str, version: str, path: Path) -> int:
     said = (done.stdout + done.stderr).splitlines()
     assert {line.partition("kind ")[2].split()[0] for line in said if line.startswith("WARN")} <= FOREIGN_KINDS
     return sum(line.startswith("INFO") for line in said)
+
+
+@every_pod
+def test_pods_pass_the_pod_security_profile_restricted(directory: Path) -> None:
+    assert list(violations(pod(directory))) == []
 
 
 def test_prometheus_operator_resources_have_only_known_fields() -> None:

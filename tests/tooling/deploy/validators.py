@@ -1,4 +1,4 @@
-"""Validators of manifests and workflows, which `./dev check` installs into an environment of their own."""
+"""Validators of manifests and workflows, which `./dev test` installs into an environment of their own."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ def validator(name: str) -> Path:
     for directory in _DIRECTORIES:
         if (directory / name).exists():
             return directory / name
-    pytest.skip(f"{name} is not installed: ./dev check installs it into .venv-manifests")
+    pytest.skip(f"{name} is not installed: ./dev test without a path installs it into .venv-manifests")
 
 
 def kubectl() -> str:

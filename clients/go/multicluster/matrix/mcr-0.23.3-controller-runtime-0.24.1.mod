@@ -4,7 +4,7 @@ go 1.26.0
 
 // The lowest versions that work, so that operators are not forced to upgrade.
 require (
-	go.miloapis.com/discovery v0.0.0
+	go.miloapis.com/discovery v0.1.0
 	sigs.k8s.io/multicluster-runtime v0.23.3
 )
 

@@ -1,0 +1,222 @@
+"""Installs from the directory of a release as a user would, with nothing else of this repository: release DIRECTORY
+
+    packages   pip install from a local index, then the demo
+    image      the daemon's image, as uid 65532 on a read-only root (needs root, buildah, unshare and chroot)
+    manifests  bundle and chart: equal objects, valid, and within the pod security profile `restricted` (needs kubectl;
+               the chart needs helm, or Go to build it)
+    go         go get of both modules from a proxy that is a directory (needs Go)
+
+A step whose tool is not installed is skipped, and says so. It ends with status 1 if a step fails.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tooling.deploy.pod_security import violations
+
+HELM = "helm.sh/helm/v3/cmd/helm@v3.19.0"
+NAMESPACE = "milo-system"
+OLDEST, NEWEST = "1.29", "1.37"
+FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
+
+
+class Skipped(Exception):  # noqa: N818 - no error
+    """The machine lacks what the step needs."""
+
+
+def run(*command: object, within_s: int = 900, cwd: Path | None = None, **variables: str) -> str:
+    done = subprocess.run(
+        [str(each) for each in command], cwd=cwd, env={**os.environ, **variables}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=within_s,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(
+            f"{' '.join(map(str, command))} ended with status {done.returncode}:\n{done.stdout[-3000:]}"
+        )
+    return done.stdout
+
+
+def needs(*tools: str) -> None:
+    missing = [each for each in tools if shutil.which(each) is None]
+    if missing:
+        raise Skipped(f"{', '.join(missing)} not installed")
+
+
+def checksums(release: Path, _: Path) -> str:
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest, name
+    listed = {each["name"] for each in json.loads((release / "provenance.json").read_text())["subject"]}
+    assert listed == {line.partition("  ")[2] for line in lines} - {"provenance.json"}
+    return f"{len(lines)} files, each with its provenance"
+
+
+def packages(release: Path, scratch: Path) -> str:
+    venv.create(scratch / "venv", with_pip=True)
+    commands = scratch / "venv" / "bin"
+    local = ("--quiet", "--disable-pip-version-check", "--find-links", release / "python")
+    run(commands / "pip", "install", *local, "milo-discoveryd", "milo-sandbox", "milo-discovery-conformance")
+    shown = run(commands / "milo-discoveryd", "demo", "--seconds", "8", cwd=scratch)
+    assert "ENGAGED" in shown, shown
+    return run(commands / "milo-discoveryd", "--version").strip() + "; demo engages clusters"
+
+
+def image(release: Path, scratch: Path) -> str:
+    needs("buildah", "unshare", "chroot")
+    if os.geteuid():
+        raise Skipped("mounting a root filesystem needs root")
+    [layout] = (release / "images").glob("milo-discoveryd")
+    [index] = json.loads((layout / "index.json").read_text())["manifests"]
+    source = f"oci:{layout}:{index['annotations']['org.opencontainers.image.ref.name']}"
+    container = run("buildah", "from", "--quiet", source).split()[-1]
+    try:
+        root = run("buildah", "mount", container).strip()
+        configured = json.loads(run("buildah", "inspect", container))["OCIv1"]["config"]
+        assert configured["User"] == "65532:65532"
+        environment = dict(each.split("=", 1) for each in configured["Env"])
+        # A read-only root with an emptyDir, as in the manifests.
+        script = """
+            set -eu
+            mount --rbind "$1" "$1"; mount -o remount,bind,ro "$1"
+            mount -t tmpfs -o mode=0755 tmpfs "$1/run"; mkdir "$1/run/milo"; chown 65532:65532 "$1/run/milo"
+            ! touch "$1/opt/x" 2>/dev/null
+            root=$1; shift
+            exec chroot --userspec=65532:65532 --groups= "$root" "$@"
+        """
+        inside = ("unshare", "--mount", "--pid", "--fork", "sh", "-c", script, "sh", root)
+        said = run(*inside, *configured["Entrypoint"], "--version", **environment)
+        kubeconfig = "/run/milo/none"
+        refused = subprocess.run(
+            [*inside, *configured["Entrypoint"], "check", "--discovery-kubeconfig", kubeconfig,
+             "--listen", "unix:///run/milo/d/discovery.sock", "--http-listen", "127.0.0.1:0"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert f"kubeconfig {kubeconfig}: cannot be read" in refused.stdout, refused.stdout
+        assert "ok    listen unix:///run/milo/d/discovery.sock: free" in refused.stdout, refused.stdout
+    finally:
+        run("buildah", "rm", container)
+    return f"{said.strip()} as uid 65532 on a read-only root, {index['digest']}"
+
+
+def manifests(release: Path, scratch: Path) -> str:
+    needs("kubectl")
+    bundle = release / "kustomize" / "milo-discoveryd"
+    names = re.findall(r"image: (\S+)", "".join(path.read_text() for path in bundle.rglob("*.yaml")))
+    ours = {each for each in names if "milo-discoveryd" in each}
+    digests = [layout.name for layout in (release / "images").glob("*")]
+    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+:[\w.]+@sha256:[0-9a-f]{64}", each) for each in ours) or not digests, (
+        ours
+    )
+    count = 0
+    for overlay in sorted((*bundle.glob("overlays/*"), *bundle.glob("examples/*"))):
+        rendered = run("kubectl", "kustomize", overlay)
+        count += accepted(rendered, scratch)
+    return f"{count} objects of the bundle are valid and restricted; images {', '.join(sorted(ours))}"
+
+
+def chart(release: Path, scratch: Path) -> str:
+    needs("kubectl")
+    command = helm()
+    [archive] = (release / "chart").glob("*.tgz")
+    given = ("template", "milo-discoveryd", archive, "--namespace", NAMESPACE)
+    rendered = run(command, *given)
+    accepted(rendered, scratch)
+    ours = objects(run("kubectl", "kustomize", release / "kustomize" / "milo-discoveryd" / "overlays" / "standalone"))
+    assert objects(rendered) == ours
+    bare = objects(run(command, *given, "--set", "monitoring.enabled=false", "--set", "rbac.create=false"))
+    assert {kind for kind, _ in bare}.isdisjoint({*FOREIGN_KINDS, "ClusterRole"})
+    return f"{len(ours)} objects, equal to those of Kustomize"
+
+
+def helm() -> Path:
+    found = shutil.which("helm")
+    if found is not None:
+        return Path(found)
+    needs("go")
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "helm-v3.19.0"
+    if not (directory / "helm").exists():
+        run("go", "install", HELM, GOBIN=str(directory), within_s=1800)
+    return directory / "helm"
+
+
+def objects(rendered: str) -> dict[tuple[str, str], Any]:
+    """Return the objects by kind and name, without what has to differ: the hash of the settings, and the manager."""
+    text = re.sub(r"milo-discoveryd-[0-9a-z]{10}\b", "milo-discoveryd-HASH", rendered)
+    text = re.sub(r"managed-by: \w+", "managed-by: X", text)
+    found = [each for each in yaml.safe_load_all(text) if each]
+    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+
+def accepted(rendered: str, scratch: Path) -> int:
+    """Validate objects against the schemas of Kubernetes and the profile `restricted`. Return their number."""
+    path = scratch / "rendered.yaml"
+    path.write_text(rendered)
+    for release in (OLDEST, NEWEST):
+        run(Path(sys.executable).with_name("kubernetes-validate"), "--strict", "-k", release, path)
+    found = [each for each in yaml.safe_load_all(rendered) if each]
+    for each in found:
+        if each["kind"] in {"Deployment", "StatefulSet"}:
+            assert list(violations(each["spec"]["template"]["spec"])) == []
+    return len(found)
+
+
+def go_modules(release: Path, scratch: Path) -> str:
+    needs("go")
+    project = scratch / "go"
+    project.mkdir()
+    cached = f"file://{run('go', 'env', 'GOMODCACHE').strip()}/cache/download"
+    # A cache of its own, and no checksum database: it cannot know versions that were never published.
+    given = {
+        "GOPROXY": f"file://{release / 'go'},{cached},{run('go', 'env', 'GOPROXY').strip()}",
+        "GONOSUMDB": "go.miloapis.com", "GOFLAGS": "-modcacherw", "GOMODCACHE": str(scratch / "mod"),
+    }  # fmt: skip
+    run("go", "mod", "init", "example.com/operator", cwd=project, **given)
+    run(
+        "go",
+        "get",
+        "go.miloapis.com/discovery@latest",
+        "go.miloapis.com/discovery/multicluster@latest",
+        cwd=project,
+        **given,
+    )
+    (project / "main.go").write_text('package main\n\nimport _ "go.miloapis.com/discovery"\n\nfunc main() {}\n')
+    run("go", "build", "./...", cwd=project, **given)
+    return ", ".join(re.findall(r"go\.miloapis\.com/\S+ v\S+", (project / "go.mod").read_text()))
+
+
+STEPS: tuple[Callable[[Path, Path], str], ...] = (checksums, packages, image, manifests, chart, go_modules)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    release = arguments.parse_args().directory.resolve()
+    failed = 0
+    for step in STEPS:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                outcome = f"ok       {step(release, Path(scratch))}"
+            except Skipped as missing:
+                outcome = f"SKIPPED  {missing}"
+            except (AssertionError, subprocess.SubprocessError, OSError, LookupError) as error:
+                outcome, failed = f"FAILED   {error}", failed + 1
+        print(f"{step.__name__:<11} {outcome}", flush=True)  # noqa: T201
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

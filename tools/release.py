@@ -1,0 +1,371 @@
+"""Makes everything that a release publishes: release.py DIRECTORY [--registry R] [--base IMAGE] [--platform P,...]
+
+    python/           wheels and sdists: pip install --find-links DIRECTORY/python milo-discoveryd
+    images/NAME/      OCI layouts of the Dockerfile's images
+    kustomize/        the manifests with the images' full names and digests, and as an OCI artifact
+    chart/            a Helm chart of the standalone daemon
+    go/               both Go modules, as the module proxy serves them: GOPROXY=file://DIRECTORY/go
+    npm/, maven/      the packages for Node and Java
+    *.cdx.json, provenance.json, SHA256SUMS
+
+A part whose tool is not installed is left out, and the last line says so.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+REGISTRY = "ghcr.io/milo-os"
+SOURCE = "https://github.com/milo-os/milo-discoveryd"
+PACKAGES = ("kube", "clients/python", ".", "sandbox", "conformance")
+IMAGES = {"daemon": "milo-discoveryd", "sandbox": "milo-discoveryd-sandbox"}
+GO_MODULES = {
+    "go.miloapis.com/discovery": "clients/go",
+    "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
+}
+CHART_OF = "overlays/standalone"
+NAMESPACE = "milo-system"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def run(*command: object, cwd: Path = ROOT, **variables: str) -> None:
+    subprocess.run([str(each) for each in command], cwd=cwd, env={**os.environ, **variables}, check=True)
+
+
+def output(*command: object) -> str:
+    return subprocess.check_output([str(each) for each in command], cwd=ROOT, text=True).strip()
+
+
+def version() -> str:
+    found = re.search(r'__version__ = "([^"]+)"', (ROOT / "milo_discoveryd" / "__init__.py").read_text())
+    assert found is not None
+    return found[1]
+
+
+class Commit:
+    """The commit that is released. Its time is that of everything built, so that a second build is the same."""
+
+    def __init__(self) -> None:
+        self.revision = output("git", "rev-parse", "HEAD")
+        self.epoch = int(output("git", "show", "--no-patch", "--format=%ct", "HEAD"))
+        self.time = datetime.fromtimestamp(self.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def python_packages(out: Path, commit: Commit) -> None:
+    for package in PACKAGES:
+        run(
+            sys.executable,
+            "-m",
+            "hatchling",
+            "build",
+            "-d",
+            out / "python",
+            cwd=ROOT / package,
+            SOURCE_DATE_EPOCH=str(commit.epoch),
+        )
+
+
+def bill_of_materials(out: Path) -> None:
+    """Write the SBOM of an installation as the image has it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run("sh", "deploy/image/install.sh", ".", f"{scratch}/venv")
+        run(
+            Path(sys.executable).with_name("cyclonedx-py"), "environment", "--pyproject", "pyproject.toml",
+            "--output-reproducible", "--output-file", out / "milo-discoveryd.cdx.json", f"{scratch}/venv",
+        )  # fmt: skip
+
+
+def images(
+    out: Path, commit: Commit, base: str | None, platforms: str | None, volumes: Sequence[str]
+) -> dict[str, str]:
+    """Build the Dockerfile's images without a container engine. Return their digests."""
+    digests: dict[str, str] = {}
+    for target, name in IMAGES.items():
+        tag, layout = f"{name}:{version()}", out / "images" / name
+        subprocess.run(["buildah", "manifest", "rm", tag], capture_output=True, check=False)  # of an earlier run
+        run(
+            "buildah", "build", "--isolation", "chroot", "--layers", "--target", target, "--manifest", tag,
+            "--timestamp", commit.epoch,
+            *(["--from", base] if base else ()), *(["--platform", platforms] if platforms else ()),
+            *(part for each in volumes for part in ("--volume", each)),
+            "--build-arg", f"VERSION={version()}", "--build-arg", f"GIT_COMMIT={commit.revision}",
+            "--build-arg", f"BUILD_DATE={commit.time}", ".",
+        )  # fmt: skip
+        layout.parent.mkdir(exist_ok=True)
+        run("buildah", "manifest", "push", "--all", "--format", "oci", tag, f"oci:{layout}:{version()}")
+        [found] = json.loads((layout / "index.json").read_text())["manifests"]
+        digests[name] = found["digest"]
+    return digests
+
+
+def kustomize_bundle(out: Path, commit: Commit, registry: str, digests: dict[str, str]) -> Path:
+    """Write the manifests with the images' full names, as a directory and as an OCI artifact for Flux."""
+    bundle = out / "kustomize" / "milo-discoveryd"
+    shutil.copytree(ROOT / "deploy", bundle, ignore=shutil.ignore_patterns("image"))
+    for path in bundle.rglob("*.yaml"):
+        text = path.read_text()
+        for name in IMAGES.values():
+            at_digest = f"@{digests[name]}" if name in digests else ""
+            text = re.sub(rf"image: {name}:(\S+)", rf"image: {registry}/{name}:\1{at_digest}", text)
+        path.write_text(text)
+    example = bundle / "examples" / "operator" / "kustomization.yaml"
+    example.write_text(re.sub(r"(?ms)^images:\n.*?(?=^\S|\Z)", "", example.read_text()))
+    artifact(out / "kustomize" / "oci", _tar(bundle, commit.epoch), commit)
+    return bundle
+
+
+def artifact(layout: Path, content: bytes, commit: Commit) -> None:
+    """Write an OCI layout of an artifact as `flux push artifact` makes it."""
+
+    def blob(data: bytes, kind: str) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (layout / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+        (layout / "blobs" / "sha256" / digest).write_bytes(data)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": blob(b"{}", "application/vnd.cncf.flux.config.v1+json"),
+        "layers": [blob(content, "application/vnd.cncf.flux.content.v1.tar+gzip")],
+        "annotations": {
+            "org.opencontainers.image.created": commit.time,
+            "org.opencontainers.image.source": SOURCE,
+            "org.opencontainers.image.revision": f"v{version()}@sha1:{commit.revision}",
+        },
+    }
+    named = {**blob(_json(manifest), OCI_MANIFEST), "annotations": {"org.opencontainers.image.ref.name": version()}}
+    (layout / "index.json").write_bytes(_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+VALUES = """\
+# The image of the daemon and of the container that prints the changes.
+image: {image}
+# Environment variables of the daemon that select what it watches.
+environment:
+{environment}
+# Further settings of the daemon (docs/settings.md), by the names of their environment variables.
+settings:
+{settings}
+rbac:
+  create: true
+networkPolicy:
+  enabled: true
+# PodMonitor, recording rules, alerts and a Grafana dashboard; needs the CRDs of the Prometheus operator.
+monitoring:
+  enabled: true
+"""
+PARTS = {
+    "rbac": ("rbac.create", {"ClusterRole", "ClusterRoleBinding"}),
+    "network-policy": ("networkPolicy.enabled", {"NetworkPolicy"}),
+    "monitoring": ("monitoring.enabled", {"PodMonitor", "PrometheusRule"}),
+}
+
+
+def chart(out: Path, bundle: Path, commit: Commit) -> None:
+    """Write a Helm chart whose objects are those that Kustomize renders of the standalone daemon."""
+    rendered = list(yaml.safe_load_all(output("kubectl", "kustomize", bundle / CHART_OF)))
+    [deployment] = [each for each in rendered if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    [image] = {each["image"] for each in (*pod["initContainers"], *pod["containers"])}
+    [settings] = [
+        each for each in rendered if each["kind"] == "ConfigMap" and "milo-discoveryd.json" not in each["data"]
+    ]
+    hashed = settings["metadata"]["name"]
+    environment = {
+        each["name"]: each["value"] for each in pod["initContainers"][0]["env"] if "MILO_DISCOVERYD" in each["name"]
+    }
+    values = VALUES.format(image=image, environment=_indented(environment), settings=_indented(settings["data"]))
+    settings["data"] = "@settings@"
+    for each in pod["initContainers"][0]["env"]:
+        if each["name"] in environment:
+            each["value"] = f"@{each['name']}@"
+    parts: dict[str, list[str]] = {}
+    for each in rendered:
+        is_dashboard = each["kind"] == "ConfigMap" and each is not settings
+        part = next(
+            (name for name, (_, kinds) in PARTS.items() if each["kind"] in kinds),
+            "monitoring" if is_dashboard else "daemon",
+        )
+        text = yaml.safe_dump(each, sort_keys=False, width=10_000).replace("{{", '{{ "{{" }}')
+        text = text.replace(image, "{{ .Values.image }}").replace(
+            f"namespace: {NAMESPACE}", "namespace: {{ .Release.Namespace }}"
+        )
+        text = text.replace(hashed, "milo-discoveryd-{{ .Values.settings | toJson | sha256sum | trunc 10 }}")
+        text = text.replace("managed-by: kustomize", "managed-by: {{ .Release.Service }}")
+        text = text.replace("data: '@settings@'", "data: {{- toYaml .Values.settings | nindent 2 }}")
+        text = re.sub(r"'@(MILO_\w+)@'", r"{{ .Values.environment.\1 | quote }}", text)
+        parts.setdefault(part, []).append(text)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "milo-discoveryd"
+        (root / "templates").mkdir(parents=True)
+        (root / "values.yaml").write_text(values)
+        (root / "Chart.yaml").write_text(
+            f"apiVersion: v2\nname: milo-discoveryd\nversion: {version()}\nappVersion: {version()}\n"
+            "kubeVersion: '>=1.29.0-0'\nsources:\n- " + SOURCE + "\n"
+            "description: milo-discoveryd in a pod of its own; operators run it as a sidecar, by Kustomize.\n"
+        )
+        for part, texts in parts.items():
+            text = "---\n".join(texts)
+            if part in PARTS:
+                text = f"{{{{- if .Values.{PARTS[part][0]} }}}}\n{text}{{{{- end }}}}\n"
+            (root / "templates" / f"{part}.yaml").write_text(text)
+        (out / "chart").mkdir()
+        (out / "chart" / f"milo-discoveryd-{version()}.tgz").write_bytes(
+            _tar(root, commit.epoch, under="milo-discoveryd/")
+        )
+
+
+def _indented(mapping: dict[str, str]) -> str:
+    return "\n".join(f"  {name}: {json.dumps(value)}" for name, value in mapping.items())
+
+
+def go_modules(out: Path, commit: Commit) -> None:
+    """Write both modules as a module proxy serves them, which is what their tags will give."""
+    for module, directory in GO_MODULES.items():
+        at = out / "go" / module / "@v"
+        at.mkdir(parents=True)
+        tag = f"v{version()}"
+        nested = [f"{each}/" for each in GO_MODULES.values() if each != directory and each.startswith(f"{directory}/")]
+        files = [
+            each for each in output("git", "ls-files", directory).splitlines() if not each.startswith(tuple(nested))
+        ]
+        with zipfile.ZipFile(at / f"{tag}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in [*files, "LICENSE"]:
+                inside = name.removeprefix(f"{directory}/")
+                entry = zipfile.ZipInfo(f"{module}@{tag}/{inside}", time_of(commit))
+                archive.writestr(entry, (ROOT / name).read_bytes(), zipfile.ZIP_DEFLATED)
+        shutil.copy(ROOT / directory / "go.mod", at / f"{tag}.mod")
+        (at / f"{tag}.info").write_text(json.dumps({"Version": tag, "Time": commit.time}))
+        (at / "list").write_text(f"{tag}\n")
+
+
+def time_of(commit: Commit) -> tuple[int, int, int, int, int, int]:
+    made = datetime.fromtimestamp(commit.epoch, UTC)
+    return made.year, made.month, made.day, made.hour, made.minute, made.second
+
+
+def npm_package(out: Path) -> None:
+    (out / "npm").mkdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "node"
+        shutil.copytree(ROOT / "clients" / "node", source, ignore=shutil.ignore_patterns("node_modules", "dist"))
+        run("npm", "install", "--silent", "--no-save", cwd=source)
+        run("npm", "run", "--silent", "build", cwd=source)
+        run("npm", "pack", "--silent", "--pack-destination", out / "npm", cwd=source)
+
+
+def maven_artifact(out: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "java"
+        shutil.copytree(ROOT / "clients" / "java", source, ignore=shutil.ignore_patterns("target"))
+        run(
+            "mvn", "--quiet", "--batch-mode", "-DskipTests", "deploy",
+            f"-DaltDeploymentRepository=release::file:{out / 'maven'}", cwd=source,
+        )  # fmt: skip
+
+
+def files(out: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(each for each in out.rglob("*") if each.is_file()):
+        yield hashlib.sha256(path.read_bytes()).hexdigest(), str(path.relative_to(out))
+
+
+def provenance(out: Path, commit: Commit, parameters: dict[str, Any]) -> None:
+    """Write an in-toto statement with SLSA provenance of each file. The release workflow signs it."""
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": digest}} for digest, name in files(out)],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": f"{SOURCE}/blob/main/tools/release.py",
+                "externalParameters": parameters,
+                "resolvedDependencies": [
+                    {"uri": f"git+{SOURCE}@refs/tags/v{version()}", "digest": {"gitCommit": commit.revision}}
+                ],
+            },
+            "runDetails": {
+                "builder": {"id": os.environ.get("GITHUB_WORKFLOW_REF", "local")},
+                "metadata": {"startedOn": commit.time},
+            },
+        },
+    }
+    (out / "provenance.json").write_bytes(_json(statement))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _tar(directory: Path, epoch: int, under: str = "") -> bytes:
+    """Return a gzipped archive that depends only on the files' names and contents."""
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        for path in sorted(each for each in directory.rglob("*") if each.is_file()):
+            entry = tarfile.TarInfo(under + str(path.relative_to(directory)))
+            entry.size, entry.mtime, entry.mode = path.stat().st_size, epoch, 0o644
+            with path.open("rb") as file:
+                archive.addfile(entry, file)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("--registry", default=REGISTRY, help="where the images will be: HOST/PATH")
+    arguments.add_argument("--base", help="the base image, instead of the Dockerfile's: such as oci:DIRECTORY:TAG")
+    arguments.add_argument("--platform", help="of the images; by default this machine's: linux/amd64,linux/arm64")
+    arguments.add_argument(
+        "--build-volume", action="append", default=[], help="HOST-PATH:PATH[:ro] for the images' build"
+    )
+    given = arguments.parse_args()
+    out, commit = given.directory.resolve(), Commit()
+    if out.exists() and any(out.iterdir()):
+        sys.exit(f"release: {out} is not empty")
+    out.mkdir(parents=True, exist_ok=True)
+    missing = [tool for tool in ("buildah", "kubectl", "npm", "mvn") if shutil.which(tool) is None]
+
+    python_packages(out, commit)
+    bill_of_materials(out)
+    go_modules(out, commit)
+    digests: dict[str, str] = {}
+    if "buildah" not in missing:
+        digests = images(out, commit, given.base, given.platform, given.build_volume)
+    bundle = kustomize_bundle(out, commit, given.registry, digests)
+    if "kubectl" not in missing:
+        chart(out, bundle, commit)
+    if "npm" not in missing:
+        npm_package(out)
+    if "mvn" not in missing:
+        maven_artifact(out)
+    provenance(out, commit, {"registry": given.registry, "base": given.base, "platform": given.platform})
+    (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for digest, name in files(out)))
+    for name, digest in digests.items():
+        print(f"release: {given.registry}/{name}:{version()}@{digest}")
+    print(f"release: {out}" + (f"; left out, since these are not installed: {', '.join(missing)}" if missing else ""))
+
+
+if __name__ == "__main__":
+    main()
