@@ -276,8 +276,9 @@ def npm_package(out: Path) -> None:
 
 def maven_artifact(out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "java"
+        source = Path(scratch) / "clients" / "java"
         shutil.copytree(ROOT / "clients" / "java", source, ignore=shutil.ignore_patterns("target"))
+        shutil.copytree(ROOT / "proto", Path(scratch) / "proto")
         run(
             "mvn", "--quiet", "--batch-mode", "-DskipTests", "deploy",
             f"-DaltDeploymentRepository=release::file:{out / 'maven'}", cwd=source,

@@ -141,8 +141,8 @@ class TestGetAndExplain:
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("get", "alpa")
         causes = (
-            "Milo has no project of this name, or it was deleted and the daemon has forgotten it, or the daemon's rules "
-            "(rights) do not let you see it"
+            "Milo has no project of this name, or it was deleted and the daemon has forgotten it, "
+            "or the daemon's rules (rights) do not let you see it"
         )
         assert (outcome.status, outcome.err) == (
             3, f"milo-discovery: alpa was never seen: {causes}; did you mean alpha?\n"
