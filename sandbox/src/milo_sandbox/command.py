@@ -30,8 +30,6 @@ kind: Project
 metadata: {{name: hello, labels: {{env: dev}}}}
 spec: {{ownerRef: {{kind: Organization, name: acme}}}}
 YAML
-kubectl patch project hello --subresource=status --type=merge -p '{{"status":{{"conditions":[{{"type":"Ready",
-"status":"True","reason":"Manual","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}}]}}}}'
 kubectl delete project hello
 kubectl get projects --watch
 """
@@ -64,9 +62,10 @@ async def serve(
             features=features,
             # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
             first_version=time.time_ns() // 1_000_000,
+            # Churn plays them, with all that goes wrong.
+            controllers=not churn,
         )
-        # Without churn nothing would remove a finalizer.
-        sandbox.populate(projects, finalizers=[PROJECT_FINALIZER] if churn else [])
+        sandbox.populate(projects, finalizers=[PROJECT_FINALIZER])
         sandbox.compact()
         try:
             await stack.enter_async_context(sandbox)

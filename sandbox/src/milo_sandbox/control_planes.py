@@ -1,7 +1,7 @@
 """The API of each project's control plane, created on the first request.
 
-It serves namespaces, ConfigMaps, Secrets, service accounts, events, leases, and the kinds whose
-CustomResourceDefinitions it holds. It collects garbage, and tracks the managers of fields.
+It serves namespaces, ConfigMaps, Secrets, events, leases, and the kinds of the installation's
+CustomResourceDefinitions. It collects garbage, and tracks the managers of fields.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,9 @@ from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, ResourceDefinition
 from milo_sandbox.store import Store
 
-_DEFAULT, _SYSTEM = "default", "milo-system"
+DEFAULT_NAMESPACE = "default"
+_NAMESPACES = {DEFAULT_NAMESPACE: "miloapis.com/project-default", "milo-system": "miloapis.com/system"}
+"""What each project has from the start, with a label."""
 
 
 class ControlPlanes:
@@ -31,7 +33,11 @@ class ControlPlanes:
         self._milo = milo
         self._new_api = new_api
         self._apis: dict[str, Api] = {}
-        milo.add_controller(self)
+        self._had_project: set[str] = set()
+        self._definitions = Definitions(milo, lambda: [api.store for api in self.opened()])
+        milo.add_controller(self._definitions)
+        self.changed: Callable[[str], None] = lambda _: None
+        """Called with the name of the project after each write to its control plane."""
 
     def opened(self) -> list[Api]:
         return list(self._apis.values())
@@ -40,17 +46,26 @@ class ControlPlanes:
         """Return the API under a name."""
         api = self._apis.get(project)
         if api is None:
-            api = self._apis[project] = self._new_api(_furnished())
+            api = self._apis[project] = self._new_api(self._furnished(project))
             api.admit = partial(self._refuse_if_suspended, project)
-        namespaces = api.store[NAMESPACES]
-        if self._milo[PROJECTS].get(project) is not None and namespaces.get(_DEFAULT) is None:
-            api.store.create(NAMESPACES, {"metadata": {"name": _DEFAULT}})
+        if project not in self._had_project and self._milo[PROJECTS].get(project) is not None:
+            self._had_project.add(project)
+            for name, label in _NAMESPACES.items():
+                if api.store[NAMESPACES].get(name) is None:
+                    api.store.create(NAMESPACES, {"metadata": {"name": name, "labels": {label: "true"}}})
         return api
 
-    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Empty the control plane of a project that ended, as Milo does before a project ends."""
-        if resource == PROJECTS and event.deleted and (api := self._apis.get(event.record.name)) is not None:
-            _purge(api.store)
+    def _furnished(self, project: str) -> Store:
+        # The root serves definitions; here they are named in the discovery documents.
+        store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
+        store.add_controller(GarbageCollector(store))
+        store.add_controller(self._definitions)
+        store.add_controller(_Changed(partial(self._changed, project)))
+        self._definitions.serve_in(store)
+        return store
+
+    def _changed(self, project: str) -> None:
+        self.changed(project)
 
     def _refuse_if_suspended(self, project: str, call: Call, before: Document | None) -> None:
         """Refuse to create or change an object of a suspended project, unless it is terminating."""
@@ -61,22 +76,14 @@ class ControlPlanes:
             raise _suspended(project, document, call)
 
 
-def _furnished() -> Store:
-    store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
-    store.add_controller(GarbageCollector(store))
-    store.add_controller(Definitions(store))
-    store.create(NAMESPACES, {"metadata": {"name": _SYSTEM}})
-    return store
+class _Changed:
+    """A controller that reports each write."""
 
+    def __init__(self, report: Callable[[], None]) -> None:
+        self._report = report
 
-def _purge(store: Store) -> None:
-    for resource in store.resources:
-        if resource.namespaced:
-            for record in list(store[resource]):
-                store.discard(resource, record.key)
-    for record in list(store[NAMESPACES]):
-        if record.name != _DEFAULT:
-            store.discard(NAMESPACES, record.key)
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
+        self._report()
 
 
 def _is_suspended(project: Document) -> bool:
@@ -84,7 +91,7 @@ def _is_suspended(project: Document) -> bool:
     return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
 
 
-def _suspended(project: str, document: Document, call: Call) -> refusals.RefusalError:
+def _suspended(project: str, document: Document, call: Call) -> refusals.RefusedError:
     reasons = sorted({each["reason"] for each in document["status"].get("suspensions", ())})
     why = (
         f'project "{project}" is suspended ({", ".join(reasons) or "unspecified"}) and cannot accept new updates while '

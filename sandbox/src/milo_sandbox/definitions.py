@@ -1,41 +1,39 @@
-"""Serves the resources of the stored CustomResourceDefinitions."""
+"""Serves the resources of the stored CustomResourceDefinitions: at the root, and in every control plane."""
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
-from milo_sandbox.collection import StoredCollection
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS, resource_of
-from milo_sandbox.records import RecordedChange, SandboxRecord
+from milo_sandbox.records import RecordedChange
 from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.store import Store
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
-
-
-class DefinitionStore(Protocol):
-    """The part of a store that definitions use."""
-
-    def __getitem__(self, resource: ResourceDefinition) -> StoredCollection: ...
-    def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None: ...
-    def discard(self, resource: ResourceDefinition, key: str, *, propagation: str = "") -> None: ...
-    def edit_metadata(self, resource: ResourceDefinition, key: str, changes: Document) -> None: ...
-    def edit_status(self, resource: ResourceDefinition, key: str, status: Document) -> None: ...
-    def define(self, resource: ResourceDefinition) -> None: ...
-    def undefine(self, resource: ResourceDefinition) -> None: ...
-    def timestamp(self) -> str: ...
 
 
 class Definitions:
     """The controller that serves the resources of the stored definitions, and deletes their objects with them."""
 
-    def __init__(self, store: DefinitionStore) -> None:
+    def __init__(self, store: Store, others: Callable[[], list[Store]] = list) -> None:
+        """`store` has the definitions; their resources are served in it and in the others."""
         self._store = store
+        self._others = others
         self._served: dict[str, tuple[Document, ResourceDefinition]] = {}
 
+    def serve_in(self, store: Store) -> None:
+        """Serve the defined resources in another store."""
+        for _, resource in self._served.values():
+            store.define(resource)
+
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Handle a write."""
+        """Handle a write to one of the stores."""
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._follow(event.record.name, None if event.deleted else event.record.document())
         elif event.deleted and (name := self._defined_by(resource)):
             self._follow(name, self._document(name))
+
+    def _stores(self) -> Iterator[Store]:
+        yield self._store
+        yield from self._others()
 
     def _defined_by(self, resource: ResourceDefinition) -> str | None:
         name = resource.qualified
@@ -48,7 +46,7 @@ class Definitions:
     def _follow(self, name: str, definition: Document | None) -> None:
         if definition is None:
             if name in self._served:
-                self._store.undefine(self._served.pop(name)[1])
+                self._undefine(self._served.pop(name)[1])
             return
         metadata, spec = definition["metadata"], definition["spec"]
         if metadata.get("deletionTimestamp"):
@@ -61,23 +59,32 @@ class Definitions:
             return
         defined = resource_of(definition)
         if name in self._served and self._served[name][1].version != defined.version:
-            self._store.undefine(self._served[name][1])
+            self._undefine(self._served[name][1])
         self._served[name] = spec, defined
-        self._store.define(defined)
+        for store in self._stores():
+            store.define(defined)
         self._store.edit_status(CUSTOM_RESOURCE_DEFINITIONS, name, self._status(spec, defined))
 
+    def _undefine(self, resource: ResourceDefinition) -> None:
+        for store in self._stores():
+            store.undefine(resource)
+
     def _clean_up(self, name: str, metadata: Document) -> None:
-        served = self._served.get(name)
-        if served is not None:
-            collection = self._store[served[1]]
-            for record in tuple(collection):
-                if "deletionTimestamp" not in record.document()["metadata"]:
-                    self._store.discard(served[1], record.key)
-            if len(collection):
-                return
+        if name in self._served and self._remain(self._served[name][1]):
+            return
+        if self._document(name) is None:  # ended with the last object
+            return
         finalizers = [each for each in metadata.get("finalizers", ()) if each != CLEANUP_FINALIZER]
         if len(finalizers) < len(metadata.get("finalizers", ())):
             self._store.edit_metadata(CUSTOM_RESOURCE_DEFINITIONS, name, {"finalizers": finalizers})
+
+    def _remain(self, resource: ResourceDefinition) -> bool:
+        """Delete all objects; return whether some of them have finalizers and remain."""
+        found = [(store, record) for store in self._stores() for record in store[resource]]
+        for store, record in found:
+            if "deletionTimestamp" not in record.document()["metadata"]:
+                store.discard(resource, record.key)
+        return any(resource in store and len(store[resource]) for store in self._stores())
 
     def _status(self, spec: Document, defined: ResourceDefinition) -> Document:
         now = self._store.timestamp()

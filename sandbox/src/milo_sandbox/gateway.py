@@ -8,6 +8,7 @@ from aiohttp import web
 from milo_sandbox import answers, contexts, refusals, token_endpoint
 from milo_sandbox.api import Api
 from milo_sandbox.control_planes import ControlPlanes
+from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
@@ -77,7 +78,9 @@ class Gateway:
                 return await self._garden.answer(request, rest, subject)
             case (str(prefix), *rest) if prefix == CLUSTERS:
                 return await self._kcp.answer(request, rest, subject)
-        api = self._control_planes.of(project) if project else self._milo
+        # Definitions are global.
+        is_definition = below[:2] == ["apis", CUSTOM_RESOURCE_DEFINITIONS.group]
+        api = self._control_planes.of(project) if project and not is_definition else self._milo
         return await api.answer(request, below, subject)
 
     def _authenticate(self, request: web.BaseRequest, segments: list[str]) -> str:

@@ -1,6 +1,6 @@
 """The steps of Milo's controllers on projects and their control planes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from milo_sandbox.contexts import ORGANIZATION_LABEL
@@ -41,7 +41,7 @@ class Milo:
 
     def provision(self, name: str) -> None:
         self.control_planes.set_condition(name, reason="Created", message="The control plane is up")
-        self.projects.set_condition(name, reason="Ready", message="The project is ready")
+        self.projects.set_condition(name, reason="Ready", message="Project is ready")
 
     def fail(self, name: str, message: str) -> None:
         self.control_planes.set_condition(name, "False", reason="Degraded", message=message)
@@ -49,7 +49,6 @@ class Milo:
 
     def relabel(self, name: str, labels: Mapping[str, str]) -> None:
         self.projects.label(name, dict(labels))
-        self.control_planes.label(name, dict(labels))
 
     def suspend(self, name: str, reason: str) -> None:
         """Suspend a project, which stays ready, since its API still answers reads."""
@@ -67,19 +66,31 @@ class Milo:
         """Lift the suspension of a project, which goes on listing it."""
         self.projects.set_condition(name, "False", type_="Suspended", reason="Active", message="Project is active")
 
-    def report_cleanup(self, name: str, reason: str, message: str) -> None:
-        self.projects.set_condition(name, type_="ResourceCleanup", reason=reason, message=message)
+    def report_suspensions(self, name: str, listed: Sequence[Document], active: Sequence[str]) -> None:
+        """Report all suspensions of a project, and the names of those that hold."""
+        held = self.projects.read(name).get("status", {})
+        if listed or held.get("suspensions"):
+            self.projects.set_status(name, {"suspensions": list(listed)})
+        message = "Project is active"
+        if active:
+            message = f"Project is suspended due to active suspensions: {', '.join(active)}"
+        before = next((each for each in held.get("conditions", ()) if each["type"] == "Suspended"), None)
+        if before is None or before["message"] != message:
+            status, reason = ("True", "Suspended") if active else ("False", "Active")
+            self.projects.set_condition(name, status, type_="Suspended", reason=reason, message=message)
+
+    def report_cleanup(self, name: str, reason: str, message: str, *, status: str = "True") -> None:
+        self.projects.set_condition(name, status, type_="ResourceCleanup", reason=reason, message=message)
 
     def finish(self, name: str) -> None:
         """Complete the deletion of a project: delete its control plane, then remove its finalizers."""
-        if name in self.control_planes:
-            self.control_planes.delete(name)
+        self.control_planes.discard(name)
         self.projects.unfinalize(name)
 
     def sweep(self, name: str) -> None:
         """Delete the control plane of a project that was deleted without finalizers."""
-        if name not in self.projects and name in self.control_planes:
-            self.control_planes.delete(name)
+        if name not in self.projects:
+            self.control_planes.discard(name)
 
     def populate(self, count: int, names: Names, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
         """Create many projects with their control planes, in their final state."""
@@ -107,7 +118,7 @@ class Milo:
             "spec": {"ownerRef": {"kind": "Organization", "name": organization}},
         }
         if ready:
-            condition = self.projects.condition(reason="Ready", message="The project is ready")
+            condition = self.projects.condition(reason="Ready", message="Project is ready")
             document["status"] = {"conditions": [condition]}
         return document
 
@@ -131,4 +142,4 @@ def _pointing_back(project: Document) -> tuple[dict[str, str], dict[str, str]]:
     """Return the labels and annotations of a project's control plane."""
     metadata = project["metadata"]
     names = {PROJECT_NAME_LABEL: metadata["name"], PROJECT_UID_LABEL: metadata["uid"]}
-    return {**metadata.get("labels", {}), **names}, {OWNER_ANNOTATION: project["spec"]["ownerRef"]["name"]}
+    return names, {OWNER_ANNOTATION: project["spec"]["ownerRef"]["name"]}

@@ -96,13 +96,24 @@ class Objects:
     def annotate(self, name: str, changes: Mapping[str, str | None]) -> Document:
         return self._patch_metadata(name, {"annotations": dict(changes)})
 
-    def unfinalize(self, name: str) -> Document:
-        """Remove all finalizers, which completes a pending deletion."""
-        return self._patch_metadata(name, {"finalizers": None})
+    def finalize(self, name: str, finalizer: str) -> Document:
+        """Add a finalizer."""
+        held = self.read(name)["metadata"].get("finalizers", [])
+        return self._patch_metadata(name, {"finalizers": [*held, finalizer]})
+
+    def unfinalize(self, name: str, finalizer: str = "") -> Document:
+        """Remove a finalizer, or all of them; the last one completes a pending deletion."""
+        held = self.read(name)["metadata"].get("finalizers", [])
+        kept = [each for each in held if finalizer and each != finalizer]
+        return self._patch_metadata(name, {"finalizers": kept or None})
 
     def delete(self, name: str) -> bool:
         """Delete an object; return whether it is removed at once, which finalizers prevent."""
         return self._store.delete(self.resource, name)[1]
+
+    def discard(self, name: str) -> None:
+        """Delete an object if it exists."""
+        self._store.discard(self.resource, name)
 
     def _patch_metadata(self, name: str, change: Document) -> Document:
         patch = {"metadata": change}

@@ -122,6 +122,12 @@ def _never(condition: str, status: str, reason: str, message: str) -> Document:
     }
 
 
+_SUSPENSION_REASON: Document = {
+    "type": "string",
+    "enum": ["Fraud", "Abuse", "Billing", "Compliance", "Administrative"],
+}
+_REINSTATE_AUTHORITY: Document = {"type": "string", "enum": ["Operator", "Consumer"]}
+
 _AGE = Column(name="Age", path=("metadata", "creationTimestamp"), type="date")
 _NAME = Column(name="Name", path=("metadata", "name"))
 
@@ -167,12 +173,9 @@ PROJECTS = ResourceDefinition(
                             "type": "object",
                             "required": ["reason", "suspendedAt", "reinstateAuthority"],
                             "properties": {
-                                "reason": {
-                                    "type": "string",
-                                    "enum": ["Fraud", "Abuse", "Billing", "Compliance", "Administrative"],
-                                },
+                                "reason": _SUSPENSION_REASON,
                                 "suspendedAt": {"type": "string", "format": "date-time"},
-                                "reinstateAuthority": {"type": "string", "enum": ["Operator", "Consumer"]},
+                                "reinstateAuthority": _REINSTATE_AUTHORITY,
                             },
                         },
                     },
@@ -218,6 +221,54 @@ PROJECT_CONTROL_PLANES = ResourceDefinition(
     columns=(_NAME, Column(name="Ready", condition="ControlPlaneReady"), _AGE),
 )
 
+PROJECT_SUSPENSIONS = ResourceDefinition(
+    group="resourcemanager.miloapis.com",
+    version="v1alpha1",
+    kind="ProjectSuspension",
+    plural="projectsuspensions",
+    singular="projectsuspension",
+    has_status=True,
+    counts_generations=True,
+    schema={
+        "type": "object",
+        "description": "A suspension of the project with a name, whether there is such a project or not.",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "required": ["projectRef", "reason", "reinstateAuthority", "requestedBy"],
+                "properties": {
+                    "projectRef": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {"name": {"type": "string"}},
+                    },
+                    "reason": _SUSPENSION_REASON,
+                    "reinstateAuthority": _REINSTATE_AUTHORITY,
+                    "requestedBy": {"type": "string"},
+                    "description": {"type": "string"},
+                },
+            },
+            "status": {
+                "type": "object",
+                "properties": {"phase": {"type": "string", "enum": ["Active", "Lifted"]}},
+            },
+        },
+    },
+    columns=(
+        _NAME,
+        Column(name="Project", path=("spec", "projectRef", "name")),
+        Column(name="Reason", path=("spec", "reason")),
+        Column(name="Phase", path=("status", "phase")),
+        _AGE,
+    ),
+)
+
+
+def _label_with_name(namespace: Document) -> None:
+    metadata = namespace["metadata"]
+    metadata["labels"] = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata.get("name", "")}
+
+
 NAMESPACES = ResourceDefinition(
     group="",
     version="v1",
@@ -228,6 +279,7 @@ NAMESPACES = ResourceDefinition(
     allows_blind_update=True,
     takes_strategic_patches=True,
     name_is_label=True,
+    prepare=_label_with_name,
     schema={
         "type": "object",
         "description": "A scope of names.",
@@ -401,6 +453,6 @@ SERVICE_CONSUMERS = ResourceDefinition(
     columns=(_NAME, Column(name="Phase", path=("status", "phase")), _AGE),
 )
 
-MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
+MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -14,6 +14,8 @@ from milo_sandbox.api import Api, Features
 from milo_sandbox.certificates import ServerIdentity, issue_identity
 from milo_sandbox.churn import Churn
 from milo_sandbox.control_planes import ControlPlanes
+from milo_sandbox.controller_manager import ControllerManager
+from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.faults import Faults
 from milo_sandbox.gateway import INFRASTRUCTURE as INFRASTRUCTURE_PATH
 from milo_sandbox.gateway import Gateway
@@ -53,9 +55,17 @@ class Sandbox:
         history_limit: int = 20_000,
         identity: ServerIdentity | None = None,
         first_version: int = 1,
+        controllers: bool = False,
     ) -> None:
+        """With `controllers`, Milo's controllers begin and end projects and suspend them; otherwise `milo` has their
+        steps for the tests."""
         self._random = Random(seed)  # noqa: S311 - names and UIDs need not be secret
-        self.store = Store(MILO, random=self._random, history_limit=history_limit, first_version=first_version)
+        self.store = Store(
+            (*MILO, CUSTOM_RESOURCE_DEFINITIONS),
+            random=self._random,
+            history_limit=history_limit,
+            first_version=first_version,
+        )
         self.names = Names(self._random)
         self.milo = Milo(self.store)
         self.projects = self.milo.projects
@@ -70,6 +80,8 @@ class Sandbox:
 
         self._api = new_api(self.store)
         self._project_apis = ControlPlanes(self.store, new_api)
+        self.controllers = ControllerManager(self.store, self.milo, self._project_apis) if controllers else None
+        self._purges: asyncio.Task[None] | None = None
         self.infrastructure = Infrastructure(
             new_api(Store(INFRASTRUCTURE, random=self._random, history_limit=1_000)),
             tokens=self.tokens,
@@ -103,6 +115,8 @@ class Sandbox:
 
     async def __aenter__(self) -> Self:
         await self.start()
+        if self.controllers is not None:
+            self._purges = asyncio.create_task(self.controllers.run(), name="controllers")
         return self
 
     async def __aexit__(
@@ -110,6 +124,8 @@ class Sandbox:
     ) -> None:
         for file in self._token_files:
             file.stop()
+        if self._purges is not None:
+            self._purges.cancel()
         await self.stop()
 
     @property

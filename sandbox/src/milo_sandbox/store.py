@@ -78,6 +78,7 @@ class Store:
         """Serve a resource, or change the definition of one. A change makes its watches start again with a list."""
         if resource in self._collections:
             self._collections[resource].resource = resource
+            self.version += 1  # the definition was written, perhaps to another store
             self._collections[resource].history.compact(self.version)
         else:
             self._collections[resource] = StoredCollection(resource, self._history_limit)

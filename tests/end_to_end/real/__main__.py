@@ -22,12 +22,15 @@ from tests.end_to_end.real.demo import demo
 from tests.end_to_end.real.process import ProcessError
 from tests.end_to_end.real.programs import peer, programs
 from tests.end_to_end.real.session import Session
+from tests.end_to_end.real.whole_milo import a_whole_milo
 from tests.end_to_end.scenarios import reading
 from tests.end_to_end.scenarios.__main__ import OWN
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Scenario
 from tests.integration.sandbox_conformance import transcripts
 from tests.integration.sandbox_conformance.conversations import CONVERSATIONS
+from tests.integration.sandbox_conformance.lives import LIVES
+from tests.integration.sandbox_conformance.lives import record as record_life
 from tests.integration.sandbox_conformance.recording import record
 
 _FAILED = 1
@@ -90,6 +93,10 @@ async def _record() -> None:
             for mode in MODES:
                 recorded = {each: await record(each, mode, servers, directory) for each in CONVERSATIONS}
                 say_to_stderr(f"{mode}: {len(recorded)} conversations in {transcripts.write(mode, recorded)}")
+        if found.controllers:
+            async with a_whole_milo(found, directory / "whole-milo") as milo:
+                lives = {each: await record_life(each, milo.places) for each in LIVES}
+            say_to_stderr(f"{len(lives)} lives of projects in {transcripts.write('lives', lives)}")
 
 
 def _status(session: Session) -> int:

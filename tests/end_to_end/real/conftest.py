@@ -14,8 +14,9 @@ import pytest_asyncio
 
 from tests.conftest import ON_REAL_SERVERS
 from tests.end_to_end.real.builds import UnobtainableError, say_to_stderr
-from tests.end_to_end.real.programs import Programs, programs
+from tests.end_to_end.real.programs import MILO_CONTROLLER_MANAGER, Programs, programs
 from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.whole_milo import WholeMilo, a_whole_milo
 from tests.end_to_end.scenarios.concurrent_runs import ScenarioRuns, selected
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
@@ -93,6 +94,14 @@ async def runs_on_real_servers(
         made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
         yield made
         await made.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def whole_milo(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WholeMilo]:
+    if not built.controllers:
+        pytest.skip(f"{MILO_CONTROLLER_MANAGER} does not name the program of Milo's controllers")
+    async with a_whole_milo(built, tmp_path_factory.mktemp("whole-milo")) as milo:
+        yield milo
 
 
 @pytest.fixture(params=MODES)

@@ -22,6 +22,7 @@ from tests.end_to_end.real.builds import (
 # Existing binaries to use, such as those built from a working copy.
 KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
+MILO_CONTROLLER_MANAGER = "MILO_CONTROLLER_MANAGER"
 MILO_FEATURE_GATES = "MILO_FEATURE_GATES"
 PEER_BINARY = "MILO_PEER"
 KUBERNETES_MINOR = "KUBERNETES"
@@ -42,6 +43,8 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     etcd: Path
     milo: ApiProgram
     infrastructure: ApiProgram
+    controllers: tuple[str, ...] = ()
+    """The command of Milo's own controllers; empty unless given."""
     has_milo: bool = True
     """Whether it is Milo's own, not a kube-apiserver in its place."""
     missing: tuple[str, ...] = ()
@@ -80,6 +83,7 @@ def programs(say: Say) -> Programs:
         infrastructure=ApiProgram(
             title=title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
         ),
+        controllers=_controllers(),
         has_milo=has_milo,
         missing=tuple(missing),
     )
@@ -95,9 +99,18 @@ def peer_title() -> str:
     return f"{_titled('milo', given, PEER_BINARY) if given else MILO.title}, in bench/peer"
 
 
-def _milo(say: Say) -> ApiProgram:
+def _controllers() -> tuple[str, ...]:
+    given = _given(MILO_CONTROLLER_MANAGER)
+    return (str(given), "controller-manager", *_feature_gates()) if given else ()
+
+
+def _feature_gates() -> tuple[str, ...]:
     gates = os.environ.get(MILO_FEATURE_GATES)
-    more = (f"--feature-gates={gates}",) if gates else ()
+    return (f"--feature-gates={gates}",) if gates else ()
+
+
+def _milo(say: Say) -> ApiProgram:
+    more = _feature_gates()
     if given := _given(MILO_BINARY):
         return ApiProgram(title=_titled("milo", given, MILO_BINARY), argv=(str(given), "apiserver", *more))
     return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver", *more))

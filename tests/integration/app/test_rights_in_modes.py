@@ -41,6 +41,16 @@ def relabel_project(sandbox: Sandbox, name: str, env: str) -> None:
     sandbox.milo.relabel(name, {"env": env})
 
 
+def create_control_plane(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
+    create_project(sandbox, name, organization, env)
+    relabel_control_plane(sandbox, name, env)
+
+
+def relabel_control_plane(sandbox: Sandbox, name: str, env: str) -> None:
+    """Label the control plane itself, as an installation may; Milo does not."""
+    sandbox.control_planes.label(name, {"env": env})
+
+
 def create_consumer(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
     create_project(sandbox, name, organization, env)
     metadata = {"name": f"consumer-{name}", "labels": {"env": env}}
@@ -66,7 +76,7 @@ DECLARATIVE = {
 }
 MODES = [
     Mode("project", {"mode": "project"}, create_project, relabel_project),
-    Mode("project-control-plane", {"mode": "project-control-plane"}, create_project, relabel_project),
+    Mode("project-control-plane", {"mode": "project-control-plane"}, create_control_plane, relabel_control_plane),
     Mode(
         "service-consumer",
         {"settings": {"services": ["dns"]}},

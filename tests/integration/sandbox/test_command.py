@@ -123,7 +123,7 @@ async def test_sandbox_prints_commands_that_can_be_pasted_into_a_shell(tmp_path:
         )
         out, _ = await shell.communicate(commands.encode())
     assert shell.returncode == 0, out.decode()
-    for words in (b"project.resourcemanager.miloapis.com/hello created", b"hello patched", b'"hello" deleted'):
+    for words in (b"project.resourcemanager.miloapis.com/hello created", b"hello created", b'"hello" deleted'):
         assert words in out
 
 

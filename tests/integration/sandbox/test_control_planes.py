@@ -2,7 +2,7 @@
 
 from milo_sandbox import Sandbox
 from tests.integration.sandbox.client import PROJECTS, Client
-from tests.integration.sandbox.widgets import DEFINITIONS, definition
+from tests.integration.sandbox.widgets import DEFINITIONS, WIDGETS, definition, widget
 
 
 def behind(project: str, path: str = "") -> str:
@@ -41,27 +41,29 @@ async def test_control_plane_is_separate_per_project(client: Client, sandbox: Sa
     assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
 
 
-async def test_recreated_project_keeps_cluster_scoped_objects_and_its_default_namespace(
-    client: Client, sandbox: Sandbox
-) -> None:
-    namespaces = behind("alpha", "/api/v1/namespaces")
-    sandbox.projects.create("alpha")
-    await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
-    await client.call("POST", behind("alpha", DEFINITIONS), definition())
-    before = (await client.get(f"{namespaces}/default")).json["metadata"]["uid"]
-    sandbox.projects.delete("alpha")
-    assert (await client.get(behind("alpha", CONFIG_MAPS))).names == []
-    assert (await client.get(namespaces)).names == ["default"]
-    sandbox.projects.create("alpha")
-    assert (await client.get(namespaces)).names == ["default"]
-    assert (await client.get(f"{namespaces}/default")).json["metadata"]["uid"] == before
-    assert (await client.get(behind("alpha", DEFINITIONS))).names == ["widgets.example.com"]
+async def test_definition_is_served_in_every_control_plane_and_at_the_root(client: Client, sandbox: Sandbox) -> None:
+    for name in ("alpha", "beta"):
+        sandbox.projects.create(name)
+    assert (await client.get(behind("beta", WIDGETS))).status == 404
+    assert (await client.call("POST", behind("alpha", DEFINITIONS), definition())).status == 201
+    for path in (behind("beta", DEFINITIONS), DEFINITIONS):
+        assert (await client.get(path)).names == ["widgets.example.com"]
+    everywhere = "/apis/example.com/v1/widgets"
+    for path in (behind("alpha", WIDGETS), behind("beta", WIDGETS), behind("later", everywhere), everywhere):
+        assert (await client.get(path)).status == 200
+    await client.call("POST", behind("beta", WIDGETS), widget(finalizers=["example.com/hold"]))
+    await client.call("DELETE", behind("alpha", f"{DEFINITIONS}/widgets.example.com"))
+    assert (await client.get(DEFINITIONS)).names == ["widgets.example.com"]
+    await client.call("PATCH", behind("beta", f"{WIDGETS}/one"), {"metadata": {"finalizers": None}})
+    for path in (behind("alpha", WIDGETS), behind("beta", WIDGETS), everywhere):
+        assert (await client.get(path)).status == 404
 
 
 async def test_name_without_a_project_answers_and_stores(client: Client, sandbox: Sandbox) -> None:
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
-    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["milo-system"]
-    maps = "/api/v1/namespaces/milo-system/configmaps"
+    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == []
+    maps = "/api/v1/namespaces/tenant/configmaps"
+    await client.call("POST", behind("alpha", "/api/v1/namespaces"), {"metadata": {"name": "tenant"}})
     assert (await client.call("POST", behind("alpha", maps), {"metadata": {"name": "early"}})).status == 201
     sandbox.projects.create("alpha")
     assert (await client.get(behind("alpha", maps))).names == ["early"]

@@ -7,7 +7,7 @@ those that clients act on.
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tests.end_to_end.scenarios.steps import Mode
 
@@ -22,12 +22,12 @@ _LONGEST_JUNK = 10
 _LEFT_OUT = frozenset({"managedFields", "message"})
 
 
-def read(mode: Mode) -> dict[str, Transcript]:
+def read(mode: Mode | Literal["lives"]) -> dict[str, Transcript]:
     recorded: dict[str, Transcript] = json.loads((_RECORDED / f"{mode}.json").read_text())
     return recorded
 
 
-def write(mode: Mode, transcripts: dict[str, Transcript]) -> Path:
+def write(mode: Mode | Literal["lives"], transcripts: dict[str, Transcript]) -> Path:
     path = _RECORDED / f"{mode}.json"
     path.write_text(json.dumps(transcripts, indent=1, sort_keys=True) + "\n")
     return path

@@ -1,0 +1,73 @@
+"""Milo's own controllers, as a process beside its API server and the infrastructure cluster."""
+
+import asyncio
+import shutil
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from tests.end_to_end.real import process
+from tests.end_to_end.real.ports import free_port
+from tests.end_to_end.real.process import Process, ProcessError
+from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
+
+_STARTED_WITHIN_S = 180
+_LOOK_EVERY_S = 0.25
+
+
+class ControllerManager:
+    """A context manager of the process."""
+
+    def __init__(
+        self, argv: tuple[str, ...], core: MiloApi, infrastructure: InfrastructureApi, directory: Path
+    ) -> None:
+        self._port = free_port()
+        self._log = directory / "controller-manager.log"
+        self._process: Process | None = None
+        # It reads the certificate of its webhooks from this directory of TMPDIR.
+        certificates = directory / "controller-manager" / "k8s-webhook-server" / "serving-certs"
+        certificates.mkdir(parents=True)
+        certificate, key = core.authority.server("webhooks")
+        shutil.copy(certificate, certificates / "tls.crt")
+        shutil.copy(key, certificates / "tls.key")
+        self._argv = [
+            shutil.which("env") or "/usr/bin/env",
+            f"TMPDIR={directory / 'controller-manager'}",
+            *argv,
+            f"--kubeconfig={core.kubeconfig}",
+            f"--infra-cluster-kubeconfig={infrastructure.kubeconfig}",
+            "--control-plane-scope=core",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._port}",
+            f"--controller-runtime-webhook-port={free_port()}",
+        ]
+
+    async def __aenter__(self) -> Self:
+        async with asyncio.timeout(_STARTED_WITHIN_S):
+            while not await self._healthy():
+                # It ends if the API server does not serve all its definitions yet.
+                if self._process is None or not self._process.running():
+                    self._process = process.start("Milo's controllers", self._argv, log=self._log, tied=True)
+                await asyncio.sleep(_LOOK_EVERY_S)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        ended = not self._process.running()
+        await self._process.end(signal.SIGKILL)
+        if ended and error is None:
+            raise ProcessError(f"Milo's controllers ended:\n{self._process.last_words()}")
+
+    async def _healthy(self) -> bool:
+        url = f"https://127.0.0.1:{self._port}/healthz"
+        try:
+            async with aiohttp.ClientSession() as session, session.get(url, ssl=False) as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False

@@ -1,0 +1,14 @@
+"""Lives of projects under Milo's own controllers; only where MILO_CONTROLLER_MANAGER names them."""
+
+import pytest
+
+from tests.end_to_end.real.whole_milo import WholeMilo
+from tests.integration.sandbox_conformance import transcripts
+from tests.integration.sandbox_conformance.lives import LIVES, record
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.mark.parametrize("name", LIVES)
+async def test_recorded_life_matches_milo(name: str, whole_milo: WholeMilo) -> None:
+    assert await record(name, whole_milo.places) == transcripts.read("lives")[name]
