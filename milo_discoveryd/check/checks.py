@@ -95,7 +95,7 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
         yield warn(subject, f"mode {of.kind} watches nothing", "label_selector has no effect: remove it")
     foreign = _foreign_labels(of)
     if foreign:
-        yield warn(
+        yield fail(
             subject,
             f"label_selector asks for {foreign}, but Milo gives its ProjectControlPlanes two labels alone: "
             f"{PROJECT_NAME_LABEL} and {PROJECT_UID_LABEL}",

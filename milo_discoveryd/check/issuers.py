@@ -14,6 +14,7 @@ from milo_discoveryd.credentials.authentication.credential_provider import Stati
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential
 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, RevokingIssuer, Scope
+from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
@@ -54,7 +55,7 @@ class IssuersCheck:
     async def _check(self, issuer: Issuer, cluster: Cluster | None) -> AsyncIterator[Finding]:
         subject = f"kubeconfigs {issuer.name}"
         is_of_cluster = issuer.scope is Scope.CLUSTER
-        if is_of_cluster and isinstance(issuer, RevokingIssuer):
+        if is_of_cluster and isinstance(issuer, RevokingIssuer) and not isinstance(issuer, TokenRequestIssuer):
             yield ok(subject, f"not checked: {issuer.type} creates an object for each cluster when it is engaged")
             return
         if is_of_cluster and cluster is None and not isinstance(issuer, ClientCertificateIssuer):
@@ -64,7 +65,9 @@ class IssuersCheck:
         request = MintRequest(ttl_s=ttl_s, cluster=(cluster or _PROBE) if is_of_cluster else None)
         named = f" for {cluster.target.name}" if is_of_cluster and cluster is not None else ""
         try:
-            minted = await issuer.mint(request)
+            # A token that is bound to nothing leaves no Secret behind.
+            minting = issuer.unbound(ttl_s) if isinstance(issuer, TokenRequestIssuer) else issuer.mint(request)
+            minted = await minting
         except UnfitError as error:
             yield fail(
                 subject, f"no credential{named}: {error}", "fix the issuer, or configure another in kubeconfigs.issuers"

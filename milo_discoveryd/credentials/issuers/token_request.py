@@ -150,6 +150,10 @@ class TokenRequestIssuer:
                 del self._bound[identity]  # the Secret was deleted by others: the next attempt creates another
                 raise
 
+    async def unbound(self, ttl_s: float) -> IssuedCredential:
+        """Return a token that is bound to no Secret."""
+        return await self._request(ttl_s, None)
+
     async def revoke(self, cluster: Cluster) -> None:
         identity = cluster.identity
         async with self._exclusive(identity):

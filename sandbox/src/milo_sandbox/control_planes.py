@@ -91,7 +91,7 @@ def _is_suspended(project: Document) -> bool:
     return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
 
 
-def _suspended(project: str, document: Document, call: Call) -> refusals.RefusedError:
+def _suspended(project: str, document: Document, call: Call) -> refusals.RefusalError:
     reasons = sorted({each["reason"] for each in document["status"].get("suspensions", ())})
     why = (
         f'project "{project}" is suspended ({", ".join(reasons) or "unspecified"}) and cannot accept new updates while '

@@ -87,9 +87,9 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
         tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
     )
     assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
-    assert "warn  settings: label_selector asks for no, but Milo gives its ProjectControlPlanes two" in output.text
+    assert "fail  settings: label_selector asks for no, but Milo gives its ProjectControlPlanes two" in output.text
     assert "warn  discovery list: no projectcontrolplanes match" in output.text
-    assert output.status == 0
+    assert output.status == 1
 
 
 async def test_context_of_an_organization_is_named_with_its_projects(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -63,11 +63,33 @@ async def test_check_mints_from_credential_issuers_without_creating_secrets(sand
     assert "ok    discovery identity: authenticated as sandbox-admin" in found
     assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube")) and " datum " not in line] == [
         "ok    kubeconfigs datum: minte",
-        "ok    kubeconfigs requested: n",
+        "ok    kubeconfigs requested: m",
+        "ok    kubeconfigs requested re",
+        "ok    kubeconfigs requested id",
         "fail  kubeconfigs file: no cre",
     ]
     assert sandbox.token_endpoint.answered
     assert not sandbox.infrastructure.secret_names()
+
+
+async def test_check_reports_a_requested_token_that_the_project_does_not_accept(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    async with Sandbox() as another:
+        another.add_service_account("milo", "operators")
+        (tmp_path / "infrastructure").write_text(json.dumps(another.infrastructure_kubeconfig()))
+        found = await lines(
+            tmp_path,
+            {
+                "name": "requested",
+                "type": "token-request",
+                "kubeconfig": str(tmp_path / "infrastructure"),
+                "namespace": "milo",
+                "service_account": "operators",
+            },
+        )
+        assert not another.infrastructure.secret_names()
+    assert "fail  kubeconfigs requested identity: the server rejects the credential (401)" in found
 
 
 async def test_per_cluster_source_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
