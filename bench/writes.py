@@ -86,6 +86,8 @@ async def read_by(reader: Reader, writes: Writes) -> Writes:
     finally:
         reading.cancel()
         await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.result()
     return writes
 
 

@@ -79,9 +79,10 @@ async def peer_marks(peer: Process, writes: Writes, ready: asyncio.Event) -> Non
         lines = peer.output.splitlines(keepends=True)[line_count:]
         for line in lines:
             if line.endswith("\n"):
-                mark, moment = line.split()
-                writes.seen(int(mark), int(moment) / 1e9 - ahead_s)
                 line_count += 1
+                if line[0].isdigit():  # others are of the log
+                    mark, moment = line.split()
+                    writes.seen(int(mark), int(moment) / 1e9 - ahead_s)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
