@@ -103,12 +103,14 @@ def operator(milo_sandbox: MiloSandbox, tmp_path: Path) -> Iterator[Callable[...
     """Return a function that starts an operator."""
     started: list[Operator] = []
 
-    def start(*, grace: float = 20.0, lease: str | None = None, **environ: str) -> Operator:
+    def start(
+        *, grace: float = 20.0, lease: str | None = None, within: tuple[str, ...] = (), **environ: str
+    ) -> Operator:
         program = tmp_path / "my_operator.py"
         program.write_text(PROGRAM.format(grace=grace, lease=lease))
         defaults = {"MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "MILO_OPERATOR_LISTEN": "127.0.0.1:0"}
         process = subprocess.Popen(
-            [sys.executable, str(program)],
+            [*within, sys.executable, str(program)],
             env={**os.environ, **defaults, **environ},
             stderr=subprocess.PIPE,
             text=True,
@@ -140,6 +142,25 @@ def test_sigterm_lets_reconciles_end_within_the_grace_and_then_cancels_them(
     assert order == ["short", "hang"]
     hung = [line for line in running.lines if "ended hang" in line]
     assert "[alpha default/hang " in hung[0]
+
+
+def test_sigterm_ends_an_operator_that_is_the_first_process_of_a_container(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    container = ("unshare", "--pid", "--fork")
+    try:
+        subprocess.run([*container, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no PID namespaces here: {error}")
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    running = operator(within=container)
+    alpha.create(config_map("any", "any"))
+    eventually(lambda: running.logged("ended any"))
+    outside = running.process.pid
+    [first] = Path(f"/proc/{outside}/task/{outside}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
+    assert running.process.wait(60) == 0
+    assert running.logged("controllers: stopped")
 
 
 def test_second_signal_cancels_reconciles_at_once(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:

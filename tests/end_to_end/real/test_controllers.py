@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, Kind, QueuePolicy, Request, SingleCluster
+from milo_discovery.controllers.informer import Informer
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.api import Api
@@ -295,6 +296,80 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
         await proxy.close()
         async with server.api() as api:
             await api.call("DELETE", f"{CONFIG_MAPS}?labelSelector=watch")
+
+
+OWNERS = 20
+
+
+async def test_children_with_generated_names_are_created_once_although_caches_trail(
+    server: RealApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = Informer._apply
+
+    async def late(informer: Informer, events: Any) -> None:
+        if informer.cache.synced:
+            await asyncio.sleep(0.3)
+        await apply(informer, events)
+
+    monkeypatch.setattr(Informer, "_apply", late)
+    owners = Kind("v1/configmaps", selector="role=owner")
+    children = Kind("v1/configmaps", selector="role=child")
+    kept = Kind("v1/configmaps", field_selector="metadata.name=owner-0", metadata_only=True)
+    reconciles: dict[str, int] = {}
+
+    async def reconcile(request: Request) -> None:
+        if (owner := await request.get()) is None:
+            return
+        reconciles[request.name] = reconciles.get(request.name, 0) + 1
+        assert [found["metadata"]["name"] for found in request.list(kept)] in (["owner-0"], [])
+        found = list(request.list(children, owned=True))
+        if not found:
+            metadata = {"generateName": f"{request.name}-", "labels": {"role": "child"}}
+            await request.create(children, {"kind": "ConfigMap", "metadata": metadata, "data": {"a": "b"}}, owned=True)
+        elif owner["data"].get("child") != found[0]["metadata"]["name"]:
+            # Owned objects are cached whole.
+            assert found[0]["data"] == {"a": "b"}
+            await request.patch(owners, request.name, {"data": {"child": found[0]["metadata"]["name"]}})
+
+    controllers = Controllers(SingleCluster(server.kubeconfig), registry=CollectorRegistry())
+    controllers.cache(kept)
+    controllers.reconcile(owners, owns=[children], per_cluster=16)(reconcile)
+    try:
+        async with controllers, server.api() as api:
+            for number in range(OWNERS):
+                metadata = {"name": f"owner-{number}", "labels": {"role": "owner"}}
+                await api.ensure(CONFIG_MAPS, {"metadata": metadata, "data": {"of": "a test"}})
+            await eventually(lambda: len(reconciles) == OWNERS and min(reconciles.values()) > 2, within_s=120)
+            found = (await api.call("GET", f"{CONFIG_MAPS}?labelSelector=role=child"))["items"]
+        names = sorted(each["metadata"]["ownerReferences"][0]["name"] for each in found)
+        assert names == sorted(f"owner-{number}" for number in range(OWNERS))
+    finally:
+        async with server.api() as api:
+            await api.call("DELETE", f"{CONFIG_MAPS}?labelSelector=role")
+
+
+async def test_operator_without_rights_is_ready_forbidden_and_works_once_they_are_granted(server: RealApi) -> None:
+    controllers = Controllers(SingleCluster(server.kubeconfig_as("newcomer")), registry=CollectorRegistry())
+    reconciled: list[str] = []
+
+    @controllers.reconcile("v1/namespaces")
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    binding = BINDING | {
+        "metadata": {"name": "newcomer"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "newcomer"}],
+    }
+    async with server.api() as api:
+        await api.forget(f"{BINDINGS}/newcomer")
+        async with controllers:
+            await eventually(lambda: [each.state for each in controllers.health().problems] == ["forbidden"])
+            health = controllers.health()
+            assert (health.ready, health.synced, reconciled) == (True, False, [])
+            assert 'User "newcomer" cannot' in health.problems[0].problem
+            await api.call("POST", BINDINGS, binding)
+            await eventually(lambda: controllers.health().synced and "default" in reconciled, within_s=120)
+        await api.forget(f"{BINDINGS}/newcomer")
 
 
 async def put_watched(server: RealApi, content: str) -> None:
