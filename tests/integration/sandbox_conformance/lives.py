@@ -31,6 +31,7 @@ MARKS = "/apis/lives.example.com/v1/marks"
 MARK = {"apiVersion": "lives.example.com/v1", "kind": "Mark", "metadata": {"name": "of-the-first"}}
 FINALIZER = "example.com/operator"
 
+_ORGANIZATION = "resourcemanager.miloapis.com/organization-name"
 _ROLES = "/apis/rbac.authorization.k8s.io/v1"
 _DEFINITION = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -175,18 +176,18 @@ async def record(name: str, places: Places) -> Transcript:
     return witness.transcript
 
 
-async def begin(witness: Witness, name: str) -> None:
+async def begin(witness: Witness, name: str, *, organization: str = "") -> None:
     """Create a project, wait until it is ready, and admit the tenant."""
     project = {
         "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
         "kind": "Project",
-        "metadata": {"name": name},
-        "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}},
+        "metadata": {"name": name, "labels": {_ORGANIZATION: organization} if organization else {}},
+        "spec": {"ownerRef": {"kind": "Organization", "name": organization or "acme"}},
     }
     created, _ = await witness.send("POST", PROJECTS, project)
     assert created == 201, created
     await witness.until(
-        lambda _, answer: _condition(answer, "Ready") == "True" and bool(_condition(answer, "Suspended")),
+        lambda _, answer: condition(answer, "Ready") == "True" and bool(condition(answer, "Suspended")),
         f"{PROJECTS}/{name}",
     )
     # Of the root, since Milo's RBAC knows no other; in the sandbox, which has none, everyone may do everything.
@@ -250,7 +251,7 @@ def waits_for_operators(_: int, project: Any) -> bool:
     return FINALIZER in message and "milo-system" not in message
 
 
-def _condition(answer: Any, kind: str) -> str:
+def condition(answer: Any, kind: str) -> str:
     return _field(answer, kind, "status")
 
 
