@@ -24,7 +24,9 @@ def check_context(subject: str, mode: str, upstream: Upstream, accepted: tuple[C
         return
     context = context_of(upstream.server)
     if context.kind in accepted:
-        yield ok(subject, f"{context}, which shows {_SHOWS[context.kind]}")
+        unseen = "; that a project was deleted, or created again under its name, cannot be seen from here"
+        unseen = unseen if context.kind is ContextKind.PROJECT else ""
+        yield ok(subject, f"{context}, which shows {_SHOWS[context.kind]}{unseen}")
     else:
         yield _wrong(subject, mode, context, accepted)
 

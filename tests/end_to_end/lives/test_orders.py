@@ -15,6 +15,8 @@ from milo_sandbox import Sandbox
 from tests.end_to_end.lives.world import OPERATORS, Held, World
 from tests.integration.sandbox_conformance.lives import Places
 
+pytestmark = pytest.mark.timeout(900)  # the first build of the operator in Go compiles controller-runtime
+
 _EXAMPLES = 8
 _STEPS = 8
 
