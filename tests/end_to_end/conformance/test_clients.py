@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from milo_conformance.cases import every_case
+from milo_conformance.run import CaseOutcome, Profile
+from tests.end_to_end.conformance.__main__ import cell
 from tests.end_to_end.conformance.clients import CLIENTS, ROOT, ToolMissing
 
 pytestmark = pytest.mark.timeout(900)  # the first build downloads and compiles libraries
@@ -20,3 +23,17 @@ def test_client_passes_the_profiles_that_it_claims(language: str) -> None:
     kit = [sys.executable, "-m", "milo_conformance", "run", *client.arguments(), "--", *command]
     ran = subprocess.run(kit, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("language", CLIENTS)
+def test_table_of_the_readme_has_the_cases_that_the_client_claims(language: str) -> None:
+    client = CLIENTS[language]
+    outcomes = [
+        CaseOutcome(case, None, "not claimed" if case.needs in client.lacks_features else None, 0.0, ())
+        for case in every_case()
+        if case.profile in client.profiles
+    ]
+    cells = " | ".join(cell(client, outcomes, profile) for profile in Profile)
+    rows = (ROOT / "README.md").read_text().splitlines()
+    [row] = [row for row in rows if row.startswith(f"| [{language.capitalize()}]") and row.count("|") == 7]
+    assert row.partition(" | ")[2] == f"{cells} |"

@@ -1,0 +1,87 @@
+"""The README of each client leads from an empty directory to the first engaged cluster."""
+
+import asyncio
+import os
+import re
+import shutil
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conformance.clients import CACHE, ROOT
+from tests.end_to_end.examples.building import alone
+from tests.end_to_end.kubeconfigs.workspace import open_workspace
+
+pytestmark = pytest.mark.timeout(900)  # that is what it may take at most
+
+FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ENGAGED = re.compile(r"ENGAGED first\b|working in first\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Readme:
+    document: str
+    tools: Sequence[str]
+    commands: int
+    """The commands up to the program; later ones in the document are others."""
+
+
+READMES = {
+    "go": Readme("clients/go/README.md", ["go"], 2),
+    "node": Readme("clients/node/README.md", ["node", "npm"], 2),
+    "java": Readme("clients/java/README.md", ["java", "mvn"], 2),
+    "rust": Readme("examples/rust/README.md", ["cargo"], 1),
+}
+
+
+def clone() -> Path:
+    """Return a copy of what users build, which their builds may write to."""
+    copy = CACHE / "clone"
+    for source in ("clients", "examples/rust", "proto"):
+        kept = shutil.ignore_patterns("target", "node_modules", "dist", "__pycache__")
+        shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=kept)
+    return copy
+
+
+async def until_engaged(script: str, directory: Path, environ: Mapping[str, str]) -> str:
+    """Run the commands until one prints the engaged cluster; return what they printed."""
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-euc", script, cwd=directory, env={**os.environ, **environ}, stdout=PIPE, stderr=STDOUT, process_group=0
+    )
+    assert shell.stdout is not None
+    printed: list[str] = []
+    try:
+        while line := (await shell.stdout.readline()).decode():
+            printed.append(line)
+            if ENGAGED.search(line):
+                break
+    finally:
+        if shell.returncode is None:
+            os.killpg(shell.pid, 9)
+        await shell.communicate()
+    return "".join(printed)
+
+
+@pytest.mark.parametrize("language", READMES)
+async def test_readme_leads_to_the_first_engaged_cluster(language: str, directory: Path) -> None:
+    readme = READMES[language]
+    if missing := [each for each in readme.tools if shutil.which(each) is None]:
+        pytest.skip(f"there is no {missing[0]} on PATH")
+    text = (ROOT / readme.document).read_text()
+    own = directory / "own"
+    async with open_workspace(directory) as workspace:
+        workspace.sandbox.projects.create("first", ready=True, labels={"env": "prod"})
+        with alone(CACHE / "clone"):
+            for name, content in FILE.findall(text):
+                (own / name).parent.mkdir(parents=True, exist_ok=True)
+                (own / name).write_text(content)
+            own.mkdir(exist_ok=True)
+            commands = [each for each in COMMANDS.findall(text) if "go get" not in each][: readme.commands]
+            script = "".join(commands).replace("PATH", str(clone()))
+            environ = {"MILO_DISCOVERY_ADDRESS": workspace.address, "CARGO_TARGET_DIR": str(CACHE / "rust")}
+            printed = await until_engaged(script, own, environ)
+    assert ENGAGED.search(printed), printed
