@@ -239,6 +239,19 @@ def test_replica_takes_over_with_synced_caches_within_two_seconds_of_sigterm(
     assert time.monotonic() - began < 2.0
 
 
+def test_replica_that_loses_the_lease_cancels_its_reconciles_and_exits(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+) -> None:
+    alpha, own = milo_sandbox.create_control_planes("alpha", "own")
+    running = operator(lease="operator", KUBECONFIG=str(own.write_kubeconfig(tmp_path / "kubeconfig")))
+    alpha.create(config_map("hang", "hang"))
+    eventually(lambda: running.logged("began hang"))
+    own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": "another"}})
+    assert running.process.wait(60) == 1
+    assert running.logged("ended hang")
+    assert eventually(lambda: running.logged("stopped: lease default/operator is no longer held"))
+
+
 def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
 ) -> None:

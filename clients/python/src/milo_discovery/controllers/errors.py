@@ -25,7 +25,7 @@ class ControllerError(Exception):
 class Permanent(ControllerError):
     """An error that a retry does not fix: raise it in a reconciler to stop retries until the object changes.
 
-    It is logged and counted, and the object is listed in `Health.stopped`.
+    It is logged and counted, and `Controllers.failing` lists the object.
     """
 
 

@@ -220,20 +220,28 @@ class StateCollector(Collector):
         )
         states: dict[tuple[str, str], int] = {}
         sizes: dict[str, int] = {}
+        depths: dict[tuple[str, Priority], int] = {}
+        queued: dict[str, float] = {}
+        ages: dict[str, list[float]] = {}
         sources = tuple(self.sources)
         for source in sources:
             now = source.now()
             for name, queue, running in source.queues():
+                # Two sets may have controllers of the same name.
                 for priority in Priority:
-                    depth.add_metric((name, name, _PRIORITIES[priority]), queue.depth(priority))
+                    depths[name, priority] = depths.get((name, priority), 0) + queue.depth(priority)
                 since = queue.oldest
-                oldest.add_metric((name,), 0.0 if since is None else now - since)
-                ages = [now - began for began in running()]
-                unfinished.add_metric((name, name), sum(ages))
-                longest.add_metric((name, name), max(ages, default=0.0))
+                queued[name] = max(queued.get(name, 0.0), 0.0 if since is None else now - since)
+                ages.setdefault(name, []).extend(now - began for began in running())
             for resource, state, size in source.informers():
                 states[resource, state] = states.get((resource, state), 0) + 1
                 sizes[resource] = sizes.get(resource, 0) + size
+        for (name, priority), count in depths.items():
+            depth.add_metric((name, name, _PRIORITIES[priority]), count)
+        for name, longest_queued in queued.items():
+            oldest.add_metric((name,), longest_queued)
+            unfinished.add_metric((name, name), sum(ages[name]))
+            longest.add_metric((name, name), max(ages[name], default=0.0))
         yield from (depth, oldest, unfinished, longest)
         informers = GaugeMetricFamily(
             "milo_controllers_informers",
