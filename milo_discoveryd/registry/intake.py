@@ -244,9 +244,7 @@ class Intake(Generic[Change]):
             self._objects.set_version(seen.name, seen.version)
         missing = self._objects.missing_from(self._listed)
         engaged = [
-            (name, uid)
-            for name, uid in missing
-            if self._objects.is_engaged(name) and not self._is_held_by_restore(name)
+            (name, uid) for name, uid in missing if self._objects.is_used(name) and not self._is_held_by_restore(name)
         ]
         # Stored clusters may be outdated: a subscriber that knows the replacement must not see the old object again.
         replaced = [] if self.is_restored else list(self._replaced())
@@ -257,11 +255,12 @@ class Intake(Generic[Change]):
             )
             decision = self._guard.judge(
                 engaged + replaced,
-                self._objects.engaged,
+                self._objects.used,
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
                 still_held=self._pending_deletions.held if self._guard.holds_restored else 0,
+                listed=len(self._listed),
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
         if self._is_foreign:
@@ -280,9 +279,9 @@ class Intake(Generic[Change]):
         self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
-            # Objects that are not engaged are confirmed at once: no subscriber knows them.
+            # Objects that no member engages are confirmed at once: no subscriber knows them.
             for name, uid in missing:
-                if not self._objects.is_engaged(name):
+                if not self._objects.is_used(name):
                     self._confirm(name, uid, now)
             older = {seen.name for seen in regressed}
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
@@ -368,8 +367,8 @@ class Intake(Generic[Change]):
         if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
             return
         held = None
-        if self._guard is not None and record.engaged and not self._pending_deletions.is_doubted(name):
-            held = self._guard.reported(self._objects.engaged, now.steady)
+        if self._guard is not None and self._objects.is_used(name) and not self._pending_deletions.is_doubted(name):
+            held = self._guard.reported(self._objects.used, now.steady)
         if held is None:
             self._confirm(name, record.uid, now)
         else:

@@ -69,6 +69,11 @@ class KnownObjects(ABC, Generic[R, Change]):
         """The number of objects in use."""
         return self._engaged
 
+    @property
+    def used(self) -> int:
+        """The number of objects that this daemon, or another member of its shard group, engages."""
+        return self._engaged + self._counts[ObjectState.UNASSIGNED]
+
     @abstractmethod
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Change]:
         """Apply an object of an earlier run. Only allowed before anything was published."""
@@ -180,6 +185,11 @@ class KnownObjects(ABC, Generic[R, Change]):
     def is_engaged(self, name: str) -> bool:
         record = self._records.get(name)
         return record is not None and record.engaged
+
+    def is_used(self, name: str) -> bool:
+        """Return whether this daemon, or another member of its shard group, engages the object."""
+        record = self._records.get(name)
+        return record is not None and (record.engaged or record.state is ObjectState.UNASSIGNED)
 
     def _replaced_by(self, seen: Observation) -> str:
         """Return the message for another object of the same name, or "" if it is, or may be, the known object."""

@@ -75,6 +75,8 @@ class RemovalGuard:
         determines it."""
         self._is_verified = False
         """A list of this run was accepted, and so was another one, later."""
+        self._listed_count = 0
+        """The number of objects in the first list of this run, or in a later one that has more."""
         self._doubted: HeldRemovals | None = None
         self.held: HeldRemovals | None = None
 
@@ -99,8 +101,13 @@ class RemovalGuard:
         return self._doubted and msgspec.structs.replace(self._doubted, verify_at=self._first_verify_at)
 
     def doubt(self, known: int, engaged: int, now: float) -> bool:
-        """Return whether the first list of this run may be incomplete: it has `engaged` of `known` clusters."""
-        if self._is_verified or not self._is_mass(known - engaged, known):
+        """Return whether the first list of this run may be incomplete: there are `engaged` of `known` clusters.
+
+        Some of these may be from the watch that followed the list, which proves nothing about those that it lacks.
+        """
+        if self._is_verified or engaged >= known:
+            return False
+        if self._doubted is None and not self._is_mass(known - min(engaged, self._listed_count), known):
             return False
         if self._doubted is None:
             self._doubted = HeldRemovals(
@@ -111,8 +118,9 @@ class RemovalGuard:
             )
         return True
 
-    def _listed(self, now: float) -> None:
+    def _listed(self, count: int, now: float) -> None:
         """Record a complete list."""
+        self._listed_count = max(self._listed_count, count)
         if self._first_verify_at is None:
             self._first_verify_at = now + self._limits.verify_after_s
         elif now >= self._first_verify_at or self._accepts:
@@ -191,14 +199,16 @@ class RemovalGuard:
         now: float,
         is_foreign: bool = False,
         still_held: int = 0,
+        listed: int | None = None,
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
         The list `is_foreign` if it contains objects, but none that is known. `still_held` clusters are held since a
-        restore: the list lacks them as well, or shows them in their old state.
+        restore: the list lacks them as well, or shows them in their old state. `listed` is the number of objects in the
+        list, by default that of the clusters which it does not lack.
         """
         if not self._is_verified:
-            self._listed(now)
+            self._listed(engaged - len(missing) if listed is None else listed, now)
         held, self.held = self.held, None
         if self._accepts:
             self._accepts, self._held_by_restore = False, None

@@ -121,6 +121,13 @@ class World:
         for upstream in self.upstreams.values():
             upstream.empty(on=on)
 
+    async def stored(self) -> None:
+        """Wait until the state of the first daemon, if it keeps any, names the clusters of its consumer."""
+        if self.cell.state == "state":
+            directory, view = self._directory / "state-0", self.validator.views.get("consumer-0", set())
+            wanted = [each.rpartition("#")[2].encode() for each in view]
+            await eventually(lambda: all(name in _content(directory) for name in wanted), within_s=SETTLED_WITHIN_S)
+
     async def settled(self, within_s: float = SETTLED_WITHIN_S) -> None:
         """Wait until each consumer knows what exists."""
         await eventually(lambda: self.validator.breaches or self._is_current, within_s=within_s)
@@ -180,7 +187,7 @@ class World:
                     case EventType.ENGAGED:
                         self.validator.engaged(name, event.cluster.name)
                     case EventType.DISENGAGED:
-                        reason = event.reason.name if event.reason.value else event.message
+                        reason = event.reason.name if event.reason.value else ""
                         self.validator.disengaged(name, event.cluster.name, reason)
                 if event.kubeconfig is not None:
                     self._kubeconfigs[name].add(event.cluster.name)
@@ -199,6 +206,10 @@ class World:
             keys = [name.replace(".", "#", 1) for name in names]
             self.validator.listed("readers of the hub", keys)
             await asyncio.sleep(0.05)
+
+
+def _content(directory: Path) -> bytes:
+    return b"".join(each.read_bytes() for each in directory.iterdir() if not each.name.endswith(".new"))
 
 
 async def restart(world: World, while_down: Callable[[], Awaitable[None]]) -> None:

@@ -73,8 +73,12 @@ async def restarted_with_a_bad_list(world: World) -> None:
     async def break_list() -> None:
         world.empty(on=True)
 
+    await world.stored()
     await restart(world, break_list)
-    if world.watches:
+    if world.cell.daemons > 1 and world.watches:
+        # Of a few clusters, a member may own too few to hold them as many: their deletion is then refuted one by one.
+        await eventually(lambda: world.watches[0].connected)
+    elif world.watches:
         held = (SourceState.CATCHING_UP, "RemovalsHeld")
         await eventually(lambda: (source := world.watches[0].source) and (source.state, source.reason) == held)
     else:

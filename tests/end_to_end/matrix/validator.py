@@ -3,7 +3,9 @@ daemon's code."""
 
 from collections.abc import Iterable
 
-_OWNERSHIP = ("MOVED", "OWNERSHIP_LOST")
+_OWNERSHIP = ("MOVED", "OWNERSHIP_LOST", "")
+"""Why a cluster that exists may end for one of several owners. One that moved while its subscriber was away is missing
+afterwards, without a reason: `is_current` then demands that another consumer has it."""
 
 
 class Validator:

@@ -290,6 +290,9 @@ class Api:
             case "empty":
                 page["items"] = []
                 page["metadata"].pop("continue", None)
+            case "third":
+                page["items"] = page["items"][: len(page["items"]) // 3]
+                page["metadata"].pop("continue", None)
             case "partial" if page["items"]:
                 page["items"].pop(self._random.randrange(len(page["items"])))
             case "unversioned":
@@ -334,6 +337,9 @@ class Api:
             case "empty" if watch.initial:
                 self.needs_relist = True
                 watch.initial = watch.initial[-1:]
+            case "third" if watch.initial:
+                self.needs_relist = True
+                watch.initial = [*watch.initial[: len(watch.initial) // 3], watch.initial[-1]]
             case "partial" if len(watch.initial) > 1:
                 self.needs_relist = True
                 watch.initial.pop(self._random.randrange(len(watch.initial) - 1))

@@ -30,7 +30,7 @@ class Answered:
 class Lie:
     """A plausible but wrong response, made by the simulated API server."""
 
-    what: Literal["empty", "partial", "unversioned", "mute", "ends at once", "no end mark", "lagging"]
+    what: Literal["empty", "third", "partial", "unversioned", "mute", "ends at once", "no end mark", "lagging"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def _junk(random: Random) -> Answer:
     return Answer(200, {}, random.choice(_BROKEN))
 
 
+EMPTY_LIST = RequestFault("F20", "an empty list", Lie("empty"), ("list", "open"))
+THIRD_OF_LIST = RequestFault("F20", "a third of the list", Lie("third"), ("list", "open"))
 REQUEST_FAULTS = (
     RequestFault("F1", "refused", Lost("connect")),
     RequestFault("F2", "cut", Lost("closed")),
@@ -81,7 +83,7 @@ REQUEST_FAULTS = (
     RequestFault("F18", "forbidden", Answered(status(403, "Forbidden"))),
     RequestFault("F18", "not found", Answered(status(404, "NotFound"))),
     RequestFault("F19", "no such resource", Answered(text(404, b"404 page not found"))),
-    RequestFault("F20", "an empty list", Lie("empty"), ("list", "open")),
+    EMPTY_LIST,
     RequestFault("F20", "a list with holes", Lie("partial"), ("list", "open")),
     RequestFault("F23", "a list without a version", Lie("unversioned"), ("list",)),
     RequestFault("F28", "junk", Answered(_junk)),

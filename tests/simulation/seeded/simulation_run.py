@@ -9,6 +9,7 @@ from random import Random
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.pending_releases import SubscriberKey
+from milo_discoveryd.registry.removal_guard import RemovalLimits
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls import convert
 from milo_kube.reflect.view_status import ViewState
@@ -18,6 +19,7 @@ from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.daemon import CALLER, Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.request_faults import EMPTY_LIST
 from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.watch_faults import WatchFaultInjector
@@ -199,8 +201,8 @@ class SimulationRun:
             self._restart_server,
         )
         weights = (8, 6, 4, 2, 2, 1)
-        rare = (self._restart_daemon, self._replace_server, self._restore_backup)
-        await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3))[0]()
+        rare = (self._restart_daemon, self._replace_server, self._restore_backup, self._restart_daemon_with_bad_list)
+        await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3, 0.3))[0]()
 
     async def _change_objects(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
@@ -241,6 +243,25 @@ class SimulationRun:
         self._world.repair_objects()
         await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
         self._start()
+
+    async def _restart_daemon_with_bad_list(self) -> None:
+        """Restart the daemon while lists are empty, for less time than after which a second list confirms the first.
+
+        A subscriber that knows a single cluster has no evidence: see RemovalGuard.
+        """
+        if not await self._is_calm() or not await self._until(self._know_no_single_cluster, within_s=100.0):
+            return
+        assert self._daemon is not None
+        self._api.inject("F93", "the daemon is killed while lists are empty")
+        dying, self._daemon = self._daemon, None
+        await dying.kill()
+        self._api.only = EMPTY_LIST
+        self._start()
+        await asyncio.sleep(self._random.choice((0.1, 5.0, RemovalLimits().verify_after_s - 5.0)))
+        self._api.only = None
+
+    def _know_no_single_cluster(self) -> bool:
+        return all(each.has_read_all and len(each.view) != 1 for each in self._subscribers)
 
     async def _replace_server(self) -> None:
         """Replace the server for a while by another one behind the same address.
@@ -483,8 +504,14 @@ class SimulationRun:
 
     @property
     def _has_listed(self) -> bool:
-        """Whether the daemon has a list of its own; before that it cannot detect incomplete lists."""
-        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.source.is_restored
+        """Whether the daemon has a complete list of its own; before that it cannot detect incomplete lists."""
+        daemon = self._daemon
+        return (
+            daemon is not None
+            and daemon.fleet.synced
+            and not daemon.source.is_restored
+            and daemon.feed.intake.held is None
+        )
 
     def _start(self) -> None:
         self._runs += 1

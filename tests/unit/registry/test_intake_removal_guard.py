@@ -68,6 +68,17 @@ def test_empty_relist_is_held_with_reason() -> None:
     assert "lacks 6 of 6 engaged clusters" in why[1]
 
 
+def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
+    source = Source()
+    source.registry.assigned_elsewhere = lambda _: "another member owns it"
+    for each in FLEET:
+        source.registry.lose(each.name, "another member owns it", at(1.0))
+    assert (source.engaged, source.registry.used) == (0, 6)
+    source.lists()
+    assert source.requested_names() == []
+    assert source.pending_deletions.held == 6
+
+
 def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> None:
     source = Source()
     source.lists()

@@ -1,0 +1,57 @@
+"""A restart of the daemon while the API server lists nothing, or a part of the fleet, with and without a state file."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from milo_discoveryd.registry.removal_guard import RemovalLimits
+from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
+from tests.simulation.seeded.request_faults import EMPTY_LIST, THIRD_OF_LIST, RequestFault
+
+NAMES = [f"n{number:02}" for number in range(60)]
+VERIFY_AFTER_S = RemovalLimits().verify_after_s
+
+
+async def grown(harness: Harness) -> None:
+    """Engage a fleet, and wait until a state file has it."""
+    for name in NAMES:
+        harness.put(name)
+    harness.api.ring()
+    await harness.settled()
+    await asyncio.sleep(10.0)
+
+
+def ends(harness: Harness) -> list[str]:
+    return [event for event in harness.received if event.startswith("DISENGAGED")]
+
+
+@pytest.mark.parametrize("has_memory", [False, True], ids=["no state file", "state file"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["pages", "streaming list"])
+@pytest.mark.parametrize("fault", [EMPTY_LIST, THIRD_OF_LIST], ids=lambda fault: fault.name)
+def test_f93_short_first_list_disengages_nothing(fault: RequestFault, streaming: bool, has_memory: bool) -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        harness.api.only = fault
+        await harness.restart_daemon()
+        await harness.until(lambda: harness.daemon.holds_removals)
+        await asyncio.sleep(VERIFY_AFTER_S / 2)
+        harness.api.only = None
+        await harness.settled(VERIFY_AFTER_S + 10.0)
+        assert ends(harness) == []
+
+    run_steps(steps, replace(TRAITS, has_memory=has_memory, streaming=streaming))
+
+
+@pytest.mark.parametrize("has_memory", [False, True], ids=["no state file", "state file"])
+def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        for name in NAMES:
+            harness.world.delete(name)
+        harness.server.compact()
+        await harness.restart_daemon()
+        assert await harness.settled() >= VERIFY_AFTER_S - 5.0
+        assert sorted(harness.subscriber.view) == ["a", "b", "c"]
+
+    run_steps(steps, replace(TRAITS, has_memory=has_memory))
