@@ -31,8 +31,7 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
-from milo_discoveryd.telemetry.history import SAMPLE_INTERVAL_S
-from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.journal import SAMPLE_INTERVAL_S, Journal
 from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when

@@ -14,14 +14,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
+from typing import TypeVar
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
+from milo_discoveryd.registry.cluster_records import LogEntry, PastState
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames, LogSlice, ReadAhead
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.log_entry import LogEntry, PastState
-from milo_discoveryd.registry.recent import Recent
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
@@ -45,6 +45,24 @@ class Retention(msgspec.Struct, frozen=True):
 
     count: int = 10_000
     age_s: float = 3600.0
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(dict[Key, Value]):
+    """A first-in, first-out cache. Readers request the same item at about the same time, so no LRU is needed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def put(self, key: Key, value: Value) -> Value:
+        if len(self) >= self._limit:
+            del self[next(iter(self))]
+        self[key] = value
+        return value
 
 
 class SnapshotPart(msgspec.Struct, frozen=True):

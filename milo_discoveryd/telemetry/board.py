@@ -19,7 +19,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
-from milo_discoveryd.telemetry.history import RecentHistory
+from milo_discoveryd.telemetry.journal import RecentHistory
 from milo_discoveryd.telemetry.status import (
     ORDER,
     PAGE_SIZE,

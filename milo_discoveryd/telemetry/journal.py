@@ -1,8 +1,11 @@
-"""Counts and logs the changes of the fleet and of its source."""
+"""Counts and logs the changes of the fleet and of its source, and keeps those of the last hour."""
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+
+import msgspec
 
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
@@ -12,9 +15,55 @@ from milo_discoveryd.registry.feed import REMOVALS_HELD
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.source import NOT_READY_HELD
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import History, RecentChange, when
 from milo_kube.reflect.view_status import ViewState, ViewStatus
+
+RECENT_CHANGES_KEPT = 50
+SAMPLE_INTERVAL_S = 15
+SAMPLES = 3600 // SAMPLE_INTERVAL_S
+
+
+class _Sample(msgspec.Struct, frozen=True):
+    engaged: int
+    changes: int
+    lag: int
+
+
+class RecentHistory:
+    """Engagements and disengagements. Updates are left out: connectivity probes alone make too many."""
+
+    def __init__(self) -> None:
+        self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
+        self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
+        self._unsampled = 0
+
+    def note(self, done: Event, wall: float) -> None:
+        self._unsampled += 1
+        self._changes.appendleft((done, wall))
+
+    def sample(self, engaged: int, lag: int) -> None:
+        """Record the state of this moment. To be called every `SAMPLE_INTERVAL_S`."""
+        self._samples.append(_Sample(engaged, self._unsampled, lag))
+        self._unsampled = 0
+
+    def samples(self) -> History:
+        return History(
+            interval_s=SAMPLE_INTERVAL_S,
+            engaged=tuple(each.engaged for each in self._samples),
+            changes=tuple(each.changes for each in self._samples),
+            lag=tuple(each.lag for each in self._samples),
+        )
+
+    def __iter__(self) -> Iterator[RecentChange]:
+        for done, wall in self._changes:
+            yield RecentChange(
+                at=when(wall),
+                type=done.type.value,
+                cluster=done.cluster.target.name,
+                reason="" if done.reason is None else done.reason.value,
+                message=done.message,
+            )
 
 
 class Journal:

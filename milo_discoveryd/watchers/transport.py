@@ -20,9 +20,9 @@ from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_kube.http.client import Client
+from milo_kube.http.connection import ResponseBody
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
-from milo_kube.http.response_body import ResponseBody
 from milo_kube.list_watch import Answer, Stream
 
 Query: TypeAlias = Sequence[tuple[str, str]]

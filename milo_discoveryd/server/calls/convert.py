@@ -13,6 +13,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.rfc3339 import rfc3339
+from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.view_status import ViewStatus
 
@@ -45,7 +46,7 @@ def cluster(of: Cluster, epoch: str) -> pb.Cluster:
         suspended=target.suspended,
         connectivity=_connectivity(of.connectivity),
         source_resource_version=of.source_version,
-        incarnation=incarnation(epoch, of.incarnation),
+        incarnation=wire_incarnation(epoch, of.incarnation),
         draining=None if of.draining is None else _draining(of.draining),
         source=target.source,
         suspensions=map(suspension, target.suspensions or ()),
@@ -59,10 +60,6 @@ def suspension(of: SuspensionReason) -> pb.Suspension:
         reinstate_authority=of.reinstate_authority,
         message=of.message,
     )
-
-
-def incarnation(epoch: str, number: int) -> str:
-    return f"{epoch}.{number}"
 
 
 def sources(statuses: Mapping[str, ViewStatus], whole: ViewStatus, now: Moment) -> list[pb.SourceStatus]:
@@ -157,7 +154,7 @@ def transition(of: RecordedTransition, epoch: str) -> pb.Transition:
         reason=_reason(of.reason),
         message=of.message,
         at=timestamp(of.at),
-        incarnation=incarnation(epoch, of.incarnation),
+        incarnation=wire_incarnation(epoch, of.incarnation),
     )
 
 
@@ -168,12 +165,8 @@ def duration(seconds: float) -> Duration:
 
 
 def timestamp(seconds: float) -> Timestamp:
-    whole, rest = divmod(micros(seconds), 1_000_000)
+    whole, rest = divmod(round(seconds * 1e6), 1_000_000)
     return Timestamp(seconds=whole, nanos=rest * 1000)
-
-
-def micros(seconds: float) -> int:
-    return round(seconds * 1e6)
 
 
 def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:

@@ -20,7 +20,8 @@ from milo_discoveryd.model.cluster import (
     source_of,
 )
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
-from milo_discoveryd.server.calls.convert import incarnation, micros, suspension
+from milo_discoveryd.server.calls.convert import suspension
+from milo_discoveryd.server.calls.revision import wire_incarnation
 
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _SHORT = tuple(bytes([size]) for size in range(0x80))
@@ -209,7 +210,7 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             b"" if suspensions is None else _SUSPENDED,
             _UNPROBED if of.connectivity is UNPROBED else _connectivity(of.connectivity),
             _text(_SOURCE_RESOURCE_VERSION, of.source_version),
-            _text(_INCARNATION, incarnation(epoch, of.incarnation)),
+            _text(_INCARNATION, wire_incarnation(epoch, of.incarnation)),
             b"" if of.draining is None else _draining(of.draining),
             _text(_CLUSTER_SOURCE, target.source) if target.source else b"",
             *map(_suspension, suspensions or ()),
@@ -258,7 +259,7 @@ def _engaged_at(seconds: float) -> bytes:
 def _time(tag: Tag, seconds: float | None) -> bytes:
     if seconds is None:
         return b""
-    whole, rest = divmod(micros(seconds), 1_000_000)
+    whole, rest = divmod(round(seconds * 1e6), 1_000_000)
     return _field(tag, (_SECONDS + _varint(whole) if whole else b"") + (_NANOS + _varint(rest * 1000) if rest else b""))
 
 

@@ -25,6 +25,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.frames import decode_frame, encode_frame
+from milo_discoveryd.server.calls.revision import wire_incarnation
 
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
@@ -129,10 +130,7 @@ class KubeconfigRotation:
                 self._follow_update(event.cluster.name)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
                 cluster = self._engaged(event.cluster.name)
-                if (
-                    cluster is None
-                    or convert.incarnation(self._epoch, cluster.incarnation) != event.cluster.incarnation
-                ):
+                if cluster is None or wire_incarnation(self._epoch, cluster.incarnation) != event.cluster.incarnation:
                     continue  # a later frame disengages it
                 self._schedule_now(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
@@ -241,7 +239,7 @@ class KubeconfigRotation:
         return "" if lease is None else lease.key.issuer
 
     def _issue(self, cluster: Cluster, lease: LeaseHandle, *, retry_s: float = 0.0) -> pb.Kubeconfig | None:
-        incarnation = convert.incarnation(self._epoch, cluster.incarnation)
+        incarnation = wire_incarnation(self._epoch, cluster.incarnation)
         if self._to is None or not self._charge(cluster.target.name):
             return None
         try:

@@ -13,6 +13,7 @@ from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.grpc_errors import NotFoundError, PreconditionError
 from milo_discoveryd.server.calls.requests import ReleaseRequest
+from milo_discoveryd.server.calls.revision import wire_incarnation
 
 
 def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:
@@ -30,7 +31,7 @@ def must_note(
     cluster = None if record is None else record.latest
     if record is None or cluster is None:
         raise NotFoundError("NEVER_SEEN", f"cluster {asked.cluster!r} is not known")
-    incarnation = convert.incarnation(epoch, cluster.incarnation)
+    incarnation = wire_incarnation(epoch, cluster.incarnation)
     if asked.incarnation != incarnation:
         raise PreconditionError(
             "OTHER_INCARNATION",

@@ -59,6 +59,11 @@ class Position(msgspec.Struct, frozen=True):
         return f"{self.epoch}.{self.revision}{known}{'' if self.part is None else f'.part{self.part}'}"
 
 
+def wire_incarnation(epoch: str, number: int) -> str:
+    """Return a cluster's incarnation as subscribers see it."""
+    return f"{epoch}.{number}"
+
+
 class TokenSigner:
     """Signs revisions and page tokens for their holders.
 

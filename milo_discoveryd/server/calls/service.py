@@ -27,7 +27,7 @@ from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, P
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
-from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner
+from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,
     CREDENTIALS_FAILING,
@@ -283,7 +283,7 @@ class Service:
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
             lease = self._kubeconfigs.lease(now, parsed.ttl_s, to.terms)
-        incarnation = convert.incarnation(self._info.epoch, now.incarnation)
+        incarnation = wire_incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _visible(self, name: str, call: CallContext) -> ClusterRecord | None:
@@ -294,7 +294,7 @@ class Service:
         cluster = None if record is None else record.cluster
         if cluster is None:
             raise NotFoundError("NOT_ENGAGED", f"cluster {parsed.cluster!r} is not engaged")
-        incarnation = convert.incarnation(self._info.epoch, cluster.incarnation)
+        incarnation = wire_incarnation(self._info.epoch, cluster.incarnation)
         if parsed.incarnation not in ("", incarnation):
             raise PreconditionError(
                 "OTHER_INCARNATION",

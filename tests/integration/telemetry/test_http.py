@@ -15,9 +15,8 @@ from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
-from milo_discoveryd.telemetry.history import RecentHistory
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
-from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_kube.http.headers import Headers

@@ -11,8 +11,7 @@ import pytest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
-from milo_discoveryd.telemetry.history import RecentHistory
-from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
 from tests.support.sources import new_source

@@ -11,7 +11,7 @@ import msgspec
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.telemetry import status_page
-from milo_discoveryd.telemetry.history import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
+from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
 from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery
 from tests.unit.registry.fleets import cluster

@@ -19,9 +19,8 @@ from milo_discovery.controllers.kinds import EVENTS, Document
 from milo_discovery.controllers.tracing import SpanTracer, span
 from milo_discovery.errors import DiscoveryError
 from milo_kube import retry_after
-from milo_kube.http.connection import Response
+from milo_kube.http.connection import Response, ResponseBody
 from milo_kube.http.errors import TransportError
-from milo_kube.http.response_body import ResponseBody
 from milo_kube.list_watch import Answer, Stream
 from milo_kube.reflect.wire import error_status
 

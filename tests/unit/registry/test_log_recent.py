@@ -1,6 +1,6 @@
 """A bounded cache that evicts its oldest entry."""
 
-from milo_discoveryd.registry.recent import Recent
+from milo_discoveryd.registry.log import Recent
 
 
 def test_recent_cache_returns_stored_value() -> None:

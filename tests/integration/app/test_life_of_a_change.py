@@ -1,0 +1,75 @@
+"""The files through which a change passes, from the bytes of the API server to a subscriber."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from milo_discovery import DiscoveryClient, EventType
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_sandbox import Sandbox
+from tests.integration.app.test_daemon import serving
+from tests.support.eventually import eventually
+
+MAX_FILES = 45
+PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
+NOT_OF_A_PROJECT = {
+    "milo_discoveryd/registry/object_records.py",
+    "milo_discoveryd/registry/reduction.py",
+    "milo_discoveryd/sources/keyed.py",
+}
+"""Files that the description names for other kinds of sources."""
+ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
+
+
+@contextmanager
+def traced() -> Iterator[dict[str, set[str]]]:
+    """Yield the functions that are called, by file of the daemon and of the packages that it shares with clients."""
+    called: dict[str, set[str]] = {}
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            for package in PRODUCT:
+                before, found, path = frame.f_code.co_filename.rpartition(package)
+                if before:
+                    called.setdefault(found[1:] + path, set()).add(frame.f_code.co_qualname)
+                    return
+
+    sys.setprofile(profile)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
+
+
+async def test_change_passes_few_files_on_its_way_to_a_subscriber(tmp_path: Path) -> None:
+    async with Sandbox() as milo:
+        milo.write_kubeconfig(tmp_path / "milo")
+        settings = {
+            "mode": "project",
+            "discovery_kubeconfig": str(tmp_path / "milo"),
+            "listen": f"unix://{tmp_path}/d.sock",
+            "http_listen": "127.0.0.1:0",
+            "connectivity": {"interval": "off"},
+        }
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        daemon = Daemon(load({}, {}, tmp_path / "settings.json"))
+        milo.projects.create("alpha", ready=True)
+        milo.projects.create("beta")
+        async with serving(daemon), DiscoveryClient(f"unix://{tmp_path}/d.sock") as client:
+            watch = client.watch()
+            await eventually(lambda: daemon._fleet.synced)
+            assert (await anext(watch)).cluster.name == "alpha"
+            with traced() as called:
+                milo.projects.set_condition("beta")
+                event = await anext(watch)
+            assert (event.type, event.cluster.name) == (EventType.ENGAGED, "beta")
+    assert len(called) <= MAX_FILES, sorted(called)
+    described = set(
+        re.findall(r"(milo_\w+/\S+\.py)`", ARCHITECTURE.read_text().split("## Life of a change")[1].split("##")[0])
+    )
+    assert described - called.keys() - NOT_OF_A_PROJECT == set()
