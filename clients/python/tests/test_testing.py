@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from milo_discovery import DiscoveryClient, DisengageReason, Event, EventType
+from milo_discovery import DiscoveryClient, DisengageReason, Event, EventType, Watch
 from milo_discovery.testing import MiloSandbox, ObjectNotFoundError, SandboxError
 from milo_discovery.testing.milo_sandbox import _Process
 
@@ -31,7 +31,15 @@ async def test_sandbox_project_lifecycle(milo_sandbox: MiloSandbox):
         milo_sandbox.set_ready("alpha")
         assert summary(await anext(watch)) == "ENGAGED alpha"
         milo_sandbox.delete_project("alpha")
-        assert (await anext(watch)).reason is DisengageReason.DELETED
+        assert (await disengagement(watch)).reason is DisengageReason.DELETED
+
+
+async def disengagement(watch: Watch) -> Event:
+    """Return the next disengagement. Before it, Milo requests the deletion of the project, which is an update."""
+    while (event := await anext(watch)).type is EventType.UPDATED:
+        assert event.cluster.deletion_requested_at is not None
+    assert event.type is EventType.DISENGAGED
+    return event
 
 
 @pytest.mark.parametrize("kill", [False, True])
@@ -44,11 +52,11 @@ async def test_sandbox_daemon_restart_yields_only_differences(milo_sandbox: Milo
         milo_sandbox.delete_project("beta")
         milo_sandbox.create_project("gamma")
         milo_sandbox.start_daemon()
-        events: list[Event] = [await anext(watch) for _ in range(2)]
-        assert [summary(event) for event in events] == ["DISENGAGED beta", "ENGAGED gamma"]
+        assert summary(await disengagement(watch)) == "DISENGAGED beta"
+        assert summary(await anext(watch)) == "ENGAGED gamma"
         assert await watch.reconnect() is None
         milo_sandbox.delete_project("gamma")
-        assert (await anext(watch)).type is EventType.DISENGAGED
+        assert summary(await disengagement(watch)) == "DISENGAGED gamma"
 
 
 async def test_sandbox_engages_clusters_in_project_control_plane_mode():

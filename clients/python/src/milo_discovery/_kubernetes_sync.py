@@ -106,5 +106,7 @@ class RenewingSyncApiClient(ApiClient):
         header = self._credential.authorization(newest)
         if header is None or header == used:
             return response
+        # Read to its end, or the next request on the connection fails after it was sent. urllib3 repeats only reads.
+        response.response.drain_conn()
         response.response.release_conn()
         return super().call_api(method, url, {**headers, "authorization": header}, **arguments)
