@@ -191,6 +191,21 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
     run_reporting_errors(start)
 
 
+@command.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script for a shell.
+
+    \b
+    bash: source <(milo-discoveryd completion bash)
+    zsh:  source <(milo-discoveryd completion zsh)
+    fish: milo-discoveryd completion fish | source
+    """
+    from milo_discovery.cli.completion import print_script
+
+    print_script("milo-discoveryd", shell)
+
+
 def _exit_during_startup(number: int, frame: object) -> NoReturn:
     sys.exit(0)
 

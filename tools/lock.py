@@ -22,7 +22,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
     "mutants": (*SANDBOX, "--extra", "controllers", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
-    **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release")},
+    **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},
 }
 """What each file is resolved from: the published dependencies of packages, and groups of pyproject.toml."""
 

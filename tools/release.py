@@ -40,6 +40,7 @@ GO_MODULES = {
     "go.miloapis.com/discovery": "clients/go",
     "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
 }
+MAVEN_DEPLOY = "org.apache.maven.plugins:maven-deploy-plugin:3.1.4"
 CHART_OF = "overlays/standalone"
 NAMESPACE = "milo-system"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -280,7 +281,7 @@ def maven_artifact(out: Path) -> None:
         shutil.copytree(ROOT / "clients" / "java", source, ignore=shutil.ignore_patterns("target"))
         shutil.copytree(ROOT / "proto", Path(scratch) / "proto")
         run(
-            "mvn", "--quiet", "--batch-mode", "-DskipTests", "deploy",
+            "mvn", "--quiet", "--batch-mode", "-DskipTests", "package", f"{MAVEN_DEPLOY}:deploy",
             f"-DaltDeploymentRepository=release::file:{out / 'maven'}", cwd=source,
         )  # fmt: skip
 

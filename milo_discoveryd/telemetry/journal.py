@@ -140,8 +140,10 @@ class Journal:
 
     def source(self, status: ViewStatus) -> None:
         if status.state is ViewState.STALE:
-            text = "source lost" if self._was_reached else "source not reached"
-            log.warning(text, reason=status.reason, detail=status.message, **self._about)
+            if self._was_reached:
+                log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
+            else:
+                log.warning("source not reached", reason=status.reason, detail=status.message, **self._about)
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message, **self._about)
         elif status.reason == NOT_READY_HELD:

@@ -132,7 +132,7 @@ def chart(release: Path, scratch: Path) -> str:
     needs("kubectl")
     command = helm()
     [archive] = (release / "chart").glob("*.tgz")
-    given = ("template", "milo-discoveryd", archive, "--namespace", NAMESPACE)
+    given = ("template", "milo-discoveryd", archive, "--namespace", NAMESPACE, "--kube-version", NEWEST)
     rendered = run(command, *given)
     accepted(rendered, scratch)
     ours = objects(run("kubectl", "kustomize", release / "kustomize" / "milo-discoveryd" / "overlays" / "standalone"))

@@ -77,6 +77,27 @@ class TestList:
         )  # fmt: skip
 
 
+class TestTemplates:
+    @pytest.mark.parametrize(
+        ("arguments", "printed"),
+        [
+            (("-o", "jsonpath={.clusters[*].name}"), "alpha beta\n"),
+            (("-o", "custom-columns=N:.name,NONE:.labels.none"), "N       NONE\nalpha   <none>\nbeta    <none>\n"),
+            (("-o", "custom-columns=N:.name", "--no-headers"), "alpha\nbeta\n"),
+            (("-o", "name", "--sort-by", ".name"), "alpha\nbeta\n"),
+        ],
+    )
+    async def test_list_prints_by_templates(self, command, daemon, arguments, printed):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert (await command("list", *arguments)).out == printed
+
+    @pytest.mark.parametrize("form", ["jsonpath={.clusters[}", "custom-columns=N", "jsonpth={.x}"])
+    async def test_invalid_template_is_a_usage_error(self, command, daemon, form):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "-o", form)
+        assert (outcome.status, outcome.out) == (2, "")
+
+
 class TestGetAndExplain:
     REPORT = pb.GetClusterResponse(
         cluster=BETA,

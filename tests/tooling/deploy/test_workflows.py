@@ -11,6 +11,7 @@ import yaml
 
 from tests.tooling.deploy.manifests import ROOT
 from tests.tooling.deploy.validators import validator
+from tools.release import IMAGES
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 RELEASE = ROOT / ".github" / "workflows" / "release.yaml"
@@ -112,44 +113,40 @@ def scripts(job: str) -> str:
     return "\n".join(step.get("run", "") for step in jobs(RELEASE)[job]["steps"])
 
 
-@pytest.mark.parametrize(
-    ("job", "signs"),
-    [
-        ("packages", 'cosign sign-blob --yes --bundle "$file.sigstore.json" "$file"'),
-        ("image", 'cosign sign --yes --recursive "ghcr.io/$GITHUB_REPOSITORY_OWNER/$IMAGE@$DIGEST"'),
-        ("sign-kustomize", 'cosign sign --yes "ghcr.io/$GITHUB_REPOSITORY_OWNER/milo-discoveryd-kustomize@$DIGEST"'),
-    ],
-)
-def test_release_signs_without_a_key_what_it_publishes(job: str, signs: str) -> None:
-    assert signs in scripts(job)
-    assert jobs(RELEASE)[job]["permissions"]["id-token"] == "write"
-    assert "secrets." not in str(jobs(RELEASE)[job])
+def test_release_signs_without_a_key_what_it_publishes() -> None:
+    script = scripts("release")
+    assert 'cosign sign-blob --yes --bundle "$file.sigstore.json" "$file"' in script
+    assert 'cosign sign --yes --recursive "$REGISTRY/$2@sha256:$digest"' in script
+    assert jobs(RELEASE)["release"]["permissions"]["id-token"] == "write"
+    assert "secrets." not in RELEASE.read_text()
 
 
-@pytest.mark.parametrize("job", ["packages", "image"])
-def test_release_attests_the_provenance_of_packages_and_images(job: str) -> None:
+def test_release_attests_the_provenance_of_everything_that_it_built() -> None:
     [attest] = [
         step["with"]
-        for step in jobs(RELEASE)[job]["steps"]
+        for step in jobs(RELEASE)["release"]["steps"]
         if step.get("uses", "").startswith("actions/attest-build-provenance@")
     ]
-    assert attest.get("subject-path") == "dist/*" or attest["subject-digest"] == "${{ steps.build.outputs.digest }}"
-    assert jobs(RELEASE)[job]["permissions"]["attestations"] == "write"
+    assert attest == {"subject-checksums": "dist/SHA256SUMS"}
+    assert jobs(RELEASE)["release"]["permissions"]["attestations"] == "write"
 
 
-def test_release_uploads_after_signing() -> None:
-    script = scripts("packages")
-    assert script.index("cosign sign-blob") < script.index("gh release upload")
+def test_release_is_checked_and_signed_before_anything_is_published() -> None:
+    script = scripts("release")
+    published = ("skopeo copy", "helm push", "gh release upload", "gh api", "./dev publish", "npm publish")
+    first = min(script.index(each) for each in published)
+    assert script.index("./dev release dist") < script.index("./dev verify dist") < first
+    assert script.index("cosign sign-blob") < first
 
 
 def test_release_builds_every_target_that_is_an_image() -> None:
-    targets = {each["target"]: each["image"] for each in jobs(RELEASE)["image"]["strategy"]["matrix"]["include"]}
     stages = re.findall(r"^FROM runtime AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert set(targets) == set(stages)
+    assert set(IMAGES) == set(stages)
     named = set(
         re.findall(r"image: (milo-discoveryd[\w-]*):", "".join(p.read_text() for p in ROOT.glob("deploy/**/*.yaml")))
     )
-    assert named == set(targets.values())
+    assert named == set(IMAGES.values())
+    assert all(f"push dist/images/{name} {name}" in scripts("release") for name in named)
 
 
 def test_documented_verification_names_the_workflow_and_its_products() -> None:

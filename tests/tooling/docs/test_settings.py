@@ -12,7 +12,13 @@ GIVEN = [each for each in ENTRIES if each.name in LEAVES and each.default.starts
 
 def test_settings_tables_are_up_to_date() -> None:
     documents = settings_reference.rendered()
-    assert [path.name for path in documents] == ["kubeconfigs.md", "security.md", "settings.md", "sources.md"]
+    assert [path.name for path in documents] == [
+        "kubeconfigs.md",
+        "security.md",
+        "settings.md",
+        "sources-reference.md",
+        "sources.md",
+    ]
     assert [path for path, text in documents.items() if path.read_text() != text] == [], "run ./dev gen"
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-_COMMAND = "milo-discovery"
-COMPLETE_VARIABLE = "_MILO_DISCOVERY_COMPLETE"
-
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -21,7 +18,13 @@ def completion(shell: str) -> None:
 
     Names of clusters are completed by asking the daemon.
     """
+    print_script("milo-discovery", shell)
+
+
+def print_script(program: str, shell: str) -> None:
+    """Print the completion script of a program."""
     script_class = get_completion_class(shell)
     assert script_class is not None, "click supports these shells"
     group = click.get_current_context().find_root().command
-    click.echo(script_class(group, {}, _COMMAND, COMPLETE_VARIABLE).source())
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    click.echo(script_class(group, {}, program, variable).source())

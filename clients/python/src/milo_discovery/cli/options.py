@@ -206,6 +206,19 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
     return with_filter
 
 
+_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... of each cluster"
+
+
+class OutputFormat(click.Choice[str]):
+    """One of some formats; with `name`, objects are printed, and a template is one too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, separator, _ = str(value).partition("=")
+        if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
+            return str(value)
+        return super().convert(value, param, ctx)
+
+
 def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a command with output formats, the first by default: it gets `form` and `headers`."""
 
@@ -217,10 +230,10 @@ def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             "-o",
             "--output",
             "form",
-            type=click.Choice(formats),
+            type=OutputFormat(formats),
             default=formats[0],
             show_default=True,
-            help="Output format.",
+            help=f"Output format{f', or {_TEMPLATES}' if 'name' in formats else ''}.",
         )(command)
 
     return decorate

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery.cli import text_output
+from milo_discovery.cli import jsonpath, text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
@@ -20,7 +21,7 @@ from milo_discovery.model import SourceState
 if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
-    from milo_discovery.model import ClusterReport
+    from milo_discovery.model import Cluster, ClusterReport
 
 
 _CAUSES = (
@@ -32,13 +33,22 @@ _CAUSES = (
 @click.command("list")
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
+@click.option("--sort-by", metavar="PATH", help="Sort by a field, as JSON has it: .engagedAt, .labels.env.")
 @unary
 @click.pass_context
 def list_clusters(
-    ctx: click.Context, connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool
+    ctx: click.Context,
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    form: str,
+    headers: bool,
+    sort_by: str | None,
 ) -> None:
     """List the engaged clusters. Exits with 7 if a source is stale, or was not listed completely yet."""
     listing = connection.run(lambda client: client.list(**only))
+    if sort_by is not None:
+        listing = replace(listing, clusters=tuple(_sorted(listing.clusters, sort_by)))
     if form in {"table", "wide"}:
         if not listing.clusters:
             print_message(_no_clusters(only))
@@ -46,7 +56,7 @@ def list_clusters(
         columns = text_output.CLUSTER_COLUMNS_WIDE if wide else text_output.CLUSTER_COLUMNS
         _print_table(columns, [text_output.cluster_row(each, _now(), wide=wide) for each in listing], headers=headers)
     else:
-        _print(form, listing, names=(each.name for each in listing))
+        _print(form, listing, names=(each.name for each in listing), headers=headers)
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
         print_message(f"clusters are missing: no complete list of {pending} was read yet")
@@ -80,7 +90,7 @@ def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers:
         if (warning := text_output.out_of_date(report.source, _now())) is not None:
             print_message(f"this {warning}")
     else:
-        _print(form, report, names=[name])
+        _print(form, report, names=[name], headers=headers)
 
 
 @click.command("explain")
@@ -159,10 +169,47 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, heade
             click.echo(line)
 
 
-def _print(form: str, value: Any, *, names: Iterable[str]) -> None:
+def _sorted(clusters: Iterable[Cluster], path: str) -> list[Cluster]:
+    """Return the clusters by a field of their JSON; those without it come last."""
+    from milo_discovery.cli import json_output  # noqa: PLC0415  (loads protobuf)
+
+    def key(cluster: Cluster) -> tuple[bool, str]:
+        found = _found(path, json_output.to_json(cluster))
+        return not found, jsonpath.text(found[0]) if found else ""
+
+    return sorted(clusters, key=key)
+
+
+def _found(path: str, document: Any) -> list[Any]:
+    try:
+        return jsonpath.find(path, document)
+    except jsonpath.PathError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _print_columns(columns: str, document: Any, *, headers: bool) -> None:
+    pairs = [each.partition(":") for each in columns.split(",")]
+    if any(not header or not path for header, _, path in pairs):
+        raise click.UsageError(f"custom-columns={columns}: each column is HEADER:.PATH")
+    items = document.get("clusters", [document])
+    rows = [
+        tuple(",".join(map(jsonpath.text, _found(path, each))) or "<none>" for _, _, path in pairs) for each in items
+    ]
+    _print_table(tuple(header for header, _, _ in pairs), rows, headers=headers)
+
+
+def _print(form: str, value: Any, *, names: Iterable[str], headers: bool = True) -> None:
     from milo_discovery.cli import json_output, yaml_output  # noqa: PLC0415  (loads protobuf)
 
-    match form:
+    kind, _, template = form.partition("=")
+    match kind:
+        case "jsonpath":
+            try:
+                click.echo(jsonpath.render(template, json_output.to_json(value)))
+            except jsonpath.PathError as error:
+                raise click.UsageError(str(error)) from error
+        case "custom-columns":
+            _print_columns(template, json_output.to_json(value), headers=headers)
         case "json":
             click.echo(json_output.document(json_output.to_json(value)))
         case "yaml":

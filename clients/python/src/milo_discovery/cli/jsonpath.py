@@ -1,0 +1,145 @@
+"""JSONPath templates as kubectl has them: `{.clusters[*].name}`, `{range .clusters[*]}{.name}{"\\n"}{end}`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+_STEP = re.compile(
+    r"""(?P<recursive>\.\.)?\.?(?:
+        (?P<wildcard>\*|\[\*\])
+      | (?P<name>(?:[\w/-]|\\.)+)
+      | \[(?P<quote>['"])(?P<quoted>.*?)(?P=quote)\]
+      | \[(?P<start>-?\d*):(?P<stop>-?\d*)(?::(?P<step>\d+))?\]
+      | \[(?P<index>-?\d+)\]
+      | \[\?\((?P<left>[^=!<>()]+?)\s*(?:(?P<operator>==|!=|<=|>=|<|>)\s*(?P<right>[^()]+?))?\)\]
+    )""",
+    re.VERBOSE,
+)
+_PART = re.compile(r"""\{((?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*)\}""")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": lambda left, right: bool(left == right),
+    "!=": lambda left, right: bool(left != right),
+    "<": lambda left, right: bool(left < right),
+    "<=": lambda left, right: bool(left <= right),
+    ">": lambda left, right: bool(left > right),
+    ">=": lambda left, right: bool(left >= right),
+}
+
+
+class PathError(ValueError):
+    """A template or path that cannot be parsed."""
+
+
+def find(path: str, document: Any) -> list[Any]:
+    """Return the values at a path, such as `.clusters[0].labels.env`. Raises PathError."""
+    rest = path.strip().removeprefix("$").removeprefix("@")
+    found = [document]
+    while rest not in {"", "."}:
+        step = _STEP.match(rest)
+        if step is None or not step.end():
+            raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
+        if step["recursive"]:
+            found = [each for value in found for each in _within(value)]
+        found = [each for value in found for each in _taken(step, value)]
+        rest = rest[step.end() :]
+    return found
+
+
+def render(template: str, document: Any) -> str:
+    """Return the text of a template. Raises PathError."""
+    parts = _PART.split(template)
+    texts, expressions = parts[::2], parts[1::2]
+    if any("{" in text or "}" in text for text in texts):
+        raise PathError(f"{template!r} is not a JSONPath template, such as '{{.clusters[*].name}}'")
+    tokens = [texts[0], *(each for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for each in pair)]
+    return "".join(_rendered(iter(tokens), document))
+
+
+class _Expression(str):
+    """What stands between braces."""
+
+    __slots__ = ()
+
+
+def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
+    for token in tokens:
+        if not isinstance(token, _Expression):
+            yield token
+        elif token.startswith("range "):
+            body = list(_until_end(tokens))
+            for each in find(token.removeprefix("range "), document):
+                yield from _rendered(iter(body), each)
+        elif token[:1] in {'"', "'"}:
+            yield _literal(token)
+        else:
+            yield " ".join(map(text, find(token, document)))
+
+
+def _until_end(tokens: Iterator[str]) -> Iterator[str]:
+    depth = 1
+    for token in tokens:
+        if isinstance(token, _Expression):
+            depth += token.startswith("range ")
+            depth -= token.strip() == "end"
+        if not depth:
+            return
+        yield token
+    raise PathError("{range} without {end}")
+
+
+def text(value: Any) -> str:
+    """Return a value as kubectl prints it: texts as they are, others as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _literal(token: str) -> str:
+    try:
+        return str(json.loads(f'"{token[1:-1]}"'))
+    except ValueError:
+        raise PathError(f"{token} is not a text") from None
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """Yield a value, and all that it contains."""
+    yield value
+    for each in _children(value):
+        yield from _within(each)
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _taken(step: re.Match[str], value: Any) -> Iterable[Any]:
+    if step["wildcard"]:
+        return _children(value)
+    if step["left"]:
+        return [each for each in _children(value) if _matches(step, each)]
+    if step["index"] or step["start"] is not None:
+        items = value if isinstance(value, list) else []
+        if step["index"]:
+            at = int(step["index"])
+            return [items[at]] if -len(items) <= at < len(items) else []
+        bounds = (int(step[name]) if step[name] else None for name in ("start", "stop", "step"))
+        return items[slice(*bounds)]
+    name = step["quoted"] if step["quote"] else re.sub(r"\\(.)", r"\1", step["name"])
+    return [value[name]] if isinstance(value, dict) and name in value else []
+
+
+def _matches(step: re.Match[str], item: Any) -> bool:
+    left = find(step["left"], item)
+    if step["operator"] is None or not left:
+        return bool(left)
+    right = step["right"].strip()
+    try:
+        wanted = _literal(right) if right[:1] in {'"', "'"} else json.loads(right)
+        return _COMPARE[step["operator"]](left[0], wanted)
+    except TypeError:
+        return False
+    except ValueError:
+        raise PathError(f"{right} is neither a text in quotes nor a number") from None
