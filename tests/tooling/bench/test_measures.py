@@ -36,7 +36,10 @@ KEYS = {
     },
     "parts": {
         f"parts.{name}"
-        for name in ("decode_us", "decode_control_plane_us", "commit_us", "encode_us", "slice_us", "frame_bytes")
+        for name in (
+            *("decode_us", "decode_control_plane_us", "commit_us", "encode_us", "slice_us", "frame_bytes"),
+            *("reduced_us", "reduced_bytes"),
+        )
     },
     "cluster_memory": {
         f"cluster_memory.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")
