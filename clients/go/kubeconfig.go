@@ -22,6 +22,17 @@ var kubeconfigNames = []string{
 	"server", "certificate-authority-data", "tls-server-name",
 	"token", "client-certificate-data", "client-key-data",
 	"exec", "command", "args", "env", "value", "installHint", "interactiveMode", "provideClusterInfo",
+	"as", "as-groups", extraField,
+}
+
+// extraField has the extra fields of the user to act as, under keys of any name.
+const extraField = "as-user-extra"
+
+// actingUser has the fields of a user to act as.
+type actingUser struct {
+	User   string              `json:"as"`
+	Groups []string            `json:"as-groups"`
+	Extra  map[string][]string `json:"as-user-extra"`
 }
 
 // kubeconfigFile has the fields that the daemon writes, as JSON with all data inline. All others are refused: whatever
@@ -52,12 +63,14 @@ type kubeconfigFile[User any] struct {
 }
 
 type embeddedUser struct {
+	actingUser
 	Token           string `json:"token"`
 	CertificateData []byte `json:"client-certificate-data"`
 	KeyData         []byte `json:"client-key-data"`
 }
 
 type execUser struct {
+	actingUser
 	Exec struct {
 		APIVersion string   `json:"apiVersion"`
 		Command    string   `json:"command"`
@@ -110,7 +123,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: there is data after its end", ErrUnusableKubeconfig)
 	}
-	if !hasExactNames(json.NewDecoder(bytes.NewReader(content))) {
+	if !hasExactNames(json.NewDecoder(bytes.NewReader(content)), kubeconfigNames) {
 		return nil, fmt.Errorf("%w: it has fields that are repeated, or not named as the daemon does", ErrUnusableKubeconfig)
 	}
 	if len(file.Contexts) != 1 || len(file.Clusters) != 1 || len(file.Users) != 1 {
@@ -127,8 +140,9 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	return &file.Users[0].User, nil
 }
 
-// hasExactNames reports whether each object in the next value has fields of the daemon only, and each of them once.
-func hasExactNames(decoder *json.Decoder) bool {
+// hasExactNames reports whether each object in the next value has only fields of these names, and each of them once. No names
+// stand for any.
+func hasExactNames(decoder *json.Decoder, known []string) bool {
 	opening, err := decoder.Token()
 	if err != nil {
 		return false
@@ -137,16 +151,20 @@ func hasExactNames(decoder *json.Decoder) bool {
 		return true
 	}
 	var names []string
+	inside := known
 	for decoder.More() {
 		if opening == json.Delim('{') {
 			token, err := decoder.Token()
 			name, ok := token.(string)
-			if err != nil || !ok || !slices.Contains(kubeconfigNames, name) || slices.Contains(names, name) {
+			if err != nil || !ok || (known != nil && !slices.Contains(known, name)) || slices.Contains(names, name) {
 				return false
 			}
 			names = append(names, name)
+			if inside = known; name == extraField {
+				inside = nil
+			}
 		}
-		if !hasExactNames(decoder) {
+		if !hasExactNames(decoder, inside) {
 			return false
 		}
 	}

@@ -80,7 +80,8 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         ttl = terms.ttl_s(settings.kubeconfigs.max_ttl.total_seconds())
         issuers = "any issuer" if terms.issuers is None else f"issuer {' or '.join(sorted(terms.issuers))}"
         each_minute = limits.kubeconfigs_per_minute if terms.per_minute is None else terms.per_minute
-        yield f"kubeconfigs  from {issuers}, for at most {ttl:g} s, {each_minute} per minute"
+        acting = "" if terms.act_as is None else f", acting as {terms.act_as.user}"
+        yield f"kubeconfigs  from {issuers}{acting}, for at most {ttl:g} s, {each_minute} per minute"
         if not grant.scope.is_everything and (wide := ", ".join(issuers_for_all_clusters(settings, terms))):
             yield f"             credentials of {wide} are valid for all clusters of their identity, visible or not"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} concurrent"

@@ -155,9 +155,11 @@ def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
 def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     listeners = [each.title for each in settings.listen]
     issuers = [each.name for each in settings.kubeconfigs.issuers if each.hand_out]
+    sources = [each.name for each in settings.sources if each.name]
     for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
             ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
+            ("clusters.sources", rule.clusters.sources if rule.clusters else (), sources, "the name of one of sources"),
             ("issuers", rule.issuers, issuers, "the name of one of kubeconfigs.issuers without hand_out: false"),
         ):
             for name in named:

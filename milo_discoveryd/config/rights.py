@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
+from msgspec import field
+
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Group, ListOf, Nested, Parser, Text, Whole, selector_text, span
 
@@ -12,6 +14,7 @@ EVERYBODY = "everybody"
 ALL, NONE = "all", "none"
 _MOST_VALUES = 1000
 _SAN = re.compile(r"(dns|uri|email|ip):\S+")
+_EXTRA_KEY = re.compile(r"[a-z0-9][a-z0-9./_-]{0,252}")
 _NAME = re.compile(r"[a-z0-9.*-]{1,253}")
 
 
@@ -86,6 +89,8 @@ class Who(Group, frozen=True, kw_only=True):
 class ClusterSelection(Group, frozen=True, kw_only=True):
     """Conditions for a cluster. Every field that is set must match."""
 
+    sources: _Texts = ()
+    """Names of the `sources` of the clusters, such as that of a service's consumers. Default: any."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector of the clusters, in the syntax of `kubectl -l`. Default: any."""
     organizations: _Texts = ()
@@ -116,6 +121,40 @@ def _clusters(value: object) -> object:
     raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(ClusterSelection.__struct_fields__)}')
 
 
+def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must map keys to a value or a list of values")  # noqa: TRY004 - what a parser raises
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for key, given in value.items():
+        several = tuple(map(str, _several(given)))
+        if not _EXTRA_KEY.fullmatch(str(key)) or not all(map(_is_header_value, several)):
+            raise ValueError(f"{str(key)[:80]!r}: keys are lowercase, and values printable ASCII text")
+        found.append((str(key), several))
+    return tuple(found)
+
+
+def _acting(value: object) -> str:
+    text = str(value)
+    if not _is_header_value(text) or text.strip() != text:
+        raise ValueError("must be a complete name, of printable ASCII text")
+    return text
+
+
+def _is_header_value(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable()
+
+
+class ActingUser(Group, frozen=True, kw_only=True):
+    """The user that callers act as in clusters."""
+
+    user: Annotated[str, Text(most=1024, form=_acting)]
+    """User that requests impersonate, such as `shop-operator`."""
+    groups: Annotated[tuple[str, ...], _some(Text(most=1024, form=_acting))] = ()
+    """Groups that requests impersonate. Default: none but `system:authenticated`."""
+    extra: Annotated[tuple[tuple[str, tuple[str, ...]], ...], _extra] = ()
+    """Extra fields that requests impersonate: keys, each with a value or a list. Default: none."""
+
+
 class RuleSettings(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
     """Name of the rule, in audit events and in `check --as`."""
@@ -127,6 +166,9 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     """`true` to issue kubeconfigs to these callers, as limited by `issuers`, `max_ttl` and `kubeconfigs_per_minute`."""
     issuers: _Texts = ()
     """Names of the permitted `kubeconfigs.issuers`; the first that matches a cluster serves it. Default: all."""
+    as_: Annotated[ActingUser | None, Nested(ActingUser)] = field(default=None, name="as")
+    """The user that callers act as, by impersonation: their kubeconfigs carry it, and API servers refuse it unless the
+    identity of the issuer may impersonate that user. Default: the identity of the issuer."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
     """Maximum lifetime requested from a credential issuer; issuers with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
@@ -137,9 +179,11 @@ class RuleSettings(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.kubeconfigs:
-            for setting in ("issuers", "max_ttl", "kubeconfigs_per_minute"):
+            for setting in ("issuers", "as_", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
-                    raise ValueError(f'has {setting} but issues no kubeconfigs: set "kubeconfigs: true", or remove it')
+                    raise ValueError(
+                        f'has {setting.rstrip("_")} but issues no kubeconfigs: set "kubeconfigs: true", or remove it'
+                    )
 
 
 def ordered(rules: tuple[RuleSettings, ...]) -> None:

@@ -286,7 +286,8 @@ class LeaseHandle:
         if issued is None:
             raise _unavailable(self._minter, entry)
         target = self._cluster.target
-        text = rendering.embedded(target.name, target.endpoint, self._trust(issued.authorities), issued.credential)
+        trust, act_as = self._trust(issued.authorities), to.terms.act_as
+        text = rendering.embedded(target.name, target.endpoint, trust, issued.credential, act_as)
         entry.is_wanted = True
         self._kubeconfigs.metrics.kubeconfig_issued("ok")
         self._kubeconfigs.audit.issued(
@@ -298,6 +299,7 @@ class LeaseHandle:
             issuer=self._minter.issuer.name,
             expires_at=rfc3339(issued.expires_at),
             fingerprint=issued.fingerprint,
+            **_acting(to),
         )
         return IssuedKubeconfig(
             cluster=target.name,
@@ -322,7 +324,8 @@ class LeaseHandle:
             if held is None:
                 raise _unavailable(self._minter, entry)
             stated = held.authorities
-        text = rendering.exec_form(target.name, target.endpoint, self._trust(stated), self._kubeconfigs.address())
+        trust, address = self._trust(stated), self._kubeconfigs.address()
+        text = rendering.exec_form(target.name, target.endpoint, trust, address, to.terms.act_as)
         self._kubeconfigs.metrics.kubeconfig_issued("ok")
         self._kubeconfigs.audit.issued(
             to,
@@ -330,6 +333,7 @@ class LeaseHandle:
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
+            **_acting(to),
         )
         return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._kubeconfigs.wall())
 
@@ -339,6 +343,12 @@ class LeaseHandle:
             return self._kubeconfigs.trust(self._cluster.target, stated)
         except CredentialError as error:
             raise CredentialUnavailableError(str(error), CA_RETRY_AFTER_S) from error
+
+
+def _acting(to: Recipient) -> dict[str, object]:
+    """Return the fields of an audit event that say as whom the caller acts in the cluster."""
+    act_as = to.terms.act_as
+    return {} if act_as is None else {"act_as": act_as.user, "act_as_groups": [*act_as.groups]}
 
 
 def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:

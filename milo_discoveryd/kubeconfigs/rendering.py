@@ -1,7 +1,7 @@
 """Renders kubeconfigs as JSON, which is valid YAML, so that no name or label can be misread or escape its field.
 
 Pure and deterministic: the same cluster and credential give the same bytes. Only the fields listed here are written:
-no files, no proxy, no impersonation, no disabled TLS verification.
+no files, no proxy, no disabled TLS verification.
 """
 
 import base64
@@ -11,6 +11,7 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential, is_confidential
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_kube.act_as import ActAs
 
 COMMAND = "milo-discovery"
 ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
@@ -28,11 +29,11 @@ class ClusterTrust(msgspec.Struct, frozen=True):
     """Whether credentials may be sent to servers on loopback without TLS."""
 
 
-def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential) -> bytes:
+def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential, act_as: ActAs | None = None) -> bytes:
     """Render a kubeconfig that contains the credential. Raises UnfitError if it would be sent without TLS."""
     if not is_confidential(server, plain_loopback=trust.plain_loopback):
         raise UnfitError(f"the endpoint of {name}, {server}, has no TLS: a credential would be sent unencrypted")
-    user: dict[str, object] = {}
+    user: dict[str, object] = {} if act_as is None else act_as.fields()
     if credential.token is not None:
         user["token"] = credential.token.reveal()
     if credential.certificate is not None:
@@ -41,9 +42,10 @@ def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential
     return _config(name, server, trust, user)
 
 
-def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None) -> bytes:
+def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None, act_as: ActAs | None = None) -> bytes:
     """Render a kubeconfig without a secret: its exec plugin asks the daemon at `address` for each credential."""
-    user: dict[str, object] = {
+    user: dict[str, object] = {} if act_as is None else act_as.fields()
+    user |= {
         "exec": {
             "apiVersion": _EXEC_VERSION,
             "command": COMMAND,

@@ -9,6 +9,7 @@ import msgspec
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from milo_kube.act_as import ActAs
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +17,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     issuers: frozenset[str] | None = None
     """Names of the credential issuers that may serve the caller. None: all issuers."""
+    act_as: ActAs | None = None
+    """The user that the caller acts as. None: the identity of the issuer."""
     max_ttl_s: float | None = None
     per_minute: int | None = None
 

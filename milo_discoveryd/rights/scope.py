@@ -5,7 +5,7 @@ from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.model.predicate import Predicate, all_of
 from milo_discoveryd.model.selector import Selector
@@ -19,6 +19,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
     selector: Selector = Selector()
     organizations: frozenset[str] = frozenset()
     names: NamePatterns = NamePatterns()
+    sources: frozenset[str] = frozenset()
     is_empty: bool = False
     """Whether the scope covers no cluster at all, regardless of the other fields."""
 
@@ -31,8 +32,11 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
     def covers(self) -> Predicate[Target | ObjectFields]:
         if self.is_empty:
             return lambda _: False
+        sources = self.sources
         named, organizations, labelled = self.names.matches, self.organizations, self.selector.matches
         tests: list[Predicate[Target | ObjectFields]] = []
+        if self.sources:
+            tests.append(lambda target: source_of(target.name) in sources)
         if organizations:
             tests.append(lambda target: target.organization in organizations)
         if self.names:
@@ -43,22 +47,27 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
 
     def covers_by_name(self, name: str) -> bool:
         """Return whether the scope covers every object of that name, regardless of its labels and organization."""
-        return not (self.is_empty or self.selector or self.organizations) and self.names.matches(name)
+        if self.is_empty or self.selector or self.organizations:
+            return False
+        return (not self.sources or source_of(name) in self.sources) and self.names.matches(name)
 
     @property
     def is_everything(self) -> bool:
-        return not (self.is_empty or self.selector or self.organizations or self.names)
+        return not (self.is_empty or self.selector or self.organizations or self.names or self.sources)
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest that is equal for equal scopes."""
-        text = repr((self.is_empty, str(self.selector), sorted(self.organizations), str(self.names)))
+        text = repr(
+            (self.is_empty, str(self.selector), sorted(self.organizations), str(self.names), sorted(self.sources))
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         if self.is_empty:
             return "none"
         parts = (
+            f"sources {', '.join(sorted(self.sources))}" if self.sources else "",
             f"names {self.names}" if self.names else "",
             f"organizations {', '.join(sorted(self.organizations))}" if self.organizations else "",
             f"labels {self.selector}" if self.selector else "",

@@ -48,6 +48,8 @@ class Parser(Protocol):
 
 class Field(NamedTuple):
     name: str
+    attribute: str
+    """Name of the attribute: another one where the setting's name is a keyword of Python."""
     type: Any
     """The type, without None and annotations."""
     parse: Parser
@@ -62,13 +64,13 @@ class Field(NamedTuple):
 
 @cache
 def fields(group: type[Group]) -> dict[str, Field]:
-    return {each.name: _field(each) for each in msgspec.structs.fields(group)}
+    return {each.encode_name: _field(each) for each in msgspec.structs.fields(group)}
 
 
 def _field(info: msgspec.structs.FieldInfo) -> Field:
     annotation, parse = _bare(info.type), _parser(info.type)
     default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
-    return Field(info.name, annotation, parse, default, info.required)
+    return Field(info.encode_name, info.name, annotation, parse, default, info.required)
 
 
 def _bare(annotation: Any) -> Any:
@@ -104,7 +106,7 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
                 complaints.append(Complaint((name,), None, "is missing"))
             continue
         try:
-            parsed[name] = field.parse(value)
+            parsed[field.attribute] = field.parse(value)
         except ValueError as error:
             complaints += _within(name, value, error)
     if complaints:

@@ -58,7 +58,7 @@ class _RequestTracer:
     def __init__(self, provider: "TracerProvider") -> None:
         self._tracer = provider.get_tracer("milo_kube.http")
 
-    def begin(self, method: str, url: str, headers: dict[str, str]) -> "_RequestSpan":
+    def begin(self, method: str, url: str, headers: dict[str, str | tuple[str, ...]]) -> "_RequestSpan":
         from opentelemetry.propagate import inject  # noqa: PLC0415
         from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415
 

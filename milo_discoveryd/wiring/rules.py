@@ -8,6 +8,7 @@ from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
+from milo_kube.act_as import ActAs
 
 
 def rights(rules: Iterable[RuleSettings]) -> Rights:
@@ -40,13 +41,17 @@ def _scope(rule: RuleSettings) -> ClusterScope:
     if clusters is None:
         return NO_CLUSTERS
     return ClusterScope(
-        parse_selector(clusters.label_selector), frozenset(clusters.organizations), name_patterns(clusters.names)
+        parse_selector(clusters.label_selector),
+        frozenset(clusters.organizations),
+        name_patterns(clusters.names),
+        frozenset(clusters.sources),
     )
 
 
 def _terms(rule: RuleSettings) -> Terms:
     return Terms(
         issuers=frozenset(rule.issuers) or None,
+        act_as=None if rule.as_ is None else ActAs(user=rule.as_.user, groups=rule.as_.groups, extra=rule.as_.extra),
         max_ttl_s=None if rule.max_ttl is None else rule.max_ttl.total_seconds(),
         per_minute=rule.kubeconfigs_per_minute,
     )

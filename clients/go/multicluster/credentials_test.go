@@ -118,7 +118,7 @@ var hostile = map[string]string{
 	"auth provider": `"auth-provider": {"name": "oidc", "config": {"idp-issuer-url": "https://127.0.0.1"}}`,
 	"token file":    `"tokenFile": "PLACE"`,
 	"certificate":   `"client-certificate": "PLACE", "client-key": "PLACE"`,
-	"impersonation": `"token": "x", "as": "system:admin"`,
+	"impersonation": `"token": "x", "as-groups": ["system:masters"]`,
 	"nothing":       ``,
 }
 

@@ -9,6 +9,14 @@ export interface Access {
   token?: string | undefined;
   certificateData?: string | undefined;
   keyData?: string | undefined;
+  /** The user that requests impersonate. */
+  actAs?: ActAs | undefined;
+}
+
+export interface ActAs {
+  user: string;
+  groups: string[];
+  extra: Record<string, string[]>;
 }
 
 type Fields = Record<string, unknown>;
@@ -32,7 +40,7 @@ export function readAccess(kubeconfig: Kubeconfig): Access {
   };
   named("contexts", "context", ["cluster", "user"]);
   const cluster = named("clusters", "cluster", ["server", "certificate-authority-data", "tls-server-name"]);
-  const user = named("users", "user", ["token", "client-certificate-data", "client-key-data"]);
+  const user = named("users", "user", ["token", "client-certificate-data", "client-key-data", "as", "as-groups", "as-user-extra"]);
   const text = (fields: Fields, name: string) => (typeof fields[name] === "string" ? fields[name] || undefined : undefined);
   const access: Access = {
     server: text(cluster, "server") ?? "",
@@ -41,12 +49,24 @@ export function readAccess(kubeconfig: Kubeconfig): Access {
     token: text(user, "token"),
     certificateData: text(user, "client-certificate-data"),
     keyData: text(user, "client-key-data"),
+    actAs: actAs(user),
   };
   if (!access.server) throw new UnusableKubeconfig("kubeconfig refused: it has no server");
   if (!access.token && !(access.certificateData && access.keyData)) {
     throw new UnusableKubeconfig("kubeconfig refused: it has neither a token nor a client certificate with its key");
   }
   return access;
+}
+
+function actAs(fields: Fields): ActAs | undefined {
+  const { as: user, "as-groups": groups = [], "as-user-extra": extra = {} } = fields;
+  const texts = (value: unknown) => Array.isArray(value) && value.every((each) => typeof each === "string");
+  const isMapping = typeof extra === "object" && extra !== null && Object.values(extra).every(texts);
+  if (user === undefined && !("as-groups" in fields || "as-user-extra" in fields)) return undefined;
+  if (typeof user !== "string" || !user || !texts(groups) || !isMapping) {
+    throw new UnusableKubeconfig("kubeconfig refused: the user to act as is not of the form that the daemon writes");
+  }
+  return { user, groups: groups as string[], extra: extra as Record<string, string[]> };
 }
 
 /** Return the kubeconfig if the daemon would write it. Refusing its event instead would stop the watch. */

@@ -9,6 +9,7 @@ import pytest
 
 from milo_discovery import UnusableKubeconfig
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, read_exec_access, render_kubeconfig
+from milo_kube.act_as import ActAs
 
 from .kubeconfigs import text
 
@@ -81,13 +82,32 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
         ("user", {"exec": {"command": "/bin/sh"}}),
         ("user", {"auth_provider": {"name": "oidc"}}),
         ("user", {"tokenFile": "/etc/passwd"}),
-        ("user", {"as": "system:masters"}),
+        ("user", {"as": "someone", "as_uid": "1"}),
+        ("user", {"as_groups": ["system:masters"]}),
+        ("user", {"as": "someone", "as_groups": [1]}),
+        ("user", {"as": "someone", "as_user_extra": {"a": "b"}}),
+        ("user", {"as": "a\r\nb"}),
         ("context", {"namespace": "kube-system"}),
     ],
 )
 def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, object]):
     with pytest.raises(UnusableKubeconfig, match="is not one that the daemon writes"):
         read_access(changed(text(token=CANARY), part, **fields))
+
+
+def test_kubeconfig_says_as_whom_requests_act():
+    acting = ActAs(user="shop", groups=("a", "b"), extra=(("example.com/why", ("c", "d")),))
+    content = changed(text(token=CANARY), "user", **acting.fields())
+    access = read_access(content)
+    assert access.act_as == acting
+    assert read_access(json.dumps(render_kubeconfig("alpha", access)).encode()) == access
+    assert acting.headers() == [
+        ("Impersonate-User", "shop"),
+        ("Impersonate-Group", "a"),
+        ("Impersonate-Group", "b"),
+        ("Impersonate-Extra-example.com%2Fwhy", "c"),
+        ("Impersonate-Extra-example.com%2Fwhy", "d"),
+    ]
 
 
 def test_kubeconfig_with_second_cluster_or_user_is_rejected():

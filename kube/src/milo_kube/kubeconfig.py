@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from milo_kube import act_as
+from milo_kube.act_as import ActAs
+
 MAX_BYTES: Final = 1 << 20
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 
@@ -24,6 +27,8 @@ _TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "extensions": (list, "a list"),
     "insecure-skip-tls-verify": (bool, "a boolean"),
     "disable-compression": (bool, "a boolean"),
+    "as-groups": (list, "a list"),
+    "as-user-extra": (dict, "a mapping"),
 }
 _WITHOUT_EFFECT: Final = frozenset({"extensions", "disable-compression"})
 _LISTS: Final = {"clusters": "cluster", "users": "user", "contexts": "context"}
@@ -124,6 +129,7 @@ class ContextAccess:
     key: bytes | None = field(repr=False)
     key_file: str
     plugin: ExecEntry | None
+    act_as: ActAs | None = None
 
 
 class ParsedKubeconfig:
@@ -289,6 +295,7 @@ class _Reader:
             key=self._data("user", user, "client-key"),
             key_file=user.get("client-key") or "",
             plugin=self._plugin(user["exec"]) if user.get("exec") else None,
+            act_as=self._act_as(user),
         )
         self._check_pair(found)
         if self._problems:
@@ -334,6 +341,13 @@ class _Reader:
                 f"{about} has a proxy-url other than http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
             )
         return url
+
+    def _act_as(self, user: Mapping[str, Any]) -> ActAs | None:
+        try:
+            return act_as.read(user)
+        except ValueError as error:
+            self._problems.append(f"user {error}")
+            return None
 
     def _check_pair(self, found: ContextAccess) -> None:
         chain, key = found.certificate is not None, found.key is not None

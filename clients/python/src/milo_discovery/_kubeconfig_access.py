@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milo_discovery.errors import UnusableKubeconfig
+from milo_kube import act_as
 from milo_kube import kubeconfig as kubeconfig_reader
+from milo_kube.act_as import ActAs
 from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
 
 
@@ -30,13 +32,17 @@ class KubeconfigAccess:
     """Client certificate as PEM."""
     key: str | None = field(default=None, repr=False)
     """Private key of the client certificate as PEM."""
+    act_as: ActAs | None = None
+    """The user that requests impersonate."""
 
 
 _CLUSTER_FIELDS = frozenset({"server", "certificate-authority-data", "tls-server-name"})
 _CREDENTIAL = Policy(
-    cluster=_CLUSTER_FIELDS, user=frozenset({"token", "client-certificate-data", "client-key-data"}), is_exact=True
+    cluster=_CLUSTER_FIELDS,
+    user=act_as.FIELDS | {"token", "client-certificate-data", "client-key-data"},
+    is_exact=True,
 )
-_PLUGIN = Policy(cluster=_CLUSTER_FIELDS, user=frozenset({"exec"}), is_exact=True)
+_PLUGIN = Policy(cluster=_CLUSTER_FIELDS, user=act_as.FIELDS | {"exec"}, is_exact=True)
 EXEC_COMMAND = "milo-discovery"
 
 
@@ -51,7 +57,7 @@ def read_access(kubeconfig: bytes) -> KubeconfigAccess:
 def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
     """Read a kubeconfig without a credential, whose exec plugin must be this package's own for this cluster.
 
-    The result holds only the server and its trust root: callers build the exec entry themselves.
+    The result holds only the server, its trust root and the user to act as: callers build the exec entry themselves.
     """
     found = _read(kubeconfig, _PLUGIN)
     if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
@@ -70,6 +76,7 @@ def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
         token=found.token or None,
         certificate=_pem(found.certificate, origin),
         key=_pem(found.key, origin),
+        act_as=found.act_as,
     )
 
 
@@ -90,11 +97,12 @@ def render_kubeconfig(name: str, access: KubeconfigAccess, user: Mapping[str, An
         "client-certificate-data": _encoded(access.certificate),
         "client-key-data": _encoded(access.key),
     }
+    acting = {} if access.act_as is None else access.act_as.fields()
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": name, "cluster": _without_none(cluster)}],
-        "users": [{"name": name, "user": _without_none(credential if user is None else user)}],
+        "users": [{"name": name, "user": acting | _without_none(credential if user is None else user)}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         "current-context": name,
     }

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
+from multidict import CIMultiDict
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential
 from milo_discovery._credential_renewal import AsyncRenewer
@@ -79,15 +80,18 @@ class RenewingApiClient(ApiClient):
         _request_timeout: Any = None,
         _preload_content: Any = True,
     ) -> Any:
+        access = await self._renewer.access()
         if not self.configuration.api_key:
-            self._credential.authorization(await self._renewer.access())  # the hook is not called for certificates
-        headers = dict(header_params or {})
+            self._credential.authorization(access)  # the hook is not called for certificates
+        headers = CIMultiDict(header_params or {})
+        if access.act_as is not None:
+            headers.extend(access.act_as.headers())
         arguments = {
             "body": body,
             "post_params": post_params,
             "_request_timeout": request_timeout(url, _request_timeout),
         }
-        response = await super().call_api(method, url, dict(headers), **arguments)
+        response = await super().call_api(method, url, headers.copy(), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
@@ -97,7 +101,8 @@ class RenewingApiClient(ApiClient):
         if header is None or header == used:
             return response
         response.response.close()
-        return await super().call_api(method, url, {**headers, "authorization": header}, **arguments)
+        headers["authorization"] = header
+        return await super().call_api(method, url, headers, **arguments)
 
 
 def request_timeout(url: str, requested: Any) -> Any:

@@ -93,11 +93,15 @@ class RenewingSyncApiClient(ApiClient):
         post_params: Any = None,
         _request_timeout: Any = None,
     ) -> Any:
+        access = self._renewer.access()
         if not self.configuration.api_key:
-            self._credential.authorization(self._renewer.access())  # the hook is not called for certificates
-        headers = dict(header_params or {})
+            self._credential.authorization(access)  # the hook is not called for certificates
+        headers = urllib3.HTTPHeaderDict(header_params or {})
+        if access.act_as is not None:
+            for name, value in access.act_as.headers():
+                headers.add(name, value)
         arguments = {"body": body, "post_params": post_params, "_request_timeout": _request_timeout}
-        response = super().call_api(method, url, dict(headers), **arguments)
+        response = super().call_api(method, url, headers.copy(), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
@@ -109,4 +113,5 @@ class RenewingSyncApiClient(ApiClient):
         # Read to its end, or the next request on the connection fails after it was sent. urllib3 repeats only reads.
         response.response.drain_conn()
         response.response.release_conn()
-        return super().call_api(method, url, {**headers, "authorization": header}, **arguments)
+        headers["authorization"] = header
+        return super().call_api(method, url, headers, **arguments)

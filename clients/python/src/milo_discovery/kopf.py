@@ -27,6 +27,7 @@ from milo_discovery.fleet import Fleet
 with needs_extra("kopf"):
     import aiohttp
     import kopf
+    from multidict import CIMultiDict
 
 _LOGIN_ID = "milo_discovery"
 _CLOSE_TIMEOUT_S = 5.0
@@ -89,8 +90,11 @@ class _Sessions:
             certificate_data=access.certificate,
             private_key_data=access.key,
         )
+        headers = CIMultiDict(info.as_http_headers())
+        if access.act_as is not None:
+            headers.extend(access.act_as.headers())
         connector = aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context(), socket_factory=self._socket)
-        session = aiohttp.ClientSession(connector=connector, headers=info.as_http_headers())
+        session = aiohttp.ClientSession(connector=connector, headers=headers)
         self._open = [*(each for each in self._open if not each.closed), session]
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 

@@ -6,7 +6,7 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 import asyncio
 import itertools
 import ssl
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from milo_kube.http.connection import Connection, Refusal, Response
 from milo_kube.http.dialing import Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
+from milo_kube.http.headers import SentHeaders
 from milo_kube.http.http1 import Http1Connection
 
 DIALS_PER_SERVER = 32
@@ -32,7 +33,7 @@ class Span(Protocol):
 
 
 class Tracer(Protocol):
-    def begin(self, method: str, url: str, headers: dict[str, str]) -> Span:
+    def begin(self, method: str, url: str, headers: dict[str, str | tuple[str, ...]]) -> Span:
         """Begin a span, and add its propagation headers to `headers`."""
 
 
@@ -74,7 +75,7 @@ class Client:
         method: str,
         url: str,
         *,
-        headers: Mapping[str, str],
+        headers: SentHeaders,
         body: bytes | None = None,
         proxy: str | None = None,
         connect_timeout_s: float,
@@ -102,7 +103,7 @@ class Client:
         method: str,
         url: str,
         *,
-        headers: Mapping[str, str],
+        headers: SentHeaders,
         body: bytes | None,
         proxy: str | None,
         connect_timeout_s: float,
@@ -111,7 +112,7 @@ class Client:
         parts = urlsplit(url)
         key = Origin.of(url), Proxy.of(proxy) if proxy else None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        sent = {"Host": key[0].host_header, "User-Agent": self._user_agent, **headers}
+        sent: dict[str, str | tuple[str, ...]] = {"Host": key[0].host_header, "User-Agent": self._user_agent, **headers}
         if body is not None:
             sent["Content-Length"] = str(len(body))
         if key[1] is not None and key[0].scheme == "http":

@@ -4,12 +4,12 @@ import asyncio
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 from typing import Protocol
 
 from milo_kube.http.errors import TransportError
-from milo_kube.http.headers import Headers
+from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
 """Maximum bytes of headers, chunk sizes and trailers between two pieces of body: bounds the memory they use."""
@@ -41,7 +41,7 @@ class Connection(Protocol):
     def is_idle(self) -> bool:
         """Whether no exchange is running."""
 
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> "Response":
+    def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> "Response":
         """Begin an exchange. Raises ValueError if a header is not valid."""
 
     async def ready(self) -> None:

@@ -1,7 +1,15 @@
-"""Header fields of a received message."""
+"""Header fields of a message that is sent, and of one that was received."""
 
 import sys
 from collections.abc import Iterator, Mapping
+
+SentHeaders = Mapping[str, str | tuple[str, ...]]
+"""Header fields of a request; a field with several values is sent once for each."""
+
+
+def each_header(headers: SentHeaders) -> Iterator[tuple[str, str]]:
+    for name, values in headers.items():
+        yield from ((name, value) for value in (values if isinstance(values, tuple) else (values,)))
 
 
 class Headers(Mapping[str, str]):

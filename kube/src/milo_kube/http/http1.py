@@ -1,7 +1,6 @@
 """An HTTP/1.1 client connection, and the response to the request that was sent over it."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import cast
 
 import httptools
@@ -9,6 +8,7 @@ import httptools
 from milo_kube.http import errors
 from milo_kube.http.connection import Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
+from milo_kube.http.headers import SentHeaders, each_header
 
 _BUFFER_LIMIT = 512 << 10
 """Backpressure: with more unread bytes of body, reading from the socket is paused."""
@@ -47,10 +47,10 @@ class Http1Connection(asyncio.Protocol):
     async def ready(self) -> None:
         pass
 
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
+    def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> Response:
         assert self._response is None, "one exchange at a time"
         lines = [f"{method} {target} HTTP/1.1"]
-        for name, value in headers.items():
+        for name, value in each_header(headers):
             check_header(name, value)
             lines.append(f"{name}: {value}")
         self.requests += 1

@@ -5,7 +5,7 @@ Frames, header compression and the states of streams are those of the library h2
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import cast
 
@@ -37,6 +37,7 @@ except ModuleNotFoundError as error:
 from milo_kube.http import errors
 from milo_kube.http.connection import OVERHEAD_LIMIT, Refusal, Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
+from milo_kube.http.headers import SentHeaders, each_header
 from milo_kube.rate_limit import Rate, TokenBucket
 
 STREAM_WINDOW = 256 << 10
@@ -152,9 +153,11 @@ class Http2Connection(asyncio.Protocol):
         if self._is_going_away:
             raise TransportError("connect", f"{self._origin} sent GOAWAY before it accepted a request")
 
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Response:
-        fields = [(":method", method), (":scheme", "https"), (":authority", headers["Host"]), (":path", target)]
-        for name, value in headers.items():
+    def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> Response:
+        sent = [*each_header(headers)]
+        authority = next(value for name, value in sent if name == "Host")
+        fields = [(":method", method), (":scheme", "https"), (":authority", authority), (":path", target)]
+        for name, value in sent:
             check_header(name, value)
             if name.lower() not in _CONNECTION_HEADERS:
                 fields.append((name.lower(), value))

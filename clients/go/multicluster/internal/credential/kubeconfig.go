@@ -58,6 +58,12 @@ func Parse(content []byte) (*rest.Config, error) {
 			ServerName: cluster.TLSServerName,
 		},
 		BearerToken: user.Token,
+		Impersonate: rest.ImpersonationConfig{
+			UserName: user.Impersonate,
+			UID:      user.ImpersonateUID,
+			Groups:   user.ImpersonateGroups,
+			Extra:    user.ImpersonateUserExtra,
+		},
 	}, nil
 }
 
@@ -79,8 +85,8 @@ func refuse(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
 		return errors.New("it disables TLS verification of the server (insecure-skip-tls-verify)")
 	case cluster.ProxyURL != "":
 		return fmt.Errorf("it names a proxy, %q", cluster.ProxyURL)
-	case user.Impersonate != "" || user.ImpersonateUID != "" || len(user.ImpersonateGroups) > 0:
-		return errors.New("it impersonates another user")
+	case user.Impersonate == "" && (user.ImpersonateUID != "" || len(user.ImpersonateGroups)+len(user.ImpersonateUserExtra) > 0):
+		return errors.New("it impersonates groups without a user")
 	case user.Token == "" && len(user.ClientCertificateData) == 0:
 		return errors.New("it has neither a token nor a client certificate")
 	}

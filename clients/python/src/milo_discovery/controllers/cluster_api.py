@@ -187,7 +187,7 @@ class ClusterApi:
             exchange = client.request(
                 request.method,
                 request.url(access.server),
-                headers=request.headers(access.token),
+                headers=request.headers(access),
                 body=request.body,
                 proxy=self._proxy or self._connections.proxy(access.server),
                 connect_timeout_s=connect_timeout_s,
@@ -225,12 +225,15 @@ class _PreparedRequest:
     def url(self, server: str) -> str:
         return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
 
-    def headers(self, token: str | None) -> dict[str, str]:
-        headers = {"Accept": self.accept, "Accept-Encoding": self.encoding}
+    def headers(self, access: KubeconfigAccess) -> dict[str, str | tuple[str, ...]]:
+        headers: dict[str, str | tuple[str, ...]] = {"Accept": self.accept, "Accept-Encoding": self.encoding}
         if self.body is not None:
             headers["Content-Type"] = self.content_type
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+        if access.token is not None:
+            headers["Authorization"] = f"Bearer {access.token}"
+        if access.act_as is not None:
+            for name, value in access.act_as.headers():
+                headers[name] = (*headers.get(name, ()), value)
         return headers
 
 

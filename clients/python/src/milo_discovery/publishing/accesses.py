@@ -95,7 +95,12 @@ class Accesses:
         except PreconditionFailed as error:
             self._report_once(f"published without access: {error}")
             return None
-        return read_exec_access(issued.kubeconfig, name)
+        access = read_exec_access(issued.kubeconfig, name)
+        if access.act_as is not None:
+            # Readers of what is published call the plugin themselves, and would use its credential as it is.
+            self._report_once("published without access: the rule for this publisher states as whom callers act")
+            return None
+        return access
 
     def _report_once(self, message: str) -> None:
         if message != self._reported:

@@ -5,11 +5,23 @@ import com.google.gson.JsonObject;
 import com.google.gson.JsonParseException;
 import com.google.gson.JsonParser;
 import com.miloapis.discovery.v1.Kubeconfig;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
 import java.util.Set;
 
 /** What a kubeconfig of the daemon says: where the API server is, and how to authenticate there. Unset parts are null. */
 public record Access(
-    String server, String caData, String tlsServerName, String token, String certificateData, String keyData) {
+    String server,
+    String caData,
+    String tlsServerName,
+    String token,
+    String certificateData,
+    String keyData,
+    ActAs actAs) {
+
+  /** The user that requests impersonate. */
+  public record ActAs(String user, List<String> groups, Map<String, List<String>> extra) {}
 
   /**
    * Read a kubeconfig of the form that the daemon writes, JSON with a token or a client certificate. Everything else is refused:
@@ -21,7 +33,7 @@ public record Access(
       var top = object(file, Set.of("apiVersion", "kind", "current-context", "contexts", "clusters", "users"));
       only(top, "contexts", "context", Set.of("cluster", "user"));
       var cluster = only(top, "clusters", "cluster", Set.of("server", "certificate-authority-data", "tls-server-name"));
-      var user = only(top, "users", "user", Set.of("token", "client-certificate-data", "client-key-data"));
+      var user = only(top, "users", "user", Set.of("token", "client-certificate-data", "client-key-data", "as", "as-groups", "as-user-extra"));
       var access =
           new Access(
               text(cluster, "server"),
@@ -29,7 +41,8 @@ public record Access(
               text(cluster, "tls-server-name"),
               text(user, "token"),
               text(user, "client-certificate-data"),
-              text(user, "client-key-data"));
+              text(user, "client-key-data"),
+              actAs(user));
       if (access.server == null || (access.token == null && (access.certificateData == null || access.keyData == null))) {
         throw new DiscoveryException("kubeconfig refused: it lacks a server or a credential");
       }
@@ -64,6 +77,25 @@ public record Access(
       throw new DiscoveryException("kubeconfig refused: it has fields that the daemon does not write");
     }
     return element.getAsJsonObject();
+  }
+
+  private static ActAs actAs(JsonObject user) {
+    if (!user.has("as") && !user.has("as-groups") && !user.has("as-user-extra")) {
+      return null;
+    }
+    var extra = new HashMap<String, List<String>>();
+    if (user.has("as-user-extra")) {
+      user.getAsJsonObject("as-user-extra").asMap().forEach((key, values) -> extra.put(key, texts(values)));
+    }
+    var name = text(user, "as");
+    if (name == null) {
+      throw new DiscoveryException("kubeconfig refused: it has groups to act as, and no user");
+    }
+    return new ActAs(name, user.has("as-groups") ? texts(user.get("as-groups")) : List.of(), extra);
+  }
+
+  private static List<String> texts(JsonElement list) {
+    return list.getAsJsonArray().asList().stream().map(JsonElement::getAsString).toList();
   }
 
   private static String text(JsonObject object, String name) {

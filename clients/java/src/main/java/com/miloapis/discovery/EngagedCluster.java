@@ -58,6 +58,11 @@ public final class EngagedCluster {
             .withOnlyHttpWatches(true) // WebSockets need more of proxies and servers
             .withOauthTokenProvider(access.token() == null ? null : () -> credential.access().token())
             .build();
+    if (access.actAs() != null) {
+      config.setImpersonateUsername(access.actAs().user());
+      config.setImpersonateGroups(access.actAs().groups().toArray(String[]::new));
+      config.setImpersonateExtras(access.actAs().extra());
+    }
     return new KubernetesClientBuilder().withConfig(config).build();
   }
 

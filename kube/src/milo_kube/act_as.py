@@ -1,0 +1,61 @@
+"""The user that requests impersonate, in the fields of a kubeconfig and in the headers of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+FIELDS: Final = frozenset({"as", "as-groups", "as-user-extra"})
+"""The fields of a kubeconfig's user, besides `as-uid`, which the daemon does not issue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActAs:
+    """A user to act as, with the rights of that user alone."""
+
+    user: str
+    groups: tuple[str, ...] = ()
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Pairs of a key and its values."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of a kubeconfig's user."""
+        found: dict[str, Any] = {"as": self.user}
+        if self.groups:
+            found["as-groups"] = [*self.groups]
+        if self.extra:
+            found["as-user-extra"] = {key: [*values] for key, values in self.extra}
+        return found
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Return the headers of a request, some of which are repeated."""
+        return [
+            ("Impersonate-User", self.user),
+            *(("Impersonate-Group", group) for group in self.groups),
+            *((f"Impersonate-Extra-{quote(key, safe='')}", value) for key, values in self.extra for value in values),
+        ]
+
+
+def read(user: Mapping[str, Any]) -> ActAs | None:
+    """Return whom a kubeconfig's user acts as, or None. Raises ValueError, which quotes no value."""
+    name, groups, extra = user.get("as"), user.get("as-groups") or [], user.get("as-user-extra") or {}
+    if not name:
+        if groups or extra:
+            raise ValueError("has as-groups or as-user-extra without as")
+        return None
+    if not _is_text(name) or not _are_texts(groups):
+        raise ValueError("has an as, or as-groups, other than printable ASCII text")
+    if not isinstance(extra, Mapping) or not all(_is_text(key) and _are_texts(extra[key]) for key in extra):
+        raise ValueError("has an as-user-extra that is not a mapping to lists of printable ASCII text")
+    pairs = tuple((key, tuple(values)) for key, values in extra.items())
+    return ActAs(user=name, groups=tuple(groups), extra=pairs)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(map(_is_text, values))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.isascii() and value.isprintable()
