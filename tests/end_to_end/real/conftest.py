@@ -67,6 +67,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for line in dict.fromkeys(report):
             terminalreporter.line(line)
 
+    rows = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "platform"
+    ]
+    if rows:
+        terminalreporter.section("platforms")
+        columns = ("platform", *rows[0][1])
+        for row in (columns, *((name, *found.values()) for name, found in rows)):
+            terminalreporter.line("  ".join(f"{cell:<16}" for cell in row).rstrip())
+
 
 @pytest.fixture(scope="session")
 def built(pytestconfig: pytest.Config) -> Programs:

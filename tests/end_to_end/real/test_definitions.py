@@ -22,12 +22,12 @@ from tests.end_to_end.real.builds import GoProgram, source_directory
 from tests.end_to_end.real.conftest import NAMESPACE
 from tests.end_to_end.real.handing_out import kubeconfig_of
 from tests.end_to_end.real.kubectl import user_of
+from tests.end_to_end.real.platforms import cluster_api
 from tests.end_to_end.real.servers import RealApi
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
-CLUSTER_API = ("sigs.k8s.io/cluster-api", "v1.10.4", "cluster.x-k8s.io_clusters.yaml")
 INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
 PROJECTS = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/{}/control-plane"
 _WITHIN_S = 90.0
@@ -80,6 +80,10 @@ async def expect_usable(watch: Watch, directory: Path, name: str, user: str) -> 
         assert await user_of(await kubeconfig_of(client, name, directory)) == user
 
 
+def initialized(is_so: bool) -> Document:
+    return {"status": {"initialization": {"controlPlaneInitialized": is_so}}}
+
+
 def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
@@ -87,25 +91,25 @@ def encoded(path: Path) -> str:
 async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets(
     platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
-    clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
+    clusters = f"/apis/cluster.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/clusters"
     host, port = workload.url.removeprefix("https://").split(":")
     cluster = {
-        "apiVersion": "cluster.x-k8s.io/v1beta1",
+        "apiVersion": "cluster.x-k8s.io/v1beta2",
         "kind": "Cluster",
         "metadata": {"name": "alpha", "labels": {"env": "prod"}},
         "spec": {"controlPlaneEndpoint": {"host": host, "port": int(port)}},
     }
     secret = {"metadata": {"name": "alpha-kubeconfig"}, "data": {"value": encoded(workload.kubeconfig_as("capi"))}}
     async with platform.api() as api:
-        await define(api, CLUSTER_API)
+        await api.define(cluster_api())
         await api.ensure(f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
         async with following(platform, "cluster-api", directory) as watch:
             await watch.synced()
             await api.ensure(clusters, cluster)
-            await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": True}})
+            await api.call("PATCH", f"{clusters}/alpha/status", initialized(True))
             await expect_usable(watch, directory, f"{NAMESPACE}.alpha", "capi")
             assert watch.clusters[f"{NAMESPACE}.alpha"].labels == {"env": "prod"}
-            await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": False}})
+            await api.call("PATCH", f"{clusters}/alpha/status", initialized(False))
             await until(watch, lambda seen: not seen.clusters)
             await api.call("DELETE", f"{clusters}/alpha")
 
@@ -114,7 +118,7 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
     platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
     """Join the Clusters with their Secrets: whichever comes first, renamed servers, lost Secrets, and a restart."""
-    clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
+    clusters = f"/apis/cluster.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/clusters"
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     changes: dict[str, Any] = {
         "declarative__endpoint": {"secret_key": "value"},
@@ -129,13 +133,13 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
     north, south = f"{NAMESPACE}.north", f"{NAMESPACE}.south"
 
     async with platform.api() as api:
-        await define(api, CLUSTER_API)
+        await api.define(cluster_api())
 
         async def put(name: str) -> None:
             """Create a Cluster without an endpoint of its own."""
-            kind = {"apiVersion": "cluster.x-k8s.io/v1beta1", "kind": "Cluster"}
-            await api.ensure(clusters, {**kind, "metadata": {"name": name}, "spec": {}})
-            await api.call("PATCH", f"{clusters}/{name}/status", {"status": {"controlPlaneReady": True}})
+            kind = {"apiVersion": "cluster.x-k8s.io/v1beta2", "kind": "Cluster"}
+            await api.ensure(clusters, {**kind, "metadata": {"name": name}, "spec": {"paused": False}})
+            await api.call("PATCH", f"{clusters}/{name}/status", initialized(True))
 
         async def put_secret(name: str, server: RealApi, user: str) -> None:
             """Create the Secret of a Cluster, as Cluster API does, and others that it has."""

@@ -287,6 +287,15 @@ def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., P
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
 
 
+def test_cluster_names_component_restricts_the_port_that_shows_them(overlay: Callable[..., Path]) -> None:
+    directory = overlay("sidecar", "prometheus-monitoring", "prometheus-cluster-names")
+    assert environment(directory, daemon(directory))["MILO_DISCOVERYD_HTTP_NAMES"] == "everyone"
+    [policy] = of_kind(directory, "NetworkPolicy")
+    [deployment] = of_kind(directory, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+
+
 def test_client_component_copies_the_client_before_the_operator_starts(
     overlay: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from tests.tooling.deploy.prometheus import Prometheus, prometheus, until
 async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace: Workspace, tmp_path: Path) -> None:
     workspace.sandbox.populate(3)
     probes = {"interval": "1s", "unreachable_after": "1s"}
-    async with workspace.daemon(http_listen="127.0.0.1:0", connectivity=probes) as daemon:
+    # Without names, as a Prometheus that is not on loopback gets the metrics.
+    async with workspace.daemon(http_listen="127.0.0.1:0", http_names="nobody", connectivity=probes) as daemon:
         await daemon.start()
         await daemon.wait_for_output('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
@@ -30,6 +31,10 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
                 lasting = await server.query("min_over_time(milo_discoveryd_unreachable_clusters[17s]) == 3")
                 return bool(lasting) and "MiloDiscoverydSourceStale" in await server.firing()
 
+            async def is_counted() -> bool:
+                found = await server.query(panels["Unreachable clusters"])
+                return [each["value"][1] for each in found] == ["3"]
+
             async def is_over() -> bool:
                 return bool(await server.query("milo_discoveryd_unreachable_clusters == 0")) and await is_fresh()
 
@@ -37,12 +42,14 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             assert {rule["name"]: rule["lastError"] for rule in await server.rules() if rule.get("lastError")} == {}
             for name in monitoring.recorded():
                 await eventually_answers(server, name, tmp_path)
-            for _, expression in monitoring.dashboard_expressions():
+            panels = dict(monitoring.dashboard_expressions())
+            for expression in panels.values():
                 await server.query(expression)  # Prometheus rejects rules that it cannot evaluate
 
             stopped = time.time()
             await workspace.sandbox.stop()
             await until(is_lost, tmp_path)
+            await until(is_counted, tmp_path)
             assert (await server.firing())["MiloDiscoverydSourceStale"]["pod"] == "operator"
 
             await workspace.sandbox.start()
@@ -63,6 +70,25 @@ async def eventually_answers(server: Prometheus, name: str, directory: Path) -> 
         return bool(await server.query(name))
 
     await until(answers, directory)
+
+
+async def test_prometheus_gets_a_series_of_each_cluster_where_names_are_for_everyone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """The variable is that of the component `prometheus-cluster-names`."""
+    workspace.sandbox.populate(3)
+    async with workspace.daemon(http_listen="127.0.0.1:0", http_names="everyone") as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"synced"')
+        target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
+        async with prometheus(tmp_path, target) as server:
+            names = {*workspace.sandbox.projects.names()}
+
+            async def are_named() -> bool:
+                found = await server.query("milo_discoveryd_cluster_info")
+                return {each["metric"]["cluster"] for each in found} == names
+
+            await until(are_named, tmp_path)
 
 
 async def test_prometheus_alert_fires_for_an_absent_daemon(workspace: Workspace, tmp_path: Path) -> None:
