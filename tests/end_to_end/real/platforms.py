@@ -280,6 +280,7 @@ PLATFORMS: Sequence[Platform] = (
             serving="v1api20231001",
         ),
         spec=lambda _: {
+            "location": "westeurope",
             "owner": {"name": "group"},
             "operatorSpec": {"secrets": {"adminCredentials": {"name": f"{CLUSTER}-access", "key": "of-alpha"}}},
         },
