@@ -10,7 +10,7 @@ import pytest
 from milo_discovery import Cluster
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 from milo_discovery.publishing.objects import contains, copied_labels, object_name
-from milo_discovery.publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxKubeconfigs
+from milo_discovery.publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs
 
 ALPHA = Cluster(name="alpha", uid="1", organization="acme", labels={"env": "prod", "team.example/a": "x"})
 SERVER = KubeconfigAccess(server="https://milo.test", authorities="PEM", tls_server_name="milo.internal")
@@ -80,6 +80,23 @@ def test_flux_secret_contains_a_kubeconfig_with_the_credential():
     assert rendered is not None
     assert read_access(base64.b64decode(rendered.body["data"]["value"])) == access
     assert FluxKubeconfigs().render(ALPHA, None) is None
+
+
+def test_flux_config_map_has_the_server_and_no_credential():
+    access = KubeconfigAccess(server="https://milo.test", authorities="PEM", token="t")
+    rendered = FluxConfigMaps(audiences=("a", "b"), service_account="tenant").render(ALPHA, access)
+    assert rendered is not None
+    assert rendered.body["data"] == {
+        "provider": "generic",
+        "address": "https://milo.test",
+        "ca.crt": "PEM",
+        "audiences": "a\nb",
+        "serviceAccountName": "tenant",
+    }
+    rendered = FluxConfigMaps().render(ALPHA, KubeconfigAccess(server="https://milo.test"))
+    assert rendered is not None
+    assert rendered.body["data"] == {"provider": "generic", "address": "https://milo.test"}
+    assert FluxConfigMaps().render(ALPHA, None) is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest_asyncio
 import yaml
 from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
-from milo_discovery import ClusterNotFound, DiscoveryClient, Unavailable
+from milo_discovery import CallFailed, ClusterNotFound, DiscoveryClient, Unavailable
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.conftest import NAMESPACE
@@ -151,13 +151,19 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def expect_clusters(client: DiscoveryClient, *names: str) -> None:
+    seen: list[object] = []
+
     async def are_listed() -> bool:
         try:
-            return [each.name for each in (await client.list()).clusters] == [*names]
-        except Unavailable:
-            return False  # the first list is not complete
+            seen[:] = [each.name for each in (await client.list()).clusters]
+        except Unavailable as error:  # the first list is not complete
+            seen[:] = [str(error)]
+        return seen == [*names]
 
-    await eventually(are_listed)
+    try:
+        await eventually(are_listed)
+    except (TimeoutError, CallFailed):
+        raise AssertionError(f"{seen} is listed instead of {names}") from None
 
 
 def started(directory: Path, settings: dict[str, Any]) -> DaemonProcess:

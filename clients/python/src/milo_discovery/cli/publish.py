@@ -1,4 +1,4 @@
-"""The commands `publish cluster-profiles`, `publish argocd-clusters` and `publish flux-kubeconfigs`."""
+"""The commands `publish cluster-profiles`, `argocd-clusters`, `flux-kubeconfigs` and `flux-configmaps`."""
 
 from __future__ import annotations
 
@@ -252,6 +252,33 @@ def flux_kubeconfigs(
     if ttl is not None:
         options["kubeconfig_ttl"] = ttl
     _run(connection, destination, FluxKubeconfigs(copy_labels=copy_labels), options)
+
+
+@publish.command("flux-configmaps")
+@publishing
+@click.option(
+    "--audience", "audiences", multiple=True, help="Audience of Flux's tokens. Default: the address. May be repeated."
+)
+@click.option(
+    "--service-account", default="", help="Service account of the Flux object's namespace. Default: Flux's own."
+)
+def flux_configmaps(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    audiences: tuple[str, ...],
+    service_account: str,
+) -> None:
+    """Publish ConfigMaps NAME-kubeconfig for Flux.
+
+    They hold no credential: Flux authenticates with a token of a service account, which the control planes must accept.
+    """
+    from milo_discovery.publishing.rendering import FluxConfigMaps  # noqa: PLC0415
+
+    renderer = FluxConfigMaps(audiences=audiences, service_account=service_account, copy_labels=copy_labels)
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
 
 
 def _run(connection: ConnectionOptions, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:

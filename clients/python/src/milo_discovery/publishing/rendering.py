@@ -139,6 +139,36 @@ class FluxKubeconfigs:
         return _secret({"value": kubeconfig}, copied_labels(cluster, self.copy_labels))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxConfigMaps:
+    """ConfigMaps that Flux reads by `spec.kubeConfig.configMapRef`. They hold no credential: Flux authenticates with a token
+    of a service account of its own cluster."""
+
+    publication: ClassVar[str] = "flux-configmaps"
+    resource: ClassVar[PublishedResource] = PublishedResource(
+        api_version="v1", plural="configmaps", kind="ConfigMap", has_status=False
+    )
+    suffix: ClassVar[str] = "-kubeconfig"
+    embeds_credentials: ClassVar[bool] = False
+
+    audiences: Sequence[str] = ()
+    service_account: str = ""
+    copy_labels: Sequence[str] = ()
+
+    def render(self, cluster: Cluster, access: KubeconfigAccess | None) -> Rendered | None:
+        if access is None:
+            return None
+        data = {
+            "provider": "generic",
+            "address": access.server,
+            "ca.crt": access.authorities or "",
+            "audiences": "\n".join(self.audiences),
+            "serviceAccountName": self.service_account,
+        }
+        body = {"data": {key: value for key, value in data.items() if value}}
+        return Rendered(body=body, required={}, labels=copied_labels(cluster, self.copy_labels))
+
+
 def _secret(data: Mapping[str, str], labels: Mapping[str, str]) -> Rendered:
     encoded = {key: _encoded(value) for key, value in data.items()}
     return Rendered(body={"type": "Opaque", "data": encoded}, required={"type": "Opaque"}, labels=labels)
