@@ -141,8 +141,10 @@ class FluxKubeconfigs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FluxConfigMaps:
-    """ConfigMaps that Flux reads by `spec.kubeConfig.configMapRef`. They hold no credential: Flux authenticates with a token
-    of a service account of its own cluster."""
+    """ConfigMaps that Flux reads by `spec.kubeConfig.configMapRef`, without a credential.
+
+    Flux authenticates with a token of a service account of its own cluster.
+    """
 
     publication: ClassVar[str] = "flux-configmaps"
     resource: ClassVar[PublishedResource] = PublishedResource(
