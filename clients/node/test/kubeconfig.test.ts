@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { create } from "@bufbuild/protobuf";
 import { KubeconfigSchema } from "../src/gen/milo/discovery/v1/discovery_pb.js";
 import { readAccess } from "../src/kubeconfig.js";
+import { impersonation } from "../src/kubernetes.js";
 
 function kubeconfig(user: object, cluster: object = { server: "https://milo.test" }, more: object = {}) {
   const file = {
@@ -23,12 +24,27 @@ test("a kubeconfig with a token is read", () => {
   assert.equal(access.caData, "Y2E=");
 });
 
+test("requests act as the user of a kubeconfig", () => {
+  const extra = { "example.com/why": ["tested"] };
+  const access = readAccess(kubeconfig({ token: "secret", as: "shop", "as-groups": ["operators"], "as-user-extra": extra }));
+  assert.deepEqual(access.actAs, { user: "shop", groups: ["operators"], extra });
+  assert.deepEqual(impersonation(access.actAs), {
+    "Impersonate-User": "shop",
+    "Impersonate-Group": "operators",
+    "Impersonate-Extra-example.com%2Fwhy": "tested",
+  });
+  assert.deepEqual(impersonation(readAccess(kubeconfig({ token: "secret" })).actAs), {});
+  assert.throws(() => impersonation({ user: "shop", groups: ["a", "b"], extra: {} }), /one Impersonate-Group at most/);
+});
+
 const refused: Record<string, ReturnType<typeof kubeconfig>> = {
   "runs a program": kubeconfig({ exec: { command: "/bin/sh" } }),
   "reads a file": kubeconfig({ tokenFile: "/etc/passwd" }),
   "names a proxy": kubeconfig({ token: "secret" }, { server: "https://milo.test", "proxy-url": "http://other" }),
   "skips verification": kubeconfig({ token: "secret" }, { server: "https://milo.test", "insecure-skip-tls-verify": true }),
   "has no credential": kubeconfig({}),
+  "acts as groups without a user": kubeconfig({ token: "secret", "as-groups": ["a"] }),
+  "acts as groups that are no list": kubeconfig({ token: "secret", as: "a", "as-groups": "b" }),
   "has no server": kubeconfig({ token: "secret" }, {}),
   "has two users": kubeconfig({}, undefined, { users: [{ name: "a", user: { token: "x" } }, { name: "b", user: {} }] }),
 };

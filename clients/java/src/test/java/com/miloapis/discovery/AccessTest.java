@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import com.google.protobuf.ByteString;
 import com.miloapis.discovery.v1.Kubeconfig;
+import java.util.List;
+import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -29,9 +31,20 @@ class AccessTest {
     assertFalse(access.toString().contains("secret"));
   }
 
+  @Test
+  void userToActAsIsRead() {
+    var user =
+        """
+        {"token": "secret", "as": "shop", "as-groups": ["a", "b"], "as-user-extra": {"example.com/why": ["c"]}}""";
+    var acting = Access.of(kubeconfig("{\"server\": \"https://milo.test\"}", user)).actAs();
+    assertEquals(new Access.ActAs("shop", List.of("a", "b"), Map.of("example.com/why", List.of("c"))), acting);
+  }
+
   @ParameterizedTest
   @ValueSource(
       strings = {
+        "{\"token\": \"secret\", \"as-groups\": [\"a\"]}",
+        "{\"token\": \"secret\", \"as\": \"a\", \"as-groups\": \"b\"}",
         "{\"exec\": {\"command\": \"/bin/sh\"}}",
         "{\"tokenFile\": \"/etc/passwd\"}",
         "{\"token\": [\"secret\"], \"more\": 1}",
