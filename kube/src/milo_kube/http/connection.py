@@ -4,7 +4,7 @@ import asyncio
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from enum import Enum
 from typing import Protocol
 
