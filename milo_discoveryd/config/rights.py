@@ -89,14 +89,14 @@ class Who(Group, frozen=True, kw_only=True):
 class ClusterSelection(Group, frozen=True, kw_only=True):
     """Conditions for a cluster. Every field that is set must match."""
 
-    sources: _Texts = ()
-    """Names of the `sources` of the clusters, such as that of a service's consumers. Default: any."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector of the clusters, in the syntax of `kubectl -l`. Default: any."""
     organizations: _Texts = ()
     """Organizations of the clusters. Default: any."""
     names: Annotated[tuple[str, ...], _some(_cluster)] = ()
     """Names of the clusters, or patterns with `*`. Default: any."""
+    sources: _Texts = ()
+    """Names of the `sources` of the clusters, such as that of a service's consumers. Default: any."""
 
 
 def _who(value: object) -> object:
