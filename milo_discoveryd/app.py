@@ -108,6 +108,7 @@ class Daemon:
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
         self._journal = Journal(self._metrics, self._audit)
         self._reloading: ConfigReloader | None = None
+        self._reopening: asyncio.Handle | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
@@ -173,11 +174,16 @@ class Daemon:
     def _hung_up(self) -> None:
         if self._reloading is not None:
             self._reloading.reload_now()
-        if self._audit_file is not None:
-            try:
-                self._audit_file.reopen()
-            except StartError as error:
-                log.warning("audit file not reopened", problem=str(error))
+        if self._reopening is None and self._audit_file is not None:
+            # One for all signals that are waiting: a flood of them must not keep the event loop busy with the file.
+            self._reopening = asyncio.get_running_loop().call_soon(self._reopen_audit_file, self._audit_file)
+
+    def _reopen_audit_file(self, file: AuditFile) -> None:
+        self._reopening = None
+        try:
+            file.reopen()
+        except StartError as error:
+            log.warning("audit file not reopened", problem=str(error))
 
     async def serve(self) -> None:
         """Serve until canceled, then drain the streams."""
