@@ -50,7 +50,7 @@ class ShapeReport:
     """Engagements and disengagements that consumers were told of."""
     recoveries: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[str, Gauges] = field(default_factory=dict)
-    """Of each process that ran throughout the second half."""
+    """Of each process, from half of the time on; the first half of this is not evaluated either: see `Gauges.warm`."""
     failures: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
@@ -66,7 +66,7 @@ class ShapeReport:
             "|---|---:|---:|---:|---:|",
             *(row_of_recovery(name, took) for name, took in sorted(self.recoveries.items())),
             "",
-            "| anonymous memory in the second half, MiB | start | end | maximum | per hour |",
+            "| anonymous memory in the last quarter, MiB | start | end | maximum | per hour |",
             "|---|---:|---:|---:|---:|",
         ]
         for name, gauges in self.memory.items():

@@ -15,6 +15,7 @@ from tests.end_to_end.soak.report import Recovery, Report, Subscriber
 from tests.end_to_end.soak.sandbox_process import DATA, remember
 from tests.end_to_end.soak.saved_state import DAEMONS, Ports, SavedState
 from tests.end_to_end.soak.servers import SandboxServer
+from tests.end_to_end.soak.shapes import SHAPES, ShapeSoak
 from tests.end_to_end.soak.soak import Soak
 
 
@@ -83,6 +84,15 @@ async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece
         saved.add(found)
     assert names[0] == names[1]
     assert [each.restored for each in saved.reports()] == [0, 1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_shape_settles_and_reports(shape: str) -> None:
+    with TemporaryDirectory(prefix="milo-") as name:
+        found = await ShapeSoak(shape, Path(name), 1, lambda _: None).run(0.0)
+    assert found.failures == []
+    assert found.told >= 6
+    assert "Validator failures and recoveries over the limit: 0." in found.markdown()
 
 
 def test_sandbox_restart_keeps_objects_and_compacts_history(tmp_path: Path) -> None:
