@@ -98,7 +98,7 @@ class Intake(Generic[Change]):
 
     @property
     def held(self) -> HeldRemovals | None:
-        """Why clusters that a list lacks stay engaged, or why the list is not believed."""
+        """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
         if self._guard is None:
             return None
         if self._guard.held is None:

@@ -1,4 +1,4 @@
-"""The part of a member that makes the fleet engage the clusters that the member owns."""
+"""Assigns the clusters that this member owns to the fleet, which engages them."""
 
 from collections.abc import Iterator
 

@@ -29,7 +29,7 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Ends a wait for a server that does not answer liveness checks."""
+    """Sends liveness checks to an API server, and cancels requests that wait for one that does not answer."""
 
     def __init__(self, api: LivenessApi, policy: LivenessPolicy, report: Callable[[str], None]) -> None:
         self._api = api

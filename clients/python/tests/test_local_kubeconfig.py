@@ -14,7 +14,7 @@ import pytest
 
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery.controllers import local_kubeconfig
-from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, issue
+from milo_discovery.controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, default_source, issue
 from milo_discovery.errors import UnusableKubeconfig
 
 V1 = "client.authentication.k8s.io/v1"
@@ -175,3 +175,19 @@ def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):
         KubeconfigFile(tmp_path / "missing").read()
     with pytest.raises(UnusableKubeconfig, match="not valid base64"):
         KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority-data": "!"})).read()
+
+
+def test_kubeconfigs_of_a_list_are_merged_as_by_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, server, token in (("one", "https://one.test", "1"), ("two", "https://two.test", "2")):
+        (tmp_path / name).mkdir()
+        path = kubeconfig(tmp_path / name, cluster={"server": server}, user={"tokenFile": "token"})
+        (tmp_path / name / "token").write_text(token)
+        document = json.loads(path.read_text())
+        document["contexts"].append({"name": f"only-{name}", "context": {"cluster": "c", "user": "u"}})
+        path.write_text(json.dumps(document))
+    paths = [tmp_path / "missing", tmp_path / "one" / "kubeconfig", tmp_path / "two" / "kubeconfig"]
+    monkeypatch.setenv("KUBECONFIG", ":".join(map(str, paths)))
+    # The first file with a name determines it, with paths relative to that file.
+    for context in (None, "only-one", "only-two"):
+        access = default_source(context=context).read().access
+        assert (access.server, access.token) == ("https://one.test", "1")

@@ -1,5 +1,7 @@
 """Errors of the discovery source: the daemon reports them to subscribers, retries and keeps running."""
 
+import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,19 @@ async def test_unavailable_api_is_awaited_at_startup(workspace: Workspace) -> No
             await workspace.sandbox.start()
             batches = await stream.until_synced()
         assert [event.cluster.name for batch in batches for event in batch.events] == ["alpha"]
+
+
+async def test_first_failure_logs_what_check_prints(workspace: Workspace) -> None:
+    path = written(workspace, workspace.sandbox.kubeconfig(token="unknown"))
+    async with workspace.daemon(discovery_kubeconfig=path) as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"check failed"')
+        await daemon.terminate()
+    lines = [json.loads(line) for line in daemon.output.splitlines()]
+    assert not [line for line in lines if line["message"] == "source lost"]
+    [started] = [line["timestamp"] for line in lines if line["message"] == "started"]
+    failed = next(line for line in lines if line["message"] == "check failed")
+    assert failed["check"] == "discovery identity"
+    assert failed["problem"] == "the server rejects the credential (401)"
+    assert path in failed["fix"]
+    assert datetime.fromisoformat(failed["timestamp"]) - datetime.fromisoformat(started) < timedelta(seconds=2)

@@ -7,13 +7,16 @@ import re
 from datetime import datetime
 
 import msgspec
+import pytest
 
+from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
 from milo_discoveryd.telemetry.printable import printable_metrics
-from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery
+from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery, DaemonIdentity, SourceSummary
 from tests.unit.registry.fleets import cluster
 
 
@@ -76,3 +79,17 @@ def test_times_in_the_json_are_rfc_3339() -> None:
 def test_metrics_have_no_characters_that_hide_or_rearrange_text() -> None:
     encoded = 'm{name="a\x1b[2Jb\u202ec\u2066"} 1.0\nm 2.0\n'.encode()
     assert printable_metrics(encoded).decode() == 'm{name="a\ufffd[2Jb\ufffdc\ufffd"} 1.0\nm 2.0\n'
+
+
+@pytest.mark.parametrize(
+    ("values", "message", "own"),
+    [
+        (DaemonIdentity, pb.GetServerInfoResponse, set()),
+        (SourceSummary, pb.SourceStatus, {"synced"}),
+        (GroupStatus, pb.Sharding, set()),
+        (MemberStatus, pb.ShardMember, set()),
+    ],
+)
+def test_status_json_has_the_names_of_the_proto_file(values: type, message: type, own: set[str]) -> None:
+    names = {field.encode_name for field in msgspec.structs.fields(values)}
+    assert names - own <= {field.json_name for field in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]

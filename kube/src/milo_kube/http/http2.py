@@ -188,7 +188,7 @@ class Http2Connection(asyncio.Protocol):
         self._flush()
 
     def consumed(self, response: "_Http2Response", size: int) -> None:
-        """Let the server send `size` more bytes of the body."""
+        """Extend the flow-control window, so that the server can send `size` more bytes of the body."""
         if size and self._failure is None:
             self._h2.acknowledge_received_data(size, response.stream_id)
             self._flush()

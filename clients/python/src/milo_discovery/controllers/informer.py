@@ -75,7 +75,7 @@ class InformerListener(Protocol):
 
 
 class Informer:
-    """One kind of one cluster."""
+    """Watches the objects of one kind in one cluster, and keeps its cache up to date."""
 
     __slots__ = (
         *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),

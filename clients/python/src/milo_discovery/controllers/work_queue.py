@@ -149,7 +149,7 @@ class WorkQueue:
         self._is_open.setdefault((cluster, incarnation), False)
 
     def open(self, cluster: str, incarnation: int) -> None:
-        """Let the objects of the cluster be taken."""
+        """Allow reconciles in the cluster to start."""
         self._is_open[cluster, incarnation] = True
         self._offer((cluster, incarnation))
 
@@ -238,7 +238,7 @@ class WorkQueue:
         return delay_s
 
     def settle(self, key: ObjectKey, now: float) -> None:
-        """Let the held object be taken, if it changed meanwhile, or when its delay ends."""
+        """Release an object: it is due at once if it changed during its reconcile, otherwise when its delay ends."""
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.held:
             return
