@@ -33,7 +33,7 @@ _FIRST = (ObjectState.MALFORMED, ObjectState.REFUSED, ObjectState.NOT_READY)
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """The clusters that complete lists of a source mean."""
+    """The clusters that a source engages by its complete lists."""
 
     clusters: tuple[Cluster, ...]
     """Those that the daemon engages."""

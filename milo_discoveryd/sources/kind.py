@@ -155,7 +155,7 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IssuerTraits(msgspec.Struct, frozen=True):
-    """What a kind may depend on of an issuer of credentials for its clusters."""
+    """The properties of a credential issuer that a kind may depend on."""
 
     type: str
     templates: tuple[str, ...] = ()

@@ -264,7 +264,7 @@ def _identity(caller: Caller) -> str:
 
 
 def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
-    """Without the message if it may name a cluster."""
+    """Return the row of an issuer, without the message if that may name a cluster."""
     return IssuerRow(
         name=health.name,
         type=health.type,

@@ -28,7 +28,7 @@ class Authority:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        # Its name tells it from others, which some libraries need to choose between them.
+        # Some TLS libraries choose between CAs by name, so each CA has a name of its own.
         self._name = name(f"authority {x509.random_serial_number():x}"[:60])
         self._own = (
             self._builder(self._name, self._key.public_key())

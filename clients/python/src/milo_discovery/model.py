@@ -116,7 +116,7 @@ class Suspension:
     reinstate_authority: str = ""
     """Who can reinstate the project: "Operator" or "Consumer"."""
     message: str = ""
-    """What the source says of the suspension as a whole."""
+    """The message of the source about the suspension."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

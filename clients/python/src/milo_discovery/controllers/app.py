@@ -92,7 +92,7 @@ async def _run(
     except (_StartError, LeadershipLost, DiscoveryError) as error:
         log.error("stopped: %s", error)  # noqa: TRY400  (the message says what to do; a traceback does not)
         return 1
-    except Exception:  # the top of the process: whatever ends it is in its log, in its format
+    except Exception:  # the last handler of the process, so that every fatal error is logged in its format
         log.exception("stopped by an error")
         return 1
     log.info("stopped")
