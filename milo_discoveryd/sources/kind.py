@@ -78,7 +78,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
-    """Objects of several resources, or namespaced ones, or such that are not named as their clusters.
+    """The resources of a source whose clusters are not named like objects of one cluster-scoped resource.
 
     Several objects may stand for one cluster: `reduce` decides what they mean together.
     """
