@@ -22,7 +22,7 @@ from milo_discoveryd.sources.kind import (
     RestoredPlace,
     SeveralResources,
 )
-from milo_discoveryd.sources.reading import MalformedError
+from milo_discoveryd.sources.reading import MalformedError, malformed
 from milo_kube.reflect.wire import Decoder
 
 
@@ -81,7 +81,14 @@ class KeyedSource:
 
     def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
         resource = _selecting(follows.resource, label_selector)
-        observe = _within(resource, follows.observe, lambda obj: obj.metadata.name)
+
+        def usable(obj: KubeObject) -> Observation:
+            try:
+                return follows.observe(obj)
+            except MalformedError as error:
+                return malformed(obj.metadata, error)
+
+        observe = _within(resource, usable, lambda obj: obj.metadata.name)
         keys = self.keys[0]
         if not self.name:
             return FollowedCollection(

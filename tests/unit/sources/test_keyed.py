@@ -8,16 +8,17 @@ import pytest
 
 from milo_discoveryd.model.claims import Claim, ClaimingObject
 from milo_discoveryd.model.cluster import Target, source_of
+from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
-from milo_discoveryd.sources.kind import FileObject, Follows, SourceOptions
+from milo_discoveryd.sources.kind import FileObject, Follows, OneResource, SourceOptions
 from milo_discoveryd.sources.kubeconfig_files import KindKind
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
-from milo_discoveryd.sources.reading import ORGANIZATION_LABEL
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL, MalformedError
 from milo_discoveryd.sources.single import SingleKind
 
 MILO = "https://milo"
@@ -38,6 +39,16 @@ def by_secrets() -> Follows:
 @pytest.fixture
 def collections() -> tuple[FollowedCollection, ...]:
     return KeyedSource(by_secrets(), "members", "env=prod").collections
+
+
+@pytest.mark.parametrize(("source", "key"), [("", "alpha"), ("eu", "eu#alpha")])
+def test_object_that_a_kind_cannot_use_is_malformed(source: str, key: str) -> None:
+    def observe(_: KubeObject) -> Observation:
+        raise MalformedError("the host is not valid")
+
+    follows = OneResource(Resource("", "v1", "namespaces"), observe, lambda stored: stored.place)
+    (followed,) = KeyedSource(follows, source).collections
+    assert seen(followed) == Malformed(key, "1", "7", "the host is not valid")
 
 
 METADATA = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
