@@ -73,7 +73,7 @@ func (k *keeper) share() {
 	k.ownership.Share()
 	k.mutex.Unlock()
 	if !known {
-		k.renew()
+		k.renew(k.client.clock.now())
 		k.running.Add(1)
 		go k.keep()
 	}
@@ -84,8 +84,9 @@ func (k *keeper) keep() {
 	defer k.running.Done()
 	for k.ctx.Err() == nil && k.settle() {
 		sleep(k.ctx, k.nextRenewal())
-		k.settle() // an ownership that ended meanwhile is lost, even if it can be renewed
-		k.renew()
+		asked := k.client.clock.now() // before the check: a suspension after it must not be covered by the response
+		k.settle()                    // an ownership that ended meanwhile is lost, even if it can be renewed
+		k.renew(asked)
 	}
 }
 
@@ -112,9 +113,8 @@ func (k *keeper) nextRenewal() time.Duration {
 }
 
 // renew requests how long the daemon owns its clusters. A failure leaves the last response to expire.
-func (k *keeper) renew() {
+func (k *keeper) renew(asked time.Duration) {
 	k.mutex.Lock()
-	asked := k.client.clock.now()
 	timeout := k.ownership.Timeout(asked)
 	k.mutex.Unlock()
 	ctx, cancel := context.WithTimeout(k.ctx, timeout)

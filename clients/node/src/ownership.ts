@@ -42,7 +42,7 @@ export class Ownership {
   async begin(): Promise<void> {
     if (this.#renewing) return;
     this.#until = 0;
-    const first = this.#renew();
+    const first = this.#renew(now());
     this.#renewing = first.then(() => this.#keep());
     await first;
   }
@@ -61,15 +61,15 @@ export class Ownership {
     };
     while (this.#until !== Infinity && !this.#closed) {
       await new Promise((resolve) => setTimeout(resolve, this.#pause()));
+      const asked = now(); // before the check: a suspension after it must not be covered by the response
       notify(); // what has ended meanwhile is lost, even if it can be renewed
-      await this.#renew();
+      await this.#renew(asked);
       notify();
     }
     this.#renewing = undefined;
   }
 
-  async #renew(): Promise<void> {
-    const asked = now();
+  async #renew(asked: number): Promise<void> {
     const left = this.#until - asked;
     try {
       const { sharded, validFor } = await this.renew(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);

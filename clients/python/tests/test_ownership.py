@@ -165,6 +165,23 @@ class TestWatch:
             await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
             assert (await reading).type is EventType.ENGAGED
 
+    async def test_suspension_while_a_renewal_connects_ends_the_ownership(self, daemon, monkeypatch):
+        asleep = [0.0]
+        suspends = False
+
+        def connect(target):
+            asleep[0] += 100.0 * suspends
+            return grpc.aio.insecure_channel(target)
+
+        for module in ("watch", "_subscription"):
+            monkeypatch.setattr(f"milo_discovery.{module}.boottime", lambda: boottime() + asleep[0])
+        daemon.ownership = SHORT
+        async with DiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client, client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            suspends = True
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+
     async def test_clusters_are_disengaged_when_the_daemon_becomes_sharded_and_owns_nothing(self, client, daemon):
         async with client.watch() as watch:
             stream = await daemon_stream(daemon, snapshot("1", engaged("a")))

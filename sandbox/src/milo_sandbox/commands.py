@@ -33,7 +33,7 @@ def sandbox(
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(min=0), help="End after this time.  [default: at Ctrl-C]")
-@click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0.01, 100), help="Changes per second.")
+@click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),

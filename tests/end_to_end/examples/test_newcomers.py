@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conformance.clients import CACHE, ROOT
-from tests.end_to_end.examples.building import alone
+from tests.end_to_end.examples.building import NEEDS_KUBERNETES, alone
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
-pytestmark = pytest.mark.timeout(900)  # that is what it may take at most
+pytestmark = pytest.mark.timeout(900)  # more than this a newcomer does not wait
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -32,6 +32,7 @@ class Readme:
 
 READMES = {
     "go": Readme("clients/go/README.md", ["go"], 2),
+    "provider": Readme("clients/go/multicluster/README.md", ["go"], 2),
     "node": Readme("clients/node/README.md", ["node", "npm"], 2),
     "java": Readme("clients/java/README.md", ["java", "mvn"], 2),
     "rust": Readme("examples/rust/README.md", ["cargo"], 1),
@@ -67,8 +68,12 @@ async def until_engaged(script: str, directory: Path, environ: Mapping[str, str]
 
 
 @pytest.mark.parametrize("language", READMES)
-async def test_readme_leads_to_the_first_engaged_cluster(language: str, directory: Path) -> None:
+async def test_readme_leads_to_the_first_engaged_cluster(
+    language: str, directory: Path, request: pytest.FixtureRequest
+) -> None:
     readme = READMES[language]
+    if language in NEEDS_KUBERNETES and not request.config.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     if missing := [each for each in readme.tools if shutil.which(each) is None]:
         pytest.skip(f"there is no {missing[0]} on PATH")
     text = (ROOT / readme.document).read_text()
@@ -82,6 +87,10 @@ async def test_readme_leads_to_the_first_engaged_cluster(language: str, director
             own.mkdir(exist_ok=True)
             commands = [each for each in COMMANDS.findall(text) if "go get" not in each][: readme.commands]
             script = "".join(commands).replace("PATH", str(clone()))
-            environ = {"MILO_DISCOVERY_ADDRESS": workspace.address, "CARGO_TARGET_DIR": str(CACHE / "rust")}
+            environ = {
+                "MILO_DISCOVERY_ADDRESS": workspace.address,
+                "KUBECONFIG": str(directory / "upstream"),
+                "CARGO_TARGET_DIR": str(CACHE / "rust"),
+            }
             printed = await until_engaged(script, own, environ)
     assert ENGAGED.search(printed), printed

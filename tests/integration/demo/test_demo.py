@@ -40,6 +40,13 @@ def test_demo_stops_after_the_given_seconds() -> None:
     assert done.stdout.splitlines()[-1].startswith("Events received: ")
 
 
+def test_demo_without_changes_shows_engagements_only() -> None:
+    demo = [*DEMO, "--seconds", "2", "--churn", "0"]
+    done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " 0 DISENGAGED." in done.stdout.splitlines()[-1]
+
+
 async def test_demo_gives_operators_kubeconfigs() -> None:
     demo = await asyncio.create_subprocess_exec(*DEMO, stdout=PIPE)
     assert demo.stdout is not None

@@ -202,7 +202,7 @@ class Watch(WatchState):
                     if not isinstance(batch, pb.WatchClustersResponse):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
-                        await self._renew_ownership(channel)
+                        await self._renew_ownership(channel, boottime())
                         if not self.is_owner:
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         # In a thread: a call that blocks this event loop must not end the ownership.
@@ -220,9 +220,9 @@ class Watch(WatchState):
         except TimeoutError as error:
             raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error
 
-    async def _renew_ownership(self, channel: grpc.aio.Channel) -> None:
+    async def _renew_ownership(self, channel: grpc.aio.Channel, asked_at: float) -> None:
         """Request how long the daemon owns its clusters. A failure leaves the last response to expire."""
-        ownership, asked_at = self._subscription.ownership, boottime()
+        ownership = self._subscription.ownership
         renew = DiscoveryServiceStub(channel).RenewOwnership
         ownership.sharded = True
         with suppress(grpc.aio.AioRpcError):
@@ -235,12 +235,14 @@ class Watch(WatchState):
         ownership, was_owner = self._subscription.ownership, self.is_owner
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
+            # Before the check: a suspension after it must not be covered by the response.
+            asked_at = boottime()
             # Ownership that has ended is not renewed before the watch has disengaged all clusters.
             if not was_owner or self.is_owner:
                 with suppress(DiscoveryError):  # it cannot connect: the last response expires
                     # A new channel per call, because one that lost its daemon waits long before it reconnects.
                     async with self._connect_in_thread() as channel:
-                        await self._renew_ownership(channel)
+                        await self._renew_ownership(channel, asked_at)
             if was_owner != self.is_owner:
                 await run_on(loop, partial(self._ownership_changed, ended=was_owner))
                 was_owner = not was_owner

@@ -51,7 +51,7 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
                 kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
                 config = directory / "daemon.yaml"
                 config.write_text(DAEMON_CONFIG)
-                changes = churn.run(sandbox.churn(), changes_per_s)
+                changes = churn.run(sandbox.churn(), changes_per_s) if changes_per_s else None
                 await _show(directory, stopping, kubeconfig, changes, config)
 
 

@@ -41,7 +41,7 @@ final class Ownership implements Runnable, AutoCloseable {
       return;
     }
     until = 0;
-    renew();
+    renew(now());
     keeper = new Thread(this, "milo-discovery ownership");
     keeper.setDaemon(true);
     keeper.start();
@@ -60,8 +60,9 @@ final class Ownership implements Runnable, AutoCloseable {
     try {
       while (until != NEVER) {
         Thread.sleep(pause());
+        long asked = now(); // before the check: a suspension after it must not be covered by the response
         wasHeld = notifyIfChanged(wasHeld); // what has ended meanwhile is lost, even if it can be renewed
-        renew();
+        renew(asked);
         wasHeld = notifyIfChanged(wasHeld);
       }
       keeper = null;
@@ -78,8 +79,7 @@ final class Ownership implements Runnable, AutoCloseable {
     return isHeld;
   }
 
-  private void renew() {
-    long asked = now();
+  private void renew(long asked) {
     long left = until - asked;
     try {
       var response = renewal.renew(Duration.ofMillis(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS));

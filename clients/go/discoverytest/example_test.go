@@ -1,0 +1,32 @@
+package discoverytest_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+)
+
+// A subscriber is told of the fleet that a test makes.
+func Example() {
+	t := &testing.T{} // in a test, its own
+	daemon := discoverytest.New(t)
+	daemon.Engage(discovery.Cluster{Name: "alpha", Labels: map[string]string{"env": "prod"}})
+	ctx, stop := context.WithCancel(context.Background())
+	_ = daemon.Client().Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
+		for _, event := range events {
+			fmt.Println(event.Type, event.Cluster.Name)
+			switch event.Type {
+			case discovery.EventEngaged:
+				go daemon.Disengage("alpha", discovery.ReasonDeleted)
+			case discovery.EventDisengaged:
+				stop()
+			}
+		}
+	})
+	// Output:
+	// ENGAGED alpha
+	// DISENGAGED alpha
+}
