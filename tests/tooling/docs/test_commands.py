@@ -135,7 +135,7 @@ async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -
         workspace.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
     for number in range(9):
         workspace.sandbox.projects.create(f"other-{number}", ready=True, labels={"env": "prod"})
-    [rules] = (text for text in blocks(RULES.document, "yaml") if "rights:" in text)
+    [rules] = (text for text in blocks(RULES.document, "yaml") if "name: auditors" in text)
     sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
     desk = CommandShell(workspace)
     config = {**yaml.safe_load(rules), "kubeconfigs": {"issuers": sources}}
