@@ -29,6 +29,7 @@ from bench.measures import (
     listeners,
     log_caches,
     loop_blocking,
+    milo_cost,
     parts,
     rights,
     rotation,
@@ -77,10 +78,11 @@ MEASURES: dict[str, Measure] = {
     "handover": handover.measure,
     "go": go.measure,
     "sharding": sharding.measure,
+    "milo_cost": milo_cost.measure,
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
-    *("tenants", "handover"),
+    *("tenants", "handover", "milo_cost"),
 }
 """Measurements that take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
@@ -116,8 +118,9 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
-    if "sharding" in asked.names and not asked.real:
-        parser.error("sharding is measured on real API servers: add --real")
+    for name in {"sharding", "milo_cost"} & set(asked.names):
+        if not asked.real:
+            parser.error(f"{name} is measured on real API servers: add --real")
     if asked.against is not None:
         if not asked.names:
             parser.error("--against needs the names of measurements, such as parts")

@@ -78,8 +78,10 @@ async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[SandboxMilo
 class RealMilo:
     """The size of bursts is limited by the server's concurrent writes."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, authority: tuple[Path, Path]) -> None:
         self.access = access
+        self.authority = authority
+        """Certificate and key of the client CA."""
 
     async def populate(self, indices: Sequence[int]) -> None:
         """Create the projects of these numbers."""
@@ -118,7 +120,7 @@ async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     api = MiloApi(found, Path(mkdtemp(prefix="real-", dir=directory)), proxied=False)
     await api.start()
     try:
-        milo = RealMilo(Access.of(api.kubeconfig))
+        milo = RealMilo(Access.of(api.kubeconfig), (api.authority.file, api.authority.key_file()))
         await milo.populate(range(count))
         yield milo
     finally:

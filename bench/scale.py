@@ -46,6 +46,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """Few clusters, many, and as many as kopf runs in."""
+    cost_projects: int = 100
     shard_members: int = 5
     shard_projects: tuple[int, int] = (100, 1_000)
     shard_quiet_s: float = 60.0
@@ -82,6 +83,7 @@ QUICK = Scale(
     operators=(5, 20, 40),
     operator_rounds=5,
     controllers=(10, 100, 20),
+    cost_projects=20,
     shard_members=4,
     shard_projects=(10, 50),
     shard_quiet_s=30.0,
