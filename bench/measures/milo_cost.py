@@ -14,7 +14,7 @@ from bench.access import Access
 from bench.daemon import daemon as running_daemon
 from bench.milo import RealMilo
 from bench.setting import Samples, Setting
-from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery import Cluster, DiscoveryClient, Fleet
 from milo_discovery.controllers import Controllers, Request
 
 _KINDS = ("v1/configmaps", "v1/secrets")
@@ -49,9 +49,7 @@ async def measure(setting: Setting) -> Samples:
             running_daemon(milo.access.kubeconfig, setting.directory, config=config, probed=True) as daemon,
             DiscoveryClient(daemon.address) as client,
         ):
-            while len(await client.list()) < count:  # noqa: ASYNC110 - the daemon is another process
-                await asyncio.sleep(0.1)
-            for cluster in await client.list():
+            for cluster in await _engaged(client, count):
                 await client.issue_kubeconfig(cluster.name)
             beside_daemon = await _steady(milo.access)
             controllers = Controllers(Fleet(client), registry=CollectorRegistry())
@@ -72,6 +70,16 @@ async def measure(setting: Setting) -> Samples:
         "milo_cost.controller.mib_per_informer": [(working.mib - beside_daemon.mib) / informers],
         "milo_cost.ended.goroutines_kept": [(later.goroutines - beside_daemon.goroutines) / goroutines],
     }
+
+
+async def _engaged(client: DiscoveryClient, count: int) -> list[Cluster]:
+    """Return the clusters when that many are engaged."""
+    found: dict[str, Cluster] = {}
+    async for event in client.watch():
+        found[event.cluster.name] = event.cluster
+        if len(found) == count:
+            break
+    return [*found.values()]
 
 
 class _Cost(NamedTuple):

@@ -1,6 +1,7 @@
 """Probes of hosts instead of clusters, for clusters that are paths of one API server. Pure.
 
 One probe of a host stands for all clusters behind it. A cluster that is engaged later has its host's connectivity.
+A host that answers makes no cluster REACHABLE, since it answers under the path of every cluster, existing or not.
 """
 
 import math
@@ -15,8 +16,10 @@ from milo_discoveryd.connectivity.reachability import (
     ProbePolicy,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import ConnectivityStatus
+from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
 from milo_discoveryd.model.moment import Moment
+
+HOST_ANSWERS = "the API server answers; a probe by path cannot tell whether the project exists"
 
 
 class _HostClusters(msgspec.Struct):
@@ -89,9 +92,16 @@ class HostSchedule:
         found: list[ConnectivityChange] = []
         for change in changes:
             clusters = self._hosts[change.name]
-            clusters.connectivity = change.connectivity
+            clusters.connectivity = connectivity = _of_clusters(change.connectivity)
             found += (
-                ConnectivityChange(name, incarnation, change.connectivity)
+                ConnectivityChange(name, incarnation, connectivity)
                 for name, incarnation in clusters.incarnations.items()
             )
         return found
+
+
+def _of_clusters(host: ConnectivityStatus) -> ConnectivityStatus:
+    """Return the connectivity of a host's clusters."""
+    if host.state is not Reachability.REACHABLE:
+        return host
+    return ConnectivityStatus(Reachability.UNKNOWN, host.since, host.message or HOST_ANSWERS)

@@ -243,7 +243,7 @@ type Connectivity_State int32
 
 const (
 	Connectivity_STATE_UNSPECIFIED Connectivity_State = 0
-	// Not probed.
+	// Not probed; or only its host was, which answers under the path of every cluster: `message` says so.
 	Connectivity_STATE_UNKNOWN     Connectivity_State = 1
 	Connectivity_STATE_REACHABLE   Connectivity_State = 2
 	Connectivity_STATE_UNREACHABLE Connectivity_State = 3

@@ -52,7 +52,7 @@ def test_host_schedule_probes_host_of_a_thousand_clusters_once_per_minute(
 def test_host_probe_result_applies_to_all_clusters_behind_the_host() -> None:
     schedule = hosts("a", "b", "c")
     (probe,) = schedule.due(0.0)
-    assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", Reachability.REACHABLE)
+    assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", Reachability.UNKNOWN)
     assert schedule.record(next(iter(schedule.due(100.0))), ProbeReached(), at(100)) == []
     (probe,) = schedule.due(200.0)
     failed = schedule.record(probe, ProbeFailed("timeout", "no answer", is_of_host=True), at(200))
@@ -77,7 +77,7 @@ def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> N
     assert schedule.known() == []
     schedule.watch("b", HOST, 9, 10.0)
     (known,) = schedule.known()
-    assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, Reachability.REACHABLE)
+    assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, Reachability.UNKNOWN)
     assert schedule.known() == []
     assert schedule.due(10.0) == []
 
@@ -104,7 +104,7 @@ def test_probe_result_of_host_without_clusters_is_ignored() -> None:
     schedule.watch("b", HOST, 2, 0.0)
     (again,) = schedule.due(1.0)
     assert schedule.record(probe, ProbeReached(), at(1)) == []
-    assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": Reachability.REACHABLE}
+    assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": Reachability.UNKNOWN}
 
 
 def test_host_is_probed_through_another_cluster_after_the_probed_one_was_removed() -> None:

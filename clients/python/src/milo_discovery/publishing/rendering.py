@@ -180,6 +180,8 @@ def _health(cluster: Cluster) -> Document:
     status, reason, message = _HEALTH.get(cluster.connectivity.state, _NOT_PROBED)
     if cluster.connectivity.state is ConnectivityState.UNREACHABLE and cluster.connectivity.message:
         message = f"{message}: {cluster.connectivity.message}"
+    elif cluster.connectivity.state is ConnectivityState.UNKNOWN and cluster.connectivity.message:
+        reason, message = "HostProbed", cluster.connectivity.message
     since = cluster.connectivity.since or cluster.engaged_at
     return {
         "type": "ControlPlaneHealthy",

@@ -566,14 +566,14 @@ class Connectivity(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Connectivity._State.ValueType  # 0
         STATE_UNKNOWN: Connectivity._State.ValueType  # 1
-        """Not probed."""
+        """Not probed; or only its host was, which answers under the path of every cluster: `message` says so."""
         STATE_REACHABLE: Connectivity._State.ValueType  # 2
         STATE_UNREACHABLE: Connectivity._State.ValueType  # 3
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Connectivity.State.ValueType  # 0
     STATE_UNKNOWN: Connectivity.State.ValueType  # 1
-    """Not probed."""
+    """Not probed; or only its host was, which answers under the path of every cluster: `message` says so."""
     STATE_REACHABLE: Connectivity.State.ValueType  # 2
     STATE_UNREACHABLE: Connectivity.State.ValueType  # 3
 

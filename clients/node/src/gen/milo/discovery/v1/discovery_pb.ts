@@ -541,7 +541,7 @@ export enum Connectivity_State {
   UNSPECIFIED = 0,
 
   /**
-   * Not probed.
+   * Not probed; or only its host was, which answers under the path of every cluster: `message` says so.
    *
    * @generated from enum value: STATE_UNKNOWN = 1;
    */
