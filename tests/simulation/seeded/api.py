@@ -88,7 +88,7 @@ class Open:
 
     def _news(self) -> list[bytes]:
         watch, server = self.watch, self._api.server
-        if self.mute or watch is None or watch.position is None:
+        if self.mute or watch is None or watch.position is None or self._loop.time() < self._api.frozen_until:
             return []
         if watch.initial:
             self._api.was_listed(is_marked=watch.position is not None)
@@ -144,6 +144,8 @@ class Api:
         """The one fault to inject, in every request of its kinds."""
         self.down_until = 0.0
         self.busy_until = 0.0
+        self.frozen_until = 0.0
+        """Until when etcd does not answer: health checks fail, requests hang, and open watches are silent."""
         self.list_drips_s = 0.0
         """The time that each object of a streaming list takes to arrive."""
         self.open: dict[Open, None] = {}
@@ -167,6 +169,11 @@ class Api:
         kind: Kind = "list" if path == PATH else "look"
         self.requests["livez" if path == "/livez" else kind] += 1
         await self.random_delay()
+        if self._loop.time() < self.frozen_until:
+            if path == "/livez":
+                return Answer(500, {}, b"[-]etcd failed: reason withheld")
+            await asyncio.sleep(timeout_s)
+            raise TransportError("timeout", "etcd does not answer")
         fault = await self._drawn_fault(kind, timeout_s)
         lie: Lie | None = None
         match fault:
@@ -196,6 +203,10 @@ class Api:
             each.mute = False
             each.said.clear()
             each.say(TransportError("closed", cause))
+
+    def freeze_etcd(self, seconds: float) -> None:
+        self.inject("F4", "etcd freezes")
+        self.frozen_until = self._loop.time() + seconds
 
     def ring(self) -> None:
         """Wake the open watches after a change."""

@@ -73,6 +73,24 @@ def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
     run_steps(steps)
 
 
+def test_f4_server_whose_etcd_freezes_is_stale_within_the_documented_time() -> None:
+    async def steps(harness: Harness) -> None:
+        await asyncio.sleep(VERIFIED_S)
+        harness.api.freeze_etcd(600.0)
+        harness.world.delete("b")
+        took = await harness.until(lambda: harness.daemon.fleet.status.state is ViewState.STALE)
+        assert took <= 60.0
+        await asyncio.sleep(300.0)
+        assert harness.daemon.fleet.status.state is ViewState.STALE
+        assert harness.received == []
+        harness.api.frozen_until = 0.0
+        harness.api.ring()
+        await harness.settled()
+        assert harness.received == ["DISENGAGED b"]
+
+    run_steps(steps)
+
+
 def test_f10_lagging_server_never_reverts_the_view() -> None:
     """Behind a load balancer, another replica may not have the version yet."""
 

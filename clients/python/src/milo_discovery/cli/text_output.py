@@ -221,7 +221,8 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
         requested = cluster.deletion_requested_at
         waiting = f"; {cluster.deletion_message}" if cluster.deletion_message else ""
         facts.append(("deletion", f"requested at {timestamp(requested)}, {age(requested, now)} ago{waiting}"))
-    if cluster.connectivity.since is not None:
+    probed = cluster.connectivity.state in {ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE}
+    if probed or cluster.connectivity.message:
         about = f": {cluster.connectivity.message}" if cluster.connectivity.message else ""
         facts.append(
             ("reachable", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")
