@@ -175,12 +175,12 @@ class Run:
         compare(expected, [each.without(ignoring) for each in found])
         return found
 
-    async def nothing_else(self, stream: ScriptedStream) -> None:
+    async def nothing_else(self, stream: ScriptedStream, *, limit_s: float | None = None) -> None:
         """Fail if the subscriber was told anything since: it is told of another cluster, and of nothing before that."""
         self._barriers += 1
         name = f"barrier-{self._barriers}"
         await stream.send(engaged(name))
-        await self.told(f"ENGAGED {name}")
+        await self.told(f"ENGAGED {name}", limit_s=limit_s)
 
     async def told_only(self, stream: ScriptedStream, *expected: str) -> None:
         """Wait until the subscriber was told as much, and nothing else."""

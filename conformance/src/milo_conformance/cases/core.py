@@ -636,7 +636,7 @@ async def large_fleet(run: Run) -> None:
     await stream.heartbeat()
     stream = await run.resumed(stream)
     await send()
-    await run.nothing_else(stream)
+    await run.nothing_else(stream, limit_s=60)
 
 
 @core(
