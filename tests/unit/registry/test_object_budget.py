@@ -6,7 +6,9 @@ import pytest
 
 from milo_discoveryd.model.observation import NotReady, Observation
 from milo_discoveryd.registry.object_budget import CollectionBudget, ObjectBudget, kept_bytes
+from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, Relisting, SourceEvent
+from tests.unit.registry.fleets import at, ready, registry
 
 
 def seen(number: int) -> Observation:
@@ -86,3 +88,14 @@ def test_collections_of_a_source_share_its_budget() -> None:
     first.take(*listing(6))
     assert second.take(*listing(6)) < 6
     assert second.budget.problem
+
+
+def test_known_objects_count_what_is_kept_of_them() -> None:
+    clusters, objects = registry(), ObjectRecords()
+    clusters.commit([ready("a")], at(0))
+    before = clusters.kept_bytes()
+    clusters.commit([ready("b", labels={"tier": "gold"})], at(1))
+    assert clusters.kept_bytes() > 2 * before
+    objects.commit([seen(0)], at(0))
+    assert objects.kept_bytes() == kept_bytes((None, None))
+    assert (clusters.is_used("a"), clusters.is_used("none"), objects.is_used(seen(0).name)) == (True, False, False)
