@@ -30,11 +30,10 @@ from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
-from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.grpc_errors import CallError
-from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.revision import TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import FollowedCollection
@@ -150,7 +149,7 @@ class Ledger:
             del self.engaged[target.name]
             self.disengaged.add(target.uid)
         else:
-            self.engaged[target.name] = (target.uid, convert.incarnation(self._epoch, done.cluster.incarnation))
+            self.engaged[target.name] = (target.uid, wire_incarnation(self._epoch, done.cluster.incarnation))
         self._note("daemon:", done.type.value, target.name, target.uid, done.reason.value if done.reason else "")
 
     def synced(self, engaged: int) -> None:
@@ -354,7 +353,7 @@ class Daemon:
         except CallError as error:
             record = self.fleet[cluster.name]
             engaged = None if record is None else record.cluster
-            drains = engaged is not None and convert.incarnation(self.epoch, engaged.incarnation) == cluster.incarnation
+            drains = engaged is not None and wire_incarnation(self.epoch, engaged.incarnation) == cluster.incarnation
             is_wrong = drains and error.reason not in ("CREDENTIALS_UNAVAILABLE", "NOT_SYNCED")
             return f"no credential while it drains: {error.reason}" if is_wrong else None
         self._note_handed(who, answer.kubeconfig, cluster.uid, cluster.incarnation)

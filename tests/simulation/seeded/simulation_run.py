@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.registry.removal_guard import RemovalLimits
 from milo_discoveryd.rights.caller_selector import caller_key
-from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_kube.reflect.view_status import ViewState
 from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations, mark
 from tests.end_to_end.process.validators import alternating, breaches
@@ -162,7 +162,7 @@ class SimulationRun:
         is_over = reason not in (DisengageReason.NOT_READY, DisengageReason.LABELS_CHANGED)
         if is_over or (draining is not None and self._wall() >= draining.deadline - 1e-6):
             return
-        incarnation = convert.incarnation(self._daemon.epoch, ended.incarnation)
+        incarnation = wire_incarnation(self._daemon.epoch, ended.incarnation)
         for subscriber in self._subscribers:
             worker = subscriber.worker
             handler = None if worker is None else worker.handlers.get(ended.target.name)
