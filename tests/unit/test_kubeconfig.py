@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, parse
+from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, merged, parse
 
 V1 = "client.authentication.k8s.io/v1"
 CANARY = "canary-7c41e0"
@@ -178,3 +178,24 @@ def test_any_document_is_read_or_refused(cluster: Any, user: Any, whole: Any) ->
         for policy in (LOCAL, STATED, RECEIVED, SERVER, EXACT):
             with suppress(KubeconfigError):
                 parse(json.dumps(body).encode()).select(policy)
+
+
+def test_first_file_with_a_name_determines_it_with_paths_relative_to_that_file() -> None:
+    plugin = {"apiVersion": V1, "command": "bin/login"}
+    first = document(user={"tokenFile": "token", "exec": plugin})
+    second = {**document(cluster={"server": "https://later.test"}), "current-context": "there"}
+    second["clusters"].append({"name": "d", "cluster": {"server": "https://d.test", "certificate-authority": "/ca"}})
+    second["users"].append({"name": "v", "user": {"exec": {**plugin, "command": "login"}}})
+    second["contexts"].append({"name": "there", "context": {"cluster": "d", "user": "v"}})
+    nameless = {**first, "current-context": ""}
+    found = merged([("/a", parse(json.dumps(nameless).encode())), ("/b", parse(json.dumps(second).encode()))])
+    assert (found.contexts, found.current_context) == (["here", "there"], "there")
+    here, there = found.select(LOCAL, "here"), found.select(LOCAL)
+    assert (here.server, here.token_file, there.server, there.authorities_file) == (
+        *("https://a.test/x", "/a/token"),
+        *("https://d.test", "/ca"),
+    )
+    assert here.plugin is not None
+    assert there.plugin is not None
+    assert (here.plugin.command, there.plugin.command) == ("/a/bin/login", "login")
+    assert merged([]).current_context == ""

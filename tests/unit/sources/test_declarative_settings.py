@@ -36,6 +36,12 @@ def a_kind(**differing: Any) -> DeclarativeKind:
         ({"endpoint": {"template": "http://{spec.host}"}}, "endpoint.template", "must begin with https://"),
         ({"endpoint": {"field": "spec.url", "secret_key": "value"}}, "endpoint", "exactly one of template, field"),
         ({"endpoint": {"field": "spec.url", "hosts": ["*"]}}, "endpoint.hosts.0", "must be a host"),
+        (
+            {"endpoint": {"field": "spec.url", "hosts": ["10.0.0.1/8"]}},
+            "endpoint.hosts.0",
+            "a network such as 10.0.0.0/8",
+        ),
+        ({"endpoint": {"secret_key": "a key"}, "secret": SECRET}, "endpoint.secret_key", "must be a key of a Secret"),
         ({"secret": {"namespace": "x"}}, "secret.name", "is missing"),
         ({"secret": {"name": "a", "namespace": "../x"}}, "secret", "namespace: '../x' is not a DNS label"),
     ],
@@ -120,3 +126,9 @@ def test_endpoint_secrets_are_watched_in_the_namespaces_that_objects_can_name(
 def test_secrets_are_not_watched_if_they_do_not_contain_endpoints() -> None:
     (objects,) = a_kind(secret=SECRET).follow(SourceOptions()).watches
     assert objects.resource.plural == "things"
+
+
+def test_issuer_with_the_key_of_a_secret_requires_that_setting() -> None:
+    issuer = IssuerTraits("kubeconfig-secret", templates=("{secret_key}",), is_of_cluster=True)
+    assert a_kind(secret=SECRET).refusal(issuer) == "{secret_key} needs the setting secret.key of the source"
+    assert not a_kind(secret={**SECRET, "key": "{metadata.name}-kubeconfig"}).refusal(issuer)

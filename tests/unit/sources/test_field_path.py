@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.sources.field_path import FieldPath, Template
+from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Template
 from milo_discoveryd.sources.reading import MalformedError
 
 DOCUMENT = {
@@ -102,3 +102,10 @@ TREES = st.recursive(
 @given(TREES, st.sampled_from(["spec.a", "spec[0].a", "spec[a=b].c", "spec.a[0]"]))
 def test_field_path_reads_any_document(tree: Any, path: str) -> None:
     FieldPath.parse(path).find({"spec": tree})
+
+
+def test_data_of_a_secret_is_decoded_when_it_is_read() -> None:
+    data = DecodedData({"a": "QQ==", "b": "!"})
+    assert (data["a"], list(data), len(data)) == ("A", ["a", "b"], 2)
+    with pytest.raises(MalformedError, match="the key 'b' of the Secret is not text in base64"):
+        data["b"]
