@@ -16,3 +16,11 @@ def sandbox() -> Iterator[MiloSandbox]:
 def plane(sandbox: MiloSandbox) -> ControlPlane:
     """A control plane that serves widgets."""
     return with_widgets(sandbox)
+
+
+@pytest.fixture
+def bare() -> Iterator[ControlPlane]:
+    """A control plane that serves no widgets, of another server, since definitions hold in all projects of one."""
+    with MiloSandbox.start() as another:
+        [made] = another.create_control_planes("bare")
+        yield made

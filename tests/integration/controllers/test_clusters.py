@@ -26,7 +26,6 @@ from tests.integration.controllers.widgets import (
     WIDGETS,
     Log,
     Running,
-    names,
     reconciling,
     widget,
     with_widgets,
@@ -135,9 +134,8 @@ async def test_reconciles_start_after_read_only_caches_have_synced(
 
 
 async def test_cache_read_before_its_first_complete_list_raises_not_synced(
-    sandbox: MiloSandbox, plane: ControlPlane
+    plane: ControlPlane, bare: ControlPlane
 ) -> None:
-    [bare] = sandbox.create_control_planes(next(names))
     plane.create(widget("here"))
     outcomes: list[str] = []
 
@@ -178,8 +176,7 @@ async def test_read_only_cache_of_a_kind_that_is_not_served_delays_no_reconcile(
         await eventually(lambda: outcomes == ["not synced"])
 
 
-async def test_informer_waits_until_its_kind_is_served(sandbox: MiloSandbox, plane: ControlPlane) -> None:
-    [bare] = sandbox.create_control_planes(next(names))
+async def test_informer_waits_until_its_kind_is_served(plane: ControlPlane, bare: ControlPlane) -> None:
     plane.create(widget("here"))
     log = Log()
     async with reconciling(log, plane, bare) as running:
@@ -191,24 +188,6 @@ async def test_informer_waits_until_its_kind_is_served(sandbox: MiloSandbox, pla
         bare.install(DEFINITION)
         bare.create(widget("late"))
         await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
-
-
-SUSPENDED = {
-    "conditions": [
-        {
-            "type": kind,
-            "status": "True",
-            "reason": "Test",
-            "message": "",
-            "lastTransitionTime": "2026-11-20T08:00:00Z",
-        }
-        for kind in ("Ready", "Suspended")
-    ]
-}
-
-
-def suspend(sandbox: MiloSandbox, plane: ControlPlane) -> None:
-    sandbox.patch_project(plane.project, {"status": SUSPENDED}, subresource="status")
 
 
 async def test_writes_that_a_suspended_project_refuses_wait_for_the_end_of_the_suspension(
@@ -226,13 +205,13 @@ async def test_writes_that_a_suspended_project_refuses_wait_for_the_end_of_the_s
                 raise
 
     plane.create(widget("one"))
-    suspend(sandbox, plane)
+    sandbox.suspend_project(plane.project)
     running = Running()
     running.controllers.reconcile(WIDGETS)(reconcile)
     async with running.controllers:
         running.discovery.engage(plane, suspended=True)
         await eventually(lambda: refused == ["one"])
-        sandbox.set_ready(plane.project)
+        sandbox.lift_suspension(plane.project)
         running.discovery.update(plane.project, suspended=False)
         await eventually(lambda: plane.get(WIDGETS, "one").get("status"))
         assert refused == ["one"]
@@ -252,7 +231,7 @@ async def test_suspended_project_allows_deletions_and_changes_of_terminating_obj
         await request.delete(WIDGETS, request.name)
 
     plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER]}})
-    suspend(sandbox, plane)
+    sandbox.suspend_project(plane.project)
     running = Running()
     running.controllers.reconcile(WIDGETS)(reconcile)
     async with running.controllers:
@@ -278,7 +257,7 @@ async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_
     plane.create(widget("other"))
     plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER], "labels": {"on": "yes"}}})
     plane.delete(WIDGETS, "one")
-    suspend(sandbox, plane)
+    sandbox.suspend_project(plane.project)
     running = Running()
     running.controllers.reconcile(Kind(WIDGETS, selector="on=yes"))(reconcile)
     async with running.controllers:
@@ -286,7 +265,7 @@ async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_
         await eventually(lambda: len(attempts) == 1)
         running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
         await eventually(lambda: len(attempts) > 2)  # refused, with backoff, and never parked again
-        sandbox.set_ready(plane.project)
+        sandbox.lift_suspension(plane.project)
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
 
 

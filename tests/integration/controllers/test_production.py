@@ -155,9 +155,8 @@ async def test_health_failing_objects_and_metrics_are_read_by_threads_while_clus
 
 
 async def test_cluster_without_the_kind_does_not_make_controllers_unready(
-    sandbox: MiloSandbox, plane: ControlPlane
+    plane: ControlPlane, bare: ControlPlane
 ) -> None:
-    [bare] = sandbox.create_control_planes(f"bare-{plane.project}")
     async with reconciling(Log(), plane, bare) as running:
         await eventually(lambda: running.controllers.health().ready)
         [problem] = await eventually(lambda: running.controllers.health().problems)

@@ -56,6 +56,7 @@ _RESOURCES: dict[Mode, _Resource] = {
     ),
 }
 
+_SUSPENSIONS = "/apis/resourcemanager.miloapis.com/v1alpha1/projectsuspensions"
 
 # The sandbox has one user: the daemon issues kubeconfigs with the identity that it uses itself.
 _DAEMON_CONFIG = """\
@@ -177,6 +178,25 @@ class MiloSandbox:
         path = f"{self._resource.path}/{name}"
         patched: dict[str, Any] = self._http.request("PATCH", f"{path}/{subresource}" if subresource else path, patch)
         return patched
+
+    def suspend_project(self, name: str, *, reason: str = "Billing") -> None:
+        """Suspend a project, which then refuses to create objects, and to change those that are not terminating."""
+        spec = {
+            "projectRef": {"name": name},
+            "reason": reason,
+            "reinstateAuthority": "Consumer",
+            "requestedBy": "a test",
+        }
+        document = {
+            "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
+            "kind": "ProjectSuspension",
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+        self._http.request("POST", _SUSPENSIONS, document)
+
+    def lift_suspension(self, name: str) -> None:
+        self._http.request("PATCH", f"{_SUSPENSIONS}/{name}/status", {"status": {"phase": "Lifted"}})
 
     def delete_project(self, name: str) -> None:
         """Delete the object. It stays until its finalizers are removed by a patch."""
