@@ -105,7 +105,8 @@ class RemovalGuard:
 
         Some of these may be from the watch that followed the list, which proves nothing about those that it lacks.
         """
-        if self._is_verified or engaged >= known:
+        present = engaged if self._doubted is None else min(engaged, self._listed_count)
+        if self._is_verified or present >= known:
             return False
         if self._doubted is None and not self._is_mass(known - min(engaged, self._listed_count), known):
             return False
