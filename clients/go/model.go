@@ -408,6 +408,9 @@ type CredentialIssuer struct {
 	Message string
 	// ExpiresAt is when its own credential expires, if it has one.
 	ExpiresAt time.Time
+	// FailingClusters are the engaged clusters that get no new credential, each for a reason of its own: their number by
+	// reason. Only callers that may see all clusters get it.
+	FailingClusters map[string]uint32
 }
 
 // Limits are the limits of the daemon.

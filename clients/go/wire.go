@@ -187,11 +187,12 @@ func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
 		Counts:      toCounts(message.GetCounts()),
 		CredentialIssuers: convert(message.GetCredentialIssuers(), func(each *pb.CredentialIssuer) CredentialIssuer {
 			return CredentialIssuer{
-				Name:      each.GetName(),
-				Type:      each.GetType(),
-				Healthy:   each.GetHealthy(),
-				Message:   each.GetMessage(),
-				ExpiresAt: toTime(each.GetExpiresAt()),
+				Name:            each.GetName(),
+				Type:            each.GetType(),
+				Healthy:         each.GetHealthy(),
+				Message:         each.GetMessage(),
+				ExpiresAt:       toTime(each.GetExpiresAt()),
+				FailingClusters: each.GetFailingClusters(),
 			}
 		}),
 		Limits: Limits{

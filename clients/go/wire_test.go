@@ -67,7 +67,7 @@ func fill(message protoreflect.Message) {
 		switch field := fields.Get(i); {
 		case field.IsMap():
 			entries := message.Mutable(field).Map()
-			entries.Set(protoreflect.ValueOfString("key").MapKey(), protoreflect.ValueOfString("value"))
+			entries.Set(protoreflect.ValueOfString("key").MapKey(), scalar(field.MapValue()))
 		case field.IsList() && field.Message() != nil:
 			fill(message.Mutable(field).List().AppendMutable().Message())
 		case field.IsList():
@@ -88,6 +88,8 @@ func scalar(field protoreflect.FieldDescriptor) protoreflect.Value {
 		return protoreflect.ValueOfEnum(1)
 	case protoreflect.Int32Kind:
 		return protoreflect.ValueOfInt32(1)
+	case protoreflect.Uint32Kind:
+		return protoreflect.ValueOfUint32(1)
 	case protoreflect.Int64Kind:
 		return protoreflect.ValueOfInt64(1)
 	case protoreflect.DoubleKind:

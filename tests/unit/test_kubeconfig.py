@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_kube import act_as
+from milo_kube.act_as import ActAs
 from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, merged, parse
 
 V1 = "client.authentication.k8s.io/v1"
@@ -199,3 +201,10 @@ def test_first_file_with_a_name_determines_it_with_paths_relative_to_that_file()
     assert there.plugin is not None
     assert (here.plugin.command, there.plugin.command) == ("/a/bin/login", "login")
     assert merged([]).current_context == ""
+
+
+def test_impersonated_user_is_read_or_refused_where_a_policy_accepts_one() -> None:
+    acting = Policy(cluster=frozenset({"server"}), user=frozenset({"token"}) | act_as.FIELDS)
+    found = parse(content(user={"token": "t", "as": "ann"})).select(acting)
+    assert found.act_as == ActAs(user="ann")
+    assert "user has as-groups or as-user-extra without as" in refused(acting, content(user={"as-groups": ["a"]}))

@@ -1,5 +1,6 @@
 """Scopes, and filters limited to a scope."""
 
+from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.rights.name_patterns import name_patterns
@@ -72,3 +73,16 @@ def test_scope_string_lists_its_conditions() -> None:
     assert str(NO_CLUSTERS) == "none"
     scope = ClusterScope(parse("env=prod"), frozenset({"nasa", "acme"}), name_patterns(["shop-*", "a"]))
     assert str(scope) == "names a, shop-*; organizations acme, nasa; labels env in (prod)"
+
+
+def test_scope_of_sources_covers_their_clusters() -> None:
+    scope = ClusterScope(sources=frozenset({"shop"}))
+    assert [scope.covers(Target(name=name, uid="u", place=("https://a.test",))) for name in ("shop#a", "blog#a")] == [
+        True,
+        False,
+    ]
+    assert (scope.covers_by_name("shop#a"), scope.covers_by_name("blog#a")) == (True, False)
+
+
+def test_empty_scope_covers_nothing() -> None:
+    assert not ClusterScope(is_empty=True).covers(Target(name="a", uid="u", place=("https://a.test",)))
