@@ -59,7 +59,7 @@ class ControlPlanes:
         # The root serves definitions; here they are named in the discovery documents.
         store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
         store.add_controller(GarbageCollector(store))
-        store.add_controller(self._definitions)
+        store.add_controller(_DefinedAtRoot(self._milo, store, self._definitions))
         store.add_controller(_Changed(partial(self._changed, project)))
         self._definitions.serve_in(store)
         return store
@@ -74,6 +74,26 @@ class ControlPlanes:
         record = self._milo[PROJECTS].get(project)
         if record is not None and _is_suspended(document := record.document()):
             raise _suspended(project, document, call)
+
+
+class _DefinedAtRoot:
+    """A controller that moves the definitions written to a control plane to the root, which alone has definitions."""
+
+    def __init__(self, root: Store, store: Store, definitions: Definitions) -> None:
+        self._root = root
+        self._store = store
+        self._definitions = definitions
+
+    def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
+        if resource != CUSTOM_RESOURCE_DEFINITIONS:
+            self._definitions.after(resource, event)
+        elif not event.deleted:
+            name, spec = event.record.name, event.record.document()["spec"]
+            self._store.discard(resource, name)
+            if self._root.find(resource, name) is None:
+                self._root.create(resource, {"metadata": {"name": name}, "spec": spec})
+            else:
+                self._root.modify(resource, name, lambda it: it | {"spec": spec})
 
 
 class _Changed:

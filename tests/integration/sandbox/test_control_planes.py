@@ -1,6 +1,7 @@
 """The API of a project's control plane."""
 
 from milo_sandbox import Sandbox
+from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from tests.integration.sandbox.client import PROJECTS, Client
 from tests.integration.sandbox.widgets import DEFINITIONS, WIDGETS, definition, widget
 
@@ -57,6 +58,19 @@ async def test_definition_is_served_in_every_control_plane_and_at_the_root(clien
     await client.call("PATCH", behind("beta", f"{WIDGETS}/one"), {"metadata": {"finalizers": None}})
     for path in (behind("alpha", WIDGETS), behind("beta", WIDGETS), everywhere):
         assert (await client.get(path)).status == 404
+
+
+async def test_definition_written_to_the_store_of_a_control_plane_is_kept_at_the_root(
+    client: Client, sandbox: Sandbox
+) -> None:
+    for name in ("alpha", "beta"):
+        sandbox.projects.create(name)
+        sandbox.control_plane(name).create(CUSTOM_RESOURCE_DEFINITIONS, definition())
+    assert (await client.get(DEFINITIONS)).names == ["widgets.example.com"]
+    for path in (behind("alpha", WIDGETS), behind("beta", WIDGETS), "/apis/example.com/v1/widgets"):
+        assert (await client.get(path)).status == 200
+    sandbox.control_plane("alpha").discard(CUSTOM_RESOURCE_DEFINITIONS, "widgets.example.com")
+    assert (await client.get(behind("beta", WIDGETS))).status == 200
 
 
 async def test_name_without_a_project_answers_and_stores(client: Client, sandbox: Sandbox) -> None:

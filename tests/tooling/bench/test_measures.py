@@ -103,6 +103,7 @@ KEYS = {
     "capacity": {f"capacity.20.2.20.{key}" for key in ("cpu_percent", "rss_mib", "requests_per_s")},
     "go": set(go.KEYS),
     "sharding": set(),
+    "milo_cost": set(),
 }
 ON_REAL_SERVERS = {
     f"sharding.{key}"
