@@ -17,7 +17,7 @@ from milo_conformance.failure import CaseFailed
 from milo_conformance.subscriber import ClientProgram, Launch, Told
 
 HEARTBEAT_S = 1
-CASE_LIMIT_S = 90.0
+CASE_LIMIT_S = 180.0
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 SUBSCRIBER = "conformance/1"
 
