@@ -4,7 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -37,12 +41,15 @@ type realSite struct {
 	daemon   *discovery.Client
 	secrets  client.Client
 	projects []client.Client
+
+	mu        sync.Mutex
+	addresses map[string]string // of projects: the daemon engages one cluster for an address
 }
 
 // newRealSite returns a site without clusters and objects.
 func newRealSite(t *testing.T, path string) *realSite {
 	t.Helper()
-	s := &realSite{t: t}
+	s := &realSite{t: t, addresses: map[string]string{}}
 	content, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(content, s)
@@ -115,9 +122,48 @@ func (s *realSite) local() *rest.Config { return s.load(s.Servers[0]) }
 
 func (s *realSite) secret(project string) map[string][]byte {
 	s.t.Helper()
-	kubeconfig, err := os.ReadFile(s.Servers[s.server(project)])
+	config, err := clientcmd.LoadFromFile(s.Servers[s.server(project)])
+	s.must(err)
+	for _, each := range config.Clusters {
+		each.Server = s.endpoint(project)
+	}
+	kubeconfig, err := clientcmd.Write(*config)
 	s.must(err)
 	return map[string][]byte{"kubeconfig": kubeconfig}
+}
+
+// forward returns an address that leads to a server, until the test ends.
+func (s *realSite) forward(server string) string {
+	s.t.Helper()
+	to, err := url.Parse(server)
+	s.must(err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	s.must(err)
+	s.t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			from, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go join(from, to.Host)
+		}
+	}()
+	return "https://" + listener.Addr().String()
+}
+
+func join(from net.Conn, address string) {
+	defer func() { _ = from.Close() }()
+	to, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer func() { _ = to.Close() }()
+	go func() {
+		_, _ = io.Copy(to, from)
+		_ = to.Close()
+	}()
+	_, _ = io.Copy(from, to)
 }
 
 func (s *realSite) engage(names ...string) {
@@ -159,7 +205,17 @@ func (s *realSite) remove(name string) {
 	}
 }
 
-func (s *realSite) endpoint(project string) string { return s.load(s.Servers[s.server(project)]).Host }
+func (s *realSite) endpoint(project string) string {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	address, ok := s.addresses[project]
+	if !ok {
+		address = s.forward(s.load(s.Servers[s.server(project)]).Host)
+		s.addresses[project] = address
+	}
+	return address
+}
 
 func (s *realSite) put(project, name string, data map[string]string) {
 	s.t.Helper()

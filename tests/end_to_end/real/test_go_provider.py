@@ -36,7 +36,13 @@ CASES = (
 
 async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workload: RealApi, directory: Path) -> None:
     definition = yaml.safe_load((ROOT / "deploy/sources/kubeconfig-secrets.yaml").read_text())
-    settings = {"http_listen": "off", "label_selector": "drain!=yes", "drain_timeout": "1h"}
+    # The cases delete more clusters within seconds than an operator should lose at once.
+    settings = {
+        "http_listen": "off",
+        "label_selector": "drain!=yes",
+        "drain_timeout": "1h",
+        "removals": {"count": 1000},
+    }
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump({**definition, **settings, "connectivity": {"interval": "off"}}))
     label, _, value = definition["declarative"]["resource"]["label_selector"].partition("=")

@@ -51,7 +51,7 @@ async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
     async with (
         servers.acquire("project-control-plane", directory / "inventory") as inventory,
         publication_namespace(inventory, "cluster-profiles") as profiles,
-        open_workspace(directory, token_life=20.0, connectivity={"interval": "1s"}) as workspace,
+        open_workspace(directory, token_life=20.0, connectivity={"interval": "1s", "per": "cluster"}) as workspace,
         Publishing.running(workspace, profiles),
         operating(operator, workspace, profiles),
     ):

@@ -46,7 +46,7 @@ async def inventory(servers: RealServers, directory: Path) -> AsyncIterator[Real
 async def workspace(directory: Path) -> AsyncIterator[Workspace]:
     (directory / "state").mkdir(mode=0o700)
     async with open_workspace(
-        directory, connectivity={"interval": "1s"}, state_directory=str(directory / "state")
+        directory, connectivity={"interval": "1s", "per": "cluster"}, state_directory=str(directory / "state")
     ) as workspace:
         yield workspace
 
@@ -274,7 +274,7 @@ async def replica(name: str, directory: Path, sandbox: Sandbox, leases: RealApi)
     settings = {
         "discovery_kubeconfig": str(directory / "upstream"),
         "sharding": {"group": "publishers", "kubeconfig": str(leases.kubeconfig)},
-        "connectivity": {"interval": "1s"},
+        "connectivity": {"interval": "1s", "per": "cluster"},
         "listen": [address],
         "http_listen": "off",
     }

@@ -98,7 +98,8 @@ class ShardingRun:
 
     async def populate(self, count: int) -> None:
         """Create projects up to that number."""
-        milo = RealMilo(Access.of(self._milo.kubeconfig))
+        authority = self._milo.authority
+        milo = RealMilo(Access.of(self._milo.kubeconfig), (authority.file, authority.key_file()))
         await milo.populate(range(self._count, count))
         self._count = count
 
