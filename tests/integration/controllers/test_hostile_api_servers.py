@@ -89,7 +89,7 @@ async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memo
             assert plane.project not in stopped()
             states = {each.state for each in controllers.health().problems}
             assert attack not in ("pages", "watch") or states == {"over_budget"}
-            # A machine that runs other tests delays the loop by seconds, and an attack that succeeds for much longer.
+            # Other tests on the machine delay the loop by seconds. An attack that succeeds delays it for much longer.
             delays = "milo_controllers_event_loop_delay_seconds"
             assert registry.get_sample_value(f"{delays}_bucket", {"le": "10.0"}) == registry.get_sample_value(
                 f"{delays}_count"
