@@ -98,7 +98,10 @@ class Accesses:
         access = read_exec_access(issued.kubeconfig, name)
         if access.act_as is not None:
             # Readers of what is published call the plugin themselves, and would use its credential as it is.
-            self._report_once("published without access: the rule for this publisher sets `as`, and a plugin cannot return an impersonated user")
+            self._report_once(
+                "published without access: the rule for this publisher sets `as`, "
+                "and a plugin cannot return an impersonated user"
+            )
             return None
         return access
 
