@@ -1,4 +1,4 @@
-"""`python -m bench.page [--check]`: writes the figures of bench/results into docs/performance.md, and draws its plots.
+"""`python -m bench.page [--check]`: writes figures of bench/results into the page on performance, and draws its plots.
 
 The text is written by hand. From `<!-- figures: NAME KEY... -->` to `<!-- end -->` is a table: the figures of
 bench/results/NAME.json whose keys match. `<!-- run: NAME -->` is followed by the environment of a run,
@@ -20,7 +20,7 @@ from bench.report import Figures, Results, rounded, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "reviewers" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
 
 _BLOCK = re.compile(r"(<!-- (figures|run|twice|capacity): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -42,7 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--starts", type=int, default=4, help="starts of tests/end_to_end/process/test_cold_starts.py")
     parser.addoption("--streams", type=int, default=24, help="streams of tests/end_to_end/process/test_many_streams.py")
     parser.addoption("--cells", default="some", help="cells of tests/end_to_end/matrix: some, or all (nightly)")
-    parser.addoption("--row", metavar="ROW", help="only tests of a row of docs/reliability.md: F17, S9, O2, A14")
+    parser.addoption(
+        "--row", metavar="ROW", help="only tests of a row of docs/reviewers/reliability.md: F17, S9, O2, A14"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md, with the tests of each row."""
+"""The tables of docs/reviewers/reliability.md, with the tests of each row."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "reviewers" / "reliability.md"
 _ROW = re.compile(r"\| ([FSOA]\d+) \| (.*) \|")
 _WORD = re.compile(r"\| \*(\w+)\* \| .* \| `([^`]+)` \|")
 _TEST = re.compile(r"`((?:\w+/)+\w+\.py(?:::\w+)?)`|\*(\w+)\*")

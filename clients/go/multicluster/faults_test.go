@@ -268,7 +268,7 @@ func TestFailedEngagementIsCleanedUpAndRetried(t *testing.T) {
 }
 
 // goroutines counts those of the provider, the client and the clusters' caches by their creator, and separately
-// those that multicluster-runtime leaves for each ended source: see docs/upstream.md.
+// those that multicluster-runtime leaves for each ended source: see docs/reviewers/upstream.md.
 func goroutines() (ours map[string]int, left int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)

@@ -53,6 +53,23 @@ class TestWatch:
                 ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
             ]
 
+    @pytest.mark.parametrize(
+        ("arguments", "printed"),
+        [
+            (("-o", "jsonpath={.type} {.cluster.name}"), "TYPE_ENGAGED alpha\nTYPE_ENGAGED beta-1\n"),
+            (("-o", "custom-columns=N:.cluster.name,O:.cluster.organization"), "N   O\nalpha   acme\nbeta-1\n"),
+            (("-o", "custom-columns=N:.cluster.name", "--no-headers"), "alpha\nbeta-1\n"),
+        ],
+    )
+    async def test_watch_prints_by_templates(self, command, daemon, arguments, printed):
+        watching = asyncio.create_task(command("watch", "--once", *arguments))
+        (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta-1")))
+        assert (await watching).out == printed
+
+    async def test_watch_refuses_an_invalid_template_before_it_connects(self, command):
+        outcome = await command("watch", "-o", "custom-columns=N")
+        assert (outcome.status, outcome.out) == (2, "")
+
     async def test_watch_with_a_closed_stdout_fails_without_a_traceback(self, daemon):
         process = await asyncio.create_subprocess_exec(
             *("sh", "-c", 'exec "$0" watch --address "$1" >&-', COMMAND, daemon.address),

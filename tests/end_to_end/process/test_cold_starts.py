@@ -1,7 +1,7 @@
 """Cold starts under load: several daemons start at once, each with a subscriber that wants kubeconfigs.
 
-The first use of a type in two threads crashed the process in some starts: see docs/upstream.md. `--starts=200` is the
-full number.
+The first use of a type in two threads crashed the process in some starts: see docs/reviewers/upstream.md.
+`--starts=200` is the full number.
 """
 
 import asyncio

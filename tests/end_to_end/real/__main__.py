@@ -1,7 +1,7 @@
 """`./dev real up|down|status`: control the real servers.
 
 `./dev real peer` builds the Go program that embeds Milo's own provider, and prints its path. `./dev demo --real` is
-`demo` here. `./dev real parity` runs scenarios with that program beside the daemon, and writes docs/parity.md.
+`demo` here. `./dev real parity` runs scenarios with that program beside the daemon, and writes the page on parity.
 `./dev real record` renews the recordings of the real servers' responses (tests/integration/sandbox_conformance).
 
 Exit status: 0 for success (`status`: all servers run), 1 for a failure, 3 if there is no go command.

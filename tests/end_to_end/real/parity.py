@@ -14,7 +14,7 @@ from tests.end_to_end.scenarios.scenario_run import run_scenario
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
 
-TABLE = Path(__file__).parents[3] / "docs" / "parity.md"
+TABLE = Path(__file__).parents[3] / "docs" / "reviewers" / "parity.md"
 
 # A provider inside an operator has no separate process and no subscribers.
 _OURS_ALONE = (OnDaemon, Subscribe, Unsubscribe, Reconnect)

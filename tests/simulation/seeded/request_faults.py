@@ -1,4 +1,4 @@
-"""Faults of single requests, each with the number of its row in docs/reliability.md."""
+"""Faults of single requests, each with the number of its row in docs/reviewers/reliability.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

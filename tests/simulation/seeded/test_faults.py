@@ -1,4 +1,4 @@
-"""Single faults, by their row in docs/reliability.md, and the daemon's reaction to each."""
+"""Single faults, by their row in docs/reviewers/reliability.md, and the daemon's reaction to each."""
 
 import asyncio
 

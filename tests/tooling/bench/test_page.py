@@ -1,4 +1,4 @@
-"""docs/performance.md is generated from bench/results."""
+"""docs/reviewers/performance.md is generated from bench/results."""
 
 import pytest
 

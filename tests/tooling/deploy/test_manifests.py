@@ -233,7 +233,7 @@ def test_daemon_resources_exceed_the_measured_usage(directory: Path) -> None:
 
 
 def measured(run: str) -> dict[str, float]:
-    """Return the figures of docs/performance.md."""
+    """Return the figures of docs/reviewers/performance.md."""
     figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
     return figures
 

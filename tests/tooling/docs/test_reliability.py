@@ -1,4 +1,4 @@
-"""docs/reliability.md names existing tests for each of its rows."""
+"""docs/reviewers/reliability.md names existing tests for each of its rows."""
 
 import ast
 from functools import cache

@@ -1,4 +1,4 @@
-"""docs/security-reference.md names existing tests for every control and every attack."""
+"""docs/reviewers/security-reference.md names existing tests for every control and every attack."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-LINES = (ROOT / "docs" / "security-reference.md").read_text().splitlines()
+LINES = (ROOT / "docs" / "reviewers" / "security-reference.md").read_text().splitlines()
 _CONTROL = re.compile(r"\| (K\d+)? \| (.+) \| (.+) \|")
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./tests/([^)]+)\)")
 _TRIED_FROM = LINES.index("| tried | tests |")

@@ -1,6 +1,6 @@
 """The types that msgspec decodes are prepared at import: their first use in two threads at once crashes the process.
 
-docs/upstream.md describes the defect.
+docs/reviewers/upstream.md describes the defect.
 """
 
 import ast

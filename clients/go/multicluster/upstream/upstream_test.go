@@ -1,5 +1,5 @@
 // Package upstream has reproductions of defects in multicluster-runtime. Its tests pass as long as the defects exist: see
-// docs/upstream.md.
+// docs/reviewers/upstream.md.
 package upstream
 
 import (

@@ -23,6 +23,7 @@ from milo_discovery._client_credentials import (
     TOKEN_VARIABLE,
     ClientCredentials,
 )
+from milo_discovery.cli import templates
 from milo_discovery.cli.exit_status import CallFailure
 from milo_discovery.errors import DiscoveryError
 
@@ -206,15 +207,16 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
     return with_filter
 
 
-_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... of each cluster"
+_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... of each"
 
 
 class OutputFormat(click.Choice[str]):
     """One of some formats; with `name`, objects are printed, and a template is one too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        kind, separator, _ = str(value).partition("=")
+        kind, separator, template = str(value).partition("=")
         if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
+            templates.check(kind, template)
             return str(value)
         return super().convert(value, param, ctx)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery.cli import jsonpath, text_output
+from milo_discovery.cli import jsonpath, templates, text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
@@ -174,28 +174,10 @@ def _sorted(clusters: Iterable[Cluster], path: str) -> list[Cluster]:
     from milo_discovery.cli import json_output  # noqa: PLC0415  (loads protobuf)
 
     def key(cluster: Cluster) -> tuple[bool, str]:
-        found = _found(path, json_output.to_json(cluster))
+        found = templates.find(path, json_output.to_json(cluster))
         return not found, jsonpath.text(found[0]) if found else ""
 
     return sorted(clusters, key=key)
-
-
-def _found(path: str, document: Any) -> list[Any]:
-    try:
-        return jsonpath.find(path, document)
-    except jsonpath.PathError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _print_columns(columns: str, document: Any, *, headers: bool) -> None:
-    pairs = [each.partition(":") for each in columns.split(",")]
-    if any(not header or not path for header, _, path in pairs):
-        raise click.UsageError(f"custom-columns={columns}: each column is HEADER:.PATH")
-    items = document.get("clusters", [document])
-    rows = [
-        tuple(",".join(map(jsonpath.text, _found(path, each))) or "<none>" for _, _, path in pairs) for each in items
-    ]
-    _print_table(tuple(header for header, _, _ in pairs), rows, headers=headers)
 
 
 def _print(form: str, value: Any, *, names: Iterable[str], headers: bool = True) -> None:
@@ -204,12 +186,11 @@ def _print(form: str, value: Any, *, names: Iterable[str], headers: bool = True)
     kind, _, template = form.partition("=")
     match kind:
         case "jsonpath":
-            try:
-                click.echo(jsonpath.render(template, json_output.to_json(value)))
-            except jsonpath.PathError as error:
-                raise click.UsageError(str(error)) from error
+            click.echo(templates.render(template, json_output.to_json(value)))
         case "custom-columns":
-            _print_columns(template, json_output.to_json(value), headers=headers)
+            columns, document = templates.Columns(template), json_output.to_json(value)
+            items = document.get("clusters", [document])
+            _print_table(columns.headers, [columns.row(each) for each in items], headers=headers)
         case "json":
             click.echo(json_output.document(json_output.to_json(value)))
         case "yaml":

@@ -34,7 +34,11 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     cells = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        yield _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield aligned(row, widths)
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return _GAP.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def format_duration(value: timedelta) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import click
 
-from milo_discovery.cli import text_output
+from milo_discovery.cli import templates, text_output
 from milo_discovery.cli.exit_status import (
     CommandFailure,
     describe,
@@ -91,8 +91,9 @@ class EventPrinter:
     """The output of events to stdout, one by one."""
 
     def __init__(self, form: str, *, headers: bool, timestamps: bool) -> None:
-        self._form = form
-        self._header_due = headers and form in {"table", "wide"}
+        self._form, _, self._template = form.partition("=")
+        self._widths: list[int] = []
+        self._header_due = headers
         self._timestamps = timestamps
         self._latest: dict[str, Cluster] = {}
         self._colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -104,31 +105,56 @@ class EventPrinter:
         else:
             self._latest[event.cluster.name] = event.cluster
         match self._form:
-            case "json" | "yaml":
-                from milo_discovery.cli import json_output, yaml_output  # noqa: PLC0415  (loads protobuf)
-
-                document = json_output.to_json(event)
-                if self._timestamps:
-                    document = {"receivedAt": json_output.to_json(_now()), **document}
-                is_json = self._form == "json"
-                click.echo(json_output.line(document) if is_json else f"---\n{yaml_output.document(document)}")
             case "name":
-                self._print_line(printable(event.cluster.name), text_output.timestamp(_now()))
+                self._print_line(printable(event.cluster.name))
+            case "table" | "wide":
+                self._print_row(event, before)
             case _:
-                wide = self._form == "wide"
-                if self._header_due:
-                    self._header_due = False
-                    columns = text_output.EVENT_COLUMNS_WIDE if wide else text_output.EVENT_COLUMNS
-                    time_header = "TIME".ljust(len(text_output.timestamp(_now())))
-                    self._print_line(text_output.event_line(columns, wide=wide), time_header)
-                row = text_output.event_row(event, before, wide=wide)
-                indent = len(text_output.timestamp(_now())) + 3 if self._timestamps else 0
-                line = text_output.event_line(row, wide=wide, indent=indent)
-                if self._colored:
-                    line = click.style(line, fg=_COLORS.get(event.type))
-                self._print_line(line, text_output.timestamp(_now()))
+                self._print_document(event)
 
-    def _print_line(self, line: str, time: str) -> None:
+    def _print_row(self, event: Event, before: Cluster | None) -> None:
+        wide = self._form == "wide"
+        self._print_header(
+            text_output.event_line(text_output.EVENT_COLUMNS_WIDE if wide else text_output.EVENT_COLUMNS, wide=wide)
+        )
+        row = text_output.event_row(event, before, wide=wide)
+        indent = len(text_output.timestamp(_now())) + 3 if self._timestamps else 0
+        line = text_output.event_line(row, wide=wide, indent=indent)
+        if self._colored:
+            line = click.style(line, fg=_COLORS.get(event.type))
+        self._print_line(line)
+
+    def _print_document(self, event: Event) -> None:
+        from milo_discovery.cli import json_output, yaml_output  # noqa: PLC0415  (loads protobuf)
+
+        document = json_output.to_json(event)
+        if self._timestamps:
+            document = {"receivedAt": json_output.to_json(_now()), **document}
+        match self._form:
+            case "json":
+                click.echo(json_output.line(document))
+            case "yaml":
+                click.echo(f"---\n{yaml_output.document(document)}")
+            case "jsonpath":
+                self._print_line(templates.render(self._template, document))
+            case _:
+                columns = templates.Columns(self._template)
+                self._print_header(self._aligned(columns.headers))
+                self._print_line(self._aligned(columns.row(document)))
+
+    def _aligned(self, cells: tuple[str, ...]) -> str:
+        """Format a row of custom columns. A column becomes wider with its cells, since later ones are not known."""
+        cells = tuple(map(printable, cells))
+        self._widths = list(map(max, self._widths or [0] * len(cells), map(len, cells)))
+        return text_output.aligned(cells, self._widths)
+
+    def _print_header(self, line: str) -> None:
+        if self._header_due:
+            self._header_due = False
+            self._print_line(line, "TIME".ljust(len(text_output.timestamp(_now()))))
+
+    def _print_line(self, line: str, time: str | None = None) -> None:
+        time = text_output.timestamp(_now()) if time is None else time
         click.echo(f"{time}   {line}" if self._timestamps else line)
 
 
