@@ -57,7 +57,10 @@ class TestWatch:
         ("arguments", "printed"),
         [
             (("-o", "jsonpath={.type} {.cluster.name}"), "TYPE_ENGAGED alpha\nTYPE_ENGAGED beta-1\n"),
-            (("-o", "custom-columns=N:.cluster.name,O:.cluster.organization"), "N   O\nalpha   acme\nbeta-1\n"),
+            (
+                ("-o", "custom-columns=N:.cluster.name,O:.cluster.organization"),
+                "N   O\nalpha   acme\nbeta-1   <none>\n",
+            ),
             (("-o", "custom-columns=N:.cluster.name", "--no-headers"), "alpha\nbeta-1\n"),
         ],
     )

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 LINES = (ROOT / "docs" / "reviewers" / "security-reference.md").read_text().splitlines()
 _CONTROL = re.compile(r"\| (K\d+)? \| (.+) \| (.+) \|")
-_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./tests/([^)]+)\)")
+_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./\.\./tests/([^)]+)\)")
 _TRIED_FROM = LINES.index("| tried | tests |")
 
 CONTROLS = [

@@ -42,12 +42,13 @@ from milo_discovery.controllers.work_queue import (
     WorkQueue,
 )
 from milo_discovery.engaged_cluster import EngagedCluster
+from milo_kube.rate_limit import KeyedBuckets, Rate
 
 log = logging.getLogger("milo_discovery.controllers")
 
-_HOT_S = 10.0
-_HOT_RECONCILES = 100
-"""An object that is reconciled this often within `_HOT_S` is logged."""
+_WRITING = Rate(per_second=5.0, burst=20.0)
+"""How often an object is reconciled whose reconciles write: if its own writes cause the next one, they never end."""
+_LOG_AGAIN_S = 10.0
 
 
 class ControllerSpec(NamedTuple):
@@ -110,9 +111,9 @@ class Controller:
         self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._recent: dict[ObjectKey, int] = {}
-        """Reconciles of each object since `_recent_since`."""
-        self._recent_since = self._clock()
+        self._writing: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
+        self._throttled: dict[ObjectKey, float] = {}
+        """When it was logged that an object is throttled."""
         self._is_paused = True
         self._timer: asyncio.TimerHandle | None = None
         self._pump_is_due = False
@@ -279,7 +280,6 @@ class Controller:
         current_cluster.set(key.cluster)
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
         current_reconcile.set(f"{getrandbits(64):016x}")
-        self._note_rate(key, began)
         request = self._request(member, work)
         outcome: Outcome = Failed()
         error: Exception | None = None
@@ -292,7 +292,7 @@ class Controller:
         finally:
             now = self._clock()
             del self._running[key]
-            is_held = bool(request.writes) and self._hold(member, key, request)
+            is_held = bool(request.writes) and self._hold(member, key, request, now)
             delay_s = self.queue.done(key, outcome, now, is_held=is_held)
             self._metrics.ended(key.cluster, outcome, now - began)
         if error is None or isinstance(outcome, Parked):
@@ -303,30 +303,40 @@ class Controller:
         then = "no retry until it changes" if delay_s is None else f"retry in {delay_s:.1f} s"
         self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
 
-    def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any]) -> bool:
-        """Hold the object until the caches have what its reconcile wrote; return whether they lack any of it."""
+    def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any], now: float) -> bool:
+        """Hold the object until the caches have its writes, and within its rate; return whether it is held."""
+        loop = asyncio.get_running_loop()
+        # With jitter, since the objects of a kind were often created, and first changed, at the same time.
+        pause_s = self._writing.bucket(key, _WRITING, now).charge(now) * (1 + random.random() / 2)  # noqa: S311
+        if pause_s:
+            self._log_throttled(key, now)
 
         def settle() -> None:
             timer.cancel()
+            if (rest_s := now + pause_s - self._clock()) > 0:
+                loop.call_later(rest_s, release)
+            else:
+                release()
+
+        def release() -> None:
             self.queue.settle(key, self._clock())
             self.pump_soon()
 
-        timer = asyncio.get_running_loop().call_later(WITHIN_S, settle)
-        is_held = member.own_writes.hold(request.writes.values(), member.informers.values(), settle)
-        if not is_held:
-            timer.cancel()
-        return is_held
+        timer = loop.call_later(WITHIN_S, settle)
+        if member.own_writes.hold(request.writes.values(), member.informers.values(), settle):
+            return True
+        timer.cancel()
+        if pause_s:
+            loop.call_later(pause_s, release)
+        return bool(pause_s)
 
-    def _note_rate(self, key: ObjectKey, now: float) -> None:
-        if now - self._recent_since > _HOT_S:
-            self._recent.clear()
-            self._recent_since = now
-        count = self._recent[key] = self._recent.get(key, 0) + 1
-        if count == _HOT_RECONCILES:
+    def _log_throttled(self, key: ObjectKey, now: float) -> None:
+        if now - self._throttled.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
+            self._throttled = {each: at for each, at in self._throttled.items() if now - at < _LOG_AGAIN_S} | {key: now}
             log.warning(
-                "%s: %s was reconciled %d times in %.1f s: its reconciler probably changes it each time; compare "
-                'before writing, or use on="generation"',
-                *(self.spec.name, _named(key), count, now - self._recent_since),
+                "%s: %s is reconciled %g times a second at most, since its reconciles write each time: compare before "
+                'writing, or use on="generation"',
+                *(self.spec.name, _named(key), _WRITING.per_second),
             )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
