@@ -28,10 +28,11 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.context import ContextKind, context_of
+from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.sources.project_control_plane import PROJECT_NAME_LABEL, PROJECT_UID_LABEL
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
@@ -191,11 +192,10 @@ async def _source(
             yield finding
     if source.discovery is not None:
         watched = source.discovery if issuers is None else issuers.authenticated(source.discovery, of.credentials)
-        resources = [each.watched.resource for each in followed.collections]
-        async for finding in _server(_subject("discovery", of), watched, settings, resources):
+        async for finding in _followed(of, watched, settings, followed):
             can_list = can_list and finding.level != "fail"
             yield finding
-        for finding in check_context(_subject("context", of), of.kind, watched, of.settings.contexts):
+        for finding in check_context(_subject("context", of), of.kind, watched, of.settings):
             can_list = can_list and finding.level != "fail"
             yield finding
     if can_list:
@@ -213,6 +213,19 @@ async def _source(
                 yield finding
         case ProjectServer.IDENTITY:
             yield await usable(subject, source.project)
+
+
+async def _followed(
+    of: SourceSettings, watched: Upstream, settings: Settings, followed: KeyedSource
+) -> AsyncIterator[Finding]:
+    """Check the API servers that have the followed collections, which may be contexts of one."""
+    resources: dict[str, list[Resource]] = {"": []}
+    for each in followed.collections:
+        resources.setdefault(each.server, []).append(each.watched.resource)
+    for server, found in resources.items():
+        subject = _subject(f"discovery of {found[0].plural}" if server else "discovery", of)
+        async for finding in _server(subject, at_server(watched, server), settings, found):
+            yield finding
 
 
 async def _objects(

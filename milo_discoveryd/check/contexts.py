@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from milo_discoveryd.check.finding import Finding, fail, ok
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of
+from milo_discoveryd.sources.kind import SourceKind
 
 _SHOWS = {
     ContextKind.ROOT: "all projects, of all organizations",
@@ -19,16 +20,15 @@ _SERVERS = {
 }
 
 
-def check_context(subject: str, mode: str, upstream: Upstream, accepted: tuple[ContextKind, ...]) -> Iterator[Finding]:
-    if not accepted:
+def check_context(subject: str, mode: str, upstream: Upstream, kind: SourceKind) -> Iterator[Finding]:
+    if not kind.contexts:
         return
     context = context_of(upstream.server)
-    if context.kind in accepted:
-        unseen = "; that a project was deleted, or created again under its name, cannot be seen from here"
-        unseen = unseen if context.kind is ContextKind.PROJECT else ""
-        yield ok(subject, f"{context}, which shows {_SHOWS[context.kind]}{unseen}")
+    if context.kind in kind.contexts:
+        shown = f"{context}, which shows {_SHOWS[context.kind]}"
+        yield ok(subject, "; ".join(filter(None, (shown, kind.unseen))))
     else:
-        yield _wrong(subject, mode, context, accepted)
+        yield _wrong(subject, mode, context, kind.contexts)
 
 
 def _wrong(subject: str, mode: str, context: MiloContext, accepted: tuple[ContextKind, ...]) -> Finding:

@@ -18,7 +18,7 @@ from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_kube.reflect.wire import ListPageError
 
 _SAID = {
@@ -53,11 +53,7 @@ async def evaluate_source(
         return evaluate(followed, [list(map(followed.observe_file, source.files.scan().objects))])
     if upstream is None:
         return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]])
-    transport = Transport(upstream, response_limit=settings.watch.response_limit, environ=environ)
-    async with aclosing(transport):
-        listed = [
-            [each async for each in _listed(transport, settings, collection)] for collection in followed.collections
-        ]
+    listed = [await _listed(upstream, settings, environ, each) for each in followed.collections]
     return evaluate(followed, listed)
 
 
@@ -129,6 +125,15 @@ def _evaluation(registry: Registry, objects: Sequence[ObjectRecords]) -> Evaluat
 
 
 async def _listed(
+    upstream: Upstream, settings: Settings, environ: Mapping[str, str], collection: FollowedCollection
+) -> list[Observation]:
+    at = at_server(upstream, collection.server)
+    transport = Transport(at, response_limit=settings.watch.response_limit, environ=environ)
+    async with aclosing(transport):
+        return [each async for each in _objects(transport, settings, collection)]
+
+
+async def _objects(
     transport: Transport, settings: Settings, collection: FollowedCollection
 ) -> AsyncIterator[Observation]:
     """Yield the objects of a complete list, as the daemon sees them."""

@@ -47,7 +47,8 @@ class GivenSettings(Settings, frozen=True, kw_only=True):
     """Kubeconfig whose address, CA and identity are used for projects. Default: the cluster that the daemon runs in, or
     `discovery_kubeconfig` outside of a cluster."""
     label_selector: Annotated[str, selector_text] = ""
-    """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
+    """Label selector for projects, in the syntax of `kubectl -l`. ProjectControlPlanes of Milo have two labels, with
+    the project's name and UID. Default: all."""
     internal_address_template: Annotated[str, values.address_template] = ProjectControlPlaneKind().address_template
     """Address of a project's API server in mode `project-control-plane`; variables: `{name}`, `{uid}`,
     `{namespace}`."""

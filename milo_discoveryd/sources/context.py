@@ -14,6 +14,9 @@ _PATHS = {
 }
 
 
+_CONTEXT = re.compile(rf"(?:{'|'.join(pattern.replace('?P<name>', '?:') for pattern in _PATHS.values())})\Z")
+
+
 class ContextKind(enum.Enum):
     ROOT = "root"
     ORGANIZATION = "organization"
@@ -29,6 +32,14 @@ class MiloContext(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.name}".rstrip()
+
+
+def root_of(server: str) -> str:
+    """Return the URL of the whole API that has the context of a server's URL."""
+    found = server.rstrip("/")
+    while (context := _CONTEXT.search(found)) is not None:
+        found = found[: context.start()]
+    return found
 
 
 def context_of(server: str) -> MiloContext:

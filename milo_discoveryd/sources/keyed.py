@@ -31,6 +31,8 @@ class FollowedCollection(NamedTuple):
 
     watched: WatchedCollection
     decoder: Decoder[Any, Observation]
+    server: str = ""
+    """URL of the API server that has the collection. Default: the source's."""
 
 
 class KeyedSource:
@@ -117,7 +119,8 @@ class KeyedSource:
             return Ready(metadata.uid, metadata.resourceVersion, claiming)
 
         decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
-        return FollowedCollection(WatchedCollection(resource, keys), decoder)
+        server = watch.server if isinstance(watch, ReferencedWatch) else ""
+        return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
 
     def _keyed_reduce(self, reduce: Reduce) -> Reduce:
         if not self.name:

@@ -75,6 +75,8 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
     """Returns the content of an object for the claims that need it, or None if the object has no such content. Equal
     contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
     remains valid."""
+    server: str = ""
+    """URL of the API server, or of the context of Milo, that has the objects. Default: the source's."""
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
@@ -177,6 +179,11 @@ class SourceKind(Group, frozen=True, kw_only=True):
     credential to none of them."""
     contexts: ClassVar[tuple[ContextKind, ...]] = ()
     """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
+
+    @property
+    def unseen(self) -> str:
+        """What the source cannot notice with these settings, as `check` reports it; empty if there is nothing."""
+        return ""
 
     @property
     def authorities_file(self) -> Path | None:

@@ -42,7 +42,7 @@ class ProjectObjects:
 
     def __init__(self, options: SourceOptions) -> None:
         self._annotation_prefixes = options.annotation_prefixes
-        self._place = (f"{options.project_endpoint}{PROJECTS.path}/", "/control-plane")
+        self.place = (f"{options.project_endpoint}{PROJECTS.path}/", "/control-plane")
         context = context_of(options.discovery_server)
         self._organization = context.name if context.kind is ContextKind.ORGANIZATION else ""
         # Milo up to v0.32.5 selects the organization's projects in lists only, and not in watches.
@@ -51,7 +51,7 @@ class ProjectObjects:
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
-        return self._place
+        return self.place
 
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
@@ -66,7 +66,7 @@ class ProjectObjects:
             target = Target(
                 name=name,
                 uid=metadata.uid,
-                place=self._place,
+                place=self.place,
                 organization=organization,
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._annotation_prefixes),

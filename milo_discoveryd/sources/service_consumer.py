@@ -1,27 +1,32 @@
 """Kind `service-consumer`: engages a project while it uses one of the operator's services.
 
 Watches the ServiceConsumers in the control plane of the provider's project, to which the discovery kubeconfig belongs.
-There is one for each service and consumer project; its name contains neither.
+There is one for each service and consumer project; its name contains neither. A ServiceConsumer survives its project:
+only the Project, at the root of the API, says that it ended.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from itertools import chain
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import replace
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.model.objects import KubeObject, SuspensionInfo
-from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
-from milo_discoveryd.sources.context import ContextKind
-from milo_discoveryd.sources.kind import ClaimWatch, SeveralResources, SourceKind, SourceOptions
-from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, checked, labels, shared, suspensions_of
+from milo_discoveryd.sources.context import ContextKind, root_of
+from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources, SourceKind, SourceOptions
+from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
+from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError, checked, labels, shared, suspensions_of
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
-PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
+CONSUMERS, FOLLOWED_PROJECTS = 0, 1
+"""Positions of the resources in `SeveralResources.watches`."""
 ACTIVE = "Active"
 
 # ruff: noqa: N815
@@ -34,11 +39,27 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     """Canonical names of the operator's services, as in `status.serviceName`."""
     drain: Annotated[timedelta, span("0s", "1h")] = timedelta(minutes=5)
     """How long subscribers that confirm releases may clean up in a project that no longer uses any of the services."""
+    follow_projects: bool = False
+    """Whether to watch the Projects at the root of the API too: a project that is deleted, created again or being
+    deleted is reported then. The identity must be allowed to get, list and watch them there."""
+
+    @property
+    def unseen(self) -> str:
+        if self.follow_projects:
+            return ""
+        return (
+            "not that a project was deleted, or created again under its name: set follow_projects, if the identity may "
+            "watch projects at the root"
+        )
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = ConsumerObjects(self, options)
-        watch = ClaimWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.claims)
-        return SeveralResources((watch,), objects.reduce, objects.restored_place)
+        watches: tuple[ClaimWatch | ReferencedWatch, ...] = (
+            ClaimWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.claims),
+        )
+        if self.follow_projects:
+            watches += (ReferencedWatch(PROJECTS, KubeObject, objects.project, root_of(options.discovery_server)),)
+        return SeveralResources(watches, objects.reduce, objects.restored_place)
 
 
 class ProjectReference(msgspec.Struct, gc=False):
@@ -87,12 +108,13 @@ class Consumer(msgspec.Struct, frozen=True, gc=False):
 
 
 class ConsumerObjects:
-    """The meaning of ServiceConsumers."""
+    """The meaning of ServiceConsumers, and of their Projects where these are followed."""
 
     def __init__(self, kind: ServiceConsumerKind, options: SourceOptions) -> None:
         self._services = frozenset(kind.services)
         self._drain_s = kind.drain.total_seconds()
-        self._place = (f"{options.project_endpoint}{PROJECTS.path}/", "/control-plane")
+        self._follows_projects = kind.follow_projects
+        self._projects = ProjectObjects(replace(options, discovery_server=root_of(options.discovery_server)))
 
     def claims(self, consumer: ServiceConsumer) -> Iterable[Claim]:
         status, metadata = consumer.status, consumer.metadata
@@ -108,11 +130,39 @@ class ConsumerObjects:
             _suspensions(consumer),
             labels(metadata),
         )
-        yield Claim(project, content)
+        yield Claim(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
+
+    def project(self, obj: KubeObject) -> Observation:
+        """Return what a Project says; without its version, since equal contents mean that nothing changed."""
+        found = self._projects.observe(obj)
+        if isinstance(found, Malformed):
+            raise MalformedError(found.message)
+        return replace(found, version="")
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        """Engage the project while one of its consumers is active. The project is suspended while all active consumers
-        are."""
+        """Engage the project while one of its consumers is active and, if Projects are followed, the Project ready."""
+        consumers = [claim for claim in claims if claim.watch == CONSUMERS]
+        if not self._follows_projects or not consumers:
+            return self._by_consumers(cluster, consumers, uid)
+        project: Observation | None = next(
+            (claim.content for claim in claims if claim.watch == FOLLOWED_PROJECTS), None
+        )
+        if project is None:
+            # Without a UID, which is that of a project.
+            return None if uid else NotReady(cluster, "", consumers[0].version, "there is no project of this name")
+        found = self._by_consumers(cluster, consumers, project.uid)
+        if not isinstance(found, Ready):
+            return found
+        # Rules and filters are written for the labels of ServiceConsumers, which the consumer cannot change.
+        if not isinstance(project, Ready):
+            return replace(project, version=found.version, fields=found.target)
+        target = replace(project.target, labels=found.target.labels)
+        reasons = [each for each in (project.target.suspensions, found.target.suspensions) if each is not None]
+        suspensions = tuple(chain.from_iterable(reasons)) if reasons else None
+        return Ready(project.uid, found.version, replace(target, suspensions=suspensions))
+
+    def _by_consumers(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation:
+        """Return what the consumers of a project say. It is suspended while all active ones are."""
         if not claims:
             message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)
@@ -131,15 +181,14 @@ class ConsumerObjects:
             name=cluster,
             # Of the project itself only the name is known here.
             uid=uid or active[0].uid,
-            place=self._place,
+            place=self._projects.place,
             labels=tuple(sorted(merged.items())),
             suspensions=None if None in suspensions else tuple(each for found in suspensions for each in found or ()),
         )
         return Ready(uid or active[0].uid, newest.version, target)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
-        checked(stored.name, DNS_SUBDOMAIN, 253, "the consumer project")
-        return self._place
+        return self._projects.restored_place(stored)
 
 
 def _suspensions(consumer: ServiceConsumer) -> tuple[SuspensionReason, ...] | None:

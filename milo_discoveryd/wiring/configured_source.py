@@ -3,7 +3,9 @@
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+
+from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.credentials import Upstream
@@ -62,12 +64,6 @@ class ConfiguredSource:
 
     async def _follow_collections(self, upstream: Upstream, source: ClusterSource, epoch: str) -> None:
         watch = self._settings.watch
-        transport = Transport(
-            upstream,
-            response_limit=watch.response_limit,
-            connect_timeout_s=watch.connect_timeout.total_seconds(),
-            environ=self._environ,
-        )
         policy = ReflectorPolicy(
             streaming_lists=watch.streaming_lists == "auto",
             page_size=watch.page_size,
@@ -84,8 +80,17 @@ class ConfiguredSource:
             connect_timeout_s=watch.connect_timeout.total_seconds(),
             request_timeout_s=watch.request_timeout.total_seconds(),
         )
-        async with aclosing(transport):
-            await discovery.run(transport, self.followed.collections, self.followed.restored_place)
+        async with AsyncExitStack() as closing:
+            transports: dict[str, Transport] = {}
+            for server in {each.server for each in self.followed.collections}:
+                transports[server] = transport = Transport(
+                    at_server(upstream, server),
+                    response_limit=watch.response_limit,
+                    connect_timeout_s=watch.connect_timeout.total_seconds(),
+                    environ=self._environ,
+                )
+                await closing.enter_async_context(aclosing(transport))
+            await discovery.run(transports.__getitem__, self.followed.collections, self.followed.restored_place)
 
     @property
     def origin(self) -> StateOrigin:
@@ -97,3 +102,8 @@ class ConfiguredSource:
     def _state_file(self) -> StateFile | None:
         directory = self._settings.state_directory
         return None if directory is None else StateFile(directory, self.origin, self.of.name)
+
+
+def at_server(upstream: Upstream, server: str) -> Upstream:
+    """Return another URL of an API server with the same identity; the same one if `server` is empty."""
+    return replace(upstream, server=server) if server else upstream

@@ -66,16 +66,21 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
 
     async def run(
-        self, api: SourceApi, collections: Sequence[FollowedCollection], restored_place: RestoredPlace
+        self,
+        api_at: Callable[[str], SourceApi],
+        collections: Sequence[FollowedCollection],
+        restored_place: RestoredPlace,
     ) -> None:
-        """Follow the source until canceled. `collections` has an item for each of the fleet's feeds."""
+        """Follow the source until canceled. `collections` has an item for each of the fleet's feeds, and `api_at`
+        returns the API server of one by `FollowedCollection.server`.
+        """
         status, highest_version = self._storage.restore(restored_place)
         budget = ObjectBudget(self._objects_limit)
         drivers = [
             Driver(
-                api,
-                watched,
-                decoder=decoder,
+                api_at(each.server),
+                each.watched,
+                decoder=each.decoder,
                 new_reflector=self._reflector,
                 budget=budget.collection(feed.objects.kept_bytes),
                 pending_deletions=feed.pending_deletions,
@@ -86,7 +91,7 @@ class Discovery:
                 status=status,
                 highest_version=highest_version,
             )
-            for feed, (watched, decoder) in zip(self._source.feeds, collections, strict=True)
+            for feed, each in zip(self._source.feeds, collections, strict=True)
         ]
         async with asyncio.TaskGroup() as tasks:
             saving = self._storage.save(lambda: oldest(driver.highest_version for driver in drivers))

@@ -778,12 +778,14 @@ type Cluster struct {
 	Annotations map[string]string      `protobuf:"bytes,6,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	EngagedAt   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=engaged_at,json=engagedAt,proto3" json:"engaged_at,omitempty"`
 	// Set once the project's deletion was requested. Its control plane goes on answering until the
-	// finalizers are done: finish your clean-up, the cluster is disengaged afterwards.
+	// finalizers are done: finish your clean-up, the cluster is disengaged afterwards. Never set in the daemon's mode
+	// project-control-plane, where DISENGAGED is the first sign of a deletion.
 	DeletionRequestedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=deletion_requested_at,json=deletionRequestedAt,proto3" json:"deletion_requested_at,omitempty"`
 	// What the deletion is waiting for.
 	DeletionMessage string `protobuf:"bytes,9,opt,name=deletion_message,json=deletionMessage,proto3" json:"deletion_message,omitempty"`
-	// A suspended project answers reads and refuses writes. It stays engaged: keep what was created in it, pause the work
-	// on it, and go on when it is reinstated.
+	// A suspended project refuses to create and to change objects, and takes everything else. It stays engaged: keep what
+	// was created in it, pause the work on it, and go on when it is reinstated. Never set in the daemon's mode
+	// project-control-plane.
 	Suspended bool `protobuf:"varint,10,opt,name=suspended,proto3" json:"suspended,omitempty"`
 	// Whether the daemon reaches its API server.
 	Connectivity *Connectivity `protobuf:"bytes,11,opt,name=connectivity,proto3" json:"connectivity,omitempty"`

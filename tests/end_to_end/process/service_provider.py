@@ -23,7 +23,7 @@ class ServiceProvider:
         self.store = workspace.sandbox.control_plane("provider")
         self.kubeconfig = json.dumps(workspace.sandbox.kubeconfig(project="provider")).encode()
 
-    def daemon(self, drain_s: int = 300, **settings: Any) -> DaemonProcess:
+    def daemon(self, drain_s: int = 300, *, follow_projects: bool = False, **settings: Any) -> DaemonProcess:
         """Return a daemon for the service, whose kubeconfigs have a token of the sandbox's administrator."""
         directory, sandbox = self.workspace.directory, self.workspace.sandbox
         (directory / "provider").write_bytes(self.kubeconfig)
@@ -33,7 +33,7 @@ class ServiceProvider:
             "kind": "service-consumer",
             "discovery_kubeconfig": str(directory / "provider"),
             "project_kubeconfig": str(self.workspace.kubeconfig),
-            "settings": {"services": [SERVICE], "drain": f"{drain_s}s"},
+            "settings": {"services": [SERVICE], "drain": f"{drain_s}s", "follow_projects": follow_projects},
         }
         config = {
             "sources": [source],

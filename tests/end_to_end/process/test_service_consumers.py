@@ -56,6 +56,56 @@ async def test_operator_cleans_up_after_deactivation(workspace: Workspace, is_de
             assert ended.reason.name == "REMOVED"
 
 
+async def test_recreated_project_is_replaced_where_projects_are_followed(workspace: Workspace) -> None:
+    provider, projects = ServiceProvider(workspace), workspace.sandbox.projects
+    for name in ("shop", "bank"):
+        projects.create(name, ready=True)
+        provider.activate(name)
+    state = str(workspace.directory / "state")
+    async with provider.daemon(follow_projects=True, state_directory=state) as daemon, workspace.client() as client:
+        await daemon.start()
+        async with client.watch() as watch:
+            before = {
+                event.cluster.name: event.cluster
+                for event in [await next_event(watch, EventType.ENGAGED) for _ in "ab"]
+            }
+
+            projects.delete("shop")
+            projects.create("shop", ready=True)
+            ended = await next_event(watch, EventType.DISENGAGED)
+            again = await next_event(watch, EventType.ENGAGED)
+            assert (ended.cluster.name, again.cluster.name) == ("dns#shop", "dns#shop")
+            assert again.cluster.uid == projects.read("shop")["metadata"]["uid"] != before["dns#shop"].uid
+
+            # The same while the daemon was down: its state file knows the former project.
+            await daemon.terminate()
+            projects.delete("bank")
+            projects.create("bank", ready=True)
+            await daemon.start()
+            replaced = await next_event(watch, EventType.DISENGAGED)
+            assert replaced.reason is not None
+            assert (replaced.cluster.name, replaced.reason.name) == ("dns#bank", "REPLACED")
+            again = await next_event(watch, EventType.ENGAGED)
+            assert again.cluster.uid == projects.read("bank")["metadata"]["uid"] != before["dns#bank"].uid
+
+
+async def test_deletion_of_a_followed_project_is_announced_and_its_operator_finishes_it(workspace: Workspace) -> None:
+    provider, projects = ServiceProvider(workspace), workspace.sandbox.projects
+    projects.create("shop", ready=True, finalizers=["example.com/held"])
+    provider.activate("shop")
+    async with provider.daemon(follow_projects=True) as daemon, workspace.client() as client:
+        await daemon.start()
+        async with client.watch() as watch:
+            await next_event(watch, EventType.ENGAGED)
+            projects.delete("shop")
+            updated = await next_event(watch, EventType.UPDATED)
+            assert updated.cluster.deletion_requested_at is not None
+            projects.unfinalize("shop")
+            ended = await next_event(watch, EventType.DISENGAGED)
+            assert ended.reason is not None
+            assert ended.reason.name == "DELETED"
+
+
 async def test_drain_deadline_disengages_a_project_that_its_operator_does_not_release(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)

@@ -85,6 +85,13 @@ MODES = [
         prefix="dns#",
         has_organizations=False,
     ),
+    Mode(
+        "service-consumer",
+        {"settings": {"services": ["dns"], "follow_projects": True}},
+        create_consumer,
+        relabel_consumer,
+        prefix="dns#",
+    ),
     Mode("declarative", {"mode": "declarative", "declarative": DECLARATIVE}, create_project, relabel_project),
 ]
 

@@ -252,6 +252,47 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
             assert (report.engagement.reason.name, report.engagement.message) == ("REMOVED", "mail is Denied")
 
 
+async def test_projects_of_service_consumers_end_with_their_projects_where_these_are_followed(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        for name in ("provider", "shop", "bank"):
+            sandbox.projects.create(name, ready=True)
+        store = sandbox.control_plane("provider")
+        (tmp_path / "provider").write_text(json.dumps(sandbox.kubeconfig(project="provider")))
+        consume(store, "sc-1", "dns", "shop")
+        source = {
+            "name": "dns",
+            "kind": "service-consumer",
+            "discovery_kubeconfig": str(tmp_path / "provider"),
+            "settings": {"services": ["dns"], "follow_projects": True},
+        }
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps({"sources": [source]}))
+        address = f"unix://{tmp_path}/d.sock"
+        daemon = Daemon(load({"listen": (address,), "http_listen": "off"}, {}, file))
+        async with serving(daemon), DiscoveryClient(address) as client, asyncio.timeout(LIMIT_S):
+            events = client.watch()
+            assert await engaged(events) == "dns#shop"
+            first = (await client.get("dns#shop")).cluster
+            assert first is not None
+            assert first.uid == sandbox.projects.read("shop")["metadata"]["uid"]
+
+            sandbox.projects.delete("shop")
+            while (event := await anext(events)).type is EventType.UPDATED:
+                pass
+            assert (event.type, event.reason.name) == (EventType.DISENGAGED, "DELETED")
+            # A ServiceConsumer of a project that does not exist engages nothing.
+            consume(store, "sc-2", "dns", "nobody")
+            consume(store, "sc-3", "dns", "bank")
+            assert await engaged(events) == "dns#bank"
+            assert (await client.get("dns#nobody")).engagement.message == "there is no project of this name"
+
+            sandbox.projects.create("shop", ready=True)
+            assert await engaged(events) == "dns#shop"
+            second = (await client.get("dns#shop")).cluster
+            assert second is not None
+            assert second.uid != first.uid
+
+
 def suspended() -> dict[str, str]:
     return {
         "type": "Suspended",

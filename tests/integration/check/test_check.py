@@ -134,6 +134,37 @@ async def test_context_that_does_not_fit_the_mode_fails(
     assert f"s: context: the server of the discovery kubeconfig is the context of {found}" in output.text
 
 
+@pytest.mark.parametrize("follows", [True, False])
+async def test_check_of_service_consumers_says_what_is_seen_of_their_projects(
+    sandbox: Sandbox, tmp_path: Path, follows: bool
+) -> None:
+    sandbox.projects.create("provider", ready=True)
+    kubeconfig = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(project="provider"))
+    own = {"services": ["dns"], "follow_projects": follows}
+    source = {"name": "s", "kind": "service-consumer", "discovery_kubeconfig": str(kubeconfig), "settings": own}
+    output = await run_check(tmp_path, sources=[source])
+    seen = "ok    s: context: project provider, which shows the project's own objects, and no projects"
+    unseen = (
+        "; not that a project was deleted, or created again under its name: set follow_projects, if the identity may "
+        "watch projects at the root"
+    )
+    assert (seen if follows else seen + unseen) in output.lines
+    assert ("ok    s: discovery of projects list: 4 projects" in output.lines) is follows
+    assert output.status == 0
+
+
+async def test_missing_right_to_follow_projects_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.projects.create("provider", ready=True)
+    rules = [Rule(verbs=frozenset({"get", "list", "watch"}), resources=frozenset({"serviceconsumers"}))]
+    token = sandbox.token("provider", rules=rules)
+    kubeconfig = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(project="provider", token=token))
+    own = {"services": ["dns"], "follow_projects": True}
+    source = {"name": "s", "kind": "service-consumer", "discovery_kubeconfig": str(kubeconfig), "settings": own}
+    output = await run_check(tmp_path, sources=[source])
+    assert "fail  s: discovery of projects permissions: get, list and watch of projects denied" in output.text
+    assert output.status == 1
+
+
 async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
     rules = [Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))]
     config = sandbox.kubeconfig(token=sandbox.token("reader", rules=rules))

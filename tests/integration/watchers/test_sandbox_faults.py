@@ -60,7 +60,7 @@ class Follower:
             request_timeout_s=5.0,
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
-            await discovery.run(transport, projects.collections, projects.restored_place)
+            await discovery.run(lambda _: transport, projects.collections, projects.restored_place)
 
     async def is_streaming(self) -> None:
         await eventually(lambda: self.source.status.state is ViewState.STREAMING)

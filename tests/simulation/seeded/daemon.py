@@ -278,7 +278,7 @@ class Daemon:
             request_timeout_s=30.0,
         )
         projects = FollowedCollection(WatchedCollection(RESOURCE), Decoder(KubeObject, observe, Malformed))
-        self._discovering = asyncio.create_task(discovery.run(api, [projects], place_of), name=epoch)
+        self._discovering = asyncio.create_task(discovery.run(lambda _: api, [projects], place_of), name=epoch)
         self._keeping = asyncio.create_task(kubeconfigs.run(), name=f"credentials of {epoch}")
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 

@@ -140,7 +140,7 @@ class Simulation:
             epoch="run",
             request_timeout_s=30.0,
         )
-        following = discovery.run(self._api, joined.collections, joined.restored_place)
+        following = discovery.run(lambda _: self._api, joined.collections, joined.restored_place)
         self._task = asyncio.create_task(following)
 
     async def stop(self) -> None:

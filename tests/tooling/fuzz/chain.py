@@ -239,7 +239,7 @@ async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
         request_timeout_s=30.0,
     )
     server = ScriptedServer(script, followed.collections[0].watched.path)
-    following = asyncio.create_task(discovery.run(server, followed.collections, followed.restored_place))
+    following = asyncio.create_task(discovery.run(lambda _: server, followed.collections, followed.restored_place))
     client = _Client()
     watching = asyncio.create_task(service.watch_clusters(client.subscription.next_request(), CALLER, client.receive))
     await asyncio.wait((following, watching), timeout=LIVES_S, return_when=asyncio.FIRST_COMPLETED)

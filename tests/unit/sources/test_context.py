@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of
+from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of, root_of
 
 RESOURCES = "/apis/resourcemanager.miloapis.com/v1alpha1"
 ORGANIZATION = f"{RESOURCES}/organizations/acme/control-plane"
@@ -27,6 +27,21 @@ PROJECT = f"{RESOURCES}/projects/apollo/control-plane"
 )
 def test_context_is_that_of_the_end_of_the_path(path: str, context: MiloContext) -> None:
     assert context_of(f"https://milo.example.com:6443{path}") == context
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("", ""),
+        ("/milo/", "/milo"),
+        (RESOURCES, RESOURCES),
+        (ORGANIZATION, ""),
+        (f"/gateway{PROJECT}/", "/gateway"),
+        (ORGANIZATION + PROJECT, ""),
+    ],
+)
+def test_root_is_what_is_before_the_contexts(path: str, root: str) -> None:
+    assert root_of(f"https://milo.example.com:6443{path}") == f"https://milo.example.com:6443{root}"
 
 
 def test_context_is_named_by_kind_and_name() -> None:

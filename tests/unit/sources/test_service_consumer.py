@@ -8,28 +8,46 @@ import pytest
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
+from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.schema.fields import parse_group
-from milo_discoveryd.sources.kind import SourceOptions
+from milo_discoveryd.sources.kind import ReferencedWatch, SourceOptions
 from milo_discoveryd.sources.reading import MalformedError
-from milo_discoveryd.sources.service_consumer import ConsumerObjects, ServiceConsumer, ServiceConsumerKind
+from milo_discoveryd.sources.service_consumer import (
+    CONSUMERS,
+    FOLLOWED_PROJECTS,
+    ConsumerObjects,
+    ServiceConsumer,
+    ServiceConsumerKind,
+)
+from tests.unit.sources.objects import condition, project
 
 API = "https://api.example.com"
 KIND = ServiceConsumerKind(services=("dns", "mail"), drain=timedelta(minutes=1))
 MODE = ConsumerObjects(KIND, SourceOptions(project_server=API))
+PROVIDER = f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/provider/control-plane"
+FOLLOWING = ServiceConsumerKind(services=("dns", "mail"), drain=timedelta(minutes=1), follow_projects=True)
+OPTIONS = SourceOptions(project_server=API, discovery_server=PROVIDER)
+FOLLOWED = ConsumerObjects(FOLLOWING, OPTIONS)
 PLACE = (f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/", "/control-plane")
 
 
 def claims(
     project: str = "shop", service: str = "dns", phase: str = "Active", *conditions: dict[str, str], **more: Any
 ) -> list[Claim]:
+    return list(MODE.claims(consumer(project, service, phase, *conditions, **more)))
+
+
+def consumer(
+    project: str = "shop", service: str = "dns", phase: str = "Active", *conditions: dict[str, str], **more: Any
+) -> ServiceConsumer:
     metadata = {"name": "sc-1", "uid": "u1", "resourceVersion": "5", **more.pop("metadata", {})}
     content = {
         "metadata": metadata,
         "spec": {"consumerProjectRef": {"name": project}, **more},
         "status": {"phase": phase, "serviceName": service, "conditions": list(conditions)},
     }
-    return list(MODE.claims(msgspec.convert(content, ServiceConsumer)))
+    return msgspec.convert(content, ServiceConsumer)
 
 
 def reduced(*said: list[Claim], uid: str = "") -> Observation | None:
@@ -37,6 +55,17 @@ def reduced(*said: list[Claim], uid: str = "") -> Observation | None:
         ObjectClaim(0, f"sc-{n}", f"uid-{n}", str(n + 8), n, claim.content) for n, [claim] in enumerate(said, start=1)
     ]
     return MODE.reduce("shop", made, uid)
+
+
+def followed(*said: list[Claim], shop: KubeObject | None, uid: str = "") -> Observation | None:
+    """Return what consumers of the project `shop` mean together with it."""
+    made = [
+        ObjectClaim(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, claim.content)
+        for n, [claim] in enumerate(said, start=1)
+    ]
+    if shop is not None:
+        made.append(ObjectClaim(FOLLOWED_PROJECTS, "shop", shop.metadata.uid, "7", 0, FOLLOWED.project(shop)))
+    return FOLLOWED.reduce("shop", made, uid)
 
 
 DELETING = {"deletionTimestamp": "2026-11-20T08:00:00Z"}
@@ -140,3 +169,86 @@ def test_service_consumer_settings_are_validated() -> None:
     ):
         with pytest.raises(ValueError, match=complaint):
             parse_group(ServiceConsumerKind, given)
+
+
+def test_followed_projects_are_watched_at_the_root() -> None:
+    consumers, projects = FOLLOWING.follow(OPTIONS).watches
+    assert consumers.resource.path == "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
+    assert isinstance(projects, ReferencedWatch)
+    assert (projects.server, projects.resource.path) == (API, "/apis/resourcemanager.miloapis.com/v1alpha1/projects")
+    assert (KIND.unseen[:40], FOLLOWING.unseen) == ("not that a project was deleted, or creat", "")
+
+
+def test_claims_need_the_project_where_projects_are_followed() -> None:
+    (claim,) = FOLLOWED.claims(consumer("shop"))
+    assert claim.needs == ((FOLLOWED_PROJECTS, "shop"),)
+    assert claims("shop")[0].needs == ()
+
+
+def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> None:
+    shop = project(
+        "shop",
+        condition("Ready"),
+        condition("ResourceCleanup", message="waiting"),
+        spec={"ownerRef": {"kind": "Organization", "name": "acme"}},
+        labels={"tenant": "wrote-it"},
+        deletionTimestamp="1970-01-01T00:00:09Z",
+    )
+    assert followed(claims(metadata={"labels": {"env": "prod"}}), shop=shop, uid="before") == Ready(
+        "uid-shop",
+        "9",
+        Target(
+            name="shop",
+            uid="uid-shop",
+            place=PLACE,
+            organization="acme",
+            labels=(("env", "prod"),),
+            deletion_requested_at=9.0,
+            deletion_message="waiting",
+        ),
+    )
+
+
+def test_end_of_a_followed_project_ends_its_cluster() -> None:
+    active = claims()
+    assert followed(active, shop=None, uid="uid-shop") is None
+    assert followed(claims(phase="Denied"), shop=None, uid="uid-shop") is None
+    assert followed(active, shop=None) == NotReady("shop", "", "9", "there is no project of this name")
+
+
+def test_cluster_of_a_followed_project_is_ready_as_the_project_is() -> None:
+    found = followed(claims(), shop=project("shop", condition("Ready", "False")))
+    assert isinstance(found, NotReady)
+    assert (found.uid, found.message) == ("uid-shop", "condition Ready is False")
+    assert isinstance(found.fields, Target)
+
+
+def test_project_that_stops_using_the_services_is_withdrawn_under_its_uid() -> None:
+    found = followed(claims(phase="Denied"), shop=project("shop"), uid="uid-shop")
+    assert found == Withdrawn("shop", "uid-shop", "9", "dns is Denied", 60.0)
+    gone = "the project no longer uses any of the services"
+    assert FOLLOWED.reduce("shop", [], "") == Withdrawn("shop", "", "", gone, 60.0)
+
+
+def test_followed_project_is_suspended_by_itself_or_by_its_consumers() -> None:
+    own = project("shop", condition("Ready"), condition("Suspended", message="by the platform"))
+    for consumers, shop, expected in (
+        (claims(), project("shop"), None),
+        (claims(), own, ()),
+        (claims("shop", "dns", "Active", suspended()), project("shop"), (SuspensionReason("Billing", 9.0, ""),)),
+        (claims("shop", "dns", "Active", suspended()), own, (SuspensionReason("Billing", 9.0, ""),)),
+    ):
+        found = followed(consumers, shop=shop)
+        assert isinstance(found, Ready)
+        assert found.target.suspensions == expected
+
+
+def test_equal_states_of_a_followed_project_have_equal_contents() -> None:
+    assert FOLLOWED.project(project("shop", resourceVersion="7")) == FOLLOWED.project(
+        project("shop", resourceVersion="8")
+    )
+
+
+def test_followed_project_that_cannot_be_used_is_malformed() -> None:
+    with pytest.raises(MalformedError, match="deletionTimestamp"):
+        FOLLOWED.project(project("shop", deletionTimestamp="soon"))

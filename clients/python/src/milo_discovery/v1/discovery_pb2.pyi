@@ -413,8 +413,9 @@ class Cluster(_message.Message):
     deletion_message: _builtins.str
     """What the deletion is waiting for."""
     suspended: _builtins.bool
-    """A suspended project answers reads and refuses writes. It stays engaged: keep what was created in it, pause the work
-    on it, and go on when it is reinstated.
+    """A suspended project refuses to create and to change objects, and takes everything else. It stays engaged: keep what
+    was created in it, pause the work on it, and go on when it is reinstated. Never set in the daemon's mode
+    project-control-plane.
     """
     source_resource_version: _builtins.str
     """The version of the object upstream that this view was made from. A write that changes nothing else here
@@ -439,7 +440,8 @@ class Cluster(_message.Message):
     @_builtins.property
     def deletion_requested_at(self) -> _timestamp_pb2.Timestamp:
         """Set once the project's deletion was requested. Its control plane goes on answering until the
-        finalizers are done: finish your clean-up, the cluster is disengaged afterwards.
+        finalizers are done: finish your clean-up, the cluster is disengaged afterwards. Never set in the daemon's mode
+        project-control-plane, where DISENGAGED is the first sign of a deletion.
         """
 
     @_builtins.property

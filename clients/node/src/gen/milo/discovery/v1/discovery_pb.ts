@@ -349,7 +349,8 @@ export type Cluster = Message<"milo.discovery.v1.Cluster"> & {
 
   /**
    * Set once the project's deletion was requested. Its control plane goes on answering until the
-   * finalizers are done: finish your clean-up, the cluster is disengaged afterwards.
+   * finalizers are done: finish your clean-up, the cluster is disengaged afterwards. Never set in the daemon's mode
+   * project-control-plane, where DISENGAGED is the first sign of a deletion.
    *
    * @generated from field: google.protobuf.Timestamp deletion_requested_at = 8;
    */
@@ -363,8 +364,9 @@ export type Cluster = Message<"milo.discovery.v1.Cluster"> & {
   deletionMessage: string;
 
   /**
-   * A suspended project answers reads and refuses writes. It stays engaged: keep what was created in it, pause the work
-   * on it, and go on when it is reinstated.
+   * A suspended project refuses to create and to change objects, and takes everything else. It stays engaged: keep what
+   * was created in it, pause the work on it, and go on when it is reinstated. Never set in the daemon's mode
+   * project-control-plane.
    *
    * @generated from field: bool suspended = 10;
    */
