@@ -23,6 +23,7 @@ LAG = 6
 """The number of changes that a replica lags behind by, at most."""
 RESOURCE = Resource("", "v1", "projects", label_selector="in=yes")
 PATH = RESOURCE.path
+ETCD_FREEZES = ("F4", "etcd freezes")
 EXPIRED = line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
 
 
@@ -108,6 +109,8 @@ class Open:
     async def _quiet(self) -> None:
         is_marked = self.watch is not None and self.watch.position is not None and not self.without_bookmarks
         due = min(self._ends_at, self._bookmark_at) if is_marked else self._ends_at
+        if self._loop.time() < self._api.frozen_until:
+            due = min(self._ends_at, self._api.frozen_until)
         try:
             async with asyncio.timeout_at(None if self.mute else due):
                 await self._bell.wait()
@@ -169,11 +172,9 @@ class Api:
         kind: Kind = "list" if path == PATH else "look"
         self.requests["livez" if path == "/livez" else kind] += 1
         await self.random_delay()
-        if self._loop.time() < self.frozen_until:
-            if path == "/livez":
-                return Answer(500, {}, b"[-]etcd failed: reason withheld")
-            await asyncio.sleep(timeout_s)
-            raise TransportError("timeout", "etcd does not answer")
+        if path == "/livez" and self._loop.time() < self.frozen_until:
+            return Answer(500, {}, b"[-]etcd failed: reason withheld")
+        await self._etcd_answers(timeout_s)
         fault = await self._drawn_fault(kind, timeout_s)
         lie: Lie | None = None
         match fault:
@@ -205,8 +206,16 @@ class Api:
             each.say(TransportError("closed", cause))
 
     def freeze_etcd(self, seconds: float) -> None:
-        self.inject("F4", "etcd freezes")
+        self.inject(*ETCD_FREEZES)
         self.frozen_until = self._loop.time() + seconds
+
+    async def _etcd_answers(self, timeout_s: float) -> None:
+        """Wait for etcd, as requests that only it can answer do."""
+        gives_up_at = self._loop.time() + timeout_s
+        while self._loop.time() < self.frozen_until:
+            if self._loop.time() >= gives_up_at:
+                raise TransportError("timeout", "etcd does not answer")
+            await asyncio.sleep(0.5)
 
     def ring(self) -> None:
         """Wake the open watches after a change."""

@@ -201,8 +201,14 @@ class SimulationRun:
             self._restart_server,
         )
         weights = (8, 6, 4, 2, 2, 1)
-        rare = (self._restart_daemon, self._replace_server, self._restore_backup, self._restart_daemon_with_bad_list)
-        await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3, 0.3))[0]()
+        rare = (
+            self._restart_daemon,
+            self._freeze_etcd,
+            self._replace_server,
+            self._restore_backup,
+            self._restart_daemon_with_bad_list,
+        )
+        await self._random.choices((*steps, *rare), (*weights, 1, 0.5, 0.3, 0.3, 0.3))[0]()
 
     async def _change_objects(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
@@ -223,6 +229,11 @@ class SimulationRun:
             self._api.busy_until = self._api.down_until + self._random.choice((1.0, 30.0))
         if self._random.random() < 0.5:
             self._server.compact()
+
+    async def _freeze_etcd(self) -> None:
+        self._api.freeze_etcd(self._random.choice((1.0, 20.0, 60.0, 200.0)))
+        if self._random.random() < 0.5:
+            await asyncio.sleep(self._api.frozen_until - self._clock())
 
     async def _restart_daemon(self) -> None:
         assert self._daemon is not None
@@ -397,7 +408,7 @@ class SimulationRun:
 
     async def _heal(self) -> float:
         """End all faults; return how long the recovery took."""
-        self._api.fault_rate = self._api.down_until = self._api.busy_until = 0.0
+        self._api.fault_rate = self._api.down_until = self._api.busy_until = self._api.frozen_until = 0.0
         self._tokens.fault_rate = self._tokens.down_until = 0.0
         self._world.repair_objects()
         for subscriber in self._subscribers:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.simulation.seeded.api import ETCD_FREEZES
 from tests.simulation.seeded.report import Report
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS
 from tests.simulation.seeded.simulation_run import simulate
@@ -13,6 +14,7 @@ EVERY_FAULT = {
     *(f"{each.row} {each.name}" for each in (*REQUEST_FAULTS, *TOKEN_FAULTS)),
     *(f"{row} {name}" for row, name, _ in WATCH_FAULTS),
     " ".join(WITHDRAWN),
+    " ".join(ETCD_FREEZES),
 }
 
 
