@@ -1,7 +1,7 @@
 """Installs from the directory of a release as a user would, with nothing else of this repository: release DIRECTORY
 
     packages   pip install from a local index, then the demo
-    image      the daemon's image, as uid 65532 on a read-only root (needs root, buildah, unshare and chroot)
+    image      demo and daemon in their images, as uid 65532 on a read-only root (needs root, buildah and unshare)
     manifests  bundle and chart: equal objects, valid, and within the pod security profile `restricted` (needs kubectl;
                the chart needs helm, or Go to build it)
     go         go get of both modules from a proxy that is a directory (needs Go)
@@ -18,8 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,41 +78,77 @@ def packages(release: Path, scratch: Path) -> str:
     return run(commands / "milo-discoveryd", "--version").strip() + "; demo engages clusters"
 
 
+# A read-only root, with a volume that the containers share, as in the manifests.
+_CONTAINER = """
+    set -eu
+    mount --rbind "$1" "$1"; mount -o remount,bind,ro "$1"
+    mount -t tmpfs -o mode=0755 tmpfs "$1/run"; mkdir "$1/run/milo"; mount --bind "$2" "$1/run/milo"
+    ! touch "$1/opt/x" 2>/dev/null
+    root=$1; shift 2
+    exec chroot --userspec=65532:65532 --groups= "$root" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of an image, run without a container engine."""
+
+    command: tuple[object, ...]
+    environment: dict[str, str]
+
+    def run(self, *arguments: str) -> str:
+        return run(*self.command, *arguments, **self.environment)
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[None]:
+        with subprocess.Popen([str(each) for each in (*self.command, *arguments)], env=self.environment) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+
+
+@contextmanager
+def container(layout: Path, volume: Path) -> Iterator[Container]:
+    [index] = json.loads((layout / "index.json").read_text())["manifests"]
+    source = f"oci:{layout}:{index['annotations']['org.opencontainers.image.ref.name']}"
+    name = run("buildah", "from", "--quiet", source).split()[-1]
+    try:
+        root = run("buildah", "mount", name).strip()
+        configured = json.loads(run("buildah", "inspect", name))["OCIv1"]["config"]
+        assert configured["User"] == "65532:65532"
+        assert configured["Entrypoint"] == ["milo-discoveryd"]
+        isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _CONTAINER, "sh")
+        yield Container((*isolated, root, volume), dict(each.split("=", 1) for each in configured["Env"]))
+    finally:
+        run("buildah", "rm", name)
+
+
 def image(release: Path, scratch: Path) -> str:
     needs("buildah", "unshare", "chroot")
     if os.geteuid():
         raise Skipped("mounting a root filesystem needs root")
-    [layout] = (release / "images").glob("milo-discoveryd")
-    [index] = json.loads((layout / "index.json").read_text())["manifests"]
-    source = f"oci:{layout}:{index['annotations']['org.opencontainers.image.ref.name']}"
-    container = run("buildah", "from", "--quiet", source).split()[-1]
-    try:
-        root = run("buildah", "mount", container).strip()
-        configured = json.loads(run("buildah", "inspect", container))["OCIv1"]["config"]
-        assert configured["User"] == "65532:65532"
-        environment = dict(each.split("=", 1) for each in configured["Env"])
-        # A read-only root with an emptyDir, as in the manifests.
-        script = """
-            set -eu
-            mount --rbind "$1" "$1"; mount -o remount,bind,ro "$1"
-            mount -t tmpfs -o mode=0755 tmpfs "$1/run"; mkdir "$1/run/milo"; chown 65532:65532 "$1/run/milo"
-            ! touch "$1/opt/x" 2>/dev/null
-            root=$1; shift
-            exec chroot --userspec=65532:65532 --groups= "$root" "$@"
-        """
-        inside = ("unshare", "--mount", "--pid", "--fork", "sh", "-c", script, "sh", root)
-        said = run(*inside, *configured["Entrypoint"], "--version", **environment)
-        kubeconfig = "/run/milo/none"
-        refused = subprocess.run(
-            [*inside, *configured["Entrypoint"], "check", "--discovery-kubeconfig", kubeconfig,
-             "--listen", "unix:///run/milo/d/discovery.sock", "--http-listen", "127.0.0.1:0"],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60,
-        )  # fmt: skip
-        assert f"kubeconfig {kubeconfig}: cannot be read" in refused.stdout, refused.stdout
-        assert "ok    listen unix:///run/milo/d/discovery.sock: free" in refused.stdout, refused.stdout
-    finally:
-        run("buildah", "rm", container)
-    return f"{said.strip()} as uid 65532 on a read-only root, {index['digest']}"
+    volume = scratch / "volume"
+    volume.mkdir(mode=0o700)
+    os.chown(volume, 65532, 65532)
+    socket, kubeconfig = "unix:///run/milo/d/discovery.sock", "/run/milo/kubeconfig"
+    settings = ("--discovery-kubeconfig", kubeconfig, "--listen", socket, "--http-listen", "127.0.0.1:0")
+    layouts = release / "images"
+    with (
+        container(layouts / "milo-discoveryd", volume) as daemon,
+        container(layouts / "milo-discoveryd-sandbox", volume) as sandbox,
+    ):
+        version = daemon.run("milo-discoveryd", "--version").strip()
+        assert "ENGAGED" in sandbox.run("milo-discoveryd", "demo", "--seconds", "8")
+        with sandbox.running("milo-discoveryd", "sandbox", "--projects", "3", "--kubeconfig-out", kubeconfig):
+            while not (volume / "kubeconfig").exists():
+                time.sleep(0.1)
+            checked = daemon.run("milo-discoveryd", "check", *settings)
+            assert f"ok    listen {socket}: free" in checked, checked
+            with daemon.running("milo-discoveryd", "run", *settings):
+                shown = daemon.run("milo-discovery", "watch", "--once", "--address", socket, "--timeout", "60s")
+                assert shown.count("ENGAGED") == 3, shown
+    return f"{version} as uid 65532 on a read-only root: demo, check, run, watch"
 
 
 def manifests(release: Path, scratch: Path) -> str:
