@@ -19,6 +19,20 @@ TOGETHER = (
 LONGEST = "tests/end_to_end/real/test_faults.py"
 """The slowest file: its modes run in different workers."""
 
+FIRST = (
+    "tests/tooling/import_contracts/test_pure_coverage.py",
+    "conformance/tests/test_kit.py::test_each_case",
+    "conformance/tests/test_kit.py::test_subscriber",
+    "tests/end_to_end/examples/test_newcomers.py",
+    "tests/end_to_end/examples/test_config_map_operators.py",
+    "tests/end_to_end/conformance/",
+    "tests/simulation/seeded/test_simulations.py",
+    "tests/tooling/deploy/test_prometheus.py",
+    "tests/tooling/docs/test_tutorial.py",
+    "tests/tooling/docs/test_readme.py",
+)
+"""Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
+
 
 class Sharing(LoadScopeScheduling):
     """Distributes single tests over workers, and files of TOGETHER as a whole, which start first."""
@@ -51,6 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--real"):
         return
     _keep(config, items, [item for item in items if ON_REAL_SERVERS not in getattr(item, "fixturenames", ())])

@@ -1,21 +1,39 @@
-"""The clients in Python and Go, the Go provider and the subscriber in Node, as processes, against the real daemon."""
+"""The clients in Python and Go, the Go provider and the subscriber in Node, as processes, against the real daemon.
+
+The conformance kit judges the clients by each rule (`tests/end_to_end/conformance`); the provider, which it does not
+judge, is shown to keep them here.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
+from milo_conformance.relay import Relay
 from milo_discovery import DiscoveryClient
 from milo_sandbox import Sandbox
 from tests.end_to_end.examples.program import LINE_WITHIN_S, Program
-from tests.end_to_end.examples.relay import Relay
 from tests.end_to_end.process.daemon import DaemonProcess
 
 pytestmark = pytest.mark.timeout(600)  # the first build compiles gRPC
 
 Subscriber = Callable[..., Program]
+of_the_provider = pytest.mark.parametrize("command", ["provider"], indirect=True)
+
+
+@asynccontextmanager
+async def relaying(directory: Path, socket: Path) -> AsyncIterator[Relay]:
+    """Forward connections to the daemon's socket."""
+    relay = Relay(directory / "relay.sock")
+    relay.target = str(socket)
+    await relay.listen()
+    try:
+        yield relay
+    finally:
+        await relay.close()
 
 
 def engaged(sandbox: Sandbox, name: str, kind: str = "ENGAGED") -> str:
@@ -74,11 +92,12 @@ async def test_subscriber_prints_only_differences_after_daemon_restart(
         }
 
 
+@of_the_provider
 async def test_subscriber_resumes_after_cut_connection(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
 ) -> None:
     sandbox.projects.create("first", ready=True)
-    async with Relay(directory / "r.sock", socket) as relay, subscriber(relay.address) as printed:
+    async with relaying(directory, socket) as relay, subscriber(relay.address) as printed:
         assert await printed.line() == engaged(sandbox, "first")
 
         relay.cut()
@@ -88,17 +107,19 @@ async def test_subscriber_resumes_after_cut_connection(
         assert [line for line in lines if "the stream broke" not in line] == [engaged(sandbox, "second")]
 
 
+@of_the_provider
 async def test_subscriber_reports_dead_connection_after_three_missed_heartbeats(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
 ) -> None:
     sandbox.projects.create("first", ready=True)
-    async with Relay(directory / "r.sock", socket) as relay, subscriber(relay.address, HEARTBEAT_S="1") as printed:
+    async with relaying(directory, socket) as relay, subscriber(relay.address, HEARTBEAT_S="1") as printed:
         assert await printed.line() == engaged(sandbox, "first")
 
-        relay.set_silent()
+        relay.fall_silent()
         assert "no heartbeat for 3" in await printed.line()
 
 
+@of_the_provider
 async def test_subscriber_releases_draining_cluster(
     sandbox: Sandbox, draining_daemon: DaemonProcess, subscriber: Subscriber
 ) -> None:
@@ -110,11 +131,12 @@ async def test_subscriber_releases_draining_cluster(
         await eventually_released(draining_daemon, "first")
 
 
+@of_the_provider
 async def test_subscriber_that_reconnects_releases_draining_cluster(
     sandbox: Sandbox, draining_daemon: DaemonProcess, subscriber: Subscriber, directory: Path, socket: Path
 ) -> None:
     sandbox.projects.create("first", ready=True)
-    async with Relay(directory / "relay.sock", socket) as relay, subscriber(relay.address) as printed:
+    async with relaying(directory, socket) as relay, subscriber(relay.address) as printed:
         assert await printed.line() == engaged(sandbox, "first")
         relay.cut()
         await printed.until("the stream broke")
@@ -130,6 +152,7 @@ async def eventually_released(daemon: DaemonProcess, name: str) -> None:
             await asyncio.sleep(0.01)
 
 
+@of_the_provider
 async def test_subscriber_ends_work_of_killed_sharded_daemon(
     sandbox: Sandbox, sharded_daemon: DaemonProcess, subscriber: Subscriber
 ) -> None:
@@ -142,6 +165,7 @@ async def test_subscriber_ends_work_of_killed_sharded_daemon(
         assert (await printed.until("OWNERSHIP_LOST"))[-1].startswith("DISENGAGED first OWNERSHIP_LOST")
 
 
+@of_the_provider
 async def test_subscriber_ends_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
     address = f"unix://{directory}/other.sock"
     server = grpc.aio.server()
@@ -152,6 +176,7 @@ async def test_subscriber_ends_on_permanent_rejection(subscriber: Subscriber, di
     await server.stop(None)
 
 
+@of_the_provider
 async def test_subscriber_waits_for_daemon(sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber) -> None:
     await daemon.terminate()
     sandbox.projects.create("first", ready=True)

@@ -82,6 +82,19 @@ def line(prefix: str) -> str:
 async def test_invalid_input_prints_a_one_line_error(
     directory: Path, command: str, settings: str, printed: str
 ) -> None:
+    [shown] = await refusal(directory, command, settings)
+    pattern = ".*".join(re.escape(part) for part in printed.split("*"))
+    assert re.fullmatch(pattern, shown), shown
+
+
+async def test_invalid_settings_are_named_together(directory: Path) -> None:
+    lines = await refusal(directory, SETTINGS, "mode: other\nheartbeat_interval: -1s\nlabel_selector: a in")
+    keys = [shown.removeprefix(f"{DAEMON}: file settings.yaml ").partition(":")[0] for shown in lines]
+    assert sorted(keys) == ["line 1 key mode", "line 2 key heartbeat_interval", "line 3 key label_selector"]
+
+
+async def refusal(directory: Path, command: str, settings: str) -> list[str]:
+    """Return the lines that a command prints before it exits with an error."""
     (directory / "kubeconfig").write_text(KUBECONFIG)
     (directory / "settings.yaml").write_text(settings)
     taken = socket.create_server(("127.0.0.1", 0))
@@ -113,9 +126,8 @@ async def test_invalid_input_prints_a_one_line_error(
             process.kill()
             await process.wait()
     assert process.returncode not in (0, None)
-    [shown] = output.decode().splitlines()
-    pattern = ".*".join(re.escape(part) for part in printed.split("*"))
-    assert re.fullmatch(pattern, shown), shown
+    assert not (directory / "daemon" / "d.sock").exists(), "nothing was started"
+    return output.decode().splitlines()
 
 
 @pytest.mark.parametrize("command", [DAEMON, CLIENT])

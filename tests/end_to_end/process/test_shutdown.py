@@ -8,7 +8,6 @@ import pytest
 
 from milo_discovery import EventType
 from tests.end_to_end.process.conftest import Workspace
-from tests.end_to_end.process.daemon import DaemonEndedError
 from tests.support.eventually import eventually
 
 
@@ -131,9 +130,3 @@ async def test_daemon_exits_if_its_socket_is_removed(workspace: Workspace, harm:
         assert message in daemon.tail(2).splitlines()
         assert workspace.socket.exists() == (harm == "replace")
         assert "Traceback" not in daemon.output
-
-
-async def test_daemon_that_cannot_start_exits_with_an_error(workspace: Workspace) -> None:
-    async with workspace.daemon(mode="projects") as daemon:
-        with pytest.raises(DaemonEndedError, match='mode: "projects" must be one of'):
-            await daemon.start()
