@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
 from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.model.objects import KubeObject, Metadata
@@ -93,10 +95,11 @@ class KeyedSource:
         observe = _within(resource, usable, lambda obj: obj.metadata.name)
         keys = self.keys[0]
         if not self.name:
-            return FollowedCollection(
-                WatchedCollection(resource, keys), Decoder(follows.object_type, observe, Malformed)
-            )
-        decoder = Decoder(follows.object_type, lambda obj: self._keyed(observe(obj)), Malformed, keys.key)
+            decoder = Decoder(self._checked(follows.object_type), observe, Malformed)
+            return FollowedCollection(WatchedCollection(resource, keys), decoder)
+        decoder = Decoder(
+            self._checked(follows.object_type), lambda obj: self._keyed(observe(obj)), Malformed, keys.key
+        )
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
     def _of_objects(self, watch: ClaimWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
@@ -118,9 +121,22 @@ class KeyedSource:
             claiming = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
             return Ready(metadata.uid, metadata.resourceVersion, claiming)
 
-        decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
+        decoder = Decoder(self._checked(watch.object_type), _within(resource, observe, key), Malformed, keys.key)
         server = watch.server if isinstance(watch, ReferencedWatch) else ""
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
+
+    def _checked(self, object_type: Any) -> Any:
+        """Return a type of objects. Raises StartError for one that cannot be decoded to what is read of every object."""
+        is_struct = isinstance(object_type, type) and issubclass(object_type, msgspec.Struct)
+        types = {each.name: each.type for each in msgspec.structs.fields(object_type)} if is_struct else {}
+        metadata = types.get("metadata")
+        if not (isinstance(metadata, type) and issubclass(metadata, Metadata)):
+            source = f"source {self.name}" if self.name else "source"
+            raise StartError(
+                f"{source}: object_type {object_type!r} of its kind is no msgspec.Struct with a field metadata: "
+                "Metadata, such as KubeObject"
+            )
+        return object_type
 
     def _keyed_reduce(self, reduce: Reduce) -> Reduce:
         if not self.name:

@@ -51,7 +51,7 @@ class OneResource(msgspec.Struct, frozen=True):
     observe: Callable[[Any], Observation]
     restored_place: RestoredPlace
     object_type: Any = KubeObject
-    """`KubeObject`, or a type derived from it."""
+    """`KubeObject`, or another msgspec.Struct with a field `metadata: Metadata`."""
 
 
 class ClaimWatch(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class ClaimWatch(msgspec.Struct, frozen=True):
 
     resource: Resource
     object_type: Any
-    """`KubeObject`, or a type derived from it."""
+    """`KubeObject`, or another msgspec.Struct with a field `metadata: Metadata`."""
     claims: Callable[[Any], Iterable[Claim]]
     """Returns the claims that an object makes on clusters, which may be none. Raises MalformedError for an object that
     cannot be used: its previous claims remain valid."""

@@ -2,10 +2,12 @@
 
 import base64
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.claims import Claim, ClaimingObject
 from milo_discoveryd.model.cluster import Target, source_of
 from milo_discoveryd.model.objects import KubeObject
@@ -14,7 +16,14 @@ from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
-from milo_discoveryd.sources.kind import FileObject, Follows, OneResource, SourceOptions
+from milo_discoveryd.sources.kind import (
+    ClaimWatch,
+    FileObject,
+    Follows,
+    OneResource,
+    SeveralResources,
+    SourceOptions,
+)
 from milo_discoveryd.sources.kubeconfig_files import KindKind
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
@@ -49,6 +58,20 @@ def test_object_that_a_kind_cannot_use_is_malformed(source: str, key: str) -> No
     follows = OneResource(Resource("", "v1", "namespaces"), observe, lambda stored: stored.place)
     (followed,) = KeyedSource(follows, source).collections
     assert seen(followed) == Malformed(key, "1", "7", "the host is not valid")
+
+
+class WithoutMetadata(msgspec.Struct):
+    data: dict[str, str]
+
+
+@pytest.mark.parametrize(("source", "named"), [("", "source"), ("eu", "source eu")])
+@pytest.mark.parametrize("object_type", [dict, "KubeObject", WithoutMetadata])
+def test_object_type_without_metadata_is_refused(source: str, named: str, object_type: Any) -> None:
+    resource = Resource("", "v1", "namespaces")
+    with pytest.raises(StartError, match=rf"^{named}: object_type .* no msgspec.Struct with a field metadata: Metadata"):
+        KeyedSource(OneResource(resource, Mock(), Mock(), object_type), source)
+    with pytest.raises(StartError, match=rf"^{named}: object_type "):
+        KeyedSource(SeveralResources((ClaimWatch(resource, object_type, Mock()),), Mock(), Mock()), source)
 
 
 METADATA = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
