@@ -2,19 +2,18 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from milo_discovery import DiscoveryClient, SourceState, Watch
+from milo_discovery import DiscoveryClient, SourceState
 from milo_sandbox.kubeconfigs import write
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
 
 _WITHIN_S = 60.0
@@ -57,22 +56,6 @@ def files(workspace: Workspace) -> Files:
     return Files(workspace)
 
 
-@asynccontextmanager
-async def following(files: Files, kind: str, path: Path, **settings: Any) -> AsyncIterator[Watch]:
-    async with files.daemon(kind, path, **settings) as daemon:
-        await daemon.start()
-        async with files.workspace.client() as client, client.watch() as watch:
-            async with asyncio.timeout(_WITHIN_S):
-                await watch.synced()
-            yield watch
-
-
-async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
-    async with asyncio.timeout(_WITHIN_S):
-        while not holds(watch):
-            await anext(watch)
-
-
 async def source_is(client: DiscoveryClient, state: SourceState, reason: str) -> None:
     async with asyncio.timeout(_WITHIN_S):
         while True:
@@ -88,7 +71,7 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
     files.put(".hidden", "hidden")
     files.put("gamma.tmp", "gamma")
     (files.directory / "broken.yaml").write_text("apiVersion: v1\nkind: Con")
-    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         assert set(watch.clusters) == {"files#alpha", "files#beta"}
         assert watch.clusters["files#alpha"].endpoint == files.workspace.sandbox.control_plane_url("alpha")
         assert await user_of((await client.issue_kubeconfig("files#alpha")).kubeconfig) == "operator"
@@ -103,8 +86,7 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
 async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files: Files) -> None:
     files.put("alpha")
     async with (
-        following(files, "kubeconfig-directory", files.directory) as watch,
-        files.workspace.client() as client,
+        following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch),
         client.watch(include_kubeconfigs=True) as kubeconfigs,
     ):
         first = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
@@ -121,7 +103,7 @@ async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files:
 
 async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Files) -> None:
     files.put("alpha", "shop")
-    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         before = watch.clusters["files#alpha"]
         files.put("alpha", "bank")
         await until(watch, lambda seen: seen.clusters["files#alpha"].incarnation != before.incarnation)
@@ -134,7 +116,7 @@ async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Fi
 async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(files: Files, content: bytes) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         (files.directory / "alpha").write_bytes(content)
         files.put("later")
         await until(watch, lambda seen: "files#later" in seen.clusters)
@@ -146,7 +128,7 @@ async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(f
 async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
-    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         moved = files.directory.rename(files.workspace.directory / "moved")
         await source_is(client, SourceState.STALE, "FileNotFound")
         assert set(watch.clusters) == {"files#alpha", "files#beta"}
@@ -160,7 +142,7 @@ async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None
     names = {f"cluster-{number}" for number in range(30)}
     for name in names:
         files.put(name, "shop")
-    async with following(files, "kubeconfig-directory", files.directory) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         for each in files.directory.iterdir():
             each.unlink()
         await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
@@ -183,7 +165,7 @@ async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -
         new.rename(files.directory / "..data")
 
     publish("1", "alpha", "beta")
-    async with following(files, "kubeconfig-directory", files.directory) as watch:
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (_, watch):
         assert set(watch.clusters) == {"files#alpha", "files#beta"}
         publish("2", "alpha", "beta", "gamma")
         shutil.rmtree(files.directory / "..1")
@@ -195,13 +177,12 @@ async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory
     files.put("beta")
     stored = files.workspace.directory / "state"
     state = {"state_directory": str(stored)}
-    async with following(files, "kubeconfig-directory", files.directory, **state) as watch:
+    async with following(files.daemon("kubeconfig-directory", files.directory, **state)) as (_, watch):
         before = dict(watch.clusters)
         await eventually(lambda: list(stored.glob("*.state")), within_s=_WITHIN_S)
     moved = files.directory.rename(files.workspace.directory / "moved")
     async with (
-        following(files, "kubeconfig-directory", files.directory, **state) as watch,
-        files.workspace.client() as client,
+        following(files.daemon("kubeconfig-directory", files.directory, **state)) as (client, watch),
     ):
         assert {name: each.uid for name, each in watch.clusters.items()} == {
             name: each.uid for name, each in before.items()
@@ -224,7 +205,7 @@ async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(file
         kubeconfig.write_text(yaml.safe_dump(merged))  # in workspace, as kind writes it
 
     save("production", "kind-alpha", "kind-beta")
-    async with following(files, "kind", kubeconfig) as watch, files.workspace.client() as client:
+    async with following(files.daemon("kind", kubeconfig)) as (client, watch):
         assert set(watch.clusters) == {"files#alpha", "files#beta"}
         assert await user_of((await client.issue_kubeconfig("files#beta")).kubeconfig) == "operator"
         save("production", "kind-alpha", "kind-beta", "kind-gamma")

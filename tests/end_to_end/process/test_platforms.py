@@ -1,56 +1,23 @@
 """The shipped definitions of Gardener and kcp, against the sandbox serving the same resources."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from milo_discovery import DiscoveryClient, Watch
 from milo_sandbox.platforms import SHOOT_ADMIN
 from tests.end_to_end.process.api_calls import call, user_of
 from tests.end_to_end.process.conftest import Workspace
-from tests.end_to_end.process.daemon import DaemonProcess
-
-DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
-_WITHIN_S = 60.0
+from tests.end_to_end.process.watching import adapted, following, is_reachable, until
 
 
-@asynccontextmanager
-async def following(
+def following_definition(
     workspace: Workspace, definition: str, kubeconfig: dict[str, Any], **changes: Any
-) -> AsyncIterator[tuple[DiscoveryClient, Watch]]:
+) -> AbstractAsyncContextManager[tuple[DiscoveryClient, Watch]]:
     """Watch a daemon with a shipped definition, adapted where it says `yours`."""
-    config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
-    for path, value in changes.items():
-        *around, last = path.split("__")
-        inside = config
-        for step in around:
-            inside = inside[int(step) if step.isdecimal() else step]
-        inside[last] = value
     workspace.kubeconfig.write_text(json.dumps(kubeconfig))
-    file = workspace.directory / "config.yaml"
-    given = {"discovery_kubeconfig": str(workspace.kubeconfig), "listen": [workspace.address], "http_listen": "off"}
-    file.write_text(yaml.safe_dump({**config, **given, "connectivity": {"interval": "1s"}}))
-    async with DaemonProcess(workspace.address, "--config", str(file)) as daemon:
-        await daemon.start()
-        async with workspace.client() as client, client.watch() as watch:
-            await watch.synced()
-            yield client, watch
-
-
-async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
-    async with asyncio.timeout(_WITHIN_S):
-        while not holds(watch):
-            await anext(watch)
-
-
-def is_reachable(watch: Watch, name: str) -> bool:
-    return name in watch.clusters and watch.clusters[name].connectivity.state.name == "REACHABLE"
+    return following(workspace.daemon(**{**adapted(definition, **changes), "connectivity": {"interval": "1s"}}))
 
 
 async def test_gardener_shoots_are_clusters_with_requested_credentials(workspace: Workspace) -> None:
@@ -59,7 +26,7 @@ async def test_gardener_shoots_are_clusters_with_requested_credentials(workspace
         sandbox.projects.create(name, ready=True)
     sandbox.garden.create("garden-team", "alpha")
     sandbox.garden.create("garden-team", "beta", is_available=False)
-    async with following(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, watch):
+    async with following_definition(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, watch):
         assert set(watch.clusters) == {"garden-team.alpha"}
         assert watch.clusters["garden-team.alpha"].endpoint == sandbox.control_plane_url("alpha")
         issued = await client.issue_kubeconfig("garden-team.alpha")
@@ -89,7 +56,7 @@ async def test_kcp_workspaces_are_clusters_at_paths_of_one_host(workspace: Works
         "declarative__endpoint__hosts": ["127.0.0.1"],
         "kubeconfigs__issuers__0__path": str(token),
     }
-    async with following(workspace, "kcp", sandbox.kcp_kubeconfig(), **changes) as (client, watch):
+    async with following_definition(workspace, "kcp", sandbox.kcp_kubeconfig(), **changes) as (client, watch):
         assert set(watch.clusters) == {"alpha", "beta"}
         assert watch.clusters["alpha"].endpoint == sandbox.kcp.url_of("alpha")
         name = {"metadata": {"name": "made"}}

@@ -4,13 +4,11 @@ import asyncio
 import json
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from milo_discovery import DiscoveryClient, Watch
+from milo_discovery import DiscoveryClient
 from milo_discovery.testing import eventually
 from milo_sandbox.platforms import SHOOTS
 from milo_sandbox.resources import SECRETS
@@ -18,6 +16,7 @@ from milo_sandbox.rights import EVERYTHING, Rule
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.watching import following, until
 
 NAMESPACE = "garden-team"
 _WITHIN_S = 60.0
@@ -101,22 +100,6 @@ def fleet(workspace: Workspace) -> Fleet:
     return fleet
 
 
-@asynccontextmanager
-async def following(fleet: Fleet, **settings: Any) -> AsyncIterator[tuple[DiscoveryClient, Watch]]:
-    async with fleet.daemon(**settings) as daemon:
-        await daemon.start()
-        async with fleet.workspace.client() as client, client.watch() as watch:
-            async with asyncio.timeout(_WITHIN_S):
-                await watch.synced()
-            yield client, watch
-
-
-async def until(watch: Watch, holds: Callable[[Watch], object]) -> None:
-    async with asyncio.timeout(_WITHIN_S):
-        while not holds(watch):
-            await anext(watch)
-
-
 async def explanation(client: DiscoveryClient, name: str, words: str) -> str:
     """Return the message of a cluster's report once it contains these words."""
     async with asyncio.timeout(_WITHIN_S):
@@ -126,7 +109,7 @@ async def explanation(client: DiscoveryClient, name: str, words: str) -> str:
 
 
 async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: Fleet) -> None:
-    async with following(fleet) as (client, watch):
+    async with following(fleet.daemon()) as (client, watch):
         assert set(watch.clusters) == {"alpha", "beta"}
         assert watch.clusters["alpha"].endpoint == fleet.url("alpha")
         assert await user_of((await client.issue_kubeconfig("alpha")).kubeconfig) == "operator"
@@ -144,7 +127,7 @@ async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: F
 
 
 async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(fleet: Fleet) -> None:
-    async with following(fleet) as (client, watch):
+    async with following(fleet.daemon()) as (client, watch):
         fleet.put_secret("alpha", content="apiVersion: [")
         message = await explanation(client, "alpha", "it stays as last known")
         assert (
@@ -163,12 +146,12 @@ async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(flee
 async def test_secret_that_changed_while_the_daemon_was_down_updates_its_cluster(fleet: Fleet) -> None:
     stored = fleet.workspace.directory / "state"
     state = {"state_directory": str(stored)}
-    async with following(fleet, **state) as (_, watch):
+    async with following(fleet.daemon(**state)) as (_, watch):
         before = dict(watch.clusters)
         await eventually(lambda: list(stored.glob("*.state")), within_s=_WITHIN_S)
     fleet.put_secret("alpha", "moved")
     fleet.delete_secret("beta")
-    async with following(fleet, **state) as (_, watch):
+    async with following(fleet.daemon(**state)) as (_, watch):
         await until(watch, lambda seen: set(seen.clusters) == {"alpha"})
         await until(watch, lambda seen: seen.clusters["alpha"].endpoint == fleet.url("moved"))
         assert watch.clusters["alpha"].uid == before["alpha"].uid
@@ -179,7 +162,7 @@ async def test_deletion_of_most_referenced_secrets_holds_removals(fleet: Fleet) 
     for name in names:
         fleet.put(name)
         fleet.put_secret(name)
-    async with following(fleet) as (client, watch):
+    async with following(fleet.daemon()) as (client, watch):
         engaged = {"alpha", "beta", *names}
         assert set(watch.clusters) == engaged
         for name in names:

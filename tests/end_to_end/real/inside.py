@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from tests.end_to_end.real.certificates import INSIDE
-from tests.end_to_end.real.proxy import Proxy
 from tests.end_to_end.real.servers import RealApi
+from tests.support.tcp_proxy import TcpProxy
 
 ADDRESSES = f"project-{{uid}}.{INSIDE}:6443"
 """The names of the projects' control planes, as in the daemon's `internal_address_template`."""
@@ -19,7 +19,7 @@ ADDRESSES = f"project-{{uid}}.{INSIDE}:6443"
 class Inside:
     def __init__(self, server: RealApi) -> None:
         self._server = server
-        self._tunnels = Proxy(self._greet)
+        self._tunnels = TcpProxy(greet=self._greet)
         self.asked: list[str] = []
         """The requested addresses."""
 
@@ -28,7 +28,7 @@ class Inside:
         return f"http://127.0.0.1:{self._tunnels.port}"
 
     async def __aenter__(self) -> Self:
-        await self._tunnels.open(int(self._server.url.rpartition(":")[2]))
+        self._tunnels.open(int(self._server.url.rpartition(":")[2]))
         return self
 
     async def __aexit__(

@@ -25,8 +25,8 @@ from tests.end_to_end.real.etcd import Etcd
 from tests.end_to_end.real.ports import free_port
 from tests.end_to_end.real.process import Process, ProcessError
 from tests.end_to_end.real.programs import ApiProgram, Programs
-from tests.end_to_end.real.proxy import Proxy
 from tests.end_to_end.scenarios.steps import Mode
+from tests.support.tcp_proxy import TcpProxy
 
 _STARTED_WITHIN_S = 120
 _LOOK_EVERY_S = 0.05
@@ -62,7 +62,7 @@ class RealApi(ABC):
         self._tied = tied
         self._streaming_lists = streaming_lists
         self._defined = False
-        self._proxy = Proxy() if proxied else None
+        self._proxy = TcpProxy() if proxied else None
         self._port = free_port()
         self._authority = Authority(directory)
         self._certificate, self._key = self._authority.server("server")
@@ -92,7 +92,7 @@ class RealApi(ABC):
         """Start what is stopped; return once the collection can be listed and watched."""
         if self.process is not None:
             if self._proxy:
-                await self._proxy.open(self._port)  # in case it was cut off
+                self._proxy.open(self._port)  # in case it was cut off
             return
         if self.etcd.process is None:
             await self.etcd.start()
@@ -101,7 +101,7 @@ class RealApi(ABC):
         self.process = process.start(self.title, self._argv(), log=self.directory / "apiserver.log", tied=self._tied)
         await self._until("does not listen", self._listens)
         if self._proxy:
-            await self._proxy.open(self._port)
+            self._proxy.open(self._port)
         async with self.api() as api:
             await self._until("is not ready", lambda: api.answers("/readyz"))
             if not self._defined:
@@ -158,7 +158,7 @@ class RealApi(ABC):
         await self._required_proxy.shut()
 
     async def reconnect(self) -> None:
-        await self._required_proxy.open(self._port)
+        self._required_proxy.open(self._port)
 
     async def snapshot(self, name: str) -> Path:
         """Back up etcd, for `restore`."""
@@ -248,7 +248,7 @@ class RealApi(ABC):
         replacement.replace(self._authentication)
 
     @property
-    def _required_proxy(self) -> Proxy:
+    def _required_proxy(self) -> TcpProxy:
         if self._proxy is None:
             raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
         return self._proxy

@@ -27,12 +27,12 @@ from tests.end_to_end.real.bearers import await_bearer
 from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
 from tests.end_to_end.real.prefixes import serving_projects
-from tests.end_to_end.real.proxy import Proxy
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import Mode
 from tests.support.eventually import eventually
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -260,9 +260,9 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
 ) -> None:
     found: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text())
     cluster = found["clusters"][0]["cluster"]
-    proxy = Proxy()
+    proxy = TcpProxy()
     try:
-        await proxy.open(int(cluster["server"].rpartition(":")[2]))
+        proxy.open(int(cluster["server"].rpartition(":")[2]))
         cluster["server"] = f"https://127.0.0.1:{proxy.port}"
         path = directory / "proxied.kubeconfig"
         path.write_text(yaml.safe_dump(found))

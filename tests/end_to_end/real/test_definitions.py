@@ -6,7 +6,7 @@ A second real API server is the cluster: its kubeconfig is issued by the daemon 
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 
 from milo_discovery import DiscoveryClient, Watch
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.watching import adapted, is_reachable, until
 from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.builds import GoProgram, source_directory
 from tests.end_to_end.real.conftest import NAMESPACE
@@ -27,7 +28,6 @@ from tests.end_to_end.real.servers import RealApi
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
-DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
 INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
 PROJECTS = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/{}/control-plane"
 _WITHIN_S = 90.0
@@ -45,13 +45,7 @@ async def define(api: Api, module: tuple[str, str, str]) -> None:
 @asynccontextmanager
 async def following(platform: RealApi | None, definition: str, directory: Path, **changes: Any) -> AsyncIterator[Watch]:
     """Watch a daemon with a shipped definition, adapted where it says `yours`."""
-    config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
-    for path, value in changes.items():
-        *around, last = path.split("__")
-        inside = config
-        for step in around:
-            inside = inside[int(step) if step.isdecimal() else step]
-        inside[last] = value
+    config = adapted(definition, **changes)
     if "sources" in changes:
         del config["mode"]
     file = directory / "config.yaml"
@@ -65,17 +59,9 @@ async def following(platform: RealApi | None, definition: str, directory: Path, 
             yield watch
 
 
-async def until(watch: Watch, holds: Callable[[Watch], bool]) -> None:
-    async with asyncio.timeout(_WITHIN_S):
-        while not holds(watch):
-            await anext(watch)
-
-
 async def expect_usable(watch: Watch, directory: Path, name: str, user: str) -> None:
     """Check that the cluster is engaged and reachable, and that kubectl works with its kubeconfig."""
-    await until(
-        watch, lambda seen: name in seen.clusters and seen.clusters[name].connectivity.state.name == "REACHABLE"
-    )
+    await until(watch, lambda seen: is_reachable(seen, name))
     async with DiscoveryClient(f"unix://{directory}/d.sock") as client:
         assert await user_of(await kubeconfig_of(client, name, directory)) == user
 

@@ -18,9 +18,9 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
 from milo_sandbox.refusals import RefusalError
 from milo_sandbox.rights import EVERYTHING
-from tests.end_to_end.real.proxy import Proxy
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import LIMIT_S, eventually
+from tests.support.tcp_proxy import TcpProxy
 
 WORKLOAD = "system:serviceaccount:milo:discovery"
 
@@ -199,9 +199,9 @@ async def test_disconnected_replica_keeps_its_token_until_it_reconnects(tmp_path
     """Two replicas with one service account; a cluster ends while one of them cannot reach the API server."""
     async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
         source = requested_tokens(tmp_path, sandbox)
-        proxy = Proxy()
+        proxy = TcpProxy()
         replicas.push_async_callback(proxy.close)
-        await proxy.open(sandbox.port)
+        proxy.open(sandbox.port)
         through_proxy = (tmp_path / "upstream").read_text().replace(sandbox.url, f"https://127.0.0.1:{proxy.port}")
         (tmp_path / "proxied").write_text(through_proxy)
 
@@ -224,7 +224,7 @@ async def test_disconnected_replica_keeps_its_token_until_it_reconnects(tmp_path
             sandbox.tokens.subject(released)
         for still_valid in (held, await token(cut_off)):
             assert sandbox.tokens.subject(still_valid) == "system:serviceaccount:milo:operators"
-        await proxy.open(sandbox.port)
+        proxy.open(sandbox.port)
         await eventually(lambda: not sandbox.infrastructure.secret_names(), within_s=60)
         with pytest.raises(RefusalError, match="Unauthorized"):
             sandbox.tokens.subject(held)
