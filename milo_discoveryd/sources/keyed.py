@@ -126,7 +126,7 @@ class KeyedSource:
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
 
     def _checked(self, object_type: Any) -> Any:
-        """Return a type of objects. Raises StartError for one that cannot be decoded to what is read of every object."""
+        """Return a type of objects. Raises StartError for one without the metadata that is read of every object."""
         is_struct = isinstance(object_type, type) and issubclass(object_type, msgspec.Struct)
         types = {each.name: each.type for each in msgspec.structs.fields(object_type)} if is_struct else {}
         metadata = types.get("metadata")
