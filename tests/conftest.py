@@ -10,6 +10,7 @@ ON_REAL_SERVERS = "built"
 """The fixture of every test that needs real API servers (tests/end_to_end/real)."""
 TOGETHER = (
     "tests/end_to_end/scenarios/test_scenarios.py",
+    "tests/integration/telemetry/test_status_in_browser.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_packages.py",
     "tests/end_to_end/real/",
@@ -51,7 +52,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="run tests on real API servers as well (needs Go)")
     parser.addoption(
-        "--simulations", type=int, default=1_000, help="number of seeded simulations; ./dev simulate runs more"
+        "--simulations", type=int, default=500, help="number of seeded simulations; ./dev simulate runs more"
     )
     parser.addoption("--starts", type=int, default=4, help="starts of tests/end_to_end/process/test_cold_starts.py")
     parser.addoption("--streams", type=int, default=24, help="streams of tests/end_to_end/process/test_many_streams.py")

@@ -6,17 +6,17 @@ import itertools
 import os
 import shutil
 import subprocess
-from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.support.eventually import eventually
+from milo_discovery.testing import eventually_blocking
 
 _STARTED_WITHIN_S = 60.0
 _AXE_VERSION = "4.11.0"
@@ -106,35 +106,41 @@ class Browser:
         await asyncio.to_thread(file.write_bytes, base64.b64decode(taken["data"]))
 
 
-@asynccontextmanager
-async def browsing() -> AsyncIterator[Browser]:
+@contextmanager
+def running() -> Iterator[str]:
+    """Run Chromium; yield the URL of its DevTools."""
     program = chromium()
     with TemporaryDirectory(prefix="milo-chromium-", ignore_cleanup_errors=True) as directory:
-        process = await asyncio.create_subprocess_exec(
+        command = (
             program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--remote-debugging-port=0", f"--user-data-dir={directory}", "about:blank",
-            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
         )  # fmt: skip
-        try:
-            port_file = Path(directory) / "DevToolsActivePort"
-            async with asyncio.timeout(_STARTED_WITHIN_S):
-                await eventually(lambda: port_file.exists() and "\n" in port_file.read_text())
-            port = port_file.read_text().splitlines()[0]
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    [page] = [each for each in await answer.json() if each["type"] == "page"]
-                async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                    browser = Browser(socket)
-                    reading = asyncio.create_task(browser.read(), name="browser messages")
-                    for domain in ("Page", "Runtime", "Log"):
-                        await browser.call(f"{domain}.enable")
-                    try:
-                        yield browser
-                    finally:
-                        reading.cancel()
-        finally:
-            process.kill()
-            await process.wait()
+        with subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as process:
+            try:
+                port = Path(directory) / "DevToolsActivePort"
+                eventually_blocking(lambda: port.exists() and "\n" in port.read_text(), within_s=_STARTED_WITHIN_S)
+                yield f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
+            finally:
+                process.kill()
+
+
+@asynccontextmanager
+async def browsing(url: str) -> AsyncIterator[Browser]:
+    """Open a page in the Chromium with this URL of its DevTools."""
+    async with aiohttp.ClientSession() as session:
+        async with session.put(f"{url}/json/new?about:blank") as answer:
+            page = await answer.json()
+        async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            browser = Browser(socket)
+            reading = asyncio.create_task(browser.read(), name="browser messages")
+            for domain in ("Page", "Runtime", "Log"):
+                await browser.call(f"{domain}.enable")
+            try:
+                yield browser
+            finally:
+                reading.cancel()
+        async with session.get(f"{url}/json/close/{page['id']}"):
+            pass
 
 
 async def violations(browser: Browser) -> list[str]:

@@ -1,14 +1,14 @@
 """The status page of a running daemon, in headless Chromium and as JSON."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from milo_discovery import DiscoveryClient
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.support.browser import Browser, browsing, violations
+from tests.support.browser import Browser, browsing, running, violations
 from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
 
@@ -18,9 +18,15 @@ WIDE, NARROW = (1280, 900), (390, 844)
 OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[str]:
+    with running() as url:
+        yield url
+
+
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with browsing() as found:
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    async with browsing(chromium) as found:
         yield found
 
 

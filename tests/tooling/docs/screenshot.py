@@ -7,7 +7,7 @@ from pathlib import Path
 
 from milo_sandbox import Sandbox
 from tests.end_to_end.process.conftest import Workspace
-from tests.support.browser import browsing
+from tests.support.browser import browsing, running
 
 ROOT = Path(__file__).parents[3]
 PICTURE = ROOT / "docs" / "images" / "status-page.png"
@@ -53,12 +53,13 @@ async def take(directory: Path, picture: Path) -> None:
             sandbox.projects.delete("quiet-harbor")
             await daemon.wait_for_output('"disengaged"')
             url = str(daemon.events("started")[-1]["http"])
-            async with browsing() as browser:
-                await browser.resize(1280, 1000)
-                await browser.theme("light")
-                await browser.open(f"{url}/")
-                await browser.until("document.body.innerText.includes('DISENGAGED')")
-                await browser.screenshot(picture)
+            with running() as devtools:
+                async with browsing(devtools) as browser:
+                    await browser.resize(1280, 1000)
+                    await browser.theme("light")
+                    await browser.open(f"{url}/")
+                    await browser.until("document.body.innerText.includes('DISENGAGED')")
+                    await browser.screenshot(picture)
     picture.write_bytes(_with_text(picture.read_bytes(), digest()))
 
 
