@@ -16,6 +16,7 @@ from tests.end_to_end.kubeconfigs.workspace import COMMANDS
 from tests.support.eventually import eventually
 
 EXPECTED = ["default", "milo-system"]
+FORMS = ("--token", "--exec")
 
 
 async def blocking(path: Path) -> list[str]:
@@ -31,15 +32,14 @@ async def aio(path: Path) -> list[str]:
         return [each.metadata.name for each in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items]
 
 
-@pytest.mark.parametrize("read", [blocking, aio])
-@pytest.mark.parametrize("form", ["--token", "--exec"])
 async def test_kubernetes_package_reads_embedded_and_exec_kubeconfigs(
-    start: Start, monkeypatch: pytest.MonkeyPatch, read: object, form: str
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(COMMANDS), prepend=":")
     async with start() as workspace:
-        assert callable(read)
-        assert await read(await workspace.kubeconfig(form)) == EXPECTED
+        for form in FORMS:
+            path = await workspace.kubeconfig(form)
+            assert [await blocking(path), await aio(path)] == [EXPECTED, EXPECTED]
 
 
 @pytest.fixture(scope="session", params=sorted(READERS))
@@ -49,15 +49,13 @@ def reader(request: pytest.FixtureRequest) -> Command:
 
 
 @pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
-@pytest.mark.parametrize("form", ["--token", "--exec"])
-async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(
-    start: Start, reader: Command, form: str
-) -> None:
+async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(start: Start, reader: Command) -> None:
+    program, *arguments = reader
     async with start() as workspace:
-        program, *arguments = reader
-        async with workspace.running(program, *arguments, str(await workspace.kubeconfig(form))) as process:
-            out, err = await process.communicate(b"")
-    assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
+        for form in FORMS:
+            async with workspace.running(program, *arguments, str(await workspace.kubeconfig(form))) as process:
+                out, err = await process.communicate(b"")
+            assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
 
 
 @pytest.mark.timeout(600)
