@@ -35,7 +35,7 @@ async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
 async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", SOON_S)
-    slots = asyncio.Semaphore(8)
+    slots = asyncio.Semaphore(16)  # most wait for what does not come
 
     async def is_caught(one: Case) -> bool:
         async with slots:
