@@ -74,7 +74,7 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 1.0
-"""A read that takes longer takes no place, so that reads which hang delay others by little."""
+"""A read that takes longer takes no place, so that reads which hang delay the next one by no longer than this."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -82,8 +82,9 @@ _HANGING = 10
 class PendingDeletions:
     """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
-    Retries use at most half of the concurrency, so that objects whose reads hang do not delay the others. After a
-    refusal all reads wait, and then one read at a time is sent until the server answers again.
+    Reads that hang do not delay the others: the newest report is confirmed first, a read that hangs takes no place, and
+    retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time is sent
+    until the server answers again.
     """
 
     def __init__(self, jitter: Callable[[], float], concurrency: int = 20, backoff: Backoff | None = None) -> None:
@@ -92,7 +93,9 @@ class PendingDeletions:
         self._backoff = backoff or Backoff()
         self._pending: dict[str, _PendingDeletion] = {}
         self._due: list[tuple[float, int, str]] = []
-        """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped."""
+        """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped.
+
+        The time of a read that is due at once is the negative ticket: the newest one is first."""
         self._retries_due: list[tuple[float, int, str]] = []
         """The same for deletions whose reads failed before."""
         self._rechecks_due: list[tuple[float, int, str]] = []
@@ -128,7 +131,7 @@ class PendingDeletions:
         if known is not None and known.uid == uid and not known.is_held:
             return
         pending = self._new(name, uid, now)
-        heapq.heappush(self._due, (now if confirm_at is None else confirm_at, pending.ticket, name))
+        heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
 
     def hold(self, name: str, uid: str, now: float, message: str) -> None:
         """Keep a deletion unconfirmed until it is added again. The result of a read in flight is ignored."""

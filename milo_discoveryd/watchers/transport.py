@@ -29,8 +29,6 @@ Query: TypeAlias = Sequence[tuple[str, str]]
 
 RESPONSE_LIMIT = 256 << 20
 CONNECT_TIMEOUT_S = 10.0
-CONCURRENT_REQUESTS = 32
-"""Maximum requests in flight. Watches are not counted, so that they cannot delay requests."""
 
 # Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply
 # the request, and its credential, to another path.
@@ -57,7 +55,6 @@ class Transport:
         self._connect_timeout_s = connect_timeout_s
         named = upstream.proxy.reveal() if upstream.proxy else None
         self._proxy = named or environment_proxy(upstream.server, environ)
-        self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
         self._connections: _Connections | None = None
         self._replaced: set[_Connections] = set()
 
@@ -111,7 +108,6 @@ class Transport:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._slots,
                 self._sent(request, credential, connect_timeout_s, None) as response,
             ):
                 return Answer(response.status, response.headers, await response.read(self._response_limit))

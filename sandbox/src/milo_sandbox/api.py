@@ -101,7 +101,7 @@ class Api:
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))
         if call.verb != "watch":  # opened from a cache
-            await self._faults.thawed()
+            await self._faults.thawed(call)
         return await self._handlers[call.verb](request, call)
 
     # Reading

@@ -44,15 +44,20 @@ class Faults:
         self._lists_are_empty = False
         self._thawed = asyncio.Event()
         self._thawed.set()
+        self._hanging: frozenset[str] = frozenset()
+        self._answering = asyncio.Event()
 
     def clear(self) -> None:
         self._faults.clear()
         self._lists_are_empty = False
         self._thawed.set()
+        self._answering.set()
 
-    async def thawed(self) -> None:
-        """Wait while etcd does not answer."""
+    async def thawed(self, call: Call) -> None:
+        """Wait while etcd does not answer, or does not answer this call."""
         await self._thawed.wait()
+        if call.verb == "get" and call.name in self._hanging:
+            await self._answering.wait()
 
     def check(self, approach: Approach) -> None:
         """Raise the response of the first fault that applies to a request."""
@@ -97,6 +102,11 @@ class Faults:
         text = "[+]ping ok\n[-]etcd failed: reason withheld\nlivez check failed\n"
         self._add(lambda approach: _HEALTH.issuperset(approach.segments), lambda *_: PlainError(500, text), seconds=inf)
         self._thawed.clear()
+
+    def hanging(self, *names: str) -> None:
+        """Act as a server that does not answer reads of these objects, until the faults are cleared."""
+        self._hanging = frozenset(names)
+        self._answering.clear()
 
     def overloaded(self, *, seconds: float = inf, times: float = inf) -> None:
         """Act as a server whose API priority and fairness rejects requests, in plain text."""

@@ -85,9 +85,9 @@ def test_failed_confirmation_reads_are_limited_by_a_budget(
     run_steps(outage)
 
 
-@pytest.mark.parametrize(("hanging", "within_s"), [(20, 6.0), (60, 16.0)])
+@pytest.mark.parametrize("hanging", [20, 60, 300])
 def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
-    hanging: int, within_s: float, monkeypatch: pytest.MonkeyPatch
+    hanging: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]
     # So many stay that the removal guard does not hold the deletions.
@@ -110,7 +110,7 @@ def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
         for name in (*names, "a"):
             harness.world.delete(name)
         harness.api.ring()
-        assert await harness.until(lambda: harness.received[-1:] == ["DISENGAGED a"]) <= within_s
+        assert await harness.until(lambda: harness.received[-1:] == ["DISENGAGED a"]) <= 2.0
         monkeypatch.undo()
         await harness.settled(TEN_MINUTES_S)
 

@@ -1,5 +1,9 @@
 """Confirmation of deletions: reads, retries and limits."""
 
+from collections import deque
+
+import pytest
+
 from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
@@ -107,11 +111,13 @@ def test_concurrent_confirmations_are_limited() -> None:
     for name in "abc":
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
+    assert [first.name, second.name] == ["c", "b"], "the newest are first"
     assert pending.next_at == 1.0, "reads that hang take no place"
     assert pending.take_due(0.0) == []
     pending.resolve(first, Absent(), 1.0)
-    assert pending.next_at == 0.0
-    assert [request.name for request in pending.take_due(1.0)] == ["c"]
+    assert pending.next_at is not None
+    assert pending.next_at <= 1.0, "at once"
+    assert [request.name for request in pending.take_due(1.0)] == ["a"]
     pending.resolve(second, Inconclusive("no"), 2.0)
     assert pending.next_at == 3.0
 
@@ -292,20 +298,25 @@ def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
     assert pending.explain("a") == (5.0, "")
 
 
-def test_reads_that_hang_delay_others_by_a_second_for_each_twenty() -> None:
+@pytest.mark.parametrize("count", [20, 60, 300, 3000])
+def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(count: int) -> None:
     pending = pending_deletions(concurrency=20)
-    for number in range(60):
+    for number in range(count):
         pending.add(f"hanging-{number}", "uid", 0.0)
-    pending.add("quick", "uid", 0.0)
-    sent: list[str] = []
-    now = 0.0
-    while "quick" not in sent:
-        sent += [request.name for request in pending.take_due(now)]
-        at = pending.next_at
-        assert at is None or at > now, "no time is reported at which nothing can be sent"
-        now = now + 1.0 if at is None else at
-    assert len(sent) == 61
-    assert now <= 4.0
+    hanging, delays = deque[tuple[float, ConfirmationRequest]](), list[float]()
+    for now in (step / 20 for step in range(20 * 61)):
+        while hanging and hanging[0][0] <= now:
+            pending.resolve(hanging.popleft()[1], Inconclusive("timeout"), now)
+        if now % 5.0 == 0.0:
+            pending.add(f"quick-{now}", "uid", now)
+        for request in pending.take_due(now):
+            if request.name.startswith("quick"):
+                delays.append(now - float(request.name.removeprefix("quick-")))
+                pending.resolve(request, Absent(), now)
+            else:
+                hanging.append((now + 5.0, request))
+    assert len(delays) == 13
+    assert max(delays) <= 1.0
 
 
 def test_reads_that_hang_are_limited() -> None:
