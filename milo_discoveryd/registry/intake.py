@@ -118,6 +118,11 @@ class Intake(Generic[Change]):
         return self._guard is not None and self._guard.doubt(known, engaged, now)
 
     @property
+    def is_doubted(self) -> bool:
+        """Whether subscribers of an earlier run wait for a second list."""
+        return self._guard is not None and self._guard.doubted is not None
+
+    @property
     def ignores_lists(self) -> bool:
         """True while lists are older than what was seen: the server lags behind, or was restored from a backup."""
         return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale

@@ -103,14 +103,16 @@ class RemovalGuard:
     def doubt(self, known: int, engaged: int, now: float) -> bool:
         """Return whether the first list of this run may be incomplete: there are `engaged` of `known` clusters.
 
-        Some of these may be from the watch that followed the list, which proves nothing about those that it lacks.
+        Some of these may be from the watch that followed the list, which proves nothing about those that it lacks. A
+        list that lacks everything is doubted even if that is one cluster, since a doubt only costs time.
         """
-        present = engaged if self._doubted is None else min(engaged, self._listed_count)
+        listed = min(engaged, self._listed_count)
+        present = engaged if self._doubted is None else listed
         if self._is_verified or present >= known:
             return False
-        if self._doubted is None and not self._is_mass(known - min(engaged, self._listed_count), known):
-            return False
         if self._doubted is None:
+            if listed and not self._is_mass(known - listed, known):
+                return False
             self._doubted = HeldRemovals(
                 now,
                 None,

@@ -161,6 +161,11 @@ class ClusterSource:
             self.status_changed()
         return bool(doubting)
 
+    @property
+    def is_doubted(self) -> bool:
+        """Whether subscribers wait for a second list: they may know clusters that this one does not."""
+        return any(feed.intake.is_doubted for feed in self.feeds)
+
     def status_changed(self) -> None:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))
         self._set_status()

@@ -84,8 +84,13 @@ class FleetAssignment:
         for each in self._fleet.sources:
             each.lose_ownership(LOST)
 
-    def lost(self) -> Iterator[str]:
-        """Yield the clusters that this daemon no longer owns and that are still draining."""
+    def lost(self) -> Iterator[str] | None:
+        """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
+
+        Subscribers of an earlier run may keep clusters that the first list of this one lacks.
+        """
+        if any(each.is_doubted for each in self._fleet.sources):
+            return None
         return filter(self._is_lost, self._fleet.releases)
 
     def _is_lost(self, name: str) -> bool:

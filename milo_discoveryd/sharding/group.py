@@ -37,8 +37,8 @@ class Assignee(Protocol):
     def lose_ownership(self) -> None:
         """Disengage everything at once."""
 
-    def lost(self) -> Iterable[str]:
-        """Return the clusters that were taken away and are still engaged."""
+    def lost(self) -> Iterable[str] | None:
+        """Return the clusters that were taken away and are still engaged; None if that is not known yet."""
 
     def unowned(self) -> int:
         """Return the number of ready clusters that are assigned to the member and not engaged."""
@@ -179,7 +179,9 @@ class ShardGroup:
                     self._woken.set()
                     return
             self._is_applied = True
-        pending = frozenset(self._assignee.lost())
+        if (lost := self._assignee.lost()) is None:
+            return
+        pending = frozenset(lost)
         drained = (ownership.view.number, pending)
         if sum(map(len, pending)) <= PENDING_SIZE and drained != (self.member.state.drained, self.member.state.pending):
             self.member.drained(*drained)

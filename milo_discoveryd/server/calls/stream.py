@@ -215,16 +215,10 @@ class WatchStream:
     def _lacks_known(self) -> bool:
         """Return whether to wait for a second list: the first one of this run lacks much of what the subscriber knows.
 
-        In a shard group, clusters can have moved to other members since: the subscriber must not keep them.
+        In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
         """
         resumes = self._resumes
-        if (
-            resumes is None
-            or resumes.epoch == self._epoch
-            or not resumes.known.counts
-            or self._pending
-            or self._sharded
-        ):
+        if resumes is None or resumes.epoch == self._epoch or not resumes.known.counts or self._pending:
             return False
         if (now := self._clock()) >= self._doubt_at:
             self._doubt_at = now + DOUBT_S

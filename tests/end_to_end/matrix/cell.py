@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 
-from milo_discovery import DiscoveryClient, EventType, Watch
+from milo_discovery import DiscoveryClient, EventType, ServerInfo, SourceState, Watch
 from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import write
 from milo_sandbox.resources import SECRETS
@@ -21,7 +21,8 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
 
 SETTLED_WITHIN_S = 120.0
-VERIFY_AFTER_S = 10
+VERIFY_AFTER_S = {1: 10, 3: 30}
+"""When a list is verified, by the number of daemons: a member of a group needs 10 s before it engages anything."""
 HUB = "hub"
 
 
@@ -133,6 +134,32 @@ class World:
         await eventually(lambda: self.validator.breaches or self._is_current, within_s=within_s)
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
 
+    async def joined(self) -> None:
+        """Wait until the daemons of a group have divided the clusters."""
+
+        def is_settled(info: ServerInfo) -> bool:
+            group = info.sharding
+            return group is None or (group.settled and len(group.members) == self.cell.daemons)
+
+        for number in range(self.cell.daemons):
+            await self._until(number, is_settled)
+
+    async def listed(self) -> None:
+        """Wait until the first daemon has compared its first lists with what it or its returned consumer knows."""
+        # A member of a group stores its own clusters only. Here that is one, whose deletion is refuted by a read.
+        is_held = self.cell.daemons == 1 or self.cell.state == "no-state"
+        expected = (SourceState.CATCHING_UP, "RemovalsHeld") if is_held else (SourceState.STREAMING, "")
+
+        def is_compared(info: ServerInfo) -> bool:
+            return info.synced and info.counts.subscribers > 0 and (info.source.state, info.source.reason) == expected
+
+        await self._until(0, is_compared)
+
+    async def _until(self, number: int, holds: Callable[[ServerInfo], bool]) -> None:
+        async with DiscoveryClient(self.address(number)) as client, asyncio.timeout(SETTLED_WITHIN_S):
+            while not holds(await client.server_info()):  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.1)
+
     @property
     def _is_current(self) -> bool:
         has_kubeconfigs = all(self.validator.views[name] <= found for name, found in self._kubeconfigs.items())
@@ -148,7 +175,7 @@ class World:
             "listen": [self.address(number)],
             "http_listen": "off",
             "connectivity": {"interval": "off"},
-            "removals": {"verify_after": f"{VERIFY_AFTER_S}s"},
+            "removals": {"verify_after": f"{VERIFY_AFTER_S[self.cell.daemons]}s"},
             "watch": {"streaming_lists": "off"},  # so that a list can be empty
         }
         if self.cell.state == "state":

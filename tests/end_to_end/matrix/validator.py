@@ -3,9 +3,8 @@ daemon's code."""
 
 from collections.abc import Iterable
 
-_OWNERSHIP = ("MOVED", "OWNERSHIP_LOST", "")
-"""Why a cluster that exists may end for one of several owners. One that moved while its subscriber was away is missing
-afterwards, without a reason: `is_current` then demands that another consumer has it."""
+_OWNERSHIP = ("MOVED", "OWNERSHIP_LOST")
+"""Why a cluster that exists may end for one of several owners."""
 
 
 class Validator:
@@ -18,6 +17,9 @@ class Validator:
         self._ever: set[str] = set()
         self.views: dict[str, set[str]] = {}
         self.breaches: list[str] = []
+        self._missing: dict[str, str] = {}
+        """The consumer that lost a cluster without a reason, by cluster: it moved while the consumer was away, so
+        another one is the next to have it."""
         self.told = 0
         """The number of engagements and disengagements."""
 
@@ -27,6 +29,7 @@ class Validator:
 
     def deleted(self, name: str) -> None:
         self.truth.discard(name)
+        self._missing.pop(name, None)
 
     def engaged(self, consumer: str, name: str) -> None:
         self.told += 1
@@ -38,6 +41,8 @@ class Validator:
         others = [each for each, found in self.views.items() if each != consumer and name in found]
         if self._is_shared and others:
             self._breach(f"{name} was engaged for {consumer} and for {', '.join(others)}")
+        if self._missing.pop(name, None) == consumer:
+            self._breach(f"{consumer} was told that {name} is disengaged, without a reason, and had it again")
         view.add(name)
 
     def disengaged(self, consumer: str, name: str, reason: str) -> None:
@@ -45,7 +50,11 @@ class Validator:
         if name not in self.views.setdefault(consumer, set()):
             self._breach(f"{consumer} was told that {name} is disengaged, which it did not know")
         self.views[consumer].discard(name)
-        if name in self.truth and not (self._is_shared and reason in _OWNERSHIP):
+        if name not in self.truth:
+            return
+        if self._is_shared and not reason:
+            self._missing[name] = consumer
+        elif not (self._is_shared and reason in _OWNERSHIP):
             self._breach(f"{consumer} was told that {name} is disengaged ({reason}), which exists")
 
     def listed(self, consumer: str, names: Iterable[str]) -> None:

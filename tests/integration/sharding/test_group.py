@@ -59,6 +59,7 @@ class Operator:
         self.engaged: set[str] = set()
         self.draining: set[str] = set()
         self.holds = False
+        self.is_lost_known = True
         self.calls: list[str] = []
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
@@ -77,8 +78,8 @@ class Operator:
         self.draining.clear()
         self.calls.append("lost")
 
-    def lost(self) -> set[str]:
-        return set(self.draining)
+    def lost(self) -> set[str] | None:
+        return set(self.draining) if self.is_lost_known else None
 
     def unowned(self) -> int:
         return 0
@@ -143,6 +144,20 @@ async def test_leaving_shard_member_hands_over_after_its_operator_released(daemo
     first.group.wake()
     await leaving
     await eventually(lambda: second.engaged == set(KEYS))
+
+
+async def test_shard_member_keeps_clusters_that_its_subscribers_may_know(daemons: list[Daemon]) -> None:
+    first, second, api = await pair(daemons)
+    before = set(first.engaged)
+    first.operator.is_lost_known = False
+    third = Daemon("c", api)
+    daemons.append(third)
+    await eventually(lambda: third.engaged)
+    assert not third.engaged & before
+    assert first.group.unsettled_s() > 0
+    first.operator.is_lost_known = True
+    await eventually(lambda: third.engaged & before)
+    assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
 async def test_stopped_shard_member_is_succeeded_without_disengagements(daemons: list[Daemon]) -> None:

@@ -201,7 +201,7 @@ def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> 
 
 
 @pytest.mark.parametrize(
-    ("known", "engaged", "is_doubted"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, False), (0, 5, False)]
+    ("known", "engaged", "is_doubted"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
 )
 def test_first_list_far_smaller_than_what_a_subscriber_knew_is_verified(
     known: int, engaged: int, is_doubted: bool

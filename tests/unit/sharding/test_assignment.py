@@ -48,6 +48,12 @@ def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
         pass
 
 
+def lost(assignment: FleetAssignment) -> set[str]:
+    found = assignment.lost()
+    assert found is not None
+    return set(found)
+
+
 def message(source: ClusterSource, name: str = "x") -> str:
     record = source.registry[name]
     assert record is not None
@@ -86,11 +92,22 @@ async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     ended: list[str] = []
     source.fleet.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
     assign(assignment, GONE)
-    assert (set(assignment.lost()), ended) == ({"x", "y"}, [])
+    assert (lost(assignment), ended) == ({"x", "y"}, [])
     source.fleet.release(KEY, "x")
-    assert (set(assignment.lost()), ended) == ({"y"}, ["x"])
+    assert (lost(assignment), ended) == ({"y"}, ["x"])
     source.fleet.release(KEY, "y")
-    assert (set(assignment.lost()), ended) == (set(), ["x", "y"])
+    assert (lost(assignment), ended) == (set(), ["x", "y"])
+
+
+async def test_released_clusters_are_unknown_while_subscribers_doubt_the_first_list() -> None:
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    assert lost(assignment) == set()
+    assert source.must_wait(known=6, engaged=1, now=1.0)
+    assert assignment.lost() is None
+    for _ in source.feeds[0].take([ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
+        pass
+    assert lost(assignment) == set()
 
 
 async def test_lost_ownership_disengages_every_cluster() -> None:
