@@ -1,6 +1,7 @@
 """Rate limits for TokenReviews: per connection, per owner of connections, and in total. Pure.
 
 Tokens that were accepted before have a budget of their own, so that made-up tokens can't keep them from being reviewed.
+Of the total, a connection or owner takes at most as much as it leaves, so that there is some for others.
 """
 
 import msgspec
@@ -39,10 +40,11 @@ class ReviewBudget:
         """Count one review and return 0, or return the seconds until it is allowed and count nothing."""
         if was_accepted and self._reserved.take(now) == 0:
             return 0.0
-        buckets = (*self._own(origin, now), self._total)
-        wait_s = max(bucket.wait_s(now) for bucket in buckets)
+        own = self._own(origin, now)
+        spent = max(bucket.spent(now) for bucket in own)
+        wait_s = max(self._total.wait_s(now, 1.0 + spent), *(bucket.wait_s(now) for bucket in own))
         if not wait_s:
-            for bucket in buckets:
+            for bucket in (*own, self._total):
                 bucket.take(now)
         return wait_s
 

@@ -1,7 +1,8 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others. Pure.
 
-Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, at most three quarters are
-first credentials and retries, and at most half are of one organization. A cluster has one mint in flight.
+Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
+are first credentials and retries. An organization takes at most as many places as it leaves free, so there is one for
+another, and the organization with the fewest is next. A cluster has one mint in flight.
 """
 
 import heapq
@@ -30,7 +31,6 @@ class MintQueue(Generic[M]):
         self.places = places
         self._for_retries = max(1, places // 4)
         self._for_new = max(1, places - self._for_retries)
-        self._for_organization = max(1, (places + 1) // 2)
         self._waiting: dict[str, dict[str, list[tuple[QueuedMint, M]]]] = {
             "retry": defaultdict(list),
             "first": defaultdict(list),
@@ -41,6 +41,8 @@ class MintQueue(Generic[M]):
         """The kind of mint that is in flight for each cluster, by incarnation."""
         self._kinds: Counter[str] = Counter()
         self._organizations: Counter[str] = Counter()
+        self._new: Counter[str] = Counter()
+        """The same for first credentials and retries."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:
@@ -67,36 +69,39 @@ class MintQueue(Generic[M]):
             self._running[incarnation] = kind
             self._kinds[kind] += 1
             self._organizations[organization] += 1
+            self._new[organization] += kind != "renewal"
             return entry
 
     def done(self, entry: M) -> None:
         incarnation = _incarnation(entry)
-        self._kinds[self._running.pop(incarnation)] -= 1
-        organization = _organization(entry)
+        kind, organization = self._running.pop(incarnation), _organization(entry)
+        self._kinds[kind] -= 1
         self._organizations[organization] -= 1
+        self._new[organization] -= kind != "renewal"
         if not self._organizations[organization]:
-            del self._organizations[organization]
+            del self._organizations[organization], self._new[organization]
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
     def _next(self) -> tuple[str, str] | None:
-        free = len(self._running) < self.places
-        is_new_allowed = free and self._kinds["first"] + self._kinds["retry"] < self._for_new
+        free = self.places - len(self._running)
+        free_for_new = min(free, self._for_new - self._kinds["first"] - self._kinds["retry"])
         allowed = {
-            "renewal": free,
-            "first": is_new_allowed,
-            "retry": is_new_allowed and self._kinds["retry"] < self._for_retries,
+            "renewal": (free, self._organizations),
+            "first": (free_for_new, self._new),
+            "retry": (free_for_new if self._kinds["retry"] < self._for_retries else 0, self._new),
         }
         heads = [
-            (heap[0][0], kind, organization)
+            (self._organizations[organization], heap[0][0], kind, organization)
             for kind, by_organization in self._waiting.items()
-            if allowed[kind]
+            for left, taken in [allowed[kind]]
+            if left
             for organization, heap in by_organization.items()
-            if not organization or self._organizations[organization] < self._for_organization
+            if not organization or taken[organization] < left
         ]
         if not heads:
             return None
-        _, kind, organization = min(heads)
+        _, _, kind, organization = min(heads)
         return kind, organization
 
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:

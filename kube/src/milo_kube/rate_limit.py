@@ -43,6 +43,11 @@ class TokenBucket:
         self._level = max(self._level - cost, -max_debt)
         return max(0.0, -self._level / self._rate.per_second)
 
+    def spent(self, now: float) -> float:
+        """Return the tokens that were taken and are not refilled yet."""
+        self._refill(now)
+        return self._rate.burst - self._level
+
     def change_rate(self, rate: Rate) -> None:
         self._rate = rate
         self._level = min(self._level, rate.burst)

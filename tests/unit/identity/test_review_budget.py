@@ -30,6 +30,24 @@ def test_review_budget_exhausted_by_one_owner_does_not_affect_others() -> None:
     assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
+def test_review_budget_exhausted_by_two_owners_leaves_some_to_a_third() -> None:
+    budget = ReviewBudget(0)
+    taken = {
+        name: sum(review(budget, f"{name}{number % 10}", name) for number in range(999)) for name in ("a", "b", "c")
+    }
+    assert taken == {"a": 50, "b": 25, "c": 13}
+    later = dict.fromkeys("ab", 0)
+    for now in range(1, 61):
+        for name in later:
+            later[name] += sum(review(budget, f"{name}{number % 10}", name, now) for number in range(50))
+        assert review(budget, "d", f"d{now}", now), "there is always some for another one"
+    assert min(later.values()) > 500
+
+
+def review(budget: ReviewBudget, connection: str, owner: str, now: float = 0.0) -> bool:
+    return budget.take(TokenOrigin(connection, (owner,)), now, was_accepted=False) == 0
+
+
 def test_review_budget_limits_owner_of_many_connections() -> None:
     budget = ReviewBudget(0)
     allowed = sum(flood(budget, TokenOrigin(str(number), ("mallory",))) for number in range(1000))

@@ -41,7 +41,7 @@ class Reviewing:
             audiences=audiences,
             clock=lambda: self.passed,
             wall=lambda: NOW + self.passed,
-            budget=ReviewBudget(0, total=Rate(20, 3)),
+            budget=ReviewBudget(0, total=Rate(20, 15)),
         )
 
     async def why_not(self, shown: str) -> str:

@@ -57,10 +57,26 @@ def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
     assert len(taken(queue)) == 2, "renewals"
 
 
-def test_mint_queue_limits_one_organization_to_half_of_the_slots() -> None:
-    queue = MintQueue[Entry](8)
-    first(queue, *(entry(number, "shop") for number in range(1, 20)), entry(20, "bank"))
-    assert taken(queue) == ["p1", "p2", "p3", "p4", "p20"]
+def test_mint_queue_organizations_take_at_most_as_many_slots_as_they_leave_free() -> None:
+    queue = MintQueue[Entry](10)
+    first(
+        queue, *(entry(number, "shop") for number in range(1, 20)), *(entry(number, "bank") for number in range(20, 40))
+    )
+    assert taken(queue) == ["p1", "p20", "p2", "p21", "p3", "p22"]
+    first(queue, entry(40, "farm"))
+    assert taken(queue) == ["p40"]
+    first(queue, entry(41, "mill"))
+    assert taken(queue) == ["p41"], "eight of ten for first credentials"
+
+
+def test_mint_queue_takes_the_organization_with_the_fewest_slots_next() -> None:
+    queue = MintQueue[Entry](4)
+    shop = [entry(number, "shop") for number in range(1, 20)]
+    first(queue, *shop)
+    assert taken(queue) == ["p1", "p2"]
+    first(queue, entry(20, "bank"))
+    queue.done(shop[0])
+    assert taken(queue)[0] == "p20"
 
 
 def test_mint_queue_limits_cluster_to_one_mint_in_flight() -> None:
