@@ -58,6 +58,12 @@ def needs(*tools: str) -> None:
         raise Skipped(f"{', '.join(missing)} not installed")
 
 
+def part(release: Path, name: str) -> Path:
+    if not (release / name).exists():
+        raise Skipped(f"the release has no {name}/: it was made without the tools for it")
+    return release / name
+
+
 def checksums(release: Path, _: Path) -> str:
     lines = (release / "SHA256SUMS").read_text().splitlines()
     for line in lines:
@@ -73,6 +79,8 @@ def packages(release: Path, scratch: Path) -> str:
     commands = scratch / "venv" / "bin"
     local = ("--quiet", "--disable-pip-version-check", "--find-links", release / "python")
     run(commands / "pip", "install", *local, "milo-discoveryd", "milo-sandbox", "milo-discovery-conformance")
+    pages = {each.stem for each in (scratch / "venv" / "share" / "man" / "man1").iterdir()}
+    assert pages == {"milo-discovery", "milo-discoveryd"}
     shown = run(commands / "milo-discoveryd", "demo", "--seconds", "8", cwd=scratch)
     assert "ENGAGED" in shown, shown
     return run(commands / "milo-discoveryd", "--version").strip() + "; demo engages clusters"
@@ -126,6 +134,7 @@ def container(layout: Path, volume: Path) -> Iterator[Container]:
 
 def image(release: Path, scratch: Path) -> str:
     needs("buildah", "unshare", "chroot")
+    layouts = part(release, "images")
     if os.geteuid():
         raise Skipped("mounting a root filesystem needs root")
     volume = scratch / "volume"
@@ -133,7 +142,6 @@ def image(release: Path, scratch: Path) -> str:
     os.chown(volume, 65532, 65532)
     socket, kubeconfig = "unix:///run/milo/d/discovery.sock", "/run/milo/kubeconfig"
     settings = ("--discovery-kubeconfig", kubeconfig, "--listen", socket, "--http-listen", "127.0.0.1:0")
-    layouts = release / "images"
     with (
         container(layouts / "milo-discoveryd", volume) as daemon,
         container(layouts / "milo-discoveryd-sandbox", volume) as sandbox,
@@ -170,7 +178,7 @@ def manifests(release: Path, scratch: Path) -> str:
 def chart(release: Path, scratch: Path) -> str:
     needs("kubectl")
     command = helm()
-    [archive] = (release / "chart").glob("*.tgz")
+    [archive] = part(release, "chart").glob("*.tgz")
     given = ("template", "milo-discoveryd", archive, "--namespace", NAMESPACE, "--kube-version", NEWEST)
     rendered = run(command, *given)
     accepted(rendered, scratch)
@@ -251,7 +259,7 @@ def main() -> int:
                 outcome = f"ok       {step(release, Path(scratch))}"
             except Skipped as missing:
                 outcome = f"SKIPPED  {missing}"
-            except (AssertionError, subprocess.SubprocessError, OSError, LookupError) as error:
+            except (AssertionError, subprocess.SubprocessError, OSError, LookupError, ValueError) as error:
                 outcome, failed = f"FAILED   {error}", failed + 1
         print(f"{step.__name__:<11} {outcome}", flush=True)  # noqa: T201
     return 1 if failed else 0
