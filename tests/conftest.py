@@ -5,6 +5,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.reliability_matrix import of_row
+from tests.tooling.import_contracts.contracts import unit_tests_of_pure_modules
 
 ON_REAL_SERVERS = "built"
 """The fixture of every test that needs real API servers (tests/end_to_end/real)."""
@@ -33,6 +34,9 @@ FIRST = (
     "tests/tooling/docs/test_readme.py",
 )
 """Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
+
+COVERAGE = FIRST[0]
+"""Runs the unit tests of the pure modules, which a run of all tests does not run a second time."""
 
 
 class Sharing(LoadScopeScheduling):
@@ -66,6 +70,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
+    if not config.getoption("keyword") and any(item.nodeid.startswith(COVERAGE) for item in items):
+        covered = unit_tests_of_pure_modules()
+        _keep(config, items, [item for item in items if covered.isdisjoint((item.path, *item.path.parents))])
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--real"):
         return

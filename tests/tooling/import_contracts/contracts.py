@@ -31,6 +31,11 @@ def unit_tests(module: str) -> list[Path]:
     return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
 
 
+def unit_tests_of_pure_modules() -> set[Path]:
+    """Return the directories and files of the unit tests of pure modules."""
+    return {path for module in modules("pure") for path in unit_tests(module)}
+
+
 def _config() -> ConfigParser:
     config = ConfigParser()
     config.read(CONFIG)

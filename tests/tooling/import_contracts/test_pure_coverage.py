@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tooling.import_contracts.contracts import ROOT, modules, unit_tests
+from tests.tooling.import_contracts.contracts import ROOT, modules, unit_tests_of_pure_modules
 
 
 def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -15,7 +15,7 @@ def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     pure = modules("pure")
-    tests = sorted({str(path) for module in pure for path in unit_tests(module)})
+    tests = sorted(map(str, unit_tests_of_pure_modules()))
     files = [f"**/{module.replace('.', '/')}{rest}" for module in pure for rest in (".py", "/*")]
     data = f"--data-file={tmp_path / 'data'}"
     # Whole packages as the source: for single modules coverage would import their parents first, and then again.

@@ -53,6 +53,7 @@ def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_fil
     with pytest.raises(NotImplementedError):
         SourceKind().follow(SourceOptions())
     assert SourceKind().authorities_file is None
+    assert SourceKind().unseen == ""
     assert SourceKind().refusal(IssuerTraits("token-file")) == ""
     assert "it reads the files" in SourceKind().refusal(IssuerTraits("kubeconfig-file"))
     assert "it posts to the objects" in SourceKind().refusal(IssuerTraits("kubeconfig-request"))
