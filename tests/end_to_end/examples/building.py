@@ -74,7 +74,7 @@ BUILDERS = {
     "python": partial(python_subscriber, "asyncio"),
     "python-blocking": partial(python_subscriber, "blocking"),
 }
-NEEDS_KUBERNETES = {"provider"}
+NEEDS_KUBERNETES = {"provider", "tutorial"}
 """Compiling Kubernetes libraries takes minutes without a build cache."""
 
 

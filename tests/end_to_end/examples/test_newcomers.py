@@ -1,4 +1,4 @@
-"""The README of each client leads from an empty directory to the first engaged cluster."""
+"""The README of each client, and the tutorial in Go, lead from an empty directory to the first engaged cluster."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)  # more than this a newcomer does not wait
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-ENGAGED = re.compile(r"ENGAGED first\b|working in first\b")
+ENGAGED = re.compile(r'ENGAGED first\b|working in first\b|"greeted".*"project":"first"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Readme:
 READMES = {
     "go": Readme("clients/go/README.md", ["go"], 2),
     "provider": Readme("clients/go/multicluster/README.md", ["go"], 2),
+    "tutorial": Readme("docs/tutorial-go.md", ["go"], 3),
     "node": Readme("clients/node/README.md", ["node", "npm"], 2),
     "java": Readme("clients/java/README.md", ["java", "mvn"], 2),
     "rust": Readme("examples/rust/README.md", ["cargo"], 1),
@@ -78,6 +79,7 @@ async def test_readme_leads_to_the_first_engaged_cluster(
         pytest.skip(f"there is no {missing[0]} on PATH")
     text = (ROOT / readme.document).read_text()
     own = directory / "own"
+    (directory / "milo-discoveryd").symlink_to(clone())
     async with open_workspace(directory) as workspace:
         workspace.sandbox.projects.create("first", ready=True, labels={"env": "prod"})
         with alone(CACHE / "clone"):

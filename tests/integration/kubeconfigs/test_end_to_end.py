@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from aiohttp import web
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
@@ -19,8 +21,10 @@ from milo_sandbox import Sandbox
 from milo_sandbox.refusals import RefusalError
 from milo_sandbox.rights import EVERYTHING
 from tests.integration.kubeconfigs.daemon import a_daemon
+from tests.integration.watchers.api_server import ApiServer
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.tcp_proxy import TcpProxy
+from tests.unit.credentials.tokens import jwt
 
 WORKLOAD = "system:serviceaccount:milo:discovery"
 
@@ -115,16 +119,45 @@ async def test_projected_token_alone_authenticates_daemon_and_issued_kubeconfigs
         assert token != (tmp_path / "workload.token").read_text()
 
 
-async def test_failing_token_exchange_issues_nothing_and_harms_no_other_issuer(tmp_path: Path) -> None:
-    async with a_sandbox(tmp_path) as sandbox:
+async def no_answer(_: web.Request) -> web.Response:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+EXCHANGE_FAULTS: dict[str, tuple[dict[str, Any] | str, str]] = {
+    "wrong audience": ({"aud": ["https://elsewhere.example.com"]}, "does not accept this subject token"),
+    "expired": ({"exp": time.time() - 60}, "what writes it must renew it"),
+    "clock skew": ({"exp": time.time() + 7200, "nbf": time.time() + 3600}, "check this machine's clock"),
+    "endpoint down": ("https://127.0.0.1:1/token", "127.0.0.1:1"),
+    "slow": ("", "did not answer within 3 s"),
+}
+
+
+@pytest.mark.parametrize("fault", EXCHANGE_FAULTS)
+async def test_failing_token_exchange_issues_nothing_and_harms_no_other_issuer(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_discoveryd.credentials.issuers.token_endpoint.TIMEOUT_S", 3.0)
+    cause, expected = EXCHANGE_FAULTS[fault]
+    async with a_sandbox(tmp_path) as sandbox, ApiServer(no_answer) as slow:
         sandbox.projects.label("alpha", {"issuer": "broken"})
-        broken = exchanged(tmp_path, sandbox, "broken", "https://elsewhere.example.com")
+        broken = exchanged(tmp_path, sandbox, "broken", sandbox.url)
+        if isinstance(cause, dict):
+            token = sandbox.tokens.issue(WORKLOAD, audiences=cause.get("aud", [sandbox.url]))
+            (tmp_path / "broken.token").write_text(token if "aud" in cause else jwt(**cause))
+        else:
+            (tmp_path / "slow.pem").write_bytes(slow.pem)
+            broken |= {"token_url": cause or f"{slow.url}/token", "ca_file": str(tmp_path / "slow.pem")}
         working = exchanged(tmp_path, sandbox, "working", sandbox.url)
         config = sources(tmp_path, {**broken, "label_selector": "issuer=broken"}, working)
         async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
-            with pytest.raises(grpc.aio.AioRpcError, match="does not accept this subject token"):
-                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            refused = asyncio.ensure_future(stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha")))
             assert (await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="beta"))).kubeconfig.kubeconfig
+            if fault == "slow":
+                await eventually(lambda: slow.requests)
+                assert not refused.done()  # while it waits, others are served
+            with pytest.raises(grpc.aio.AioRpcError, match=expected):
+                await refused
 
 
 async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
