@@ -8,10 +8,12 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.model.resource import Resource
+from milo_kube.act_as import ActAs
 from milo_kube.http.errors import TransportError
 
 VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"
+_SERVICE_ACCOUNT = "system:serviceaccount:"
 _SKEW = timedelta(minutes=1)
 _BUSY = frozenset({429, 500, 503, 504})
 _BUSY_FIX = "the API server is overloaded or starting, which the daemon would retry: repeat the check"
@@ -81,6 +83,39 @@ def access_review(resource: Resource, verb: str) -> bytes:
     attributes = {"group": resource.group, "version": resource.version, "resource": resource.plural, "verb": verb}
     if resource.namespace:
         attributes["namespace"] = resource.namespace
+    return _access_review(attributes)
+
+
+def impersonation_reviews(acting: ActAs) -> Mapping[str, bytes]:
+    """Return the access reviews that an API server makes of a request which impersonates, by what each is about."""
+    namespace, _, account = acting.user.removeprefix(_SERVICE_ACCOUNT).partition(":")
+    if acting.user.startswith(_SERVICE_ACCOUNT) and account:
+        asked = {f"user {acting.user}": {"resource": "serviceaccounts", "namespace": namespace, "name": account}}
+    else:
+        asked = {f"user {acting.user}": {"resource": "users", "name": acting.user}}
+    asked |= {f"group {each}": {"resource": "groups", "name": each} for each in acting.groups}
+    asked |= {
+        f"extra {key}": {"group": "authentication.k8s.io", "resource": "userextras", "subresource": key, "name": value}
+        for key, values in acting.extra
+        for value in values
+    }
+    return {about: _access_review({"verb": "impersonate", **each}) for about, each in asked.items()}
+
+
+def impersonation(subject: str, user: str, answers: Mapping[str, bool | None]) -> Finding:
+    denied = [about for about, answer in answers.items() if answer is False]
+    if denied:
+        return fail(
+            subject,
+            f"requests as {user} are refused: the issuer's identity may not impersonate {_joined(denied)}",
+            "grant it the verb impersonate on each of them, in every cluster, or correct `as` in rights",
+        )
+    if None in answers.values():
+        return warn(subject, "unknown: the server does not support SelfSubjectAccessReview")
+    return ok(subject, f"impersonation of {user} allowed")
+
+
+def _access_review(attributes: Mapping[str, str]) -> bytes:
     return msgspec.json.encode(
         {
             "apiVersion": "authorization.k8s.io/v1",

@@ -1,6 +1,6 @@
 """Sends an API server the requests that the daemon will send, and reports each step."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -13,6 +13,7 @@ from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import DaemonError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.act_as import ActAs
 from milo_kube.http.errors import TransportError
 
 REQUEST_TIMEOUT_S = 15.0
@@ -45,6 +46,12 @@ class ApiServerCheck:
             ):
                 async for finding in self._guarded(step, steps):
                     yield finding
+
+    async def impersonating(self, users: Iterable[ActAs]) -> AsyncIterator[Finding]:
+        """Check whether the identity may act as these users."""
+        for acting in users:
+            async for finding in self._guarded("impersonation", self._impersonation(acting)):
+                yield finding
 
     async def _guarded(self, step: str, steps: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
         try:
@@ -82,12 +89,20 @@ class ApiServerCheck:
         )
 
     async def _permissions(self, resource: Resource) -> AsyncIterator[Finding]:
-        allowed: dict[str, bool | None] = {}
-        for verb in api_responses.VERBS:
-            review = api_responses.access_review(resource, verb)
-            answer = await self._transport.post(_ACCESS, review, timeout_s=REQUEST_TIMEOUT_S)
-            allowed[verb] = api_responses.allowed(answer.status, answer.body)
+        reviews = {verb: api_responses.access_review(resource, verb) for verb in api_responses.VERBS}
+        allowed = await self._allowed(reviews)
         yield api_responses.permissions(self._subject("permissions"), resource, allowed)
+
+    async def _impersonation(self, acting: ActAs) -> AsyncIterator[Finding]:
+        allowed = await self._allowed(api_responses.impersonation_reviews(acting))
+        yield api_responses.impersonation(self._subject("impersonation"), acting.user, allowed)
+
+    async def _allowed(self, reviews: Mapping[str, bytes]) -> Mapping[str, bool | None]:
+        allowed: dict[str, bool | None] = {}
+        for about, review in reviews.items():
+            answer = await self._transport.post(_ACCESS, review, timeout_s=REQUEST_TIMEOUT_S)
+            allowed[about] = api_responses.allowed(answer.status, answer.body)
+        return allowed
 
     async def _list_and_watch(self, resource: Resource) -> AsyncIterator[Finding]:
         selected = resource.query

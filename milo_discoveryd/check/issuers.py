@@ -20,6 +20,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.rules import rights
 
 _PROBE = Cluster(
     target=Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",)),
@@ -80,10 +81,12 @@ class IssuersCheck:
             return
         yield _minted(subject, f"minted a credential of type {issuer.type}{named}", minted)
         if cluster is not None:
-            async for finding in self._used(subject, cluster, minted):
+            async for finding in self._used(subject, issuer.name, cluster, minted):
                 yield finding
 
-    async def _used(self, subject: str, cluster: Cluster, minted: IssuedCredential) -> AsyncIterator[Finding]:
+    async def _used(
+        self, subject: str, issuer: str, cluster: Cluster, minted: IssuedCredential
+    ) -> AsyncIterator[Finding]:
         """Authenticate to the cluster with its credential, as operators do."""
         target = cluster.target
         project, trust_of = self._sources[target.source]
@@ -102,10 +105,18 @@ class IssuersCheck:
         )
         timeout_s = self._settings.watch.connect_timeout.total_seconds()
         async with aclosing(Transport(upstream, connect_timeout_s=timeout_s)) as transport:
-            async for finding in ApiServerCheck(subject, upstream, transport).watchable(()):
+            server = ApiServerCheck(subject, upstream, transport)
+            async for finding in server.watchable(()):
                 # Operators may reach clusters that the daemon cannot reach, and one cluster may be down.
                 is_unreachable = finding.level == "fail" and finding.subject.endswith("reach")
                 yield replace(finding, level="warn") if is_unreachable else finding
+                if finding.level == "fail":
+                    return
+            rules = rights(self._settings.rights).rules
+            terms = (each.grant.terms for each in rules if each.grant.terms is not None)
+            acting = {each.act_as for each in terms if each.act_as and issuer in (each.issuers or {issuer})}
+            async for finding in server.impersonating(sorted(acting, key=lambda each: each.user)):
+                yield finding
 
 
 def _minted(subject: str, message: str, minted: IssuedCredential) -> Finding:

@@ -11,6 +11,7 @@ import pytest
 from milo_discoveryd.check import check
 from milo_discoveryd.config import load
 from milo_sandbox import Sandbox
+from milo_sandbox.rights import Rule
 
 
 @pytest.fixture
@@ -106,3 +107,30 @@ async def test_check_reports_that_no_kubeconfigs_are_issued(sandbox: Sandbox, tm
     none = "ok    kubeconfigs: none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false"
     assert none in await lines(tmp_path, source)
     assert none in await lines(tmp_path)
+
+
+def acting(user: str, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": "shop", "who": "everybody", "clusters": "all", "kubeconfigs": True, "as": {"user": user, **more}},
+    ]
+
+
+OWN = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+
+
+async def test_granted_impersonation_is_ok(sandbox: Sandbox, tmp_path: Path) -> None:
+    found = await lines(tmp_path, OWN, rights=acting("shop", groups=["shops"], extra={"tier": ["one"]}))
+    assert found[-1] == "ok    kubeconfigs own impersonation: impersonation of shop allowed"
+
+
+async def test_denied_impersonation_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+    mine = Rule(verbs=frozenset({"impersonate"}), resources=frozenset({"serviceaccounts"}), names=frozenset({"shop"}))
+    reading = Rule(verbs=frozenset({"get", "list", "watch"}))
+    sandbox.rights.grant("sandbox-admin", [reading, mine])
+    found = await lines(tmp_path, OWN, rights=acting("shop", groups=["shops"]))
+    assert found[-1] == (
+        "fail  kubeconfigs own impersonation: requests as shop are refused: the issuer's identity may not impersonate "
+        "user shop and group shops"
+    )
+    found = await lines(tmp_path, OWN, rights=acting("system:serviceaccount:milo:shop"))
+    assert found[-1].startswith("ok    kubeconfigs own impersonation")
