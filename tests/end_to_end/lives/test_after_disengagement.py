@@ -41,7 +41,7 @@ async def test_no_request_reaches_a_project_after_its_disengagement(operator: st
             }
             for project in PROJECTS:
                 sandbox.projects.create(project, ready=True)
-            worlds = {project: World(places, project, OPERATORS[operator].held) for project in PROJECTS}
+            worlds = {project: World(places, project, OPERATORS[operator].finalizer) for project in PROJECTS}
             for world in worlds.values():
                 world.exists = True
             address = f"unix://{directory / 'd.sock'}"
@@ -60,17 +60,17 @@ async def test_no_request_reaches_a_project_after_its_disengagement(operator: st
                     counts = {project: sandbox.requests_of(project) for project in ended}
                     for project in others:
                         for each in ended:
-                            _change(sandbox, each, OPERATORS[operator].held.collection)
+                            _change(sandbox, each)
                         await worlds[project].do("work")
                     assert {project: sandbox.requests_of(project) for project in ended} == counts
                     for project in ended:
                         sandbox.projects.set_condition(project)
 
 
-def _change(sandbox: Sandbox, project: str, collection: str) -> None:
+def _change(sandbox: Sandbox, project: str) -> None:
     """Delete an object that the operator holds, and change the others."""
     store = sandbox.control_plane(project)
-    resource = next(each for each in store.resources if each.plural == collection.rpartition("/")[2])
+    resource = next(each for each in store.resources if each.plural == "greetings")
 
     def change(found: Document) -> Document:
         metadata = found["metadata"]

@@ -12,7 +12,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from milo_sandbox import Sandbox
-from tests.end_to_end.lives.world import OPERATORS, Held, World
+from tests.end_to_end.lives.world import OPERATORS, World
 from tests.integration.sandbox_conformance.lives import Places
 
 pytestmark = pytest.mark.timeout(900)  # the first build of the operator in Go compiles controller-runtime
@@ -26,13 +26,13 @@ class _Orders(RuleBasedStateMachine):
 
     loop: asyncio.AbstractEventLoop
     places: Places
-    held: Held
+    finalizer: str
     number = 0
 
     def __init__(self) -> None:
         super().__init__()
         type(self).number += 1
-        self._world = World(self.places, f"project-{self.number}", self.held)
+        self._world = World(self.places, f"project-{self.number}", self.finalizer)
 
     @rule(data=strategies.data())
     def step(self, data: strategies.DataObject) -> None:
@@ -67,7 +67,11 @@ def test_project_ends_deleted_in_every_order_of_steps(operator: str) -> None:
             await stack.enter_async_context(OPERATORS[operator].run(Path(name), daemon, places))
             return places
 
-        _Orders.places, _Orders.loop, _Orders.held = runner.run(begin()), runner.get_loop(), OPERATORS[operator].held
+        _Orders.places, _Orders.loop, _Orders.finalizer = (
+            runner.run(begin()),
+            runner.get_loop(),
+            OPERATORS[operator].finalizer,
+        )
         try:
             run_state_machine_as_test(
                 _Orders, settings=settings(max_examples=_EXAMPLES, stateful_step_count=_STEPS, deadline=None)

@@ -2,117 +2,78 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prometheus_client import CollectorRegistry
 
-from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Kind, Request
 from tests.end_to_end.examples.building import EXAMPLES, go_program
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.integration.sandbox_conformance import lives
 from tests.integration.sandbox_conformance.lives import CONFIG_MAPS, PROJECTS, SUSPENSIONS, Places, Witness
 
-FINALIZER = "example.com/python-operator"
 SUSPENSION = "ordered"
-GO_OPERATOR = EXAMPLES / "go-operator"
+DEFINITION = EXAMPLES / "go-operator" / "config" / "crd" / "greetings.yaml"
 GREETINGS = "/apis/example.miloapis.com/v1alpha1/namespaces/default/greetings"
-
-
-class Held(NamedTuple):
-    """The objects that an operator holds with a finalizer."""
-
-    collection: str
-    body: Mapping[str, Any]
-    finalizer: str
+GREETING = {"apiVersion": "example.miloapis.com/v1alpha1", "kind": "Greeting", "spec": {"text": "Hello"}}
 
 
 _WITHIN_S = 240.0
 
 
-async def reconcile(request: Request) -> None:
-    """Hold each labeled ConfigMap, and answer it with another one, until it is deleted."""
-    found = await request.get()
-    if found is None:
-        return
-    if found["metadata"].get("deletionTimestamp"):
-        await request.delete("v1/configmaps", f"{request.name}-answer")
-        await request.remove_finalizer(FINALIZER)
-        return
-    await request.ensure_finalizer(FINALIZER)
-    await request.apply("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": f"{request.name}-answer"}})
-
-
-@asynccontextmanager
-async def a_python_operator(directory: Path, settings: Mapping[str, Any], _: Places) -> AsyncIterator[None]:
-    """Run a daemon with these settings, and an operator beside it."""
-    config = directory / "daemon.yaml"
-    address = f"unix://{directory / 'd.sock'}"
-    config.write_text(yaml.safe_dump({"listen": [address], "http_listen": "off", **settings}))
-    async with DaemonProcess(address, "--config", str(config)) as daemon:
-        await daemon.start()
-        async with DiscoveryClient(address) as client:
-            controllers = Controllers(Fleet(client), registry=CollectorRegistry())
-            controllers.reconcile(Kind("v1/configmaps", selector="held=yes"))(reconcile)
-            async with controllers:
-                yield
-
-
-@asynccontextmanager
-async def a_go_operator(directory: Path, settings: Mapping[str, Any], places: Places) -> AsyncIterator[None]:
-    """Run a daemon with these settings, and the example in Go beside it, whose kind is defined."""
-    definition = yaml.safe_load((GO_OPERATOR / "config" / "crd" / "greetings.yaml").read_text())
-    async with Witness(places) as witness:
-        status, answer = await witness.send("POST", lives.DEFINITIONS, definition)
-        assert status in (201, 409), answer
-    config = directory / "daemon.yaml"
-    address = f"unix://{directory / 'd.sock'}"
-    config.write_text(yaml.safe_dump({"listen": [address], "http_listen": "off", **settings}))
-    environ = {"MILO_DISCOVERY_ADDRESS": address, "KUBECONFIG": str(places.core)}
-    arguments = ["-metrics-bind-address=0", "-health-probe-bind-address=0"]
-    command = await asyncio.to_thread(go_program, GO_OPERATOR / "cmd", "greeting-operator")
-    async with DaemonProcess(address, "--config", str(config)) as daemon:
-        await daemon.start()
-        with (directory / "operator.log").open("wb") as log:
-            operator = await asyncio.create_subprocess_exec(
-                *command, *arguments, env={**os.environ, **environ}, stderr=log, stdout=log
-            )
-            try:
-                yield
-            finally:
-                operator.kill()
-                await operator.wait()
-
-
 class Operator(NamedTuple):
-    run: Callable[[Path, Mapping[str, Any], Places], AbstractAsyncContextManager[None]]
-    held: Held
+    """An example operator of Greetings, and the finalizer with which it holds them."""
+
+    command: Callable[[], list[str]]
+    finalizer: str
+
+    @asynccontextmanager
+    async def run(self, directory: Path, settings: Mapping[str, Any], places: Places) -> AsyncIterator[None]:
+        """Define the kind, and run a daemon with these settings, and the operator beside it."""
+        async with Witness(places) as witness:
+            status, answer = await witness.send("POST", lives.DEFINITIONS, yaml.safe_load(DEFINITION.read_text()))
+            assert status in (201, 409), answer
+        config = directory / "daemon.yaml"
+        address = f"unix://{directory / 'd.sock'}"
+        config.write_text(yaml.safe_dump({"listen": [address], "http_listen": "off", **settings}))
+        command = await asyncio.to_thread(self.command)
+        environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": address, "KUBECONFIG": str(places.core)}
+        async with DaemonProcess(address, "--config", str(config)) as daemon:
+            await daemon.start()
+            with (directory / "operator.log").open("wb") as log:
+                operator = await asyncio.create_subprocess_exec(*command, env=environ, stderr=log, stdout=log)
+                try:
+                    yield
+                finally:
+                    operator.kill()
+                    await operator.wait()
+
+
+def _greeter() -> list[str]:
+    return [sys.executable, str(EXAMPLES / "python" / "greeter.py")]
+
+
+def _go_operator() -> list[str]:
+    arguments = ["-metrics-bind-address=0", "-health-probe-bind-address=0"]
+    return [*go_program(EXAMPLES / "go-operator" / "cmd", "greeting-operator"), *arguments]
 
 
 OPERATORS = {
-    "python": Operator(a_python_operator, Held(CONFIG_MAPS, {"metadata": {"labels": {"held": "yes"}}}, FINALIZER)),
-    "go": Operator(
-        a_go_operator,
-        Held(
-            GREETINGS,
-            {"apiVersion": "example.miloapis.com/v1alpha1", "kind": "Greeting", "spec": {"text": "Hello"}},
-            "example.miloapis.com/greeting",
-        ),
-    ),
+    "python": Operator(_greeter, "example.miloapis.com/greeter"),
+    "go": Operator(_go_operator, "example.miloapis.com/greeting"),
 }
 
 
 class World:
     """The steps of a path. Each of them is possible in any state that `possible` names."""
 
-    def __init__(self, places: Places, project: str, held: Held) -> None:
+    def __init__(self, places: Places, project: str, finalizer: str) -> None:
         self._places = places
         self._project = project
-        self._held = held
+        self._finalizer = finalizer
         self._suspension = f"{SUSPENSION}-{project}"
         self._made = 0
         self.exists = self.suspended = self.deleting = False
@@ -139,7 +100,7 @@ class World:
                 await self._gone(witness)
             if self.suspended:
                 await self._lift(witness)
-            for path in {CONFIG_MAPS, self._held.collection}:
+            for path in (CONFIG_MAPS, GREETINGS):
                 _, found = await witness.send("GET", path, project=self._project)
                 assert [each["metadata"]["name"] for each in found.get("items", ())] == []
 
@@ -151,21 +112,20 @@ class World:
         """Create an object, and wait until the operator holds it."""
         self._made += 1
         name = f"object-{self._made}"
-        collection, body, finalizer = self._held
-        document = {**body, "metadata": {**body.get("metadata", {}), "name": name}}
+        document = {**GREETING, "metadata": {"name": name}}
 
         async def is_created() -> bool:
             # Milo answers 429 until it has opened the storage of a kind in a project.
-            status, answer = await witness.send("POST", collection, document, project=self._project)
+            status, answer = await witness.send("POST", GREETINGS, document, project=self._project)
             assert status in (201, 429), answer
             return status == 201
 
-        path = f"{collection}/{name}"
+        path = f"{GREETINGS}/{name}"
         await _until(is_created, f"{path} is created")
 
         async def is_held() -> bool:
             _, found = await witness.send("GET", path, project=self._project)
-            return finalizer in found.get("metadata", {}).get("finalizers", ())
+            return self._finalizer in found.get("metadata", {}).get("finalizers", ())
 
         await _until(is_held, f"{path} is held")
 

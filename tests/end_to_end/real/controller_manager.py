@@ -3,8 +3,9 @@
 import asyncio
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import aiohttp
@@ -22,9 +23,16 @@ class ControllerManager:
     """A context manager of the process."""
 
     def __init__(
-        self, argv: tuple[str, ...], core: MiloApi, infrastructure: InfrastructureApi, directory: Path
+        self,
+        argv: tuple[str, ...],
+        core: MiloApi,
+        infrastructure: InfrastructureApi,
+        directory: Path,
+        *,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._port = free_port()
+        self.url = f"https://127.0.0.1:{self._port}"
         self._log = directory / "controller-manager.log"
         self._process: Process | None = None
         # It reads the certificate of its webhooks from this directory of TMPDIR.
@@ -36,6 +44,7 @@ class ControllerManager:
         self._argv = [
             shutil.which("env") or "/usr/bin/env",
             f"TMPDIR={directory / 'controller-manager'}",
+            *(f"{name}={value}" for name, value in environ.items()),
             *argv,
             f"--kubeconfig={core.kubeconfig}",
             f"--infra-cluster-kubeconfig={infrastructure.kubeconfig}",
@@ -44,30 +53,38 @@ class ControllerManager:
             "--bind-address=127.0.0.1",
             f"--secure-port={self._port}",
             f"--controller-runtime-webhook-port={free_port()}",
+            "--authorization-always-allow-paths=/healthz,/metrics",
         ]
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
         async with asyncio.timeout(_STARTED_WITHIN_S):
             while not await self._healthy():
                 # It ends if the API server does not serve all its definitions yet.
                 if self._process is None or not self._process.running():
                     self._process = process.start("Milo's controllers", self._argv, log=self._log, tied=True)
                 await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
         return self
+
+    async def end(self) -> bool:
+        """Kill the process; return whether it had ended before."""
+        assert self._process is not None
+        had_ended = not self._process.running()
+        await self._process.end(signal.SIGKILL)
+        return had_ended
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        ended = not self._process.running()
-        await self._process.end(signal.SIGKILL)
-        if ended and error is None:
+        if await self.end() and error is None:
+            assert self._process is not None
             raise ProcessError(f"Milo's controllers ended:\n{self._process.last_words()}")
 
     async def _healthy(self) -> bool:
-        url = f"https://127.0.0.1:{self._port}/healthz"
         try:
-            async with aiohttp.ClientSession() as session, session.get(url, ssl=False) as answer:
+            async with aiohttp.ClientSession() as session, session.get(f"{self.url}/healthz", ssl=False) as answer:
                 return answer.status == 200
         except aiohttp.ClientError:
             return False

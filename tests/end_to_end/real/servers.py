@@ -8,7 +8,7 @@ import asyncio
 import json
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,8 @@ _ADMINISTRATORS = "system:masters"
 class RealApi(ABC):
     """An API server, its etcd, and the proxy for its clients.
 
-    Without a proxy its connections cannot be cut, but it outlives this process. A tied one does not.
+    Without a proxy its connections cannot be cut, but it outlives this process. A tied one does not. With the rules
+    `audit` of an audit policy, it logs the beginning of each request that they select to `audit_log`.
     """
 
     mode: ClassVar[Mode]
@@ -52,8 +53,11 @@ class RealApi(ABC):
         proxied: bool = True,
         tied: bool = True,
         streaming_lists: bool = True,
+        audit: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.audit_log = directory / "audit.log"
+        self._audited = audit
         self._program = self._choose(programs)
         self.title = self._program.title
         self.directory = directory
@@ -257,7 +261,9 @@ class RealApi(ABC):
         return kubeconfig.write(self.directory / name, server=self.url, authority=self._authority.pem, user=user)
 
     def _argv(self) -> list[str]:
-        gates = [] if self._streaming_lists else ["--feature-gates=WatchList=false"]
+        more = [] if self._streaming_lists else ["--feature-gates=WatchList=false"]
+        if self._audited:
+            more += [f"--audit-policy-file={self._write_audit_policy()}", f"--audit-log-path={self.audit_log}"]
         return [
             *self._program.argv,
             f"--etcd-servers={self.etcd.url}",
@@ -275,8 +281,19 @@ class RealApi(ABC):
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._signing_key}",
             f"--service-account-signing-key-file={self._signing_key}",
-            *gates,
+            *more,
         ]
+
+    def _write_audit_policy(self) -> Path:
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"],
+            "rules": [*self._audited, {"level": "None"}],
+        }
+        file = self.directory / "audit-policy.json"
+        file.write_text(json.dumps(policy))
+        return file
 
     async def _until_served(self, api: Api) -> None:
         # The server is ready before its watch caches are: until then a collection answers 404, then 429.

@@ -4,15 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from milo_discovery import DiscoveryClient, EventType
+from milo_discovery import DiscoveryClient, Event, EventType, Watch
 from milo_discoveryd.sources.reading import ORGANIZATION_LABEL
 from tests.end_to_end.lives.world import OPERATORS, World
+from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.inside import ADDRESSES
+from tests.end_to_end.real.servers import MiloApi
 from tests.end_to_end.real.watching import set_ready
 from tests.end_to_end.real.whole_milo import WholeMilo
 from tests.integration.sandbox_conformance import lives
@@ -39,9 +42,8 @@ ORDERS = (
 """Paths of the state machine in tests/end_to_end/lives."""
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
-    core = whole_milo.core
+def tenant_daemon(core: MiloApi) -> dict[str, Any]:
+    """Return settings of a daemon whose kubeconfigs are the tenant's."""
     certificate = {
         "name": "own",
         "type": "client-certificate",
@@ -49,10 +51,15 @@ async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, direct
         "ca_key": str(core.authority.key_file()),
         "common_name": "tenant",
     }
-    settings = {"discovery_kubeconfig": str(core.kubeconfig), "kubeconfigs": {"issuers": [certificate]}}
+    return {"discovery_kubeconfig": str(core.kubeconfig), "kubeconfigs": {"issuers": [certificate]}}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
+    settings = tenant_daemon(whole_milo.core)
 
     async def take(number: int, order: str) -> None:
-        world = World(whole_milo.places, f"{operator}-{number}", OPERATORS[operator].held)
+        world = World(whole_milo.places, f"{operator}-{number}", OPERATORS[operator].finalizer)
         for step in order.split():
             await (world.recreate() if step == "recreate" else world.do(step))
         await world.end()
@@ -60,6 +67,104 @@ async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, direct
     async with OPERATORS[operator].run(directory, settings, whole_milo.places):
         results = await asyncio.gather(*(take(*each) for each in enumerate(ORDERS)), return_exceptions=True)
     assert {order: result for order, result in zip(ORDERS, results, strict=True) if result is not None} == {}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
+    """Of an operator, in storms of deletions: a deleted project answers as before, so the operator has to stop."""
+    projects = [f"{operator}-storm-{number}" for number in range(6)]
+    worlds = {name: World(whole_milo.places, name, OPERATORS[operator].finalizer) for name in projects}
+    address = f"unix://{directory / 'd.sock'}"
+    settings = {**tenant_daemon(whole_milo.core), "connectivity": {"interval": "off"}}
+
+    async def all_do(step: str, names: list[str]) -> None:
+        await asyncio.gather(*(worlds[name].do(step) for name in names))
+
+    async with (
+        OPERATORS[operator].run(directory, settings, whole_milo.places),
+        DiscoveryClient(address) as client,
+        Witness(whole_milo.places) as witness,
+    ):
+        for ended in (projects[:3], projects[3:], projects[1:4]):
+            await all_do("create", [name for name in projects if not worlds[name].exists])
+            others = [name for name in projects if name not in ended]
+            await all_do("work", projects)
+            await all_do("delete", ended)
+            for name in ended:
+                await worlds[name].recreate()
+            async with asyncio.timeout(WITHIN_S):
+                while {cluster.name for cluster in await client.list()} & {*ended}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            # What was sent before has arrived when some work was done elsewhere.
+            await all_do("work", others)
+            counts = {name: whole_milo.requests_of(name) for name in ended}
+            assert all(counts.values())
+            for number in range(3):
+                for name in ended:
+                    status = await lives.config_map(witness, name, f"late-{number}")
+                    assert status in (201, 409), status
+                await all_do("work", others)
+            assert {name: whole_milo.requests_of(name) for name in ended} == counts
+        await all_do("create", [name for name in projects if not worlds[name].exists])  # to delete what came late
+        for world in worlds.values():
+            await world.end()
+
+
+async def test_service_consumers_of_a_project_end_with_it(whole_milo: WholeMilo, directory: Path) -> None:
+    core, consumers = whole_milo.core, "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
+    kubeconfig = yaml.safe_load(core.kubeconfig.read_text())
+    kubeconfig["clusters"][0]["cluster"]["server"] += f"{PROJECTS}/provider/control-plane"
+    own = directory / "provider.kubeconfig"
+    own.touch(mode=0o600)
+    own.write_text(yaml.safe_dump(kubeconfig))
+    source = {
+        "name": "dns",
+        "kind": "service-consumer",
+        "discovery_kubeconfig": str(own),
+        "project_kubeconfig": str(core.kubeconfig),
+        "settings": {"services": ["dns.example.com"], "follow_projects": True},
+    }
+    address = f"unix://{directory / 'd.sock'}"
+    config = directory / "daemon.yaml"
+    config.write_text(yaml.safe_dump({"sources": [source], "listen": [address], "http_listen": "off"}))
+    async with Witness(whole_milo.places) as witness, core.api() as api:
+        await api.define(yaml.safe_load((Path(__file__).parent / "crds/serviceconsumers.yaml").read_text()))
+        for name in ("provider", "consumer"):
+            await lives.begin(witness, name)
+        consumer = {
+            "apiVersion": "services.miloapis.com/v1alpha1",
+            "kind": "ServiceConsumer",
+            "metadata": {"name": "of-consumer"},
+            "spec": {"serviceRef": {"name": "dns"}, "consumerProjectRef": {"name": "consumer"}},
+        }
+        await witness.ask("POST", consumers, consumer, project="provider")
+        active = {"status": {"serviceName": "dns.example.com", "phase": "Active"}}
+        await witness.ask("PATCH", f"{consumers}/of-consumer/status", active, project="provider")
+        async with DaemonProcess(address, "--config", str(config)) as daemon, asyncio.timeout(WITHIN_S):
+            await daemon.start()
+            async with DiscoveryClient(address) as client, client.watch() as watch:
+                first = await _next(watch, EventType.ENGAGED)
+                await lives.config_map(witness, "consumer", "held", FINALIZER)
+                await witness.send("DELETE", f"{PROJECTS}/consumer")
+                while (await _next(watch, EventType.UPDATED)).cluster.deletion_requested_at is None:
+                    pass
+                path = f"{CONFIG_MAPS}/held"
+                await witness.send("PATCH", path, {"metadata": {"finalizers": None}}, project="consumer")
+                ended = await _next(watch, EventType.DISENGAGED)
+                assert ended.reason is not None
+                assert ended.reason.name == "DELETED"
+                # Its ServiceConsumer is still there.
+                await lives.begin(witness, "consumer")
+                again = await _next(watch, EventType.ENGAGED)
+                assert again.cluster.uid != first.cluster.uid
+        for name in ("consumer", "provider"):
+            await lives.end(witness, name)
+
+
+async def _next(watch: Watch, type_: EventType) -> Event:
+    while (event := await anext(watch)).type is not type_:
+        pass
+    return event
 
 
 async def test_life_of_a_project_in_both_modes(whole_milo: WholeMilo, directory: Path) -> None:

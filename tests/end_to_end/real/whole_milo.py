@@ -5,25 +5,42 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from tests.end_to_end.real.controller_manager import ControllerManager
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
 from tests.integration.sandbox_conformance.lives import Places
+
+_TENANT = "tenant"
+_IN_PROJECTS = {"level": "Metadata", "users": [_TENANT]}
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """A line of the audit log. Its path lacks the project, which an annotation names."""
+
+    annotations: dict[str, str] = {}
 
 
 class WholeMilo(NamedTuple):
     core: MiloApi
     infrastructure: InfrastructureApi
 
+    def requests_of(self, project: str) -> int:
+        """Count the requests of the tenant to a project's control plane."""
+        lines = self.core.audit_log.read_bytes().splitlines(keepends=True)
+        requests = (msgspec.json.decode(line, type=_Request) for line in lines if line.endswith(b"\n"))
+        return sum(each.annotations.get("platform.miloapis.com/scope.name") == project for each in requests)
+
     @property
     def places(self) -> Places:
-        return Places(self.core.kubeconfig, self.infrastructure.kubeconfig, self.core.kubeconfig_as("tenant"))
+        return Places(self.core.kubeconfig, self.infrastructure.kubeconfig, self.core.kubeconfig_as(_TENANT))
 
 
 @asynccontextmanager
 async def a_whole_milo(programs: Programs, directory: Path) -> AsyncIterator[WholeMilo]:
     """Run it; `programs` must have the controllers."""
-    core = MiloApi(programs, directory / "core")
+    core = MiloApi(programs, directory / "core", audit=[_IN_PROJECTS])
     infrastructure = InfrastructureApi(programs, directory / "infrastructure")
     try:
         await core.start()

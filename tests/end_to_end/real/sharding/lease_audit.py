@@ -9,18 +9,10 @@ import msgspec
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.servers import InfrastructureApi
 
-_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [
-        {
-            "level": "Metadata",
-            "namespaces": ["default"],
-            "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
-        },
-        {"level": "None"},
-    ],
+_LEASES = {
+    "level": "Metadata",
+    "namespaces": ["default"],
+    "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
 }
 
 
@@ -38,13 +30,7 @@ class AuditedApi(InfrastructureApi):
     """A kube-apiserver that logs requests to the Leases of the namespace `default`."""
 
     def __init__(self, programs: Programs, directory: Path) -> None:
-        super().__init__(programs, directory, proxied=False)
-        self.audit_log = directory / "audit.log"
-        self._policy = directory / "audit-policy.json"
-        self._policy.write_bytes(msgspec.json.encode(_POLICY))
-
-    def _argv(self) -> list[str]:
-        return [*super()._argv(), f"--audit-policy-file={self._policy}", f"--audit-log-path={self.audit_log}"]
+        super().__init__(programs, directory, proxied=False, audit=[_LEASES])
 
     def lease_requests(self, since: float, until: float) -> Counter[str]:
         """Count the requests of each user between two times of the wall clock."""
