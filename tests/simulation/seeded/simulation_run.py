@@ -250,10 +250,13 @@ class SimulationRun:
             self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
         if self._random.random() < 0.5:
             await self._change_objects()
-        # An object that cannot be decoded is engaged only by a daemon that has its state from before.
-        self._world.repair_objects()
+        self._repair_objects()
         await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
         self._start()
+
+    def _repair_objects(self) -> None:
+        # An object that cannot be decoded is engaged only by a daemon that has its state from before.
+        self._world.repair_objects()
 
     async def _restart_daemon_with_bad_list(self) -> None:
         """Restart the daemon while lists are empty, for less time than after which a second list confirms the first.
@@ -266,6 +269,7 @@ class SimulationRun:
         self._api.inject("F93", "the daemon is killed while lists are empty")
         dying, self._daemon = self._daemon, None
         await dying.kill()
+        self._repair_objects()
         self._api.only = EMPTY_LIST
         self._start()
         await asyncio.sleep(self._random.choice((0.1, 5.0, RemovalLimits().verify_after_s - 5.0)))

@@ -178,7 +178,7 @@ class Simulation:
             request_timeout_s=30.0,
             objects_limit=1 << 30,
         )
-        await discovery.run(upstream.api, followed.collections, followed.restored_place)
+        await discovery.run(lambda _: upstream.api, followed.collections, followed.restored_place)
 
     def subscribe(self, **options: Any) -> None:
         async def send(message: bytes) -> None:
