@@ -22,49 +22,6 @@ def project(sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
 
 
-async def test_custom_resource_is_not_found_before_its_crd(client: Client) -> None:
-    missing = await client.get(behind(WIDGETS))
-    assert (missing.status, missing.body) == (404, b"404 page not found\n")
-    assert (await client.get(behind("/apis/example.com/v1"))).status == 404
-
-
-async def test_custom_object_has_defaults_generation_and_a_status_of_its_own(client: Client) -> None:
-    await define(client)
-    created = await create(client, WIDGETS, widget() | {"status": {"note": "ignored"}, "unknown": 1})
-    assert created["spec"] == {"size": 1, "color": "blue"}
-    assert created["metadata"]["generation"] == 1
-    assert not created.keys() & {"status", "unknown"}
-    one = behind(f"{WIDGETS}/one")
-    status = await client.call("PATCH", f"{one}/status", {"status": {"note": "seen"}, "spec": {"size": 9}})
-    assert (status.json["status"], status.json["spec"]["size"]) == ({"note": "seen"}, 1)
-    assert status.json["metadata"]["generation"] == 1
-    changed = await client.call("PATCH", one, {"status": {"note": "ignored"}, "spec": {"size": 2}})
-    assert (changed.json["status"]["note"], changed.json["metadata"]["generation"]) == ("seen", 2)
-
-
-@pytest.mark.parametrize(
-    ("spec", "field"),
-    [
-        ({}, "spec.size"),
-        ({"size": 0}, "spec.size"),
-        ({"size": 10}, "spec.size"),
-        ({"size": "1"}, "spec.size"),
-        ({"size": 1, "port": True}, "spec.port"),
-        ({"size": 1, "tags": ["a", "b", "c", "d"]}, "spec.tags"),
-    ],
-)
-async def test_custom_object_is_validated_by_its_schema(client: Client, spec: dict[str, object], field: str) -> None:
-    await define(client)
-    refused = await client.call("POST", behind(WIDGETS), widget() | {"spec": spec})
-    assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, field)
-
-
-async def test_custom_object_keeps_unknown_fields_where_its_schema_preserves_them(client: Client) -> None:
-    await define(client)
-    created = await create(client, WIDGETS, widget(spec={"size": 1, "port": "http", "free": {"a": {"b": [1]}}}))
-    assert (created["spec"]["free"], created["spec"]["port"]) == ({"a": {"b": [1]}}, "http")
-
-
 async def test_crd_deletion_deletes_objects_and_ends_watches(client: Client) -> None:
     await define(client)
     await create(client, WIDGETS, widget("held", finalizers=["example.com/hold"]))

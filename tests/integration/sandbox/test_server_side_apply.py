@@ -48,23 +48,6 @@ async def test_update_takes_over_the_fields_that_it_changes(client: Client) -> N
     assert (await apply(client, ONE, config_map(a="1", b="2"))).status == 409
 
 
-async def test_apply_merges_lists_by_their_type(client: Client) -> None:
-    await define(client)
-    path = f"{WIDGETS}/one"
-    await apply(client, path, widget(spec={"size": 1, "tags": ["a"]}, labels={"x": "1"}))
-    second = {key: value for key, value in widget(labels={"y": "2"}).items() if key != "spec"}
-    merged = await apply(client, path, second | {"spec": {"size": 1, "tags": ["b"]}}, "second")
-    assert merged.json["spec"]["tags"] == ["a", "b"]
-    assert merged.json["metadata"]["labels"] == {"x": "1", "y": "2"}
-    for manager, kind in (("first", "Ready"), ("second", "Synced")):
-        status = {"conditions": [{"type": kind, "status": "True"}]}
-        applied = await apply(client, f"{path}/status", widget() | {"status": status}, manager)
-    assert [each["type"] for each in applied.json["status"]["conditions"]] == ["Ready", "Synced"]
-    dropped = await apply(client, f"{path}/status", widget() | {"status": {}}, "first")
-    assert [each["type"] for each in dropped.json["status"]["conditions"]] == ["Synced"]
-    assert dropped.json["spec"]["tags"] == ["a", "b"]
-
-
 async def test_apply_of_an_entry_keeps_the_fields_of_its_other_owners(client: Client) -> None:
     await define(client)
     path = f"{WIDGETS}/one/status"
@@ -74,12 +57,3 @@ async def test_apply_of_an_entry_keeps_the_fields_of_its_other_owners(client: Cl
     await apply(client, path, widget() | {"status": {"conditions": [{"type": "Ready"}]}})
     dropped = await apply(client, path, widget() | {"status": {"conditions": []}})
     assert dropped.json["status"]["conditions"] == [CONDITION]
-
-
-async def test_apply_needs_a_manager_and_a_matching_version(client: Client) -> None:
-    assert (await apply(client, ONE, config_map(), "")).json["details"]["causes"][0]["field"] == "fieldManager"
-    created = await apply(client, ONE, config_map(a="1"))
-    stale = config_map(a="2")
-    stale["metadata"]["resourceVersion"] = "1"
-    assert created.json["metadata"]["resourceVersion"] != "1"
-    assert (await apply(client, ONE, stale)).status == 409

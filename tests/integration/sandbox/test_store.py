@@ -71,25 +71,6 @@ def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:
     assert refused(error) == (422, "Invalid")
 
 
-def test_store_refuses_duplicates_and_unknown_names(store: Store) -> None:
-    store.create(PROJECTS, project())
-    with pytest.raises(RefusalError, match=r'projects.resourcemanager.miloapis.com "alpha" already exists') as error:
-        store.create(PROJECTS, project())
-    assert refused(error) == (409, "AlreadyExists")
-    with pytest.raises(RefusalError, match=r'"beta" not found') as error:
-        store.delete(PROJECTS, "beta")
-    assert refused(error) == (404, "NotFound")
-
-
-def test_write_with_an_old_version_is_a_conflict(store: Store) -> None:
-    store.create(PROJECTS, project())
-    old = store.read(PROJECTS, "alpha")
-    merge(store, {"metadata": {"labels": {"a": "b"}}})
-    with pytest.raises(RefusalError, match="has been modified") as error:
-        store.replace(PROJECTS, "alpha", old)
-    assert refused(error) == (409, "Conflict")
-
-
 def test_custom_resource_update_requires_a_version(store: Store) -> None:
     store.create(PROJECTS, project())
     with pytest.raises(RefusalError, match="must be specified for an update") as error:
@@ -141,18 +122,6 @@ def test_validation_errors_name_the_field(store: Store, document: dict[str, Any]
         store.create(PROJECTS, document)
     assert refused(error) == (422, "Invalid")
     assert field in [cause.field for cause in error.value.causes]
-
-
-def test_conditions_are_validated_by_the_schema(store: Store) -> None:
-    store.create(PROJECTS, project())
-    with pytest.raises(RefusalError) as error:
-        merge(store, {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}, part=Part.STATUS)
-    assert {cause.field for cause in error.value.causes} == {
-        "status.conditions[0].status",
-        "status.conditions[0].reason",
-        "status.conditions[0].message",
-        "status.conditions[0].lastTransitionTime",
-    }
 
 
 def test_unknown_fields_are_pruned_or_refused(store: Store) -> None:
