@@ -17,6 +17,7 @@ from bench.measures import (
     churn,
     cluster_memory,
     commands,
+    controller_manager,
     controllers,
     fanout,
     floods,
@@ -79,10 +80,11 @@ MEASURES: dict[str, Measure] = {
     "go": go.measure,
     "sharding": sharding.measure,
     "milo_cost": milo_cost.measure,
+    "milo": controller_manager.measure,
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
-    *("tenants", "handover", "milo_cost"),
+    *("tenants", "handover", "milo_cost", "milo"),
 }
 """Measurements that take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}

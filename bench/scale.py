@@ -47,6 +47,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """Few clusters, many, and as many as kopf runs in."""
     cost_projects: int = 100
+    milo_projects: int = 400
     shard_members: int = 5
     shard_projects: tuple[int, int] = (100, 1_000)
     shard_quiet_s: float = 60.0
@@ -84,6 +85,7 @@ QUICK = Scale(
     operator_rounds=5,
     controllers=(10, 100, 20),
     cost_projects=20,
+    milo_projects=20,
     shard_members=4,
     shard_projects=(10, 50),
     shard_quiet_s=30.0,
@@ -124,6 +126,7 @@ TINY = Scale(
     flood_handshakes=2,
     flood_s=0.5,
     operators=(2, 5, 8),
+    milo_projects=3,
     operator_rounds=1,
     controllers=(1, 3, 2),
 )

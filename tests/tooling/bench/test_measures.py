@@ -104,6 +104,7 @@ KEYS = {
     "go": set(go.KEYS),
     "sharding": set(),
     "milo_cost": set(),
+    "milo": set(),
 }
 ON_REAL_SERVERS = {
     f"sharding.{key}"

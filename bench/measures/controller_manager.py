@@ -1,0 +1,286 @@
+"""Milo's controller-manager with its own provider, beside the same program with the one for the daemon.
+
+The programs are given by variables, as none of them is published: `MILO_APISERVER`, `MILO_CONTROLLER_MANAGER` and
+`MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
+created until it works in all of them: once without the two controllers that follow every kind by another way than the
+provider, and once with all; then two and four replicas, each beside a daemon of a shard group, of which one is killed
+and another one added. Every replica runs all controllers, since the program elects one leader for all of them.
+
+Without these programs, an operator of that shape is measured, which caches a dozen kinds in each project: with the
+provider for the daemon, and with one that makes the calls of Milo's.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from signal import SIGKILL
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import aiohttp
+import yaml
+
+from bench import peers, projects
+from bench.access import PROJECTS, Access, call
+from bench.daemon import Daemon
+from bench.measures import go
+from bench.setting import Samples, Setting
+from milo_discovery import DiscoveryClient
+
+if TYPE_CHECKING:
+    from tests.end_to_end.real.controller_manager import ControllerManager
+    from tests.end_to_end.real.programs import Programs
+    from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
+
+MOVED = "MILO_CONTROLLER_MANAGER_MOVED"
+"""The environment variable with the program that follows the daemon."""
+KINDS = 12
+_PROVIDER_ONLY = ("--controllers=*,-garbage-collector-controller,-namespace-controller",)
+_GROUPS = (2, 4)
+_QUOTA = 'resource="resourceclaims"'
+"""One of the kinds that the controller-manager caches in each project by its provider, and once in the core API."""
+_WRITERS = 16
+_LOOK_EVERY_S = 2.0
+_STEADY_S = 20.0
+_LONGEST_S = 1800.0
+_REST_S = 20.0
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LONG = "apiserver_longrunning_requests"
+_CPU = "process_cpu_seconds_total"
+Figures = dict[str, float]
+
+
+async def measure(setting: Setting) -> Samples:
+    own, moved = (os.environ.get(name) for name in ("MILO_CONTROLLER_MANAGER", MOVED))
+    if own is None or moved is None:
+        return await _operator(setting)
+    # They need Go, which nothing else here does.
+    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
+    from tests.end_to_end.real.programs import programs  # noqa: PLC0415
+
+    found = await asyncio.to_thread(programs, say_to_stderr)
+    count = setting.scale.milo_projects
+    figures: Figures = {}
+    for part, arguments in (("provider", _PROVIDER_ONLY), ("whole", ())):
+        for whose, program in (("own", own), ("ours", moved)):
+            async with _installation(found, program, arguments) as milo:
+                await milo.add(follows_daemon=whose == "ours")
+                figures |= {f"milo.{part}.{whose}.{key}": value for key, value in (await milo.filled(count)).items()}
+    for members in _GROUPS:
+        async with _installation(found, moved, ()) as milo:
+            for _ in range(members):
+                await milo.add(follows_daemon=True, shares=True)
+            key = f"milo.group_{members}"
+            figures |= {f"{key}.{name}": value for name, value in (await milo.filled(count)).items()}
+            figures |= {f"{key}.{name}": value for name, value in (await milo.moved(count)).items()}
+    return {key: [value] for key, value in figures.items()}
+
+
+class _Member:
+    """A controller-manager, and the daemon beside it if it follows one."""
+
+    def __init__(self, manager: "ControllerManager", daemon: Daemon | None) -> None:
+        self.manager, self.daemon = manager, daemon
+
+    async def share(self) -> int:
+        """Return how many projects its daemon engages."""
+        assert self.daemon is not None
+        async with DiscoveryClient(self.daemon.address) as client:
+            return (await client.server_info()).counts.engaged
+
+    async def end(self) -> None:
+        await self.manager.end()
+        if self.daemon is not None:
+            self.daemon.signal(SIGKILL)
+            await self.daemon.end()
+
+
+class _Installation:
+    """A Milo API server without projects, and controller-managers."""
+
+    def __init__(
+        self, argv: tuple[str, ...], core: "MiloApi", infrastructure: "InfrastructureApi", directory: Path
+    ) -> None:
+        self._argv, self._core, self._infrastructure, self._directory = argv, core, infrastructure, directory
+        self._access = Access.of(core.kubeconfig)
+        self._added = 0
+        self._of_member = self._of_project = 1.0
+        """How many watches of a kind of quota a member has without projects, and for each project."""
+        self.members: list[_Member] = []
+
+    async def add(self, *, follows_daemon: bool, shares: bool = False) -> None:
+        """Start another replica."""
+        from tests.end_to_end.real.controller_manager import ControllerManager  # noqa: PLC0415 - see `measure`
+
+        self._added += 1
+        directory = self._directory / f"{self._added}"
+        directory.mkdir()
+        daemon, environ = None, {}
+        if follows_daemon:
+            config = directory / "daemon.yaml"
+            own = {"group": "milo", "member": f"member-{self._added}", "namespace": "default"}
+            group = {"sharding": {**own, "kubeconfig": str(self._infrastructure.kubeconfig)}} if shares else {}
+            config.write_text(yaml.safe_dump(group))
+            daemon = Daemon(self._core.kubeconfig, directory, config=config)
+            await daemon.listens()
+            environ["MILO_DISCOVERY_ADDRESS"] = daemon.address
+        manager = ControllerManager(self._argv, self._core, self._infrastructure, directory, environ=environ)
+        self.members.append(_Member(manager, daemon))
+        await manager.start()
+
+    async def filled(self, count: int) -> Figures:
+        """Create projects; return the figures of the largest member when all are worked in."""
+        before, own = await self._watches(), await self._watches(_QUOTA)
+        self._of_member = own / len(self.members)
+        began = time.perf_counter()
+        creating = asyncio.create_task(_create(self._access, count))
+        figures = {"seconds": await self._complete(count) - began}
+        await creating
+        self._of_project = (await self._watches(_QUOTA) - own) / count
+        spent = await self._of_managers()
+        await asyncio.sleep(_REST_S)
+        members, api = await self._of_managers(), await _metrics(self._access, "/metrics")
+        cpu = [_sum(now, _CPU) - _sum(then, _CPU) for now, then in zip(members, spent, strict=True)]
+        figures |= {
+            "goroutines": max(_sum(each, "go_goroutines") for each in members),
+            "stacks_mib": max(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
+            "heap_mib": max(_mib(each, "go_memstats_heap_inuse_bytes") for each in members),
+            "rss_mib": max(_mib(each, "process_resident_memory_bytes") for each in members),
+            "cpu_at_rest": max(cpu) / _REST_S,
+            "api.watches": await self._watches() - before,
+            "api.goroutines": _sum(api, "go_goroutines"),
+            "api.rss_mib": _mib(api, "process_resident_memory_bytes"),
+        }
+        daemons = [each.daemon for each in self.members if each.daemon is not None]
+        if daemons:
+            figures["daemon.rss_mib"] = max(each.rss_mib for each in daemons)
+        return figures
+
+    async def moved(self, count: int) -> Figures:
+        """Kill a replica, and then start another one; return how long the projects took to move, and how many did."""
+        shares = [await each.share() for each in self.members]
+        killed = self.members.pop(0)
+        began = time.perf_counter()
+        await killed.end()
+        failover = await self._complete(count) - began
+        began = time.perf_counter()
+        await self.add(follows_daemon=True, shares=True)
+        scale_out = await self._complete(count) - began
+        return {
+            "largest_share": max(shares),
+            "failover.moved": shares[0],
+            "failover.seconds": failover,
+            "scale_out.moved": await self.members[-1].share(),
+            "scale_out.seconds": scale_out,
+        }
+
+    async def end(self) -> None:
+        for each in self.members:
+            await each.end()
+
+    async def _of_managers(self) -> list["Metrics"]:
+        return [await _metrics(None, f"{each.manager.url}/metrics") for each in self.members]
+
+    async def _watches(self, label: str = 'verb="WATCH"') -> float:
+        return _sum(await _metrics(self._access, "/metrics"), _LONG, label)
+
+    async def _complete(self, count: int) -> float:
+        """Return when the last watch was opened: those of all projects are open, and there are no more for a while."""
+        known, changed_at = -1.0, time.perf_counter()
+        all_open = self._of_member * len(self.members) + self._of_project * count
+        async with asyncio.timeout(_LONGEST_S):
+            while True:
+                found = await _metrics(self._access, "/metrics")
+                now = _sum(found, _LONG, 'verb="WATCH"')
+                if now != known:
+                    known, changed_at = now, time.perf_counter()
+                elif _sum(found, _LONG, _QUOTA) >= all_open and time.perf_counter() - changed_at > _STEADY_S:
+                    return changed_at
+                await asyncio.sleep(_LOOK_EVERY_S)
+
+
+@asynccontextmanager
+async def _installation(found: "Programs", program: str, arguments: Sequence[str]) -> AsyncIterator[_Installation]:
+    from tests.end_to_end.real.servers import InfrastructureApi, MiloApi  # noqa: PLC0415 - see `measure`
+
+    async with AsyncExitStack() as stack:
+        # The path of a socket has 107 characters at most.
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
+        core = MiloApi(found, directory / "core", proxied=False)
+        infrastructure = InfrastructureApi(found, directory / "infrastructure", proxied=False)
+        for server in (core, infrastructure):
+            stack.push_async_callback(server.close)
+            await server.start()
+        milo = _Installation((program, *found.controllers[1:], *arguments), core, infrastructure, directory)
+        stack.push_async_callback(milo.end)
+        yield milo
+
+
+async def _create(access: Access, count: int) -> None:
+    """Create projects, which the controller-manager makes ready."""
+    indices = iter(range(count))
+
+    async def work() -> None:
+        for index in indices:
+            project = {
+                "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
+                "kind": "Project",
+                "metadata": {"name": projects.name(index)},
+                "spec": {"ownerRef": {"kind": "Organization", "name": "bench"}},
+            }
+            await call(session, "POST", PROJECTS, project)
+
+    async with access.session() as session, asyncio.TaskGroup() as tasks:
+        for _ in range(_WRITERS):
+            tasks.create_task(work())
+
+
+async def _operator(setting: Setting) -> Samples:
+    binary = peers.operator() if setting.scale.with_go else None
+    if binary is None:
+        return {}
+    samples: Samples = {}
+    for whose in ("own", "ours"):
+        async with go.place(setting, binary, setting.scale.milo_projects, objects=1) as place:
+            running = place.ours(KINDS) if whose == "ours" else place.peer(KINDS)
+            async with running as operator:
+                figures = {"seconds": await operator.working()}
+                at, server = await operator.status(), await place.server.status()
+                spent = operator.cpu_s
+                await asyncio.sleep(min(_REST_S, setting.scale.idle_s))
+                figures |= {
+                    "goroutines": at["goroutines"],
+                    "stacks_mib": at["stack_bytes"] / 2**20,
+                    "heap_mib": at["heap_bytes"] / 2**20,
+                    "rss_mib": operator.rss_mib,
+                    "cpu_at_rest": (operator.cpu_s - spent) / min(_REST_S, setting.scale.idle_s),
+                    "api.watches": server["watches"],
+                    "api.goroutines": server["goroutines"],
+                    "api.rss_mib": place.server.rss_mib,
+                }
+        samples |= {f"milo.operator.{whose}.{key}": [value] for key, value in figures.items()}
+    return samples
+
+
+Metrics = Mapping[tuple[str, str], float]
+"""Samples by name and labels."""
+
+
+async def _metrics(access: Access | None, url: str) -> Metrics:
+    session = access.session() if access else aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
+    async with session, session.get(url) as response:
+        response.raise_for_status()
+        text = await response.text()
+    return {(name, labels): float(value) for name, labels, value in _SAMPLE.findall(text)}
+
+
+def _sum(found: Metrics, metric: str, label: str = "") -> float:
+    return sum(value for (name, labels), value in found.items() if name == metric and label in labels)
+
+
+def _mib(found: Metrics, metric: str) -> float:
+    return _sum(found, metric) / 2**20
