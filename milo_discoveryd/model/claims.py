@@ -46,7 +46,7 @@ class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
 
     claims: tuple[Claim, ...] = ()
     content: Any = None
-    """The content for the claims that need the object; None if there is none."""
+    """The content of claims that need the object; None if no claim does."""
 
 
 class Unread:

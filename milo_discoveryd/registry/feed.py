@@ -39,7 +39,7 @@ class FedSource(Protocol):
     def tick(self, now: float) -> None: ...
 
     def apply(self, feed: "Feed", changes: list[Any], read_at: float) -> Iterator[None]:
-        """Apply changes of the feed's objects, in portions."""
+        """Apply changes of the feed's objects, in batches."""
 
     def began(self) -> object:
         """Record that events are about to be applied. Return the progress of the source for `ended`."""
@@ -118,7 +118,7 @@ class Feed:
         return self.intake.accept(now)
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
-        """Apply source events in portions; the caller may let other tasks run between them."""
+        """Apply source events in batches; the caller may let other tasks run between them."""
         progress = self._source.began()
         for changes in self.intake.take(self._observed(source_events), at(read_at)):
             yield from self._source.apply(self, changes, read_at)

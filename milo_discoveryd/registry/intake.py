@@ -35,7 +35,7 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.versions import is_older
 
-PORTION = 250
+BATCH = 250
 """Source events that are applied in one step of the event loop, which takes a few milliseconds."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
@@ -78,10 +78,10 @@ class Intake(Generic[Change]):
         """The state is that of an earlier run: this run has not yet accepted a complete list."""
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
-        """Apply source events in portions, so that thousands of them do not block the event loop."""
+        """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
-        while portion := list(islice(rest, PORTION)):
-            yield from self._portion(portion, now)
+        while batch := list(islice(rest, BATCH)):
+            yield from self._batch(batch, now)
 
     def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> list[Change]:
         """Start with the clusters of an earlier run and their engagement times.
@@ -180,9 +180,9 @@ class Intake(Generic[Change]):
         self._objects.set_version(seen.name, seen.version)
         self._pending_deletions.hold(seen.name, record.uid, now, held.message)
 
-    def _portion(self, portion: list[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
+    def _batch(self, batch: list[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         changed: list[Observation] = []
-        for event in portion:
+        for event in batch:
             match event:
                 case ObjectChanged(observation):
                     if self._accepts(observation):
@@ -275,9 +275,9 @@ class Intake(Generic[Change]):
             for name, _ in replaced:
                 self._staged.pop(name, None)
         staged = iter(self._staged.values())
-        while portion := list(islice(staged, PORTION)):
-            yield self._objects.commit(portion, now, consistent=True, listed=True)
-        # Other tasks ran between portions: a confirmation may have settled some of these.
+        while batch := list(islice(staged, BATCH)):
+            yield self._objects.commit(batch, now, consistent=True, listed=True)
+        # Other tasks ran between batches: a confirmation may have settled some of these.
         missing, engaged = (
             [(name, uid) for name, uid in each if self._objects.is_present(name, uid)] for each in (missing, engaged)
         )

@@ -160,7 +160,7 @@ class ChangeLog:
             self._forget_oldest()
 
     def evict_frames(self) -> Iterator[None]:
-        """Evict all frames unless a snapshot was read since the last call. Yields between portions.
+        """Evict all frames unless a snapshot was read since the last call. Yields between batches.
 
         Frames are about a third of all memory; they are encoded again for the next reader that starts with a snapshot.
         """

@@ -35,7 +35,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 
-PORTION = 250
+BATCH = 250
 """The number of clusters that are changed in one step of the event loop."""
 
 
@@ -133,14 +133,14 @@ class ClusterSource:
         return _Progress(self.synced, self._is_listed and not self.is_restored)
 
     def apply(self, feed: Feed, changes: list[Any], read_at: float) -> Iterator[None]:
-        """Apply changes of objects. Thousands of clusters may need one object, so they are committed in portions."""
+        """Apply changes of objects. Thousands of clusters may need one object, so they are committed in batches."""
         if self._reduction is None:
             self.fleet.publish(self, changes, read_at)
             yield
             return
         names = self._reduction.apply(feed.watch, changes, self._order)
-        for begin in range(0, max(len(names), 1), PORTION):
-            self.fleet.publish(self, self._reduction.commit(names[begin : begin + PORTION], at(read_at)), read_at)
+        for begin in range(0, max(len(names), 1), BATCH):
+            self.fleet.publish(self, self._reduction.commit(names[begin : begin + BATCH], at(read_at)), read_at)
             yield
 
     def ended(self, progress: _Progress, read_at: float) -> None:
@@ -257,15 +257,15 @@ class ClusterSource:
         self.registry.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Engage the clusters that this daemon owns, and drain the others, in portions; see `Registry.reassign`.
+        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Registry.reassign`.
 
         `elsewhere` returns why this daemon does not own a cluster. The source is not synced before the first decision.
         """
         self.registry.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.registry.items()])
-        while portion := [*islice(names, PORTION)]:
+        while batch := [*islice(names, BATCH)]:
             now = at(_steady())
-            found = (self.registry.reassign(name, timeout_s, now) for name in portion if self.registry[name])
+            found = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
             self.fleet.publish(self, [event for events in found for event in events], now.steady)
             yield
         if is_decided and not self._is_assigned:

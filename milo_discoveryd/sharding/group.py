@@ -32,7 +32,7 @@ class Assignee(Protocol):
     """The part that engages and disengages the clusters."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
-        """Engage and drain clusters as the ownership says, in portions."""
+        """Engage and drain clusters as the ownership says, in batches."""
 
     def lose_ownership(self) -> None:
         """Disengage everything at once."""

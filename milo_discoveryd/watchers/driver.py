@@ -125,9 +125,9 @@ class Driver:
 
     async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
         read_at = self._clock()
-        portions = self._sink.take(self._budget.within(source_events), read_at)
-        next(portions, None)  # usually the only batch, and the next await yields to the event loop
-        for _ in portions:
+        batches = self._sink.take(self._budget.within(source_events), read_at)
+        next(batches, None)  # usually the only batch, and the next await yields to the event loop
+        for _ in batches:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
         self._confirmations.applied()

@@ -44,7 +44,7 @@ def _unpack(packages: Sequence[str], directory: Path) -> None:
     for archive in directory.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", archive, unfinished], check=True)
         archive.unlink()
-    for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "usr"):  # last: it says that all are there
+    for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "usr"):  # last: its presence means complete
         part.rename(directory / part.name)
 
 

@@ -86,10 +86,11 @@ def packages(release: Path, scratch: Path) -> str:
     return run(commands / "milo-discoveryd", "--version").strip() + "; demo engages clusters"
 
 
-# A read-only root, with a volume that the containers share, as in the manifests.
+# A read-only root with /tmp, and a volume that the containers share, as in the manifests.
 _CONTAINER = """
     set -eu
     mount --rbind "$1" "$1"; mount -o remount,bind,ro "$1"
+    mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
     mount -t tmpfs -o mode=0755 tmpfs "$1/run"; mkdir "$1/run/milo"; mount --bind "$2" "$1/run/milo"
     ! touch "$1/opt/x" 2>/dev/null
     root=$1; shift 2

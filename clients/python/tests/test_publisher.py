@@ -13,17 +13,28 @@ import pytest
 
 from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState
 from milo_discovery.events import Connected, Event, Synced
-from milo_discovery.model import ClusterReport, Engagement, EngagementReason, ServerInfo, Sharding, SourceStatus
+from milo_discovery.model import (
+    ClusterReport,
+    Engagement,
+    EngagementReason,
+    Kubeconfig,
+    ServerInfo,
+    Sharding,
+    SourceStatus,
+)
 from milo_discovery.publishing import publisher, removals
+from milo_discovery.publishing.accesses import Accesses
 from milo_discovery.publishing.decisions import Publication
 from milo_discovery.publishing.errors import PublishedByAnother
 from milo_discovery.publishing.objects import Identity, ObservedObject
 from milo_discovery.publishing.publisher import Publisher
 from milo_discovery.publishing.removals import Removals
 from milo_discovery.publishing.rendering import FluxKubeconfigs
+from milo_kube.act_as import ActAs
 
 from .eventually import eventually
 from .kubeconfigs import text, value
+from .test_kubeconfig_access import changed, exec_kubeconfig
 from .test_publishing_decisions import ModelServer
 
 FLUX = FluxKubeconfigs()
@@ -296,3 +307,19 @@ async def test_object_of_moved_cluster_is_left_to_the_other_replicas(publishing)
 
 def _group(server: Server, cluster: str) -> str:
     return server.objects[f"{cluster}-kubeconfig"]["metadata"]["annotations"]["discovery.miloapis.com/group"]
+
+
+async def test_access_that_impersonates_is_not_published():
+    class Client:
+        async def issue_kubeconfig(self, name: str, **_: object) -> Kubeconfig:
+            return value(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()), now=datetime.now(UTC))
+
+    known, reports = [], []
+    accesses = Accesses(Client(), known.append, reports.append)
+    accesses.request("alpha")
+    running = asyncio.create_task(accesses.run())
+    await eventually(lambda: known == ["alpha"])
+    running.cancel()
+    assert accesses.get("alpha") is None
+    [report] = reports
+    assert report.startswith("published without access: the rule for this publisher sets `as`")

@@ -107,8 +107,8 @@ class DaemonDescription:
             return found
         clusters: Counter[str | None] = Counter()
         names = iter([name for name, record in self._fleet.items() if record.target is not None])
-        while portion := [*islice(names, CLUSTERS_PER_STEP)]:
-            clusters.update(rendezvous.owner(name, status.weights) for name in portion)
+        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
+            clusters.update(rendezvous.owner(name, status.weights) for name in batch)
             await asyncio.sleep(0)
         for member in found.members:
             member.clusters = clusters[member.name]
@@ -120,8 +120,8 @@ async def _counts(registry: Registry, scope: ClusterScope) -> visibility.Visible
     if scope.is_everything:
         return visibility.total_counts(registry)
     found, records = visibility.VisibleCounts(), iter([*registry.items()])
-    while portion := [*islice(records, CLUSTERS_PER_STEP)]:
-        found += visibility.visible_counts(portion, scope)
+    while batch := [*islice(records, CLUSTERS_PER_STEP)]:
+        found += visibility.visible_counts(batch, scope)
         await asyncio.sleep(0)
     return found
 

@@ -8,12 +8,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import kubernetes.client
 import pytest
 import pytest_asyncio
 import yaml
 from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
+from prometheus_client import CollectorRegistry
 
-from milo_discovery import CallFailed, ClusterNotFound, DiscoveryClient, Unavailable
+from milo_discovery import CallFailed, ClusterNotFound, DiscoveryClient, Fleet, Unavailable
+from milo_discovery.controllers import Controllers, Request
+from milo_discovery.sync import SyncDiscoveryClient as BlockingClient
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.conftest import NAMESPACE
@@ -210,6 +214,29 @@ async def test_operators_of_two_services_are_fenced_from_each_others_projects(
             assert await kubectl(await written(mail, "mail#blog", directory), "get", "namespaces", "-o", "name")
 
 
+def whoami(address: str, name: str) -> dict[str, Any]:
+    """Return the user that a cluster sees in requests of the blocking client."""
+    with BlockingClient(address) as client, client.sync_api_client(name) as api:
+        review = kubernetes.client.AuthenticationV1Api(api).create_self_subject_review({})
+        user_info: dict[str, Any] = review.status.user_info.to_dict()
+        return user_info
+
+
+async def reconciled_as(client: DiscoveryClient) -> dict[str, Any]:
+    """Return the user that a cluster sees in requests of a reconcile."""
+    seen: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    controllers = Controllers(Fleet(client, include_kubeconfigs=True), registry=CollectorRegistry())
+
+    @controllers.reconcile("v1/namespaces")
+    async def reconcile(request: Request) -> None:
+        review = await request.create("authentication.k8s.io/v1/selfsubjectreviews", {"kind": "SelfSubjectReview"})
+        if not seen.done():
+            seen.set_result(review["status"]["userInfo"])
+
+    async with controllers:
+        return await asyncio.wait_for(seen, LIMIT_S)
+
+
 async def test_callers_act_as_the_user_of_their_rule_if_the_identity_may(
     platform: RealApi, projects: dict[str, RealApi], fleet: Api, directory: Path
 ) -> None:
@@ -239,6 +266,9 @@ async def test_callers_act_as_the_user_of_their_rule_if_the_identity_may(
             async with client.api_client("dns#shop") as api:
                 review = await AuthenticationV1Api(api).create_self_subject_review(V1SelfSubjectReview())
                 seen.append(review.status.user_info.to_dict())
+            seen.append(await asyncio.to_thread(whoami, f"unix://{directory}/dns.sock", "dns#shop"))
+            await Rights(shop, user("dns-agent")).give(READ)
+            seen.append(await reconciled_as(client))
             for found in seen:
                 assert found["username"] == "dns-agent"
                 assert {"agents", "of-dns"} <= {*found["groups"]}

@@ -38,7 +38,7 @@ class Source:
 
     def take(self, findings: Sequence[SourceEvent[Observation]]) -> int:
         """Apply the list; return the number of changes."""
-        return sum(len(portion) for portion in self.intake.take(findings, at(0)))
+        return sum(len(batch) for batch in self.intake.take(findings, at(0)))
 
     def records(self) -> dict[str, ClusterRecord | None]:
         return {name: self.registry[name] for name in NAMES}
@@ -69,9 +69,9 @@ def test_list_chunking_has_no_effect(before: list[Observation], listed: list[Obs
     whole.take(findings(listed))
     rest = findings(listed)
     while rest:
-        portion = data.draw(st.integers(1, len(rest)))
-        cut.take(rest[:portion])
-        rest = rest[portion:]
+        batch = data.draw(st.integers(1, len(rest)))
+        cut.take(rest[:batch])
+        rest = rest[batch:]
     assert cut.records() == whole.records()
     assert cut.registry.log.head == whole.registry.log.head
 

@@ -8,7 +8,7 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import PORTION, Intake
+from milo_discoveryd.registry.intake import BATCH, Intake
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -64,7 +64,7 @@ class Source:
             self.lists(*listed)
 
     def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
-        return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
+        return [each for batch in self.intake.take(findings, at(self.now)) for each in batch]
 
     def lists(self, *observations: Observation) -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded())
@@ -369,10 +369,10 @@ def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
 
 def test_changes_are_committed_together() -> None:
     source = Source(ready("a"))
-    portions = list(
+    batches = list(
         source.intake.take([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")], at(0))
     )
-    assert [len(portion) for portion in portions] == [2]
+    assert [len(batch) for batch in batches] == [2]
 
 
 def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
@@ -381,7 +381,7 @@ def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
     assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
 
 
-@pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])
+@pytest.mark.parametrize("count", [BATCH - 1, BATCH, 3 * BATCH + 1])
 def test_large_list_is_applied_in_batches(count: int) -> None:
     def findings() -> Iterable[SourceEvent[Observation]]:
         yield ListStarted()
@@ -389,9 +389,9 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
         yield ListEnded()
 
     for source in (Source(), Source(ready("b"))):
-        portions = list(source.intake.take(findings(), at(0)))
-        assert sum(map(len, portions)) == count
-        assert max(map(len, portions)) <= PORTION
+        batches = list(source.intake.take(findings(), at(0)))
+        assert sum(map(len, batches)) == count
+        assert max(map(len, batches)) <= BATCH
 
 
 def test_intake_without_a_removal_guard_believes_the_first_list() -> None:

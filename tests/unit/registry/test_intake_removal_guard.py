@@ -39,7 +39,7 @@ class Source:
         return source
 
     def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
-        return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
+        return [each for batch in self.intake.take(findings, at(self.now)) for each in batch]
 
     def lists(self, *observations: Observation, versions_went_back: bool = False, version: str = "") -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back, version))
@@ -168,11 +168,11 @@ def test_deletion_confirmed_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
     [requested_names] = source.pending_deletions.take_due(source.now)
-    portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
-    next(portions)  # confirmations are limited per second from here on
+    batches = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
+    next(batches)  # confirmations are limited per second from here on
     [left] = source.intake.resolve(requested_names, Found(outside("a")), at(source.now))
     assert left.reason is DisengageReason.LABELS_CHANGED
-    for _ in portions:
+    for _ in batches:
         pass
     assert source.pending_deletions.explain("a") is None
     assert source.pending_deletions.held == 4

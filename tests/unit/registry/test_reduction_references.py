@@ -19,7 +19,7 @@ from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.source import PORTION
+from milo_discoveryd.registry.source import BATCH
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import target
@@ -106,15 +106,15 @@ def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: J
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
 
 
-def test_secret_of_many_clusters_is_applied_in_portions_between_which_other_changes_are_applied() -> None:
+def test_secret_of_many_clusters_is_applied_in_batches_between_which_other_changes_are_applied() -> None:
     fleet = JoinedFleet()
-    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * PORTION + 1)))
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * BATCH + 1)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
     steps = fleet.feed(SECRETS).take([ObjectChanged(a_secret("k", "s2", 3))], 0.0)
     for done in (1, 2):
         next(steps)
-        assert [*fleet.servers.values()].count("s2") == done * PORTION
-    last = f"c{2 * PORTION}"
+        assert [*fleet.servers.values()].count("s2") == done * BATCH
+    last = f"c{2 * BATCH}"
     fleet.take(ObjectChanged(an_object(last, "m", 4)))
     assert [*steps] == [None]
     assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
@@ -240,7 +240,7 @@ NAMES, KEYS = ("a", "b", "c"), ("k", "m")
 
 
 class ReductionOfReferences(RuleBasedStateMachine):
-    """Changes of both resources in any order and in portions, and restarts, against a computation from scratch."""
+    """Changes of both resources in any order and in batches, and restarts, against a computation from scratch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,12 +280,12 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 3))
     def commit(self, size: int) -> None:
-        portion, self.uncommitted = self.uncommitted[:size], self.uncommitted[size:]
-        self.note(self.reduction.commit([*dict.fromkeys(portion)], Moment(0.0, 0.0)))
+        batch, self.uncommitted = self.uncommitted[:size], self.uncommitted[size:]
+        self.note(self.reduction.commit([*dict.fromkeys(batch)], Moment(0.0, 0.0)))
 
     @rule(later=st.booleans())
     def commit_later(self, later: bool) -> None:
-        """Let other changes come before the portions of a change that concerns many clusters."""
+        """Let other changes come before the batches of a change that concerns many clusters."""
         self.commits_later = later
         if not later:
             self.commit(len(self.uncommitted))
