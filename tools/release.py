@@ -41,6 +41,7 @@ GO_MODULES = {
     "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
 }
 MAVEN_DEPLOY = "org.apache.maven.plugins:maven-deploy-plugin:3.1.4"
+TOOLS = ("buildah", "kubectl", "npm", "mvn")
 CHART_OF = "overlays/standalone"
 NAMESPACE = "milo-system"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -342,12 +343,15 @@ def main() -> None:
     arguments.add_argument(
         "--build-volume", action="append", default=[], help="HOST-PATH:PATH[:ro] for the images' build"
     )
+    arguments.add_argument(
+        "--without", action="append", default=[], choices=TOOLS, help="leave out what this tool makes; may be repeated"
+    )
     given = arguments.parse_args()
     out, commit = given.directory.resolve(), Commit()
     if out.exists() and any(out.iterdir()):
         sys.exit(f"release: {out} is not empty")
     out.mkdir(parents=True, exist_ok=True)
-    missing = [tool for tool in ("buildah", "kubectl", "npm", "mvn") if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if tool in given.without or shutil.which(tool) is None]
 
     python_packages(out, commit)
     bill_of_materials(out)
@@ -366,7 +370,7 @@ def main() -> None:
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for digest, name in files(out)))
     for name, digest in digests.items():
         print(f"release: {given.registry}/{name}:{version()}@{digest}")
-    print(f"release: {out}" + (f"; left out, since these are not installed: {', '.join(missing)}" if missing else ""))
+    print(f"release: {out}" + (f"; left out, what these make: {', '.join(missing)}" if missing else ""))
 
 
 if __name__ == "__main__":

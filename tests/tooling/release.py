@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,11 +111,14 @@ class Container:
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[None]:
-        with subprocess.Popen([str(each) for each in (*self.command, *arguments)], env=self.environment) as process:
+        command = [str(each) for each in (*self.command, *arguments)]
+        with subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+        ) as process:
             try:
                 yield
             finally:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -127,7 +131,7 @@ def container(layout: Path, volume: Path) -> Iterator[Container]:
         configured = json.loads(run("buildah", "inspect", name))["OCIv1"]["config"]
         assert configured["User"] == "65532:65532"
         assert configured["Entrypoint"] == ["milo-discoveryd"]
-        isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _CONTAINER, "sh")
+        isolated = ("unshare", "--mount", "--pid", "--fork", "sh", "-c", _CONTAINER, "sh")
         yield Container((*isolated, root, volume), dict(each.split("=", 1) for each in configured["Env"]))
     finally:
         run("buildah", "rm", name)
