@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -9,7 +10,8 @@ import pytest
 
 from milo_discovery import BackoffPolicy, DiscoveryClient
 
-from .cli_process import Outcome, running
+from .cli_process import Outcome
+from .forked_command import forked
 from .scripted_daemon import ScriptedDaemon
 
 AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
@@ -34,9 +36,7 @@ async def client(daemon: ScriptedDaemon) -> AsyncIterator[DiscoveryClient]:
 @pytest.fixture
 def command(daemon: ScriptedDaemon):
     async def run(*arguments: str, **environment: str) -> Outcome:
-        async with running(*arguments, address=daemon.address, **environment) as process:
-            out, err = await process.communicate()
-            assert process.returncode is not None
-            return Outcome(process.returncode, out.decode(), err.decode())
+        variables = {**os.environ, "MILO_DISCOVERY_ADDRESS": daemon.address, **environment}
+        return Outcome(*await forked(arguments, variables))
 
     return run
