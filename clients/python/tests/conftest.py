@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import BackoffPolicy, DiscoveryClient
+from tests.support.forked_command import forked
 
 from .cli_process import Outcome
-from .forked_command import forked
 from .scripted_daemon import ScriptedDaemon
 
 AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
@@ -37,6 +37,6 @@ async def client(daemon: ScriptedDaemon) -> AsyncIterator[DiscoveryClient]:
 def command(daemon: ScriptedDaemon):
     async def run(*arguments: str, **environment: str) -> Outcome:
         variables = {**os.environ, "MILO_DISCOVERY_ADDRESS": daemon.address, **environment}
-        return Outcome(*await forked(arguments, variables))
+        return Outcome(*await forked("milo-discovery", arguments, variables))
 
     return run

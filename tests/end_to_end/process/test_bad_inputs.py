@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 from subprocess import run
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.end_to_end.process.conftest import directory
 from tests.support.eventually import LIMIT_S
+from tests.support.forked_command import forked
 
 __all__ = ["directory"]
 
@@ -109,25 +109,15 @@ async def refusal(directory: Path, command: str, settings: str) -> list[str]:
     if command.startswith("MILO_"):
         name, _, value = command.partition("=")
         environ[name], command = value, f"{DAEMON} run"
-    process = await asyncio.create_subprocess_exec(
-        *(word.replace("+", " ") for word in command.split()),
-        cwd=directory,
-        env=environ,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-    )
+    program, *arguments = (word.replace("+", " ") for word in command.split())
     try:
         async with asyncio.timeout(LIMIT_S):
-            output, _ = await process.communicate()
+            status, out, err = await forked(program, arguments, environ, directory)
     finally:
         taken.close()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode not in (0, None)
+    assert status > 0
     assert not (directory / "daemon" / "d.sock").exists(), "nothing was started"
-    return output.decode().splitlines()
+    return (out + err).splitlines()
 
 
 @pytest.mark.parametrize("command", [DAEMON, CLIENT])
