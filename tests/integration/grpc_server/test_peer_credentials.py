@@ -250,6 +250,16 @@ async def test_one_user_gets_at_most_half_of_the_connections(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_connections_of_one_user_leave_some_to_another(directory: Path) -> None:
+    async with guarded(directory, connections=6) as harness:
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(connected(directory))
+            await eventually(lambda: len(acceptor(harness)._peers) == 3)
+            assert (await as_another(harness.address, 1001))[1] == "OK"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
