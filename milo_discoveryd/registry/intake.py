@@ -118,9 +118,10 @@ class Intake(Generic[Change]):
         return self._guard is not None and self._guard.doubt(known, engaged, now)
 
     @property
-    def is_doubted(self) -> bool:
-        """Whether subscribers of an earlier run wait for a second list."""
-        return self._guard is not None and self._guard.doubted is not None
+    def lacking(self) -> int:
+        """How many clusters a subscriber of an earlier run knows that the first list lacks; 0 if none waits for another
+        one."""
+        return 0 if self._guard is None else self._guard.lacking
 
     @property
     def ignores_lists(self) -> bool:

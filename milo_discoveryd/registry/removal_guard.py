@@ -78,6 +78,7 @@ class RemovalGuard:
         self._listed_count = 0
         """The number of objects in the first list of this run, or in a later one that has more."""
         self._doubted: HeldRemovals | None = None
+        self._most_lacking = 0
         self.held: HeldRemovals | None = None
 
     @property
@@ -100,6 +101,11 @@ class RemovalGuard:
         """Why subscribers of an earlier run wait for the second list of this one; None if none does."""
         return self._doubted and msgspec.structs.replace(self._doubted, verify_at=self._first_verify_at)
 
+    @property
+    def lacking(self) -> int:
+        """How many clusters one of these subscribers knows that the first list lacks, at most; 0 if none waits."""
+        return 0 if self._doubted is None else self._most_lacking
+
     def doubt(self, known: int, engaged: int, now: float) -> bool:
         """Return whether the first list of this run may be incomplete: there are `engaged` of `known` clusters.
 
@@ -119,6 +125,7 @@ class RemovalGuard:
                 f"the first list since the daemon's start has {engaged} of the {known} clusters that a subscriber "
                 "knows: such subscribers keep their clusters until a second list lacks them too",
             )
+        self._most_lacking = max(self._most_lacking, known - listed)
         return True
 
     def _listed(self, count: int, now: float) -> None:

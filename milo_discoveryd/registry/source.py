@@ -164,7 +164,7 @@ class ClusterSource:
     @property
     def is_doubted(self) -> bool:
         """Whether subscribers wait for a second list: they may know clusters that this one does not."""
-        return any(feed.intake.is_doubted for feed in self.feeds)
+        return any(feed.intake.lacking for feed in self.feeds)
 
     def status_changed(self) -> None:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))
@@ -289,7 +289,7 @@ class ClusterSource:
 
     @property
     def deletions_held(self) -> int:
-        return sum(feed.pending_deletions.held for feed in self.feeds)
+        return sum(feed.pending_deletions.held + feed.intake.lacking for feed in self.feeds)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""

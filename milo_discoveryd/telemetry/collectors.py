@@ -50,7 +50,8 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_removals_held",
             "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
-            "because the resource versions of the API server went back.",
+            "because the resource versions of the API server went back; and those that a subscriber knew before a "
+            "restart and the first list since then lacks.",
             lambda of: of.deletions_held,
         )
         yield self._by_source(

@@ -165,6 +165,11 @@ class Service:
             source = self._fleet.source_of(name)
             if record is None or source is None:
                 hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
+                if source is not None and source.is_doubted:
+                    hint = (
+                        "; the first list since the start lacks clusters that subscribers know, and these keep "
+                        "them until a second list lacks them too (RemovalsHeld)"
+                    )
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)

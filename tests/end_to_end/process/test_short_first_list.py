@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from milo_discovery import EventType, SourceState
+from milo_discovery import ClusterNotFound, EventType, SourceState
 from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.test_subscribers import until_metric
 from tests.support.eventually import eventually
 
 REMOVALS = {"verify_after": "5s"}
@@ -17,7 +18,8 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
     for number in range(20):
         workspace.sandbox.projects.create(f"p-{number}", ready=True)
     # An empty list is a fault of the sandbox for lists by pages.
-    async with workspace.daemon(removals=REMOVALS, watch={"streaming_lists": "off"}) as daemon:
+    settings = {"removals": REMOVALS, "watch": {"streaming_lists": "off"}, "http_listen": "127.0.0.1:0"}
+    async with workspace.daemon(**settings) as daemon:
         await daemon.start()
         async with workspace.client() as client, client.watch() as watch:
 
@@ -38,6 +40,9 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
             await daemon.during(eventually(is_held))
             assert watch.source is not None
             assert "has 0 of the 20 clusters that a subscriber knows" in watch.source.message
+            with pytest.raises(ClusterNotFound, match="lacks clusters that subscribers know"):
+                await client.get("p-1")
+            await until_metric(f"{daemon.events('started')[-1]['http']}/metrics", "milo_discoveryd_removals_held 20.0")
             workspace.sandbox.faults.empty_lists(on=not is_complete_again)
             async with workspace.client() as other:
                 workspace.sandbox.projects.create("later", ready=True)

@@ -236,6 +236,11 @@ def test_doubted_first_list_says_what_is_missing_and_until_when() -> None:
     assert guard.doubted is not None
     assert (guard.doubted.since, guard.doubted.verify_at) == (5.0, 32.0)
     assert "has 3 of the 20 clusters" in guard.doubted.message
+    assert guard.lacking == 17
+    guard.doubt(10, 3, 6.0)
+    assert guard.lacking == 17
+    judge(guard, 0, 3, now=32.0)
+    assert guard.lacking == 0
 
 
 def test_doubt_before_the_first_list_waits_for_the_second_list_of_this_run() -> None:
