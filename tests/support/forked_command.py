@@ -3,10 +3,13 @@
 import asyncio
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +20,45 @@ _forking.set_forkserver_preload(
     ["pytest", "milo_discovery.client", "milo_discovery.cli.queries", "milo_discovery.cli.json_output",
      "milo_discovery.cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", __name__]
 )  # fmt: skip
+
+
+class ForkedProcess:
+    """A running command, with the part of `asyncio.subprocess.Process` that tests use."""
+
+    def __init__(self, process: BaseProcess, stdout: asyncio.StreamReader) -> None:
+        self.stdout = stdout
+        assert process.pid is not None
+        self.pid = process.pid
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        await asyncio.to_thread(self._process.join)
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+async def fork(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str], *, longest_line: int
+) -> ForkedProcess:
+    """Start a command, whose stdout and stderr are one stream."""
+    reading, writing = _forking.Pipe(duplex=False)
+    with reading, writing:
+        process = _forking.Process(target=_run, args=(program, arguments, dict(environment), None, writing, writing))
+        with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):
+            process.start()
+        stdout = asyncio.StreamReader(limit=longest_line)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(os.dup(reading.fileno()), "rb", buffering=0)
+        )
+    return ForkedProcess(process, stdout)
 
 
 async def forked(
@@ -40,13 +82,21 @@ async def forked(
 
 
 def _run(
-    program: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path | None, out: Path, err: Path
+    program: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path | None,
+    out: Path | Connection,
+    err: Path | Connection,
 ) -> None:
     if directory is not None:
         os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+    for descriptor, to in ((1, out), (2, err)):
+        os.dup2(os.open(to, os.O_WRONLY | os.O_CREAT, 0o600) if isinstance(to, Path) else to.fileno(), descriptor)
+    for each in (out, err):
+        if not isinstance(each, Path) and not each.closed:
+            each.close()
     sys.argv = [str(Path(sys.executable).with_name(program)), *arguments]
     import_module(_MODULES[program]).main()

@@ -43,7 +43,11 @@ class Workspace:
         config = self.directory / "config.yaml"
         config.write_text(yaml.safe_dump(given))
         arguments = ("--config", str(config), *flags)
-        return DaemonProcess(given["listen"][0], *arguments, environ=environ, descriptors=descriptors)
+        # Variables and limits are those of a process from its start.
+        is_forked = environ is None and descriptors is None
+        return DaemonProcess(
+            given["listen"][0], *arguments, environ=environ, descriptors=descriptors, is_forked=is_forked
+        )
 
     def client(self) -> DiscoveryClient:
         return DiscoveryClient(self.address)

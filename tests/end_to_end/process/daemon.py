@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tests.support.eventually import eventually
+from tests.support.forked_command import ForkedProcess, fork
 
 STARTED_WITHIN_S = 90.0
 ENDED_WITHIN_S = 60.0
@@ -38,14 +39,19 @@ class DaemonProcess:
         *arguments: str,
         environ: Mapping[str, str] | None = None,
         descriptors: int | None = None,
+        is_forked: bool = False,
     ) -> None:
-        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files."""
+        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files.
+
+        `is_forked`: each process is forked from one that has loaded the daemon, which saves most of its start.
+        """
         self.address = address
         limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
         self._command = (*limited, sys.executable, "-m", "milo_discoveryd", "run", *arguments)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         self._environ = clean | dict(environ or {})
-        self._process: Process | None = None
+        self._arguments = ("run", *arguments) if is_forked else None
+        self._process: Process | ForkedProcess | None = None
         self._reading: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
 
@@ -110,10 +116,13 @@ class DaemonProcess:
     async def spawn(self) -> None:
         """Start, without waiting."""
         assert not self.is_running
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ,
-            limit=_LONGEST_LINE,
-        )  # fmt: skip
+        if self._arguments is not None:
+            self._process = await fork("milo-discoveryd", self._arguments, self._environ, longest_line=_LONGEST_LINE)
+        else:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ,
+                limit=_LONGEST_LINE,
+            )  # fmt: skip
         assert self._process.stdout is not None
         self._reading = asyncio.create_task(self._read(self._process.stdout), name="what the daemon says")
 
