@@ -51,9 +51,7 @@ async def fork(
     """Start a command, whose stdout and stderr are one stream."""
     reading, writing = _forking.Pipe(duplex=False)
     with reading, writing:
-        process = _forking.Process(target=_run, args=(program, arguments, dict(environment), None, writing, writing))
-        with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):
-            process.start()
+        process = _started(program, arguments, dict(environment), None, writing, writing)
         stdout = asyncio.StreamReader(limit=longest_line)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(os.dup(reading.fileno()), "rb", buffering=0)
@@ -67,9 +65,7 @@ async def forked(
     """Run a command; return its exit status, stdout and stderr."""
     with tempfile.TemporaryDirectory(prefix="milo-") as name:
         files = [Path(name) / "out", Path(name) / "err"]
-        process = _forking.Process(target=_run, args=(program, arguments, dict(environment), directory, *files))
-        with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # gRPC, which is loaded before the command runs, reads it
-            process.start()
+        process = _started(program, arguments, dict(environment), directory, *files)
         try:
             await asyncio.to_thread(process.join)
             assert process.exitcode is not None
@@ -79,6 +75,13 @@ async def forked(
             process.kill()
             process.join()
             process.close()
+
+
+def _started(*arguments: object) -> BaseProcess:
+    process = _forking.Process(target=_run, args=arguments)
+    with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # gRPC, which is loaded before the command runs, reads it
+        process.start()
+    return process
 
 
 def _run(
