@@ -332,9 +332,6 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
         address = each.address
         if isinstance(address, UnixAddress):
             yield sockets[address]
-            mode = settings.socket.mode if each.mode is None else each.mode
-            if shared := listen_addresses.places(f"listen {address}", mode, peer_credentials=each.peer_credentials):
-                yield shared
         else:
             yield port("listen", address)
         if each.tls is not None:

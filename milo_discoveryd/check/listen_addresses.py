@@ -97,17 +97,6 @@ def owner(subject: str, name: str) -> Finding:
     return ok(subject, f"user {number} will own the socket")
 
 
-def places(subject: str, mode: int, *, peer_credentials: bool) -> Finding | None:
-    """Check that one user cannot take all connections of a socket that every user can open."""
-    if peer_credentials or not mode & stat.S_IWOTH:
-        return None
-    return warn(
-        subject,
-        f"every user can connect (mode {mode:04o}), and one of them can take all connections",
-        "set peer_credentials: true, which limits the connections of each user",
-    )
-
-
 def _family(address: TcpAddress) -> socket.AddressFamily:
     """Return the address family that the daemon listens with. Raises OSError."""
     if not address.host:

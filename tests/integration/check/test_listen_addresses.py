@@ -145,14 +145,6 @@ def test_socket_group_must_exist_and_be_a_group_of_the_daemon(monkeypatch: pytes
     assert listen_addresses.group("socket.group", str(os.getegid())).level == "ok"
 
 
-def test_socket_for_every_user_has_places_for_each() -> None:
-    finding = listen_addresses.places("listen", 0o666, peer_credentials=False)
-    assert finding is not None
-    assert (finding.level, "(mode 0666)" in finding.message) == ("warn", True)
-    assert listen_addresses.places("listen", 0o666, peer_credentials=True) is None
-    assert listen_addresses.places("listen", 0o660, peer_credentials=False) is None
-
-
 def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = listen_addresses.owner("listen owner", "no-such-user")
     assert (finding.level, finding.message) == ("fail", "this machine has no user 'no-such-user'")
