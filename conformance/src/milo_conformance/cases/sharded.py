@@ -198,17 +198,18 @@ async def response_without_time(run: Run) -> None:
     demands="when the time of the last response has passed",
 )
 async def failed_renewal(run: Run) -> None:
-    until = 0.0
+    failures = 0
 
-    async def fail(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-        if time.monotonic() < until:
+    async def fail_twice(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
             raise Abort(grpc.StatusCode.UNAVAILABLE, "restarting")
-        return response(6)
+        return response(30)
 
-    stream = await sharded_stream(run, once(response(6), fail))
-    until = time.monotonic() + 3.5
-    await asyncio.sleep(3.5)
-    await run.daemon.wait_for_call("RenewOwnership", after=sum(1 for _ in run.daemon.calls))
+    stream = await sharded_stream(run, once(response(30), fail_twice))
+    for number in (1, 2, 3):
+        await run.daemon.wait_for_call("RenewOwnership", after=number)
     await run.nothing_else(stream)
 
 
