@@ -6,6 +6,7 @@ import sys
 import time
 
 from milo_conformance.__main__ import judge_all, select
+from milo_conformance.cases import every_case
 from milo_conformance.report import table
 from milo_conformance.run import CaseOutcome, Profile
 from milo_conformance.subscriber import Program
@@ -31,6 +32,8 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.languages) - set(CLIENTS):
         parser.error(f"no client for {', '.join(sorted(unknown))}")
+    if unknown := set(given.case) - {each.name for each in every_case()}:
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
     rows, failed = [], False
     for language in given.languages or CLIENTS:
         client = CLIENTS[language]
