@@ -1,10 +1,18 @@
 """Free ports on loopback."""
 
+import random
 import socket
+
+# Below the ports of outgoing connections, which could take one before a server binds it.
+_PORTS = range(10_240, 32_768)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
