@@ -375,8 +375,8 @@ class Ownership:
         timeout = 60.0 if broken("ownership-runs-out") else min(3.0, left) if left > 0 else 3.0
         try:
             response = await call("RenewOwnership", pb.RenewOwnershipRequest(), timeout)
-        except grpc.aio.AioRpcError:
-            if broken("failed-renewal") and left > 0:
+        except grpc.aio.AioRpcError as error:
+            if broken("failed-renewal") and left > 0 and error.code() is grpc.StatusCode.UNAVAILABLE:
                 self.until = 0.0
             return
         self.is_sharded = response.sharded or broken("no-longer-sharded")
@@ -419,8 +419,7 @@ class Subscription:
                     return
             if broken("subscription-across-reconnect"):
                 await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
-            if not broken("backoff"):
-                await asyncio.sleep(wait or delay * random.uniform(0.5, 1))
+            await asyncio.sleep(wait or (0 if broken("backoff") else delay * random.uniform(0.5, 1)))
             delay = min(2 * delay, 5)
 
     def after(self, error: grpc.aio.AioRpcError) -> float:
