@@ -1,6 +1,7 @@
 """Commands in processes that are forked from one that has loaded them, which saves most of their start."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -102,4 +103,7 @@ def _run(
         if not isinstance(each, Path) and not each.closed:
             each.close()
     sys.argv = [str(Path(sys.executable).with_name(program)), *arguments]
-    import_module(_MODULES[program]).main()
+    try:
+        import_module(_MODULES[program]).main()
+    finally:
+        logging.shutdown()  # a process of its own does so at its exit, which writes the last lines
