@@ -635,11 +635,11 @@ async def large_fleet(run: Run) -> None:
             await stream.send(*events, reset=start == 0, synced=start + 1000 >= len(names))
 
     await send()
-    await run.told(*[f"ENGAGED {name}" for name in names], limit_s=60)
+    await run.told(*[f"ENGAGED {name}" for name in names], limit_s=180)
     await stream.heartbeat()
     stream = await run.resumed(stream)
     await send()
-    await run.nothing_else(stream, limit_s=60)
+    await run.nothing_else(stream, limit_s=180)
 
 
 @core(

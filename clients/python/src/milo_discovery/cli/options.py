@@ -23,7 +23,6 @@ from milo_discovery._client_credentials import (
     TOKEN_VARIABLE,
     ClientCredentials,
 )
-from milo_discovery.cli import templates
 from milo_discovery.cli.exit_status import CallFailure
 from milo_discovery.errors import DiscoveryError
 
@@ -216,6 +215,8 @@ class OutputFormat(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         kind, separator, template = str(value).partition("=")
         if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
+            from milo_discovery.cli import templates  # noqa: PLC0415  (`credential` has to start fast)
+
             templates.check(kind, template)
             return str(value)
         return super().convert(value, param, ctx)
