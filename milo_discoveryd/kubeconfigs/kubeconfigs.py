@@ -346,7 +346,7 @@ class LeaseHandle:
 
 
 def _acting(to: Recipient) -> dict[str, object]:
-    """Return the fields of an audit event that name the user whom the caller impersonates in the cluster."""
+    """Return the fields of an audit event for the impersonated user."""
     act_as = to.terms.act_as
     return {} if act_as is None else {"act_as": act_as.user, "act_as_groups": [*act_as.groups]}
 
