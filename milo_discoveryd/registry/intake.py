@@ -35,7 +35,7 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.versions import is_older
 
-BATCH = 250
+EVENTS_PER_STEP = 250
 """Source events that are applied in one step of the event loop, which takes a few milliseconds."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
@@ -80,7 +80,7 @@ class Intake(Generic[Change]):
     def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
-        while batch := list(islice(rest, BATCH)):
+        while batch := list(islice(rest, EVENTS_PER_STEP)):
             yield from self._batch(batch, now)
 
     def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> list[Change]:
@@ -119,8 +119,7 @@ class Intake(Generic[Change]):
 
     @property
     def lacking(self) -> int:
-        """How many clusters a subscriber of an earlier run knows that the first list lacks; 0 if none waits for another
-        one."""
+        """The number of clusters that the first list lacks and a waiting subscriber knows; 0 if none waits."""
         return 0 if self._guard is None else self._guard.lacking
 
     @property
@@ -276,7 +275,7 @@ class Intake(Generic[Change]):
             for name, _ in replaced:
                 self._staged.pop(name, None)
         staged = iter(self._staged.values())
-        while batch := list(islice(staged, BATCH)):
+        while batch := list(islice(staged, EVENTS_PER_STEP)):
             yield self._objects.commit(batch, now, consistent=True, listed=True)
         # Other tasks ran between batches: a confirmation may have settled some of these.
         missing, engaged = (

@@ -103,7 +103,7 @@ class RemovalGuard:
 
     @property
     def lacking(self) -> int:
-        """How many clusters one of these subscribers knows that the first list lacks, at most; 0 if none waits."""
+        """The largest number of clusters that the first list lacks and one of these subscribers knows."""
         return 0 if self._doubted is None else self._most_lacking
 
     def doubt(self, known: int, engaged: int, now: float) -> bool:

@@ -35,7 +35,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 
-BATCH = 250
+CLUSTERS_PER_STEP = 250
 """The number of clusters that are changed in one step of the event loop."""
 
 
@@ -139,8 +139,10 @@ class ClusterSource:
             yield
             return
         names = self._reduction.apply(feed.watch, changes, self._order)
-        for begin in range(0, max(len(names), 1), BATCH):
-            self.fleet.publish(self, self._reduction.commit(names[begin : begin + BATCH], at(read_at)), read_at)
+        for begin in range(0, max(len(names), 1), CLUSTERS_PER_STEP):
+            self.fleet.publish(
+                self, self._reduction.commit(names[begin : begin + CLUSTERS_PER_STEP], at(read_at)), read_at
+            )
             yield
 
     def ended(self, progress: _Progress, read_at: float) -> None:
@@ -263,7 +265,7 @@ class ClusterSource:
         """
         self.registry.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.registry.items()])
-        while batch := [*islice(names, BATCH)]:
+        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
             now = at(_steady())
             found = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
             self.fleet.publish(self, [event for events in found for event in events], now.steady)

@@ -204,6 +204,14 @@ async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace:
         assert '\nmilo_discoveryd_requests_denied_total{reason="revision_of_another"} 0.0' in metrics
 
 
+def provider(sandbox: Sandbox, directory: Path) -> Store:
+    """Create the projects of a provider and of two consumers, and a kubeconfig of the provider's; return its store."""
+    for name in ("provider", "shop", "bank"):
+        sandbox.projects.create(name, ready=True)
+    (directory / "provider").write_text(json.dumps(sandbox.kubeconfig(project="provider")))
+    return sandbox.control_plane("provider")
+
+
 def consume(store: Store, name: str, service: str, project: str) -> None:
     store.create(SERVICE_CONSUMERS, {"metadata": {"name": name}, "spec": {"consumerProjectRef": {"name": project}}})
     set_status(store, name, serviceName=service, phase="Active")
@@ -218,10 +226,7 @@ def set_status(store: Store, name: str, **status: Any) -> None:
 
 async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
-        for name in ("provider", "shop", "bank"):
-            sandbox.projects.create(name, ready=True)
-        store = sandbox.control_plane("provider")
-        (tmp_path / "provider").write_text(json.dumps(sandbox.kubeconfig(project="provider")))
+        store = provider(sandbox, tmp_path)
         consume(store, "sc-1", "dns", "shop")
         consume(store, "sc-2", "mail", "shop")
         consume(store, "sc-3", "storage", "bank")
@@ -254,10 +259,7 @@ async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path
 
 async def test_projects_of_service_consumers_end_with_their_projects_where_these_are_followed(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
-        for name in ("provider", "shop", "bank"):
-            sandbox.projects.create(name, ready=True)
-        store = sandbox.control_plane("provider")
-        (tmp_path / "provider").write_text(json.dumps(sandbox.kubeconfig(project="provider")))
+        store = provider(sandbox, tmp_path)
         consume(store, "sc-1", "dns", "shop")
         source = {
             "name": "dns",

@@ -8,7 +8,7 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import BATCH, Intake
+from milo_discoveryd.registry.intake import EVENTS_PER_STEP, Intake
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -381,7 +381,7 @@ def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
     assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
 
 
-@pytest.mark.parametrize("count", [BATCH - 1, BATCH, 3 * BATCH + 1])
+@pytest.mark.parametrize("count", [EVENTS_PER_STEP - 1, EVENTS_PER_STEP, 3 * EVENTS_PER_STEP + 1])
 def test_large_list_is_applied_in_batches(count: int) -> None:
     def findings() -> Iterable[SourceEvent[Observation]]:
         yield ListStarted()
@@ -391,7 +391,7 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
     for source in (Source(), Source(ready("b"))):
         batches = list(source.intake.take(findings(), at(0)))
         assert sum(map(len, batches)) == count
-        assert max(map(len, batches)) <= BATCH
+        assert max(map(len, batches)) <= EVENTS_PER_STEP
 
 
 def test_intake_without_a_removal_guard_believes_the_first_list() -> None:

@@ -19,7 +19,7 @@ from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.source import BATCH
+from milo_discoveryd.registry.source import CLUSTERS_PER_STEP
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import target
@@ -108,13 +108,13 @@ def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: J
 
 def test_secret_of_many_clusters_is_applied_in_batches_between_which_other_changes_are_applied() -> None:
     fleet = JoinedFleet()
-    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * BATCH + 1)))
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
     steps = fleet.feed(SECRETS).take([ObjectChanged(a_secret("k", "s2", 3))], 0.0)
     for done in (1, 2):
         next(steps)
-        assert [*fleet.servers.values()].count("s2") == done * BATCH
-    last = f"c{2 * BATCH}"
+        assert [*fleet.servers.values()].count("s2") == done * CLUSTERS_PER_STEP
+    last = f"c{2 * CLUSTERS_PER_STEP}"
     fleet.take(ObjectChanged(an_object(last, "m", 4)))
     assert [*steps] == [None]
     assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
