@@ -130,8 +130,9 @@ class Run:
             raise CaseFailed(f"the stream resumed from {request.resume_revision!r}, not from {resuming!r}")
         if request.filter.label_selector != wanted.get("CONFORMANCE_LABEL_SELECTOR", ""):
             raise CaseFailed(f"the stream was opened with the label selector {request.filter.label_selector!r}")
-        if request.heartbeat_interval.ToTimedelta().total_seconds() != HEARTBEAT_S:
-            raise CaseFailed(f"the stream was opened without the heartbeat interval of {HEARTBEAT_S} s")
+        heartbeat_s = wanted["CONFORMANCE_HEARTBEAT_S"]
+        if request.heartbeat_interval.ToTimedelta().total_seconds() != float(heartbeat_s):
+            raise CaseFailed(f"the stream was opened without the heartbeat interval of {heartbeat_s} s")
         if request.include_kubeconfigs != ("CONFORMANCE_KUBECONFIGS" in wanted):
             raise CaseFailed(f"the stream was opened with include_kubeconfigs={request.include_kubeconfigs}")
         name = wanted.get("CONFORMANCE_SUBSCRIBER", "")
