@@ -73,8 +73,11 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 """Delays between reads of an object whose reported deletion was refuted."""
 
 
-_HANGING_S = 1.0
-"""A read that takes longer takes no place, so that reads which hang delay the next one by no longer than this."""
+_HANGING_S = 0.1
+"""How long a read takes a place, times the number of reads in flight per place.
+
+Then it leaves the place to another one. So reads that hang delay the next one by a second at most: the more of them are
+in flight, the slower further ones follow, and the maximum is hardly ever reached."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -213,7 +216,8 @@ class PendingDeletions:
             return None
         if len(in_flight) < self._concurrency:
             return self._paused_until
-        return max(self._paused_until, sorted(in_flight)[-self._concurrency][0] + _HANGING_S)
+        hanging_s = _HANGING_S * (len(in_flight) // self._concurrency)
+        return max(self._paused_until, sorted(in_flight)[-self._concurrency][0] + hanging_s)
 
     @property
     def next_at(self) -> float | None:

@@ -112,7 +112,7 @@ def test_concurrent_confirmations_are_limited() -> None:
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
     assert [first.name, second.name] == ["c", "b"], "the newest are first"
-    assert pending.next_at == 1.0, "reads that hang take no place"
+    assert pending.next_at == 0.1, "reads that hang take no place"
     assert pending.take_due(0.0) == []
     pending.resolve(first, Absent(), 1.0)
     assert pending.next_at is not None
@@ -304,10 +304,11 @@ def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(cou
     for number in range(count):
         pending.add(f"hanging-{number}", "uid", 0.0)
     hanging, delays = deque[tuple[float, ConfirmationRequest]](), list[float]()
-    for now in (step / 20 for step in range(20 * 61)):
+    for step in range(20 * 61):
+        now = step / 20
         while hanging and hanging[0][0] <= now:
             pending.resolve(hanging.popleft()[1], Inconclusive("timeout"), now)
-        if now % 5.0 == 0.0:
+        if step % 37 == 0:  # at any time within the timeout of the others
             pending.add(f"quick-{now}", "uid", now)
         for request in pending.take_due(now):
             if request.name.startswith("quick"):
@@ -315,8 +316,28 @@ def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(cou
                 pending.resolve(request, Absent(), now)
             else:
                 hanging.append((now + 5.0, request))
-    assert len(delays) == 13
+    assert len(delays) == 33
     assert max(delays) <= 1.0
+
+
+@pytest.mark.parametrize(("count", "within_s"), [(60, 1.0), (300, 9.0)])
+def test_deletion_reported_before_reads_that_hang_in_the_same_batch_is_confirmed_within_seconds(
+    count: int, within_s: float
+) -> None:
+    pending = pending_deletions(concurrency=20)
+    pending.add("quick", "uid", 0.0)
+    for number in range(count):
+        pending.add(f"hanging-{number}", "uid", 0.0)
+    hanging = deque[tuple[float, ConfirmationRequest]]()
+    for now in (step / 20 for step in range(20 * 61)):
+        while hanging and hanging[0][0] <= now:
+            pending.resolve(hanging.popleft()[1], Inconclusive("timeout"), now)
+        requests = pending.take_due(now)
+        if any(request.name == "quick" for request in requests):
+            assert now <= within_s
+            return
+        hanging.extend((now + 5.0, request) for request in requests)
+    raise AssertionError("it is not read within a minute")
 
 
 def test_reads_that_hang_are_limited() -> None:
