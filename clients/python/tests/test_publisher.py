@@ -191,41 +191,40 @@ async def test_object_of_disengaged_cluster_goes_to_the_other_cluster_with_its_n
     assert publishing.publisher.problems == ()
 
 
-async def test_publisher_deletes_the_objects_that_a_predecessor_left(publishing):
-    publishing.daemon.engage("alpha")
-    publishing.daemon.engage("beta")
-    await publishing.until_published("alpha", "beta")
-    async with Publishing(publishing.server).running("alpha"):
+async def left_by_another(*clusters: str) -> Server:
+    """Return an API server with the objects of a publisher that has ended, since two would undo each other's writes."""
+    async with Publishing().running(*clusters) as another:
+        await another.until_published(*clusters)
+    return another.server
+
+
+async def test_publisher_deletes_the_objects_that_a_predecessor_left():
+    async with Publishing(await left_by_another("alpha", "beta")).running("alpha") as publishing:
         await publishing.until_published("alpha")
 
 
-async def test_publisher_of_another_fleet_writes_nothing(publishing):
-    for name in ("alpha", "beta"):
-        publishing.daemon.engage(name)
-    await publishing.until_published("alpha", "beta")
-    async with Publishing(publishing.server).running("gamma", "delta") as other:
+async def test_publisher_of_another_fleet_writes_nothing():
+    server = await left_by_another("alpha", "beta")
+    async with Publishing(server).running("gamma", "delta") as other:
         await eventually(lambda: other.publisher.problems)
         await other.two_looks()
         assert "nothing is written" in other.publisher.problems[0]
-        await publishing.until_published("alpha", "beta")
-    async with Publishing(publishing.server, accepts=True).running("gamma"):
-        await publishing.until_published("gamma")
+        await other.until_published("alpha", "beta")
+    async with Publishing(server, accepts=True).running("gamma") as accepting:
+        await accepting.until_published("gamma")
 
 
-async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what_it_has(publishing):
+async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what_it_has():
     names = [f"p-{number}" for number in range(6)]
-    for name in names:
-        publishing.daemon.engage(name)
-    await publishing.until_published(*names)
-    async with Publishing(publishing.server).running(*names[:2]) as other:
+    async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
         await eventually(lambda: "are kept" in "".join(other.publisher.problems))
         other.daemon.engage("new")
-        await publishing.until_published(*names, "new")
+        await other.until_published(*names, "new")
         await other.two_looks()
         for name in names:
             other.daemon.engage(name)
         await eventually(lambda: other.publisher.problems == ())
-        await publishing.until_published(*names, "new")
+        await other.until_published(*names, "new")
 
 
 async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(publishing):
@@ -242,16 +241,15 @@ async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(
     await publishing.until_published("alpha", "beta")
 
 
-async def test_publisher_stops_at_objects_of_another_filter_or_group(publishing):
-    publishing.daemon.engage("alpha")
-    await publishing.until_published("alpha")
-    for other in (Publishing(publishing.server, only="-l env=prod"), Publishing(publishing.server, group="dns")):
+async def test_publisher_stops_at_objects_of_another_filter_or_group():
+    server = await left_by_another("alpha")
+    for other in (Publishing(server, only="-l env=prod"), Publishing(server, group="dns")):
         with pytest.raises(PublishedByAnother, match="alpha-kubeconfig"):
             async with other.running():
                 await other.task
-    await publishing.until_published("alpha")
-    async with Publishing(publishing.server, group="dns", accepts=True).running("alpha"):
-        await eventually(lambda: _group(publishing.server, "alpha") == "dns")
+        await other.until_published("alpha")
+    async with Publishing(server, group="dns", accepts=True).running("alpha"):
+        await eventually(lambda: _group(server, "alpha") == "dns")
 
 
 async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
