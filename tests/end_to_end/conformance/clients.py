@@ -2,19 +2,16 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from milo_conformance.run import Feature, Profile
-from tests.end_to_end.examples.building import node_packages
+from tests.end_to_end.examples.building import Command, built_copy, node_packages, run
 
 ROOT = Path(__file__).parents[3]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "conformance"
-
-Command = list[str]
 
 
 class ToolMissing(Exception):  # noqa: N818  (a reason to skip)
@@ -48,12 +45,6 @@ def tool(name: str) -> str:
     return found
 
 
-def run(command: Command, directory: Path) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-
-
 def python() -> Command:
     return [sys.executable, str(ROOT / "clients/python/tests/conformance/subscriber.py")]
 
@@ -74,49 +65,54 @@ def node_operator() -> Command:
     return [tool("node"), str(node_packages() / "examples/node/operator.mjs")]
 
 
-def java_sources() -> Path:
-    """Copy the client and the example in Java, so that nothing is written into this repository."""
-    copy = CACHE / "java"
-    for source in ("clients/java", "clients/testdata", "examples/java", "proto"):
-        kept = shutil.ignore_patterns("target")
-        shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=kept)
-    return copy
-
-
-def java_program(module: Path, main: str, goals: Iterable[str], *classes: str) -> Command:
+def java_packages() -> Path:
+    """Build the client and the example in Java in a copy, so that nothing is written into this repository."""
+    maven, copy = [tool("mvn"), "--quiet", "--batch-mode", "-DskipTests"], CACHE / "java"
     classpath = ["dependency:build-classpath", "-Dmdep.outputFile=target/classpath", "-DincludeScope=test"]
-    run([tool("mvn"), "--quiet", "--batch-mode", *goals, *classpath], module)
-    entries = [*(str(module / "target" / each) for each in classes), (module / "target/classpath").read_text()]
+
+    def build() -> None:
+        run([*maven, "install", *classpath], copy / "clients/java")
+        run([*maven, "compile", *classpath], copy / "examples/java")
+
+    return built_copy(
+        copy, [ROOT / each for each in ("clients/java", "clients/testdata", "examples/java", "proto")], build
+    )
+
+
+def java_program(package: str, *classes: str, main: str) -> Command:
+    java, copy = tool("java"), java_packages()
+    entries = [*(str(copy / each) for each in classes), (copy / package / "target/classpath").read_text()]
     # The processes live for seconds.
-    return [tool("java"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
+    return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
 
 
 def java() -> Command:
-    tool("mvn")
-    main = "com.miloapis.discovery.ConformanceSubscriber"
-    return java_program(java_sources() / "clients/java", main, ["test-compile"], "classes", "test-classes")
+    built = ("clients/java/target/classes", "clients/java/target/test-classes")
+    return java_program("clients/java", *built, main="com.miloapis.discovery.ConformanceSubscriber")
 
 
 def java_operator() -> Command:
-    maven, copy = tool("mvn"), java_sources()
-    run([maven, "--quiet", "--batch-mode", "-DskipTests", "install"], copy / "clients/java")
-    main = "com.miloapis.discovery.example.GreetingOperator"
-    return java_program(copy / "examples/java", main, ["compile"], "classes")
+    built = ("examples/java/target/classes", "clients/java/target/classes")
+    return java_program("examples/java", *built, main="com.miloapis.discovery.example.GreetingOperator")
 
 
-def rust_program(name: str) -> Command:
-    target = CACHE / "rust"
-    command = [tool("cargo"), "build", "--locked", "--quiet", "--bin", name, "--target-dir", str(target)]
-    run(command, ROOT / "examples/rust")
-    return [str(target / "debug" / name)]
+def rust_programs() -> Path:
+    cargo, target, copy = tool("cargo"), CACHE / "rust", CACHE / "rust-programs"
+
+    def build() -> None:
+        run([cargo, "build", "--locked", "--quiet", "--bins", "--target-dir", str(target)], copy / "examples/rust")
+        for name in ("conformance", "milo-discovery-subscriber"):
+            shutil.copy(target / "debug" / name, copy)
+
+    return built_copy(copy, [ROOT / "examples/rust", ROOT / "proto"], build)
 
 
 def rust() -> Command:
-    return rust_program("conformance")
+    return [str(rust_programs() / "conformance")]
 
 
 def rust_operator() -> Command:
-    return rust_program("milo-discovery-subscriber")
+    return [str(rust_programs() / "milo-discovery-subscriber")]
 
 
 CLIENTS = {

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "examples"
+
+BUILT = {"target", "node_modules", "dist", "__pycache__"}
+"""Directories that builds write beside the sources."""
+MAVEN = {"MAVEN_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+"""Maven lives for seconds, in which the optimizing compiler costs more than it saves."""
 
 Command = list[str]
 
@@ -49,10 +54,8 @@ def node_packages() -> Path:
     packages = [ROOT / "clients/node", EXAMPLES / "node"]
     locks = b"".join((package / "package-lock.json").read_bytes() for package in packages)
     copy = CACHE / "node" / hashlib.sha256(locks).hexdigest()[:16]
-    with alone(copy):
-        for package in [*packages, ROOT / "clients/testdata"]:
-            kept = shutil.ignore_patterns("node_modules", "dist")
-            shutil.copytree(package, copy / package.relative_to(ROOT), dirs_exist_ok=True, ignore=kept)
+
+    def build() -> None:
         for package in packages:
             target = copy / package.relative_to(ROOT)
             if not (target / "installed").exists():
@@ -60,6 +63,26 @@ def node_packages() -> Path:
                 (target / "installed").touch()
             if (target / "tsconfig.json").exists():
                 run([npm, "run", "build"], target)
+
+    return built_copy(copy, [*packages, ROOT / "clients/testdata"], build)
+
+
+def built_copy(copy: Path, sources: Sequence[Path], build: Callable[[], None]) -> Path:
+    """Copy the sources and build them there, unless what is there was built from the same content."""
+    digest = hashlib.sha256()
+    for path in sorted(each for source in sources for each in source.rglob("*")):
+        relative = path.relative_to(ROOT)
+        if path.is_file() and BUILT.isdisjoint(relative.parts):
+            digest.update(f"{relative}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    with alone(copy):
+        built_from = copy / "built-from"
+        if not built_from.exists() or built_from.read_text() != digest.hexdigest():
+            built_from.unlink(missing_ok=True)
+            for source in sources:
+                target = copy / source.relative_to(ROOT)
+                shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*BUILT))
+            build()
+            built_from.write_text(digest.hexdigest())
     return copy
 
 
@@ -93,7 +116,9 @@ def go_test() -> Command:
 
 
 def run(command: Sequence[str], directory: Path) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=directory, env={**os.environ, **MAVEN}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
 
 

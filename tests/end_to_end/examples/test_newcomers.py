@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conformance.clients import CACHE, ROOT
-from tests.end_to_end.examples.building import NEEDS_KUBERNETES, alone
+from tests.end_to_end.examples.building import BUILT, MAVEN, NEEDS_KUBERNETES, alone
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
 pytestmark = pytest.mark.timeout(900)  # more than this a newcomer does not wait
@@ -44,8 +44,7 @@ def clone() -> Path:
     """Return a copy of what users build, which their builds may write to."""
     copy = CACHE / "clone"
     for source in ("clients", "examples/rust", "proto"):
-        kept = shutil.ignore_patterns("target", "node_modules", "dist", "__pycache__")
-        shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=kept)
+        shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*BUILT))
     return copy
 
 
@@ -93,6 +92,7 @@ async def test_readme_leads_to_the_first_engaged_cluster(
                 "MILO_DISCOVERY_ADDRESS": workspace.address,
                 "KUBECONFIG": str(directory / "upstream"),
                 "CARGO_TARGET_DIR": str(CACHE / "rust"),
+                **MAVEN,
             }
             printed = await until_engaged(script, own, environ)
     assert ENGAGED.search(printed), printed
