@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+import sys
+from asyncio.subprocess import PIPE, create_subprocess_exec
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -15,6 +17,13 @@ from tests.end_to_end.process.streams import Stream
 
 DESCRIPTORS = (64, 32)
 CROWD = 200
+WITHIN_S = 8.0
+FLOOD = """import os, signal, sys
+for number in range(2_000_000):
+    os.kill(int(sys.argv[1]), signal.SIGHUP)
+    if number == 10_000:
+        print("flooding", flush=True)
+"""
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """The connection preface: a client that has sent it may stay silent."""
 
@@ -101,3 +110,22 @@ async def test_f43_daemon_paused_by_sigstop_sends_missed_changes_after_sigcont(w
             await daemon.during(follow())
             assert sorted(received) == ["TYPE_DISENGAGED", "TYPE_ENGAGED"]
         assert await daemon.terminate() == 0
+
+
+async def test_daemon_serves_subscribers_during_a_flood_of_sighup(workspace: Workspace) -> None:
+    audit = workspace.directory / "audit"
+    async with workspace.daemon(audit={"file": str(audit)}) as daemon:
+        await daemon.start()
+        async with workspace.stream() as stream:
+            await stream.until_synced()
+            flood = await create_subprocess_exec(sys.executable, "-c", FLOOD, str(daemon.pid), stdout=PIPE)
+            assert flood.stdout is not None
+            await flood.stdout.readline()
+            for name in ("alpha", "beta", "gamma"):
+                workspace.sandbox.projects.create(name, ready=True)
+                async with asyncio.timeout(WITHIN_S):
+                    assert await daemon.during(next_event(stream)) == name
+            flood.kill()
+            await flood.wait()
+        assert await daemon.terminate() == 0
+    assert not daemon.events("audit file not reopened")
