@@ -237,6 +237,7 @@ class Intake(Generic[Change]):
     def _apply_list(self, now: Moment, ended: ListEnded) -> Iterator[list[Change]]:
         versions_went_back = ended.versions_went_back
         if (guard := self._guard) and self.synced:
+            versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
             versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
             if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
                 self._listed, self._staged = {}, {}
@@ -293,6 +294,12 @@ class Intake(Generic[Change]):
         self._apply_decision(engaged, decision, now.steady)
         self._listed, self._staged = {}, {}
         self.synced, self.is_restored = True, self.is_restored and self.held is not None
+
+    def _is_older_than_objects(self, version: str) -> bool:
+        """Return whether a list is older than an object of the one before, if that had no version of its own."""
+        if self._listed_version or version == "0":
+            return False
+        return any(is_older(version, record.version) for record in self._objects.records())
 
     def _apply_decision(self, engaged: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:
         self._released = {name for name, _ in engaged} if isinstance(decision, ConfirmAtRate) else set()

@@ -44,6 +44,18 @@ def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
     assert (source.engaged, source.requested_names()) == (6, [])
 
 
+def test_list_of_a_lagging_replica_after_a_list_without_a_version_is_ignored() -> None:
+    source = Source()
+    source.lists(*NEW)
+    source.lists(*OLD, version="0")
+    assert not source.intake.ignores_lists, "a server may say 0 always"
+    source.lists(*NEW)
+    assert source.lists(*OLD, version="50") == []
+    assert source.intake.ignores_lists
+    [end] = source.lists(not_ready("a", "130"), *NEW[1:], version="130")
+    assert end.reason is DisengageReason.NOT_READY
+
+
 def test_restored_server_with_older_objects_disengages_no_cluster() -> None:
     source = at_version_120()
     restored(source, *OLD)
