@@ -344,14 +344,14 @@ class Ownership:
         if self.task is None or self.task.done():
             self.is_sharded = True
             await self.renew()
-            self.task = asyncio.create_task(self.keep())
+            # As of now, and not of the first step of the task: the process may be suspended before that.
+            self.task = asyncio.create_task(self.keep(was_held=self.is_held))
 
-    async def keep(self) -> None:
-        was_held = self.is_held
+    async def keep(self, *, was_held: bool) -> None:
         while self.is_sharded:
             left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
-            share = 0.9 if broken("renewals") else 0.4
-            await asyncio.sleep(min(3.0, left * share if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
+            share = left * 0.9 if broken("renewals") else min(3.0, left * 0.4)
+            await asyncio.sleep((share if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
             has_run_out = was_held and not self.is_held
             if broken("ownership-runs-out"):
                 await self.renew()

@@ -51,7 +51,11 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             await workspace.sandbox.start()
             await until(is_over, tmp_path)
             fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
-            assert [each["metric"]["alertname"] for each in fired] == ["MiloDiscoverydSourceStale"]
+            # An alert of the budget follows an outage that lasts for long at this speed; rule_tests inhibit it.
+            names = [each["metric"]["alertname"] for each in fired]
+            assert [each for each in names if each != "MiloDiscoverydSourceFreshnessBurn"] == [
+                "MiloDiscoverydSourceStale"
+            ]
 
 
 async def eventually_answers(server: Prometheus, name: str, directory: Path) -> None:
