@@ -77,7 +77,7 @@ def _daemon(kubeconfig: Path, socket: Path, **environ: str) -> DaemonProcess:
     arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
     # Results of probes are updates too, at unpredictable times.
     environ |= {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
-    return DaemonProcess(address, *arguments, environ=environ)
+    return DaemonProcess(address, *arguments, environ=environ, is_forked=True)
 
 
 @pytest.fixture

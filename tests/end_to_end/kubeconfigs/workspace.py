@@ -101,7 +101,7 @@ async def open_workspace(directory: Path, *, token_life: float = 600.0, **settin
             "--http-listen",
             "off",
         )
-        async with DaemonProcess(address, *arguments) as daemon:
+        async with DaemonProcess(address, *arguments, is_forked=True) as daemon:
             await daemon.start()
             async with DiscoveryClient(address) as client, client.watch() as watch:
                 await watch.synced()

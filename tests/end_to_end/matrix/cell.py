@@ -191,7 +191,7 @@ class World:
         file = self._directory / f"{number}.yaml"
         file.write_text(yaml.safe_dump(config))
         environ = {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
-        return DaemonProcess(self.address(number), "--config", str(file), environ=environ)
+        return DaemonProcess(self.address(number), "--config", str(file), environ=environ, is_forked=True)
 
     def _issuer(self, name: str) -> dict[str, Any]:
         several = {"sources": [name]} if len(self.upstreams) > 1 else {}

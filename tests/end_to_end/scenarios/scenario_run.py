@@ -42,7 +42,9 @@ async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, pati
             settings = _settings(scenario.settings, mode, server, Path(name))
             config = Path(name) / "config.yaml"
             config.write_text(yaml.safe_dump(settings))
-            daemon = await stack.enter_async_context(DaemonProcess(settings["listen"][0], "--config", str(config)))
+            daemon = await stack.enter_async_context(
+                DaemonProcess(settings["listen"][0], "--config", str(config), is_forked=True)
+            )
             objects = await stack.enter_async_context(Objects(mode, kubeconfig.read(server.kubeconfig)))
             run = ScenarioRun(server, daemon, objects, patience_s)
             stack.push_async_callback(run.close)
