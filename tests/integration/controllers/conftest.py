@@ -6,7 +6,7 @@ from milo_discovery.testing import ControlPlane, MiloSandbox
 from tests.integration.controllers.widgets import with_widgets
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sandbox() -> Iterator[MiloSandbox]:
     with MiloSandbox.start() as sandbox:
         yield sandbox
