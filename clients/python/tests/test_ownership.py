@@ -23,7 +23,7 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
 )
-from milo_discovery._background_loop import BackgroundLoop, run_on
+from milo_discovery._background_loop import BackgroundLoop, run_in_thread, run_on
 from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -180,6 +180,24 @@ class TestWatch:
             await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
             assert (await anext(watch)).type is EventType.ENGAGED
             suspends = True
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+
+    async def test_suspension_before_renewals_begin_ends_the_ownership(self, client, daemon, monkeypatch):
+        asleep, begins = [0.0], asyncio.Event()
+
+        async def suspended(keep):
+            await begins.wait()
+            asleep[0] += 100.0
+            await run_in_thread(keep)
+
+        for module in ("watch", "_subscription"):
+            monkeypatch.setattr(f"milo_discovery.{module}.boottime", lambda: boottime() + asleep[0])
+        monkeypatch.setattr("milo_discovery.watch.run_in_thread", suspended)
+        daemon.ownership = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=90))
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            begins.set()
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
 
     async def test_clusters_are_disengaged_when_the_daemon_becomes_sharded_and_owns_nothing(self, client, daemon):

@@ -203,11 +203,12 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        if not self.is_owner:
+                        # Once: ownership that ends before the renewals begin has to disengage the clusters too.
+                        if not (was_owner := self.is_owner):
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         # In a thread: a call that blocks this event loop must not end the ownership.
-                        keeping = run_in_thread(partial(self._keep_ownership, asyncio.get_running_loop()))
-                        self._keeper = asyncio.create_task(keeping, name="milo-discovery ownership")
+                        keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
+                        self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
                         self._keeper.add_done_callback(self._keeper_ended)
                     if batch.events and not self.is_owner:
                         raise StreamBroken("the daemon does not own its clusters at present")
@@ -230,9 +231,9 @@ class Watch(WatchState):
             response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
             ownership.renewed(response, asked_at)
 
-    async def _keep_ownership(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
         """Renew the ownership while the daemon is sharded; have `loop`, that of the watch, follow its changes."""
-        ownership, was_owner = self._subscription.ownership, self.is_owner
+        ownership = self._subscription.ownership
         while ownership.sharded:
             await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
             # Before the check: a suspension after it must not be covered by the response.
