@@ -25,6 +25,7 @@ final class Ownership implements Runnable, AutoCloseable {
   private final Runnable onChange;
   private volatile long until = NEVER;
   private volatile Thread keeper;
+  private volatile boolean wasHeld;
 
   Ownership(Renewal renewal, Runnable onChange) {
     this.renewal = renewal;
@@ -42,6 +43,7 @@ final class Ownership implements Runnable, AutoCloseable {
     }
     until = 0;
     renew(now());
+    wasHeld = isHeld(); // here: ownership that ends before the thread runs has to disengage the clusters too
     keeper = new Thread(this, "milo-discovery ownership");
     keeper.setDaemon(true);
     keeper.start();
@@ -56,14 +58,13 @@ final class Ownership implements Runnable, AutoCloseable {
 
   @Override
   public void run() {
-    boolean wasHeld = isHeld();
     try {
       while (until != NEVER) {
         Thread.sleep(pause());
         long asked = now(); // before the check: a suspension after it must not be covered by the response
-        wasHeld = notifyIfChanged(wasHeld); // what has ended meanwhile is lost, even if it can be renewed
+        notifyIfChanged(); // what has ended meanwhile is lost, even if it can be renewed
         renew(asked);
-        wasHeld = notifyIfChanged(wasHeld);
+        notifyIfChanged();
       }
       keeper = null;
     } catch (InterruptedException closed) {
@@ -71,12 +72,12 @@ final class Ownership implements Runnable, AutoCloseable {
     }
   }
 
-  private boolean notifyIfChanged(boolean wasHeld) {
+  private void notifyIfChanged() {
     boolean isHeld = isHeld();
     if (isHeld != wasHeld) {
+      wasHeld = isHeld;
       onChange.run();
     }
-    return isHeld;
   }
 
   private void renew(long asked) {
