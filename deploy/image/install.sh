@@ -11,22 +11,21 @@ packages="$source/kube $source/clients/python $source"
 pip() {
     environment=$1 command=$2
     shift 2
-    "$environment/bin/python" -m pip "$command" --quiet --disable-pip-version-check "$@"
+    "$python" -m pip --python "$environment" "$command" --quiet --disable-pip-version-check "$@"
 }
 
 build=$(mktemp -d)
 trap 'rm -r "$build"' EXIT
-"$python" -m venv "$build"
+"$python" -m venv --without-pip "$build"
 pip "$build" install --require-hashes --requirement "$source/requirements/build.txt"
 # shellcheck disable=SC2086 # one argument for each package
 pip "$build" wheel --no-deps --no-build-isolation --wheel-dir "$wheels" $packages
 
-"$python" -m venv "$target"
+"$python" -m venv --without-pip "$target"
 # Wheels only: the image has no compiler.
 pip "$target" install --no-compile --only-binary=:all: --require-hashes --requirement "$source/requirements/$what.txt"
 pip "$target" install --no-compile --no-deps "$wheels"/milo_*.whl
 pip "$target" check
-"$target/bin/python" -m pip uninstall --quiet --yes pip setuptools 2>/dev/null || true
 install -m 755 "$source/deploy/image/copy_client.py" "$target/bin/copy-client"
 # Invalidated by hash, not by time: image layers change times. Some packages carry files for other Python versions, which
 # do not compile.
