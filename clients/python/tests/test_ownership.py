@@ -33,7 +33,7 @@ from .messages import disengaged, engaged, following, snapshot
 from .scripted_daemon import ScriptedDaemon
 
 LONG = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=600))
-SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=1))
+SHORT = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=3))
 NONE = pb.RenewOwnershipResponse(sharded=True)
 
 
