@@ -13,6 +13,7 @@ from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.state import Timing
+from milo_discoveryd.wiring.sharding import leave
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
 from tests.support.eventually import eventually
@@ -114,9 +115,9 @@ async def daemons() -> AsyncIterator[list[Daemon]]:
         await asyncio.wait([daemon.running])
 
 
-async def pair(daemons: list[Daemon]) -> tuple[Daemon, Daemon, LeaseApi]:
+async def pair(daemons: list[Daemon], *names: str) -> tuple[Daemon, Daemon, LeaseApi]:
     api = LeaseApi()
-    first, second = Daemon("a", api), Daemon("b", api)
+    first, second = (Daemon(name, api) for name in names or ("a", "b"))
     daemons += [first, second]
     await eventually(lambda: first.engaged and second.engaged and first.engaged | second.engaged == set(KEYS))
     return first, second, api
@@ -144,6 +145,17 @@ async def test_leaving_shard_member_hands_over_after_its_operator_released(daemo
     first.group.wake()
     await leaving
     await eventually(lambda: second.engaged == set(KEYS))
+
+
+async def test_planned_end_of_a_stateful_set_pod_hands_over_only_if_that_is_set(daemons: list[Daemon]) -> None:
+    first, second, _ = await pair(daemons, "operator-0", "operator-1")
+    before = set(second.engaged)
+    await leave(first.group, hand_over=False)
+    assert second.engaged == before
+    third, fourth, _ = await pair(daemons, "operator-0", "operator-1")
+    await leave(third.group, hand_over=True)
+    await eventually(lambda: fourth.engaged == set(KEYS))
+    assert "Evict ok" not in fourth.requests.results, "not because the member was silent"
 
 
 async def test_shard_member_keeps_clusters_that_its_subscribers_may_know(daemons: list[Daemon]) -> None:
