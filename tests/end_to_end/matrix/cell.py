@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -14,7 +15,7 @@ import yaml
 from milo_discovery import DiscoveryClient, EventType, ServerInfo, SourceState, Watch
 from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import write
-from milo_sandbox.resources import SECRETS
+from milo_sandbox.resources import LEASES, SECRETS, Document
 from tests.end_to_end.matrix.upstreams import TOKEN_LIFE_S, Upstream, open_upstreams
 from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -26,6 +27,14 @@ VERIFY_IN_GROUP_AFTER_S = 60
 """When a bad list is verified: a restarted member of a group engages nothing for 10 s, or longer on a busy machine, and
 the files of all members are missing meanwhile."""
 HUB = "hub"
+_FLOOD = """import os, signal, sys, time
+while True:
+    for _ in range(1000):
+        os.kill(int(sys.argv[1]), signal.SIGHUP)
+    time.sleep(0.01)
+"""
+_CROWD = 200
+_LEASE, _FORGED = "milo-discovery-matrix-member-1", "discovery.miloapis.com/acknowledged-view"
 
 
 def key(source: str, cluster: str) -> str:
@@ -124,6 +133,41 @@ class World:
         for upstream in self.upstreams.values():
             upstream.empty(on=on)
 
+    @asynccontextmanager
+    async def attacked(self) -> AsyncIterator[None]:
+        """Flood the first daemon with signals and connections, damage p-4, and forge the Lease of a group's member."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(Program("-c", _FLOOD, str(self.daemons[0].pid)))
+            for _ in range(_CROWD):
+                silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+                silent.connect(self.address(0).removeprefix("unix://"))
+            if self.cell.daemons > 1:
+                self._forge_lease()
+            for upstream in self.upstreams.values():
+                upstream.damage("p-4")
+            yield
+        for upstream in self.upstreams.values():
+            upstream.repair("p-4")
+
+    def _forge_lease(self) -> None:
+        def forged(lease: Document) -> Document:
+            annotations = {**lease["metadata"]["annotations"], _FORGED: "9999"}
+            return {**lease, "metadata": {**lease["metadata"], "annotations": annotations}}
+
+        self.hub.control_plane(HUB).modify(LEASES, _LEASE, forged, namespace="default")
+
+    async def healed(self) -> None:
+        """Wait until the member of a group whose Lease was forged has joined again."""
+        if self.cell.daemons > 1:
+            store = self.hub.control_plane(HUB)
+
+            def is_forged() -> bool:
+                lease = store.find(LEASES, f"default/{_LEASE}")
+                return lease is None or lease.document()["metadata"]["annotations"][_FORGED] == "9999"
+
+            await eventually(lambda: not is_forged(), within_s=SETTLED_WITHIN_S)
+            await self.joined()
+
     async def stored(self) -> None:
         """Wait until the state of the first daemon, if it keeps any, names the clusters of its consumer."""
         if self.cell.state == "state":
@@ -135,6 +179,12 @@ class World:
         """Wait until each consumer knows what exists."""
         await eventually(lambda: self.validator.breaches or self._is_current, within_s=within_s)
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
+
+    async def gone(self, cluster: str) -> None:
+        """Wait until no consumer has a cluster."""
+        keys = {key(name, cluster) for name in self.upstreams}
+        views = self.validator.views
+        await eventually(lambda: not any(keys & view for view in views.values()), within_s=SETTLED_WITHIN_S)
 
     async def joined(self) -> None:
         """Wait until the daemons of a group have divided the clusters."""

@@ -1,4 +1,4 @@
-"""The public scenarios over every combination of sources, state, daemons, consumers and restarts, on real processes."""
+"""Changes, restarts and attacks over every combination of sources, state, daemons and consumers, on real processes."""
 
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ ALL = [
         ("no-state", "state"),
         (1, 3),
         ("subscriber", "kubeconfigs", "publisher"),
-        ("running", "restarted", "bad-list"),
+        ("running", "restarted", "bad-list", "attacked"),
     )
 ]
 SOME = {
@@ -23,6 +23,8 @@ SOME = {
     "reduced-no-state-1-subscriber-running",
     "files-state-1-publisher-bad-list",
     "one-no-state-3-publisher-restarted",
+    "two-state-3-subscriber-attacked",
+    "files-no-state-1-kubeconfigs-attacked",
 }
 """The cells of each CI run; all of them run nightly (`--cells all`)."""
 
@@ -69,4 +71,21 @@ async def restarted_with_a_bad_list(world: World) -> None:
     await world.settled()
 
 
-PHASES = {"running": run_on, "restarted": restarted, "bad-list": restarted_with_a_bad_list}
+async def attacked(world: World) -> None:
+    async with world.attacked():
+        world.delete("p-5")
+        world.create("new")
+        await world.settled()
+        for cluster in ("p-4", "p-3"):
+            world.delete(cluster)
+        await world.gone("p-3")
+        await world.healed()
+    await world.settled()
+
+
+PHASES = {
+    "running": run_on,
+    "restarted": restarted,
+    "bad-list": restarted_with_a_bad_list,
+    "attacked": attacked,
+}

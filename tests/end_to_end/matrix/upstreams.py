@@ -32,6 +32,11 @@ class Upstream(Protocol):
     def empty(self, *, on: bool) -> None:
         """Show an empty list, or everything again."""
 
+    def damage(self, cluster: str) -> None:
+        """Do not answer reads of a cluster's object, or leave its file half-written."""
+
+    def repair(self, cluster: str) -> None: ...
+
 
 class Projects:
     def __init__(self, sandbox: Sandbox, directory: Path) -> None:
@@ -55,6 +60,12 @@ class Projects:
 
     def empty(self, *, on: bool) -> None:
         self.sandbox.faults.empty_lists(on=on)
+
+    def damage(self, cluster: str) -> None:
+        self.sandbox.faults.hanging(cluster, f"sc-{cluster}")
+
+    def repair(self, cluster: str) -> None:
+        self.sandbox.faults.clear()
 
 
 class Consumers(Projects):
@@ -94,6 +105,7 @@ class Files:
         directory.mkdir()
         self.sandbox, self._directory, self._aside = sandbox, directory / "clusters", directory / "aside"
         self._directory.mkdir()
+        self._whole = b""
 
     def settings(self, name: str) -> dict[str, Any]:
         return {"name": name, "kind": "kubeconfig-directory", "settings": {"path": str(self._directory)}}
@@ -116,6 +128,15 @@ class Files:
         else:
             for each in self._aside.iterdir():
                 each.rename(self._directory / each.name)
+
+    def damage(self, cluster: str) -> None:
+        file = self._directory / cluster
+        self._whole = file.read_bytes()
+        file.write_bytes(self._whole[: len(self._whole) // 2])
+
+    def repair(self, cluster: str) -> None:
+        if (file := self._directory / cluster).exists():
+            file.write_bytes(self._whole)
 
 
 KINDS: dict[str, list[Callable[[Sandbox, Path], Upstream]]] = {

@@ -30,8 +30,16 @@ class ScenarioFailedError(Exception):
         """The last lines of the daemon's log."""
 
 
-async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: float = PATIENCE_S) -> None:
-    """Run a scenario in a mode.
+async def run_scenario(
+    scenario: Scenario,
+    mode: Mode,
+    servers: Servers,
+    *,
+    patience_s: float = PATIENCE_S,
+    more_settings: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Run a scenario in a mode, on a daemon with `more_settings` that change nothing of what it says.
 
     Raises ScenarioFailedError.
     """
@@ -39,12 +47,11 @@ async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, pati
     with TemporaryDirectory(prefix="milo-") as name:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(servers.acquire(mode, Path(name)))
-            settings = _settings(scenario.settings, mode, server, Path(name))
+            settings = {**_settings(scenario.settings, mode, server, Path(name)), **(more_settings or {})}
             config = Path(name) / "config.yaml"
             config.write_text(yaml.safe_dump(settings))
-            daemon = await stack.enter_async_context(
-                DaemonProcess(settings["listen"][0], "--config", str(config), is_forked=True)
-            )
+            process = DaemonProcess(settings["listen"][0], "--config", str(config), environ=environ, is_forked=True)
+            daemon = await stack.enter_async_context(process)
             objects = await stack.enter_async_context(Objects(mode, kubeconfig.read(server.kubeconfig)))
             run = ScenarioRun(server, daemon, objects, patience_s)
             stack.push_async_callback(run.close)
