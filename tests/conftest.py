@@ -18,18 +18,22 @@ TOGETHER = (
 )
 """Files whose tests share slow fixtures: each runs in one worker."""
 
+TIMED = (
+    "conformance/tests/test_kit.py",
+    "tests/end_to_end/conformance/",
+    "tests/tooling/deploy/test_prometheus.py",
+)
+"""Tests that judge by the clock what processes do: all in one worker, so that they do not starve each other."""
+
 LONGEST = "tests/end_to_end/real/test_faults.py"
 """The slowest file: its modes run in different workers."""
 
 FIRST = (
     "tests/tooling/import_contracts/test_pure_coverage.py",
-    "conformance/tests/test_kit.py::test_each_case",
-    "conformance/tests/test_kit.py::test_subscriber",
+    *TIMED,
     "tests/end_to_end/examples/test_newcomers.py",
     "tests/end_to_end/examples/test_config_map_operators.py",
-    "tests/end_to_end/conformance/",
     "tests/simulation/seeded/test_simulations.py",
-    "tests/tooling/deploy/test_prometheus.py",
     "tests/tooling/docs/test_tutorial.py",
     "tests/tooling/docs/test_readme.py",
 )
@@ -40,10 +44,12 @@ COVERAGE = FIRST[0]
 
 
 class Sharing(LoadScopeScheduling):
-    """Distributes single tests over workers, and files of TOGETHER as a whole, which start first."""
+    """Distributes single tests over workers, and files of TOGETHER and all of TIMED as a whole, which start first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file.startswith(TIMED):
+            return "timed"
         if file == LONGEST:
             return f"{file} {'project-control-plane' in nodeid}"
         return file if file.startswith(TOGETHER) else nodeid
