@@ -79,7 +79,7 @@ async def _parity() -> int:
     comparisons = []
     async with aclosing(parity.compare(scenarios, found, binary)) as results:
         async for result in results:
-            click.echo(f"{result.verdict:20} {result.scenario} [{result.mode}]")
+            click.echo(f"{result.verdict:20} {result.scenario} [{result.where}]")
             comparisons.append(result)
     parity.TABLE.write_text(parity.table(comparisons, found))
     return _FAILED if not all(each.is_explained for each in comparisons) else 0

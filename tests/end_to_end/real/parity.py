@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from tests.end_to_end.real.programs import Programs, peer_title
 from tests.end_to_end.real.side_by_side import EventsByCluster, SideBySide
+from tests.end_to_end.real.whole_milo import DELETED_WITHIN_S, WholeMiloServers, a_whole_milo
 from tests.end_to_end.scenarios.scenario_run import run_scenario
 from tests.end_to_end.scenarios.servers import RealServers
-from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
+from tests.end_to_end.scenarios.steps import OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
 
 TABLE = Path(__file__).parents[3] / "docs" / "reviewers" / "parity.md"
 
@@ -22,6 +23,7 @@ _COMMON_SETTINGS = frozenset({"label_selector"})
 
 _REUSED = "the provider saw the deletion only after the name was reused, so it keeps the old cluster"
 _FILTERED = "the provider ignores objects that leave its selector, so the cluster stays engaged permanently"
+UNDER_CONTROLLERS = "project, with Milo's controllers"
 ON_PURPOSE = {
     "recreated-is-another-cluster": _REUSED,
     "recreated-after-it-was-not-ready": _REUSED,
@@ -38,7 +40,8 @@ ON_PURPOSE = {
 @dataclass(frozen=True)
 class Comparison:
     scenario: str
-    mode: Mode
+    where: str
+    """The mode, and whether Milo's controllers ran."""
     daemon: EventsByCluster
     provider: EventsByCluster
 
@@ -81,6 +84,14 @@ async def compare(scenarios: Sequence[Scenario], found: Programs, peer: Path) ->
                         tasks.create_task(run_scenario(scenario, mode, run))
                 for mode, run in runs.items():
                     yield Comparison(scenario.name, mode, run.daemon.events(), run.provider.events())
+        if not found.controllers:
+            return
+        async with a_whole_milo(found, Path(name) / "whole-milo") as milo:
+            for scenario in comparable(scenarios):
+                if "project" in scenario.modes and not scenario.writes_conditions:
+                    run = SideBySide(WholeMiloServers(milo), peer, scenario)
+                    await run_scenario(scenario, "project", run, patience_s=DELETED_WITHIN_S)
+                    yield Comparison(scenario.name, UNDER_CONTROLLERS, run.daemon.events(), run.provider.events())
 
 
 def _engaged(events_by_cluster: EventsByCluster) -> dict[str, str]:
@@ -103,7 +114,8 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "",
         "The command builds the programs that it needs. If the Go module proxy does not serve Milo's module, set",
         "`MILO_APISERVER` and `MILO_PEER` to existing binaries of its API server and of `bench/peer`:",
-        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
+        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`. With `MILO_CONTROLLER_MANAGER`, scenarios",
+        "that set no conditions run once more under Milo's own controllers.",
         "",
         f"Run on {datetime.now(UTC):%Y-%m-%d}, on",
         "",
@@ -120,12 +132,12 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "|---|---|---|",
     )
     for each in comparisons:
-        yield f"| {each.scenario} | {each.mode} | {each.verdict} |"
+        yield f"| {each.scenario} | {each.where} | {each.verdict} |"
     differing = [each for each in comparisons if not each.agree]
     if differing:
         yield from ("", "## Where they differ", "")
     for each in differing:
-        yield f"**{each.scenario}** (`{each.mode}`): {ON_PURPOSE.get(each.scenario, each.verdict)}."
+        yield f"**{each.scenario}** (`{each.where}`): {ON_PURPOSE.get(each.scenario, each.verdict)}."
         yield from ("", "| cluster | events of the provider | events of the daemon |", "|---|---|---|")
         for name in sorted({*each.daemon, *each.provider}):
             theirs, ours = each.provider.get(name, ()), each.daemon.get(name, ())

@@ -44,6 +44,7 @@ class RealApi(ABC):
 
     mode: ClassVar[Mode]
     collection: ClassVar[str]
+    has_controllers = False
 
     def __init__(
         self,

@@ -6,18 +6,18 @@ import re
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from milo_discovery import DiscoveryClient, Event, EventType
 from tests.end_to_end.real.servers import RealApi
-from tests.end_to_end.real.watching import create, delete, set_ready
-from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios import kubeconfig
+from tests.end_to_end.scenarios.objects import Objects
 from tests.end_to_end.scenarios.steps import Mode, Scenario
 from tests.support.eventually import eventually
 
-_STARTED_WITHIN_S = 60.0
+_STARTED_WITHIN_S = 180.0
 _AGREED_WITHIN_S = 20.0
 _QUIET_S = 1.0
 _FIRST = "the-first"
@@ -47,10 +47,16 @@ class EventRecorder:
         return {name: tuple(story) for name, story in sorted(self._events_by_cluster.items())}
 
 
+class RealServerPool(Protocol):
+    """Provides real servers for scenario runs."""
+
+    def acquire(self, mode: Mode, directory: Path) -> AbstractAsyncContextManager[RealApi]: ...
+
+
 class SideBySide:
     """A provider of real servers, each with a running peer and a daemon with a subscriber."""
 
-    def __init__(self, servers: RealServers, peer: Path, scenario: Scenario) -> None:
+    def __init__(self, servers: RealServerPool, peer: Path, scenario: Scenario) -> None:
         self._servers = servers
         self._peer = peer
         self._selector = str(scenario.settings.get("label_selector", ""))
@@ -84,11 +90,12 @@ class SideBySide:
 
     async def _provider_watches(self, server: RealApi) -> None:
         """Wait for the provider with a test object, since it does not report its start."""
-        await create(server, _FIRST, labels=_OF_EVERY_SELECTOR)
-        await set_ready(server, _FIRST, True)
-        await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
-        await delete(server, _FIRST)
-        await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 2, within_s=_STARTED_WITHIN_S)
+        access = kubeconfig.read(server.kubeconfig)
+        async with Objects(server.mode, access, has_controllers=server.has_controllers) as objects:
+            await objects.create(_FIRST, labels=_OF_EVERY_SELECTOR, ready=True)
+            await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
+            await objects.clear()
+            await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 2, within_s=_STARTED_WITHIN_S)
         self.provider.forget(_FIRST)
 
     async def _settled(self) -> None:

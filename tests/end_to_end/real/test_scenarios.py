@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.end_to_end.real.whole_milo import DELETED_WITHIN_S, WholeMilo, WholeMiloServers
 from tests.end_to_end.scenarios.concurrent_runs import PARAMETER, Part, ScenarioRuns
-from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError
+from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError, run_scenario
+from tests.end_to_end.scenarios.steps import Scenario
 from tests.end_to_end.scenarios.test_scenarios import PARTS
 
 
@@ -12,5 +14,19 @@ from tests.end_to_end.scenarios.test_scenarios import PARTS
 async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRuns, scenario_and_mode: Part) -> None:
     try:
         await runs_on_real_servers.outcome(scenario_and_mode)
+    except ScenarioFailedError as failed:
+        pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "scenario",
+    [each for each, mode in PARTS if isinstance(each, Scenario) and mode == "project" and not each.writes_conditions],
+    ids=lambda scenario: scenario.name,
+)
+async def test_scenario_passes_under_the_controllers_of_milo(whole_milo: WholeMilo, scenario: Scenario) -> None:
+    try:
+        await run_scenario(scenario, "project", WholeMiloServers(whole_milo), patience_s=DELETED_WITHIN_S)
     except ScenarioFailedError as failed:
         pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)

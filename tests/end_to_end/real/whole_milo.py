@@ -1,5 +1,6 @@
 """A Milo with all its parts: its API server, its controllers, and the infrastructure cluster."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,13 @@ import msgspec
 from tests.end_to_end.real.controller_manager import ControllerManager
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
+from tests.end_to_end.scenarios import kubeconfig
+from tests.end_to_end.scenarios.objects import Objects
+from tests.end_to_end.scenarios.steps import Mode
 from tests.integration.sandbox_conformance.lives import Places
+
+DELETED_WITHIN_S = 180.0
+"""Milo looks for what is left of a deleted project every 30 seconds."""
 
 _TENANT = "tenant"
 _IN_PROJECTS = {"level": "Metadata", "users": [_TENANT]}
@@ -25,6 +32,7 @@ class _Request(msgspec.Struct, frozen=True):
 class WholeMilo(NamedTuple):
     core: MiloApi
     infrastructure: InfrastructureApi
+    controllers: ControllerManager
 
     def requests_of(self, project: str) -> int:
         """Count the requests of the tenant to a project's control plane."""
@@ -37,16 +45,36 @@ class WholeMilo(NamedTuple):
         return Places(self.core.kubeconfig, self.infrastructure.kubeconfig, self.core.kubeconfig_as(_TENANT))
 
 
+class WholeMiloServers:
+    """Provides a Milo with its controllers for scenario runs in mode `project`, one at a time."""
+
+    def __init__(self, milo: WholeMilo) -> None:
+        self._milo = milo
+        self._taken = asyncio.Lock()
+
+    @asynccontextmanager
+    async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[MiloApi]:
+        assert mode == MiloApi.mode, "its controllers write what the other mode watches"
+        core = self._milo.core
+        async with self._taken:
+            await core.start()
+            await self._milo.controllers.start()
+            async with Objects(mode, kubeconfig.read(core.kubeconfig), has_controllers=True) as objects:
+                await objects.clear()
+            yield core
+
+
 @asynccontextmanager
 async def a_whole_milo(programs: Programs, directory: Path) -> AsyncIterator[WholeMilo]:
     """Run it; `programs` must have the controllers."""
     core = MiloApi(programs, directory / "core", audit=[_IN_PROJECTS])
+    core.has_controllers = True
     infrastructure = InfrastructureApi(programs, directory / "infrastructure")
     try:
         await core.start()
         await infrastructure.start()
-        async with ControllerManager(programs.controllers, core, infrastructure, directory):
-            yield WholeMilo(core, infrastructure)
+        async with ControllerManager(programs.controllers, core, infrastructure, directory) as controllers:
+            yield WholeMilo(core, infrastructure, controllers)
     finally:
         await core.close()
         await infrastructure.close()

@@ -1,7 +1,7 @@
 """The objects that a mode watches, written over plain Kubernetes HTTP to any server."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -21,12 +21,18 @@ DEFAULT_ORGANIZATION = "acme"
 
 _AT_ONCE = 16
 _LATER = (429, 503)
-_PATIENCE_S = 60.0
+_FINALIZER_OF_MILO = "resourcemanager.miloapis.com/project-controller"
+_PATIENCE_S = 180.0
+"""Milo's controllers look for what is left of a deleted project every 30 seconds."""
 _ASK_AGAIN_S = 0.1
 
 
 class ServerRefusedError(Exception):
-    """The server rejected a write, or did not respond."""
+    """The server rejected a request, or did not respond."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _Status(msgspec.Struct):
@@ -59,7 +65,9 @@ KINDS: Mapping[Mode, Kind] = {
 class Objects:
     """The objects in a server, each as its last write returned it."""
 
-    def __init__(self, mode: Mode, access: Access) -> None:
+    def __init__(self, mode: Mode, access: Access, *, has_controllers: bool = False) -> None:
+        """Set up; controllers set the conditions themselves, and delete what a project contains before it."""
+        self._has_controllers = has_controllers
         self._mode = mode
         self._kind = KINDS[mode]
         self._access = access
@@ -112,7 +120,9 @@ class Objects:
                 "spec": spec,
             },
         )
-        if ready:
+        if ready and self._has_controllers:
+            await self._until(lambda document: document is not None and self._is_ready(document), name)
+        elif ready:
             await self._set_condition(created, "", "True", "")
 
     async def burst(self, prefix: str, count: int, labels: Mapping[str, str]) -> None:
@@ -135,12 +145,15 @@ class Objects:
         await self._call("DELETE", name)
 
     async def unfinalize(self, name: str) -> None:
-        await self._call("PATCH", name, {"metadata": {"finalizers": None}})
+        held = (await self._call("GET", name))["metadata"].get("finalizers", [])
+        kept = [each for each in held if each == _FINALIZER_OF_MILO]
+        await self._call("PATCH", name, {"metadata": {"finalizers": kept or None}})
 
     async def replace(self, name: str) -> None:
         """Replace the object by one with the same content, without the fields that the server sets."""
         metadata = (await self._call("GET", name))["metadata"]
         await self.delete(name)
+        await self._until(lambda document: document is None, name)
         await self.create(name, labels=metadata.get("labels"), annotations=metadata.get("annotations"), ready=True)
 
     async def clear(self) -> None:
@@ -149,9 +162,25 @@ class Objects:
             if item["metadata"].get("finalizers"):
                 await self.unfinalize(item["metadata"]["name"])
         await self._call("DELETE", "")
-        left = True
-        while left:
-            left = bool((await self._call("GET", ""))["items"])
+        await self._until(lambda document: document is not None and not document["items"], "")
+
+    def _is_ready(self, document: Document) -> bool:
+        conditions = document.get("status", {}).get("conditions", [])
+        return any((each["type"], each["status"]) == (self._kind.condition, "True") for each in conditions)
+
+    async def _until(self, holds: Callable[[Document | None], bool], name: str) -> None:
+        """Read an object until a condition on it holds; None is that there is none."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not holds(await self._found(name)):  # noqa: ASYNC110 - only asking tells
+                await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _found(self, name: str) -> Document | None:
+        try:
+            return await self._call("GET", name)
+        except ServerRefusedError as error:
+            if error.status != 404:
+                raise
+            return None
 
     async def _set_condition(self, document: Document, kind: str, status: str, message: str) -> None:
         kind = kind or self._kind.condition
@@ -190,7 +219,8 @@ class Objects:
             if response.status in _LATER:
                 return None
             if response.status >= 400:
-                raise ServerRefusedError(f"{method} {path}: {response.status} {_told(await response.text())}")
+                text = f"{method} {path}: {response.status} {_told(await response.text())}"
+                raise ServerRefusedError(text, response.status)
             answer: Document = await response.json()
             return answer
 

@@ -19,6 +19,8 @@ class ApiServer(Protocol):
     """A server under test; its objects are written over HTTP."""
 
     kubeconfig: Path
+    has_controllers: bool
+    """Whether Milo's controllers set the conditions of its objects."""
 
     async def start(self) -> None:
         """Start again, with the same address and data, unless it runs."""
@@ -47,6 +49,8 @@ class Servers(Protocol):
 
 class SandboxApi:
     """A sandbox in this process."""
+
+    has_controllers = False
 
     def __init__(self, sandbox: Sandbox, kubeconfig: Path) -> None:
         self._sandbox = sandbox

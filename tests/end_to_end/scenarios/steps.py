@@ -157,6 +157,12 @@ class Scenario(msgspec.Struct, frozen=True):
     steps: tuple[tuple[str, Step], ...]
     """The steps, each with its keyword in the file."""
 
+    @property
+    def writes_conditions(self) -> bool:
+        """Whether its steps are those of a controller, which Milo's own would contradict."""
+        steps = [step for _, step in self.steps]
+        return any(isinstance(step, Condition) or (isinstance(step, Create) and not step.ready) for step in steps)
+
 
 class Malformed(msgspec.Struct, frozen=True):
     """A scenario that cannot be run, and therefore fails; it is never skipped."""
