@@ -107,26 +107,6 @@ async def test_drain_deadline_applies_while_the_source_is_lost(tmp_path: Path) -
         assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_draining(
-    draining_harness: Harness,
-) -> None:
-    harness = draining_harness
-    async with confirming(harness, "one") as one:
-        await one.until_synced()
-        harness.seen(not_ready("alpha"))
-        async with confirming(harness, "two") as two, harness.subscriber() as other:
-            (batch,) = await two.until_synced()
-            assert {event.cluster.name: event.cluster.HasField("draining") for event in batch.events} == {
-                "alpha": True,
-                "beta": False,
-            }
-            assert event_texts(await other.until_synced()) == ["ENGAGED beta"]
-            await release(harness, "one")
-            await quiet(two, harness)
-            await release(harness, "two")
-            assert await two.events() == ["DISENGAGED alpha NOT_READY"]
-
-
 # --- streams that end and resume ---
 
 

@@ -132,18 +132,3 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
         checks.clear()
         await watches[1].asked.wait()
         await eventually(lambda: run.source.status.state is ViewState.STREAMING)
-
-
-async def test_watch_survives_closed_listener_of_terminating_server() -> None:
-    # As after SIGTERM: new connections are refused, and open ones are served for another minute.
-    server_script = ScriptedServer()
-    watch = ScriptedResponse(bookmark(5, ends_list=True))
-    server_script.watches = [watch]
-    server_script.alive = answering(lambda: web.Response(headers={"Connection": "close"}))
-    async with running(server_script, liveness=OFTEN) as run:
-        await run.synced()
-        await run.server.refuse()
-        await eventually(lambda: run.reads.count("connect") > 2 * OFTEN.misses)
-        watch.send(line("ADDED", project("alpha", 6)))
-        await run.expect_events("ENGAGED alpha")
-        assert run.source.status.state is ViewState.STREAMING

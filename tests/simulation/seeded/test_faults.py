@@ -266,14 +266,19 @@ def test_f20_true_empty_list_is_applied_after_second_list() -> None:
     run_steps(steps)
 
 
+async def restored(harness: Harness) -> None:
+    """Restore the server from a backup that lacks a cluster, until the daemon holds the removal."""
+    harness.server.back_up()
+    harness.change("d")
+    await harness.until(lambda: harness.received == ["ENGAGED d"])
+    harness.world.restore()
+    harness.api.cut()
+    await harness.until(lambda: harness.daemon.holds_for_good)
+
+
 def test_f22_restored_server_disengages_nothing() -> None:
     async def steps(harness: Harness) -> None:
-        harness.server.back_up()
-        harness.change("d")
-        await harness.until(lambda: harness.received == ["ENGAGED d"])
-        harness.world.restore()
-        harness.api.cut()
-        await harness.until(lambda: harness.daemon.holds_for_good)
+        await restored(harness)
         await asyncio.sleep(1000.0)
         assert harness.received == ["ENGAGED d"]
         harness.change("d", uid="uid-e")
@@ -285,12 +290,7 @@ def test_f22_restored_server_disengages_nothing() -> None:
 
 def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
     async def steps(harness: Harness) -> None:
-        harness.server.back_up()
-        harness.change("d")
-        await harness.until(lambda: harness.received == ["ENGAGED d"])
-        harness.world.restore()
-        harness.api.cut()
-        await harness.until(lambda: harness.daemon.holds_for_good)
+        await restored(harness)
         harness.daemon.feed.accept(harness.loop.time())
         assert await harness.settled() <= 70.0
         assert harness.received == ["ENGAGED d", "DISENGAGED d"]

@@ -29,7 +29,7 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
         outcome = simulate(seed)
         assert outcome.breaches == [], f"see ./dev simulate --seed {seed}"
         report.add(outcome)
-    assert report.injected.keys() >= EVERY_FAULT
+    assert report.faults.keys() >= EVERY_FAULT
     assert report.events > 10 * AT_ONCE, "events were sent"
     assert report.handed > 5 * AT_ONCE
     assert report.recovery_s(0.99) <= 35.0
