@@ -46,6 +46,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """Few clusters, many, and as many as kopf runs in."""
+    busy_s: float = 5.0
     cost_projects: int = 100
     milo_projects: int = 400
     shard_members: int = 5
@@ -128,5 +129,6 @@ TINY = Scale(
     operators=(2, 5, 8),
     milo_projects=3,
     operator_rounds=1,
+    busy_s=0.5,
     controllers=(1, 3, 2),
 )

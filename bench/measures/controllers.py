@@ -30,7 +30,6 @@ from bench.writes import Writes, read_by
 OBJECTS = 10
 """ConfigMaps in each cluster."""
 _WITHIN_S = 900.0
-_RATE_S = 5.0
 _LIFE_S = 3600.0
 """The lifetime of credentials, which none of the operators outlives."""
 _SETTINGS = """\
@@ -58,7 +57,7 @@ async def measure(setting: Setting) -> Samples:
             if count == many:
                 found |= {"controllers.seconds": seconds, "controllers.rss_mib": ours[many] / 1024}
             if count == few:
-                found |= await _rate(place)
+                found |= await _rate(place, setting.scale.busy_s)
                 found |= await _latency(setting, place)
             if count in {few, beside_kopf}:
                 kopf[count], figures = await _kopf(place)
@@ -177,12 +176,12 @@ async def _control_planes(setting: Setting, count: int) -> AsyncIterator[_Contro
             await daemon.end()
 
 
-async def _rate(place: _ControlPlanes) -> dict[str, float]:
+async def _rate(place: _ControlPlanes, busy_s: float) -> dict[str, float]:
     """Measure reconciles per second, with every object reconciled again at once."""
     async with place.controllers("busy") as operator:
         await operator.working()
         before = await operator.status()
-        await asyncio.sleep(_RATE_S)
+        await asyncio.sleep(busy_s)
         after = await operator.status()
     return {
         "controllers.reconciles_per_s": (after["reconciles"] - before["reconciles"]) / (after["at"] - before["at"]),
