@@ -14,9 +14,9 @@ def cluster_trust(kind: SourceKind, project: Upstream) -> Callable[[Target, byte
     """Return a function that selects the CA of a source's cluster, given the CA certificates that came with its
     credential.
 
-    In kinds without a CA per cluster, all clusters share the CA of the project kubeconfig.
+    Clusters at configured addresses share the CA of the project kubeconfig.
     """
-    if not kind.has_own_authorities:
+    if kind.addresses_are_configured:
         return lambda _, __: ClusterTrust(
             project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
         )

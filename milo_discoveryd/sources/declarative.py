@@ -19,6 +19,7 @@ from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, Whole, se
 from milo_discoveryd.sources.endpoints import HostPattern, checked_authorities, checked_url, host_pattern
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Template, text
 from milo_discoveryd.sources.kind import (
+    SENT_WHERE_OBJECTS_SAY,
     ClaimWatch,
     IssuerTraits,
     ReferencedWatch,
@@ -189,8 +190,6 @@ class SecretFields(Group, frozen=True, kw_only=True):
 
 
 class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
-    has_own_authorities = True
-
     resource: Annotated[WatchedResource, Nested(WatchedResource)]
     """The watched resource."""
     name: Annotated[Template, _template] = Template.parse("{metadata.name}")
@@ -260,6 +259,10 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
             watches += (ReferencedWatch(secrets, SecretObject, objects.server),)
         return SeveralResources(watches, objects.reduce, objects.restored_place)
 
+    @property
+    def has_fixed_hosts(self) -> bool:
+        return self.endpoint.has_fixed_host
+
     def refusal(self, issuer: IssuerTraits) -> str:
         if issuer.type == "kubeconfig-request":
             return ""
@@ -268,12 +271,10 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
         has_key = self.secret is not None and self.secret.key is not None
         if not has_key and any("{secret_key}" in each for each in issuer.templates):
             return "{secret_key} needs the setting secret.key of the source"
-        if not self.endpoint.has_fixed_host and not issuer.is_of_cluster:
-            return (
-                "objects decide where its credential is sent, which other clusters accept too: name the hosts that may "
-                "receive it in endpoint.hosts"
-            )
-        return super().refusal(issuer)
+        refused = super().refusal(issuer)
+        if refused == SENT_WHERE_OBJECTS_SAY:
+            return f"{refused}: name the hosts that may receive it in endpoint.hosts"
+        return refused
 
 
 OBJECTS, SECRETS = 0, 1

@@ -29,6 +29,8 @@ KINDS = {
     "single": "milo_discoveryd.sources.single:SingleKind",
 }
 
+SENT_WHERE_OBJECTS_SAY = "objects decide where its credential is sent, which other clusters accept too"
+
 Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
 
@@ -174,9 +176,9 @@ class SourceKind(Group, frozen=True, kw_only=True):
     project_server: ClassVar[ProjectServer] = ProjectServer.SERVES
     shares_host: ClassVar[bool] = False
     """Whether all clusters are paths of the project server, so that one probe says whether it is there."""
-    has_own_authorities: ClassVar[bool] = False
-    """Whether each cluster has its own CA, instead of the CA of the project kubeconfig. The daemon then sends its own
-    credential to none of them."""
+    addresses_are_configured: ClassVar[bool] = False
+    """Whether the addresses of all clusters follow from the configuration, so that they have the CA and accept the
+    credential of the project kubeconfig. Otherwise each has its own CA, and the daemon sends its credential to none."""
     contexts: ClassVar[tuple[ContextKind, ...]] = ()
     """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
 
@@ -184,6 +186,11 @@ class SourceKind(Group, frozen=True, kw_only=True):
     def unseen(self) -> str:
         """What the source cannot notice with these settings, as `check` reports it; empty if there is nothing."""
         return ""
+
+    @property
+    def has_fixed_hosts(self) -> bool:
+        """Whether a credential that several clusters accept reaches configured hosts only."""
+        return self.addresses_are_configured
 
     @property
     def authorities_file(self) -> Path | None:
@@ -200,6 +207,8 @@ class SourceKind(Group, frozen=True, kw_only=True):
             return "it reads the files of kinds such as kubeconfig-directory, and the source has none"
         if issuer.type == "kubeconfig-request":
             return "it posts to the objects of a source of the kind declarative"
+        if not self.has_fixed_hosts and not issuer.is_of_cluster:
+            return SENT_WHERE_OBJECTS_SAY
         return ""
 
 

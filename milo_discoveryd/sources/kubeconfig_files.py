@@ -29,7 +29,6 @@ class _KubeconfigKind(SourceKind, frozen=True, kw_only=True):
 
     is_watched = False
     project_server = ProjectServer.NONE
-    has_own_authorities = True
 
     def refusal(self, issuer: IssuerTraits) -> str:
         if issuer.type == "kubeconfig-file":

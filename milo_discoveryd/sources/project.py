@@ -30,6 +30,7 @@ PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
 
 class ProjectKind(SourceKind, frozen=True, kw_only=True):
     contexts = (ContextKind.ROOT, ContextKind.ORGANIZATION)
+    addresses_are_configured = True
     shares_host = True
 
     def follow(self, options: SourceOptions) -> OneResource:

@@ -40,6 +40,7 @@ CONTROL_PLANES = Resource("infrastructure.miloapis.com", "v1alpha1", "projectcon
 
 class ProjectControlPlaneKind(SourceKind, frozen=True, kw_only=True):
     project_server = ProjectServer.IDENTITY
+    addresses_are_configured = True
 
     address_template: Annotated[str, values.address_template] = "milo-apiserver.{namespace}.svc.cluster.local:6443"
     """Address of a project's API server; variables: `{name}`, `{uid}`, `{namespace}`."""

@@ -34,6 +34,7 @@ ACTIVE = "Active"
 
 class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     contexts = (ContextKind.PROJECT,)
+    addresses_are_configured = True
 
     services: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253), least=1)]
     """Canonical names of the operator's services, as in `status.serviceName`."""

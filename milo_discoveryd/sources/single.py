@@ -13,6 +13,7 @@ from milo_discoveryd.sources.kind import FixedClusters, SourceKind, SourceOption
 
 class SingleKind(SourceKind, frozen=True, kw_only=True):
     is_watched = False
+    addresses_are_configured = True
 
     name: Annotated[str, values.cluster_name] = "single"
     """Name of the cluster."""

@@ -35,7 +35,7 @@ async def probe(
                 source.project,
                 environ,
                 held=kubeconfigs.held,
-                authorities_of=kubeconfigs.authorities_of if source.of.settings.has_own_authorities else None,
+                authorities_of=None if source.of.settings.addresses_are_configured else kubeconfigs.authorities_of,
                 path=connectivity.path,
                 timeout_s=connectivity.timeout.total_seconds(),
                 of_hosts=of_hosts,

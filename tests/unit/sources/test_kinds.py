@@ -46,7 +46,7 @@ def test_kind_states_which_api_servers_it_uses(name: str) -> None:
     assert kind.is_watched or kind.project_server is not ProjectServer.IDENTITY
     assert kind.is_watched or not kind.contexts
     assert (kind.project_server is ProjectServer.NONE) == (name in {"kind", "kubeconfig-directory"})
-    assert kind.has_own_authorities == (name in {"declarative", "kind", "kubeconfig-directory"})
+    assert kind.addresses_are_configured == (name not in {"declarative", "kind", "kubeconfig-directory"})
 
 
 def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_files_or_objects() -> None:
@@ -54,7 +54,8 @@ def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_fil
         SourceKind().follow(SourceOptions())
     assert SourceKind().authorities_file is None
     assert SourceKind().unseen == ""
-    assert SourceKind().refusal(IssuerTraits("token-file")) == ""
+    assert "objects decide" in SourceKind().refusal(IssuerTraits("token-file"))
+    assert SourceKind().refusal(IssuerTraits("kubeconfig-secret", is_of_cluster=True)) == ""
     assert "it reads the files" in SourceKind().refusal(IssuerTraits("kubeconfig-file"))
     assert "it posts to the objects" in SourceKind().refusal(IssuerTraits("kubeconfig-request"))
 
