@@ -10,11 +10,14 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
+from kubernetes.client import CustomObjectsApi
+from kubernetes.config import new_client_from_config
 
 from milo_discovery import DiscoveryClient
 from milo_sandbox import Sandbox
 from tests.support.eventually import LIMIT_S, eventually
 
+PROJECTS = ("resourcemanager.miloapis.com", "v1alpha1", "projects")
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
 
@@ -45,6 +48,25 @@ def test_demo_without_changes_shows_engagements_only() -> None:
     done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert " 0 DISENGAGED." in done.stdout.splitlines()[-1]
+
+
+def test_project_deleted_in_a_demo_without_changes_is_disengaged() -> None:
+    with subprocess.Popen([*DEMO, "--churn", "0"], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        name = kubeconfig = ""
+        for line in demo.stdout:
+            words = line.split()
+            if words[:1] == ["kubectl"]:
+                kubeconfig = words[2]
+            elif "DISENGAGED" in words:
+                break
+            elif "ENGAGED" in words and not name:
+                name = words[2]
+                with new_client_from_config(kubeconfig) as api:  # type: ignore[no-untyped-call]
+                    CustomObjectsApi(api).delete_cluster_custom_object(*PROJECTS, name)
+        demo.send_signal(signal.SIGINT)
+        demo.communicate(timeout=60)
+    assert words[2] == name
 
 
 async def test_demo_gives_operators_kubeconfigs() -> None:

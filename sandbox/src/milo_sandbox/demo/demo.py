@@ -46,7 +46,8 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
             if existing is not None:
                 await _show(directory, stopping, existing)
                 return
-            async with Sandbox() as sandbox:
+            # Churn plays the controllers, with all that goes wrong.
+            async with Sandbox(controllers=not changes_per_s) as sandbox:
                 sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
                 kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
                 config = directory / "daemon.yaml"
