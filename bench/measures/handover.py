@@ -20,7 +20,6 @@ from milo_discovery.testing import ControlPlane, MiloSandbox, eventually_blockin
 
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _DEFINITION = _EXAMPLES / "go-operator" / "config" / "crd" / "greetings.yaml"
-_GREETINGS = "example.miloapis.com/v1alpha1/greetings"
 _CLUSTERS = 5
 _PER_S = 20.0
 _POLL_S = 0.02

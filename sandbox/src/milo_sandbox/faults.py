@@ -143,15 +143,6 @@ class Faults:
 
         self._add(concerns, lambda *_: refusals.no_such_path(), seconds=seconds)
 
-    def second_pages_gone(self, *, times: float = inf) -> None:
-        """Expire each paged list after its first page."""
-
-        def concerns(approach: Approach) -> bool:
-            return approach.call is not None and approach.call.verb == "list" and "continue" in approach.query
-
-        message = "The provided continue parameter is too old to display a consistent list result."
-        self._add(concerns, lambda *_: refusals.gone(message), times=times)
-
     def unreachable(self, project: str, *, seconds: float = inf) -> None:
         """Answer 404 to every request to one project's control plane."""
 

@@ -18,7 +18,6 @@ from tests.support.eventually import LIMIT_S, eventually
 
 # More than the buffers between a server and a client that does not read, which hold some six megabytes.
 MANY, BIG = 400, "x" * 30_000
-HANDLED = "grpc_server_handled_total"
 
 IDLE_READERS = """
 import sys, time

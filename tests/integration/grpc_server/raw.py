@@ -77,15 +77,5 @@ class Raw:
         data = await asyncio.to_thread(self.socket.recv, 65_536)
         return self.connection.receive_data(data) if data else None
 
-    async def until_closed(self) -> bytes:
-        """Read until the server closes the connection. Raises TimeoutError if it does not."""
-        received = b""
-        try:
-            while data := await asyncio.to_thread(self.socket.recv, 65_536):
-                received += data
-        except ConnectionError:
-            pass
-        return received
-
     def close(self) -> None:
         self.socket.close()
