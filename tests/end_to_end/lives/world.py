@@ -41,7 +41,7 @@ class Operator(NamedTuple):
         config.write_text(yaml.safe_dump({"listen": [address], "http_listen": "off", **settings}))
         command = await asyncio.to_thread(self.command)
         environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": address, "KUBECONFIG": str(places.core)}
-        async with DaemonProcess(address, "--config", str(config)) as daemon:
+        async with DaemonProcess(address, "--config", str(config), is_forked=True) as daemon:
             await daemon.start()
             with (directory / "operator.log").open("wb") as log:
                 operator = await asyncio.create_subprocess_exec(*command, env=environ, stderr=log, stdout=log)

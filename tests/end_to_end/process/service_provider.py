@@ -45,7 +45,7 @@ class ServiceProvider:
         }
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
-        return DaemonProcess(self.workspace.address, "--config", str(file))
+        return DaemonProcess(self.workspace.address, "--config", str(file), is_forked=True)
 
     def activate(self, project: str) -> None:
         """Let a project use the service."""

@@ -48,7 +48,7 @@ class Files:
         }
         file = self.workspace.directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
-        return DaemonProcess(self.workspace.address, "--config", str(file))
+        return DaemonProcess(self.workspace.address, "--config", str(file), is_forked=True)
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ class Replica:
             }
             config = self._directory / "config.yaml"
             config.write_text(yaml.safe_dump(settings))
-            self.daemon = await stack.enter_async_context(DaemonProcess(address, "--config", str(config)))
+            self.daemon = await stack.enter_async_context(
+                DaemonProcess(address, "--config", str(config), is_forked=True)
+            )
             await self.daemon.start()
             self.recorder = Recorder(self._directory.name, address, with_kubeconfigs=True)
             task = asyncio.create_task(self.recorder.run())
