@@ -205,7 +205,7 @@ func (w *watch) stream(ctx context.Context) error {
 
 func (w *watch) broken(ctx context.Context, err, silent error) error {
 	switch cause := context.Cause(ctx); {
-	case cause == silent, cause == ErrOwnershipLost:
+	case errors.Is(cause, silent), errors.Is(cause, ErrOwnershipLost):
 		return cause
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%w: the daemon ended the stream", ErrStreamBroken)

@@ -245,10 +245,10 @@ func (d *Daemon) Batch(collect func(*Changes)) {
 // SetKubeconfigs sets the function that makes the kubeconfigs issued from now on. Its number counts the kubeconfigs of
 // the cluster, from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. Fields among
 // Cluster, IssuedAt, RefreshAfter and ExpiresAt that are not set get a value; the lifetime is an hour.
-func (d *Daemon) SetKubeconfigs(make func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
+func (d *Daemon) SetKubeconfigs(issue func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
-	d.kubeconfig = make
+	d.kubeconfig = issue
 }
 
 // SetSource sets the state of the daemon's view of Milo and sends it to all streams.

@@ -128,7 +128,7 @@ func TestHostileKubeconfigsAreRefused(t *testing.T) {
 			env := newEnvironment(t)
 			place := t.TempDir() + "/touched"
 			user := strings.ReplaceAll(user, "PLACE", place)
-			env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+			env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, _ int) discovery.Kubeconfig {
 				good := string(env.kubeconfig(cluster.Name, "x"))
 				if cluster.Name == "good" {
 					return discovery.Kubeconfig{Content: []byte(good)}

@@ -46,7 +46,9 @@ var output sync.Mutex
 func tell(told line) {
 	output.Lock()
 	defer output.Unlock()
-	_ = json.NewEncoder(os.Stdout).Encode(told)
+	if err := json.NewEncoder(os.Stdout).Encode(told); err != nil {
+		log.Fatal(err)
+	}
 }
 
 func tellError(event, cluster string, err error) {

@@ -183,7 +183,6 @@ func TestDocumentsThatNoClusterServesAreForgotten(t *testing.T) {
 	one, two := c.mapper("one"), c.mapper("two")
 	resource(t, one, thing)
 	runtime.KeepAlive(one)
-	one = nil
 	runtime.GC()
 	runtime.GC()
 	resource(t, two, thing)

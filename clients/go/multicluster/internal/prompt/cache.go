@@ -87,7 +87,7 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 	if ctx.Err() != nil {
 		// The cluster was disengaged before a controller that waited for its election started this source. An error
 		// would end the manager.
-		return i, nil
+		return i, nil //nolint:nilerr // see above
 	}
 	c.mu.Lock()
 	c.pending[i] = newUnsynced(obj, c.scheme)
