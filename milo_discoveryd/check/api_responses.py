@@ -29,9 +29,13 @@ _TRANSPORT_FIXES = {
 }
 
 
-class _ListMetaBody(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
-    remaining_item_count: int = 0
+class _ListMetaBody(
+    msgspec.Struct, rename={"next": "continue", "version": "resourceVersion", "left": "remainingItemCount"}
+):
+    version: str = ""
+    next: str = ""
+    left: int | None = None
+    """How many objects follow. API servers do not say it where there is a selector."""
 
 
 class _Page(msgspec.Struct):
@@ -174,14 +178,15 @@ def listing(subject: str, resource: Resource, status: int, body: bytes) -> Findi
     if status != 200:
         return _rejected(subject, resource, status, body)
     page = _PAGE.decode(body)
-    count = len(page.items or ()) + page.metadata.remaining_item_count
-    if not count:
+    count, more = len(page.items or ()), page.metadata.left
+    if not count and not page.metadata.next:
         return warn(subject, f"no {resource.plural} match", "if some should match, check label_selector")
-    return ok(subject, f"{count} {resource.plural}")
+    is_unknown = more is None and page.metadata.next
+    return ok(subject, f"{count + (more or 0)}{' or more' if is_unknown else ''} {resource.plural}")
 
 
 def version_of(body: bytes) -> str:
-    return _PAGE.decode(body).metadata.resource_version
+    return _PAGE.decode(body).metadata.version
 
 
 def watching(subject: str, resource: Resource, status: int, body: bytes) -> Finding:

@@ -118,6 +118,8 @@ def test_missing_permissions_name_verbs_and_the_rbac_rule() -> None:
 def test_list_reports_the_number_of_objects() -> None:
     page = body(metadata={"resourceVersion": "7", "remainingItemCount": 41}, items=[{"a": "b"}])
     assert api_responses.listing("list", PROJECTS, 200, page) == Finding("ok", "list", "42 projects")
+    of_selector = body(metadata={"resourceVersion": "7", "continue": "x"}, items=[{"a": "b"}])
+    assert api_responses.listing("list", PROJECTS, 200, of_selector) == Finding("ok", "list", "1 or more projects")
     assert api_responses.version_of(page) == "7"
 
 
