@@ -19,7 +19,7 @@ async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRun
 
 
 @pytest.mark.asyncio(loop_scope="session")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "scenario",
     [each for each, mode in PARTS if isinstance(each, Scenario) and mode == "project" and not each.writes_conditions],

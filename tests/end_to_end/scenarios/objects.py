@@ -22,8 +22,8 @@ DEFAULT_ORGANIZATION = "acme"
 _AT_ONCE = 16
 _LATER = (429, 503)
 _FINALIZER_OF_MILO = "resourcemanager.miloapis.com/project-controller"
-_PATIENCE_S = 180.0
-"""Milo's controllers look for what is left of a deleted project every 30 seconds."""
+_PATIENCE_S = 600.0
+"""For dozens of projects: Milo's controllers look for what is left of a deleted one every 30 seconds."""
 _ASK_AGAIN_S = 0.1
 
 
