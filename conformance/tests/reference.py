@@ -350,8 +350,9 @@ class Ownership:
     async def keep(self, *, was_held: bool) -> None:
         while self.is_sharded:
             left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
-            share = left * 0.9 if broken("renewals") else min(3.0, left * 0.4)
-            await asyncio.sleep((share if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
+            # Of a long time, the case `failed-renewal` would notice it too.
+            wait = left * 0.9 if broken("renewals") and left <= 12 else min(3.0, left * 0.4)
+            await asyncio.sleep((wait if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
             has_run_out = was_held and not self.is_held
             if broken("ownership-runs-out"):
                 await self.renew()
