@@ -146,7 +146,7 @@ class Objects:
 
     async def unfinalize(self, name: str) -> None:
         held = (await self._call("GET", name))["metadata"].get("finalizers", [])
-        kept = [each for each in held if each == _FINALIZER_OF_MILO]
+        kept = [each for each in held if self._has_controllers and each == _FINALIZER_OF_MILO]
         await self._call("PATCH", name, {"metadata": {"finalizers": kept or None}})
 
     async def replace(self, name: str) -> None:
