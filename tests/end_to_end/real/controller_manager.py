@@ -17,6 +17,7 @@ from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
 
 _STARTED_WITHIN_S = 180
 _LOOK_EVERY_S = 0.25
+_HEALTHY_LOOKS = 20
 
 
 class ControllerManager:
@@ -57,12 +58,14 @@ class ControllerManager:
         ]
 
     async def start(self) -> None:
+        healthy_looks = 0
         async with asyncio.timeout(_STARTED_WITHIN_S):
-            while not await self._healthy():
-                # It ends if the API server does not serve all its definitions yet.
+            while healthy_looks < _HEALTHY_LOOKS:
+                # It says that it is healthy first, and ends if the API server does not serve all its definitions yet.
                 if self._process is None or not self._process.running():
                     self._process = process.start("Milo's controllers", self._argv, log=self._log, tied=True)
                 await asyncio.sleep(_LOOK_EVERY_S)
+                healthy_looks = healthy_looks + 1 if self._process.running() and await self._healthy() else 0
 
     async def __aenter__(self) -> Self:
         await self.start()
