@@ -32,7 +32,6 @@ class _Request(msgspec.Struct, frozen=True):
 class WholeMilo(NamedTuple):
     core: MiloApi
     infrastructure: InfrastructureApi
-    controllers: ControllerManager
 
     def requests_of(self, project: str) -> int:
         """Count the requests of the tenant to a project's control plane."""
@@ -58,7 +57,6 @@ class WholeMiloServers:
         core = self._milo.core
         async with self._taken:
             await core.start()
-            await self._milo.controllers.start()
             async with Objects(mode, kubeconfig.read(core.kubeconfig), has_controllers=True) as objects:
                 await objects.clear()
             yield core
@@ -73,8 +71,8 @@ async def a_whole_milo(programs: Programs, directory: Path) -> AsyncIterator[Who
     try:
         await core.start()
         await infrastructure.start()
-        async with ControllerManager(programs.controllers, core, infrastructure, directory) as controllers:
-            yield WholeMilo(core, infrastructure, controllers)
+        async with ControllerManager(programs.controllers, core, infrastructure, directory):
+            yield WholeMilo(core, infrastructure)
     finally:
         await core.close()
         await infrastructure.close()
