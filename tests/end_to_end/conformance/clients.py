@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,6 @@ class Client:
     @property
     def profiles(self) -> list[Profile]:
         return [profile for profile in Profile if profile not in self.lacks_profiles]
-
-    def arguments(self) -> Iterable[str]:
-        """Return the options of the kit for what the client claims."""
-        for profile in self.profiles:
-            yield from ("--profile", profile.value)
-        for feature in sorted(self.lacks_features, key=lambda each: each.value):
-            yield from ("--without", feature.value)
 
 
 def tool(name: str) -> str:

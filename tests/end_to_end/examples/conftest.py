@@ -12,7 +12,10 @@ from tests.end_to_end.examples.program import Program
 from tests.end_to_end.process.daemon import DaemonProcess
 
 
-@pytest.fixture(scope="session", params=sorted(BUILDERS))
+@pytest.fixture(
+    scope="session",
+    params=[each if each.startswith("python") else pytest.param(each, marks=pytest.mark.builds) for each in BUILDERS],
+)
 def command(request: pytest.FixtureRequest) -> Command:
     """The command that runs the subscriber, in each language."""
     if request.param in NEEDS_KUBERNETES and not request.config.getoption("--real"):

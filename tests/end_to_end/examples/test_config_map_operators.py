@@ -111,7 +111,9 @@ def own_cluster(sandbox: Sandbox, directory: Path) -> dict[str, str]:
     return {"KUBECONFIG": str(path)}
 
 
-@pytest.mark.parametrize("language", OPERATORS)
+@pytest.mark.parametrize(
+    "language", ["python", *(pytest.param(each, marks=pytest.mark.builds) for each in OPERATORS if each != "python")]
+)
 async def test_operator_repairs_drift_across_restarts_and_expired_credentials(language: str) -> None:
     operator = OPERATORS[language]
     try:

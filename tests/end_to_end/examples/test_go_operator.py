@@ -11,7 +11,7 @@ import pytest
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually_blocking
 from tests.end_to_end.examples.building import EXAMPLES, Command, go_program
 
-pytestmark = pytest.mark.timeout(600)  # the first build compiles controller-runtime
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(600)]  # the first build compiles controller-runtime
 
 OPERATOR = EXAMPLES / "go-operator"
 GREETINGS = "example.miloapis.com/v1alpha1/greetings"

@@ -15,7 +15,7 @@ from tests.end_to_end.conformance.clients import CACHE, ROOT
 from tests.end_to_end.examples.building import BUILT, MAVEN, NEEDS_KUBERNETES, alone
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
-pytestmark = pytest.mark.timeout(900)  # more than this a newcomer does not wait
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]  # more than this a newcomer does not wait
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -21,7 +21,9 @@ from tests.end_to_end.process.daemon import DaemonProcess
 pytestmark = pytest.mark.timeout(600)  # the first build compiles gRPC
 
 Subscriber = Callable[..., Program]
-of_the_provider = pytest.mark.parametrize("command", ["provider"], indirect=True)
+of_the_provider = pytest.mark.parametrize(
+    "command", [pytest.param("provider", marks=pytest.mark.builds)], indirect=True
+)
 
 
 @asynccontextmanager

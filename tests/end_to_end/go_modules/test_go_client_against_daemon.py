@@ -14,6 +14,7 @@ from tests.end_to_end.kubeconfigs.workspace import open_workspace
 TEST = "TestAgainstDaemon"
 
 
+@pytest.mark.builds
 @pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
 @pytest.mark.parametrize("module", ["clients/go", "clients/go/multicluster"])
 async def test_go_client_test_passes_against_the_daemon(module: str, pytestconfig: pytest.Config) -> None:

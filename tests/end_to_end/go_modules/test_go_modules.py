@@ -10,7 +10,7 @@ CLIENT = "clients/go"
 NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
 """Modules that compile Kubernetes libraries, which takes minutes without a build cache."""
 
-pytestmark = pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(1200)]  # the first build compiles gRPC, or Kubernetes
 
 
 MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))

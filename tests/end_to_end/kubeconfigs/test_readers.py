@@ -48,6 +48,7 @@ def reader(request: pytest.FixtureRequest) -> Command:
     return READERS[request.param]()
 
 
+@pytest.mark.builds
 @pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
 async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(start: Start, reader: Command) -> None:
     program, *arguments = reader
@@ -58,6 +59,7 @@ async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(sta
             assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
 
 
+@pytest.mark.builds
 @pytest.mark.timeout(600)
 async def test_exec_kubeconfig_renews_credential_of_long_running_client(start: Start, reader: Command) -> None:
     async with start(token_life=20) as workspace:

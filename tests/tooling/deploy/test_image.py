@@ -21,7 +21,6 @@ from milo_discoveryd import __version__
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.eventually import LIMIT_S
 from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
-from tests.tooling.deploy.validators import validator
 
 __all__ = ["directory", "workspace"]
 
@@ -29,7 +28,7 @@ DEMO = DEPLOY / "overlays" / "demo"
 
 # An installation takes about a minute, and several on a machine that runs other tests.
 INSTALLED_WITHIN_S = 800
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
@@ -61,13 +60,6 @@ def sandbox_image(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("sandbox-image"), "sandbox")
 
 
-def test_dockerfile_passes_hadolint() -> None:
-    done = subprocess.run(
-        [validator("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_dockerfile_runs_the_installation_tested_here_as_the_user_of_the_manifests() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == [
@@ -93,12 +85,7 @@ def test_dockerfile_pins_its_base_image_by_digest_beside_a_tag() -> None:
     assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)
 
 
-def test_renovate_configuration_is_valid_and_pins_digests() -> None:
-    done = subprocess.run(
-        [validator("check-jsonschema"), "--builtin-schema", "vendor.renovate", ROOT / "renovate.json"],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_renovate_pins_digests() -> None:
     assert "docker:pinDigests" in json.loads((ROOT / "renovate.json").read_text())["extends"]
 
 

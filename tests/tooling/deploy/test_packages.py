@@ -50,6 +50,7 @@ def contents(directory: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize("name", PACKAGES)
 def test_wheel_from_the_sdist_equals_the_wheel_from_the_tree(
     name: str, builder: dict[str, str], tmp_path: Path

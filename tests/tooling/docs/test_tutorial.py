@@ -56,6 +56,7 @@ def page(url: str) -> int:
         return int(response.status)
 
 
+@pytest.mark.builds
 @pytest.mark.timeout(600)
 def test_tutorial_leads_to_a_green_test_and_a_running_operator(
     directory: Path, capfd: pytest.CaptureFixture[str]
