@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import projects
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
@@ -18,6 +17,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal

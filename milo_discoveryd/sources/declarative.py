@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from milo_discoveryd.model.claims import Claim, ObjectClaim, ObjectReference, earliest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.model.objects import Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
@@ -31,6 +30,7 @@ from milo_discoveryd.sources.reading import (
     DNS_LABEL,
     DNS_SUBDOMAIN,
     MalformedError,
+    Metadata,
     checked,
     deletion_requested_at,
     labels,

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
 from milo_discoveryd.model.cluster import Target, key_of
-from milo_discoveryd.model.objects import KubeObject, Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, fields
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 from milo_discoveryd.model.selector import parse as parse_selector
@@ -24,7 +23,7 @@ from milo_discoveryd.sources.kind import (
     RestoredPlace,
     SeveralResources,
 )
-from milo_discoveryd.sources.reading import MalformedError, malformed
+from milo_discoveryd.sources.reading import KubeObject, MalformedError, Metadata, malformed
 from milo_kube.reflect.wire import Decoder
 
 

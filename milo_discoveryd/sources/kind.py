@@ -11,11 +11,11 @@ import msgspec
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import Group
 from milo_discoveryd.sources.context import ContextKind
+from milo_discoveryd.sources.reading import KubeObject
 
 GROUP = "milo_discoveryd.sources"
 """Entry point group of kinds from other packages."""

@@ -3,7 +3,6 @@
 from msgspec.structs import replace
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import ObjectFields, Observation, Ready, Refused
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.context import ContextKind, context_of
@@ -11,6 +10,7 @@ from milo_discoveryd.sources.kind import OneResource, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import (
     DNS_SUBDOMAIN,
     ORGANIZATION_LABEL,
+    KubeObject,
     MalformedError,
     checked,
     checked_organization,

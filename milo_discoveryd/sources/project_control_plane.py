@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
@@ -15,6 +14,7 @@ from milo_discoveryd.sources.kind import OneResource, ProjectServer, SourceKind,
 from milo_discoveryd.sources.reading import (
     DNS_LABEL,
     ORGANIZATION_LABEL,
+    KubeObject,
     MalformedError,
     checked,
     checked_organization,

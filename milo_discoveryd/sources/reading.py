@@ -1,4 +1,7 @@
-"""Validation and parsing that the modes of Milo share."""
+"""The fields of upstream objects that kinds read, and their validation and parsing.
+
+Fields have the names of the JSON; msgspec skips all others when it decodes.
+"""
 
 import re
 import sys
@@ -7,9 +10,12 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import starmap
 
+import msgspec
+
 from milo_discoveryd.model.cluster import Pairs, SuspensionReason
-from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, SuspensionInfo
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
+
+# ruff: noqa: N815
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 # Used with fullmatch: `$` would accept a trailing newline.
@@ -34,6 +40,61 @@ LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 MESSAGE_CHARACTERS = 2048
 """Length limit of a condition's message. API servers allow 32 KiB, but a proxy may send more."""
 ORGANIZATION_CHARACTERS = 253
+
+
+class ObjectOwner(msgspec.Struct, gc=False):
+    kind: str = ""
+    name: str = ""
+
+
+class Metadata(msgspec.Struct, gc=False):
+    name: str
+    uid: str
+    resourceVersion: str
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creationTimestamp: str | None = None
+    deletionTimestamp: str | None = None
+    namespace: str = ""
+    finalizers: list[str] | None = None
+
+
+class Condition(msgspec.Struct, gc=False):
+    type: str
+    status: str
+    reason: str | None = None
+    message: str | None = None
+    lastTransitionTime: str | None = None
+
+
+class Spec(msgspec.Struct, gc=False):
+    ownerRef: ObjectOwner | None = None
+
+
+class SuspensionInfo(msgspec.Struct, gc=False):
+    reason: str = ""
+    suspendedAt: str = ""
+    reinstateAuthority: str = ""
+
+
+class Status(msgspec.Struct, gc=False):
+    conditions: list[Condition] | None = None
+    suspensions: list[SuspensionInfo] | None = None
+
+
+class KubeObject(msgspec.Struct, gc=False):
+    """An upstream object. A kind that reads more fields derives its own type from this one."""
+
+    metadata: Metadata
+    spec: Spec | None = None
+    status: Status | None = None
+
+    def condition(self, kind: str) -> Condition | None:
+        conditions = None if self.status is None else self.status.conditions
+        for condition in conditions or ():
+            if condition.type == kind:
+                return condition
+        return None
 
 
 class MalformedError(ValueError):

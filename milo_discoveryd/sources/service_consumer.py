@@ -15,14 +15,22 @@ from msgspec.structs import replace
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
-from milo_discoveryd.model.objects import KubeObject, SuspensionInfo
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
 from milo_discoveryd.sources.context import ContextKind, root_of
 from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources, SourceKind, SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
-from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError, checked, labels, shared, suspensions_of
+from milo_discoveryd.sources.reading import (
+    DNS_SUBDOMAIN,
+    KubeObject,
+    MalformedError,
+    SuspensionInfo,
+    checked,
+    labels,
+    shared,
+    suspensions_of,
+)
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
 CONSUMERS, FOLLOWED_PROJECTS = 0, 1

@@ -16,7 +16,7 @@ from milo_discoveryd.registry.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.sources.kind import FileObject
-from milo_discoveryd.watchers.confirmations import Confirmations, Sink
+from milo_discoveryd.watchers.driver import Confirmations, Sink
 from milo_discoveryd.watchers.inotify import Inotify
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus

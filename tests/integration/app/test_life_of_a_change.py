@@ -15,7 +15,7 @@ from milo_sandbox import Sandbox
 from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
-MAX_FILES = 47
+MAX_FILES = 45
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
 NOT_OF_A_PROJECT = {
     "milo_discoveryd/registry/object_records.py",

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.object_budget import ObjectBudget
@@ -20,6 +19,7 @@ from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.liveness_policy import LivenessPolicy

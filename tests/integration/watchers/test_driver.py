@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.events import Event
@@ -18,6 +17,7 @@ from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.cluster import DisengageReason, Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Outside
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectObjects
+from milo_discoveryd.sources.reading import KubeObject
 
 _MODE = ProjectObjects(SourceOptions(project_server="https://api.example.com"))
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.sources.reading import KubeObject
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.messages import (
     Failure,

@@ -16,7 +16,6 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.events import Event, EventType
@@ -37,6 +36,7 @@ from milo_discoveryd.server.calls.revision import TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import FollowedCollection
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,

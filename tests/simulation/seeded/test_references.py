@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
@@ -21,6 +20,7 @@ from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState

@@ -14,7 +14,7 @@ from milo_discoveryd.registry.pending_deletions import Absent
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.watchers.confirmations import Confirmations
+from milo_discoveryd.watchers.driver import Confirmations
 from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate
 

@@ -16,7 +16,6 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.fleet import Fleet
@@ -33,6 +32,7 @@ from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ClaimWatch, OneResource, SeveralResources, SourceOptions
 from milo_discoveryd.sources.project import ProjectObjects
+from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation
+from milo_discoveryd.sources.reading import KubeObject
 from milo_kube.reflect.wire import Decoder
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.sources.reading import KubeObject
 
 
 def condition(kind: str, status: str = "True", reason: str = "", message: str = "") -> dict[str, str]:

@@ -9,7 +9,6 @@ import pytest
 from milo_discoveryd.model.claims import ObjectClaim
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.model.objects import Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, Ready
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import (
@@ -21,7 +20,7 @@ from milo_discoveryd.sources.declarative import (
     StatedServer,
 )
 from milo_discoveryd.sources.kind import SourceOptions
-from milo_discoveryd.sources.reading import MalformedError
+from milo_discoveryd.sources.reading import MalformedError, Metadata
 
 PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
 CLUSTERS: dict[str, Any] = {

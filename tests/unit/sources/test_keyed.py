@@ -10,7 +10,6 @@ import pytest
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.claims import Claim, ClaimingObject
 from milo_discoveryd.model.cluster import Target, source_of
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
@@ -27,7 +26,7 @@ from milo_discoveryd.sources.kind import (
 from milo_discoveryd.sources.kubeconfig_files import KindKind
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
-from milo_discoveryd.sources.reading import ORGANIZATION_LABEL, MalformedError
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL, KubeObject, MalformedError
 from milo_discoveryd.sources.single import SingleKind
 
 MILO = "https://milo"

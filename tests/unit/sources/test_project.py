@@ -4,11 +4,10 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import SuspensionReason, Target
-from milo_discoveryd.model.objects import Status
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready, Refused
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
-from milo_discoveryd.sources.reading import ORGANIZATION_LABEL, MalformedError
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL, MalformedError, Status
 from tests.unit.sources.objects import condition, project
 
 API = "https://api.example.com:6443"

@@ -8,11 +8,10 @@ import pytest
 
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
-from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import ReferencedWatch, SourceOptions
-from milo_discoveryd.sources.reading import MalformedError
+from milo_discoveryd.sources.reading import KubeObject, MalformedError
 from milo_discoveryd.sources.service_consumer import (
     CONSUMERS,
     FOLLOWED_PROJECTS,

@@ -1,6 +1,6 @@
 """Decoded fields of upstream objects."""
 
-from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, Status
+from milo_discoveryd.sources.reading import Condition, KubeObject, Metadata, Status
 
 METADATA = Metadata(name="a", uid="u", resourceVersion="1")
 
