@@ -11,11 +11,14 @@ import (
 
 // A subscriber is told of the fleet that a test makes.
 func Example() {
-	t := &testing.T{} // in a test, its own
+	t := &testing.T{} // in a test, its own, at whose end both are closed
 	daemon := discoverytest.New(t)
+	defer daemon.Stop()
+	client := daemon.Client()
+	defer func() { _ = client.Close() }()
 	daemon.Engage(discovery.Cluster{Name: "alpha", Labels: map[string]string{"env": "prod"}})
 	ctx, stop := context.WithCancel(context.Background())
-	_ = daemon.Client().Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
+	_ = client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
 		for _, event := range events {
 			fmt.Println(event.Type, event.Cluster.Name)
 			switch event.Type {

@@ -26,12 +26,15 @@ import (
 func ExampleProvider() {
 	api := apitest.Start(0)
 	defer api.Close()
-	t := &testing.T{} // in a test, its own
+	t := &testing.T{} // in a test, its own, at whose end both are closed
 	daemon := discoverytest.New(t)
+	defer daemon.Stop()
+	client := daemon.Client()
+	defer func() { _ = client.Close() }()
 	daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: api.Endpoint("alpha")})
 
 	provider, err := multicluster.New(multicluster.Options{
-		Client:            daemon.Client(),
+		Client:            client,
 		ProjectRestConfig: api.Config(""), // its host is not used
 		Registerer:        prometheus.NewRegistry(),
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
+	"go.uber.org/goleak"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
@@ -22,5 +23,5 @@ func logger() logr.Logger {
 
 func TestMain(m *testing.M) {
 	log.SetLogger(logger())
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }

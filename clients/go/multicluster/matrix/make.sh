@@ -12,3 +12,4 @@ overlay() {
 }
 overlay mcr-0.24.1 sigs.k8s.io/multicluster-runtime@v0.24.1
 overlay mcr-0.23.3-controller-runtime-0.24.1 sigs.k8s.io/controller-runtime@v0.24.1
+overlay mcr-0.24.1-controller-runtime-0.25.2 sigs.k8s.io/multicluster-runtime@v0.24.1 sigs.k8s.io/controller-runtime@v0.25.2
