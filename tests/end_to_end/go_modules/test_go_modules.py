@@ -1,10 +1,11 @@
-"""The tests of the Go modules, with the race detector if there is a C compiler."""
+"""The tests of the Go modules, with the race detector if there is a C compiler, and go vet on all in a clean clone."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.examples.building import ROOT, go_test, run
+from tests.end_to_end.examples.building import ROOT, go_test, run, tool
 
 CLIENT = "clients/go"
 NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
@@ -12,6 +13,14 @@ NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
 
 pytestmark = [pytest.mark.builds, pytest.mark.timeout(1200)]  # the first build compiles gRPC, or Kubernetes
 
+BUILT_IN_COPIES = {
+    "bench/peer",
+    "tests/end_to_end/real/go/milo",
+    "tests/end_to_end/real/inventory/library",
+    "tests/end_to_end/real/inventory/upstream",
+}
+"""Modules without sums, which the go command writes in a copy: of Milo, or completed by a file beside them."""
+WITHOUT_KUBERNETES = {CLIENT, "examples/go"}
 
 MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))
 """The provider's other supported versions of multicluster-runtime and controller-runtime."""
@@ -37,3 +46,32 @@ def test_go_provider_tests_pass_with_other_dependency_versions(versions: Path, p
     if not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     run_tests("clients/go/multicluster", f"-modfile={versions}")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("clone")
+    subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, directory], check=True)
+    return directory
+
+
+def modules_with_code() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "*.go", "*go.mod"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = [Path(line) for line in listed.stdout.splitlines()]
+    modules = {path.parent for path in files if path.name == "go.mod"}
+    # The module of a file is that of the nearest directory.
+    owners = {
+        next(each for each in path.parents if each in modules)
+        for path in files
+        if path.suffix == ".go" and not modules.isdisjoint(path.parents)
+    }
+    return sorted(str(module) for module in owners)
+
+
+@pytest.mark.parametrize("module", [module for module in modules_with_code() if module not in BUILT_IN_COPIES])
+def test_go_module_passes_go_vet_in_a_clean_clone(module: str, clone: Path, pytestconfig: pytest.Config) -> None:
+    if module not in WITHOUT_KUBERNETES and not pytestconfig.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
+    run([tool("go"), "vet", "./..."], clone / module)
