@@ -169,13 +169,14 @@ func execKubeconfig(cluster discovery.Cluster) []byte {
 type object map[string]any
 
 func kubeconfig(cluster discovery.Cluster, user object) []byte {
+	named := func(kind string, value object) []object { return []object{{"name": cluster.Name, kind: value}} }
 	content, err := json.Marshal(object{
 		"apiVersion":      "v1",
 		"kind":            "Config",
 		"current-context": cluster.Name,
-		"contexts":        []object{{"name": cluster.Name, "context": object{"cluster": cluster.Name, "user": cluster.Name}}},
-		"clusters":        []object{{"name": cluster.Name, "cluster": object{"server": cluster.Endpoint}}},
-		"users":           []object{{"name": cluster.Name, "user": user}},
+		"contexts":        named("context", object{"cluster": cluster.Name, "user": cluster.Name}),
+		"clusters":        named("cluster", object{"server": cluster.Endpoint}),
+		"users":           named("user", user),
 	})
 	if err != nil {
 		panic(err) // maps and strings always marshal

@@ -130,8 +130,8 @@ func TestEngageOfASilentClusterBlocksOthers(t *testing.T) {
 	engaged := make(chan error, 1)
 	go func() { engaged <- mgr.Engage(t.Context(), "other", other) }()
 	select {
-	case <-engaged:
-		t.Fatal("the other one is engaged: the defect is gone")
+	case err := <-engaged:
+		t.Fatalf("the other one is engaged (%v): the defect is gone", err)
 	case <-time.After(10 * syncPoll):
 	}
 	giveUp()
