@@ -1,5 +1,7 @@
 """Options and scheduling of all tests."""
 
+from pathlib import Path
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -38,8 +40,9 @@ FIRST = (
 )
 """Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
 
-COVERAGE = FIRST[0]
+COVERAGE = Path(__file__).parents[1] / FIRST[0]
 """Runs the unit tests of the pure modules, which a run of all tests does not run a second time."""
+_COVERED = pytest.StashKey[set[Path]]()
 
 
 class Sharing(LoadScopeScheduling):
@@ -71,13 +74,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    runs_all = any(config.invocation_params.dir / argument in COVERAGE.parents for argument in config.args)
+    is_selected = config.getoption("keyword") or config.getoption("--row") is not None
+    config.stash[_COVERED] = unit_tests_of_pure_modules() if runs_all and not is_selected else set()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what COVERAGE runs: each worker would take seconds to collect it."""
+    return collection_path in config.stash[_COVERED] or None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
-    if not config.getoption("keyword") and any(item.nodeid.startswith(COVERAGE) for item in items):
-        covered = unit_tests_of_pure_modules()
-        _keep(config, items, [item for item in items if covered.isdisjoint((item.path, *item.path.parents))])
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     if config.getoption("--real"):
         return

@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import grpc
+import kubernetes.aio.client
+import kubernetes.client
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
-from kubernetes.aio.client import CoreV1Api as AioCoreV1Api
-from kubernetes.client import CoreV1Api
 
 from milo_discovery import (
     CertificateRenewed,
@@ -62,13 +62,13 @@ def plane() -> Iterator[ControlPlane]:
 @asynccontextmanager
 async def by_aio(daemon: ScriptedDaemon, target: Cluster | str = "alpha") -> AsyncIterator[Listing]:
     async with DiscoveryClient(daemon.address) as client, client.api_client(target) as api:
-        yield AioCoreV1Api(api).list_namespace
+        yield kubernetes.aio.client.CoreV1Api(api).list_namespace
 
 
 @asynccontextmanager
 async def by_threads_beside_a_loop(daemon: ScriptedDaemon, target: Cluster | str = "alpha") -> AsyncIterator[Listing]:
     async with DiscoveryClient(daemon.address) as client, client.sync_api_client(target) as api:
-        yield lambda: asyncio.to_thread(CoreV1Api(api).list_namespace)
+        yield lambda: asyncio.to_thread(kubernetes.client.CoreV1Api(api).list_namespace)
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ async def by_threads(daemon: ScriptedDaemon, target: Cluster | str = "alpha") ->
     try:
         api = await asyncio.to_thread(opened.__enter__)
         try:
-            yield lambda: asyncio.to_thread(CoreV1Api(api).list_namespace)
+            yield lambda: asyncio.to_thread(kubernetes.client.CoreV1Api(api).list_namespace)
         finally:
             await asyncio.to_thread(opened.__exit__, None, None, None)
     finally:
@@ -210,13 +210,13 @@ class TestEngagedCluster:
             await fleet.synced()
             alpha = fleet.get("alpha")
             async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
-                await AioCoreV1Api(api).list_namespace()
+                await kubernetes.aio.client.CoreV1Api(api).list_namespace()
                 second = renewed("alpha", "")
                 second.kubeconfig.CopyFrom(message(plane.kubeconfig(token="t-2")))
                 stream.send(following("1", "2", second))
                 await alpha.renewed(since=_convert.kubeconfig(first.kubeconfig))
-                await AioCoreV1Api(api).list_namespace()
-                await asyncio.to_thread(CoreV1Api(blocking).list_namespace)
+                await kubernetes.aio.client.CoreV1Api(api).list_namespace()
+                await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == ["Bearer t-1", "Bearer t-2", "Bearer t-2"]
         assert daemon.requests == []
 
@@ -226,7 +226,7 @@ class TestEngagedCluster:
             (await daemon.stream()).send(snapshot("1", engaged(cluster("alpha", incarnation="i-1"))))
             await fleet.synced()
             async with fleet.get("alpha").api_client() as api:
-                await AioCoreV1Api(api).list_namespace()
+                await kubernetes.aio.client.CoreV1Api(api).list_namespace()
         assert plane.asked_with == ["Bearer t-1"]
         assert issues(daemon) == [pb.IssueKubeconfigRequest(cluster="alpha", format=EMBEDDED, incarnation="i-1")]
 
@@ -295,10 +295,10 @@ class TestSharedTransports:
         async with AsyncExitStack() as stack:
             apis = [await stack.enter_async_context(client.api_client(f"c{n}")) for n in range(3)]
             for api in apis:
-                await AioCoreV1Api(api).list_namespace()
+                await kubernetes.aio.client.CoreV1Api(api).list_namespace()
             blocking = [await stack.enter_async_context(client.sync_api_client(f"c{n}")) for n in range(3)]
             for each in blocking:
-                await asyncio.to_thread(CoreV1Api(each).list_namespace)
+                await asyncio.to_thread(kubernetes.client.CoreV1Api(each).list_namespace)
         assert len(contexts) == 2, "each kind of client has its own transport"
         assert plane.connections == 2
         assert plane.asked_with == [f"Bearer t-{n}" for n in range(6)]
@@ -307,17 +307,17 @@ class TestSharedTransports:
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token=f"t-{n}")) for n in range(4)]
         async with client.api_client("a") as first, client.sync_api_client("a") as first_blocking:
             async with client.api_client("b") as second, client.sync_api_client("b") as second_blocking:
-                await AioCoreV1Api(second).list_namespace()
-                await asyncio.to_thread(CoreV1Api(second_blocking).list_namespace)
-            await AioCoreV1Api(first).list_namespace()
-            await asyncio.to_thread(CoreV1Api(first_blocking).list_namespace)
+                await kubernetes.aio.client.CoreV1Api(second).list_namespace()
+                await asyncio.to_thread(kubernetes.client.CoreV1Api(second_blocking).list_namespace)
+            await kubernetes.aio.client.CoreV1Api(first).list_namespace()
+            await asyncio.to_thread(kubernetes.client.CoreV1Api(first_blocking).list_namespace)
         assert plane.connections == 2
 
     async def test_concurrent_requests_do_not_wait_for_connections(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
         plane.barrier = threading.Barrier(120)  # answered only when all of them have arrived
         async with client.api_client("a") as api:
-            await asyncio.gather(*(AioCoreV1Api(api).list_namespace() for _ in range(120)))
+            await asyncio.gather(*(kubernetes.aio.client.CoreV1Api(api).list_namespace() for _ in range(120)))
 
     def test_transport_is_shared_by_trust_root_certificate_and_proxy(self):
         token = KubeconfigAccess(server="https://a", authorities="A", token="1")

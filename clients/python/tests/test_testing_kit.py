@@ -7,8 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import kubernetes.aio.client
 import pytest
-from kubernetes.aio.client import CoreV1Api
 
 from milo_discovery import DisengageReason, EngagedCluster, Fleet
 from milo_discovery.testing import (
@@ -92,7 +92,9 @@ async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox
     @fleet.on_engage
     async def operate(cluster: EngagedCluster) -> None:
         async with cluster.api_client() as api:
-            seen[cluster.name] = [each.metadata.name for each in (await CoreV1Api(api).list_namespace()).items]
+            seen[cluster.name] = [
+                each.metadata.name for each in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items
+            ]
             await asyncio.Event().wait()
 
     async with fleet:

@@ -3,8 +3,8 @@
 import asyncio
 import time
 
+import kubernetes.aio.client as aio
 import kubernetes.client
-from kubernetes.aio.client import CoreV1Api, V1ConfigMap, V1ObjectMeta
 from kubernetes.aio.watch import Watch
 
 from milo_discovery import EngagedCluster, Fleet
@@ -47,13 +47,13 @@ class Operator:
     async def _operate(self, cluster: EngagedCluster) -> None:
         self.engagements += 1
         async with cluster.api_client() as api, cluster.sync_api_client() as blocking:
-            core = CoreV1Api(api)
+            core = aio.CoreV1Api(api)
             listed = await core.list_namespaced_config_map("default")
             watching = asyncio.create_task(self._watch(core, listed.metadata.resource_version))
             try:
                 while time.time() < self._ends_at:
                     self.written.append(f"{self.name}-{len(self.written)}")
-                    body = V1ConfigMap(metadata=V1ObjectMeta(name=self.written[-1]))
+                    body = aio.V1ConfigMap(metadata=aio.V1ObjectMeta(name=self.written[-1]))
                     await core.create_namespaced_config_map("default", body)
                     self.tokens.add(api.configuration.api_key["BearerToken"])
                     await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
@@ -65,7 +65,7 @@ class Operator:
                 await asyncio.wait([watching])
         self._done.set()
 
-    async def _watch(self, core: CoreV1Api, version: str) -> str:
+    async def _watch(self, core: "aio.CoreV1Api", version: str) -> str:
         # With the server's time limit, this Watch ends with its one stream instead of opening another.
         stream = Watch().stream(
             core.list_namespaced_config_map,

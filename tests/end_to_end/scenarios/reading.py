@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -34,6 +35,7 @@ class _Outline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
 
 
+@cache
 def load(path: Path) -> list[Scenario | Malformed]:
     """Load scenarios.
 
