@@ -41,16 +41,16 @@ class Reduction:
         for change in changes:
             member, record = (watch, change.key), self._objects[watch][change.key]
             concerned |= self._dependents.get(member, {})
-            known = {cluster: self._remove(cluster, member) for cluster in _named(change.before)}
+            claims = _named((record and record.claims) or ())
+            # The present claims were added already if the batch has an earlier change of the object.
+            known = {cluster: self._remove(cluster, member) for cluster in _named(change.before) | claims}
             concerned |= dict.fromkeys(known)
-            if record is None or record.claims is None:
-                continue
-            for cluster, claim in _named(record.claims).items():
-                before = known.get(cluster)
+            for cluster, claim in claims.items():
+                assert record is not None
+                before = known[cluster]
                 place = order if before is None or before.uid != record.uid else before.order
                 added = ObjectClaim(*member, record.uid, record.version, place, claim.content, claim.needs)
                 self._add(cluster, added)
-                concerned[cluster] = None
         return [*concerned]
 
     def restore(self, watch: int, changes: Iterable[ObjectChange]) -> None:

@@ -122,6 +122,16 @@ def test_cluster_is_engaged_while_one_of_its_objects_claims_it() -> None:
     assert fleet.take(ObjectChanged(thing("y", 4, shop=True))) == [("ENGAGED", "shop")]
 
 
+def test_object_with_several_changes_in_a_batch_claims_a_cluster_once() -> None:
+    """A controller writes the status right after the object was created."""
+    fleet = RecordedFleet()
+    fleet.listed()
+    assert fleet.take(ObjectChanged(thing("x")), ObjectChanged(thing("x", 2, shop=True))) == [("ENGAGED", "shop")]
+    changes = [ObjectChanged(thing("x", 3, bank=True)), ObjectChanged(thing("x", 4, shop=True, bank=True))]
+    assert fleet.take(*changes) == [("ENGAGED", "bank")]
+    assert set(fleet.delete("x", "uid-x")) == {("DISENGAGED", name, "DELETED") for name in ("shop", "bank")}
+
+
 def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", shop=True), thing("y", shop=True))
