@@ -1,6 +1,6 @@
 """Loads settings from flags, environment and file, and reports all their problems together."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from milo_discoveryd.config.issuers import IssuerSettings, KubeconfigRequest, Ku
 from milo_discoveryd.config.layers import Given, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, key_of
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Complaint, InvalidError, parse_group
 from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
@@ -166,6 +167,21 @@ def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given])
                 if name not in there_are:
                     complaint = f"{layers.quoted(name)} is not {what}; configured: {', '.join(there_are) or 'none'}"
                     yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
+        for name in rule.clusters.names if rule.clusters else ():
+            if complaint := _of_no_cluster(name, sources):
+                place = f"{given[('rights',)].place}[{number}].clusters.names"
+                yield Problem(place, f"{layers.quoted(name)} is the name of no cluster: {complaint}")
+
+
+def _of_no_cluster(name: str, sources: Sequence[str]) -> str:
+    """Return why a name or a pattern of a rule matches no cluster of any source; empty if it may match one."""
+    if not sources:
+        return f"sources have no names, so no {SOURCE_SEPARATOR} is in it" if SOURCE_SEPARATOR in name else ""
+    beginnings = [key_of("", source) for source in sources]
+    complete, pattern, _ = name.partition("*")
+    if any(complete.startswith(each) or (pattern and each.startswith(complete)) for each in beginnings):
+        return ""
+    return f"it must begin with {' or '.join(beginnings)}"
 
 
 def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ ALL, NONE = "all", "none"
 _MOST_VALUES = 1000
 _SAN = re.compile(r"(dns|uri|email|ip):\S+")
 _EXTRA_KEY = re.compile(r"[a-z0-9][a-z0-9./_-]{0,252}")
-_NAME = re.compile(r"[a-z0-9.*-]{1,253}")
+_NAME = re.compile(r"([a-z0-9*-]{1,63}#)?[a-z0-9.*-]{1,253}")
 
 
 def _several(value: object) -> tuple[object, ...]:
@@ -51,7 +51,7 @@ def _account(value: object) -> str:
 def _cluster(value: object) -> str:
     text = str(value)
     if not _NAME.fullmatch(text):
-        raise ValueError('must be the name of a project, or a pattern with "*" such as "shop-*"')
+        raise ValueError('must be the name of a project, or a pattern with "*" such as "shop-*" or "eu#shop-*"')
     return text
 
 
@@ -94,7 +94,7 @@ class ClusterSelection(Group, frozen=True, kw_only=True):
     organizations: _Texts = ()
     """Organizations of the clusters. Default: any."""
     names: Annotated[tuple[str, ...], _some(_cluster)] = ()
-    """Names of the clusters, or patterns with `*`. Default: any."""
+    """Names of the clusters (`SOURCE#NAME` if `sources` have names), or patterns with `*`. Default: any."""
     sources: _Texts = ()
     """Names of the `sources` of the clusters, such as that of a service's consumers. Default: any."""
 

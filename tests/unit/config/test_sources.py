@@ -239,3 +239,32 @@ def test_kind_mode_rejects_api_server_settings(tmp_path: Path) -> None:
     file.write_text("mode: kind\nkubeconfigs: {issuers: [{name: t, type: token-file, path: /t}]}")
     with pytest.raises(ConfigError, match="use an issuer of type kubeconfig-file"):
         load({}, {}, file)
+
+
+RULE = """
+rights:
+  - {name: shop, who: everybody, clusters: {names: ["%s"]}}
+"""
+
+
+@pytest.mark.parametrize("name", ["milo#shop-1", "dns#shop-*", "milo#*", "*-prod", "m*"])
+def test_rules_name_clusters_with_their_source(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(TWO + RULE % name)
+    (rule,) = load({}, {}, file).rights
+    assert rule.clusters is not None
+    assert rule.clusters.names == (name,)
+
+
+@pytest.mark.parametrize("name", ["shop-1", "shop-*", "mlo#shop-1"])
+def test_name_in_a_rule_that_no_cluster_of_the_sources_has_is_rejected(tmp_path: Path, name: str) -> None:
+    (problem,) = problems(tmp_path, TWO + RULE % name)
+    assert problem == f'rights[0].clusters.names: "{name}" is the name of no cluster: it must begin with milo# or dns#'
+
+
+def test_name_in_a_rule_has_no_source_where_sources_have_no_names(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, RULE % "milo#shop-1")
+    assert (
+        problem
+        == 'rights[0].clusters.names: "milo#shop-1" is the name of no cluster: sources have no names, so no # is in it'
+    )
