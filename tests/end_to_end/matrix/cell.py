@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 
-from milo_discovery import DiscoveryClient, EventType, ServerInfo, SourceState, Watch
+from milo_discovery import DiscoveryClient, Event, EventType, ServerInfo, SourceState, Watch
 from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import write
 from milo_sandbox.resources import LEASES, SECRETS, Document
+from tests.end_to_end.matrix.gate import Gate
 from tests.end_to_end.matrix.upstreams import TOKEN_LIFE_S, Upstream, open_upstreams
 from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -34,7 +35,24 @@ while True:
     time.sleep(0.01)
 """
 _CROWD = 200
-_LEASE, _FORGED = "milo-discovery-matrix-member-1", "discovery.miloapis.com/acknowledged-view"
+_LEASE = "milo-discovery-matrix-member-1"
+_FORGED = {
+    "one": ("acknowledged-view", "9999"),
+    "two": ("weight", "inf"),
+    "reduced": ("term", ""),
+    "files": ("format", "9999"),
+}
+"""The annotation of a group's Lease that is forged in an attacked cell, by its sources."""
+
+
+def record(validator: Validator, consumer: str, event: Event) -> None:
+    """Tell the validator what a consumer was told."""
+    match event.type:
+        case EventType.ENGAGED:
+            validator.engaged(consumer, event.cluster.name)
+        case EventType.DISENGAGED:
+            reason = event.reason.name if event.reason.value else ""
+            validator.disengaged(consumer, event.cluster.name, reason)
 
 
 def key(source: str, cluster: str) -> str:
@@ -90,6 +108,9 @@ class World:
     def __init__(self, cell: Cell, directory: Path, upstreams: dict[str, Upstream], hub: Sandbox) -> None:
         self.cell, self._directory, self.upstreams, self.hub = cell, directory, upstreams, hub
         self.validator = Validator(is_shared=cell.daemons > 1 and cell.consumer != "publisher")
+        self.tenants = Validator(is_shared=cell.daemons > 1)
+        """The same for consumers that may have the clusters of one tenant."""
+        self.gate = Gate(cell.sources, cell.daemons, directory, hub)
         self._kubeconfig = directory / "hub"
         hub.projects.create(HUB, ready=True)
         write(self._kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
@@ -121,13 +142,18 @@ class World:
 
     def create(self, cluster: str, sources: Iterable[str] = ()) -> None:
         for name in sources or self.upstreams:
-            self.validator.created(key(name, cluster))
+            for each in self._validators(key(name, cluster)):
+                each.created(key(name, cluster))
             self.upstreams[name].create(cluster)
 
     def delete(self, cluster: str, sources: Iterable[str] = ()) -> None:
         for name in sources or self.upstreams:
-            self.validator.deleted(key(name, cluster))
+            for each in self._validators(key(name, cluster)):
+                each.deleted(key(name, cluster))
             self.upstreams[name].delete(cluster)
+
+    def _validators(self, name: str) -> list[Validator]:
+        return [self.validator, self.tenants] if self.gate.covers(name) else [self.validator]
 
     def empty(self, *, on: bool) -> None:
         for upstream in self.upstreams.values():
@@ -150,20 +176,28 @@ class World:
             upstream.repair("p-4")
 
     def _forge_lease(self) -> None:
+        name, value = self._forged
+
         def forged(lease: Document) -> Document:
-            annotations = {**lease["metadata"]["annotations"], _FORGED: "9999"}
+            annotations = {**lease["metadata"]["annotations"], name: value}
             return {**lease, "metadata": {**lease["metadata"], "annotations": annotations}}
 
         self.hub.control_plane(HUB).modify(LEASES, _LEASE, forged, namespace="default")
+
+    @property
+    def _forged(self) -> tuple[str, str]:
+        name, value = _FORGED[self.cell.sources]
+        return f"discovery.miloapis.com/{name}", value
 
     async def healed(self) -> None:
         """Wait until the member of a group whose Lease was forged has joined again."""
         if self.cell.daemons > 1:
             store = self.hub.control_plane(HUB)
+            name, value = self._forged
 
             def is_forged() -> bool:
                 lease = store.find(LEASES, f"default/{_LEASE}")
-                return lease is None or lease.document()["metadata"]["annotations"][_FORGED] == "9999"
+                return lease is None or lease.document()["metadata"]["annotations"][name] == value
 
             await eventually(lambda: not is_forged(), within_s=SETTLED_WITHIN_S)
             await self.joined()
@@ -224,10 +258,10 @@ class World:
     def _daemon(self, number: int) -> DaemonProcess:
         is_bad_in_group = self.cell.daemons > 1 and self.cell.phase == "bad-list"
         verify_after_s = VERIFY_IN_GROUP_AFTER_S if is_bad_in_group else VERIFY_AFTER_S
+        issuers = [self._issuer(name) for name in self.upstreams]
         config: dict[str, Any] = {
             "sources": [upstream.settings(name) for name, upstream in self.upstreams.items()],
-            "kubeconfigs": {"issuers": [self._issuer(name) for name in self.upstreams]},
-            "listen": [self.address(number)],
+            **self.gate.settings(number, self.address(number), issuers),
             "http_listen": "off",
             "connectivity": {"interval": "off"},
             "removals": {"verify_after": f"{verify_after_s}s"},
@@ -265,12 +299,7 @@ class World:
         ):
             self.watches[number] = watch
             async for event in watch:
-                match event.type:
-                    case EventType.ENGAGED:
-                        self.validator.engaged(name, event.cluster.name)
-                    case EventType.DISENGAGED:
-                        reason = event.reason.name if event.reason.value else ""
-                        self.validator.disengaged(name, event.cluster.name, reason)
+                record(self.validator, name, event)
                 if event.kubeconfig is not None:
                     self._kubeconfigs[name].add(event.cluster.name)
 

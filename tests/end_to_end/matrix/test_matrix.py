@@ -1,11 +1,13 @@
 """Changes, restarts and attacks over every combination of sources, state, daemons and consumers, on real processes."""
 
+from contextlib import AsyncExitStack
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.matrix.cell import Cell, World, restart
+from tests.end_to_end.matrix.intruders import INTRUDERS
 
 ALL = [
     Cell(*each)
@@ -14,7 +16,7 @@ ALL = [
         ("no-state", "state"),
         (1, 3),
         ("subscriber", "kubeconfigs", "publisher"),
-        ("running", "restarted", "bad-list", "attacked"),
+        ("running", "restarted", "bad-list", "attacked", "intruded"),
     )
 ]
 SOME = {
@@ -25,6 +27,8 @@ SOME = {
     "one-no-state-3-publisher-restarted",
     "two-state-3-subscriber-attacked",
     "files-no-state-1-kubeconfigs-attacked",
+    "two-state-3-publisher-intruded",
+    "reduced-no-state-1-kubeconfigs-intruded",
 }
 """The cells of each CI run; all of them run nightly (`--cells all`)."""
 
@@ -43,6 +47,8 @@ async def test_consumers_know_what_exists_and_lose_nothing_that_does(cell: Cell,
         await PHASES[cell.phase](world)
         world.delete("p-0")
         world.create("later")
+        await world.settled()
+        world.delete("later")
         await world.settled()
 
 
@@ -83,9 +89,28 @@ async def attacked(world: World) -> None:
     await world.settled()
 
 
+async def intruded(world: World) -> None:
+    async def change() -> None:
+        world.create("new")
+        world.create("shop-new")
+
+    for name in ("shop-1", "shop-2"):
+        world.create(name)
+    async with AsyncExitStack() as stack:
+        for intruder in INTRUDERS:
+            await stack.enter_async_context(intruder(world))
+        world.delete("p-5")
+        world.delete("shop-1")
+        await world.settled()
+        await restart(world, change)
+        await world.settled()
+        await world.joined()
+
+
 PHASES = {
     "running": run_on,
     "restarted": restarted,
     "bad-list": restarted_with_a_bad_list,
     "attacked": attacked,
+    "intruded": intruded,
 }

@@ -53,7 +53,8 @@ class Projects:
         return {"name": name, "type": "token-file", "path": str(self._token)}
 
     def create(self, cluster: str) -> None:
-        self.sandbox.projects.create(cluster, ready=True)
+        """The organization is what precedes the name's first hyphen."""
+        self.sandbox.projects.create(cluster, ready=True, organization=cluster.partition("-")[0])
 
     def delete(self, cluster: str) -> None:
         self.sandbox.projects.delete(cluster)
