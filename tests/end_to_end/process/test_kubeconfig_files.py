@@ -138,17 +138,6 @@ async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files)
         await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
 
 
-async def test_emptied_kubeconfig_directory_holds_removals(files: Files) -> None:
-    names = {f"cluster-{number}" for number in range(30)}
-    for name in names:
-        files.put(name, "shop")
-    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
-        for each in files.directory.iterdir():
-            each.unlink()
-        await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
-        assert set(watch.clusters) == {f"files#{name}" for name in names}
-
-
 async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -> None:
     """A Secret volume: files are links into `..data`, which is a link that is replaced by a rename."""
 

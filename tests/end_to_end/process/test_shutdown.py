@@ -6,7 +6,6 @@ import signal
 import grpc
 import pytest
 
-from milo_discovery import EventType
 from tests.end_to_end.process.conftest import Workspace
 from tests.support.eventually import eventually
 
@@ -83,38 +82,6 @@ async def test_daemon_starts_on_leftover_socket_after_sigkill(workspace: Workspa
         await daemon.wait_for_output('"synced"')
         await eventually(lambda: daemon.output.count('"synced"') == 1)
         assert [cluster.name for cluster in await client.list()] == ["alpha"]
-
-
-async def test_changes_while_the_daemon_was_down_are_sent_after_its_restart(workspace: Workspace) -> None:
-    projects = workspace.sandbox.projects
-    for name in ("kept", "deleted", "replaced", "blocked"):
-        projects.create(name, ready=True)
-    async with workspace.daemon() as daemon, workspace.client() as client:
-        await daemon.start()
-        watch = client.watch()
-        await watch.synced()
-        before = {(await anext(watch)).cluster.name for _ in range(4)}
-        assert before == {"kept", "deleted", "replaced", "blocked"}
-
-        await daemon.kill()
-        projects.delete("deleted")
-        projects.delete("replaced")
-        projects.create("replaced", ready=True)
-        projects.set_condition("blocked", "False")
-        projects.create("new", ready=True)
-        await daemon.start()
-
-        events = [await anext(watch) for _ in range(5)]
-        assert sorted((event.type.name, event.cluster.name) for event in events) == [
-            ("DISENGAGED", "blocked"),
-            ("DISENGAGED", "deleted"),
-            ("DISENGAGED", "replaced"),
-            ("ENGAGED", "new"),
-            ("ENGAGED", "replaced"),
-        ]
-        of_replaced = [event.type for event in events if event.cluster.name == "replaced"]
-        assert of_replaced == [EventType.DISENGAGED, EventType.ENGAGED]
-        assert set(watch.clusters) == {"kept", "replaced", "new"}
 
 
 @pytest.mark.parametrize(("harm", "words"), [("remove", "was removed"), ("replace", "was replaced by another file")])

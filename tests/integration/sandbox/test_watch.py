@@ -51,14 +51,6 @@ def test_write_during_initial_events_follows_them(store: Store) -> None:
     assert len(first) + len(rest) == 302
 
 
-def test_streaming_list_without_bookmarks_never_reports_completion(store: Store) -> None:
-    put(store, "a")
-    opened = watch(store, **(STREAMING | {"allowWatchBookmarks": "false"}))
-    assert sent(opened) == [("ADDED", "a")]
-    put(store, "b")
-    assert sent(opened) == [("ADDED", "b")]
-
-
 def test_bookmarks_come_each_minute_and_shortly_before_the_end(store: Store) -> None:
     opened = watch(store, resourceVersion="1", allowWatchBookmarks="true", timeoutSeconds="90")
     assert sent(opened) == []

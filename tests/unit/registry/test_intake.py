@@ -211,12 +211,6 @@ def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
     assert source.intake.reference_objects == ()
 
 
-def test_empty_relist_disengages_no_cluster_before_confirmation() -> None:
-    source = Source(*(ready(f"a{index}") for index in range(50)))
-    assert source.lists() == []
-    assert source.registry.engaged == 50
-
-
 def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
