@@ -90,22 +90,6 @@ async def test_deletion_of_a_followed_project_is_announced_and_its_operator_fini
             assert ended.reason.name == "DELETED"
 
 
-async def test_drain_deadline_disengages_a_project_that_its_operator_does_not_release(workspace: Workspace) -> None:
-    provider, sandbox = ServiceProvider(workspace), workspace.sandbox
-    sandbox.projects.create("shop", ready=True)
-    provider.activate("shop")
-    async with provider.daemon(drain_s=1) as daemon, workspace.client() as client:
-        await daemon.start()
-        async with client.watch(confirm_releases=True) as watch:
-            await next_event(watch, EventType.ENGAGED)
-            provider.deactivate("shop")
-            draining = await next_event(watch, EventType.UPDATED)
-            assert draining.cluster.draining is not None
-            ended = await next_event(watch, EventType.DISENGAGED)
-            assert ended.reason is not None
-            assert ended.reason.name == "REMOVED"
-
-
 async def test_project_that_reactivates_the_service_while_draining_is_replaced_at_once(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)

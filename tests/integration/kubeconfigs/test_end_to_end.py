@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from aiohttp import web
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
-from milo_sandbox.refusals import RefusalError
 from milo_sandbox.rights import EVERYTHING
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.integration.watchers.api_server import ApiServer
-from tests.support.eventually import LIMIT_S, eventually
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.eventually import eventually
 from tests.unit.credentials.tokens import jwt
 
 WORKLOAD = "system:serviceaccount:milo:discovery"
@@ -49,19 +47,6 @@ def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps({"kubeconfigs": {"issuers": list(given)}, **more}))
     return path
-
-
-def requested_tokens(tmp_path: Path, sandbox: Sandbox) -> dict[str, Any]:
-    """Return a source of bound tokens of a service account."""
-    sandbox.add_service_account("milo", "operators")
-    (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
-    return {
-        "name": "requested",
-        "type": "token-request",
-        "kubeconfig": str(tmp_path / "infrastructure"),
-        "namespace": "milo",
-        "service_account": "operators",
-    }
 
 
 async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(tmp_path: Path) -> None:
@@ -189,78 +174,6 @@ async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
             sandbox.projects.set_condition("alpha", "False", reason="Broken")
             await eventually(lambda: not sandbox.infrastructure.secret_names())
             assert await status() == 401
-
-
-async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: Path) -> None:
-    """One replica disengages a cluster several times; the token of the other is valid until it disengages it too."""
-    async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
-        source = requested_tokens(tmp_path, sandbox)
-        sandbox.projects.label("alpha", {"seen": "yes"})
-
-        async def replica(name: str, **settings: str) -> DiscoveryServiceStub:
-            (tmp_path / name).mkdir(mode=0o700)
-            config = sources(tmp_path / name, source, **settings)
-            daemon = a_daemon(tmp_path / name, file=config, discovery_kubeconfig=str(tmp_path / "upstream"))
-            return await replicas.enter_async_context(daemon)
-
-        async def token(stub: DiscoveryServiceStub) -> str:
-            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
-            return credential(answer.kubeconfig.kubeconfig)[1]
-
-        flapping, steady = await replica("one", label_selector="seen=yes"), await replica("other")
-        subject = "system:serviceaccount:milo:operators"
-        held = await token(steady)
-        for _ in range(3):
-            ours = await token(flapping)
-            assert len(sandbox.infrastructure.secret_names()) == 2
-            sandbox.projects.label("alpha", {"seen": "no"})
-            await eventually(lambda: len(sandbox.infrastructure.secret_names()) == 1)
-            with pytest.raises(RefusalError, match="Unauthorized"):
-                sandbox.tokens.subject(ours)
-            assert sandbox.tokens.subject(held) == subject
-            stream = flapping.WatchClusters(pb.WatchClustersRequest())
-            sandbox.projects.label("alpha", {"seen": "yes"})
-            async with asyncio.timeout(LIMIT_S):
-                async for batch in stream:
-                    if any(event.cluster.name == "alpha" for event in batch.events):
-                        break
-        sandbox.projects.set_condition("alpha", "False", reason="Broken")
-        await eventually(lambda: not sandbox.infrastructure.secret_names())
-
-
-async def test_disconnected_replica_keeps_its_token_until_it_reconnects(tmp_path: Path) -> None:
-    """Two replicas with one service account; a cluster ends while one of them cannot reach the API server."""
-    async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
-        source = requested_tokens(tmp_path, sandbox)
-        proxy = TcpProxy()
-        replicas.push_async_callback(proxy.close)
-        proxy.open(sandbox.port)
-        through_proxy = (tmp_path / "upstream").read_text().replace(sandbox.url, f"https://127.0.0.1:{proxy.port}")
-        (tmp_path / "proxied").write_text(through_proxy)
-
-        async def replica(name: str, kubeconfig: str) -> DiscoveryServiceStub:
-            (tmp_path / name).mkdir(mode=0o700)
-            config = sources(tmp_path / name, source)
-            daemon = a_daemon(tmp_path / name, file=config, discovery_kubeconfig=str(tmp_path / kubeconfig))
-            return await replicas.enter_async_context(daemon)
-
-        async def token(stub: DiscoveryServiceStub) -> str:
-            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
-            return credential(answer.kubeconfig.kubeconfig)[1]
-
-        steady, cut_off = await replica("one", "upstream"), await replica("other", "proxied")
-        released, held = await token(steady), await token(cut_off)
-        await proxy.shut()
-        sandbox.projects.set_condition("alpha", "False", reason="Broken")
-        await eventually(lambda: len(sandbox.infrastructure.secret_names()) == 1)
-        with pytest.raises(RefusalError, match="Unauthorized"):
-            sandbox.tokens.subject(released)
-        for still_valid in (held, await token(cut_off)):
-            assert sandbox.tokens.subject(still_valid) == "system:serviceaccount:milo:operators"
-        proxy.open(sandbox.port)
-        await eventually(lambda: not sandbox.infrastructure.secret_names(), within_s=60)
-        with pytest.raises(RefusalError, match="Unauthorized"):
-            sandbox.tokens.subject(held)
 
 
 @pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])
