@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	"sigs.k8s.io/multicluster-runtime/providers/multi"
@@ -103,6 +105,45 @@ func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
 	env.start(mgr)
 	listHumans(ctx, env, provider, "alpha", 1)
 	listHumans(ctx, env, provider, "beta", 1)
+}
+
+func TestProviderQueriesAllClustersThroughOneIndex(t *testing.T) {
+	env := anyEnvironment(t)
+	env.put("alpha", "anna", map[string]string{"type": "human"})
+	env.animal("alpha", "rex")
+	env.put("beta", "ben", map[string]string{"type": "human"})
+	env.animal("beta", "cat")
+	env.engage("alpha", "beta")
+	provider := env.provider(nil)
+	mgr := env.manager(provider, nil)
+	ctx := context.Background()
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
+		t.Fatal(err)
+	}
+	noted := env.startWith(mgr)
+	env.untilEngaged(noted, "alpha", "beta")
+	for _, namespace := range []string{metav1.NamespaceAll, metav1.NamespaceDefault} {
+		within(t, "all humans by the index", func() error {
+			humans := map[mc.ClusterName][]string{}
+			for _, name := range noted.names() {
+				cl, err := mgr.GetCluster(ctx, name)
+				if err != nil {
+					return err
+				}
+				found := &corev1.ConfigMapList{}
+				if err := cl.GetClient().List(ctx, found, client.InNamespace(namespace), client.MatchingFields{"type": "human"}); err != nil {
+					return err
+				}
+				for _, human := range found.Items {
+					humans[name] = append(humans[name], human.Name)
+				}
+			}
+			if want := map[mc.ClusterName][]string{"alpha": {"anna"}, "beta": {"ben"}}; !reflect.DeepEqual(humans, want) {
+				return fmt.Errorf("the index has %v in namespace %q", humans, namespace)
+			}
+			return nil
+		})
+	}
 }
 
 func TestProviderAddsIndexToRunningClusters(t *testing.T) {
