@@ -146,11 +146,15 @@ func (c *Cache) failed(is func(*informer, Unsynced) bool, err error) (found bool
 	return found
 }
 
-// Unsynced returns the informers that have not synced, ordered by kind.
+// Unsynced returns the informers that have not synced, ordered by kind. Several sources may wait for one informer.
 func (c *Cache) Unsynced() []Unsynced {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.SortedFunc(maps.Values(c.pending), func(a, b Unsynced) int { return cmp.Compare(a.Kind, b.Kind) })
+	waiting := slices.SortedFunc(maps.Values(c.pending), func(a, b Unsynced) int {
+		// What failed says more than what is syncing.
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.description, b.description), cmp.Compare(b.Message, a.Message))
+	})
+	return slices.CompactFunc(waiting, func(a, b Unsynced) bool { return a.Kind == b.Kind && a.description == b.description })
 }
 
 // Settled waits until every informer that was requested under a context from Engaging has synced.

@@ -3,11 +3,13 @@ package prompt
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -115,6 +117,31 @@ func TestFailedInformerCreationIsRetried(t *testing.T) {
 			return
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
+	s := newSlow()
+	s.failures = 1
+	c, _, _ := engaged(t, s)
+	for c.Unsynced()[0].Reason != Failing {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	t.Cleanup(cancel)
+	for _, each := range []client.Object{
+		&corev1.ConfigMap{}, &corev1.Secret{}, &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"}},
+	} {
+		if _, err := c.GetInformer(ctx, each); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for _, each := range c.Unsynced() {
+		got = append(got, each.Kind+" "+string(each.Reason))
+	}
+	if want := []string{"ConfigMap.v1 failing", "ConfigMap.v1 syncing", "Secret.v1 syncing"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 }
 
