@@ -26,7 +26,7 @@ from milo_sandbox.calls import Call
 from milo_sandbox.collection import CollectionPage
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.history import CompactedError
-from milo_sandbox.options import Continue, ListOptions
+from milo_sandbox.options import Continue
 from milo_sandbox.records import SandboxRecord, decode, encode
 from milo_sandbox.resources import Document, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
@@ -114,22 +114,26 @@ class Api:
         return answers.body(record.body)
 
     async def _list(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        wanted = options.list_options(request.query, namespace=call.namespace)
-        page = self._faults.seen(await self._page(call.resource, wanted))
+        page = self._faults.seen(await self._page(request, call))
         if table := _table(request, call):
             return await answers.parts(request, table.listing(iter(page.records), _list_metadata(call.resource, page)))
         return await answers.parts(request, _listing(call.resource, page))
 
     async def _watch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         wanted = options.watch_options(
-            request.query, namespace=call.namespace, streaming_lists=self._features.streaming_lists
+            request.query,
+            namespace=call.namespace,
+            streaming_lists=self._features.streaming_lists,
+            selectable=call.resource.selectable_fields,
         )
         now = asyncio.get_running_loop().time()
         rendering = _table(request, call) or Plain()
         watch = ObjectWatch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
         return await self.streams.send(request, watch)
 
-    async def _page(self, resource: ResourceDefinition, wanted: ListOptions) -> CollectionPage:
+    async def _page(self, request: web.BaseRequest, call: Call) -> CollectionPage:
+        resource = call.resource
+        wanted = options.list_options(request.query, namespace=call.namespace, selectable=resource.selectable_fields)
         version = wanted.continued.rv if wanted.continued else wanted.version
         if version is not None and version > self.store.version:
             await self._wait_for(version)
@@ -238,7 +242,7 @@ class Api:
         return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
 
     async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        page = await self._page(call.resource, options.list_options(request.query, namespace=call.namespace))
+        page = await self._page(request, call)
         if not _is_dry_run(request.query):
             for record in page.records:
                 self.store.discard(call.resource, record.key)

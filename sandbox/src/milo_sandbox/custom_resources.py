@@ -100,6 +100,7 @@ def resource_of(definition: Document) -> ResourceDefinition:
         has_status="status" in (version.get("subresources") or {}),
         counts_generations=True,
         columns=tuple(_columns(version.get("additionalPrinterColumns") or ())),
+        selectable_fields=tuple(each["jsonPath"].removeprefix(".") for each in version.get("selectableFields") or ()),
     )
 
 

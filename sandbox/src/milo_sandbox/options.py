@@ -2,7 +2,7 @@
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -47,7 +47,7 @@ def wants_watch(query: Mapping[str, str]) -> bool:
     return _flag(query, "watch")
 
 
-def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
+def list_options(query: Mapping[str, str], *, namespace: str, selectable: Collection[str] = ()) -> ListOptions:
     version = _version(query, refuse=refusals.bad_request)
     match = query.get("resourceVersionMatch", "")
     token = query.get("continue", "")
@@ -72,7 +72,7 @@ def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
         raise refusals.bad_request("specifying resource version is not allowed when using continue")
     limit = _integer(query, "limit")
     return ListOptions(
-        selector=_selector(query, namespace),
+        selector=_selector(query, namespace, selectable),
         version=version or None,
         # With a limit, a version is exact unless the caller says otherwise.
         match=match or (EXACT if limit and version else NOT_OLDER_THAN),
@@ -81,7 +81,9 @@ def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
     )
 
 
-def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: bool) -> WatchParameters:
+def watch_options(
+    query: Mapping[str, str], *, namespace: str, streaming_lists: bool, selectable: Collection[str] = ()
+) -> WatchParameters:
     match = query.get("resourceVersionMatch", "")
     asked = "sendInitialEvents" in query
     causes = []
@@ -105,7 +107,7 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
     streaming_list = asked and _flag(query, "sendInitialEvents")
     timeout = _integer(query, "timeoutSeconds")
     return WatchParameters(
-        selector=_selector(query, namespace),
+        selector=_selector(query, namespace, selectable),
         version=version,
         bookmarks=_flag(query, "allowWatchBookmarks"),
         # Without a version, a watch begins with the current objects.
@@ -115,8 +117,9 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
     )
 
 
-def _selector(query: Mapping[str, str], namespace: str) -> LabelSelector:
-    return selectors.parse(query.get("labelSelector", ""), query.get("fieldSelector", ""), namespace=namespace)
+def _selector(query: Mapping[str, str], namespace: str, selectable: Collection[str]) -> LabelSelector:
+    labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+    return selectors.parse(labels, fields, namespace=namespace, selectable=selectable)
 
 
 def _version(query: Mapping[str, str], *, refuse: Callable[[str], RefusalError]) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from milo_sandbox.resources import Document
-from milo_sandbox.selectors import LabelSelector
+from milo_sandbox.selectors import NAME, NAMESPACE, LabelSelector
 
 ADDED: Final = "ADDED"
 MODIFIED: Final = "MODIFIED"
@@ -39,7 +39,20 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
         return document
 
     def selected_by(self, selector: LabelSelector) -> bool:
-        return selector.is_everything or selector.matches(self.name, self.namespace, self.labels)
+        return selector.is_everything or selector.matches(self.labels, self._field)
+
+    def _field(self, path: str) -> str:
+        """Return a field as selectors compare it: an absent one is empty."""
+        if path == NAME:
+            return self.name
+        if path == NAMESPACE:
+            return self.namespace
+        value: Any = self.document()
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "" if value is None else str(value)
 
 
 def key_of(name: str, namespace: str = "") -> str:

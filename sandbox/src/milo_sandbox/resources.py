@@ -53,6 +53,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     takes_strategic_patches: bool = False
     name_is_label: bool = False
     columns: tuple[Column, ...] = ()
+    selectable_fields: tuple[str, ...] = ()  # paths, besides name and namespace
     prepare: Callable[[Document], None] = _unchanged  # changes an object in place before its validation
     violations: Callable[[Document], Iterable[Cause]] = _no_violations  # beyond the schema, of an object that fits it
 

@@ -1,7 +1,7 @@
 """Label and field selectors, in the API server's syntax."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -43,7 +43,7 @@ class LabelRequirement(msgspec.Struct, frozen=True):
 
 
 class LabelSelector(msgspec.Struct, frozen=True):
-    """A selector: requirements on labels, and a name or a namespace, all of which must match."""
+    """A selector: requirements on labels and on fields, all of which must match."""
 
     labels: tuple[LabelRequirement, ...] = ()
     fields: tuple[LabelRequirement, ...] = ()
@@ -52,36 +52,42 @@ class LabelSelector(msgspec.Struct, frozen=True):
     def is_everything(self) -> bool:
         return not self.labels and not self.fields
 
-    def matches(self, name: str, namespace: str, labels: Mapping[str, str]) -> bool:
-        if self.fields:
-            facts = {"metadata.name": name, "metadata.namespace": namespace}
-            if not all(clause.matches(facts) for clause in self.fields):
-                return False
-        return all(clause.matches(labels) for clause in self.labels)
+    def matches(self, labels: Mapping[str, str], field: Callable[[str], str]) -> bool:
+        """`field` returns the value of a field by its path."""
+        return all(clause.matches(labels) for clause in self.labels) and all(
+            clause.matches({clause.key: field(clause.key)}) for clause in self.fields
+        )
 
 
 EVERYTHING = LabelSelector()
+NAME = "metadata.name"
+NAMESPACE = "metadata.namespace"
 
 
-def parse(label_selector: str = "", field_selector: str = "", *, namespace: str = "") -> LabelSelector:
-    """Parse the selectors of a request, which may be limited to a namespace."""
+def parse(
+    label_selector: str = "", field_selector: str = "", *, namespace: str = "", selectable: Collection[str] = ()
+) -> LabelSelector:
+    """Parse the selectors of a request, which may be limited to a namespace.
+
+    `selectable` has the paths of fields that the resource has besides name and namespace.
+    """
     if not label_selector and not field_selector and not namespace:
         return EVERYTHING
-    fields = _parse_fields(field_selector)
+    fields = _parse_fields(field_selector, (NAME, NAMESPACE, *selectable))
     if namespace:
-        fields = (LabelRequirement("metadata.namespace", "in", frozenset({namespace})), *fields)
+        fields = (LabelRequirement(NAMESPACE, "in", frozenset({namespace})), *fields)
     return LabelSelector(_Clauses(label_selector).read(), fields)
 
 
-def _parse_fields(text: str) -> tuple[LabelRequirement, ...]:
+def _parse_fields(text: str, selectable: Collection[str]) -> tuple[LabelRequirement, ...]:
     clauses = []
     for part in filter(None, text.split(",")):
         found = re.fullmatch(r"([^=!]+)(==|!=|=)(.*)", part.strip())
         if found is None:
             raise refusals.bad_request(f"invalid field selector {part!r}: use key=value, key==value or key!=value")
         key, operator, value = found.groups()
-        if key not in {"metadata.name", "metadata.namespace"}:
-            raise refusals.bad_request(f'field label not supported: "{key}"; use metadata.name or metadata.namespace')
+        if key not in selectable:
+            raise refusals.bad_request(f'field label not supported: "{key}"; use {" or ".join(selectable)}')
         clauses.append(LabelRequirement(key, "notin" if operator == "!=" else "in", frozenset({value})))
     return tuple(clauses)
 

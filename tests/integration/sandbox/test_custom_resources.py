@@ -73,6 +73,20 @@ async def test_table_has_the_printer_columns_of_the_crd(client: Client) -> None:
     assert table["rows"][0]["cells"] == ["one", 7]
 
 
+async def test_lists_and_watches_select_by_the_selectable_fields_of_the_crd(client: Client) -> None:
+    await define(client, selectableFields=[{"jsonPath": ".spec.color"}, {"jsonPath": ".spec.size"}])
+    await create(client, WIDGETS, widget("one", {"size": 1, "color": "red"}))
+    await create(client, WIDGETS, widget("two", {"size": 2}))
+    assert (await client.get(behind(WIDGETS), fieldSelector="spec.color=red")).names == ["one"]
+    assert (await client.get(behind(WIDGETS), fieldSelector="spec.color!=red,spec.size=2")).names == ["two"]
+    assert (await client.get(behind(WIDGETS), fieldSelector="spec.port=1")).status == 400
+    version = (await client.get(behind(WIDGETS))).version
+    async with client.watch(behind(WIDGETS), resourceVersion=version, fieldSelector="spec.color=red") as stream:
+        await client.call("PATCH", behind(f"{WIDGETS}/one"), {"spec": {"color": "blue"}})
+        await client.call("PATCH", behind(f"{WIDGETS}/two"), {"spec": {"color": "red"}})
+        assert await stream.take(2) == [("DELETED", "one"), ("ADDED", "two")]
+
+
 async def test_terminating_namespace_waits_for_its_objects(client: Client) -> None:
     await create(client, "/api/v1/namespaces", {"metadata": {"name": "team"}})
     inside = CONFIG_MAPS.replace("default", "team")

@@ -5,6 +5,7 @@ import pytest
 from milo_sandbox import selectors
 from milo_sandbox.refusals import RefusalError
 
+NAMES = {selectors.NAME: "alpha", selectors.NAMESPACE: "work"}
 LABELS = {"env": "prod", "tier": "gold", "example.com/size": "12", "empty": ""}
 
 
@@ -42,7 +43,7 @@ LABELS = {"env": "prod", "tier": "gold", "example.com/size": "12", "empty": ""}
     ],
 )
 def test_label_selector_matches(text: str, selected: bool) -> None:
-    assert selectors.parse(text).matches("alpha", "", LABELS) is selected
+    assert selectors.parse(text).matches(LABELS, {}.__getitem__) is selected
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_invalid_selector_is_refused_with_its_text(text: str) -> None:
     ],
 )
 def test_field_selector_matches(text: str, selected: bool) -> None:
-    assert selectors.parse("", text).matches("alpha", "work", {}) is selected
+    assert selectors.parse("", text).matches({}, NAMES.__getitem__) is selected
 
 
 @pytest.mark.parametrize("text", ["spec.name=x", "metadata.name", "name=x"])
