@@ -122,35 +122,6 @@ class TestWatch:
             assert (await anext(watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
 
-    async def test_daemon_that_owns_nothing_engages_nothing(self, client, daemon):
-        daemon.ownership = NONE
-        async with client.watch() as watch:
-            reading = asyncio.create_task(anext(watch))
-            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
-            await eventually(lambda: daemon.renewals >= 1)
-            assert not watch.clusters
-            daemon.ownership = LONG
-            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
-            assert (await reading).type is EventType.ENGAGED
-
-    async def test_clusters_are_disengaged_when_the_ownership_is_not_renewed(self, client, daemon):
-        daemon.ownership = SHORT
-        async with client.watch() as watch:
-            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
-            assert (await anext(watch)).type is EventType.ENGAGED
-            daemon.ownership = None
-            lost = await anext(watch)
-            assert (lost.type, lost.reason) == (EventType.DISENGAGED, DisengageReason.OWNERSHIP_LOST)
-            assert not watch.clusters
-
-    async def test_clusters_are_disengaged_when_the_daemon_is_killed(self, client, daemon):
-        daemon.ownership = SHORT
-        async with client.watch() as watch:
-            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
-            assert (await anext(watch)).type is EventType.ENGAGED
-            await daemon.stop()
-            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
-
     async def test_ownership_ends_and_is_renewed_after_a_renewal_that_cannot_connect(self, daemon):
         daemon.ownership = SHORT
         connect = Connector(grpc.aio.insecure_channel)
@@ -200,15 +171,6 @@ class TestWatch:
             begins.set()
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
 
-    async def test_clusters_are_disengaged_when_the_daemon_becomes_sharded_and_owns_nothing(self, client, daemon):
-        async with client.watch() as watch:
-            stream = await daemon_stream(daemon, snapshot("1", engaged("a")))
-            assert (await anext(watch)).type is EventType.ENGAGED
-            daemon.ownership = NONE
-            stream.end()
-            await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
-            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
-
     async def test_canceled_close_ends_the_renewals(self, client, daemon):
         daemon.ownership = LONG
         async with client.watch() as watch:
@@ -237,19 +199,6 @@ class TestWatch:
                 assert (await anext(watch)).reason is DisengageReason.MOVED
             await run_on(loop, daemon.stop)
         background.stop()
-
-    async def test_lost_clusters_are_engaged_again_from_a_snapshot(self, client, daemon):
-        daemon.ownership = SHORT
-        async with client.watch() as watch:
-            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
-            assert (await anext(watch)).type is EventType.ENGAGED
-            daemon.ownership = None
-            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
-            daemon.ownership = LONG
-            reading = asyncio.create_task(anext(watch))
-            stream = await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
-            assert stream.request.resume_revision == ""
-            assert (await reading).type is EventType.ENGAGED
 
     async def test_fleet_cancels_handlers_of_lost_clusters(self, client, daemon):
         daemon.ownership = SHORT

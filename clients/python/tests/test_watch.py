@@ -24,10 +24,7 @@ from milo_discovery import (
     Unimplemented,
     Watch,
 )
-from milo_discovery._channel import open_aio_channel
-from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import silence_limit
-from milo_discovery._subscription import StreamSubscription
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -171,34 +168,6 @@ class TestReconnecting:
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"))
             stream.end(ending)
-            await begin(daemon, following("1", "2", engaged("a")))
-            assert await take(watch, 1) == ["ENGAGED a"]
-
-    async def test_silent_stream_is_reconnected(self, client, daemon):
-        subscription = StreamSubscription({}, AT_ONCE)
-        subscription.silence_limit = timedelta(milliseconds=50)
-
-        def connect() -> grpc.aio.Channel:
-            return open_aio_channel(daemon.address, ClientCredentials())
-
-        watch = Watch(
-            subscription,
-            connect,
-            lambda _: None,
-            lambda: (),
-            client.release,
-            connect_in_thread=connect,
-        )
-        async with watch:
-            feed = watch.feed()
-            stream = await begin(daemon, snapshot("1"))
-            await watch.synced()
-            await stream.ended.wait()
-            assert [summary(await anext(feed)) for _ in range(3)] == [
-                "connected",
-                "synced 0",
-                "disconnected by StreamBroken",
-            ]
             await begin(daemon, following("1", "2", engaged("a")))
             assert await take(watch, 1) == ["ENGAGED a"]
 
