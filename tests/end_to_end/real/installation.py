@@ -12,8 +12,8 @@ from tests.end_to_end.real.api import Api
 from tests.end_to_end.real.kubeconfig import with_certificate
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import condition, thing
+from tests.end_to_end.scenarios.objects import PROJECT_FINALIZER
 
-PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 SECRET_KEY = "value"
 _PREFIX = "resourcemanager.miloapis.com"
 

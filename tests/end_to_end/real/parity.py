@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 
 from tests.end_to_end.real.programs import Programs, peer_title
 from tests.end_to_end.real.side_by_side import EventsByCluster, SideBySide
-from tests.end_to_end.real.whole_milo import DELETED_WITHIN_S, WholeMiloServers, a_whole_milo
+from tests.end_to_end.real.whole_milo import WholeMiloServers, a_whole_milo
 from tests.end_to_end.scenarios.scenario_run import run_scenario
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
+from tests.integration.sandbox_conformance.lives import DELETED_WITHIN_S
 
 TABLE = Path(__file__).parents[3] / "docs" / "reviewers" / "parity.md"
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from tests.end_to_end.real.whole_milo import DELETED_WITHIN_S, WholeMilo, WholeMiloServers
+from tests.end_to_end.real.whole_milo import WholeMilo, WholeMiloServers
 from tests.end_to_end.scenarios.concurrent_runs import PARAMETER, Part, ScenarioRuns
 from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError, run_scenario
 from tests.end_to_end.scenarios.steps import Scenario
 from tests.end_to_end.scenarios.test_scenarios import PARTS
+from tests.integration.sandbox_conformance.lives import DELETED_WITHIN_S
 
 
 @pytest.mark.asyncio(loop_scope="session")

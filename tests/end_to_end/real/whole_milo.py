@@ -16,9 +16,6 @@ from tests.end_to_end.scenarios.objects import Objects
 from tests.end_to_end.scenarios.steps import Mode
 from tests.integration.sandbox_conformance.lives import Places
 
-DELETED_WITHIN_S = 180.0
-"""Milo looks for what is left of a deleted project every 30 seconds."""
-
 _TENANT = "tenant"
 _IN_PROJECTS = {"level": "Metadata", "users": [_TENANT]}
 
@@ -57,7 +54,7 @@ class WholeMiloServers:
         core = self._milo.core
         async with self._taken:
             await core.start()
-            async with Objects(mode, kubeconfig.read(core.kubeconfig), has_controllers=True) as objects:
+            async with Objects(mode, kubeconfig.read(core.kubeconfig), has_controllers=core.has_controllers) as objects:
                 await objects.clear()
             yield core
 

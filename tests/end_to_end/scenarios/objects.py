@@ -16,12 +16,12 @@ Document: TypeAlias = dict[str, Any]
 
 ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
+PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
 DEFAULT_ORGANIZATION = "acme"
 
 _AT_ONCE = 16
 _LATER = (429, 503)
-_FINALIZER_OF_MILO = "resourcemanager.miloapis.com/project-controller"
 _PATIENCE_S = 600.0
 """For dozens of projects: Milo's controllers look for what is left of a deleted one every 30 seconds."""
 _ASK_AGAIN_S = 0.1
@@ -66,7 +66,7 @@ class Objects:
     """The objects in a server, each as its last write returned it."""
 
     def __init__(self, mode: Mode, access: Access, *, has_controllers: bool = False) -> None:
-        """Set up; controllers set the conditions themselves, and delete what a project contains before it."""
+        """`has_controllers`: they set the conditions, and empty a project before they delete it."""
         self._has_controllers = has_controllers
         self._mode = mode
         self._kind = KINDS[mode]
@@ -146,7 +146,7 @@ class Objects:
 
     async def unfinalize(self, name: str) -> None:
         held = (await self._call("GET", name))["metadata"].get("finalizers", [])
-        kept = [each for each in held if self._has_controllers and each == _FINALIZER_OF_MILO]
+        kept = [each for each in held if self._has_controllers and each == PROJECT_FINALIZER]
         await self._call("PATCH", name, {"metadata": {"finalizers": kept or None}})
 
     async def replace(self, name: str) -> None:
@@ -169,7 +169,7 @@ class Objects:
         return any((each["type"], each["status"]) == (self._kind.condition, "True") for each in conditions)
 
     async def _until(self, holds: Callable[[Document | None], bool], name: str) -> None:
-        """Read an object until a condition on it holds; None is that there is none."""
+        """Read an object until a condition on it holds; the condition is given None if there is no such object."""
         async with asyncio.timeout(_PATIENCE_S):
             while not holds(await self._found(name)):  # noqa: ASYNC110 - only asking tells
                 await asyncio.sleep(_ASK_AGAIN_S)

@@ -17,8 +17,8 @@ import aiohttp
 from tests.end_to_end.scenarios import kubeconfig
 from tests.integration.sandbox_conformance.transcripts import Transcript
 
-LIMIT_S = 180
-"""Milo looks for what is left of a deleted project each 30 seconds."""
+DELETED_WITHIN_S = 180.0
+"""Milo looks for what is left of a deleted project every 30 seconds."""
 
 GROUP = "/apis/resourcemanager.miloapis.com/v1alpha1"
 PROJECTS = f"{GROUP}/projects"
@@ -86,7 +86,7 @@ class Witness:
         Milo answers 429 until it has opened the storage of a kind in a project.
         """
         status, answer = await self.send(method, path, body, project=project, of=of)
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(DELETED_WITHIN_S):
             while status == 429:
                 await asyncio.sleep(0.1)
                 status, answer = await self.send(method, path, body, project=project, of=of)
@@ -97,7 +97,7 @@ class Witness:
         """Read until the response fulfills a condition, and record it."""
         status, answer = 0, None
         try:
-            async with asyncio.timeout(LIMIT_S):
+            async with asyncio.timeout(DELETED_WITHIN_S):
                 status, answer = await self.send("GET", path, project=project, of=of)
                 while not holds(status, answer):
                     await asyncio.sleep(0.1)
@@ -199,7 +199,7 @@ async def begin(witness: Witness, name: str, *, organization: str = "") -> None:
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "tenant"}],
     }
     await witness.send("POST", f"{_ROLES}/clusterrolebindings", binding)
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(DELETED_WITHIN_S):
         while (await witness.send("GET", CONFIG_MAPS, project=name, of="tenant"))[0] != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
@@ -338,7 +338,7 @@ async def a_suspended_project_refuses_to_create_and_to_change(witness: Witness) 
     one, held = f"{CONFIG_MAPS}/one", f"{CONFIG_MAPS}/held"
     data = {"data": {"changed": "yes"}}
     # The admission of the API server learns of it by a watch.
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(DELETED_WITHIN_S):
         while await config_map(witness, "paused", "probe", of="tenant") != 403:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await witness.ask("POST", CONFIG_MAPS, {"metadata": {"name": "new"}}, project="paused", of="tenant")

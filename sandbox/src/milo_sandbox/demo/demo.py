@@ -46,7 +46,7 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
             if existing is not None:
                 await _show(directory, stopping, existing)
                 return
-            # Churn plays the controllers, with all that goes wrong.
+            # Churn does what the controllers do, and simulates their faults.
             async with Sandbox(controllers=not changes_per_s) as sandbox:
                 sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
                 kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
