@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from milo_discoveryd.sources.kind import KINDS
 from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts, modules
 
 FORBIDDEN = {
@@ -78,6 +79,10 @@ def test_layers_contract_fails_on_a_package_without_a_layer(tmp_path: Path) -> N
 def test_settings_contract_covers_every_part_that_does_not_start_the_daemon() -> None:
     parts = {path.stem for path in PACKAGES[0].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {module.partition(".")[2] for module in modules("settings")} == parts - START_UP
+
+
+def test_kinds_contract_covers_every_kind() -> None:
+    assert {*modules("kinds", "modules")} == {place.partition(":")[0] for place in KINDS.values()}
 
 
 def test_daemon_imports_no_private_module_of_another_distribution() -> None:
