@@ -49,6 +49,8 @@ FULL: Bars = {
     "rights.fanout_ratio": Bar(0.9, is_floor=True),
     "hostile_clients.refused.p99_ratio": Bar(1.1),
     "hostile_clients.all.p99_ratio": Bar(1.1),
+    "milo.*.without_member": Bar(0),
+    "milo.*.with_several": Bar(0),
     "floods.*.memory_growth_mib": Bar(150),
     "floods.*.denied_per_s": Bar(250),
     "floods.*.audit_mib_per_day": Bar(100),

@@ -11,9 +11,11 @@ provider for the daemon, and with one that makes the calls of Milo's.
 """
 
 import asyncio
+import itertools
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -75,8 +77,9 @@ async def measure(setting: Setting) -> Samples:
             for _ in range(members):
                 await milo.add(follows_daemon=True, shares=True)
             key = f"milo.group_{members}"
-            figures |= {f"{key}.{name}": value for name, value in (await milo.filled(count)).items()}
-            figures |= {f"{key}.{name}": value for name, value in (await milo.moved(count)).items()}
+            found = await milo.filled(count) | await milo.totals() | await milo.shares("start", count)
+            found |= await milo.moved(count)
+            figures |= {f"{key}.{name}": value for name, value in found.items()}
     return {key: [value] for key, value in figures.items()}
 
 
@@ -86,11 +89,11 @@ class _Member:
     def __init__(self, manager: "ControllerManager", daemon: Daemon | None) -> None:
         self.manager, self.daemon = manager, daemon
 
-    async def share(self) -> int:
-        """Return how many projects its daemon engages."""
+    async def share(self) -> list[str]:
+        """Return the projects that its daemon engages."""
         assert self.daemon is not None
         async with DiscoveryClient(self.daemon.address) as client:
-            return (await client.server_info()).counts.engaged
+            return [cluster.name for cluster in await client.list()]
 
     async def end(self) -> None:
         await self.manager.end()
@@ -160,23 +163,37 @@ class _Installation:
             figures["daemon.rss_mib"] = max(each.rss_mib for each in daemons)
         return figures
 
+    async def totals(self) -> Figures:
+        members = await self._of_managers()
+        return {
+            "total.goroutines": sum(_sum(each, "go_goroutines") for each in members),
+            "total.stacks_mib": sum(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
+        }
+
+    async def shares(self, step: str, count: int) -> Figures:
+        """Return the largest and the smallest share, and how many projects have no member or several."""
+        shares = [await each.share() for each in self.members]
+        owners = Counter(itertools.chain.from_iterable(shares))
+        return {
+            f"{step}.largest_share": max(map(len, shares)),
+            f"{step}.smallest_share": min(map(len, shares)),
+            f"{step}.without_member": count - len(owners),
+            f"{step}.with_several": sum(members > 1 for members in owners.values()),
+        }
+
     async def moved(self, count: int) -> Figures:
         """Kill a replica, and then start another one; return how long the projects took to move, and how many did."""
-        shares = [await each.share() for each in self.members]
         killed = self.members.pop(0)
+        figures: Figures = {"failover.moved": len(await killed.share())}
         began = time.perf_counter()
         await killed.end()
-        failover = await self._complete(count) - began
+        figures["failover.seconds"] = await self._complete(count) - began
+        figures |= await self.shares("failover", count)
         began = time.perf_counter()
         await self.add(follows_daemon=True, shares=True)
-        scale_out = await self._complete(count) - began
-        return {
-            "largest_share": max(shares),
-            "failover.moved": shares[0],
-            "failover.seconds": failover,
-            "scale_out.moved": await self.members[-1].share(),
-            "scale_out.seconds": scale_out,
-        }
+        figures["scale_out.seconds"] = await self._complete(count) - began
+        figures["scale_out.moved"] = len(await self.members[-1].share())
+        return figures | await self.shares("scale_out", count)
 
     async def end(self) -> None:
         for each in self.members:
