@@ -180,15 +180,14 @@ def _listen(address: TcpEndpoint) -> socket.socket:
             host = str(place[0])
         listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise _cannot_listen(address, error.strerror or str(error)) from error
+        why = (error.strerror or str(error)).partition(" (")[0]  # what follows names the address again
+        raise StartError(
+            f"can't listen on {address}: {why}; stop the process that does, or set another --listen"
+        ) from error
     # Accepted connections inherit TCP_NODELAY. asyncio sets it only on sockets that were created with IPPROTO_TCP,
     # which this one was not. Without it, one event in twenty waits 30 ms or more for an acknowledgment.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
-
-
-def _cannot_listen(address: TcpEndpoint, why: str) -> StartError:
-    return StartError(f"can't listen on {address}: {why}; stop the process that does, or set another --listen")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:
