@@ -72,6 +72,8 @@ class Projects:
 class Consumers(Projects):
     """ServiceConsumers, which several objects of a project can be: their clusters are reduced from them."""
 
+    follows_projects = False
+
     def __init__(self, sandbox: Sandbox, directory: Path) -> None:
         super().__init__(sandbox, directory)
         sandbox.projects.create("provider", ready=True)
@@ -85,7 +87,7 @@ class Consumers(Projects):
             "kind": "service-consumer",
             "discovery_kubeconfig": str(self._provider),
             "project_kubeconfig": str(self._kubeconfig),
-            "settings": {"services": [SERVICE], "drain": "0s"},
+            "settings": {"services": [SERVICE], "drain": "0s", "follow_projects": self.follows_projects},
         }
 
     def create(self, cluster: str) -> None:
@@ -99,6 +101,15 @@ class Consumers(Projects):
 
     def delete(self, cluster: str) -> None:
         self._store.delete(SERVICE_CONSUMERS, f"sc-{cluster}")
+
+
+class ConsumersAndProjects(Consumers):
+    """The same, and the Projects, without which there is no cluster. A ServiceConsumer survives its Project."""
+
+    follows_projects = True
+
+    def delete(self, cluster: str) -> None:
+        self.sandbox.projects.delete(cluster)
 
 
 class Files:
@@ -143,7 +154,7 @@ class Files:
 KINDS: dict[str, list[Callable[[Sandbox, Path], Upstream]]] = {
     "one": [Projects],
     "two": [Projects, Projects],
-    "reduced": [Consumers],
+    "reduced": [Consumers, ConsumersAndProjects],
     "files": [Files],
 }
 
