@@ -31,6 +31,13 @@ class ForkedProcess:
         assert process.pid is not None
         self.pid = process.pid
         self._process = process
+        # Not in a thread: of two threads that read the exit status, one finds nothing, and reports 255.
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(process.sentinel, self._end)
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._ended.set()
 
     @property
     def returncode(self) -> int | None:
@@ -41,7 +48,7 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
     async def wait(self) -> int:
-        await asyncio.to_thread(self._process.join)
+        await self._ended.wait()
         assert self._process.exitcode is not None
         return self._process.exitcode
 
