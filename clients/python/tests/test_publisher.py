@@ -227,6 +227,19 @@ async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what
         await other.until_published(*names, "new")
 
 
+async def test_publishers_of_one_name_with_other_clusters_delete_each_object_once():
+    one = Publishing()
+    two = Publishing(one.server)
+    async with one.running("alpha", "beta", "gamma"), two.running("beta", "gamma", "delta"):
+        for publishing in (one, two):
+            await eventually(lambda made=publishing: "written again" in "".join(made.publisher.problems))
+        await one.until_published("alpha", "beta", "gamma", "delta")
+        deleted = [*one.reports, *two.reports].count("deleted Secret alpha-kubeconfig")
+        for publishing in (one, two):
+            await publishing.two_looks()
+        assert [*one.reports, *two.reports].count("deleted Secret alpha-kubeconfig") == deleted == 1
+
+
 async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(publishing):
     for name in ("alpha", "beta"):
         publishing.daemon.engage(name)

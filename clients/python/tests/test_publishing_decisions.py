@@ -168,7 +168,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     one.desire(desired(cluster()))
     server.settle(one, "alpha")
     one.withdraw("alpha")
-    assert one.removals() == [Removal("alpha", "alpha", "1")]
+    assert [(each.name, each.cluster_uid) for each in one.removals()] == [("alpha", "1")]
     uid = server.objects["alpha"]["metadata"]["uid"]
     two.desire(desired(cluster(state="UNREACHABLE")))
     two.observe("alpha", server.observed("alpha"))
@@ -189,7 +189,8 @@ def test_removals_are_the_own_objects_without_their_cluster(server):
     of.desire(desired(cluster("beta", uid="2")))
     of.withdraw("gamma")
     of.end("gamma", "1")
-    assert of.removals() == [Removal("alpha", "alpha", "1"), Removal("beta", "beta", "1")]
+    uids = {name: server.objects[name]["metadata"]["uid"] for name in ("alpha", "beta")}
+    assert of.removals() == [Removal(name, name, "1", uid) for name, uid in uids.items()]
     assert server.settle(of, "beta") == Hold(), "the object of the former cluster is still there"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from milo_discovery.publishing.decisions import Removal
-from milo_discovery.publishing.removals import SECOND_LOOK_S, Removals
+from milo_discovery.publishing.removals import CONTESTED_S, SECOND_LOOK_S, Removals
 
 
-def missing(count: int) -> list[Removal]:
-    return [Removal(f"p-{number}", f"p-{number}", str(number)) for number in range(count)]
+def missing(count: int, writing: int = 1) -> list[Removal]:
+    return [Removal(f"p-{number}", f"p-{number}", str(number), f"{writing}-{number}") for number in range(count)]
 
 
 def test_removal_is_confirmed_by_a_second_look():
@@ -56,3 +56,43 @@ def test_accepted_removals_need_a_second_look_and_are_accepted_once():
     removals.review([], 0, SECOND_LOOK_S + 1)
     removals.review(missing(3), 3, SECOND_LOOK_S + 2)
     assert removals.is_foreign
+
+
+def deleted_once() -> Removals:
+    removals = Removals()
+    removals.review(missing(1), 10, 0.0)
+    assert removals.review(missing(1), 10, SECOND_LOOK_S) == missing(1)
+    return removals
+
+
+def test_object_that_is_not_deleted_yet_remains_confirmed():
+    assert deleted_once().review(missing(1), 10, SECOND_LOOK_S + 1) == missing(1)
+
+
+def test_object_that_another_run_writes_again_after_its_deletion_is_kept():
+    removals = deleted_once()
+    for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
+        assert removals.review(missing(1, writing=2), 10, now) == []
+        assert removals.problem.startswith("p-0 was written again after its deletion: another run publishes")
+    assert removals.review([], 10, 3 * CONTESTED_S) == []
+    assert removals.problem == ""
+
+
+def test_object_that_is_written_again_much_later_is_deleted():
+    removals, later = deleted_once(), SECOND_LOOK_S + CONTESTED_S + 1
+    assert removals.review(missing(1, writing=2), 10, later) == []
+    assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
+
+
+def test_contested_object_delays_no_other_removal():
+    removals, others = deleted_once(), missing(2)[1:]
+    now = SECOND_LOOK_S + 1
+    removals.review([*missing(1, writing=2), *others], 10, now)
+    assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
+
+
+def test_contested_object_is_deleted_if_that_is_accepted():
+    removals = deleted_once()
+    removals.accepts = True
+    removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)
+    assert removals.review(missing(1, writing=2), 10, 2 * SECOND_LOOK_S + 1) == missing(1, writing=2)

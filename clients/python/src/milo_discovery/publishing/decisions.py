@@ -68,6 +68,8 @@ class Removal:
     name: str
     cluster: str
     cluster_uid: str
+    uid: str
+    """The UID of the object."""
 
 
 class Publication:
@@ -97,7 +99,7 @@ class Publication:
     def removals(self) -> list[Removal]:
         """Return the own objects whose clusters are not engaged, and not known to have ended."""
         return [
-            Removal(name, each.cluster, each.cluster_uid)
+            Removal(name, each.cluster, each.cluster_uid, each.uid)
             for name, each in self._observed.items()
             if not self._is_desired(each) and not self._has_ended(each) and each.owner(self.identity) is Owner.SELF
         ]

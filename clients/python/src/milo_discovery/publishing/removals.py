@@ -16,6 +16,9 @@ SHARE = 0.2
 """Removals are held if they are more than `COUNT` and than this share of the objects, or more than half of these."""
 SECOND_LOOK_S = 10.0
 """The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
+CONTESTED_S = 3600.0
+"""The time after a deletion in which the object is kept if it is written again: longer than other runs take to see that
+it was deleted."""
 
 
 class Removals:
@@ -29,6 +32,8 @@ class Removals:
         self.is_foreign = False
         """The view lacks all objects, so it may be another fleet: nothing is to be written."""
         self._missing_since: dict[Removal, float] = {}
+        self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
+        """The UIDs of objects whose removal was confirmed, and when, by their names and the UIDs of their clusters."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
         """Return those that may be deleted, of the objects that a view lacks out of all `published` ones."""
@@ -43,9 +48,31 @@ class Removals:
                 else f"{len(missing)} of {published} published clusters are not engaged: their objects are kept"
             ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
             return []
+        contested = {each for each in missing if self._is_contested(each, now)}
+        if contested:
+            name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
+            self.problem = (
+                f"{name} was written again after its deletion{f', and {others} more were' if others else ''}: another "
+                "run publishes other clusters under the name of this one: they are kept; give each run its own "
+                "--publisher"
+            )
         if not missing:
             self.accepts = False
-        return [each for each, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+        due = [each for each, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+        confirmed = [each for each in due if each not in contested]
+        self._deleted.update({_subject(each): (each.uid, now) for each in confirmed})
+        return confirmed
+
+    def _is_contested(self, removal: Removal, now: float) -> bool:
+        """Return whether an object was written again after its deletion, by a run that has its cluster."""
+        uid, at = self._deleted.get(_subject(removal), (removal.uid, now))
+        if self.accepts or uid == removal.uid:
+            return False
+        if now > at + CONTESTED_S:
+            del self._deleted[_subject(removal)]
+            return False
+        self._deleted[_subject(removal)] = (uid, now)
+        return True
 
     def next_look_at(self, now: float) -> float | None:
         """Return the time of the next look at what is missing; None if nothing is."""
@@ -54,6 +81,10 @@ class Removals:
         return min(
             (each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None
         )
+
+
+def _subject(removal: Removal) -> tuple[str, str]:
+    return removal.name, removal.cluster_uid
 
 
 def _is_mass(missing: int, published: int) -> bool:
