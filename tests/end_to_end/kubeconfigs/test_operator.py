@@ -26,6 +26,7 @@ async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(
         assert len(operator.tokens) >= LIFETIMES, "each token is used for a lifetime at most"
 
 
+@pytest.mark.builds
 @pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
 async def test_go_operator_runs_ten_token_lifetimes_with_an_exec_kubeconfig(start: Start) -> None:
     program = await asyncio.to_thread(go_reader)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ RULES = ("recording-rules.yaml", "alerts.yaml", "slo-alerts.yaml")
 Labels = frozenset[str]
 
 
+@cache
 def groups() -> list[dict[str, Any]]:
     """Return the rules in Prometheus' own format, without the Kubernetes resource."""
     return [
