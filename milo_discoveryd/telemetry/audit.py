@@ -59,9 +59,17 @@ class AuditFile:
         # A write to a pipe that nobody reads would block the event loop.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            return os.open(self._path, flags, 0o600)
+            descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise StartError(f"audit.file: cannot append to {self._path}: {error.strerror}") from error
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+            os.close(descriptor)
+            raise StartError(
+                f"audit.file: {self._path} belongs to user {status.st_uid}, which could change the audit: remove it, "
+                "or give it to the daemon's user"
+            )
+        return descriptor
 
 
 def _ends_within_a_line(descriptor: int) -> bool:

@@ -100,6 +100,19 @@ def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_audit_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory that others may write to, its owner would read the audit, and change it."""
+    path = tmp_path / "audit"
+    path.touch()
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        owner = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StartError, match=r"audit.file: \S+/audit belongs to user \d+, which could change the audit"):
+        AuditFile(path)
+
+
 def test_failed_audit_file_reopen_keeps_writing_to_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     file = AuditFile(path)
