@@ -116,7 +116,7 @@ ON_REAL_SERVERS = {
         "rolling_update.moved",
         "short_outage.moved",
     )
-}
+} | {"milo.group_2.start.without_member", "milo.group_2.start.with_several"}
 
 
 @pytest.mark.builds
