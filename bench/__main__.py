@@ -78,12 +78,14 @@ MEASURES: dict[str, Measure] = {
     "tenants": controllers.tenants,
     "handover": handover.measure,
     "go": go.measure,
+    "go_memory": go.memory,
     "sharding": sharding.measure,
     "milo_cost": milo_cost.measure,
     "milo": controller_manager.measure,
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
+    "go_memory",
     *("tenants", "handover", "milo_cost", "milo"),
 }
 """Measurements that take minutes."""

@@ -43,6 +43,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     flood_handshakes: int = 80
     flood_s: float = 20.0
     operators: tuple[int, int, int] = (100, 1_000, 5_000)
+    operators_memory: tuple[int, int] = (25, 125)
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """Few clusters, many, and as many as kopf runs in."""
@@ -83,6 +84,7 @@ QUICK = Scale(
     flood_handshakes=20,
     flood_s=5.0,
     operators=(5, 20, 40),
+    operators_memory=(5, 20),
     operator_rounds=5,
     controllers=(10, 100, 20),
     cost_projects=20,
@@ -127,6 +129,7 @@ TINY = Scale(
     flood_handshakes=2,
     flood_s=0.5,
     operators=(2, 5, 8),
+    operators_memory=(2, 4),
     milo_projects=3,
     operator_rounds=1,
     busy_s=0.5,

@@ -29,7 +29,6 @@ _WITHIN_S = 1800.0
 _STREAMS_PER_CONNECTION = 250
 """The limit of a server in Go, such as an API server."""
 KEYS = (
-    *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("kib_ratio", "kib", "peer_kib")),
     *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("seconds", "peer_seconds", "ratio")),
     "go.latency_50ms.seconds",
     "go.extra_sockets",
@@ -41,6 +40,28 @@ KEYS = (
     "go.large.seconds_ratio",
     "go.large.kib_ratio",
 )
+_WAYS = ("", "shared_mapper_", "plain_")
+"""With the provider for the daemon; and with Milo's calls, with one REST mapper for all projects or one for each."""
+MEMORY_KEYS = tuple(
+    f"go_memory.{kinds}_kinds.{informers}_informers.{key}"
+    for kinds in ("stable", "all")
+    for informers in (1, 3, 10)
+    for key in (*(f"{way}kib" for way in _WAYS), "ratio", "plain_ratio", *(f"{way}goroutines" for way in _WAYS))
+)
+
+
+async def memory(setting: Setting) -> Samples:
+    """Measure what a project adds to operators, on servers with few and with many kinds."""
+    binary = peers.operator() if setting.scale.with_go else None
+    if binary is None:
+        return {key: [] for key in MEMORY_KEYS}
+    bench = _Bench(setting, binary)
+    found: dict[str, float] = {}
+    for kinds in ("stable", "all"):
+        for informers in (1, 3, 10):
+            key = f"go_memory.{kinds}_kinds.{informers}_informers"
+            found |= {f"{key}.{name}": value for name, value in (await bench.memory(kinds, informers)).items()}
+    return {key: [found[key]] for key in MEMORY_KEYS}
 
 
 async def measure(setting: Setting) -> Samples:
@@ -51,7 +72,7 @@ async def measure(setting: Setting) -> Samples:
     found: dict[str, float] = {}
     few, many, large = setting.scale.operators
     for informers in (0, 1, 5):
-        found |= await bench.beside(few, many, informers)
+        found |= await bench.beside(many, informers)
     async with bench.place(many, latency_ms=50) as place, place.ours(5) as operator:
         found["go.latency_50ms.seconds"] = await operator.working()
     found |= await bench.hanging(many, setting.scale.rounds)
@@ -86,8 +107,12 @@ class _Operator(Process):
 
     async def settled_kib(self) -> float:
         """Return the memory after unused memory was released."""
-        await self.status()
-        return self.rss_mib * 1024
+        return (await self.settled())[0]
+
+    async def settled(self) -> tuple[float, float]:
+        """Return the memory in KiB after unused memory was released, and the number of goroutines."""
+        goroutines = (await self.status())["goroutines"]
+        return self.rss_mib * 1024, goroutines
 
 
 class _ProjectServer:
@@ -96,6 +121,7 @@ class _ProjectServer:
     def __init__(self, binary: Path, directory: Path, milo: Milo, server: _Operator, url: str, count: int) -> None:
         self._binary, self._directory, self._count, self._url = binary, directory, count, url
         self.milo, self.server = milo, server
+        self._operators = 0
         self.address = f"unix://{directory / 'daemon.sock'}"
         self._ca = directory / "projects.ca"
         self._config = directory / "daemon.yaml"
@@ -132,13 +158,14 @@ class _ProjectServer:
         finally:
             await daemon.end()
 
-    def peer(self, informers: int) -> "_Running":
+    def peer(self, informers: int, *arguments: str) -> "_Running":
         discovery = f"--discovery-kubeconfig={self.milo.access.kubeconfig}"
-        return self.operator(informers, discovery, f"--clusters={self._count}")
+        return self.operator(informers, discovery, f"--clusters={self._count}", *arguments)
 
     def operator(self, informers: int, *arguments: str) -> "_Running":
+        self._operators += 1
         command = [str(self._binary), "work", f"--url={self._url}", f"--ca={self._ca}", f"--informers={informers}"]
-        return _Running(_Operator([*command, *arguments], self._directory / "operator.log"))
+        return _Running(_Operator([*command, *arguments], self._directory / f"operator-{self._operators}.log"))
 
 
 class _Running:
@@ -158,11 +185,12 @@ class _Bench:
 
     @asynccontextmanager
     async def place(
-        self, count: int, *, latency_ms: int = 0, hanging: int = 0, objects: int = 1
+        self, count: int, *, latency_ms: int = 0, hanging: int = 0, objects: int = 1, kinds: str = "all"
     ) -> AsyncIterator[_ProjectServer]:
         directory = self._setting.directory
         command = [str(self._binary), "serve", f"--projects={count}", f"--ca={directory / 'projects.ca'}"]
         command += [f"--latency={latency_ms}ms", f"--hanging={hanging}", f"--objects={objects}"]
+        command += ["--stable-kinds"] if kinds == "stable" else []
         async with (
             self._setting.milo(count) as milo,
             _Running(_Operator(command, directory / "projects.log")) as server,
@@ -170,28 +198,42 @@ class _Bench:
             (line,) = await server.wait_for_lines(1, beginning="URL")
             yield _ProjectServer(self._binary, directory, milo, server, line.split()[1], count)
 
-    async def beside(self, few: int, many: int, informers: int) -> dict[str, float]:
-        """Measure both on the same projects: the time until they work, and memory per project."""
-        ours: dict[int, float] = {}
-        theirs: dict[int, float] = {}
+    async def beside(self, many: int, informers: int) -> dict[str, float]:
+        """Measure the time until both work in the same projects."""
         found: dict[str, float] = {}
         key = f"go.{informers}_informers"
-        for count in (few, many):
-            async with self.place(count) as place:
-                async with place.ours(informers) as operator:
-                    found[f"{key}.seconds"] = await operator.working()
-                    ours[count] = await operator.settled_kib()
-                    if (informers, count) == (1, many):
-                        state = await place.server.status()
-                        shared = state["watches"] / _STREAMS_PER_CONNECTION
-                        found["go.extra_sockets"] = state["connections"] - shared
-                async with place.peer(informers) as operator:
-                    found[f"{key}.peer_seconds"] = await operator.working()
-                    theirs[count] = await operator.settled_kib()
-        found[f"{key}.kib"] = (ours[many] - ours[few]) / (many - few)
-        found[f"{key}.peer_kib"] = (theirs[many] - theirs[few]) / (many - few)
-        found[f"{key}.kib_ratio"] = found[f"{key}.kib"] / found[f"{key}.peer_kib"]
+        async with self.place(many) as place:
+            async with place.ours(informers) as operator:
+                found[f"{key}.seconds"] = await operator.working()
+                if informers == 1:
+                    state = await place.server.status()
+                    shared = state["watches"] / _STREAMS_PER_CONNECTION
+                    found["go.extra_sockets"] = state["connections"] - shared
+            async with place.peer(informers) as operator:
+                found[f"{key}.peer_seconds"] = await operator.working()
         found[f"{key}.ratio"] = found[f"{key}.seconds"] / found[f"{key}.peer_seconds"]
+        return found
+
+    async def memory(self, kinds: str, informers: int) -> dict[str, float]:
+        """Measure memory and goroutines for each project, between two numbers of projects."""
+        few, many = self._setting.scale.operators_memory
+        settled: dict[tuple[str, int], tuple[float, float]] = {}
+        for count in (few, many):
+            async with (
+                self.place(count, kinds=kinds) as place,
+                place.ours(informers) as ours,
+                place.peer(informers, "--shared-mapper") as shared_mapper,
+                place.peer(informers) as plain,
+            ):
+                for way, operator in zip(_WAYS, (ours, shared_mapper, plain), strict=True):
+                    await operator.working()
+                    settled[way, count] = await operator.settled()
+        found = {}
+        for way in _WAYS:
+            grown = [b - a for a, b in zip(settled[way, few], settled[way, many], strict=True)]
+            found[f"{way}kib"], found[f"{way}goroutines"] = (each / (many - few) for each in grown)
+        found["ratio"] = found["kib"] / found["shared_mapper_kib"]
+        found["plain_ratio"] = found["kib"] / found["plain_kib"]
         return found
 
     async def hanging(self, count: int, rounds: int) -> dict[str, float]:

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"sync"
 
@@ -14,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -30,6 +32,7 @@ var projectKind = schema.GroupVersionKind{Group: "resourcemanager.miloapis.com",
 type calls struct {
 	discovery manager.Manager
 	projects  *rest.Config
+	options   []cluster.Option
 	aware     multicluster.Aware
 	process   context.Context
 
@@ -38,7 +41,7 @@ type calls struct {
 	cancels  map[multicluster.ClusterName]context.CancelFunc
 }
 
-func newCalls(discovery, projects *rest.Config) (*calls, error) {
+func newCalls(discovery, projects *rest.Config, sharedMapper bool) (*calls, error) {
 	discovery.QPS, discovery.Burst = usualQPS, 2*usualQPS
 	mgr, err := ctrl.NewManager(discovery, ctrl.Options{
 		Metrics: metricsserver.Options{BindAddress: "0"},
@@ -51,9 +54,25 @@ func newCalls(discovery, projects *rest.Config) (*calls, error) {
 		discovery: mgr, projects: projects,
 		clusters: map[multicluster.ClusterName]cluster.Cluster{}, cancels: map[multicluster.ClusterName]context.CancelFunc{},
 	}
+	if sharedMapper {
+		c.options = append(c.options, oneMapper())
+	}
 	project := &unstructured.Unstructured{}
 	project.SetGroupVersionKind(projectKind)
 	return c, ctrl.NewControllerManagedBy(mgr).Named("projects").For(project).Complete(c)
+}
+
+// oneMapper has all clusters use the REST mapper of the first one, which is right if they serve the same kinds.
+func oneMapper() cluster.Option {
+	var mapper meta.RESTMapper
+	return func(o *cluster.Options) {
+		o.MapperProvider = func(config *rest.Config, client *http.Client) (_ meta.RESTMapper, err error) {
+			if mapper == nil {
+				mapper, err = apiutil.NewDynamicRESTMapper(config, client)
+			}
+			return mapper, err
+		}
+	}
 }
 
 func (c *calls) start(mgr mcmanager.Manager) error {
@@ -85,7 +104,7 @@ func (c *calls) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resul
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	cl, err := cluster.New(config)
+	cl, err := cluster.New(config, c.options...)
 	if err != nil {
 		return ctrl.Result{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -41,11 +42,17 @@ func serve(ctx context.Context, arguments []string) error {
 	projects := flags.Int("projects", 0, "how many have objects")
 	objects := flags.Int("objects", 1, "how many of each kind a project has")
 	hanging := flags.Int("hanging", 0, "how many of them never answer, the first ones")
+	stable := flags.Bool("stable-kinds", false, "leave out kinds of alpha and beta versions")
 	latency := flags.Duration("latency", 0, "what each request takes at least")
 	ca := flags.String("ca", "", "the file for the CA's certificate")
 	_ = flags.Parse(arguments) // ExitOnError
 	server := apitest.Start(*latency)
 	defer server.Close()
+	if *stable {
+		server.ServeOnly(func(kind schema.GroupVersionKind) bool {
+			return !strings.Contains(kind.Version, "alpha") && !strings.Contains(kind.Version, "beta")
+		})
+	}
 	names := make([]string, *projects)
 	for i := range names {
 		names[i] = fmt.Sprintf("project-%06d", i)

@@ -41,6 +41,7 @@ type settings struct {
 	address, discovery, url, ca string
 	informers, clusters         int
 	kubeconfigs, verbose        bool
+	sharedMapper                bool
 	registry                    *prometheus.Registry
 }
 
@@ -55,6 +56,7 @@ func work(ctx context.Context, arguments []string) error {
 	flags.IntVar(&s.informers, "informers", 0, "how many kinds to watch in each cluster")
 	flags.IntVar(&s.clusters, "clusters", 0, "in how many it is to work")
 	flags.BoolVar(&s.kubeconfigs, "kubeconfigs", false, "with credentials from milo-discoveryd")
+	flags.BoolVar(&s.sharedMapper, "shared-mapper", false, "with one REST mapper for all clusters, for those calls")
 	flags.BoolVar(&s.verbose, "verbose", false, "log to the standard error")
 	_ = flags.Parse(arguments) // ExitOnError
 	ca, err := os.ReadFile(s.ca)
@@ -102,7 +104,7 @@ func (s settings) provider(projects *rest.Config) (multicluster.Provider, func(m
 		if err != nil {
 			return nil, nil, err
 		}
-		calls, err := newCalls(config, projects)
+		calls, err := newCalls(config, projects, s.sharedMapper)
 		return calls, calls.start, err
 	}
 	options := discoverymc.Options{Address: s.address, Registerer: s.registry}

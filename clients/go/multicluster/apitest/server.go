@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -82,6 +83,15 @@ func (s *Server) Serve(kinds ...schema.GroupVersionKind) {
 			resource, _ := meta.UnsafeGuessKindToResource(kind)
 			served[resource] = kind
 		}
+	})
+}
+
+// ServeOnly leaves out the other kinds in all projects that are made later.
+func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.catalog = s.catalog.changed(func(served map[schema.GroupVersionResource]schema.GroupVersionKind) {
+		maps.DeleteFunc(served, func(_ schema.GroupVersionResource, kind schema.GroupVersionKind) bool { return !is(kind) })
 	})
 }
 
