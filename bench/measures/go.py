@@ -43,10 +43,16 @@ KEYS = (
 _WAYS = ("", "shared_mapper_", "plain_")
 """With the provider for the daemon; and with Milo's calls, with one REST mapper for all projects or one for each."""
 MEMORY_KEYS = tuple(
-    f"go_memory.{kinds}_kinds.{informers}_informers.{key}"
+    f"go_memory.{kinds}_kinds.{key}"
     for kinds in ("stable", "all")
-    for informers in (1, 3, 10)
-    for key in (*(f"{way}kib" for way in _WAYS), "ratio", "plain_ratio", *(f"{way}goroutines" for way in _WAYS))
+    for key in (
+        "served",
+        *(
+            f"{informers}_informers.{key}"
+            for informers in (1, 3, 10)
+            for key in (*(f"{way}kib" for way in _WAYS), "ratio", "plain_ratio", *(f"{way}goroutines" for way in _WAYS))
+        ),
+    )
 )
 
 
@@ -59,8 +65,10 @@ async def memory(setting: Setting) -> Samples:
     found: dict[str, float] = {}
     for kinds in ("stable", "all"):
         for informers in (1, 3, 10):
+            measured = await bench.memory(kinds, informers)
+            found[f"go_memory.{kinds}_kinds.served"] = measured.pop("served")
             key = f"go_memory.{kinds}_kinds.{informers}_informers"
-            found |= {f"{key}.{name}": value for name, value in (await bench.memory(kinds, informers)).items()}
+            found |= {f"{key}.{name}": value for name, value in measured.items()}
     return {key: [found[key]] for key in MEMORY_KEYS}
 
 
@@ -228,7 +236,7 @@ class _Bench:
                 for way, operator in zip(_WAYS, (ours, shared_mapper, plain), strict=True):
                     await operator.working()
                     settled[way, count] = await operator.settled()
-        found = {}
+                found = {"served": float((await place.server.status())["kinds"])}
         for way in _WAYS:
             grown = [b - a for a, b in zip(settled[way, few], settled[way, many], strict=True)]
             found[f"{way}kib"], found[f"{way}goroutines"] = (each / (many - few) for each in grown)

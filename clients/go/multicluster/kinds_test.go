@@ -14,9 +14,12 @@ import (
 	"github.com/go-logr/logr/funcr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
 	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
@@ -24,6 +27,7 @@ import (
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
 	"go.miloapis.com/discovery/multicluster"
+	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
 // Kinds that not every cluster serves, or not alike.
@@ -187,5 +191,26 @@ func TestAbsentKindIsLoggedOnce(t *testing.T) {
 	defer mu.Unlock()
 	if len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {
 		t.Errorf("%q", lines)
+	}
+}
+
+func TestServerLeavesOutKinds(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	api.ServeOnly(func(kind schema.GroupVersionKind) bool { return kind.Group == "" })
+	config := api.Config("alpha")
+	httpClient, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapper, err := apiutil.NewDynamicRESTMapper(config, httpClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mapper.RESTMapping(schema.GroupKind{Kind: "ConfigMap"}, "v1"); err != nil {
+		t.Errorf("a kind that is served: %v", err)
+	}
+	if _, err := mapper.RESTMapping(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "v1"); !meta.IsNoMatchError(err) {
+		t.Errorf("a kind that is left out: %v", err)
 	}
 }

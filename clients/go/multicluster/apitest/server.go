@@ -95,6 +95,13 @@ func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
 	})
 }
 
+// Kinds is the number of kinds of the projects that are made later.
+func (s *Server) Kinds() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.catalog.kinds)
+}
+
 // Config returns the configuration of a client of a project.
 func (s *Server) Config(project string) *rest.Config {
 	return &rest.Config{Host: s.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: s.CA()}}
