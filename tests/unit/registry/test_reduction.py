@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import DisengageReason
@@ -130,6 +132,28 @@ def test_object_with_several_changes_in_a_batch_claims_a_cluster_once() -> None:
     changes = [ObjectChanged(thing("x", 3, bank=True)), ObjectChanged(thing("x", 4, shop=True, bank=True))]
     assert fleet.take(*changes) == [("ENGAGED", "bank")]
     assert set(fleet.delete("x", "uid-x")) == {("DISENGAGED", name, "DELETED") for name in ("shop", "bank")}
+
+
+CHANGES = st.lists(st.tuples(st.sampled_from("xyz"), st.sets(st.sampled_from(["shop", "bank"]))), max_size=8)
+
+
+@given(CHANGES)
+def test_changes_in_one_batch_mean_what_they_mean_one_by_one(changes: list[tuple[str, set[str]]]) -> None:
+    events = [
+        ObjectChanged(thing(name, version, **dict.fromkeys(claims, True)))
+        for version, (name, claims) in enumerate(changes, 1)
+    ]
+    together, one_by_one = RecordedFleet(), RecordedFleet()
+    for fleet in (together, one_by_one):
+        fleet.listed()
+    together.take(*events)
+    for event in events:
+        one_by_one.take(event)
+    for name in "xyz":
+        assert together.engaged == one_by_one.engaged
+        for fleet in (together, one_by_one):
+            fleet.delete(name, f"uid-{name}")
+    assert together.engaged == one_by_one.engaged == set()
 
 
 def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed() -> None:
