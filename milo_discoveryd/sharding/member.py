@@ -369,9 +369,7 @@ class Member:
         if lease is None:
             return
         if found is None:
-            # The Lease was deleted manually. A new term would tell other members that this one's handlers have ended.
-            self._lose_term(now)
-            self._set(rejoin_at=now + self._timing.margin_s)
+            self._lose_term(now)  # the Lease was deleted manually
         elif not found.problem and found.holder != self.holder:
             self._lose_term(now)
         elif found.content not in self._written:
@@ -398,10 +396,13 @@ class Member:
         self._set(problem=f"{problem}: it left the group and joins again")
         # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.
         after = now + self._timing.evict_after_s
-        self._set(rejoin_at=now + self._timing.margin_s, engage_at=after, acknowledge_at=after)
+        self._set(engage_at=after, acknowledge_at=after)
 
     def _lose_term(self, now: float) -> None:
         self._interrupt(now)
+        # A new term tells other members that the handlers of this one have ended, and those of the former process that
+        # had the term.
+        self._set(rejoin_at=max(now + self._timing.margin_s, self.state.acknowledge_at))
         self._set(lease=None, attempts=(), known=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True)
 
     def _interrupt(self, now: float) -> None:

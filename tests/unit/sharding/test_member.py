@@ -420,6 +420,26 @@ def test_lease_that_others_changed_costs_only_its_own_member(changes: dict[str, 
     driver.run_until(lambda: is_settled(driver, *"abc"))
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predecessor(is_deleted: bool) -> None:
+    """Found by the simulation of seed 701407."""
+    driver = settled("a", "b")
+    lost = driver.owned("a")
+    successor = driver.add("a", Member("a", "a#2"))
+    driver.run_until(lambda: successor.state.lease is not None)
+    taken_at = driver.now
+    driver.run(5)
+    if is_deleted:
+        driver.api.delete("a", driver.now)
+    else:
+        forge(driver, "a", is_leaving=True)
+    while successor.state.terms < 2:
+        driver.run(1)
+        assert not driver.owned("b") & lost
+    assert driver.now - taken_at >= TIMING.evict_after_s
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+
+
 @pytest.mark.parametrize("changes", [FORGED["unreadable"], FORGED["acknowledged"]], ids=["unreadable", "acknowledged"])
 def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object]) -> None:
     driver = settled("a", "b", "c")
