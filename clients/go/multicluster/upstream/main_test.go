@@ -6,4 +6,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The coordinator releases a cluster's Lease when the engagement ends, and repeats that for seconds if the API server is gone.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded.(*leaseGuard).Release"))
+}
