@@ -193,6 +193,7 @@ class Pod:
             if self.engaged.get(cluster) == incarnation:
                 self.draining.discard(cluster)
                 del self.engaged[cluster]
+                self._applied = None  # a later view may have returned the cluster
                 self._step()
 
         self._run(released)
