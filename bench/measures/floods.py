@@ -38,6 +38,7 @@ async def measure(setting: Setting) -> Samples:
         for each in (
             await _refused(setting, "health_watches", scale.flood_watches),
             await _refused(setting, "calls", scale.flood_calls),
+            await _refused(setting, "calls", scale.flood_calls, identified=True),
             await _filters(setting, scale.flood_filters),
             await _idle_connections(setting, scale.flood_connections),
             await _silent_connections(setting, scale.flood_connections, scale.flood_handshakes),
@@ -46,10 +47,14 @@ async def measure(setting: Setting) -> Samples:
     }
 
 
-async def _refused(setting: Setting, kind: str, wanted: int) -> dict[str, float]:
-    """Measure calls by a caller that no rule matches, beside one with a rule."""
-    async with _place(setting, kind) as (daemon, directory):
-        address = f"unix:{directory}/nobody.sock"
+async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool = False) -> dict[str, float]:
+    """Measure calls by a caller that no rule matches, beside one with a rule.
+
+    `identified`: at a listener that tells callers apart, and so can end their connections.
+    """
+    name = f"identified_{kind}" if identified else kind
+    async with _place(setting, name) as (daemon, directory):
+        address = f"unix:{directory}/{'users' if identified else 'nobody'}.sock"
         late_ms: list[float] = []
         before = daemon.rss_mib
         async with flood(kind, address, directory, wanted) as running:
@@ -62,13 +67,13 @@ async def _refused(setting: Setting, kind: str, wanted: int) -> dict[str, float]
             busy = 100 * (daemon.cpu_s - spent) / took_s
             written, answers = audit.stat().st_size - written, await running.figures() - answers
         return {
-            f"{kind}.memory_before_mib": before,
-            f"{kind}.memory_growth_mib": daemon.peak_mib - before,
-            f"{kind}.denied_per_s": answers[grpc.StatusCode.PERMISSION_DENIED.name] / took_s,
-            f"{kind}.turned_away_per_s": answers[grpc.StatusCode.RESOURCE_EXHAUSTED.name] / took_s,
-            f"{kind}.audit_mib_per_day": written / took_s * _DAY_S / 2**20,
-            f"{kind}.other_caller_p99_ms": quantiles(late_ms, n=100)[98] if len(late_ms) > 1 else late_ms[0],
-            f"{kind}.daemon_cpu_percent": busy,
+            f"{name}.memory_before_mib": before,
+            f"{name}.memory_growth_mib": daemon.peak_mib - before,
+            f"{name}.denied_per_s": answers[grpc.StatusCode.PERMISSION_DENIED.name] / took_s,
+            f"{name}.turned_away_per_s": answers[grpc.StatusCode.RESOURCE_EXHAUSTED.name] / took_s,
+            f"{name}.audit_mib_per_day": written / took_s * _DAY_S / 2**20,
+            f"{name}.other_caller_p99_ms": quantiles(late_ms, n=100)[98] if len(late_ms) > 1 else late_ms[0],
+            f"{name}.daemon_cpu_percent": busy,
         }
 
 
@@ -124,7 +129,7 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 
 @asynccontextmanager
 async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Path]]:
-    """Run a daemon with rules; callers at one of its Unix sockets match none."""
+    """Run a daemon with rules; callers at two of its Unix sockets match none."""
     directory = setting.directory / kind
     directory.mkdir()
     certificates(directory)
@@ -135,6 +140,7 @@ async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Pat
         "listen": [
             {"name": "network", "address": f":{port}", "tls": tls},
             {"name": "nobody", "address": f"unix://{directory}/nobody.sock"},
+            {"name": "users", "address": f"unix://{directory}/users.sock", "peer_credentials": True},
             # The last socket is awaited by the start; then the others exist too.
             {"name": "local", "address": f"unix://{setting.directory}/daemon.sock"},
         ],

@@ -1,4 +1,8 @@
-"""Calls and snapshots at a Unix socket, and at a TCP listener, whose bytes Python's ssl decrypts rather than gRPC."""
+"""The cost of authentication: calls and snapshots on a plain socket, and on listeners that authenticate callers.
+
+With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC: each is copied
+once more, and with TLS encrypted by Python's ssl rather than by gRPC.
+"""
 
 import json
 import socket
@@ -55,8 +59,9 @@ def _places(directory: Path, certificates: Mapping[str, Path]) -> dict[str, dict
     tls = {name: str(certificates[name]) for name in ("certificate", "key", "client_ca")}
     return {
         # The last socket is awaited by the start; then the others exist too.
+        "peers": {"address": f"unix://{directory}/peers.sock", "peer_credentials": True},
         "tls": {"address": f"127.0.0.1:{port}", "tls": tls},
-        "unix": {"address": f"unix://{directory}/daemon.sock"},
+        "plain": {"address": f"unix://{directory}/daemon.sock"},
     }
 
 

@@ -1,9 +1,9 @@
 """Checks that authorization rules can match, and that their credentials grant no more than their scope."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
-from milo_discoveryd.config import ListenerSettings, RuleSettings, Settings, UnixAddress
+from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.config.issuers import (
     DatumServiceAccount,
     ExecSettings,
@@ -15,17 +15,13 @@ from milo_discoveryd.config.issuers import (
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
-_USER = (lambda each: isinstance(each.address, UnixAddress), "include a Unix socket in its listeners")
-_TLS = (lambda each: each.tls is not None, "configure tls on one of these listeners")
-_TOKENS = (lambda each: each.tokens, "configure tokens on one of these listeners")
-_REQUIRED: Mapping[str, tuple[Callable[[ListenerSettings], bool], str]] = {
-    "uid": _USER,
-    "gid": _USER,
-    "san": _TLS,
-    "user": _TOKENS,
-    "group": _TOKENS,
+_REQUIRED_SETTING = {
+    "uid": "peer_credentials",
+    "gid": "peer_credentials",
+    "san": "tls",
+    "user": "tokens",
+    "group": "tokens",
 }
-"""What listeners must be for their callers to have a field, and how to get such a listener."""
 
 
 def check_rules(settings: Settings) -> Iterator[Finding]:
@@ -67,11 +63,11 @@ def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
 
 def _never_matching(settings: Settings, rule: RuleSettings) -> Iterator[Finding]:
     listeners = [each for each in settings.listen if not rule.who.listener or each.title in rule.who.listener]
-    for field, (have, fix) in _REQUIRED.items():
-        if getattr(rule.who, field) and not any(have(each) for each in listeners):
+    for setting, needed in _REQUIRED_SETTING.items():
+        if getattr(rule.who, setting) and not any(getattr(each, needed) for each in listeners):
             titles = ", ".join(each.title for each in listeners)
             yield warn(
                 "rights",
-                f"rule {rule.name} never matches: it requires {field}, which callers at {titles} never have",
-                f"{fix}, or match by another field",
+                f"rule {rule.name} never matches: it requires {setting}, which callers at {titles} never have",
+                f"configure {needed} on one of these listeners, or match by another field",
             )

@@ -70,9 +70,9 @@ class Who(Group, frozen=True, kw_only=True):
     listener: _Texts = ()
     """Names of the listeners that receive the call. Default: any."""
     uid: _Ids = ()
-    """UID of the process that connects, at Unix sockets. Default: any."""
+    """UID of the connecting process, at listeners with `peer_credentials`. Default: any."""
     gid: _Ids = ()
-    """GID of the process that connects, primary or supplementary, at Unix sockets. Default: any."""
+    """GID of the connecting process, primary or supplementary, at listeners with `peer_credentials`. Default: any."""
     san: Annotated[tuple[str, ...], _some(Text(most=2048, form=_san))] = ()
     """Subject alternative name of the client certificate, at listeners with `tls`:
     `uri:spiffe://prod/ns/shop/sa/operator`, `dns:shop.example.com`. A URI may end with `/*`. Default: any."""

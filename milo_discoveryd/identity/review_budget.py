@@ -23,7 +23,7 @@ class TokenOrigin(msgspec.Struct, frozen=True):
 
     connection: str = ""
     owners: tuple[str, ...] = ()
-    """A user, each name of a certificate, or the connection itself over TCP without TLS; empty when it has ended."""
+    """A user, or each name of a certificate; empty if the listener can't tell."""
 
 
 UNKNOWN_ORIGIN = TokenOrigin()

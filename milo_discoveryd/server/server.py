@@ -18,7 +18,7 @@ from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInte
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections.acceptor import Acceptor
-from milo_discoveryd.server.connections.authentication import BearerAuthentication, Reviewer
+from milo_discoveryd.server.connections.authentication import BearerAuthentication, ListenerAuthentication, Reviewer
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 OPTIONS = (
+    # With SO_REUSEPORT, two servers on one port would each get a random part of the clients.
+    ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
     # keepalive_timeout alone has no effect, because the ping itself times out only after a minute.
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -110,18 +112,22 @@ class Server:
         self._audit.flush()
 
     async def _serve(self, listener: Listener) -> None:
-        acceptor = Acceptor(listener, self._audit)
-        authenticator: Authenticator = acceptor
+        acceptor = Acceptor(listener, self._audit) if listener.has_acceptor else None
+        authenticator: Authenticator = ListenerAuthentication(listener.name) if acceptor is None else acceptor
         if listener.tokens:
             assert self._reviewer is not None
             authenticator = BearerAuthentication(authenticator, self._reviewer, self._audit)
         server = self._server(listener, authenticator)
-        self._acceptors.append(acceptor)
-        acceptor.bind(server)
-        await server.start()
-        listening = self._listen(listener.address)
-        self.addresses.append(_address(listener.address, listening))
-        acceptor.start(listening)
+        if acceptor is None:
+            self.addresses.append(self._bind(server, listener.address))
+            await server.start()
+        else:
+            self._acceptors.append(acceptor)
+            acceptor.bind(server)
+            await server.start()
+            listening = self._listen(listener.address)
+            self.addresses.append(_address(listener.address, listening))
+            acceptor.start(listening)
 
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
         access, in_flight = self._service.access, InFlightCalls()
@@ -134,9 +140,10 @@ class Server:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # noqa: PLC0415 - needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
+        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
         server = grpc.aio.server(
             interceptors=interceptors,
-            options=OPTIONS,
+            options=(*OPTIONS, *limit),
             # Calls beyond it are rejected before they take memory.
             maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_PER_LISTENER,
         )
@@ -148,6 +155,15 @@ class Server:
             servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
+
+    def _bind(self, server: grpc.aio.Server, address: UnixSocket | TcpEndpoint) -> str:
+        if isinstance(address, UnixSocket):
+            self._socket_file(address).claim(lambda path: server.add_insecure_port(f"unix:{path}"))
+            return str(address)
+        try:
+            return str(TcpEndpoint(address.host, server.add_insecure_port(str(address))))
+        except RuntimeError as error:
+            raise _cannot_listen(address, "the port is in use, or the address is not one of this machine") from error
 
     def _listen(self, address: UnixSocket | TcpEndpoint) -> socket.socket:
         if isinstance(address, TcpEndpoint):
@@ -180,14 +196,15 @@ def _listen(address: TcpEndpoint) -> socket.socket:
             host = str(place[0])
         listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        why = (error.strerror or str(error)).partition(" (")[0]  # what follows names the address again
-        raise StartError(
-            f"can't listen on {address}: {why}; stop the process that does, or set another --listen"
-        ) from error
+        raise _cannot_listen(address, error.strerror or str(error)) from error
     # Accepted connections inherit TCP_NODELAY. asyncio sets it only on sockets that were created with IPPROTO_TCP,
     # which this one was not. Without it, one event in twenty waits 30 ms or more for an acknowledgment.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
+
+
+def _cannot_listen(address: TcpEndpoint, why: str) -> StartError:
+    return StartError(f"can't listen on {address}: {why}; stop the process that does, or set another --listen")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

@@ -42,6 +42,7 @@ def _wanted(settings: Settings) -> Iterator[listener.Listener]:
             name=each.title,
             address=_address(each, settings),
             tls=ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca) if tls else None,
+            peer_credentials=each.peer_credentials,
             tokens=each.tokens,
             connections=each.connections,
         )

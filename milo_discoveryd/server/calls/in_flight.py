@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
-"""Maximum number of calls per owner of connections that are neither answered nor admitted as a stream."""
+"""Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
 MAX_PER_LISTENER = 1000
-"""The same of all callers of a listener."""
+"""The same limit for a listener that does not distinguish owners."""
 RETRY_S = 1.0
+_ANYONE = ""
 
 
 class InFlightCalls:
@@ -23,11 +24,12 @@ class InFlightCalls:
 
         Raises TooManyCallsError.
         """
-        if any(self._calls[owner] >= MAX_PER_OWNER for owner in owners):
+        keys, limit = (owners, MAX_PER_OWNER) if owners else ((_ANYONE,), MAX_PER_LISTENER)
+        if any(self._calls[key] >= limit for key in keys):
             message = "too many calls in flight; wait for their responses before sending more"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
-        self._calls.update(owners)
-        return CallSlot(self._calls, owners)
+        self._calls.update(keys)
+        return CallSlot(self._calls, keys)
 
     def __len__(self) -> int:
         """Return the number of owners with calls in flight."""
@@ -37,18 +39,18 @@ class InFlightCalls:
 class CallSlot:
     """One call's slot among the calls in flight. A stream releases its slot once the stream quota has admitted it."""
 
-    def __init__(self, calls: Counter[str], owners: Sequence[str]) -> None:
+    def __init__(self, calls: Counter[str], keys: Sequence[str]) -> None:
         self._calls = calls
-        self._owners = owners
+        self._keys = keys
         self._is_released = False
 
     def release(self) -> None:
         if not self._is_released:
             self._is_released = True
-            for owner in self._owners:
-                self._calls[owner] -= 1
-                if not self._calls[owner]:
-                    del self._calls[owner]
+            for key in self._keys:
+                self._calls[key] -= 1
+                if not self._calls[key]:
+                    del self._calls[key]
 
     def __enter__(self) -> "CallSlot":
         return self

@@ -1,7 +1,6 @@
 """Accepts connections, authenticates them by TLS or peer credentials, and proxies them to gRPC.
 
-gRPC for Python can neither read peer credentials, nor restrict the TLS version, nor limit or close the connections of
-one caller.
+The acceptor exists because gRPC for Python cannot read peer credentials or restrict the TLS version.
 """
 
 import asyncio
@@ -35,7 +34,6 @@ DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
 """How long a caller is known after its connection ended: gRPC still dispatches calls that it received before."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
-_EVICTED = "all connections are taken, and another owner has fewer"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -153,9 +151,16 @@ class Acceptor:
             connected.close()
             return
         task = tasks.create_task(self._serve(connected, address), name=f"connection at {self._listener.name}")
+        try:
+            evicted = self._slots.admit(task)
+        except ConnectionLimitError as error:
+            self._refused(address, str(error))
+            task.cancel()
+            connected.close()
+            return
         self._tasks[task] = None
         task.add_done_callback(self._ended)
-        if (evicted := self._slots.admit(task)) is not None:
+        if evicted is not None:
             evicted.cancel("evicted for a newer connection before it was authenticated")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -168,16 +173,13 @@ class Acceptor:
         task = asyncio.current_task()
         assert task is not None
         try:
-            if self._tls is not None:
-                peer = await self._by_certificate(connected, address, side, task)
-            else:
-                peer = self._local(connected, address, task)
-            self._refused_calls.admit(peer.owners, time.monotonic())
-            if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
-                evicted.cancel(_EVICTED)
-            self._tasks[task] = peer
             if self._tls is None:
-                await side.take(connected)
+                peer = await self._by_peer_credentials(connected, side, task)
+            else:
+                peer = await self._by_certificate(connected, address, side, task)
+            self._refused_calls.admit(peer.owners, time.monotonic())
+            self._slots.authenticate(task, peer.owners)
+            self._tasks[task] = peer
             await self._proxy(side, peer)
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
             # After authentication, an OSError is a fault of the daemon and not of the client.
@@ -190,8 +192,7 @@ class Acceptor:
             self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
             if peer is not None and error.args:
-                reason = _EXCESS if error.args[0] == EXCESS else "CONNECTION_REFUSED"
-                self._audit.refused(peer.caller, "", reason, problem=str(error))
+                self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
             elif error.args:
                 self._rate_limiter.failed(network(address), time.monotonic())
                 self._refused(address, str(error))
@@ -206,14 +207,14 @@ class Acceptor:
         caller = Caller(listener=self._listener.name, peer=address)
         self._audit.refused(caller, "", "CONNECTION_REFUSED", problem=problem)
 
-    def _local(self, connected: socket.socket, address: str, task: "asyncio.Task[None]") -> _Peer:
-        if connected.family != socket.AF_UNIX:
-            # Nothing is known of the process, so each of its connections is an owner.
-            return _Peer(Caller(listener=self._listener.name, peer=address, over_tcp=True), (address,), task)
+    async def _by_peer_credentials(
+        self, connected: socket.socket, side: ProxySide, task: "asyncio.Task[None]"
+    ) -> _Peer:
         found = peer_credentials(connected)
-        caller = Caller(
-            listener=self._listener.name, peer=address, uid=found.uid, gid=found.gid, gids=found.gids, pid=found.pid
-        )
+        await side.take(connected)
+        caller = Caller(listener=self._listener.name, peer="unix:")
+        if self._listener.peer_credentials:
+            caller = msgspec.structs.replace(caller, uid=found.uid, gid=found.gid, gids=found.gids, pid=found.pid)
         return _Peer(caller, (f"uid {found.uid}",), task)
 
     async def _by_certificate(

@@ -1,4 +1,4 @@
-"""Authentication of callers by bearer token."""
+"""Authentication of callers by listener and by bearer token."""
 
 from typing import Protocol
 
@@ -20,6 +20,26 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 class Reviewer(Protocol):
     async def authenticate(self, token: str, origin: TokenOrigin, *, max_age_s: float) -> TokenUser:
         """Return the token's user. Raises TokenRejectedError and TokenReviewUnavailableError."""
+
+
+class ListenerAuthentication:
+    """Identifies a caller only by the listener that it called."""
+
+    def __init__(self, listener: str) -> None:
+        self._listener = listener
+
+    async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
+        return self.connected(context)
+
+    def origin(self, context: RpcContext) -> TokenOrigin:
+        return TokenOrigin(context.peer())
+
+    def connected(self, context: RpcContext) -> Caller:
+        peer = context.peer()
+        return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
+
+    def refused(self, context: RpcContext) -> None:
+        """Do nothing: gRPC for Python cannot close a single connection."""
 
 
 class BearerAuthentication:

@@ -37,7 +37,22 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     address: UnixSocket | TcpEndpoint
     tls: ServerTls | None = None
     """TLS of a TCP listener. Without it any local process may call, so the settings then allow only loopback."""
+    peer_credentials: bool = False
+    """Whether callers of a Unix socket are identified by the process that connected."""
     tokens: bool = False
     """Whether to review the bearer tokens of calls."""
     connections: int = CONNECTIONS
     """The connection limit."""
+
+    @property
+    def has_acceptor(self) -> bool:
+        """Whether the daemon accepts connections itself and proxies them to gRPC.
+
+        Bearer tokens on a Unix socket need this too: token reviews are rate limited per owner of the connection.
+        """
+        return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixSocket))
+
+    @property
+    def descriptors(self) -> int:
+        """File descriptors per connection: one of its own, and two for the ends of the proxied connection."""
+        return 3 if self.has_acceptor else 1

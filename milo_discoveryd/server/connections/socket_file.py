@@ -1,7 +1,8 @@
 """The file of a Unix socket, which must belong to this daemon alone.
 
-Binding the path of a socket that another daemon serves would silently take over the clients of that daemon. So the
-daemon holds a lock while it runs, checks the path every few seconds, and binds a temporary name that is then renamed.
+Binding the path of a socket that another daemon serves would silently take over the clients of that daemon. And gRPC
+removes its path when it stops, even if the path belongs to another daemon by then. So the daemon holds a lock while it
+runs, checks the path every few seconds, and binds a temporary name that is then renamed.
 
 A process that can write to the directory could replace the socket and impersonate the daemon. So only the owner of the
 directory may have write access, and the owner must be the daemon's user or root.
@@ -41,7 +42,7 @@ class SocketFile:
     def claim(self, bind: Callable[[Path], object]) -> None:
         """Create the socket atomically, with its mode and owner. `bind` creates a socket at the path in its argument.
 
-        Raises StartError. `bind` may raise OSError.
+        Raises StartError. `bind` may raise OSError or RuntimeError.
         """
         path = self._address.path
         self._prepare_directory(path.parent)
@@ -53,7 +54,7 @@ class SocketFile:
             bind(made)
             self._hand_over(made)
             made.rename(path)
-        except OSError as error:
+        except (RuntimeError, OSError) as error:
             raise StartError(f"can't listen on {self._address}: {error}") from error
         finally:
             made.unlink(missing_ok=True)

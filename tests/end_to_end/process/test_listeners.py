@@ -30,7 +30,7 @@ async def test_listeners_identify_their_callers_and_apply_their_rules(workspace:
         network = f"127.0.0.1:{free.getsockname()[1]}"
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(ca)}
     listen = [
-        {"name": "peers", "address": f"unix://{workspace.directory}/peers.sock"},
+        {"name": "peers", "address": f"unix://{workspace.directory}/peers.sock", "peer_credentials": True},
         {"name": "net", "address": network, "tls": tls, "tokens": True},
         {"name": "tokens", "address": workspace.address, "tokens": True},
     ]

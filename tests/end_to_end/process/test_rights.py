@@ -29,7 +29,7 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
     ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}
     settings = {
         "mode": mode,
-        "listen": [{"address": workspace.address, "name": "api"}],
+        "listen": [{"address": workspace.address, "name": "api", "peer_credentials": True}],
         "audit": {"file": str(audit)},
     }
     daemon = workspace.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])

@@ -9,8 +9,8 @@ from milo_discoveryd.check.finding import Finding
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.config import load
 
-API = {"address": "insecure://127.0.0.1:7070", "name": "api"}
-PROVING = {"address": "unix:///tmp/b.sock", "name": "proving", "tokens": True}
+API = {"address": "unix:///tmp/a.sock", "name": "api"}
+PROVING = {"address": "unix:///tmp/b.sock", "name": "proving", "peer_credentials": True, "tokens": True}
 
 
 def found(directory: Path, *rights: dict[str, Any], **others: object) -> list[Finding]:
@@ -43,7 +43,7 @@ def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
     assert [each.level for each in findings] == ["warn", "warn"]
     assert findings[0].message.startswith("rule one never matches: it requires uid")
     assert findings[1].message.startswith("rule two never matches: it requires san")
-    assert "a Unix socket" in findings[0].fix
+    assert "peer_credentials" in findings[0].fix
 
 
 def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) -> None:

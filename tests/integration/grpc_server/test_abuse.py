@@ -35,9 +35,9 @@ class Target:
 
 
 @asynccontextmanager
-async def unix(directory: Path) -> AsyncIterator[Target]:
+async def unix(directory: Path, *, peers: bool) -> AsyncIterator[Target]:
     path = directory / "d.sock"
-    listener = Listener(name="here", address=UnixSocket(path))
+    listener = Listener(name="here", address=UnixSocket(path), peer_credentials=peers)
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with a_harness(directory, listeners=[listener]) as harness:
         yield Target(harness, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
@@ -60,7 +60,8 @@ async def tls(directory: Path) -> AsyncIterator[Target]:
 
 
 LISTENERS = {
-    "unix": unix,
+    "unix": lambda directory: unix(directory, peers=False),
+    "peers": lambda directory: unix(directory, peers=True),
     "tls": tls,
 }
 

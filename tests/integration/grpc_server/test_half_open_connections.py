@@ -48,10 +48,13 @@ async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPat
                 await eventually(lambda: not harness.service.streams, within_s=OLD_PATIENCE_S / 2)
 
 
-async def test_f44_half_open_stream_is_ended_alone_under_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
+async def test_f44_half_open_stream_is_ended_alone_under_load(
+    peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Other subscribers receive each change while the half-open stream is still waiting."""
     monkeypatch.setattr(server, "OPTIONS", twentieth(server.OPTIONS))
-    listener = Listener(name="here", address=UnixSocket(tmp_path / "d.sock"))
+    listener = Listener(name="here", address=UnixSocket(tmp_path / "d.sock"), peer_credentials=peer_credentials)
     async with a_harness(tmp_path, listeners=[listener]) as harness, TcpProxy(str(tmp_path / "d.sock")) as proxy:
         harness.listed(ready("alpha"))
         async with (

@@ -186,7 +186,7 @@ def open_directory() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_peer_with_unmatched_uid_is_denied(open_directory: Path) -> None:
     us = RightsRule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
-    listener = Listener(name="local", address=UnixSocket(open_directory / "d.sock", 0o666))
+    listener = Listener(name="local", address=UnixSocket(open_directory / "d.sock", 0o666), peer_credentials=True)
     async with a_harness(open_directory, listeners=[listener], rights=Rights((us,))) as harness:
         ours_and_theirs(harness)
         client = await asyncio.create_subprocess_exec(

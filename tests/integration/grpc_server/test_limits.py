@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.identity.peer_credentials import PeerCredentials
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.quota import FILTER_BYTES_EACH
@@ -19,7 +18,6 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from milo_discoveryd.server.connections import acceptor
 from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
@@ -75,28 +73,25 @@ async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> 
     assert reason(refused) == "TOO_MANY_STREAMS"
 
 
-async def test_server_info_counts_only_watches_of_clusters_as_subscribers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    uids = iter((1, 2, 1))  # of the connections below
-    monkeypatch.setattr(acceptor, "peer_credentials", lambda _: PeerCredentials(next(uids), gid=0, gids=(), pid=None))
-    async with open_rules_harness(tmp_path, rule("shop", PROD), rule("root", ALL_CLUSTERS)) as place:
+async def test_server_info_counts_only_watches_of_clusters_as_subscribers(tmp_path: Path) -> None:
+    async with (
+        open_rules_harness(tmp_path, rule("shop", PROD), rule("root", ALL_CLUSTERS)) as place,
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/shop.sock", options=CHANNEL) as channel,
+        place.caller("shop") as shop,
+        place.caller("root") as root,
+        shop.watching() as mine,
+        root.watching() as other,
+    ):
         place.harness.listed()
-        async with place.caller("shop") as shop, shop.watching() as mine:
-            await mine.until_synced()
-            async with (
-                place.caller("root") as root,
-                root.watching() as other,
-                grpc.aio.insecure_channel(f"unix:{tmp_path}/shop.sock", options=CHANNEL) as channel,
-            ):
-                await other.until_synced()
-                await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
-                counts = [(await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts for each in (shop, root)]
+        await mine.until_synced()
+        await other.until_synced()
+        await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
+        counts = [(await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts for each in (shop, root)]
     assert [each.subscribers for each in counts] == [1, 2]
 
 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 5)
+    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 5)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
         calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
@@ -108,7 +103,7 @@ async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
-    monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
+    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 1)
     harness.listed(ready("alpha"))
     async with harness.subscriber() as one, harness.subscriber() as other, harness.client() as stub:
         await one.until_synced()

@@ -36,7 +36,7 @@ OPERATOR = "system:serviceaccount:milo:operator"
 async def taking_tokens(directory: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[Harness]:
     api = Transport(load_kubeconfig(sandbox.write_kubeconfig(directory / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
-    listener = Listener(name="tokens", address=UnixSocket(directory / "d.sock"), tokens=True)
+    listener = Listener(name="tokens", address=UnixSocket(directory / "d.sock"), peer_credentials=True, tokens=True)
     try:
         async with a_harness(
             directory, listeners=[listener], reviewer=reviewer, sources=[IssuerAssignment(each) for each in sources]

@@ -74,7 +74,7 @@ KEYS = {
     "rotation": {"rotation.mints", "issue.p99_ms"},
     "listeners": {
         f"listeners.{place}.{figure}"
-        for place in ("unix", "tls")
+        for place in ("plain", "peers", "tls")
         for figure in ("call_p50_ms", "call_p99_ms", "snapshot_clusters_per_s")
     },
     "rights": {"rights.events_per_s", "rights.fanout_ratio", "rights.caught_up_ratio"},
@@ -85,7 +85,7 @@ KEYS = {
     },
     "floods": {
         f"floods.{kind}.{figure}"
-        for kind in ("health_watches", "calls")
+        for kind in ("health_watches", "calls", "identified_calls")
         for figure in (
             *("memory_before_mib", "memory_growth_mib", "denied_per_s", "turned_away_per_s"),
             *("audit_mib_per_day", "other_caller_p99_ms", "daemon_cpu_percent"),

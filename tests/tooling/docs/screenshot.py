@@ -39,7 +39,7 @@ async def take(directory: Path, picture: Path) -> None:
         sandbox.projects.create("amber-hollow", ready=True, organization="acme")
         own = {"name": "core", "type": "project-kubeconfig", "share_discovery_identity": True}
         settings = {
-            "listen": [{"address": workspace.address}],
+            "listen": [{"address": workspace.address, "peer_credentials": True}],
             "kubeconfigs": {"issuers": [own]},
         }
         async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon, workspace.client() as client:

@@ -26,12 +26,12 @@ def test_listener_inherits_socket_settings(file: Path) -> None:
 socket: {mode: "0600", group: "65499"}
 listen:
   - unix:///run/a.sock
-  - {name: b, address: unix:///run/b.sock, mode: "0660", group: "5", owner: root}
+  - {name: b, address: unix:///run/b.sock, mode: "0660", group: "5", owner: root, peer_credentials: true}
   - insecure://127.0.0.1:7070
 """
     assert list(listeners(settings(file, text))) == [
         Listener(name="unix:///run/a.sock", address=UnixSocket(Path("/run/a.sock"), 0o600, 65499)),
-        Listener(name="b", address=UnixSocket(Path("/run/b.sock"), 0o660, 5, 0)),
+        Listener(name="b", address=UnixSocket(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True),
         Listener(name="insecure://127.0.0.1:7070", address=TcpEndpoint("127.0.0.1", 7070)),
     ]
 

@@ -3,19 +3,20 @@
 import pytest
 
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
-from milo_discoveryd.server.calls.in_flight import MAX_PER_OWNER, InFlightCalls
+from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, MAX_PER_OWNER, InFlightCalls
 
 
-def test_calls_in_flight_are_limited_per_owner() -> None:
+@pytest.mark.parametrize(("owners", "limit"), [(("uid 1",), MAX_PER_OWNER), ((), MAX_PER_LISTENER)])
+def test_calls_in_flight_are_limited_per_owner(owners: tuple[str, ...], limit: int) -> None:
     calls = InFlightCalls()
-    slots = [calls.slot(["uid 1"]) for _ in range(MAX_PER_OWNER)]
+    slots = [calls.slot(owners) for _ in range(limit)]
     with pytest.raises(TooManyCallsError) as caught:
-        calls.slot(["uid 1"])
+        calls.slot(owners)
     assert (caught.value.reason, caught.value.retry_after_s) == ("TOO_MANY_CALLS", 1.0)
     calls.slot(["uid 2"])
     with slots[0]:
         pass
-    calls.slot(["uid 1"])
+    calls.slot(owners)
 
 
 def test_in_flight_limit_is_not_increased_by_additional_certificate_names() -> None:
