@@ -46,8 +46,8 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
     """Maximum number of open connections, less if the limit of open files requires it. With `tls`, `peer_credentials`,
-    or `tokens` on a Unix socket, one user, or one name of client certificates, takes at most as many as it leaves
-    free."""
+    or `tokens` on a Unix socket, when all are taken, a user, or a name of client certificates, with fewer connections
+    takes one from that with the most."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

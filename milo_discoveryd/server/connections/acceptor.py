@@ -34,6 +34,8 @@ DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
 """How long a caller is known after its connection ended: gRPC still dispatches calls that it received before."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
+_REFUSED = "CONNECTION_REFUSED"
+_EVICTED = "all connections are taken, and another owner has fewer"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -151,16 +153,9 @@ class Acceptor:
             connected.close()
             return
         task = tasks.create_task(self._serve(connected, address), name=f"connection at {self._listener.name}")
-        try:
-            evicted = self._slots.admit(task)
-        except ConnectionLimitError as error:
-            self._refused(address, str(error))
-            task.cancel()
-            connected.close()
-            return
         self._tasks[task] = None
         task.add_done_callback(self._ended)
-        if evicted is not None:
+        if (evicted := self._slots.admit(task)) is not None:
             evicted.cancel("evicted for a newer connection before it was authenticated")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -174,12 +169,15 @@ class Acceptor:
         assert task is not None
         try:
             if self._tls is None:
-                peer = await self._by_peer_credentials(connected, side, task)
+                peer = self._by_peer_credentials(connected, task)
             else:
                 peer = await self._by_certificate(connected, address, side, task)
             self._refused_calls.admit(peer.owners, time.monotonic())
-            self._slots.authenticate(task, peer.owners)
+            if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
+                evicted.cancel(_EVICTED)
             self._tasks[task] = peer
+            if self._tls is None:
+                await side.take(connected)
             await self._proxy(side, peer)
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
             # After authentication, an OSError is a fault of the daemon and not of the client.
@@ -192,7 +190,8 @@ class Acceptor:
             self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
             if peer is not None and error.args:
-                self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
+                reason = _EXCESS if error.args[0] == EXCESS else _REFUSED
+                self._audit.refused(peer.caller, "", reason, problem=str(error))
             elif error.args:
                 self._rate_limiter.failed(network(address), time.monotonic())
                 self._refused(address, str(error))
@@ -205,13 +204,10 @@ class Acceptor:
 
     def _refused(self, address: str, problem: str) -> None:
         caller = Caller(listener=self._listener.name, peer=address)
-        self._audit.refused(caller, "", "CONNECTION_REFUSED", problem=problem)
+        self._audit.refused(caller, "", _REFUSED, problem=problem)
 
-    async def _by_peer_credentials(
-        self, connected: socket.socket, side: ProxySide, task: "asyncio.Task[None]"
-    ) -> _Peer:
+    def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
         found = peer_credentials(connected)
-        await side.take(connected)
         caller = Caller(listener=self._listener.name, peer="unix:")
         if self._listener.peer_credentials:
             caller = msgspec.structs.replace(caller, uid=found.uid, gid=found.gid, gids=found.gids, pid=found.pid)

@@ -1,4 +1,4 @@
-"""Connection limits: the maximum per listener, and the shares of unauthenticated clients and owners. Pure."""
+"""Connection limits: the maximum per listener, and its fair division among owners. Pure."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -28,42 +28,42 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    Unauthenticated ones get at most half of the slots. Each owner of authenticated ones takes at most as many as it
-    leaves free, so there is always one for another owner.
+    When all slots are taken, an owner with fewer connections takes one from the owner with the most. So nobody is
+    locked out by others, and one owner alone may have all. Half as many unauthenticated connections are kept besides.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._share = max(1, limit // 2)
         self._unauthenticated: dict[T, None] = {}
         self._authenticated: dict[T, frozenset[str]] = {}
         self._owners: Counter[str] = Counter()
 
     def admit(self, connection: T) -> T | None:
-        """Add an unauthenticated connection. If the slots are full, remove and return the oldest unauthenticated one.
-
-        Raises ConnectionLimitError if there is no such connection to remove.
-        """
+        """Add an unauthenticated connection. If there are too many, remove and return the oldest."""
         evicted = None
-        if len(self) >= self._limit or len(self._unauthenticated) >= self._share:
-            if not self._unauthenticated:
-                raise ConnectionLimitError(f"connection limit ({self._limit}) of the listener reached")
+        if len(self._unauthenticated) >= max(1, self._limit // 2):
             evicted = next(iter(self._unauthenticated))
             del self._unauthenticated[evicted]
         self._unauthenticated[connection] = None
         return evicted
 
-    def authenticate(self, connection: T, owners: Iterable[str]) -> None:
+    def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        Raises ConnectionLimitError if one of them has reached its share.
+        If it takes the slot of another owner's newest connection, remove and return that. Raises ConnectionLimitError
+        if no owner has more connections than these would have.
         """
-        for owner in (owners := frozenset(owners)):
-            if self._owners[owner] >= max(1, self._limit - len(self._authenticated)):
-                raise ConnectionLimitError(f"connection limit ({self._owners[owner]}) reached for {owner}")
+        owners, evicted = frozenset(owners), None
+        if len(self._authenticated) >= self._limit:
+            (largest, count), *_ = self._owners.most_common(1)
+            if count <= 1 + max(self._owners[owner] for owner in owners):
+                raise ConnectionLimitError(f"connection limit ({self._limit}) of the listener reached")
+            evicted = next(each for each, of in reversed(self._authenticated.items()) if largest in of)
+            self.remove(evicted)
         self._unauthenticated.pop(connection, None)
         self._authenticated[connection] = owners
         self._owners.update(owners)
+        return evicted
 
     def remove(self, connection: T) -> None:
         self._unauthenticated.pop(connection, None)

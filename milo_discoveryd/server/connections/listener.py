@@ -54,5 +54,6 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def descriptors(self) -> int:
-        """File descriptors per connection: one of its own, and two for the ends of the proxied connection."""
-        return 3 if self.has_acceptor else 1
+        """File descriptors per connection: one of its own, two for the ends of the proxied connection, and one for an
+        unauthenticated connection besides."""
+        return 4 if self.has_acceptor else 1

@@ -10,6 +10,7 @@ import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from itertools import islice
 from pathlib import Path
 
 import grpc
@@ -236,27 +237,21 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
         await eventually(lambda: not acceptor(harness)._peers)
 
 
-async def test_one_user_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
-    async with guarded(tmp_path, connections=6) as harness:
-        with ExitStack() as stack:
-            for _ in range(3):
-                stack.enter_context(connected(tmp_path))
-            await eventually(lambda: len(acceptor(harness)._peers) == 3)
-            with connected(tmp_path) as fourth:
-                assert await asyncio.to_thread(fourth.recv, 1) == b""
-        await eventually(lambda: not len(acceptor(harness)))
-        with connected(tmp_path):
-            await eventually(lambda: len(acceptor(harness)._peers) == 1)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_connections_of_one_user_leave_some_to_another(directory: Path) -> None:
+async def test_user_takes_connections_from_a_user_who_has_all(directory: Path) -> None:
+    """The user who has all of them connects again and again, and gets no more."""
     async with guarded(directory, connections=6) as harness:
         with ExitStack() as stack:
-            for _ in range(20):
-                stack.enter_context(connected(directory))
-            await eventually(lambda: len(acceptor(harness)._peers) == 3)
-            assert (await as_another(harness.address, 1001))[1] == "OK"
+            clients = [stack.enter_context(connected(directory)) for _ in range(6)]
+            await eventually(lambda: len(acceptor(harness)._peers) == 6)
+            with connected(directory) as refused:
+                assert await asyncio.to_thread(refused.recv, 1) == b""
+            for uid in (1001, 1002):
+                assert (await as_another(harness.address, uid))[1] == "OK"
+            while await asyncio.to_thread(clients[-1].recv, 4096):
+                """It was the newest, and is closed."""
+        assert harness.audited[0]["problem"] == "connection limit (6) of the listener reached"
+        assert {line["caller"]["uid"] for line in harness.audited[1:]} == {os.getuid()}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -289,9 +284,11 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
 async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
+    monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the answer to the one that is admitted is delayed
     async with guarded(directory, rights=Rights((NOBODY,))) as harness, harness.client() as stub:
         calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
-        assert [await call.code() for call in calls].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 4
+        codes = [await code for code in islice(asyncio.as_completed([call.code() for call in calls]), 4)]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
         lines = [line for line in harness.audited if line["reason"] == "TOO_MANY_CALLS"]
         assert [(line["call"], line["caller"]["uid"]) for line in lines] == [("ListClusters", os.getuid())] * 4
 

@@ -243,7 +243,7 @@ async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> 
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_connections_without_tls_handshake_take_at_most_half_and_the_oldest_is_evicted(
+async def test_connections_without_tls_handshake_lose_the_oldest_to_newer_ones(
     tls_files: TlsFiles,
 ) -> None:
     async with tcp(tls_files, connections=4) as harness:

@@ -1,8 +1,8 @@
 """Connection limits by file descriptors, and connection slots."""
 
+from collections import Counter
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +36,8 @@ def test_connection_budget_reserves_half_of_few_descriptors() -> None:
     assert connections(listener(1000), descriptors=64) == [32]
 
 
-def test_connection_budget_counts_three_descriptors_per_proxied_connection() -> None:
-    assert connections(listener(1000, peer_credentials=True), descriptors=2 * 300) == [100]
+def test_connection_budget_counts_four_descriptors_per_proxied_connection() -> None:
+    assert connections(listener(1000, peer_credentials=True), descriptors=2 * 300) == [75]
 
 
 def test_connection_budget_is_shared_in_proportion() -> None:
@@ -57,40 +57,57 @@ def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: li
     assert [each.address for each in found] == [each.address for each in listeners]
 
 
-def test_unauthenticated_connections_get_at_most_half_and_the_oldest_is_evicted() -> None:
+def test_unauthenticated_connections_get_half_as_many_slots_and_the_oldest_is_evicted() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(6)
     assert [slots.admit(number) for number in range(5)] == [None, None, None, 0, 1]
-    assert len(slots) == 3
     for number in (2, 3, 4):
         slots.authenticate(number, [str(number)])
     assert [slots.admit(number) for number in range(5, 9)] == [None, None, None, 5]
 
 
-def connect(slots: ConnectionSlots[int], *owners: str) -> bool:
-    number = len(slots)
+def taken(slots: ConnectionSlots[int], number: int, *owners: str) -> int | None:
+    """Authenticate a connection; return the one whose slot it takes, or -1 if it is refused."""
+    slots.admit(number)
     try:
-        slots.admit(number)
-        slots.authenticate(number, owners)
+        return slots.authenticate(number, owners)
     except ConnectionLimitError:
         slots.remove(number)
-        return False
-    return True
+        return -1
 
 
-def test_connection_is_refused_when_all_slots_are_authenticated() -> None:
-    slots: ConnectionSlots[int] = ConnectionSlots(2)
-    assert [connect(slots, "a"), connect(slots, "b")] == [True, True]
-    with pytest.raises(ConnectionLimitError):
-        slots.admit(2)
+def test_one_owner_may_take_all_slots_and_loses_its_newest_to_owners_with_fewer() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    assert [taken(slots, number, "a") for number in range(5)] == [None, None, None, None, -1]
+    assert [taken(slots, number, "b") for number in (5, 6, 7)] == [3, 2, -1]
+    assert [taken(slots, number, "a") for number in (8,)] == [-1], "they have as many each"
+    assert taken(slots, 9, "c") in {1, 6}
     slots.remove(0)
-    assert slots.admit(2) is None
+    assert taken(slots, 10, "c") is None
 
 
-def test_owner_takes_at_most_as_many_slots_as_it_leaves_free_however_many_names_it_has() -> None:
-    slots: ConnectionSlots[int] = ConnectionSlots(16)
-    taken = {}
-    for owner in "abcde":
-        taken[owner] = 0
-        while connect(slots, owner, "a") if owner == "b" else connect(slots, owner):
-            taken[owner] += 1
-    assert taken == {"a": 8, "b": 0, "c": 4, "d": 2, "e": 1}
+def test_owner_with_additional_certificate_names_gets_no_more_slots() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(2)
+    assert [taken(slots, number, "a", f"extra {number}") for number in range(3)] == [None, None, -1]
+    assert taken(slots, 3, "b") == 1
+
+
+@given(st.integers(1, 8), st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=40))
+def test_slots_are_divided_fairly(limit: int, changes: list[tuple[bool, str]]) -> None:
+    """No owner is refused while another has two more; no more than the limit are open."""
+    slots: ConnectionSlots[int] = ConnectionSlots(limit)
+    open_ones: dict[int, str] = {}
+    for number, (ends, owner) in enumerate(changes):
+        if ends and open_ones:
+            slots.remove(first := next(iter(open_ones)))
+            del open_ones[first]
+            continue
+        counts = Counter(open_ones.values())
+        evicted = taken(slots, number, owner)
+        if evicted == -1:
+            assert len(open_ones) == limit
+            assert max(counts.values()) <= counts[owner] + 1
+            continue
+        if evicted is not None:
+            assert counts[open_ones.pop(evicted)] == max(counts.values()) > counts[owner] + 1
+        open_ones[number] = owner
+        assert len(slots) == len(open_ones) <= limit
