@@ -211,7 +211,10 @@ class _Installation:
         all_open = self._of_member * len(self.members) + self._of_project * count
         async with asyncio.timeout(_LONGEST_S):
             while True:
-                found = await _metrics(self._access, "/metrics")
+                try:
+                    found = await _metrics(self._access, "/metrics")
+                except aiohttp.ClientPayloadError:  # a busy server gives an answer up
+                    continue
                 now = _sum(found, _LONG, 'verb="WATCH"')
                 if now != known:
                     known, changed_at = now, time.perf_counter()
