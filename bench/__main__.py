@@ -82,11 +82,12 @@ MEASURES: dict[str, Measure] = {
     "sharding": sharding.measure,
     "milo_cost": milo_cost.measure,
     "milo": controller_manager.measure,
+    "milo_groups": controller_manager.measure_groups,
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
     "go_memory",
-    *("tenants", "handover", "milo_cost", "milo"),
+    *("tenants", "handover", "milo_cost", "milo", "milo_groups"),
 }
 """Measurements that take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}

@@ -3,8 +3,9 @@
 The programs are given by variables, as none of them is published: `MILO_APISERVER`, `MILO_CONTROLLER_MANAGER` and
 `MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
 created until it works in all of them: once without the two controllers that follow every kind by another way than the
-provider, and once with all; then two and four replicas, each beside a daemon of a shard group, of which one is killed
-and another one added. Every replica runs all controllers, since the program elects one leader for all of them.
+provider, and once with all. In groups, there are two and four replicas, each beside a daemon of a shard group, of which
+one is killed and another one added. Every replica runs all controllers, since the program elects one leader for all of
+them.
 
 Without these programs, an operator of that shape is measured, which caches a dozen kinds in each project: with the
 provider for the daemon, and with one that makes the calls of Milo's.
@@ -60,27 +61,39 @@ async def measure(setting: Setting) -> Samples:
     own, moved = (os.environ.get(name) for name in ("MILO_CONTROLLER_MANAGER", MOVED))
     if own is None or moved is None:
         return await _operator(setting)
-    # They need Go, which nothing else here does.
-    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
-    from tests.end_to_end.real.programs import programs  # noqa: PLC0415
-
-    found = await asyncio.to_thread(programs, say_to_stderr)
-    count = setting.scale.milo_projects
+    found, count = await _programs(), setting.scale.milo_projects
     figures: Figures = {}
     for part, arguments in (("provider", _PROVIDER_ONLY), ("whole", ())):
         for whose, program in (("own", own), ("ours", moved)):
             async with _installation(found, program, arguments) as milo:
                 await milo.add(follows_daemon=whose == "ours")
                 figures |= {f"milo.{part}.{whose}.{key}": value for key, value in (await milo.filled(count)).items()}
+    return {key: [value] for key, value in figures.items()}
+
+
+async def measure_groups(setting: Setting) -> Samples:
+    """Measure replicas of the program that follows the daemon, if it is given."""
+    moved = os.environ.get(MOVED)
+    if moved is None:
+        return {}
+    found, count = await _programs(), setting.scale.milo_projects
+    figures: Figures = {}
     for members in _GROUPS:
         async with _installation(found, moved, ()) as milo:
             for _ in range(members):
                 await milo.add(follows_daemon=True, shares=True)
-            key = f"milo.group_{members}"
-            found = await milo.filled(count) | await milo.totals() | await milo.shares("start", count)
-            found |= await milo.moved(count)
-            figures |= {f"{key}.{name}": value for name, value in found.items()}
+            group = await milo.filled(count) | await milo.totals() | await milo.shares("start", count)
+            group |= await milo.moved(count)
+            figures |= {f"milo_groups.{members}.{key}": value for key, value in group.items()}
     return {key: [value] for key, value in figures.items()}
+
+
+async def _programs() -> "Programs":
+    # They need Go, which nothing else here does.
+    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
+    from tests.end_to_end.real.programs import programs  # noqa: PLC0415
+
+    return await asyncio.to_thread(programs, say_to_stderr)
 
 
 class _Member:

@@ -106,6 +106,7 @@ KEYS = {
     "sharding": set(),
     "milo_cost": set(),
     "milo": set(),
+    "milo_groups": set(),
 }
 ON_REAL_SERVERS = {
     f"sharding.{key}"
@@ -117,7 +118,7 @@ ON_REAL_SERVERS = {
         "rolling_update.moved",
         "short_outage.moved",
     )
-} | {"milo.group_2.start.without_member", "milo.group_2.start.with_several"}
+} | {"milo_groups.2.start.without_member", "milo_groups.2.start.with_several"}
 
 
 @pytest.mark.builds
