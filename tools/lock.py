@@ -20,7 +20,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
     "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
-    "mutants": (*SANDBOX, "--extra", "controllers", "--group", "mutants"),
+    "mutants": (*SANDBOX, "--extra", "kubernetes", "--extra", "controllers", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},
 }
