@@ -22,6 +22,7 @@ TOGETHER = (
 
 TIMED = (
     "conformance/tests/test_kit.py",
+    "tests/end_to_end/kubeconfigs/test_operator.py",
     "tests/tooling/deploy/test_prometheus.py",
 )
 """Tests that judge by the clock what processes do: all in one worker, so that they do not starve each other."""

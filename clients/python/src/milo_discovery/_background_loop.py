@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from milo_discovery.errors import CallFailed
@@ -29,7 +30,12 @@ class BackgroundLoop:
 
         Raises CallFailed if the loop is closed before the end.
         """
-        future = self._submit(coroutine)
+        try:
+            future = self._submit(coroutine)
+        except BaseException:  # also KeyboardInterrupt: a coroutine that is never awaited is a warning
+            with suppress(ValueError):  # it runs already
+                coroutine.close()
+            raise
         try:
             return future.result()
         except CancelledError:
@@ -73,12 +79,7 @@ class BackgroundLoop:
     def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
         # Under the lock, so that the loop gets to the coroutine before it stops.
         with self._lock:
-            try:
-                loop = self.start()
-            except CallFailed:
-                coroutine.close()
-                raise
-            return asyncio.run_coroutine_threadsafe(coroutine, loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self.start())
 
     def _start(self) -> asyncio.AbstractEventLoop:
         started: Future[asyncio.AbstractEventLoop] = Future()
