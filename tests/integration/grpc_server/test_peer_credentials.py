@@ -239,7 +239,7 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_user_takes_connections_from_a_user_who_has_all(directory: Path) -> None:
-    """The user who has all of them connects again and again, and gets no more."""
+    """The user with all of the connections is refused another one."""
     async with guarded(directory, connections=6) as harness:
         with ExitStack() as stack:
             clients = [stack.enter_context(connected(directory)) for _ in range(6)]
