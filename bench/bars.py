@@ -51,6 +51,8 @@ FULL: Bars = {
     "hostile_clients.all.p99_ratio": Bar(1.1),
     "milo_groups.*.without_member": Bar(0),
     "milo_groups.*.with_several": Bar(0),
+    "milo_groups.*.moved_without_need": Bar(0),
+    "milo_groups.*.restarts": Bar(0),
     "floods.*.memory_growth_mib": Bar(150),
     "floods.*.denied_per_s": Bar(250),
     "floods.*.audit_mib_per_day": Bar(100),

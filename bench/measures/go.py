@@ -62,14 +62,15 @@ async def memory(setting: Setting) -> Samples:
     if binary is None:
         return {key: [] for key in MEMORY_KEYS}
     bench = _Bench(setting, binary)
-    found: dict[str, float] = {}
-    for kinds in ("stable", "all"):
-        for informers in (1, 3, 10):
-            measured = await bench.memory(kinds, informers)
-            found[f"go_memory.{kinds}_kinds.served"] = measured.pop("served")
-            key = f"go_memory.{kinds}_kinds.{informers}_informers"
-            found |= {f"{key}.{name}": value for name, value in measured.items()}
-    return {key: [found[key]] for key in MEMORY_KEYS}
+    found: Samples = {key: [] for key in MEMORY_KEYS}
+    for _ in range(setting.scale.rounds):
+        for kinds in ("stable", "all"):
+            for informers in (1, 3, 10):
+                measured = await bench.memory(kinds, informers)
+                found[f"go_memory.{kinds}_kinds.served"].append(measured.pop("served"))
+                for name, value in measured.items():
+                    found[f"go_memory.{kinds}_kinds.{informers}_informers.{name}"].append(value)
+    return found
 
 
 async def measure(setting: Setting) -> Samples:

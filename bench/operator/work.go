@@ -176,9 +176,21 @@ func (p *progress) watch(mgr mcmanager.Manager, each kind) error {
 
 // status is taken after what is free was given back to the system, so that the memory can be compared.
 func (p *progress) status() any {
-	for range 4 { // each collection halves stacks that are mostly unused
+	left := leftGoroutines() // whose text is garbage
+	for range 4 {            // each collection halves stacks that are mostly unused
 		debug.FreeOSMemory()
 	}
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	return map[string]int{
+		"stack_bytes": int(memory.StackInuse), "heap_bytes": int(memory.HeapInuse),
+		"goroutines": runtime.NumGoroutine(), "mcr_goroutines": left, "engage_calls": int(p.calls.Load()), "live": int(p.live.Load()),
+		"snapshots": p.snapshots(),
+	}
+}
+
+// leftGoroutines counts the goroutines that multicluster-runtime leaves for each source.
+func leftGoroutines() int {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
 	left := 0
@@ -188,13 +200,7 @@ func (p *progress) status() any {
 			left++
 		}
 	}
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	return map[string]int{
-		"stack_bytes": int(memory.StackInuse), "heap_bytes": int(memory.HeapInuse),
-		"goroutines": runtime.NumGoroutine(), "mcr_goroutines": left, "engage_calls": int(p.calls.Load()), "live": int(p.live.Load()),
-		"snapshots": p.snapshots(),
-	}
+	return left
 }
 
 // snapshots is how often the provider began with a snapshot.

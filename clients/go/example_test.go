@@ -72,6 +72,72 @@ func ExampleClient_Watch() {
 	// context canceled
 }
 
+// A follower for a part of an operator that is told to add and to remove clusters, and takes long for that. A cluster is
+// removed after it was added, added again after it was removed, and released to the next replica after that.
+func ExampleClient_Release() {
+	daemon, done := startDaemon()
+	defer done()
+	client := daemon.Client()
+	daemon.Engage(discovery.Cluster{Name: "alpha"})
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	add := func(_ context.Context, cluster discovery.Cluster) {
+		fmt.Println("added", cluster.Name)
+		daemon.Drain("alpha", discovery.ReasonMoved) // this example's next event
+	}
+	remove := func(name string) { fmt.Println("removed", name) }
+
+	type work struct {
+		cancel context.CancelFunc
+		ended  chan struct{}
+	}
+	none := work{cancel: func() {}, ended: make(chan struct{})}
+	close(none.ended)
+	works := map[string]work{}
+	options := discovery.WatchOptions{Subscriber: discovery.NewSubscriber()}
+	err := client.Watch(ctx, options, func(events []discovery.Event) {
+		for _, event := range events {
+			cluster := event.Cluster
+			last, ok := works[cluster.Name]
+			if !ok {
+				last = none
+			}
+			switch {
+			case event.Type == discovery.EventDisengaged:
+				last.cancel()
+				fmt.Println("disengaged:", event.Reason)
+				stop() // this example ends here
+			case cluster.Draining != nil:
+				last.cancel()
+				go func() {
+					<-last.ended
+					if err := client.Release(ctx, cluster, options.Subscriber); err != nil {
+						log.Println(err)
+					}
+				}()
+			case event.Type == discovery.EventEngaged:
+				clusterContext, cancel := context.WithCancel(ctx)
+				next := work{cancel, make(chan struct{})}
+				works[cluster.Name] = next
+				go func() {
+					defer close(next.ended)
+					<-last.ended
+					add(clusterContext, cluster)
+					<-clusterContext.Done()
+					remove(cluster.Name)
+				}()
+			}
+		}
+	})
+	fmt.Println(err)
+	// Output:
+	// added alpha
+	// removed alpha
+	// disengaged: MOVED
+	// context canceled
+}
+
 // Why is a project not engaged?
 func ExampleClient_Get() {
 	daemon, done := startDaemon()

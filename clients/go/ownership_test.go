@@ -116,6 +116,20 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
+	inBubble(t, "that a daemon does not have yet is not reported as lost", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Shard(0)
+		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
+		time.Sleep(time.Minute)
+		daemon.Shard(20 * time.Second)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		for line := ""; line != "ENGAGED a"; line = <-seen.lines {
+			if strings.Contains(line, discovery.ErrOwnershipLost.Error()) {
+				t.Errorf("the watch reports %q", line)
+			}
+		}
+	})
+
 	inBubble(t, "ends the work before a refused watch returns", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))

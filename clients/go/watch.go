@@ -277,6 +277,9 @@ func (w *watch) lost(err error, retries *retries) time.Duration {
 	if errors.As(err, &failed) {
 		retryAfter = failed.RetryAfter
 	}
+	if errors.Is(err, ErrOwnershipLost) && w.session.Len() == 0 {
+		err = errNotOwner // as at the start of a member: no cluster is lost
+	}
 	if !w.reportedDisconnected {
 		w.reportedDisconnected = true
 		notify(w.hooks.Disconnected, err)

@@ -31,9 +31,16 @@ func TestPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 	project.SetTokens(token("alpha", 1), token("alpha", 2))
 	provider := env.provider(withKubeconfigs)
 	noted := env.startFeeding(provider)
-	env.animal("alpha", "dog")
-	env.untilFed("alpha", "dog")
-	watches := project.Count("watch configmaps")
+	watches, name := 0, "dog"
+	within(t, "the watch after the first list", func() error {
+		watches, name = project.Count("watch configmaps"), name+"s"
+		env.animal("alpha", name)
+		env.untilFed("alpha", name)
+		if project.Count("watch configmaps") != watches || project.Watches() != 1 {
+			return errors.New("it was opened meanwhile")
+		}
+		return nil
+	})
 	env.daemon.Rotate("alpha")
 	within(t, "the new token to be used", func() error {
 		live := client.NewNamespacedClient(env.untilGot(provider, "alpha").GetClient(), "default")
@@ -211,6 +218,16 @@ func TestClustersShareConnections(t *testing.T) {
 				t.Errorf("%d connections, want %d to %d", got, test.least, test.most)
 			}
 		})
+	}
+}
+
+func TestProvidersInOneProcessHaveRegisterersWithOneLabel(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	for _, name := range []string{"own", "webhooks"} {
+		registerer := prometheus.WrapRegistererWith(prometheus.Labels{"provider": name}, registry)
+		if _, err := multicluster.New(multicluster.Options{ProjectRestConfig: &rest.Config{}, Registerer: registerer}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

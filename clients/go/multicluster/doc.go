@@ -30,6 +30,12 @@
 // synced informer yet does wait, for at most 5 s from the first read of the kind in that cluster: later reads fail at once,
 // until it has synced. Options.BlockingCaches restores the usual behavior, without these limits.
 //
+// # Memory
+//
+// The informers of a cluster are not client-go's, unless its cache options have a NewInformer or Options.BlockingCaches is
+// set. They do the same with fewer goroutines and buffers: the memory of an operator with many clusters is mostly that of
+// informers without events.
+//
 // # Sharding
 //
 // multicluster-runtime's sharded coordinator is refused by Start: in it the disengagement of one cluster ends others, which

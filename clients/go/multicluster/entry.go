@@ -12,6 +12,7 @@ import (
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/multicluster/internal/credential"
+	"go.miloapis.com/discovery/multicluster/internal/informer"
 	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
@@ -111,10 +112,11 @@ func (e *entry) enter(now state, failure error) {
 
 // instance is one cluster.Cluster of an entry.
 type instance struct {
-	cluster cluster.Cluster
-	cache   *prompt.Cache // nil with Options.BlockingCaches, or an operator's own cache
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
+	cluster   cluster.Cluster
+	cache     *prompt.Cache // nil with Options.BlockingCaches
+	informers *informer.Group
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
 
 	indexing sync.Mutex
 	indexed  int // how many of the provider's indexes it has
@@ -155,7 +157,7 @@ func (p *Provider) run(e *entry) error {
 	if err != nil {
 		return err
 	}
-	defer func() { taken.release() }()
+	defer taken.release()
 	e.enter(stateStarting, nil)
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(e.ctx)
@@ -174,19 +176,27 @@ func (p *Provider) run(e *entry) error {
 		e.register(nil)
 		return err
 	}
-	stopped := make(chan struct{})
+	offered := make(chan struct{})
 	go func() {
-		defer close(stopped)
-		if err := i.cluster.Start(ctx); err != nil {
-			cancel(fmt.Errorf("%w: %w", errStopped, err))
+		defer close(offered)
+		if err := p.offer(ctx, e, i, taken, began); err != nil {
+			e.register(nil)
+			cancel(err)
 		}
-		cancel(errStopped)
 	}()
-	defer func() {
-		e.register(nil)
-		cancel(errStopped)
-		<-stopped
-	}()
+	if err := i.cluster.Start(ctx); err != nil {
+		cancel(fmt.Errorf("%w: %w", errStopped, err))
+	}
+	e.register(nil)
+	cancel(errStopped)
+	<-offered
+	i.informers.Wait()
+	return context.Cause(ctx)
+}
+
+// offer has the manager engage an instance, and waits until its informers have synced.
+func (p *Provider) offer(ctx context.Context, e *entry, i *instance, taken *slot, began time.Time) error {
+	defer func() { taken.release() }()
 	if err := p.sync(ctx, i); err != nil {
 		return err
 	}
@@ -206,7 +216,7 @@ func (p *Provider) run(e *entry) error {
 		}
 		taken = again
 	}
-	if err := p.hand(ctx, cancel, e, i); err != nil {
+	if err := p.hand(ctx, e, i); err != nil {
 		return err
 	}
 	e.enter(stateEngaged, nil)
@@ -215,9 +225,7 @@ func (p *Provider) run(e *entry) error {
 		// The slot is released by its own timer if this takes long.
 		_ = i.cache.Settled(ctx)
 	}
-	taken.release()
-	<-ctx.Done()
-	return context.Cause(ctx)
+	return nil
 }
 
 func (p *Provider) sync(ctx context.Context, i *instance) error {
@@ -233,8 +241,8 @@ func (p *Provider) sync(ctx context.Context, i *instance) error {
 }
 
 // hand calls the manager to engage an instance.
-func (p *Provider) hand(ctx context.Context, cancel context.CancelCauseFunc, e *entry, i *instance) error {
-	timer := time.AfterFunc(p.options.EngageTimeout, func() { cancel(errEngageTimeout) })
+func (p *Provider) hand(ctx context.Context, e *entry, i *instance) error {
+	timer := time.AfterFunc(p.options.EngageTimeout, func() { i.cancel(errEngageTimeout) })
 	defer timer.Stop()
 	engaging := ctx
 	if !p.options.BlockingCaches {

@@ -187,6 +187,14 @@ func TestAbsentKindIsLoggedOnce(t *testing.T) {
 			return nil
 		})
 	}
+	within(t, "a line", func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(lines) == 0 {
+			return errors.New("there is none")
+		}
+		return nil
+	})
 	mu.Lock()
 	defer mu.Unlock()
 	if len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {

@@ -57,13 +57,13 @@ type Options struct {
 	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
 	OwnTransports bool
 	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster
-	// does not answer.
+	// does not answer. The informers are client-go's.
 	BlockingCaches bool
 
 	// Logger of the provider. The zero value is controller-runtime's, named "milo-discovery".
 	Logger logr.Logger
-	// Registerer of the provider's metrics. Nil: controller-runtime's registry. Two providers in one process need two
-	// registerers, for example made by prometheus.WrapRegistererWith.
+	// Registerer of the provider's metrics. Nil: controller-runtime's registry. Providers in one process need registerers of
+	// their own, each made by prometheus.WrapRegistererWith with another value of one label.
 	Registerer prometheus.Registerer
 }
 

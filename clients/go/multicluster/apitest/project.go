@@ -34,8 +34,9 @@ type Project struct {
 	silent    map[string]bool
 	tokens    map[string]bool // nil: no token is needed
 	counted   map[string]int
-	changed   map[schema.GroupVersionResource]uint64 // when an object of it last changed
-	answered  []string                               // tokens of the requests that were served
+	changes   []change
+	forgotten uint64   // the version of the last change that is not in changes
+	answered  []string // tokens of the requests that were served
 }
 
 type watch struct {
@@ -45,12 +46,26 @@ type watch struct {
 	ended     chan struct{}
 }
 
+// change is an event that watches may begin before.
+type change struct {
+	version   uint64
+	resource  schema.GroupVersionResource
+	namespace string
+	event     []byte
+}
+
+// rememberedChanges is how many changes a project has for watches that begin before them.
+const rememberedChanges = 1000
+
+func (w *watch) follows(c change) bool {
+	return w.resource == c.resource && (w.namespace == "" || w.namespace == c.namespace)
+}
+
 func newProject(catalog *catalog) *Project {
 	p := &Project{
 		catalog: catalog,
 		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
 		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, silent: map[string]bool{}, counted: map[string]int{},
-		changed: map[schema.GroupVersionResource]uint64{},
 	}
 	for _, name := range []string{"default", "kube-system"} {
 		namespace := &unstructured.Unstructured{Object: map[string]any{}}
@@ -295,11 +310,18 @@ func (p *Project) watch(w http.ResponseWriter, r *http.Request, resource schema.
 		bookmark.SetResourceVersion(version(p.now))
 		bookmark.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
 		initial = append(initial, event("BOOKMARK", bookmark))
-	} else if from, err := strconv.ParseUint(r.URL.Query().Get("resourceVersion"), 10, 64); err != nil || from < p.changed[resource] {
-		// There is no history: a watch from before the last change has to list again.
-		p.mu.Unlock()
-		refuse(w, http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
-		return
+	} else {
+		from, err := strconv.ParseUint(r.URL.Query().Get("resourceVersion"), 10, 64)
+		if err != nil || from < p.forgotten {
+			p.mu.Unlock()
+			refuse(w, http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
+			return
+		}
+		for _, each := range p.changes {
+			if each.version > from && opened.follows(each) {
+				initial = append(initial, each.event)
+			}
+		}
 	}
 	p.watches[opened] = struct{}{}
 	p.mu.Unlock()
@@ -456,7 +478,6 @@ func (p *Project) Delete(resource schema.GroupVersionResource, name types.Namesp
 // store is called with the lock held.
 func (p *Project) store(resource schema.GroupVersionResource, what string, object *unstructured.Unstructured) *unstructured.Unstructured {
 	p.now++
-	p.changed[resource] = p.now
 	object.SetResourceVersion(version(p.now))
 	if object.GetUID() == "" {
 		object.SetUID(uuid.NewUUID())
@@ -471,13 +492,18 @@ func (p *Project) store(resource schema.GroupVersionResource, what string, objec
 	} else {
 		p.objects[resource][name] = object
 	}
+	happened := change{p.now, resource, name.Namespace, event(what, object)}
+	if len(p.changes) == rememberedChanges {
+		p.forgotten, p.changes = p.changes[0].version, p.changes[1:]
+	}
+	p.changes = append(p.changes, happened)
 	for each := range p.watches {
-		if each.resource != resource || each.namespace != "" && each.namespace != name.Namespace {
+		if !each.follows(happened) {
 			continue
 		}
 		select {
-		case each.events <- event(what, object):
-		default: // a reader that is that far behind lists again
+		case each.events <- happened.event:
+		default: // a reader that is that far behind begins another watch
 			close(each.ended)
 			delete(p.watches, each)
 		}

@@ -39,6 +39,7 @@ var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7
 type Cache struct {
 	cache.Cache
 	scheme *runtime.Scheme
+	ended  func(runtime.Object)
 	report func(Unsynced)
 
 	firstReads sync.Map // by type
@@ -48,11 +49,13 @@ type Cache struct {
 	changed chan struct{} // closed and replaced when an informer leaves pending
 }
 
-// NewFunc returns a function that creates caches with create, and calls created with each of them, and report with each
-// failure of an informer that has not synced.
-func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsynced)) cache.NewCacheFunc {
+// NewFunc returns a function that creates caches with create, and calls created with each of them, ended with each type
+// whose informer was removed, and report with each failure of an informer that has not synced.
+func NewFunc(
+	create cache.NewCacheFunc, ended func(runtime.Object), created func(*Cache), report func(Unsynced),
+) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
-		c := New(nil, options.Scheme, report)
+		c := New(nil, options.Scheme, ended, report)
 		if options.DefaultWatchErrorHandler == nil {
 			// client-go's own logs each attempt, of each cluster.
 			options.DefaultWatchErrorHandler = func(ctx context.Context, r *toolscache.Reflector, err error) {
@@ -72,9 +75,9 @@ func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsync
 }
 
 // New returns a Cache on top of inner.
-func New(inner cache.Cache, scheme *runtime.Scheme, report func(Unsynced)) *Cache {
+func New(inner cache.Cache, scheme *runtime.Scheme, ended func(runtime.Object), report func(Unsynced)) *Cache {
 	return &Cache{
-		Cache: inner, scheme: scheme, report: report, pending: map[*informer]Unsynced{}, changed: make(chan struct{}),
+		Cache: inner, scheme: scheme, ended: ended, report: report, pending: map[*informer]Unsynced{}, changed: make(chan struct{}),
 	}
 }
 
@@ -107,7 +110,7 @@ func (c *Cache) follow(ctx context.Context, i *informer, obj client.Object, opts
 			err = i.attach(real)
 		}
 		if err == nil {
-			i.awaitSync(ctx, real)
+			awaitSync(ctx, real)
 			return
 		}
 		delay := backoff.Step()
@@ -172,6 +175,12 @@ func (c *Cache) Settled(ctx context.Context) error {
 		case <-changed:
 		}
 	}
+}
+
+// RemoveInformer ends the informer for obj, if there is one.
+func (c *Cache) RemoveInformer(ctx context.Context, obj client.Object) error {
+	defer c.ended(obj)
+	return c.Cache.RemoveInformer(ctx, obj)
 }
 
 // WaitForCacheSync waits until all informers have synced, unless ctx is from Engaging.

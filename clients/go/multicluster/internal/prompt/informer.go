@@ -19,13 +19,6 @@ var (
 	neverRegistered, _ = neverRuns.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
 )
 
-// The interval at which an informer is checked for being synced. It grows, so that informers that never sync cost
-// little.
-const (
-	firstCheck = 5 * time.Millisecond
-	lastCheck  = time.Second
-)
-
 // informer is the placeholder for an informer that is created in the background.
 type informer struct {
 	cache.Informer
@@ -77,15 +70,14 @@ func (r *registration) attach(real cache.Informer) (err error) {
 	return err
 }
 
-// awaitSync waits until the real informer has synced. HasSynced is all that every supported version has.
-func (i *informer) awaitSync(ctx context.Context, real cache.Informer) {
-	for interval := firstCheck; !real.HasSynced() && !real.IsStopped(); interval = min(interval*3/2, lastCheck) {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(interval):
-		}
+// awaitSync waits until the real informer has synced or was stopped.
+func awaitSync(ctx context.Context, real cache.Informer) {
+	if own, ok := real.(interface{ AwaitSync(context.Context) }); ok {
+		own.AwaitSync(ctx)
+		return
 	}
+	// Informers of an operator's own, or those of several namespaces.
+	toolscache.WaitForCacheSync(ctx.Done(), func() bool { return real.HasSynced() || real.IsStopped() })
 }
 
 func (i *informer) AddEventHandler(handler toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {

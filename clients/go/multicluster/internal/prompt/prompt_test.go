@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -57,7 +58,7 @@ func (s *slow) WaitForCacheSync(ctx context.Context) bool {
 
 func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc) {
 	t.Helper()
-	c := New(s, scheme.Scheme, func(Unsynced) {})
+	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(context.Background()))
 	t.Cleanup(cancel)
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -161,7 +162,7 @@ func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 
 func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	s := newSlow()
-	c := New(s, scheme.Scheme, func(Unsynced) {})
+	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(context.Background()))
 	cancel()
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -174,7 +175,7 @@ func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 }
 
 func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
-	c := New(newSlow(), scheme.Scheme, func(Unsynced) {})
+	c := New(newSlow(), scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {

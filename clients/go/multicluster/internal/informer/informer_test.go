@@ -1,0 +1,259 @@
+package informer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// started returns a running informer of a source with one object, on virtual time.
+func started(t *testing.T, resync time.Duration) (*Group, toolscache.SharedIndexInformer, *source, context.CancelFunc) {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	s := newSource(true)
+	s.put("first")
+	group := NewGroup(ctx)
+	i := group.New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, resync, toolscache.Indexers{})
+	i.RunWithContext(context.Background())
+	synctest.Wait()
+	return group, i, s, stop
+}
+
+func added(t *testing.T, i toolscache.SharedIndexInformer, resync time.Duration) *recorder {
+	t.Helper()
+	r := newRecorder()
+	var err error
+	if r.registration, err = i.AddEventHandlerWithResyncPeriod(r, resync); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestWaitWaitsForHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		group, i, _, stop := started(t, 0)
+		r := newRecorder()
+		r.block()
+		if _, err := i.AddEventHandler(r); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		stop()
+		waited := make(chan struct{})
+		go func() {
+			defer close(waited)
+			group.Wait()
+		}()
+		synctest.Wait()
+		select {
+		case <-waited:
+			t.Error("a handler was running")
+		default:
+		}
+		r.unblock()
+		<-waited
+	})
+}
+
+func TestHandlersAreResyncedAfterTheirPeriods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, i, s, stop := started(t, 10*time.Second)
+		defer stop()
+		never, often, seldom := added(t, i, 0), added(t, i, time.Millisecond), added(t, i, 25*time.Second)
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		for n, want := range map[*recorder]int{never: 1, often: 7, seldom: 3} {
+			if n.count() != want {
+				t.Errorf("%d calls instead of %d", n.count(), want)
+			}
+		}
+		s.put("second")
+		synctest.Wait()
+		if never.count() != 2 {
+			t.Error("the handler without a resync did not get a new object")
+		}
+	})
+}
+
+func TestInformerWithoutResyncPeriodDoesNotResync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, i, _, stop := started(t, 0)
+		defer stop()
+		r := added(t, i, time.Second)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if r.count() != 1 {
+			t.Errorf("%d calls", r.count())
+		}
+	})
+}
+
+func TestFailedTransformIsRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(context.Background())
+		defer stop()
+		s := newSource(false)
+		s.put("first")
+		i := NewGroup(ctx).New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, 0, toolscache.Indexers{})
+		var works atomic.Bool
+		failed := 0
+		if err := errors.Join(i.SetTransform(func(obj any) (any, error) {
+			if !works.Load() {
+				return nil, errors.New("not now")
+			}
+			return obj, nil
+		}), i.SetWatchErrorHandler(func(*toolscache.Reflector, error) { failed++ })); err != nil {
+			t.Fatal(err)
+		}
+		i.Run(nil)
+		synctest.Wait()
+		if i.HasSynced() || failed != 1 {
+			t.Errorf("synced: %t; the handler of errors had %d", i.HasSynced(), failed)
+		}
+		works.Store(true)
+		time.Sleep(reconnected)
+		synctest.Wait()
+		if !i.HasSynced() || len(i.GetStore().ListKeys()) != 1 {
+			t.Error("it has not synced")
+		}
+		if i.SetTransform(nil) == nil || i.SetWatchErrorHandler(nil) == nil {
+			t.Error("a started informer was changed")
+		}
+	})
+}
+
+func TestEndEndsInformersForOneKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(context.Background())
+		group, s := NewGroup(ctx), newSource(false)
+		s.fail(errors.New("it is away"))
+		examples := []client.Object{&corev1.ConfigMap{}, &corev1.Secret{}, thing("Thing"), thing("Other")}
+		informers := make([]toolscache.SharedIndexInformer, len(examples))
+		for n, each := range examples {
+			informers[n] = group.New(scheme.Scheme)(s.listerWatcher(), each, 0, toolscache.Indexers{})
+			if err := informers[n].SetWatchErrorHandler(func(*toolscache.Reflector, error) {}); err != nil {
+				t.Fatal(err)
+			}
+			informers[n].RunWithContext(ctx)
+		}
+		group.End(&corev1.ConfigMap{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"}})
+		group.End(thing("Thing"))
+		for n, ended := range []bool{true, false, true, false} {
+			if ended {
+				informers[n].(interface{ AwaitSync(context.Context) }).AwaitSync(ctx)
+			}
+			synctest.Wait()
+			if informers[n].IsStopped() != ended {
+				t.Errorf("the informer of %T: stopped is %t", examples[n], !ended)
+			}
+		}
+		stop()
+		group.Wait()
+	})
+}
+
+func thing(kind string) *unstructured.Unstructured {
+	u := &unstructured.Unstructured{}
+	u.SetGroupVersionKind(schema.GroupVersionKind{Version: "v1", Kind: kind})
+	return u
+}
+
+func TestIdleInformersHaveOneGoroutine(t *testing.T) {
+	for _, watchLists := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			s := newSource(watchLists)
+			s.put("first")
+			group := NewGroup(ctx)
+			i := group.New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, time.Hour, toolscache.Indexers{})
+			i.RunWithContext(ctx)
+			for range 100 {
+				added(t, i, 0)
+			}
+			for n := range 5 {
+				s.put(fmt.Sprint(n))
+				s.sendBookmark()
+				synctest.Wait()
+				found := goroutines()
+				for what, want := range map[string]int{".(*stream).wait(": 1, "watch.(*StreamWatcher)": 0, ").deliver(": 0} {
+					if got := strings.Count(found, what); got != want {
+						t.Errorf("after %d changes, %d goroutines are in %s, and not %d:\n%s", n+1, got, what, want, found)
+					}
+				}
+				if got := len(i.GetStore().List()); got != n+2 {
+					t.Errorf("%d objects and not %d", got, n+2)
+				}
+			}
+			stop()
+			group.Wait()
+		})
+	}
+}
+
+// goroutines returns their stacks. Their number would include those that are ending.
+func goroutines() string {
+	text := make([]byte, 1<<20)
+	return string(text[:runtime.Stack(text, true)])
+}
+
+// done returns whether the checker that client-go has since 0.36 is done.
+func done(of any) bool {
+	checked := reflect.ValueOf(of).MethodByName("HasSyncedChecker").Call(nil)[0].Interface()
+	select {
+	case <-checked.(interface{ Done() <-chan struct{} }).Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func TestCheckersAreDoneWithInformerAndHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(context.Background())
+		s := newSource(true)
+		s.put("first")
+		i := NewGroup(ctx).New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, 0, toolscache.Indexers{})
+		r := added(t, i, 0)
+		r.block()
+		seen := []bool{done(i), done(r.registration)}
+		i.RunWithContext(ctx)
+		synctest.Wait()
+		seen = append(seen, done(i), done(r.registration), done(i.GetController()))
+		r.unblock()
+		synctest.Wait()
+		seen = append(seen, done(r.registration))
+		if want := []bool{false, false, true, false, true, true}; !slices.Equal(seen, want) {
+			t.Errorf("%v instead of %v", seen, want)
+		}
+		stop()
+	})
+}
+
+func TestUnknownClientGoGetsItsOwnInformer(t *testing.T) {
+	group := NewGroup(t.Context())
+	s := newSource(true)
+	_, known := reflect.TypeFor[toolscache.SharedIndexInformer]().MethodByName("HasSyncedChecker")
+	i := create(func(probe) int { return 0 }, group, scheme.Scheme, s.listerWatcher(), &corev1.ConfigMap{}, 0, toolscache.Indexers{})
+	if _, ours := any(i).(*informer[int]); ours == known {
+		t.Errorf("a %T", i)
+	}
+	if _, theirs := group.New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, 0, toolscache.Indexers{}).(interface{ AwaitSync(context.Context) }); !theirs {
+		t.Error("New returned client-go's informer")
+	}
+}
